@@ -1,0 +1,189 @@
+"""The GPT of GigaTok and LlamaGen: a Llama-style decoder over image tokens, conditioned on a class (arXiv:2406.06525, section 3.2).
+
+The sequence is [class, token 0, ..., token N-2]; position p predicts token p. RMSNorm before attention and SwiGLU, no biases, no
+weight tying, learned absolute positions.
+
+Shapes    labels (B,) int64, `num_classes` is the null class      tokens (B,N) int64      logits (B,N,V) float32
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.config import ConfigError, lookup
+
+SIZES = {  # width, layers, heads
+    "b": (768, 12, 12),
+    "l": (1024, 24, 16),
+    "xl": (1280, 36, 20),
+    "xxl": (1536, 48, 24),
+}
+NORM_EPS = 1e-5
+
+
+@dataclass(kw_only=True, slots=True)
+class GPTConfig:
+    """A named size, or its own width, layers and heads; and the data it is for."""
+
+    size: str | None = None  # b | l | xl | xxl
+    width: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    vocab_size: int = 16384  # codebook size of the tokenizer
+    num_tokens: int = 256  # tokens of an image
+    num_classes: int = 1000
+    class_dropout_prob: float = 0.1  # training: share of labels replaced by the null class
+    token_dropout: float = 0.1  # training: after the embeddings
+    residual_dropout: float = 0.1  # training: after attention and after the MLP
+
+    def dims(self) -> tuple[int, int, int]:
+        """(width, layers, heads)."""
+        own = (self.width, self.layers, self.heads)
+        if self.size is not None:
+            if own != (None, None, None):
+                raise ConfigError(f"model: give either size={self.size} or width, layers and heads, not both")
+            return lookup(SIZES, self.size, "model.size")
+        if None in own or min(own) < 1:
+            raise ConfigError(f"model: give size (one of {', '.join(SIZES)}) or width, layers and heads, each 1 or more")
+        if self.width % self.heads:
+            raise ConfigError(f"model.width={self.width} must be divisible by model.heads={self.heads}")
+        return own
+
+
+def mlp_width(width: int) -> int:
+    """Hidden width of the SwiGLU: 2/3 of 4 * width, rounded up to a multiple of 256."""
+    return -(-int(2 * (4 * width) / 3) // 256) * 256
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm: computed in fp32, cast back, then times a gain."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + NORM_EPS)
+        return normed.type_as(x) * self.weight
+
+
+class KVCache:
+    """Keys and values of all layers, (layers, B, heads, length, head_dim)."""
+
+    def __init__(self, gpt: GPT, batch_size: int) -> None:
+        width, layers, heads = gpt.config.dims()
+        like = gpt.token_embedding.weight
+        shape = (layers, batch_size, heads, gpt.config.num_tokens, width // heads)
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+
+    def keep_rows(self, count: int) -> None:
+        """Drops all rows of the batch after the first `count`."""
+        self.keys, self.values = self.keys[:, :count], self.values[:, :count]
+
+
+class Attention(nn.Module):
+    """Causal self-attention."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.wqkv = nn.Linear(width, 3 * width, bias=False)
+        self.wo = nn.Linear(width, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cached: tuple[Tensor, Tensor] | None = None, position: int = 0) -> Tensor:
+        """x (B,N,C). With `cached` keys and values (B,heads,length,head_dim), x is the one token at `position`."""
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.wqkv(x).chunk(3, dim=-1))
+        if cached is not None:
+            keys, values = cached
+            keys[:, :, position], values[:, :, position] = k[:, :, 0], v[:, :, 0]
+            k, v = keys[:, :, : position + 1], values[:, :, : position + 1]
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=cached is None)
+        return self.dropout(self.wo(out.transpose(1, 2).flatten(2)))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        hidden = mlp_width(width)
+        self.w1 = nn.Linear(width, hidden, bias=False)
+        self.w3 = nn.Linear(width, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+
+
+class Layer(nn.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, dropout)
+        self.feed_forward = FeedForward(width, dropout)
+        self.attention_norm, self.ffn_norm = RMSNorm(width), RMSNorm(width)
+
+    def forward(self, x: Tensor, cached: tuple[Tensor, Tensor] | None = None, position: int = 0) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cached, position)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class GPT(nn.Module):
+    """See the module docstring."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, layers, heads = config.dims()
+        self.null_class = config.num_classes
+        self.class_embedding = nn.Embedding(config.num_classes + 1, width)
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.randn(config.num_tokens + 1, width) * width**-0.5)
+        self.token_dropout = nn.Dropout(config.token_dropout)
+        self.layers = nn.ModuleList(Layer(width, heads, config.residual_dropout) for _ in range(layers))
+        self.norm = RMSNorm(width)
+        self.output = nn.Linear(width, config.vocab_size, bias=False)
+        self.apply(self._init)
+        nn.init.zeros_(self.output.weight)  # the first loss is log(vocab_size)
+
+    @staticmethod
+    def _init(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+
+    def embed(self, labels: Tensor, tokens: Tensor) -> Tensor:
+        """[class, tokens] with positions: (B,), (B,n) -> (B,n+1,C)."""
+        x = torch.cat([self.class_embedding(labels)[:, None], self.token_embedding(tokens)], dim=1)
+        return self.token_dropout(x + self.positional_embedding[: x.shape[1]])
+
+    def forward(self, labels: Tensor, tokens: Tensor, drop: Tensor | None = None) -> Tensor:
+        """Teacher-forced logits (B,N,V) of all tokens (B,N). Rows where `drop` (B,) is true lose their class."""
+        if drop is not None:
+            labels = torch.where(drop, self.null_class, labels)
+        x = self.embed(labels, tokens[:, :-1])
+        for layer in self.layers:
+            x = layer(x)
+        return self.output(self.norm(x)).float()
+
+    def features(self, labels: Tensor, tokens: Tensor, layer: int) -> Tensor:
+        """Hidden states (B,N,C) after layer number `layer`, counted from 1, without the final norm."""
+        x = self.embed(labels, tokens[:, :-1])
+        for block in self.layers[:layer]:
+            x = block(x)
+        return x
+
+    def next_logits(self, inputs: Tensor, position: int, cache: KVCache) -> Tensor:
+        """Logits (B,V) of token number `position`. `inputs` (B,): class labels at position 0, then the token before."""
+        embedding = self.class_embedding if position == 0 else self.token_embedding
+        x = (embedding(inputs) + self.positional_embedding[position])[:, None]
+        for i, layer in enumerate(self.layers):
+            x = layer(x, (cache.keys[i], cache.values[i]), position)
+        return self.output(self.norm(x[:, 0])).float()

@@ -1,0 +1,1 @@
+"""The ground floor: configuration, processes, optimization, checkpoints, data. Imports nothing of ours."""

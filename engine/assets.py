@@ -1,0 +1,122 @@
+"""Pretrained networks by name: where their file must lie, what its hash is, and nothing behind the user's back.
+
+A network is a file in PRETRAINED_DIR, checked against a known hash; or it ships inside a package; or, with ALLOW_DOWNLOAD=1,
+its library fetches it; or it is an error that names file, place and hash. For tests and dry runs only, `random_stand_in` builds the
+same architecture with seeded random weights, announced in the log and stamped `weights: random` in every checkpoint and result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.checkpoint import file_sha256
+from engine.config import UserError, logger, lookup
+
+
+@dataclass(kw_only=True, slots=True)
+class AssetsConfig:
+    """How pretrained networks are resolved."""
+
+    pretrained_dir: str = "${oc.env:PRETRAINED_DIR,pretrained}"  # folder of weight files
+    allow_unknown: bool = False  # accept a file whose hash is not the known one
+    random_stand_in: bool = False  # tests and dry runs: seeded random weights, stamped so
+
+
+class AssetError(UserError):
+    """Pretrained weights that are missing or not the ones that are known."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One file of pretrained weights. `sha256` may be the leading part that the publisher's file name carries; empty = not known."""
+
+    file: str
+    sha256: str
+    source: str  # where a user gets it
+
+
+ASSETS = {
+    "vgg16": Asset("vgg16-397923af.pth", "397923af", "torchvision VGG16 IMAGENET1K_V1, https://download.pytorch.org/models/vgg16-397923af.pth"),
+    "dinov2_s": Asset("vit_small_patch14_dinov2.lvd142m.safetensors", "", "https://huggingface.co/timm/vit_small_patch14_dinov2.lvd142m"),
+    "dinov2_b": Asset("vit_base_patch14_dinov2.lvd142m.safetensors", "", "https://huggingface.co/timm/vit_base_patch14_dinov2.lvd142m"),
+    "dinov2_l": Asset("vit_large_patch14_dinov2.lvd142m.safetensors", "", "https://huggingface.co/timm/vit_large_patch14_dinov2.lvd142m"),
+    "inception": Asset(
+        "weights-inception-2015-12-05-6726825d.pth",
+        "6726825d",
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Resolved weights: a file, or `stamp` = `random` (stand-in) or `download` (the library fetches them)."""
+
+    name: str
+    path: Path | None
+    stamp: str  # "<file> sha256:<hash>", "random" or "download"
+
+    @property
+    def random(self) -> bool:
+        return self.stamp == "random"
+
+
+def allow_download() -> bool:
+    """True where the user set ALLOW_DOWNLOAD=1."""
+    return os.environ.get("ALLOW_DOWNLOAD", "0") == "1"
+
+
+def resolve(name: str, config: AssetsConfig) -> Weights:
+    """Where the weights of asset `name` are; an `AssetError` where they cannot be had."""
+    asset = lookup(ASSETS, name, "asset")
+    if config.random_stand_in:
+        logger.warning(
+            "%s: RANDOM stand-in weights (assets.random_stand_in=true); results carry the stamp `weights: random`", name
+        )
+        return Weights(name, None, "random")
+    path = Path(config.pretrained_dir) / asset.file
+    if not path.is_file():
+        if allow_download():
+            return Weights(name, None, "download")
+        known = f" (SHA-256 begins with {asset.sha256})" if asset.sha256 else ""
+        raise AssetError(
+            f"pretrained weights {name!r} are missing: put {asset.file}{known} into {path.parent} "
+            f"(PRETRAINED_DIR), from {asset.source}; or set ALLOW_DOWNLOAD=1"
+        )
+    digest = file_sha256(path)
+    if not config.allow_unknown and not (asset.sha256 and digest.startswith(asset.sha256)):
+        expected = f"instead of {asset.sha256}..." if asset.sha256 else "and no hash is on record for it"
+        raise AssetError(
+            f"{path} has SHA-256 {digest}, {expected}; if you trust it, set assets.allow_unknown=true (--allow-unknown-weights)"
+        )
+    return Weights(name, path, f"{asset.file} sha256:{digest}")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict from .safetensors or .pth, without unpickling code."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise AssetError(f"{path} cannot be read as a state dict: {' '.join(str(error).split())[:300]}") from error
+    if not isinstance(state, dict):
+        raise AssetError(f"{path} holds a {type(state).__name__}, not a state dict")
+    return state
+
+
+@contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """Random initialization inside is repeatable, and the outer random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

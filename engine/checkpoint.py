@@ -1,0 +1,245 @@
+"""Crash-safe checkpoints.
+
+    <run>/checkpoints/step_00010000/
+        state/               the training state, through torch.distributed.checkpoint (independent of the number of processes)
+        model.safetensors    the weights alone, and ema.safetensors where they are averaged: what `load_tokenizer` reads
+        config.yaml          the config that made them
+        manifest.json        step, stamp, and size and SHA-256 of every file; written last
+
+A checkpoint is written under a temporary name, synced to disk and renamed once; a folder without a valid manifest does not exist
+for a resume. Weights are safetensors and safe to share. `state/` is for resuming one's own run: torch's format holds pickled
+metadata, so a state from an untrusted source must not be resumed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from engine.config import UserError, differences, logger, to_yaml
+from engine.distributed import World
+
+STEP_PREFIX = "step_"
+Weights = Mapping[str, Mapping[str, Tensor]]
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be written or read; the message names the file and the cause."""
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all parameters: the identity of a network, wherever it is stored."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.named_parameters()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes a small text file so that a crash leaves either the old or the new content."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    _sync(temporary)
+    temporary.replace(path)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a checkpoint folder, or None where it is missing or unreadable."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    return manifest if isinstance(manifest, dict) and {"step", "files"} <= manifest.keys() else None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None: every file is compared with the manifest."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return "manifest.json is missing or unreadable"
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["size"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
+        if file_sha256(path) != expected["sha256"]:
+            return f"the hash of {name} is not that of the manifest"
+    return None
+
+
+def checkpoint_folders(run_dir: Path) -> list[Path]:
+    """The checkpoint folders of a run that have a manifest, oldest first."""
+    found = (run_dir / "checkpoints").glob(f"{STEP_PREFIX}*")
+    return sorted(f for f in found if read_manifest(f) is not None)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A safetensors file, memory-mapped; a damaged one is an error that names it."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Loads `state` into `module`; any missing, unexpected or misshapen tensor is an error that names the first few."""
+    own = module.state_dict()
+    problems = [f"missing: {k}" for k in own if k not in state]
+    problems += [f"unexpected: {k}" for k in state if k not in own]
+    problems += [
+        f"shape of {k}: file has {tuple(state[k].shape)}, model has {tuple(own[k].shape)}"
+        for k in own
+        if k in state and own[k].shape != state[k].shape
+    ]
+    if problems:
+        more = f"\n  ... and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise CheckpointError(f"{source} does not fit this model:\n  " + "\n  ".join(problems[:6]) + more)
+    module.load_state_dict(state)
+
+
+def _tensor_bytes(tree: Any) -> int:
+    if isinstance(tree, Tensor):
+        return tree.numel() * tree.element_size()
+    if isinstance(tree, Mapping):
+        return sum(_tensor_bytes(v) for v in tree.values())
+    return sum(_tensor_bytes(v) for v in tree) if isinstance(tree, (list, tuple)) else 0
+
+
+@dataclass
+class CheckpointStore:
+    """The checkpoints of one run. `parts` are `Stateful` objects by name; all ranks call `save` and `load_latest`."""
+
+    run_dir: Path
+    world: World
+    config: Any
+    keep_last: int = 2  # newest checkpoints that stay
+    keep_every: int = 0  # and every one whose step is a multiple of this; 0 = none
+    frozen_sections: tuple[str, ...] = ("model",)  # config sections that must be equal for a resume
+    stamp: dict[str, Any] = field(default_factory=dict)  # facts that travel with the weights, such as `weights: random`
+
+    @property
+    def folder(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    def save(self, step: int, parts: Mapping[str, Any], weights: Callable[[], Weights]) -> Path:
+        """Writes the state after `step` updates. On any failure nothing half-written stays and older checkpoints are untouched."""
+        final = self.folder / f"{STEP_PREFIX}{step:08d}"
+        if read_manifest(final) is not None:
+            return final
+        temporary = self.folder / f".writing_{final.name}"
+        try:
+            if self.world.is_main:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(temporary, ignore_errors=True)  # left by a crash inside this method
+                shutil.rmtree(final, ignore_errors=True)  # has no valid manifest
+                temporary.mkdir()
+                self._check_space(parts, weights())
+            self.world.barrier()
+            dcp.save(dict(parts), checkpoint_id=str(temporary / "state"), no_dist=self.world.size == 1)
+            shared = weights()
+            if self.world.is_main:
+                self._finish(temporary, final, step, shared)
+        except Exception as error:
+            if self.world.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise self._explain(error, final) from error
+        self.world.barrier()
+        return final
+
+    def _check_space(self, parts: Mapping[str, Any], weights: Weights) -> None:
+        need = sum(_tensor_bytes(part.state_dict()) for part in parts.values()) + _tensor_bytes(weights)
+        free = shutil.disk_usage(self.folder).free
+        if need > free:
+            raise OSError(errno.ENOSPC, f"{need / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free")
+
+    def _finish(self, temporary: Path, final: Path, step: int, weights: Weights) -> None:
+        for name, state in weights.items():
+            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / f"{name}.safetensors")
+        (temporary / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        for path in files:
+            _sync(path)
+        entries = {str(p.relative_to(temporary)): {"size": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
+        manifest = {"step": step, "stamp": self.stamp, "files": entries}
+        write_atomic(temporary / "manifest.json", json.dumps(manifest, indent=1))
+        _sync(temporary)
+        temporary.rename(final)
+        _sync(self.folder)
+        self._prune(step)
+
+    def _prune(self, newest: int) -> None:
+        """Removes old checkpoints that this class wrote, never the newest ones or those of `keep_every`."""
+        folders = [f for f in checkpoint_folders(self.run_dir) if read_manifest(f)["step"] <= newest]
+        for old in folders[: -max(1, self.keep_last)]:
+            if not (self.keep_every and read_manifest(old)["step"] % self.keep_every == 0):
+                shutil.rmtree(old)
+
+    def _explain(self, error: Exception, final: Path) -> Exception:
+        text = " ".join(str(error).split())
+        if isinstance(error, OSError) or "No space left" in text or "OSError" in text:
+            return CheckpointError(
+                f"checkpoint {final} could not be written: {text}. Older checkpoints are untouched; "
+                "free some space and start the same command again"
+            )
+        return error
+
+    def load_latest(self, parts: Mapping[str, Any]) -> int:
+        """Restores the newest undamaged checkpoint into `parts`; returns its step, or 0 where there is none."""
+        for folder in reversed(checkpoint_folders(self.run_dir)):
+            problem = damage(folder)
+            if problem is not None:
+                logger.warning("checkpoint %s is damaged (%s); trying the one before it", folder, problem)
+                continue
+            self._check_config(folder)
+            try:
+                dcp.load(dict(parts), checkpoint_id=str(folder / "state"), no_dist=self.world.size == 1)
+            except Exception as error:
+                raise CheckpointError(
+                    f"{folder} does not fit this run: {' '.join(str(error).split())[:500]}"
+                ) from error
+            return int(read_manifest(folder)["step"])
+        return 0
+
+    def _check_config(self, folder: Path) -> None:
+        changed = differences(OmegaConf.load(folder / "config.yaml"), self.config)
+        frozen = {k: v for k, v in changed.items() if k.split(".")[0] in self.frozen_sections}
+        if frozen:
+            lines = [f"{key}: checkpoint {old!r}, now {new!r}" for key, (old, new) in frozen.items()]
+            raise CheckpointError(
+                f"{folder} was made by another architecture:\n  "
+                + "\n  ".join(lines)
+                + "\nUse another loop.run_dir to start anew"
+            )
+        if self.world.is_main:
+            for key, (old, new) in changed.items():
+                logger.info("config changed since the checkpoint: %s: %r -> %r", key, old, new)

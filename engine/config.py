@@ -1,0 +1,210 @@
+"""Configuration: dataclass defaults <- YAML files <- `key=value` (OmegaConf structured configs).
+
+A config is a tree of dataclasses; every dataclass sits beside the component that it configures, and the root sits in the
+entry module. An unknown key, a wrong type, or a changed section of a variant that is not in use is a `ConfigError` that names
+the key and what is accepted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+T = TypeVar("T")
+logger = logging.getLogger("tokenizers")
+
+
+class UserError(ValueError):
+    """Something the user can mend: a key, a file, a missing package. Entries print it as one line, without a traceback."""
+
+
+class ConfigError(UserError):
+    """A wrong configuration. The message names the dotted key, what was found and what is accepted."""
+
+
+def lookup(registry: Mapping[str, T], name: str, key: str) -> T:
+    """`registry[name]`, or an error that names the config key and what it accepts."""
+    if name not in registry:
+        raise ConfigError(f"{key}={name!r} is not known; choose one of: {', '.join(sorted(registry))}")
+    return registry[name]
+
+
+def chosen(section: Any, registry: Mapping[str, Any], key: str) -> Any:
+    """The sub-section of `section` that its `name` picks; a changed sub-section that is not in use is an error."""
+    lookup(registry, section.name, f"{key}.name")
+    for other in registry:
+        if other == section.name or not hasattr(section, other):
+            continue
+        value = getattr(section, other)
+        if value != type(value)():
+            raise ConfigError(
+                f"{key}.{other} is set, but {key}.name={section.name!r} does not use it; "
+                f"remove {key}.{other} or set {key}.name={other}"
+            )
+    return getattr(section, section.name, None)
+
+
+def _translate(error: Exception, source: str) -> ConfigError:
+    """An OmegaConf error as one line: where, which key, what was found."""
+    text = str(error).split("\n")[0]
+    key = getattr(error, "full_key", None)
+    return ConfigError(f"{source}: {key + ': ' if key else ''}{text}")
+
+
+def _accepted(schema: Any, key: str) -> str:
+    """The keys that the section around `key` accepts, for the message of an unknown key."""
+    node = OmegaConf.select(schema, key.rpartition(".")[0]) if "." in key else schema
+    return f" (accepted here: {', '.join(sorted(map(str, node)))})" if isinstance(node, DictConfig) else ""
+
+
+def read_yaml(path: str | Path) -> DictConfig:
+    """One YAML file as an OmegaConf tree. A path that does not exist suggests the nearest name."""
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1, cutoff=0.5)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"config file {path} does not exist{hint}")
+    try:
+        node = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{path} must hold a mapping of keys, not {type(node).__name__}")
+    return node
+
+
+def merge_config(schema: type[T], sources: Iterable[tuple[str, DictConfig | Sequence[str]]]) -> T:
+    """Merges `(name, tree or dotlist)` pairs over the defaults of the dataclass `schema` and checks every value."""
+    merged = base = OmegaConf.structured(schema)
+    for source, content in sources:
+        try:
+            if not isinstance(content, DictConfig):
+                for item in content:
+                    if "=" not in item or item.startswith("-"):
+                        raise ConfigError(f"{source}: {item!r} is not of the form key=value")
+                content = OmegaConf.from_dotlist(list(content))
+            merged = OmegaConf.merge(merged, content)
+        except OmegaConfBaseException as error:
+            problem = _translate(error, source)
+            key = getattr(error, "full_key", None) or ""
+            raise ConfigError(f"{problem}{_accepted(base, key) if 'not in' in str(problem) else ''}") from error
+        except YAMLError as error:
+            raise ConfigError(f"{source}: not readable: {' '.join(str(error).split())}") from error
+    try:
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        hint = "; source set_env_vars.sh or export it" if "Environment variable" in str(error) else ""
+        raise ConfigError(f"{_translate(error, 'config')}{hint}") from error
+
+
+def load_config(schema: type[T], files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> T:
+    """The config `schema` from YAML files (later wins), then `key=value` overrides."""
+    sources: list[tuple[str, Any]] = [(str(path), read_yaml(path)) for path in files]
+    return merge_config(schema, [*sources, ("command line", list(overrides))])
+
+
+def load_sections(schema: type[T], path: str | Path) -> T:
+    """The sections of a YAML file that the dataclass `schema` names; all others are left alone.
+
+    For readers that need a part of a training config, such as `model`, on a machine where the rest (say a data folder from an
+    environment variable) cannot be resolved.
+    """
+    tree = read_yaml(path)
+    kept = {field.name: tree._get_node(field.name) for field in fields(schema) if field.name in tree}
+    return merge_config(schema, [(str(path), _restrict(OmegaConf.create(kept), schema))])
+
+
+def _restrict(tree: DictConfig, schema: type) -> DictConfig:
+    """Keeps of each section marked `partial` in its field metadata only the keys that its dataclass knows."""
+    for field in fields(schema):
+        if field.metadata.get("partial") and isinstance(tree.get(field.name), DictConfig):
+            known = OmegaConf.structured(schema)[field.name]
+            tree[field.name] = OmegaConf.masked_copy(tree[field.name], [k for k in known if k in tree[field.name]])
+    return tree
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved config as YAML text."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def save_config(config: Any, path: str | Path) -> None:
+    """Writes the resolved config."""
+    Path(path).write_text(to_yaml(config), encoding="utf-8")
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of a dataclass tree or an OmegaConf tree."""
+    if is_dataclass(config):
+        config = OmegaConf.structured(config)
+    if isinstance(config, DictConfig):
+        items: dict[str, Any] = {}
+        for key in config:
+            items.update(flatten(config._get_node(key), f"{prefix}.{key}" if prefix else str(key)))
+        return items
+    if isinstance(config, ListConfig):
+        return {prefix: OmegaConf.to_container(config)}
+    return {prefix: config._value() if hasattr(config, "_value") else config}
+
+
+def differences(old: DictConfig, new: Any) -> dict[str, tuple[Any, Any]]:
+    """{dotted key: (old value, new value)} where a saved config and a present one differ."""
+    a, b = flatten(old), flatten(new)
+    return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if _plain(a.get(k)) != _plain(b.get(k))}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def check_all(problems: Sequence[str]) -> None:
+    """Raises one `ConfigError` that lists all `problems`, if there is any."""
+    if problems:
+        raise ConfigError(
+            "\n  ".join(["the config does not fit together:", *problems]) if len(problems) > 1 else problems[0]
+        )
+
+
+def parse_cli(
+    schema: type[T], description: str, extend: Callable[[argparse.ArgumentParser], None] | None = None
+) -> tuple[T, argparse.Namespace]:
+    """The command line of a training entry: `--config FILE` (repeatable), `--dry-run`, `--print-config`, `key=value` ..."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="FILE", help="YAML file; may be repeated, later wins"
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print every key with its resolved value, then exit"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the config, build the model without memory, then exit"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as optim.lr=2e-4")
+    if extend is not None:
+        extend(parser)
+    args = parser.parse_intermixed_args()
+    config = load_config(schema, args.config, args.overrides)
+    if args.print_config:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config, args
+
+
+def run_entry(main: Callable[[], None]) -> None:
+    """Runs an entry's `main`: a `UserError` becomes one clear message and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,139 @@
+"""Processes and devices. The only module that knows about CUDA and process groups.
+
+One process without torchrun is a world of size 1 and needs no process group. Under torchrun the group is NCCL on GPUs and gloo
+on CPUs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from engine.config import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of this run. `rank` counts over all machines, `local_rank` on this one."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """`tensor` summed over all ranks (a new tensor)."""
+        tensor = tensor.detach().clone()
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def mean(self, scalars: Mapping[str, Tensor]) -> dict[str, float]:
+        """Scalars averaged over ranks, as Python floats: one synchronization for all of them."""
+        if not scalars:
+            return {}
+        packed = torch.stack(
+            [torch.as_tensor(v, device=self.device).detach().double().reshape(()) for v in scalars.values()]
+        )
+        return dict(zip(scalars, (self.sum(packed) / self.size).tolist(), strict=True))
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Tensors of all ranks, equal in shape, concatenated along dimension 0 in the order of ranks."""
+        return gather_rows(tensor)
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank if `flag` is true on one of them."""
+        if self.size == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item() > 0)
+
+
+def gather_rows(tensor: Tensor) -> Tensor:
+    """`World.gather` for code that holds no `World`; the tensor itself where no process group is running."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return tensor
+    out = tensor.new_empty((dist.get_world_size() * tensor.shape[0], *tensor.shape[1:]))
+    dist.all_gather_into_tensor(out, tensor.contiguous())
+    return out
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto`, `cpu` or `cuda` as a device; `auto` takes a GPU where there is one."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device={name!r} is not known; choose one of: auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device='cuda', but no CUDA device is visible; use device=cpu or auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def distributed_world(device: str = "auto") -> Iterator[World]:
+    """The world of this process: joins the group that torchrun describes, and leaves it at the end."""
+    if dist.is_initialized():  # the caller owns the group
+        rank, size = dist.get_rank(), dist.get_world_size()
+        yield World(rank, size, rank, pick_device(device, rank))
+        return
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    chosen_device = pick_device(device, local_rank)
+    if size == 1:
+        yield World(0, 1, 0, chosen_device)
+        return
+    if chosen_device.type == "cpu":
+        os.environ.setdefault(
+            "GLOO_SOCKET_IFNAME", "lo" if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1") else ""
+        )
+        if not os.environ["GLOO_SOCKET_IFNAME"]:
+            del os.environ["GLOO_SOCKET_IFNAME"]
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+    dist.init_process_group("nccl" if chosen_device.type == "cuda" else "gloo", timeout=timedelta(hours=1))
+    try:
+        yield World(rank, size, local_rank, chosen_device)
+    finally:
+        dist.destroy_process_group()
+
+
+def parallelize(module: nn.Module, world: World, find_unused: bool = False) -> nn.Module:
+    """`module` wrapped for data-parallel training; itself in a world of one."""
+    if world.size == 1:
+        return module
+    return nn.parallel.DistributedDataParallel(
+        module,
+        device_ids=[world.local_rank] if world.device.type == "cuda" else None,
+        broadcast_buffers=False,
+        find_unused_parameters=find_unused,
+        gradient_as_bucket_view=True,
+    )
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """The autocast region of `precision`: `fp32` or `bf16`."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """An fp32 island inside an autocast region: quantizers, entropies, perceptual and cosine losses, statistics."""
+    return torch.autocast(device.type, enabled=False)

@@ -1,0 +1,108 @@
+"""Images: uint8 at file borders, float32 in [-1,1] inside. Crops of the ADM code base, grids, and files."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from engine.config import UserError
+
+IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+
+
+class ImageError(UserError):
+    """An image file that cannot be decoded; the message names it."""
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """An image file as RGB. A truncated or non-image file is an `ImageError` that names it."""
+    try:
+        with Image.open(io.BytesIO(Path(path).read_bytes())) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(
+            f"{path} is not a readable image ({error}); remove it, or set data.skip_broken=true"
+        ) from error
+
+
+def to_float(images_u8: Tensor) -> Tensor:
+    """uint8 in 0..255 -> float32 in [-1,1]."""
+    return images_u8.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float in [-1,1] -> uint8, by the rule of the released code: clamp(127.5 x + 128, 0, 255), truncated."""
+    return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def image_tensor(image: Image.Image) -> Tensor:
+    """A PIL image -> uint8 (3,H,W)."""
+    return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).contiguous()
+
+
+def _resize_short_side(image: Image.Image, target: int) -> Image.Image:
+    """ADM's rule: halve with BOX while the short side is at least twice the target, then BICUBIC to the target."""
+    while min(image.size) >= 2 * target:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = target / min(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """ADM's centre crop: short side to `size`, then the central window."""
+    image = _resize_short_side(image, size)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def random_crop(image: Image.Image, size: int, rng: np.random.Generator, min_scale: float = 0.8) -> Image.Image:
+    """ADM's random crop: short side to a uniform integer in size..ceil(size / min_scale), then a uniform window."""
+    image = _resize_short_side(image, int(rng.integers(size, math.ceil(size / min_scale) + 1)))
+    left = int(rng.integers(0, image.width - size + 1))
+    top = int(rng.integers(0, image.height - size + 1))
+    return image.crop((left, top, left + size, top + size))
+
+
+def ten_crop(image: Image.Image, size: int, crop_range: float = 1.1) -> list[Image.Image]:
+    """Four corners and centre of the centre crop to int(size * crop_range), then the same five mirrored."""
+    big = centre_crop(image, int(size * crop_range))
+    far, middle = big.width - size, int(round((big.width - size) / 2.0))
+    corners = [(0, 0), (far, 0), (0, far), (far, far), (middle, middle)]
+    crops = [big.crop((x, y, x + size, y + size)) for x, y in corners]
+    mirrored = ImageOps.mirror(big)
+    return crops + [mirrored.crop((x, y, x + size, y + size)) for x, y in corners]
+
+
+def make_grid(images: Tensor, columns: int, padding: int = 2) -> Tensor:
+    """(B,3,H,W) in [-1,1] -> uint8 (3, rows*(H+padding)+padding, ...) with white gaps."""
+    pixels = to_uint8(images.detach().cpu())
+    count, channels, height, width = pixels.shape
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    grid = torch.full(
+        (channels, rows * (height + padding) + padding, columns * (width + padding) + padding), 255, dtype=torch.uint8
+    )
+    for i in range(count):
+        top, left = (i // columns) * (height + padding) + padding, (i % columns) * (width + padding) + padding
+        grid[:, top : top + height, left : left + width] = pixels[i]
+    return grid
+
+
+def to_pil(image_u8: Tensor) -> Image.Image:
+    """uint8 (3,H,W) -> PIL image."""
+    return Image.fromarray(image_u8.permute(1, 2, 0).contiguous().numpy())
+
+
+def save_grid(path: str | Path, images: Tensor, columns: int, zoom: int = 1) -> None:
+    """Writes a grid as PNG; `zoom` enlarges small images by pixel repetition."""
+    grid = to_pil(make_grid(images, columns))
+    if zoom > 1:
+        grid = grid.resize((grid.width * zoom, grid.height * zoom), Image.Resampling.NEAREST)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    grid.save(path)

@@ -1,0 +1,207 @@
+"""Learning-rate schedules, and the `Updater`: one trained network with its optimizer, clipping, EMA and non-finite guard."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from engine.config import ConfigError, UserError, lookup
+from engine.distributed import World, parallelize
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW and its schedule. Steps are optimizer updates."""
+
+    lr: float = 1e-4  # base learning rate, after warm-up
+    end_lr: float = 0.0  # learning rate at the end of the schedule
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    decay_params: Literal["all", "matrices"] = "all"  # which parameters decay: all, or those with 2 or more dimensions
+    max_grad_norm: float = 10.0  # global gradient norm; 0 = no clipping
+    schedule: str = "cosine"  # constant | cosine | wsd | linear
+    warmup_steps: int = 0
+    decay_fraction: float = 0.2  # wsd only: share of the run that is the cool-down
+    max_bad_steps: int = 20  # steps in a row with a non-finite gradient before the run stops
+    lr_after_step: bool = (
+        False  # compat: set the rate after the step, as the released trainer does (first update at full rate)
+    )
+
+    def __post_init__(self) -> None:
+        lookup(SCHEDULES, self.schedule, "optim.schedule")
+        if not self.lr >= 0 or not self.end_lr >= 0:
+            raise ConfigError(f"optim.lr={self.lr} and optim.end_lr={self.end_lr} must be 0 or more")
+        if not 0 <= self.decay_fraction <= 1:
+            raise ConfigError(f"optim.decay_fraction={self.decay_fraction} must lie in 0..1")
+        if self.warmup_steps < 0 or self.max_bad_steps < 1:
+            raise ConfigError("optim.warmup_steps must be 0 or more, optim.max_bad_steps 1 or more")
+
+
+def _constant(step: int, total: int, config: OptimConfig) -> float:
+    return config.lr
+
+
+def _cosine(step: int, total: int, config: OptimConfig) -> float:
+    if step >= total:
+        return config.end_lr
+    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    return config.end_lr + 0.5 * (config.lr - config.end_lr) * (1 + math.cos(math.pi * progress))
+
+
+def _wsd(step: int, total: int, config: OptimConfig) -> float:
+    """Warm-up, hold, then 1 - sqrt down to `end_lr` over the last `decay_fraction` of the run (GigaTok, section 4)."""
+    num_decay = int(config.decay_fraction * total)
+    hold = total - num_decay
+    if step < hold or num_decay == 0:
+        return config.lr
+    return config.end_lr + (config.lr - config.end_lr) * max(0.0, 1 - math.sqrt((step - hold) / num_decay))
+
+
+def _linear(step: int, total: int, config: OptimConfig) -> float:
+    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    return config.lr + (config.end_lr - config.lr) * min(1.0, progress)
+
+
+SCHEDULES: dict[str, Callable[[int, int, OptimConfig], float]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "wsd": _wsd,
+    "linear": _linear,
+}
+
+
+def learning_rate(step: int, total: int, config: OptimConfig) -> float:
+    """Learning rate of update number `step` (0-based) of `total`. Warm-up rises from lr/100 to lr."""
+    if step < config.warmup_steps:
+        share = step / config.warmup_steps
+        return config.lr * (share + (1 - share) / 100)
+    return SCHEDULES[config.schedule](step, total, config)
+
+
+class NonFiniteError(UserError):
+    """Too many updates in a row had a non-finite loss or gradient."""
+
+
+class Updater:
+    """One trained network.
+
+    `module` is the plain network, `network` the one to call in training (wrapped for data parallelism), `ema` its averaged copy
+    or None. `step` sets the learning rate, clips, updates and averages; a non-finite gradient skips the update.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: OptimConfig,
+        *,
+        total_steps: int,
+        world: World,
+        ema_decay: float = 0.0,
+        find_unused: bool = False,
+    ) -> None:
+        self.config, self.total_steps, self.world, self.ema_decay = config, total_steps, world, ema_decay
+        self.module = module.to(world.device)
+        self.ema = copy.deepcopy(self.module).eval().requires_grad_(False) if ema_decay > 0 else None
+        self.network = parallelize(self.module, world, find_unused)
+        matrices = [p for p in module.parameters() if p.requires_grad and (p.ndim >= 2 or config.decay_params == "all")]
+        vectors = [
+            p for p in module.parameters() if p.requires_grad and not (p.ndim >= 2 or config.decay_params == "all")
+        ]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}]
+        if vectors:
+            groups.append({"params": vectors, "weight_decay": 0.0})
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=world.device.type == "cuda"
+        )
+        self.num_skipped = 0  # updates skipped since the start of the run
+        self.bad_in_a_row = 0
+
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        """Surrounds forward *and* backward of one micro-batch: gradients are exchanged at the `last` one only."""
+        with nullcontext() if last or self.world.size == 1 else self.network.no_sync():
+            yield
+
+    def step(self, step: int, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One update from the gradients that backward left. `terms` are the loss terms, to name a non-finite one.
+
+        Returns the learning rate, the gradient norm before clipping and the number of skipped updates so far.
+        """
+        if not self.config.lr_after_step:
+            self._set_lr(step)
+        limit = self.config.max_grad_norm if self.config.max_grad_norm > 0 else math.inf
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
+        if torch.isfinite(norm):  # equal on all ranks: gradients are already averaged
+            self.bad_in_a_row = 0
+            self.optimizer.step()
+            self._average()
+        else:
+            self._skip(step, terms)
+        if self.config.lr_after_step:
+            self._set_lr(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        lr = torch.tensor(self.optimizer.param_groups[0]["lr"])
+        return {"lr": lr, "grad_norm": norm.detach(), "skipped_steps": torch.tensor(float(self.num_skipped))}
+
+    def _set_lr(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.total_steps, self.config)
+
+    def _skip(self, step: int, terms: Mapping[str, Tensor]) -> None:
+        self.num_skipped += 1
+        self.bad_in_a_row += 1
+        if self.bad_in_a_row >= self.config.max_bad_steps:
+            bad = [name for name, value in terms.items() if not torch.isfinite(torch.as_tensor(value)).all()]
+            raise NonFiniteError(
+                f"step {step}: {self.bad_in_a_row} updates in a row had a non-finite gradient (optim.max_bad_steps); first "
+                f"non-finite loss term: {bad[0] if bad else 'none, the gradient itself overflows'}. Lower optim.lr, or "
+                "resume from an older checkpoint"
+            )
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        if self.ema is None:
+            return
+        averaged, current = list(self.ema.parameters()), list(self.module.parameters())
+        torch._foreach_lerp_(averaged, current, 1 - self.ema_decay)
+        for target, source in zip(self.ema.buffers(), self.module.buffers(), strict=True):
+            target.copy_(source)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on, with names that do not depend on the number of processes."""
+        state: dict[str, Any] = {
+            "model": get_model_state_dict(self.network),
+            "optimizer": get_optimizer_state_dict(self.network, self.optimizer),
+            "counters": torch.tensor([self.num_skipped, self.bad_in_a_row]),
+        }
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        set_model_state_dict(self.network, state["model"])
+        set_optimizer_state_dict(self.network, self.optimizer, state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.num_skipped, self.bad_in_a_row = (int(v) for v in state["counters"])
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """{"model": state dict, "ema": state dict} of plain tensors, to be shared without the training state."""
+        named = {"model": self.module.state_dict()}
+        if self.ema is not None:
+            named["ema"] = self.ema.state_dict()
+        return named

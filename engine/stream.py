@@ -1,0 +1,91 @@
+"""The order of training samples as a pure function of (seed, position).
+
+Position p is the p-th sample of a run, counted over all ranks. Epoch e = p // n visits every sample once, in a permutation that
+depends on (seed, e). Augmentation and label dropout draw from `position_rng(seed, p)`. Neither the number of ranks nor that of
+loader workers enters, and a restart needs no state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from engine.distributed import World
+
+Item = Callable[[int, int], dict[str, Tensor]]
+
+
+def position_rng(seed: int, position: int) -> np.random.Generator:
+    """Random numbers of one sample position: a counter-based generator, independent of all other positions."""
+    return np.random.Generator(np.random.Philox(key=[seed, 0x5EED], counter=[0, 0, 0, position]))
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def index_at(seed: int, position: int, count: int) -> int:
+    """Which of `count` samples stands at `position`."""
+    return int(_permutation(seed, position // count, count)[position % count])
+
+
+def positions_of(step: int, chunk: int, global_batch_size: int, chunk_size: int) -> range:
+    """The positions of one chunk of a step's global batch; chunks are numbered micro-batch first, then rank."""
+    start = step * global_batch_size + chunk * chunk_size
+    return range(start, start + chunk_size)
+
+
+class _Items(Dataset):
+    def __init__(self, item: Item, seed: int, count: int) -> None:
+        self.item, self.seed, self.count = item, seed, count
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        return self.item(index_at(self.seed, position, self.count), position)
+
+
+class _Chunks(Sampler[range]):
+    def __init__(self, start_step: int, global_batch_size: int, grad_accum: int, world: World) -> None:
+        self.start_step, self.global_batch_size, self.grad_accum, self.world = (
+            start_step,
+            global_batch_size,
+            grad_accum,
+            world,
+        )
+
+    def __iter__(self) -> Iterator[range]:
+        size = self.global_batch_size // (self.grad_accum * self.world.size)
+        step = self.start_step
+        while True:
+            for micro in range(self.grad_accum):
+                yield positions_of(step, micro * self.world.size + self.world.rank, self.global_batch_size, size)
+            step += 1
+
+
+def open_stream(
+    item: Item,
+    count: int,
+    *,
+    seed: int,
+    start_step: int,
+    global_batch_size: int,
+    grad_accum: int,
+    world: World,
+    num_workers: int,
+) -> Iterator[dict[str, Tensor]]:
+    """Micro-batches of this rank from `start_step` on, without end. `item(index, position)` makes one of `count` samples."""
+    loader = DataLoader(
+        _Items(item, seed, count),
+        batch_sampler=_Chunks(start_step, global_batch_size, grad_accum, world),
+        num_workers=num_workers,
+        pin_memory=world.device.type == "cuda",
+        prefetch_factor=4 if num_workers else None,
+        worker_init_fn=lambda worker: torch.set_num_threads(1),
+    )
+    for batch in loader:
+        yield {name: value.to(world.device, non_blocking=True) for name, value in batch.items()}

@@ -1,0 +1,109 @@
+"""What a run leaves behind: `config.yaml`, `log.txt`, `metrics.jsonl` (the record), image grids, and optionally wandb."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from engine.config import UserError, logger, save_config
+from engine.distributed import World
+from engine.images import save_grid
+
+
+def _git_sha() -> str:
+    """The commit of the working directory, or `unknown` outside a git checkout."""
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return result.stdout.strip() or "unknown"
+
+
+class Run:
+    """The folder and the voice of one run. Only the main process writes."""
+
+    def __init__(self, run_dir: str | Path, config: Any, world: World, wandb_project: str = "") -> None:
+        self.dir, self.world = Path(run_dir), world
+        self.bar: tqdm | None = None
+        self._wandb = None
+        if not world.is_main:
+            return
+        try:
+            (self.dir / "samples").mkdir(parents=True, exist_ok=True)
+            save_config(config, self.dir / "config.yaml")
+            (self.dir / "git_sha.txt").write_text(_git_sha() + "\n", encoding="utf-8")
+            self._handler = logging.FileHandler(self.dir / "log.txt", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"run folder {self.dir} cannot be written: {error}") from error
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logger.addHandler(self._handler)
+        logger.setLevel(logging.INFO)
+        if wandb_project:
+            import wandb
+
+            self._wandb = wandb.init(project=wandb_project, dir=str(self.dir), name=self.dir.name, resume="allow")
+
+    def say(self, text: str) -> None:
+        """One line (or table) for people, on the console and in log.txt."""
+        if self.world.is_main:
+            logger.info(text)
+
+    def start_bar(self, start: int, total: int) -> None:
+        if self.world.is_main:
+            self.bar = tqdm(
+                total=total, initial=start, unit="step", dynamic_ncols=True, disable=None, desc=self.dir.name
+            )
+
+    def tick(self) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def record(self, step: int, metrics: Mapping[str, float], show: tuple[str, ...] = ()) -> None:
+        """Appends one line to metrics.jsonl; `show` names what the console prints (default: everything)."""
+        if not self.world.is_main or not metrics:
+            return
+        line = {"step": step, "time": round(time.time(), 3), **{k: float(f"{v:.6g}") for k, v in metrics.items()}}
+        with (self.dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        text = "  ".join(f"{k} {metrics[k]:.4g}" for k in (show or metrics) if k in metrics)
+        if self.bar is not None and not self.bar.disable:
+            self.bar.set_postfix_str(text[:100], refresh=False)
+        self.say(f"step {step}: {text}")
+        if self._wandb is not None:
+            self._wandb.log(dict(metrics), step=step)
+
+    def grid(self, name: str, images: Tensor, columns: int) -> None:
+        """An image grid under samples/; images in [-1,1]."""
+        if self.world.is_main:
+            save_grid(self.dir / "samples" / f"{name}.png", images, columns)
+
+    def close(self) -> None:
+        if not self.world.is_main:
+            return
+        if self.bar is not None:
+            self.bar.close()
+        logger.removeHandler(self._handler)
+        self._handler.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
+    """The records of a run by ascending step; where a resume repeated a step, the later record counts. Torn lines are dropped."""
+    path = Path(run_dir) / "metrics.jsonl"
+    records: dict[tuple[int, tuple[str, ...]], dict[str, float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a killed run
+            continue
+        records[(record["step"], tuple(sorted(record)))] = record
+    return sorted(records.values(), key=lambda r: r["step"])

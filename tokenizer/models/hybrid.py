@@ -1,0 +1,144 @@
+"""GigaTok's hybrid tokenizer (arXiv:2504.08736): CNN encoder, Q-Former encoder, quantizer, Q-Former decoder, CNN decoder.
+
+Shapes    images (B,3,H,H) in [-1,1]      grid features (B,z_channels,h,h), h = H / 16 for the published CNN
+          latents (B,N,z_channels)        z, z_q (B,N,codebook_dim)        indices (B,N)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor, nn
+
+from engine.config import ConfigError
+from tokenizer.models.cnn import CNNConfig, CNNDecoder, CNNEncoder
+from tokenizer.models.query import QueryDecoder, QueryEncoder, TransformerConfig, pooling_boxes
+from tokenizer.quantizers.base import Quantized, Quantizer
+
+
+@dataclass(kw_only=True, slots=True)
+class HybridConfig:
+    """Sizes of the hybrid tokenizer."""
+
+    layout: Literal["1d"] = "1d"  # 1d: Q-Former, a sequence of num_tokens
+    encoder: TransformerConfig = field(default_factory=lambda: TransformerConfig(size="small"))
+    decoder: TransformerConfig = field(default_factory=lambda: TransformerConfig(size="small"))
+    num_tokens: int = 256  # a power of 2
+    z_channels: int = 256  # channels between CNN, Q-Former and quantizer
+    cnn: CNNConfig = field(default_factory=CNNConfig)
+    semantic_layer: int | None = 3  # decoder block (from 1) that the semantic head reads; null = no head
+    semantic_dim: int = 768  # width of the teacher's features
+    position_std: float | None = None  # of the position tables at the start; null = width ** -0.5, as released
+    init: Literal["released", "torch"] = (
+        "released"  # released: truncated normal 0.02 everywhere; torch: PyTorch's defaults
+    )
+
+
+@dataclass
+class TokenizerOutput:
+    """One training forward pass."""
+
+    reconstructions: Tensor  # (B,3,H,W), not clamped
+    quantized: Quantized
+    encoder_features: Tensor  # CNN encoder output (B,z_channels,h,w)
+    decoder_features: Tensor  # transformer decoder output (B,z_channels,h,w), what the CNN decoder sees
+    shortcut_reconstructions: Tensor | None = None  # CNN decoder applied to `encoder_features`
+    semantic_features: Tensor | None = None  # (B,h*w,semantic_dim)
+
+
+def _released_init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+class HybridTokenizer(nn.Module):
+    """See the module docstring. Works at the one image size it is built for: its position tables are learned."""
+
+    def __init__(self, config: HybridConfig, quantizer: Quantizer, image_size: int) -> None:
+        super().__init__()
+        encoder_dims, decoder_dims = (
+            config.encoder.dims("model.hybrid.encoder"),
+            config.decoder.dims("model.hybrid.decoder"),
+        )
+        grid = grid_size(config, image_size)
+        if config.semantic_layer is not None and not 1 <= config.semantic_layer <= decoder_dims[1]:
+            raise ConfigError(
+                f"model.hybrid.semantic_layer={config.semantic_layer} must lie in 1..{decoder_dims[1]}, the decoder's layers"
+            )
+        self.image_size, self.num_tokens, self.grid = image_size, config.num_tokens, grid
+        z, std = config.z_channels, config.position_std
+        self.encoder = CNNEncoder(config.cnn, z)
+        self.query_encoder = QueryEncoder(encoder_dims, grid, config.num_tokens, z, std)
+        self.query_decoder = QueryDecoder(
+            decoder_dims, grid, config.num_tokens, z, std, config.semantic_layer, config.semantic_dim
+        )
+        self.decoder = CNNDecoder(config.cnn, z)
+        if config.init == "released":
+            self.apply(_released_init)
+        self.decoder.set_adaptive_gain(config.cnn.adaptive_gain)
+        self.quantizer = quantizer
+        self.quant_proj = nn.Linear(z, quantizer.codebook_dim)
+        self.post_quant_proj = nn.Linear(quantizer.codebook_dim, z)
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        quantize: bool = True,
+        entropy: bool = False,
+        shortcut: bool = False,
+        semantic: bool = False,
+    ) -> TokenizerOutput:
+        """A full pass. `shortcut` also decodes the CNN encoder's features; `semantic` also runs the semantic head."""
+        features = self.encode_features(images)
+        quantized = self.quantizer(self.latents(features), quantize=quantize, entropy=entropy)
+        decoded, semantic_features = self.query_decoder(self.post_quant_proj(quantized.z_q), semantic)
+        return TokenizerOutput(
+            reconstructions=self.decoder(decoded),
+            quantized=quantized,
+            encoder_features=features,
+            decoder_features=decoded,
+            shortcut_reconstructions=self.decoder(features) if shortcut else None,
+            semantic_features=semantic_features,
+        )
+
+    def encode_features(self, images: Tensor) -> Tensor:
+        """CNN features; an image of another size is an error here rather than deep inside."""
+        if images.shape[1:] != (3, self.image_size, self.image_size):
+            raise ValueError(
+                f"this tokenizer takes images (B, 3, {self.image_size}, {self.image_size}), found {tuple(images.shape)}"
+            )
+        return self.encoder(images)
+
+    def latents(self, features: Tensor) -> Tensor:
+        """CNN features -> latents before quantization (B,N,codebook_dim)."""
+        return self.quant_proj(self.query_encoder(features))
+
+    def encode(self, images: Tensor) -> Quantized:
+        """Images -> quantized latents and indices."""
+        return self.quantizer(self.latents(self.encode_features(images)))
+
+    def decode(self, z_q: Tensor) -> Tensor:
+        """Quantized latents (B,N,codebook_dim) -> images, not clamped."""
+        return self.decoder(self.query_decoder(self.post_quant_proj(z_q))[0])
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """Indices (B,N) -> images. The published rFID is that of encode -> decode_indices."""
+        return self.decode(self.quantizer.decode_indices(indices))
+
+
+def grid_size(config: HybridConfig, image_size: int) -> int:
+    """Side of the feature grid; an image size or number of tokens that does not fit is an error."""
+    factor = config.cnn.factor
+    if image_size % factor:
+        raise ConfigError(f"data.image_size={image_size} does not fit the model: it must be a multiple of {factor}")
+    grid = image_size // factor
+    rows, columns = pooling_boxes(config.num_tokens)[-1]
+    if grid % rows or grid % columns:
+        raise ConfigError(
+            f"model.hybrid.num_tokens={config.num_tokens} does not fit: its finest pooling level of {rows}x{columns} boxes "
+            f"must divide the {grid}x{grid} grid of data.image_size={image_size}"
+        )
+    return grid

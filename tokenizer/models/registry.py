@@ -1,0 +1,40 @@
+"""Which tokenizer and which quantizer: names in a config -> networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from engine.config import chosen
+from tokenizer.models.hybrid import HybridConfig, HybridTokenizer
+from tokenizer.quantizers.vector import VectorQuantizer, VQConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class QuantizerConfig:
+    """`name` picks the quantizer, the section of that name configures it."""
+
+    name: str = "vq"
+    vq: VQConfig = field(default_factory=VQConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """`name` picks the network, the section of that name configures it."""
+
+    name: str = "hybrid"
+    hybrid: HybridConfig = field(default_factory=HybridConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+
+
+QUANTIZERS: dict[str, Callable[[Any], nn.Module]] = {"vq": VectorQuantizer}
+MODELS: dict[str, Callable[[Any, Any, int], nn.Module]] = {"hybrid": HybridTokenizer}
+
+
+def build_tokenizer(config: ModelConfig, image_size: int) -> nn.Module:
+    """The tokenizer that `config` describes, freshly initialized, for images of `image_size` pixels."""
+    quantizer = QUANTIZERS[config.quantizer.name](chosen(config.quantizer, QUANTIZERS, "model.quantizer"))
+    return MODELS[config.name](chosen(config, MODELS, "model"), quantizer, image_size)
