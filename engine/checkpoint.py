@@ -243,3 +243,45 @@ class CheckpointStore:
         if self.world.is_main:
             for key, (old, new) in changed.items():
                 logger.info("config changed since the checkpoint: %s: %r -> %r", key, old, new)
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """Where the weights of a network lie: a folder of ours and which of its files was picked."""
+
+    folder: Path  # has config.yaml and <kind>.safetensors
+    kind: str  # "ema" or "model"
+    stamp: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.kind}.safetensors"
+
+
+def find_weights(path: str | Path, prefer: str, what: str) -> WeightsFile:
+    """The weights under `path`: a run folder (its newest checkpoint), a checkpoint, or an exported folder.
+
+    `prefer` is `ema`, `model` or `auto` (ema where there is one). `what` names the network in messages.
+    """
+    folder = Path(path)
+    if prefer not in ("auto", "ema", "model"):
+        raise CheckpointError(f"weights={prefer!r} is not known; choose one of: auto, ema, model")
+    if not folder.is_dir():
+        raise CheckpointError(f"{what} {folder} is not a folder of weights (a run, a checkpoint, or an exported model)")
+    if not (folder / "model.safetensors").is_file():
+        checkpoints = checkpoint_folders(folder)
+        if not checkpoints:
+            raise CheckpointError(f"{what} {folder} holds neither model.safetensors nor a finished checkpoint")
+        folder = checkpoints[-1]
+    has_ema = (folder / "ema.safetensors").is_file()
+    kind = ("ema" if has_ema else "model") if prefer == "auto" else prefer
+    if not (folder / f"{kind}.safetensors").is_file():
+        raise CheckpointError(
+            f"{what} {folder} has no {kind}.safetensors; use weights={'model' if kind == 'ema' else 'ema'}"
+        )
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        entry, file = manifest["files"].get(f"{kind}.safetensors"), folder / f"{kind}.safetensors"
+        if entry is None or entry["size"] != file.stat().st_size or entry["sha256"] != file_sha256(file):
+            raise CheckpointError(f"{file} is damaged: its size or hash is not that of manifest.json")
+    return WeightsFile(folder, kind, (manifest or {}).get("stamp", {}))

@@ -22,8 +22,8 @@ class HybridConfig:
     """Sizes of the hybrid tokenizer."""
 
     layout: Literal["1d"] = "1d"  # 1d: Q-Former, a sequence of num_tokens
-    encoder: TransformerConfig = field(default_factory=lambda: TransformerConfig(size="small"))
-    decoder: TransformerConfig = field(default_factory=lambda: TransformerConfig(size="small"))
+    encoder: TransformerConfig = field(default_factory=TransformerConfig)
+    decoder: TransformerConfig = field(default_factory=TransformerConfig)
     num_tokens: int = 256  # a power of 2
     z_channels: int = 256  # channels between CNN, Q-Former and quantizer
     cnn: CNNConfig = field(default_factory=CNNConfig)

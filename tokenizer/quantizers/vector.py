@@ -83,13 +83,13 @@ class VectorQuantizer(nn.Module):
                 zero = 0.0 * self.codebook.sum()  # keeps the codebook in the graph of data-parallel training
                 return Quantized(z + zero, indices)
             z_q = F.embedding(indices, codes)
-            losses = {}
-            if self.training:
-                losses["codebook"] = (z_q - z.detach()).square().mean()
-                losses["commitment"] = (z_q.detach() - z).square().mean()
-                if entropy:
-                    terms = assignment_entropies(flat, codes, self.config.entropy_temperature)
-                    losses["sample_entropy"], losses["codebook_entropy"] = terms
+            losses = {
+                "codebook": (z_q - z.detach()).square().mean(),
+                "commitment": (z_q.detach() - z).square().mean(),
+            }
+            if entropy:
+                terms = assignment_entropies(flat, codes, self.config.entropy_temperature)
+                losses["sample_entropy"], losses["codebook_entropy"] = terms
             through = rotation_trick if self.config.rotation_trick else straight_through
             return Quantized(through(z, z_q), indices, losses)
 

@@ -1,0 +1,62 @@
+# Sourced by the other scripts: the one place that answers "which folder" and "which python".
+# It sets no shell options, because set_env_vars.sh brings it into shells that are not ours.
+
+REPO_ROOT=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]:-$0}")/.." && pwd)
+
+die() {
+    printf 'error: %s\n' "$1" >&2
+    exit 1
+}
+
+# The folder of the active virtual environment, else of the active conda environment, else nothing.
+active_env() {
+    printf '%s\n' "${VIRTUAL_ENV:-${CONDA_PREFIX:-}}"
+}
+
+# Whether this python has what every command needs. Packages are only looked up: importing torch takes seconds.
+has_packages() {
+    "$1" - 2>/dev/null <<'PY'
+import importlib.util as util
+import sys
+
+sys.exit(any(util.find_spec(name) is None for name in ("torch", "omegaconf", "safetensors")))
+PY
+}
+
+# Prints the python that runs this project: the one beside TORCH_RUN_PATH where that is set (so that it decides for one
+# process as for many), else the active environment if the project is installed in it, else .venv.
+find_python() {
+    local python active
+    active=$(active_env)
+    if [ -n "${TORCH_RUN_PATH:-}" ]; then
+        [ -x "$TORCH_RUN_PATH" ] || die "TORCH_RUN_PATH=$TORCH_RUN_PATH is not a program; unset it or name a torchrun"
+        python=$(dirname -- "$TORCH_RUN_PATH")/python
+        if [ -x "$python" ]; then
+            printf '%s\n' "$python"
+            return
+        fi
+    fi
+    for python in ${active:+"$active/bin/python"} "$REPO_ROOT/.venv/bin/python"; do
+        if [ -x "$python" ] && has_packages "$python"; then
+            printf '%s\n' "$python"
+            return
+        fi
+    done
+    die "no environment with torch and omegaconf found (${active:+$active, }$REPO_ROOT/.venv); run: bash env_install.sh"
+}
+
+# For the training scripts: turns `[FILE] [override ...]` into arguments of `python -m`, in the array `arguments`.
+# $1 is the name and $2 the value of the variable that stands in for FILE. --help and --config are handed through.
+config_arguments() {
+    local variable=$1 config=$2
+    shift 2
+    case "${1:-}" in
+        --help | -h | --config | --config=*) arguments=("$@") && return ;;
+        "" | -*) ;;
+        # an override, unless it is the name of a file (a path may hold a `=`)
+        *=*) if [ -f "$1" ]; then config=$1 && shift; fi ;;
+        *) config=$1 && shift ;;
+    esac
+    [ -n "$config" ] || die "name a YAML file as first argument or in $variable; example: head -n 3 $0"
+    arguments=(--config "$config" "$@")
+}

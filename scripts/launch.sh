@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Runs a Python module of this project on one process or many: the only place with a torchrun line.
+#
+#   bash scripts/launch.sh -m tokenizer.train --config configs/vq/VQ_BL256.yaml          one process, plain python
+#   GPUS=8 bash scripts/launch.sh -m tokenizer.train --config ...                        8 processes on this machine
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 PORT=29500 GPUS=8 bash scripts/launch.sh ...   the same on each machine, with its rank
+#
+# Processes per machine: NPROC_PER_NODE, else gpus, else GPUS, else 1. Python: see find_python in scripts/common.sh.
+set -euo pipefail
+. "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+
+case "${1:-}" in
+    "" | --help | -h) sed -n '2,/^set/{/^#/p;}' "$0" | cut -c 3- && exit ;;
+esac
+
+. "$REPO_ROOT/set_env_vars.sh"
+python=$(find_python)
+num_processes=${NPROC_PER_NODE:-${gpus:-${GPUS:-1}}}
+num_nodes=$NNODES
+
+for number in "$num_processes" "$num_nodes"; do
+    case "$number" in
+        *[!0-9]* | 0) die "NPROC_PER_NODE, gpus, GPUS and NNODES are whole numbers from 1, not '$number'" ;;
+    esac
+done
+# one text, not one per process
+case " ${*:3:1} " in " --help " | " -h ") num_processes=1 num_nodes=1 ;; esac
+
+# a folder named `tokenizer` where the user stands must not hide ours: PYTHONPATH alone decides
+export PYTHONSAFEPATH=1
+
+# `exec`, so that SIGTERM reaches the training, which saves and exits cleanly
+if [ "$num_processes" -eq 1 ] && [ "$num_nodes" -eq 1 ]; then
+    exec "$python" "$@"
+fi
+
+if [ -n "${PORT:-}" ]; then
+    port=$PORT
+elif [ "$num_nodes" -eq 1 ]; then
+    # a free port, so that two runs on one machine do not meet
+    port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+else
+    port=29500 # all machines must agree
+fi
+if [ "$num_nodes" -gt 1 ] && [ "$MASTER_ADDR" = 127.0.0.1 ]; then
+    echo "warning: NNODES=$num_nodes with MASTER_ADDR=127.0.0.1: other machines cannot reach that address" >&2
+fi
+
+torchrun=("$python" -m torch.distributed.run)
+if [ -n "${TORCH_RUN_PATH:-}" ]; then torchrun=("$TORCH_RUN_PATH"); fi
+exec "${torchrun[@]}" --nnodes "$num_nodes" --node-rank "$NODE_RANK" --nproc-per-node "$num_processes" \
+    --master-addr "$MASTER_ADDR" --master-port "$port" "$@"

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Installs what the tests need where it is missing, then runs them: bash scripts/test.sh [pytest arguments, e.g. tests/engine -x]
+set -euo pipefail
+. "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+cd -- "$REPO_ROOT"
+unset TORCH_RUN_PATH # the tests run in the environment that is installed into here
+
+environment=venv
+active=$(active_env)
+if [ -n "$active" ] && has_packages "$active/bin/python"; then environment=active; fi
+bash env_install.sh --env "$environment" --extras quickstart,dev
+
+# a test that looks for weights on a hub must fail at once, not after a minute of retries
+export HF_HUB_OFFLINE=1
+exec "$(find_python)" -m pytest "$@"

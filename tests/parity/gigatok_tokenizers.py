@@ -1,0 +1,221 @@
+"""GigaTok tokenizers from golden cases, and their outputs in the layout of the goldens."""
+
+import functools
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import goldens
+import torch
+from torch import Tensor, nn
+
+from engine.checkpoint import load_strict
+from engine.config import load_sections
+from engine.images import to_float, to_uint8
+from tokenizer.models.cnn import CNNConfig
+from tokenizer.models.hybrid import HybridConfig, HybridTokenizer
+from tokenizer.models.query import TransformerConfig
+from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
+from tokenizer.quantizers.base import Quantized
+from tokenizer.quantizers.vector import VQConfig
+from tokenizer.released import HYBRID_1D, from_published, import_state, published_name, to_published
+
+TINY, FULL = "gigatok/tiny", "gigatok/real_seeded"
+CONFIGS = Path(__file__).parents[2] / "configs" / "vq"
+SIZE_OF_LETTERS = {"XXL": "xxl", "XL": "xl", "L": "large", "B": "base", "S": "small"}
+FULL_NAME = re.compile(r"VQ_(XXL|XL|L|B|S)(XXL|XL|L|B|S)\d+(_dino_disc|_train_new)?")
+ONLY_BUILT_WITH = {  # released options of which one value exists here
+    "adaptive_gn": True,
+    "d2s_up": True,
+    "use_attn": False,
+    "use_qk_norm": False,
+    "dropout_p": 0.0,
+    "fea_rec_loss_type": "mse",
+    "multi_level_query_init": True,
+    "last_level_2d_query_init": False,
+    "multi_level_2d_query_init": False,
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelSection:
+    """The part of a training config that the network depends on."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+def tiny_cases() -> list[str]:
+    """The 1D tokenizers of the tiny set."""
+    return [c for c in goldens.cases(TINY, "tok") if goldens.meta(TINY, c).get("model_cls") == "VQVitModelPlus"]
+
+
+def full_cases() -> list[str]:
+    """The 1D tokenizers of the full-size set."""
+    return [c for c in goldens.cases(FULL, "VQ_") if FULL_NAME.fullmatch(c)]
+
+
+def tiny_weights(case: str) -> dict[str, Tensor]:
+    """The published state dict of a tiny case; large parts may stand in a file that all cases share."""
+    shared = (goldens.ROOT / TINY / "tok_shared.weights.safetensors").exists()
+    return {
+        **(goldens.tensors(TINY, "tok_shared", "weights") if shared else {}),
+        **goldens.tensors(TINY, case, "weights"),
+    }
+
+
+def tiny_config(case: str, rotation: bool | None = None) -> ModelConfig:
+    """Our config of a tiny case; `rotation` replaces the case's own choice."""
+    args, sizes = goldens.meta(TINY, case)["init_args"], goldens.meta(TINY, case)["tiny_overrides"]
+    other = {k: args[k] for k, built in ONLY_BUILT_WITH.items() if args.get(k, built) != built}
+    assert not other and args["encoder_ch_mult"] == args["decoder_ch_mult"], f"{case} needs options not built: {other}"
+    hybrid = HybridConfig(
+        encoder=TransformerConfig(**sizes["encoder"]),
+        decoder=TransformerConfig(**sizes["decoder"]),
+        num_tokens=args["num_latent_tokens"],
+        z_channels=args["z_channels"],
+        cnn=CNNConfig(base_channels=sizes["cnn_base_channels"], channel_multipliers=args["encoder_ch_mult"]),
+        semantic_layer=args.get("distill_depth"),
+        semantic_dim=args.get("out_inner_dim", 768),
+    )
+    vq = VQConfig(
+        codebook_size=args["codebook_size"],
+        codebook_dim=args["codebook_embed_dim"],
+        l2_norm=args["codebook_l2_norm"],
+        rotation_trick=args["rot"] if rotation is None else rotation,
+    )
+    return ModelConfig(hybrid=hybrid, quantizer=QuantizerConfig(vq=vq))
+
+
+def tiny_tokenizer(case: str, rotation: bool | None = None) -> HybridTokenizer:
+    """A tiny case with its weights, in evaluation mode."""
+    image_size = goldens.meta(TINY, case)["tiny_overrides"]["image_size"]
+    tokenizer = build_tokenizer(tiny_config(case, rotation), image_size)
+    load_strict(tokenizer, import_state(tiny_weights(case), tokenizer.state_dict()), case)
+    return tokenizer.eval()
+
+
+def full_config(case: str) -> ModelConfig:
+    """The shipped config of a full-size case where there is one, else the size table."""
+    path = CONFIGS / f"{case}.yaml"
+    if path.exists():
+        return load_sections(ModelSection, path).model
+    encoder, decoder = (TransformerConfig(size=SIZE_OF_LETTERS[s]) for s in FULL_NAME.fullmatch(case).groups()[:2])
+    return ModelConfig(hybrid=HybridConfig(encoder=encoder, decoder=decoder))
+
+
+@torch.no_grad()
+def fill_seeded(module: nn.Module, rules: tuple, seed: int) -> None:
+    """Fills every tensor of an empty module in place with the seeded values of its published name and shape."""
+    seeded_tensor = goldens.seeded_weights("gigatok").seeded_tensor
+    for name, tensor in module.state_dict().items():
+        theirs, layout = published_name(name, rules)
+        tensor.copy_(from_published(seeded_tensor(theirs, to_published(tensor, layout).shape, seed), layout))
+
+
+def parameter_count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _sequence(tokens: Tensor) -> Tensor:
+    """(B,N,C) -> the goldens' (B,C,1,N)."""
+    return tokens.transpose(1, 2)[:, :, None]
+
+
+def _encoded(tokenizer: HybridTokenizer, images: Tensor) -> tuple[dict[str, Tensor], Quantized]:
+    """Every stage of the encoder, and what the quantizer makes of the last."""
+    grid_features = tokenizer.encode_features(images)
+    tokens = tokenizer.query_encoder.features(grid_features)
+    latents = tokenizer.query_encoder.out_proj(tokens)
+    z = tokenizer.quant_proj(latents)
+    quantized = tokenizer.quantizer(z)
+    outputs = {
+        "cnn_encoder_out": grid_features,
+        "enc_feat_width": _sequence(tokens),
+        "enc_feat_z_channels": _sequence(latents),
+        "enc_feat_codebook_dim": _sequence(z),
+        "codes": quantized.indices.flatten(),
+    }
+    return outputs, quantized
+
+
+@dataclass
+class TinyOutputs:
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]  # under the names of the json
+
+
+@functools.cache
+@torch.no_grad()
+def tiny_outputs(case: str) -> TinyOutputs:
+    """All evaluation outputs of a tiny case."""
+    meta, tokenizer = goldens.meta(TINY, case), tiny_tokenizer(case)
+    images = to_float(goldens.tensors(TINY, case)["image_u8"])
+    outputs, _ = _encoded(tokenizer, images)
+    quantized = tokenizer.encode(images)
+    latents = tokenizer.post_quant_proj(quantized.z_q)
+    decoded, semantic = tokenizer.query_decoder(latents, semantic=True)
+    image = tokenizer.decode_indices(quantized.indices)
+    outputs |= {
+        "codes": quantized.indices.flatten(),
+        "quant_from_encode": _sequence(quantized.z_q),
+        "quant_from_codebook_entry": _sequence(tokenizer.quantizer.decode_indices(quantized.indices)),
+        "rec_spatial": decoded,
+        "inner_distill_feat": semantic,
+        "decoder_probe_feat": tokenizer.query_decoder.features(latents, tokenizer.query_decoder.semantic_layer)[0],
+        "rec_from_decode_code": image,
+        "rec_u8_nhwc": to_uint8(image).permute(0, 2, 3, 1),
+        "rec_row_mean": image.mean(dim=3),
+    }
+    if "crop" in meta:
+        outputs["rec_from_decode_code_crop"] = image[(..., *goldens.window(meta["crop"]))]
+    facts = {
+        "n_params": parameter_count(tokenizer),
+        "n_unique_codes": len(quantized.indices.unique()),
+        "rec_full_mean": image.mean().item(),
+        "rec_full_std": image.std().item(),
+        "rec_full_abs_sum": image.abs().sum().item(),
+        "losses": quantized.losses,
+    }
+    return TinyOutputs(outputs, facts)
+
+
+@dataclass
+class FullOutputs:
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+@functools.cache
+@torch.inference_mode()
+def full_outputs(case: str) -> FullOutputs:
+    """The outputs of a full-size tokenizer; only what the goldens hold stays in memory."""
+    meta, io, config = goldens.meta(FULL, case), goldens.tensors(FULL, case), full_config(case)
+    batch, _, grid, _ = io["cnn_encoder_out"].shape
+    size = grid * config.hybrid.cnn.factor
+    images_u8 = goldens.seeded_weights("gigatok").seeded_image_u8(meta["image_seed"], batch, size)
+    with torch.device("meta"):
+        tokenizer = build_tokenizer(config, size)
+    tokenizer = tokenizer.to_empty(device="cpu").eval()
+    fill_seeded(tokenizer, HYBRID_1D, meta["seed"])
+    outputs, quantized = _encoded(tokenizer, to_float(images_u8))
+    decoded, semantic = tokenizer.query_decoder(tokenizer.post_quant_proj(quantized.z_q), semantic=True)
+    image = tokenizer.decode_indices(quantized.indices)
+    codes = tokenizer.quantizer.decode_indices(torch.arange(tokenizer.quantizer.codebook_size))
+    z = nn.functional.normalize(outputs["enc_feat_codebook_dim"].flatten(2).transpose(1, 2).flatten(0, 1), dim=-1)
+    nearest = torch.cdist(z.double(), codes.double()).square().topk(2, largest=False).values
+    outputs |= {
+        "codes_margin_per_token": nearest[:, 1] - nearest[:, 0],
+        "rec_spatial": decoded,
+        "rec_crop": image[(..., *goldens.window(meta["crop"]))],
+        "rec_row_mean": image.mean(dim=3),
+    }
+    if "inner_distill_feat_strided" in io:
+        outputs["inner_distill_feat_strided"] = semantic[:, :: grid * grid // io["inner_distill_feat_strided"].shape[1]]
+    facts = {
+        "n_params": parameter_count(tokenizer),
+        "n_unique_codes": len(quantized.indices.unique()),
+        "image_sum": int(images_u8.long().sum()),
+        "min_margin": (nearest[:, 1] - nearest[:, 0]).min().item(),
+    }
+    return FullOutputs(outputs, facts)

@@ -1,0 +1,225 @@
+"""Training of a tokenizer: one update of the tokenizer, then one of its discriminator, and validation on fixed images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.checkpoint import Weights
+from engine.distributed import World, autocast
+from engine.image_metrics import psnr
+from engine.images import to_float, to_uint8
+from engine.loop import Batch
+from engine.optim import Updater
+from tokenizer.losses.adversarial import discriminator_hinge, generator_hinge
+from tokenizer.losses.semantic import semantic_loss
+from tokenizer.losses.terms import Term, weighted_sum
+from tokenizer.models.hybrid import TokenizerOutput
+
+GRID_IMAGES = 8  # originals above reconstructions in the image grid
+
+
+@dataclass
+class Validation:
+    """The fixed held-out images of this run, the same on every rank, uint8 (n,3,H,W), and how many to use at a time."""
+
+    images_u8: Tensor
+    batch_size: int = 32
+
+
+@dataclass
+class Frozens:
+    """The frozen networks of the loss. `teacher_cache` (num_images, cells, dim) holds the teacher's features by image index."""
+
+    perceptual: nn.Module | None = None
+    teacher: nn.Module | None = None
+    teacher_cache: Tensor | None = None
+    stamps: dict[str, str] = field(default_factory=dict)
+
+
+class TokenizerTask:
+    """The networks, the terms of the loss, and how they meet. See `engine.loop.Task`."""
+
+    def __init__(
+        self,
+        tokenizer: Updater,
+        discriminator: Updater | None,
+        frozens: Frozens,
+        terms: list[Term],
+        *,
+        world: World,
+        precision: str,
+        validation: Validation | None,
+        grid: Any = None,
+    ) -> None:
+        self.tokenizer, self.discriminator, self.frozens, self.terms = tokenizer, discriminator, frozens, terms
+        self.world, self.precision, self.validation = world, precision, validation
+        self.grid = grid  # callable (name, images, columns) that writes an image grid, or None
+        self.warmup_steps = getattr(tokenizer.module.quantizer, "warmup_steps", 0)
+
+    def parts(self) -> Mapping[str, Any]:
+        parts = {"tokenizer": self.tokenizer}
+        if self.discriminator is not None:
+            parts["discriminator"] = self.discriminator
+        return parts
+
+    def weights(self) -> Weights:
+        return self.tokenizer.weights()
+
+    # ------------------------------------------------------------------------------------------------ one update
+    def train_step(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
+        number = step + 1
+        if self.warmup_steps and step == self.warmup_steps:
+            self._init_codebook()
+        adversarial = any(t.name == "adversarial" and t.active(number) for t in self.terms)
+        metrics, pairs = self.update_tokenizer(micro_batches, step)
+        if adversarial:
+            metrics |= self.update_discriminator(pairs, step)
+        return metrics
+
+    def _init_codebook(self) -> None:
+        """At the end of a warm-up: a codebook from the data where the config asks for it, also in the averaged weights."""
+        quantizer = self.tokenizer.module.quantizer
+        if quantizer.config.init != "kmeans":
+            return
+        quantizer.init_from_latents()
+        if self.tokenizer.ema is not None:
+            self.tokenizer.ema.quantizer.codebook.copy_(quantizer.codebook.detach())
+
+    def update_tokenizer(self, micro_batches: list[Batch], step: int) -> tuple[dict[str, Tensor], list[tuple]]:
+        """Forward, weighted sum, backward over all micro-batches, update. Returns metrics and (real, generated) pairs."""
+        network = self.tokenizer.network.train()
+        if self.discriminator is not None:
+            self.discriminator.module.requires_grad_(False)
+        sums: dict[str, Tensor] = {}
+        pairs = []
+        for i, batch in enumerate(micro_batches):
+            images = to_float(batch["images_u8"])
+            with self.tokenizer.accumulating(last=i + 1 == len(micro_batches)):
+                with autocast(self.world.device, self.precision):
+                    output = network(images, **self._request(step))
+                    values = self.term_values(output, images, step, batch.get("index"))
+                total = weighted_sum(self.terms, values, step + 1)
+                (total / len(micro_batches)).backward()
+            pairs.append((images, output.reconstructions.detach()))
+            values = {"loss": total, **values, "skipped_images": batch["skipped_images"].float().sum()}
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() / len(micro_batches)
+        sums |= self.tokenizer.step(step, sums)
+        return sums | self.tokenizer.module.quantizer.usage(), pairs
+
+    def update_discriminator(self, pairs: list[tuple[Tensor, Tensor]], step: int) -> dict[str, Tensor]:
+        """One update on the images that the tokenizer saw and made in this step, before its update."""
+        network = self.discriminator.network.train()
+        self.discriminator.module.requires_grad_(True)
+        weight = next(t.weight for t in self.terms if t.name == "adversarial")
+        sums = dict.fromkeys(
+            ("discriminator", "logits_real", "logits_generated"), torch.zeros((), device=self.world.device)
+        )
+        for i, (real, generated) in enumerate(pairs):
+            with self.discriminator.accumulating(last=i + 1 == len(pairs)):
+                with autocast(self.world.device, self.precision):
+                    real_logits, fake_logits = network(real, generated)
+                loss = discriminator_hinge(real_logits, fake_logits)
+                (weight * loss / len(pairs)).backward()
+            values = {"discriminator": loss, "logits_real": real_logits.mean(), "logits_generated": fake_logits.mean()}
+            sums = {name: sums[name] + value.detach().float() / len(pairs) for name, value in values.items()}
+        info = self.discriminator.step(step, {"discriminator": sums["discriminator"]})
+        return sums | {"grad_norm_discriminator": info["grad_norm"]}
+
+    # ------------------------------------------------------------------------------------------------ loss terms
+    def _active(self, name: str, step: int) -> bool:
+        return any(t.name == name and t.active(step + 1) for t in self.terms)
+
+    def _request(self, step: int) -> dict[str, bool]:
+        """What the network must compute for the terms that are active in this update."""
+        return {
+            "quantize": step >= self.warmup_steps,
+            "entropy": self._active("entropy", step),
+            "semantic": self._active("semantic", step),
+            "shortcut": any(t.name in _DIRECT and t.active(step + 1) for t in self.terms),
+        }
+
+    def term_values(
+        self, output: TokenizerOutput, images: Tensor, step: int, index: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The unweighted value of every active term; `index` finds cached teacher features of training images."""
+        values = self._pixel_terms(output.reconstructions, images, "reconstruction_", "perceptual", step)
+        if output.shortcut_reconstructions is not None:
+            values |= self._pixel_terms(
+                output.shortcut_reconstructions, images, "shortcut_", "shortcut_perceptual", step
+            )
+        if self._active("shortcut_feature", step):
+            target = output.encoder_features.detach().float()
+            values["shortcut_feature"] = (target - output.decoder_features.float()).square().mean()
+        losses = output.quantized.losses
+        values |= losses
+        if "sample_entropy" in losses:
+            values["entropy"] = losses["sample_entropy"] - losses["codebook_entropy"]
+        if self._active("semantic", step):
+            values["semantic"] = semantic_loss(output.semantic_features, self._targets(images, index))
+        if self._active("adversarial", step):
+            values["adversarial"] = generator_hinge(self.discriminator.module.logits(output.reconstructions))
+        return values
+
+    def _pixel_terms(self, made: Tensor, images: Tensor, prefix: str, perceptual: str, step: int) -> dict[str, Tensor]:
+        made, values = made.float(), {}
+        if self._active(f"{prefix}l2", step):
+            values[f"{prefix}l2"] = (made - images).square().mean()
+        if self._active(f"{prefix}l1", step):
+            values[f"{prefix}l1"] = (made - images).abs().mean()
+        if self._active(perceptual, step):
+            values[perceptual] = self.frozens.perceptual(made, images)
+        return values
+
+    def _targets(self, images: Tensor, index: Tensor | None) -> Tensor:
+        cache = self.frozens.teacher_cache
+        if cache is not None and index is not None:
+            return cache[index.cpu()].to(images.device)
+        return self.frozens.teacher(images)
+
+    # ------------------------------------------------------------------------------------------------ validation
+    @torch.no_grad()
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Every loss term, PSNR and codebook usage on the held-out images, for the raw and the averaged weights."""
+        if self.validation is None:
+            return {}
+        metrics = self._evaluate(self.tokenizer.module, "val", step)
+        if self.tokenizer.ema is not None:
+            metrics |= self._evaluate(self.tokenizer.ema, "val_ema", step)
+        return metrics
+
+    def _evaluate(self, network: nn.Module, prefix: str, step: int) -> dict[str, float]:
+        network.eval()
+        images_u8 = self.validation.images_u8
+        mine = range(self.world.rank, len(images_u8), self.world.size)
+        sums: dict[str, Tensor] = {}
+        seen = torch.zeros(network.quantizer.codebook_size, device=self.world.device)
+        for start in range(0, len(mine), self.validation.batch_size):
+            rows = list(mine[start : start + self.validation.batch_size])
+            references = images_u8[rows].to(self.world.device)
+            images = to_float(references)
+            with autocast(self.world.device, self.precision):
+                output = network(images, **self._request(step - 1))
+                values = self.term_values(output, images, step - 1)
+            seen.index_fill_(0, output.quantized.indices.flatten(), 1.0)
+            values["psnr"] = psnr(to_uint8(output.reconstructions), references).clamp_max(100).mean()
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value.double() * len(rows)
+        packed = {name: self.world.sum(value).item() / len(images_u8) for name, value in sorted(sums.items())}
+        packed["codebook_usage"] = (self.world.sum(seen) > 0).double().mean().item()
+        if self.grid is not None and self.world.is_main:
+            self._write_grid(network, prefix, step)
+        return {f"{prefix}/{name}": value for name, value in packed.items()}
+
+    def _write_grid(self, network: nn.Module, prefix: str, step: int) -> None:
+        images = to_float(self.validation.images_u8[:GRID_IMAGES].to(self.world.device))
+        made = network(images, quantize=step - 1 >= self.warmup_steps).reconstructions
+        self.grid(f"{prefix}_{step:08d}", torch.cat([images, made]), GRID_IMAGES)
+
+
+_DIRECT = ("shortcut_l2", "shortcut_l1", "shortcut_perceptual")

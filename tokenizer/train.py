@@ -1,0 +1,237 @@
+"""Trains a tokenizer.
+
+    bash scripts/train_vq.sh configs/vq/VQ_SS256.yaml loop.run_dir=runs/VQ_SS256
+    python -m tokenizer.train --config configs/quickstart/tokenizer.yaml loop.steps=200     (one process)
+    python -m tokenizer.train --config configs/vq/VQ_SS256.yaml --dry-run                   (checks, without data or memory)
+
+The same command continues a run that was stopped. `--config` may be repeated (later wins); `key=value` overrides any key;
+`--print-config` shows all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine.assets import AssetsConfig
+from engine.checkpoint import CheckpointStore
+from engine.config import ConfigError, check_all, lookup, parse_cli, run_entry
+from engine.datasets import DataConfig, ImageSource, centre_batch, has_split, open_source, training_item
+from engine.distributed import World, distributed_world
+from engine.images import to_float
+from engine.loop import LoopConfig, check_batch, fit
+from engine.optim import OptimConfig, Updater
+from engine.stream import open_stream
+from engine.tracker import Run
+from tokenizer.losses.adversarial import DISCRIMINATORS
+from tokenizer.losses.perceptual import PERCEPTUAL
+from tokenizer.losses.semantic import TEACHERS
+from tokenizer.losses.terms import LossConfig, loss_terms, terms_table
+from tokenizer.models.hybrid import grid_size
+from tokenizer.models.registry import ModelConfig, build_tokenizer
+from tokenizer.task import Frozens, TokenizerTask, Validation
+
+TEACHER_BATCH = 32  # fixed, so that cached features do not depend on how a run was interrupted
+
+
+@dataclass(kw_only=True, slots=True)
+class SemanticConfig:
+    """Semantic regularization of the decoder's inner features (`model.hybrid.semantic_layer`)."""
+
+    teacher: str = ""  # dinov2_b | efficientnet_lite0; empty = off
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.teacher:
+            lookup(TEACHERS, self.teacher, "semantic.teacher")
+
+
+@dataclass(kw_only=True, slots=True)
+class ValidationConfig:
+    """Held-out images that are looked at during training (the first ones of the `val` split)."""
+
+    num_images: int = 500
+    batch_size: int = 25
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenizerTrainConfig:
+    """Everything that defines a tokenizer run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    semantic: SemanticConfig = field(default_factory=SemanticConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)  # of the tokenizer and of the discriminator
+    ema_decay: float = 0.0  # 0 = no averaged weights
+    data: DataConfig = field(default_factory=DataConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    assets: AssetsConfig = field(default_factory=AssetsConfig)
+
+
+def validate(config: TokenizerTrainConfig) -> nn.Module:
+    """Checks what single sections cannot, and returns the model on the meta device. Changes nothing."""
+    problems = []
+    if config.semantic.teacher and config.semantic.weight > 0:
+        dim = TEACHERS[config.semantic.teacher].dim
+        if config.model.hybrid.semantic_layer is None:
+            problems.append(
+                "semantic.teacher is set, but model.hybrid.semantic_layer=null: the model has no semantic head"
+            )
+        if config.model.hybrid.semantic_dim != dim:
+            problems.append(
+                f"model.hybrid.semantic_dim={config.model.hybrid.semantic_dim}, but semantic.teacher="
+                f"{config.semantic.teacher} has {dim} channels"
+            )
+    quantizer = config.model.quantizer.vq
+    if quantizer.warmup_steps >= config.loop.steps:
+        problems.append(
+            f"model.quantizer.vq.warmup_steps={quantizer.warmup_steps} must be below loop.steps={config.loop.steps}"
+        )
+    model = None
+    try:
+        with torch.device("meta"):
+            model = build_tokenizer(config.model, config.data.image_size)
+    except ConfigError as error:
+        problems.append(str(error))
+    if not terms_of(config):
+        problems.append("every loss weight is 0; there is nothing to train")
+    check_all(problems)
+    return model
+
+
+def terms_of(config: TokenizerTrainConfig) -> list:
+    semantic_weight = config.semantic.weight if config.semantic.teacher else 0.0
+    return loss_terms(config.loss, semantic_weight, config.model.quantizer.vq.warmup_steps)
+
+
+def frozen_networks(config: TokenizerTrainConfig, world: World) -> Frozens:
+    """The pretrained networks that the active terms need."""
+    frozens = Frozens()
+    if config.loss.perceptual_weight > 0:
+        network, stamp = PERCEPTUAL[config.loss.perceptual](config.assets, config.loss.lpips_dropout)
+        frozens.perceptual, frozens.stamps[config.loss.perceptual] = network.to(world.device), stamp
+    if config.semantic.teacher and config.semantic.weight > 0:
+        grid = grid_size(config.model.hybrid, config.data.image_size)
+        teacher = TEACHERS[config.semantic.teacher].build(grid, config.assets)
+        frozens.teacher, frozens.stamps[config.semantic.teacher] = teacher.to(world.device), teacher.stamp
+    return frozens
+
+
+@torch.no_grad()
+def cached_features(teacher: nn.Module, source: ImageSource, image_size: int, world: World) -> Tensor:
+    """Teacher features of all images, (num_images, cells, dim) on the CPU; made once, in fixed batches, shared by the ranks."""
+    parts = []
+    starts = range(0, len(source), TEACHER_BATCH)
+    for number, start in enumerate(starts):
+        rows = range(start, min(start + TEACHER_BATCH, len(source)))
+        features = None
+        if number % world.size == world.rank:
+            features = teacher(to_float(centre_batch(source, image_size, rows)).to(world.device)).cpu()
+        parts.append((len(rows), features))
+    shape = next(f for _, f in parts if f is not None).shape[1:]
+    table = torch.cat([f if f is not None else torch.zeros(n, *shape) for n, f in parts])
+    return world.sum(table.to(world.device)).cpu()
+
+
+def build_task(
+    config: TokenizerTrainConfig, world: World, run: Run, train: ImageSource, validation: Validation | None
+) -> TokenizerTask:
+    """The networks of a run, on this rank's device."""
+    torch.manual_seed(config.loop.seed)
+    terms = terms_of(config)
+    frozens = frozen_networks(config, world)
+    cacheable = config.data.name != "folder" and not config.data.augmented
+    if frozens.teacher is not None and cacheable:
+        run.say(f"computing the features of {config.semantic.teacher} for {len(train)} training images, once")
+        frozens.teacher_cache = cached_features(frozens.teacher, train, config.data.image_size, world)
+    shared = {"total_steps": config.loop.steps, "world": world}
+    tokenizer = Updater(
+        build_tokenizer(config.model, config.data.image_size), config.optim, ema_decay=config.ema_decay, **shared
+    )
+    discriminator = None
+    if config.loss.discriminator.enabled:
+        network = DISCRIMINATORS[config.loss.discriminator.name](config.loss.discriminator)
+        discriminator = Updater(network, config.optim, **shared)
+    return TokenizerTask(
+        tokenizer,
+        discriminator,
+        frozens,
+        terms,
+        world=world,
+        precision=config.loop.precision,
+        validation=validation,
+        grid=run.grid,
+    )
+
+
+def validation_images(config: TokenizerTrainConfig) -> Validation | None:
+    """The first held-out images, or None where the config names none."""
+    if not has_split(config.data, "val"):
+        return None
+    source = open_source(config.data, "val")
+    order = np.random.default_rng(config.loop.seed).permutation(len(source))[: config.validation.num_images]
+    images = centre_batch(source, config.data.image_size, np.sort(order), config.data.skip_broken)
+    return Validation(images, config.validation.batch_size)
+
+
+def train(config: TokenizerTrainConfig, world: World) -> None:
+    """Trains to the end, or continues where an earlier call stopped."""
+    check_batch(config.data.global_batch_size, world, config.loop.grad_accum)
+    source = open_source(config.data, "train")
+    validation = validation_images(config)
+    run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
+    try:
+        task = build_task(config, world, run, source, validation)
+        count = sum(p.numel() for p in task.tokenizer.module.parameters())
+        run.say(f"tokenizer: {count:,} parameters; {len(source):,} training images; {world.size} process(es)")
+        run.say(terms_table(task.terms, config.loop.steps))
+        for name, stamp in task.frozens.stamps.items():
+            run.say(f"frozen network {name}: {stamp}")
+        if validation is None:
+            run.say("no validation: data.val_root is empty")
+        random = sorted(name for name, stamp in task.frozens.stamps.items() if stamp == "random")
+        store = CheckpointStore(
+            run.dir,
+            world,
+            config,
+            keep_last=config.loop.keep_last,
+            keep_every=config.loop.keep_every,
+            stamp={"networks": task.frozens.stamps, **({"weights": "random", "random": random} if random else {})},
+        )
+
+        def stream(start_step: int):
+            return open_stream(
+                training_item(source, config.data, config.loop.seed),
+                len(source),
+                seed=config.loop.seed,
+                start_step=start_step,
+                global_batch_size=config.data.global_batch_size,
+                grad_accum=config.loop.grad_accum,
+                world=world,
+                num_workers=config.data.num_workers,
+            )
+
+        fit(task, stream, config.loop, run, world, store, show=("loss", "reconstruction_l2", "codebook_usage", "lr"))
+    finally:
+        run.close()
+
+
+def main() -> None:
+    config, args = parse_cli(TokenizerTrainConfig, __doc__)
+    model = validate(config)
+    if args.dry_run:
+        count = sum(p.numel() for p in model.parameters())
+        print(
+            f"tokenizer: {count:,} parameters\n{terms_table(terms_of(config), config.loop.steps)}\nthe config is valid"
+        )
+        return
+    with distributed_world(config.loop.device) as world:
+        train(config, world)
+
+
+if __name__ == "__main__":
+    run_entry(main)
