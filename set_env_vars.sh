@@ -19,7 +19,8 @@ export PYTHONPATH
 # torchrun of the environment to use; it also decides which python the scripts take. Default: that of the active environment if
 # the project is installed there, else of .venv. Without any of them it stays unset (first: bash env_install.sh).
 if [ -z "${TORCH_RUN_PATH:-}" ]; then
-    TORCH_RUN_PATH=$(. "$PROJECT_ROOT/scripts/common.sh" && dirname -- "$(find_python 2>/dev/null)")/torchrun
+    TORCH_RUN_PATH=$(. "$PROJECT_ROOT/scripts/common.sh" && find_python 2>/dev/null) || true
+    TORCH_RUN_PATH=${TORCH_RUN_PATH%/python}/torchrun
     if [ -x "$TORCH_RUN_PATH" ]; then export TORCH_RUN_PATH; else unset TORCH_RUN_PATH; fi
 fi
 

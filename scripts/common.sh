@@ -19,7 +19,8 @@ has_packages() {
 import importlib.util as util
 import sys
 
-sys.exit(any(util.find_spec(name) is None for name in ("torch", "omegaconf", "safetensors")))
+names = "torch torchvision omegaconf safetensors timm lpips torch_fidelity".split()
+sys.exit(any(util.find_spec(name) is None for name in names))
 PY
 }
 
@@ -29,7 +30,7 @@ find_python() {
     local python active
     active=$(active_env)
     if [ -n "${TORCH_RUN_PATH:-}" ]; then
-        [ -x "$TORCH_RUN_PATH" ] || die "TORCH_RUN_PATH=$TORCH_RUN_PATH is not a program; unset it or name a torchrun"
+        [ -x "$TORCH_RUN_PATH" ] || die "TORCH_RUN_PATH=$TORCH_RUN_PATH is not a program; unset it or set it to the path of a torchrun"
         python=$(dirname -- "$TORCH_RUN_PATH")/python
         if [ -x "$python" ]; then
             printf '%s\n' "$python"
@@ -42,7 +43,7 @@ find_python() {
             return
         fi
     done
-    die "no environment with torch and omegaconf found (${active:+$active, }$REPO_ROOT/.venv); run: bash env_install.sh"
+    die "no environment with torch, timm and the rest found (${active:+$active, }$REPO_ROOT/.venv); run: bash env_install.sh"
 }
 
 # For the training scripts: turns `[FILE] [override ...]` into arguments of `python -m`, in the array `arguments`.
@@ -57,6 +58,6 @@ config_arguments() {
         *=*) if [ -f "$1" ]; then config=$1 && shift; fi ;;
         *) config=$1 && shift ;;
     esac
-    [ -n "$config" ] || die "name a YAML file as first argument or in $variable; example: head -n 3 $0"
+    [ -n "$config" ] || die "name a YAML file as first argument or in $variable. $(sed -n '2s/^# //p' "$0")"
     arguments=(--config "$config" "$@")
 }

@@ -9,8 +9,10 @@
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
+usage() { sed -n '2,/^set/{/^#/p;}' "${BASH_SOURCE[0]}" | cut -c 3-; }
 case "${1:-}" in
-    "" | --help | -h) sed -n '2,/^set/{/^#/p;}' "$0" | cut -c 3- && exit ;;
+    --help | -h) usage && exit ;;
+    "") usage >&2 && exit 2 ;;
 esac
 
 . "$REPO_ROOT/set_env_vars.sh"
