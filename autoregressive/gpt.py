@@ -48,7 +48,9 @@ class GPTConfig:
                 raise ConfigError(f"model: give either size={self.size} or width, layers and heads, not both")
             return lookup(SIZES, self.size, "model.size")
         if None in own or min(own) < 1:
-            raise ConfigError(f"model: give size (one of {', '.join(SIZES)}) or width, layers and heads, each 1 or more")
+            raise ConfigError(
+                f"model: give size (one of {', '.join(SIZES)}) or width, layers and heads, each 1 or more"
+            )
         if self.width % self.heads:
             raise ConfigError(f"model.width={self.width} must be divisible by model.heads={self.heads}")
         return own

@@ -1,4 +1,4 @@
-"""Names of published GPT checkpoints (GigaTok), in the form of `tokenizer.released`: for its `import_state` and `export_state`."""
+"""Names of published GPT checkpoints (GigaTok): rules for `import_state` and `export_state` of `tokenizer.released`."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def random_crop(image: Image.Image, size: int, rng: np.random.Generator, min_sca
 def ten_crop(image: Image.Image, size: int, crop_range: float = 1.1) -> list[Image.Image]:
     """Four corners and centre of the centre crop to int(size * crop_range), then the same five mirrored."""
     big = centre_crop(image, int(size * crop_range))
-    far, middle = big.width - size, int(round((big.width - size) / 2.0))
+    far, middle = big.width - size, round((big.width - size) / 2.0)
     corners = [(0, 0), (far, 0), (0, far), (far, far), (middle, middle)]
     crops = [big.crop((x, y, x + size, y + size)) for x, y in corners]
     mirrored = ImageOps.mirror(big)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +19,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from engine.distributed import World
 
 Item = Callable[[int, int], dict[str, Tensor]]
+
+
+class StreamConfig(Protocol):
+    """The part of a data config that a stream needs."""
+
+    global_batch_size: int
+    num_workers: int
+
+
+class OrderConfig(Protocol):
+    """The part of a loop config that a stream needs."""
+
+    seed: int
+    grad_accum: int
 
 
 def position_rng(seed: int, position: int) -> np.random.Generator:
@@ -68,24 +83,21 @@ class _Chunks(Sampler[range]):
 
 
 def open_stream(
-    item: Item,
-    count: int,
-    *,
-    seed: int,
-    start_step: int,
-    global_batch_size: int,
-    grad_accum: int,
-    world: World,
-    num_workers: int,
-) -> Iterator[dict[str, Tensor]]:
-    """Micro-batches of this rank from `start_step` on, without end. `item(index, position)` makes one of `count` samples."""
-    loader = DataLoader(
-        _Items(item, seed, count),
-        batch_sampler=_Chunks(start_step, global_batch_size, grad_accum, world),
-        num_workers=num_workers,
-        pin_memory=world.device.type == "cuda",
-        prefetch_factor=4 if num_workers else None,
-        worker_init_fn=lambda worker: torch.set_num_threads(1),
-    )
-    for batch in loader:
-        yield {name: value.to(world.device, non_blocking=True) for name, value in batch.items()}
+    item: Item, count: int, data: StreamConfig, loop: OrderConfig, world: World
+) -> Callable[[int], Iterator[dict[str, Tensor]]]:
+    """`stream(start_step)`: micro-batches of this rank from a step on, without end. `item(index, position)` makes one of `count`
+    samples."""
+
+    def stream(start_step: int) -> Iterator[dict[str, Tensor]]:
+        loader = DataLoader(
+            _Items(item, loop.seed, count),
+            batch_sampler=_Chunks(start_step, data.global_batch_size, loop.grad_accum, world),
+            num_workers=data.num_workers,
+            pin_memory=world.device.type == "cuda",
+            prefetch_factor=4 if data.num_workers else None,
+            worker_init_fn=lambda worker: torch.set_num_threads(1),
+        )
+        for batch in loader:
+            yield {name: value.to(world.device, non_blocking=True) for name, value in batch.items()}
+
+    return stream

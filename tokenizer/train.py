@@ -203,18 +203,8 @@ def train(config: TokenizerTrainConfig, world: World) -> None:
             stamp={"networks": task.frozens.stamps, **({"weights": "random", "random": random} if random else {})},
         )
 
-        def stream(start_step: int):
-            return open_stream(
-                training_item(source, config.data, config.loop.seed),
-                len(source),
-                seed=config.loop.seed,
-                start_step=start_step,
-                global_batch_size=config.data.global_batch_size,
-                grad_accum=config.loop.grad_accum,
-                world=world,
-                num_workers=config.data.num_workers,
-            )
-
+        item = training_item(source, config.data, config.loop.seed)
+        stream = open_stream(item, len(source), config.data, config.loop, world)
         fit(task, stream, config.loop, run, world, store, show=("loss", "reconstruction_l2", "codebook_usage", "lr"))
     finally:
         run.close()

@@ -7,6 +7,7 @@ Channels-first maps: B batch, C width, H W pixels, h w grid.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -123,7 +124,7 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * depth
-        self.res = nn.ModuleList(ResBlock(a, b, groups) for a, b in zip(widths, widths[1:], strict=False))
+        self.res = nn.ModuleList(ResBlock(a, b, groups) for a, b in pairwise(widths))
         for name, module in resample.items():
             self.add_module(name, module)
         self.resample = next(iter(resample), None)

@@ -1,0 +1,131 @@
+"""Turns images into codes with a trained tokenizer: the data set that a GPT is trained on.
+
+    bash scripts/extract_code_c2i.sh --vq-ckpt runs/VQ_SS256 --code-path codes/VQ_SS256 --ten-crop
+    python -m autoregressive.extract_codes --vq-ckpt runs/quickstart/tokenizer --code-path runs/quickstart/codes
+
+Images are those of the tokenizer's own config unless --data or --data-path names others. Views of an image: its centre crop, the
+centre crop and its mirror image (--flip), or ten crops of 1.1 times the size (--ten-crop, the published recipe). A killed
+extraction continues with the same command; several processes share the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import ImageOps
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
+from engine.config import UserError, logger, run_entry
+from engine.datasets import DataConfig, ImageSource, has_split, open_source
+from engine.distributed import World, distributed_world
+from engine.images import centre_crop, image_tensor, ten_crop, to_float
+from tokenizer import load_tokenizer
+
+NUM_VIEWS = {"centre": 1, "flip": 2, "ten-crop": 10}
+
+
+def views_of(source: ImageSource, index: int, image_size: int, views: str) -> Tensor:
+    """The views of one image, uint8 (num_views,3,H,W)."""
+    image = source.image(index)
+    if views == "ten-crop":
+        crops = ten_crop(image, image_size)
+    else:
+        crops = [centre_crop(image, image_size)]
+        crops += [ImageOps.mirror(crops[0])] if views == "flip" else []
+    return torch.stack([image_tensor(crop) for crop in crops])
+
+
+@torch.inference_mode()
+def extract_split(
+    tokenizer: nn.Module, data: DataConfig, split: str, views: str, code_path: Path, batch_size: int, world: World
+) -> None:
+    """Extracts one split; finished splits are left alone."""
+    source = open_source(data, split)
+    manifest = CodesManifest(
+        format=FORMAT,
+        fingerprint=tokenizer.provenance.fingerprint,
+        tokenizer=tokenizer.provenance.path,
+        split=split,
+        data=source.name,
+        num_images=len(source),
+        num_views=NUM_VIEWS[views],
+        num_tokens=tokenizer.num_tokens,
+        codebook_size=tokenizer.quantizer.codebook_size,
+        image_size=tokenizer.image_size,
+        views=views,
+        class_names=list(source.class_names),
+    )
+    block = max(1, batch_size // NUM_VIEWS[views])
+    writer = CodeWriter(code_path, manifest, block, world.rank)
+    if writer.finished():
+        logger.info("%s: %s images are already there", writer.folder, len(source))
+        return
+    if world.is_main:
+        writer.create(source.labels)
+    world.barrier()
+    pending = writer.pending(world.rank, world.size)
+    for rows in tqdm(pending, desc=f"codes of {split}", unit="batch", disable=None if world.is_main else True):
+        images = torch.cat([views_of(source, i, tokenizer.image_size, views) for i in rows]).to(world.device)
+        indices = tokenizer.encode(to_float(images)).indices
+        writer.write(rows, indices.unflatten(0, (len(rows), NUM_VIEWS[views])))
+    world.barrier()
+    if world.is_main:
+        writer.finish()
+        logger.info("%s: %d images x %d views x %d tokens", writer.folder, *writer.shape)
+    world.barrier()
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vq-ckpt", required=True, help="folder of the tokenizer: a run, a checkpoint, or an export")
+    parser.add_argument("--code-path", required=True, type=Path, help="folder for the codes; one sub-folder per split")
+    parser.add_argument("--split", action="append", choices=["train", "val"], help="default: every split the data has")
+    parser.add_argument(
+        "--data", help="name of the images (folder, mnist5k, twemoji, photos); default: the tokenizer's"
+    )
+    parser.add_argument("--data-path", help="training images in ImageNet layout (with --data folder)")
+    parser.add_argument("--val-path", help="held-out images in ImageNet layout (with --data folder)")
+    views = parser.add_mutually_exclusive_group()
+    views.add_argument("--ten-crop", action="store_const", const="ten-crop", dest="views", help="ten crops an image")
+    views.add_argument(
+        "--flip", action="store_const", const="flip", dest="views", help="centre crop and its mirror image"
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="views at a time")
+    parser.add_argument(
+        "--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema where there is one"
+    )
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.set_defaults(views="centre")
+    return parser.parse_args()
+
+
+def data_of(tokenizer: nn.Module, args: argparse.Namespace) -> DataConfig:
+    """The images to encode: those of the tokenizer's config, changed by the flags."""
+    data = tokenizer.provenance.config.data
+    changes = {
+        "name": args.data or ("folder" if args.data_path else None),
+        "root": args.data_path,
+        "val_root": args.val_path,
+    }
+    return replace(data, **{k: v for k, v in changes.items() if v is not None})
+
+
+def main() -> None:
+    args = parse_args()
+    with distributed_world(args.device) as world:
+        tokenizer = load_tokenizer(args.vq_ckpt, weights=args.weights, device=world.device)
+        data = data_of(tokenizer, args)
+        splits = args.split or [s for s in ("train", "val") if has_split(data, s)]
+        if not splits:
+            raise UserError("no images: give --data-path (and --val-path), or --data with a packaged set")
+        for split in splits:
+            extract_split(tokenizer, data, split, args.views, args.code_path, args.batch_size, world)
+
+
+if __name__ == "__main__":
+    run_entry(main)

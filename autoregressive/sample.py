@@ -1,0 +1,83 @@
+"""Draws images of given classes and writes them as PNG files and one grid.
+
+    bash scripts/sample_c2i_visualization.sh --vq-ckpt runs/VQ_SS256 --gpt-ckpt runs/GPT_B256 --class-idx "22,388,90,978" \\
+        --qual-num 40 --cfg-scale 4.0 --sample-dir results/samples
+    python -m autoregressive.sample --vq-ckpt runs/quickstart/tokenizer --gpt-ckpt runs/quickstart/gpt --class-idx 0,1,2,3
+
+Sample i always looks the same for the same seed and settings, whatever the batch size. Several processes share the classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from autoregressive.loading import load_gpt, require_pair
+from autoregressive.sampling import add_sampler_flags, sample_images, settings_of
+from engine.config import UserError, logger, run_entry
+from engine.distributed import distributed_world
+from engine.images import save_grid, to_float, to_pil
+from tokenizer import load_tokenizer
+
+
+def parse_classes(text: str, num_classes: int) -> list[int]:
+    """`"22,388"` -> [22, 388]; anything else is an error that says what is accepted."""
+    try:
+        classes = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--class-idx {text!r} must be numbers separated by commas, such as 22,388") from None
+    bad = [c for c in classes if not 0 <= c < num_classes]
+    if bad:
+        raise UserError(f"--class-idx has {bad[0]}, but the GPT knows the classes 0..{num_classes - 1}")
+    return classes
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vq-ckpt", required=True, help="folder of the tokenizer: a run, a checkpoint, or an export")
+    parser.add_argument("--gpt-ckpt", required=True, help="folder of the GPT: a run, a checkpoint, or an export")
+    parser.add_argument("--class-idx", default=None, help='classes, such as "22,388"; default: the first eight')
+    parser.add_argument(
+        "--qual-num", type=int, default=40, help="images in all, divided among the classes (default 40)"
+    )
+    parser.add_argument("--sample-dir", type=Path, default=Path("results/samples"))
+    parser.add_argument("--per-proc-batch-size", type=int, default=32)
+    parser.add_argument(
+        "--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema where there is one"
+    )
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add_sampler_flags(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    settings = settings_of(args)
+    with distributed_world(args.device) as world:
+        tokenizer = load_tokenizer(args.vq_ckpt, weights=args.weights, device=world.device)
+        gpt = load_gpt(args.gpt_ckpt, weights=args.weights, device=world.device)
+        require_pair(gpt, tokenizer)
+        count = gpt.config.num_classes
+        classes = parse_classes(args.class_idx, count) if args.class_idx else list(range(min(8, count)))
+        each = -(-args.qual_num // len(classes))
+        mine = classes[world.rank :: world.size]
+        for label in tqdm(mine, desc="classes", disable=None if world.is_main else True):
+            ids = torch.arange(each) + label * each
+            labels = torch.full((each,), label)
+            batches = sample_images(gpt, tokenizer, labels, ids, settings, args.per_proc_batch_size)
+            images = torch.cat([made for _, made in batches])
+            folder = args.sample_dir / f"class_{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for i, image in enumerate(images):
+                to_pil(image).save(folder / f"{i:06d}.png")
+            save_grid(folder / "grid.png", to_float(images), columns=min(8, each))
+        world.barrier()
+        if world.is_main:
+            logger.info("wrote %d images of each of %d classes under %s", each, len(classes), args.sample_dir)
+
+
+if __name__ == "__main__":
+    run_entry(main)

@@ -1,0 +1,90 @@
+"""From class labels to images: the settings of a sampler, its command-line flags, and batched generation."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from autoregressive.generate import GUIDANCE_SCHEDULES, Guidance, generate, greedy, seeded_draw
+from autoregressive.gpt import GPT
+from engine.config import ConfigError
+from engine.images import to_uint8
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """Everything that an image depends on besides the weights, its class and its sample number."""
+
+    guidance: Guidance
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ConfigError(
+                f"temperature={self.temperature} must be above 0, top_k={self.top_k} 0 or more, top_p={self.top_p} in (0, 1]"
+            )
+
+
+def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
+    """The documented flags of the sampler."""
+    parser.add_argument("--cfg-scale", type=float, default=2.0, help="guidance scale, 1 = off (default 2.0)")
+    parser.add_argument("--cfg-schedule", default="constant", choices=sorted(GUIDANCE_SCHEDULES))
+    parser.add_argument(
+        "--step-start-ratio", type=float, default=0.18, help="schedule step: guided from here (default 0.18)"
+    )
+    parser.add_argument(
+        "--cfg-interval", type=int, default=-1, help="no guidance after this decoding step; -1 = always"
+    )
+    parser.add_argument(
+        "--guidance-first-token", default="full", choices=["full", "schedule"], help="as released: full"
+    )
+    parser.add_argument(
+        "--unguided-scale", type=float, default=1.0, help="scale where a schedule is off (released: 1.0001)"
+    )
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int, default=0, help="0 = all codes")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--greedy", action="store_true", help="always the most probable code")
+    parser.add_argument("--global-seed", "--seed", dest="seed", type=int, default=0)
+
+
+def settings_of(args: argparse.Namespace) -> SamplerSettings:
+    """The settings that the flags describe."""
+    guidance = Guidance(
+        scale=args.cfg_scale,
+        schedule=args.cfg_schedule,
+        start=args.step_start_ratio,
+        first_token=args.guidance_first_token,
+        unguided_scale=args.unguided_scale,
+        last_guided=args.cfg_interval,
+    )
+    return SamplerSettings(guidance, args.temperature, args.top_k, args.top_p, args.seed, args.greedy)
+
+
+@torch.inference_mode()
+def sample_images(
+    gpt: GPT, tokenizer: nn.Module, labels: Tensor, sample_ids: Tensor, settings: SamplerSettings, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (tokens (b,N), images uint8 (b,3,H,W)), on the CPU, for `labels` (B,) and `sample_ids` (B,) in order."""
+    device = next(gpt.parameters()).device
+    for start in range(0, len(labels), batch_size):
+        rows = slice(start, start + batch_size)
+        draw = greedy if settings.greedy else seeded_draw(settings.seed, sample_ids[rows], gpt.config.num_tokens)
+        tokens = generate(
+            gpt,
+            labels[rows].to(device),
+            draw=draw,
+            guidance=settings.guidance,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+        )
+        yield tokens.cpu(), to_uint8(tokenizer.decode_indices(tokens)).cpu()

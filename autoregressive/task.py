@@ -1,0 +1,84 @@
+"""Training of a GPT on codes, and validation on fixed held-out codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autoregressive.codes import CodeStore
+from autoregressive.gpt import GPT
+from engine.checkpoint import Weights
+from engine.distributed import World, autocast
+from engine.loop import Batch
+from engine.optim import Updater
+
+
+def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Mean cross entropy in nats over all tokens. (B,N,V), (B,N)."""
+    return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+
+
+class GPTTask:
+    """See `engine.loop.Task`. `preview(gpt, step, name)` writes sample images, or is None."""
+
+    def __init__(
+        self,
+        gpt: Updater,
+        *,
+        world: World,
+        precision: str,
+        validation: CodeStore | None,
+        num_validation: int,
+        batch_size: int,
+        preview: Callable[[GPT, int, str], None] | None = None,
+    ) -> None:
+        self.gpt, self.world, self.precision, self.preview = gpt, world, precision, preview
+        self.validation, self.batch_size = validation, batch_size
+        self.num_validation = min(num_validation, len(validation)) if validation is not None else 0
+
+    def parts(self) -> Mapping[str, Any]:
+        return {"gpt": self.gpt}
+
+    def weights(self) -> Weights:
+        return self.gpt.weights()
+
+    def train_step(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
+        network = self.gpt.network.train()
+        total = torch.zeros((), device=self.world.device)
+        for i, batch in enumerate(micro_batches):
+            with self.gpt.accumulating(last=i + 1 == len(micro_batches)):
+                with autocast(self.world.device, self.precision):
+                    logits = network(batch["labels"], batch["tokens"], batch["drop"])
+                loss = next_token_loss(logits, batch["tokens"])
+                (loss / len(micro_batches)).backward()
+            total = total + loss.detach() / len(micro_batches)
+        return {"loss": total, **self.gpt.step(step, {"loss": total})}
+
+    @torch.no_grad()
+    def evaluate(self, step: int) -> dict[str, float]:
+        """`val/loss` in nats per token: true classes, first view, mean over images; the same for averaged weights."""
+        metrics = {}
+        named = {"val": self.gpt.module} | ({"val_ema": self.gpt.ema} if self.gpt.ema is not None else {})
+        for prefix, network in named.items():
+            network.eval()
+            if self.validation is not None:
+                metrics[f"{prefix}/loss"] = self._loss(network)
+            if self.preview is not None and self.world.is_main:
+                self.preview(network, step, f"{prefix}_{step:08d}")
+        return metrics
+
+    def _loss(self, network: GPT) -> float:
+        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        mine = range(self.world.rank, self.num_validation, self.world.size)
+        for start in range(0, len(mine), self.batch_size):
+            rows = mine[start : start + self.batch_size]
+            tokens = torch.stack([self.validation.tokens(i, 0) for i in rows]).to(self.world.device)
+            labels = torch.tensor([int(self.validation.labels[i]) for i in rows], device=self.world.device)
+            with autocast(self.world.device, self.precision):
+                logits = network(labels, tokens)
+            total += next_token_loss(logits, tokens).double() * len(rows)
+        return self.world.sum(total).item() / self.num_validation

@@ -1,0 +1,1 @@
+"""Honest evaluation: metrics in PyTorch, every number stamped with how it was made."""

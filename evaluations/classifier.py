@@ -1,0 +1,160 @@
+"""Trains a small image classifier on real images, to check whether generated images show the class they were asked for.
+
+    python -m evaluations.classifier --config configs/quickstart/classifier.yaml loop.run_dir=runs/quickstart/classifier
+
+A plain convolutional network for small images such as digits; not a benchmark of anything else. The same command continues a run
+that was stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.checkpoint import CheckpointStore, Weights, find_weights, load_strict, read_weights
+from engine.config import load_sections, parse_cli, run_entry
+from engine.datasets import DataConfig, centre_batch, open_source, training_item
+from engine.distributed import World, distributed_world
+from engine.images import to_float
+from engine.loop import Batch, LoopConfig, check_batch, fit
+from engine.optim import OptimConfig, Updater
+from engine.stream import open_stream
+from engine.tracker import Run
+
+
+@dataclass(kw_only=True, slots=True)
+class ClassifierConfig:
+    """A small CNN: four 3x3 convolutions with two poolings, then one linear layer on a 4x4 map."""
+
+    width: int = 24  # channels of the first layers; the later ones have twice as many
+    num_classes: int = 10
+    dropout: float = 0.3
+    max_shift: int = 2  # training images move by up to this many pixels
+
+
+@dataclass(kw_only=True, slots=True)
+class ClassifierTrainConfig:
+    """Everything that defines a classifier run."""
+
+    model: ClassifierConfig = field(default_factory=ClassifierConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+class Classifier(nn.Module):
+    """Images (B,3,H,W) in [-1,1] -> logits (B,num_classes)."""
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        w = config.width
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, w, 3, padding=1), nn.ReLU(), nn.Conv2d(w, w, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(w, 2 * w, 3, padding=1), nn.ReLU(), nn.Conv2d(2 * w, 2 * w, 3, padding=1), nn.ReLU(),
+            nn.AdaptiveMaxPool2d(4), nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(32 * w, config.num_classes),
+        )  # fmt: skip
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+def shifted(images: Tensor, max_shift: int) -> Tensor:
+    """Every image moved by its own random offset, edges repeated."""
+    if max_shift == 0:
+        return images
+    height, width = images.shape[-2:]
+    padded = F.pad(images, [max_shift] * 4, mode="replicate")
+    offsets = torch.randint(0, 2 * max_shift + 1, (len(images), 2)).tolist()
+    return torch.stack([p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, offsets, strict=True)])
+
+
+class ClassifierTask:
+    """See `engine.loop.Task`."""
+
+    def __init__(self, network: Updater, images_u8: Tensor, labels: Tensor, max_shift: int, world: World) -> None:
+        self.network, self.images_u8, self.labels, self.max_shift, self.world = (
+            network,
+            images_u8,
+            labels,
+            max_shift,
+            world,
+        )
+
+    def parts(self) -> Mapping[str, Any]:
+        return {"classifier": self.network}
+
+    def weights(self) -> Weights:
+        return self.network.weights()
+
+    def train_step(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
+        self.network.network.train()
+        total = torch.zeros((), device=self.world.device)
+        for i, batch in enumerate(micro_batches):
+            with self.network.accumulating(last=i + 1 == len(micro_batches)):
+                logits = self.network.network(shifted(to_float(batch["images_u8"]), self.max_shift))
+                loss = F.cross_entropy(logits, batch["labels"])
+                (loss / len(micro_batches)).backward()
+            total = total + loss.detach() / len(micro_batches)
+        return {"loss": total, **self.network.step(step, {"loss": total})}
+
+    @torch.no_grad()
+    def evaluate(self, step: int) -> dict[str, float]:
+        """`val/accuracy` on all held-out images."""
+        return {"val/accuracy": (classify(self.network.module, self.images_u8) == self.labels).double().mean().item()}
+
+
+@torch.no_grad()
+def classify(network: nn.Module, images_u8: Tensor, batch_size: int = 250) -> Tensor:
+    """Predicted classes (n,) of uint8 images (n,3,H,W)."""
+    device = next(network.parameters()).device
+    network.eval()
+    return torch.cat([network(to_float(chunk.to(device))).argmax(1).cpu() for chunk in images_u8.split(batch_size)])
+
+
+@dataclass(kw_only=True, slots=True)
+class _Sections:
+    model: ClassifierConfig = field(default_factory=ClassifierConfig)
+
+
+def load_classifier(path: str | Path) -> nn.Module:
+    """A trained classifier in evaluation mode."""
+    found = find_weights(path, "auto", "classifier")
+    network = Classifier(load_sections(_Sections, found.folder / "config.yaml").model)
+    load_strict(network, read_weights(found.path), found.path)
+    return network.eval().requires_grad_(False)
+
+
+def train(config: ClassifierTrainConfig, world: World) -> None:
+    check_batch(config.data.global_batch_size, world, config.loop.grad_accum)
+    source, held_out = open_source(config.data, "train"), open_source(config.data, "val")
+    images = centre_batch(held_out, config.data.image_size, range(len(held_out)))
+    run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
+    try:
+        torch.manual_seed(config.loop.seed)
+        network = Updater(Classifier(config.model), config.optim, total_steps=config.loop.steps, world=world)
+        task = ClassifierTask(network, images, torch.from_numpy(held_out.labels), config.model.max_shift, world)
+
+        item = training_item(source, config.data, config.loop.seed)
+        stream = open_stream(item, len(source), config.data, config.loop, world)
+        fit(task, stream, config.loop, run, world, CheckpointStore(run.dir, world, config))
+    finally:
+        run.close()
+
+
+def main() -> None:
+    config, args = parse_cli(ClassifierTrainConfig, __doc__)
+    if args.dry_run:
+        print("the config is valid")
+        return
+    with distributed_world(config.loop.device) as world:
+        train(config, world)
+
+
+if __name__ == "__main__":
+    run_entry(main)

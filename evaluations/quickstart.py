@@ -1,0 +1,157 @@
+"""The main job, end to end, on real images: tokenizer -> codes -> GPT -> samples -> metrics -> report.
+
+    bash scripts/quickstart.sh                       handwritten digits (mnist5k), 32 px, minutes on 2 CPU cores
+    bash scripts/quickstart.sh --data twemoji        colour emoji, 64 px, longer
+    NPROC_PER_NODE=2 bash scripts/quickstart.sh      the same on two processes
+    bash scripts/quickstart.sh --fresh               a new run beside the old one, which stays
+    bash scripts/quickstart.sh --short               a few steps of everything, with all losses on: a test, not a result
+
+Running it again continues: finished stages are skipped, a killed one goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from engine.checkpoint import write_atomic
+from engine.config import UserError, logger, run_entry
+from engine.packaged import ATTRIBUTION
+from engine.stages import Stage, StageLog, run_stages
+from evaluations.protocol import read_result
+
+CONFIGS = Path("configs/quickstart")
+GUIDANCE_SCALE = 2.0
+NUM_SAMPLES = {"mnist5k": 1000, "twemoji": 1000}
+SHORT_STEPS = {"tokenizer": 50, "gpt": 30, "classifier": 30}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="mnist5k", choices=sorted(NUM_SAMPLES), help="images (default mnist5k)")
+    parser.add_argument(
+        "--runs-dir", type=Path, default=Path("runs"), help="where the run folder is made (default runs)"
+    )
+    parser.add_argument("--fresh", action="store_true", help="start over in quickstart-2, -3, ...; nothing is deleted")
+    parser.add_argument(
+        "--short", action="store_true", help="a few steps of everything, all losses on; numbers mean nothing"
+    )
+    return parser.parse_args()
+
+
+def run_folder(args: argparse.Namespace) -> Path:
+    """runs/quickstart, or with --fresh the first unused runs/quickstart-N; the newest one is continued."""
+    name = "quickstart" + ("" if args.data == "mnist5k" else f"-{args.data}") + ("-short" if args.short else "")
+    first = args.runs_dir / name
+    numbered = [first, *(args.runs_dir / f"{name}-{n}" for n in range(2, 1000))]
+    unused = next(i for i, folder in enumerate(numbered) if not folder.exists())
+    return numbered[unused] if args.fresh or unused == 0 else numbered[unused - 1]
+
+
+def stages_of(args: argparse.Namespace, run: Path) -> list[Stage]:
+    """The commands of the journey; each can be typed by hand."""
+
+    def python(name: str, module: str, *rest: str) -> Stage:
+        return Stage(name, ["bash", "scripts/launch.sh", "-m", module, *rest])
+
+    def train(name: str, module: str, *overrides: str) -> Stage:
+        overlay = CONFIGS / args.data / f"{name}.yaml"
+        configs = [CONFIGS / f"{name}.yaml", *([overlay] if overlay.is_file() else [])]
+        if args.short and name == "tokenizer":
+            configs.append(CONFIGS / "full.yaml")
+        short = [f"loop.steps={SHORT_STEPS[name]}", "loop.log_every=10", "loop.eval_every=0"] if args.short else []
+        flags = [part for path in configs for part in ("--config", str(path))]
+        return python(name, module, *flags, f"loop.run_dir={run / name}", *overrides, *short)
+
+    tokenizer, gpt, codes, results = run / "tokenizer", run / "gpt", run / "codes", run / "evaluations"
+    has_classifier = args.data == "mnist5k"
+    checked = ["--classifier", str(run / "classifier")] if has_classifier else []
+    samples = 100 if args.short else NUM_SAMPLES[args.data]
+    return [
+        train("tokenizer", "tokenizer.train"),
+        python("codes", "autoregressive.extract_codes", "--vq-ckpt", str(tokenizer), "--code-path", str(codes)),
+        train("gpt", "autoregressive.train", f"data.codes={codes}", f"data.tokenizer={tokenizer}"),
+        *([train("classifier", "evaluations.classifier")] if has_classifier else []),
+        python(
+            "reconstruction", "evaluations.reconstruction", "--vq-ckpt", str(tokenizer), "--reference", "train",
+            "--output", str(results / "reconstruction.json"),
+        ),
+        python(
+            "generation", "evaluations.generation", "--vq-ckpt", str(tokenizer), "--gpt-ckpt", str(gpt),
+            "--code-path", str(codes), *checked, "--cfg-scale", str(GUIDANCE_SCALE),
+            "--num-fid-samples", str(samples), "--per-proc-batch-size", "50",
+            "--output", str(results / "generation.json"),
+        ),
+    ]  # fmt: skip
+
+
+def collect(run: Path, log: StageLog) -> dict:
+    """The numbers of a finished run, fractions in 0..1, PSNR in dB, seconds by stage."""
+    reconstruction = read_result(run / "evaluations" / "reconstruction.json")
+    generation = read_result(run / "evaluations" / "generation.json")
+    made, drawn = reconstruction["metrics"], generation["metrics"]
+    accuracy = None
+    if "label_agreement" in drawn:
+        records = [json.loads(line) for line in (run / "classifier" / "metrics.jsonl").read_text().splitlines()]
+        accuracy = [r["val/accuracy"] for r in records if "val/accuracy" in r][-1]
+    return {
+        "psnr": made["psnr"],
+        "codebook_usage": made["codebook_usage"],
+        "codebook_size": reconstruction["protocol"]["codebook_size"],
+        "num_tokens": reconstruction["protocol"]["num_tokens"],
+        "frechet_lite0": {
+            "real": made["frechet_lite0_real"],
+            "reconstruction": made["frechet_lite0_reconstruction"],
+            "generated": drawn["frechet_lite0_generated"],
+            "noise": drawn["frechet_lite0_noise"],
+        },
+        "label_agreement": drawn.get("label_agreement"),
+        "classifier_accuracy": accuracy,
+        "distinct": drawn["distinct"],
+        "memorised": drawn["memorised"],
+        "guidance_scale": generation["protocol"]["sampler"]["guidance_scale"],
+        "seconds": log.seconds(),
+    }
+
+
+def table(results: dict) -> str:
+    """The results for people."""
+    frechet = results["frechet_lite0"]
+    rows = [
+        ("PSNR, held-out images", f"{results['psnr']:.2f} dB"),
+        ("codebook usage", f"{results['codebook_usage']:.1%} of {results['codebook_size']} codes"),
+        ("frechet_lite0 to training images: real held-out", f"{frechet['real']:.1f}"),
+        ("                                  reconstructed", f"{frechet['reconstruction']:.1f}"),
+        ("                                  generated", f"{frechet['generated']:.1f}"),
+        ("                                  uniform noise", f"{frechet['noise']:.1f}"),
+        ("distinct code sequences", f"{results['distinct']:.1%}"),
+        ("memorised code sequences", f"{results['memorised']:.1%}"),
+        ("guidance scale", f"{results['guidance_scale']:g}"),
+        ("seconds, all stages", f"{sum(results['seconds'].values()):.0f}"),
+    ]
+    if results["label_agreement"] is not None:
+        agreement = (
+            f"{results['label_agreement']:.1%} (classifier: {results['classifier_accuracy']:.1%} on real images)"
+        )
+        rows.insert(6, ("generated digits that show their class", agreement))
+    return "\n".join(f"  {name:50s} {value}" for name, value in rows)
+
+
+def main() -> None:
+    args = parse_args()
+    if not CONFIGS.is_dir():
+        raise UserError("run this from the root of the repository: bash scripts/quickstart.sh")
+    run = run_folder(args)
+    logger.info("quick start on %s in %s (%s)", args.data, run, ATTRIBUTION[args.data])
+    log = run_stages(run, stages_of(args, run))
+    write_atomic(run / "results.json", json.dumps(collect(run, log), indent=1))
+    report = Stage("report", ["bash", "scripts/launch.sh", "-m", "evaluations.report", str(run)])
+    log = run_stages(run, [report])
+    results = collect(run, log)
+    write_atomic(run / "results.json", json.dumps(results, indent=1))
+    print(f"\n{table(results)}\n\n  {run / 'results.json'}\n  {run / 'report.html'}\n  {run / 'samples.png'}")
+
+
+if __name__ == "__main__":
+    run_entry(main)

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The main job, from images to a report: bash scripts/quickstart.sh [--data twemoji] [--fresh] [--short] [--runs-dir DIR]
+set -euo pipefail
+. "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+cd "$REPO_ROOT"
+
+bash env_install.sh --extras quickstart
+. ./set_env_vars.sh
+exec "$(find_python)" -m evaluations.quickstart "$@"

@@ -1,0 +1,107 @@
+"""Reconstructs images with a trained tokenizer: pairs of original and reconstruction as PNG files, and one grid.
+
+    bash scripts/reconstruction.sh --vq-ckpt runs/VQ_SS256 --data-path my_photos/ --sample-dir results/reconstructions
+    python -m tokenizer.reconstruct --vq-ckpt runs/quickstart/tokenizer --data photos --num-images 8
+
+--data-path is any folder: it is searched for image files, others are counted and ignored. Every image is centre-cropped to the
+size of the tokenizer and goes through its codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from engine.config import UserError, logger, run_entry
+from engine.datasets import DataConfig, open_source
+from engine.distributed import distributed_world
+from engine.image_metrics import psnr
+from engine.images import (
+    IMAGE_SUFFIXES,
+    centre_crop,
+    image_tensor,
+    read_image,
+    save_grid,
+    to_float,
+    to_pil,
+    to_uint8,
+)
+from tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class LooseImages:
+    """The image files under a folder, at any depth, without labels."""
+
+    paths: list[Path]
+
+    @classmethod
+    def under(cls, folder: Path) -> LooseImages:
+        if not folder.is_dir():
+            raise UserError(f"--data-path {folder} is not a folder")
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+        if not images:
+            raise UserError(f"--data-path {folder} holds no image files (accepted: {' '.join(sorted(IMAGE_SUFFIXES))})")
+        if len(images) < len(files):
+            logger.info("%s: %d images; ignored %d other files", folder, len(images), len(files) - len(images))
+        return cls(images)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def image(self, index: int):
+        return read_image(self.paths[index])
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vq-ckpt", required=True, help="folder of the tokenizer: a run, a checkpoint, or an export")
+    parser.add_argument("--data-path", type=Path, help="folder that is searched for images")
+    parser.add_argument("--data", help="instead: held-out images of a packaged set (mnist5k, twemoji, photos)")
+    parser.add_argument("--num-images", type=int, default=0, help="only the first images; 0 = all")
+    parser.add_argument("--sample-dir", type=Path, default=Path("results/reconstructions"))
+    parser.add_argument("--per-proc-batch-size", type=int, default=16)
+    parser.add_argument(
+        "--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema where there is one"
+    )
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    return parser.parse_args()
+
+
+@torch.inference_mode()
+def main() -> None:
+    args = parse_args()
+    if (args.data_path is None) == (args.data is None):
+        raise UserError("give either --data-path FOLDER or --data NAME")
+    source = LooseImages.under(args.data_path) if args.data_path else open_source(DataConfig(name=args.data), "val")
+    with distributed_world(args.device) as world:
+        tokenizer = load_tokenizer(args.vq_ckpt, weights=args.weights, device=world.device)
+        count = min(len(source), args.num_images) if args.num_images else len(source)
+        mine = range(count)[world.rank :: world.size]
+        args.sample_dir.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for start in tqdm(range(0, len(mine), args.per_proc_batch_size), desc="batches", disable=None):
+            numbers = mine[start : start + args.per_proc_batch_size]
+            originals = torch.stack([image_tensor(centre_crop(source.image(i), tokenizer.image_size)) for i in numbers])
+            codes = tokenizer.encode(to_float(originals).to(world.device)).indices
+            made = to_uint8(tokenizer.decode_indices(codes)).cpu()
+            for i, original, image, score in zip(numbers, originals, made, psnr(made, originals).tolist(), strict=True):
+                to_pil(original).save(args.sample_dir / f"{i:06d}_gt.png")
+                to_pil(image).save(args.sample_dir / f"{i:06d}.png")
+                logger.info("%06d.png  PSNR %.2f dB", i, score)
+            if len(rows) < 4:
+                rows.append((originals[:8], made[:8]))
+        if world.is_main:
+            width = len(rows[0][0])
+            pairs = [torch.cat(pair) for pair in rows if len(pair[0]) == width]
+            save_grid(args.sample_dir / "grid.png", to_float(torch.cat(pairs)), columns=width)
+            logger.info("%d pairs and grid.png (originals above reconstructions) under %s", count, args.sample_dir)
+
+
+if __name__ == "__main__":
+    run_entry(main)
