@@ -4,7 +4,7 @@
 #   bash env_install.sh                                   into .venv here, with what the quick start needs
 #   bash env_install.sh --extras quickstart,dev,wandb     more: tests and linters, Weights & Biases
 #   conda activate gigatok && bash env_install.sh --env active
-#   bash env_install.sh --torch-index URL                 another build of torch (CPU only, other CUDA), URL as pytorch.org names it
+#   bash env_install.sh --torch-index URL                 another build of torch (CPU only, other CUDA); pytorch.org has the URLs
 #
 # Options
 #   --extras A,B         optional groups of pyproject.toml (default: quickstart; "" for none)

@@ -1,7 +1,7 @@
 # Paths and settings of this project; source it:   . set_env_vars.sh
 #
-# It works as it is. A value that is already set is kept, so set yours before sourcing, on the command line, or edit below.
-# The scripts in scripts/ source it themselves.
+# It works as it is. A value that is already set is kept, so set yours before sourcing or edit below. The scripts in scripts/
+# source it themselves.
 
 # This folder. Set anew each time: a value left from another checkout would run that one's code.
 PROJECT_ROOT=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]:-$0}")" && pwd)
@@ -16,8 +16,8 @@ export PYTHONPATH
 
 # --- programs ---
 
-# torchrun of the environment to use; it also decides which python the scripts take. Default: that of the active environment if
-# the project is installed there, else of .venv. Without any of them it stays unset (first: bash env_install.sh).
+# torchrun of the environment to use; it also decides which python the scripts take. Default: that of the active
+# environment if the project is installed there, else of .venv. Without either it stays unset (first: bash env_install.sh).
 if [ -z "${TORCH_RUN_PATH:-}" ]; then
     TORCH_RUN_PATH=$(. "$PROJECT_ROOT/scripts/common.sh" && find_python 2>/dev/null) || true
     TORCH_RUN_PATH=${TORCH_RUN_PATH%/python}/torchrun

@@ -3,7 +3,7 @@
 #
 #   bash scripts/launch.sh -m tokenizer.train --config configs/vq/VQ_BL256.yaml          one process, plain python
 #   GPUS=8 bash scripts/launch.sh -m tokenizer.train --config ...                        8 processes on this machine
-#   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 PORT=29500 GPUS=8 bash scripts/launch.sh ...   the same on each machine, with its rank
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 GPUS=8 bash scripts/launch.sh ...          on each machine, with its NODE_RANK
 #
 # Processes per machine: NPROC_PER_NODE, else gpus, else GPUS, else 1. Python: see find_python in scripts/common.sh.
 set -euo pipefail
