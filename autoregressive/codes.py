@@ -79,7 +79,7 @@ class CodeStore:
         if self.manifest.fingerprint != fingerprint:
             raise CodesError(
                 f"{self.folder} holds codes of another tokenizer: theirs {self.manifest.fingerprint[:16]} "
-                f"({self.manifest.tokenizer}), given {fingerprint[:16]} ({tokenizer}); extract codes with this tokenizer"
+                f"({self.manifest.tokenizer}), given {fingerprint[:16]} ({tokenizer}); extract codes with that one"
             )
 
     def tokens(self, index: int, view: int) -> Tensor:

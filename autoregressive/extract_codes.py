@@ -3,9 +3,9 @@
     bash scripts/extract_code_c2i.sh --vq-ckpt runs/VQ_SS256 --code-path codes/VQ_SS256 --ten-crop
     python -m autoregressive.extract_codes --vq-ckpt runs/quickstart/tokenizer --code-path runs/quickstart/codes
 
-Images are those of the tokenizer's own config unless --data or --data-path names others. Views of an image: its centre crop, the
-centre crop and its mirror image (--flip), or ten crops of 1.1 times the size (--ten-crop, the published recipe). A killed
-extraction continues with the same command; several processes share the work.
+Images are those of the tokenizer's own config unless --data or --data-path names others. Views of an image: its centre
+crop, the centre crop and its mirror image (--flip), or ten crops of 1.1 times the size (--ten-crop, the published
+recipe). A killed extraction continues with the same command; several processes share the work.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sampling from a GPT: classifier-free guidance, temperature, top-k, top-p, and random numbers that belong to a sample.
 
-The random number that picks token t of sample i depends only on (seed, i, t): neither on the batch it is generated in nor on the
-number of processes.
+The random number that picks token t of sample i depends only on (seed, i, t): neither on the batch it is generated in
+nor on the number of processes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ Draw = Callable[[Tensor, int], Tensor]  # (probabilities (B,V), position) -> tok
 class Guidance:
     """Classifier-free guidance: logits = uncond + s (cond - uncond), s = 1 is off.
 
-    `constant`: s everywhere. `step`: s from ratio `start` on, `unguided_scale` before. `linear`: rises from 1 to s. The ratio of
-    token t of N is t / (N - 1). As released, the first token has the full scale under every schedule (`first_token`).
+    `constant`: s everywhere. `step`: s from ratio `start` on, `unguided_scale` before. `linear`: rises from 1 to s. The
+    ratio of token t of N is t / (N - 1). As released, the first token has the full scale under every schedule
+    (`first_token`).
     """
 
     scale: float = 1.0
@@ -71,7 +72,8 @@ GUIDANCE_SCHEDULES: dict[str, Callable[[Guidance, float], float]] = {
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Logits (B,V) with all but the `top_k` largest (ties stay; 0 = all), then all outside the `top_p` nucleus, at -inf.
+    """Logits (B,V) with all but the `top_k` largest (ties stay; 0 = all), then all outside the `top_p` nucleus, at
+    -inf.
 
     The nucleus ends with the first token whose cumulative probability exceeds `top_p`; that token stays.
     """
@@ -126,8 +128,8 @@ def generate(
 ) -> Tensor:
     """Tokens (B,N) int64 for class `labels` (B,). `gpt` must be in evaluation mode.
 
-    With guidance the batch is doubled, conditional rows first; as soon as no later token needs them, the unconditional rows are
-    dropped.
+    With guidance the batch is doubled, conditional rows first; as soon as no later token needs them, the unconditional
+    rows are dropped.
     """
     assert not gpt.training, "generate() needs gpt.eval()"
     num_tokens, batch = gpt.config.num_tokens, len(labels)

@@ -1,7 +1,8 @@
-"""The GPT of GigaTok and LlamaGen: a Llama-style decoder over image tokens, conditioned on a class (arXiv:2406.06525, section 3.2).
+"""The GPT of GigaTok and LlamaGen: a Llama-style decoder over image tokens, conditioned on a class (arXiv:2406.06525,
+section 3.2).
 
-The sequence is [class, token 0, ..., token N-2]; position p predicts token p. RMSNorm before attention and SwiGLU, no biases, no
-weight tying, learned absolute positions.
+The sequence is [class, token 0, ..., token N-2]; position p predicts token p. RMSNorm before attention and SwiGLU, no
+biases, no weight tying, learned absolute positions.
 
 Shapes    labels (B,) int64, `num_classes` is the null class      tokens (B,N) int64      logits (B,N,V) float32
 """

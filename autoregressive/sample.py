@@ -1,10 +1,11 @@
 """Draws images of given classes and writes them as PNG files and one grid.
 
-    bash scripts/sample_c2i_visualization.sh --vq-ckpt runs/VQ_SS256 --gpt-ckpt runs/GPT_B256 --class-idx "22,388,90,978" \\
-        --qual-num 40 --cfg-scale 4.0 --sample-dir results/samples
-    python -m autoregressive.sample --vq-ckpt runs/quickstart/tokenizer --gpt-ckpt runs/quickstart/gpt --class-idx 0,1,2,3
+    bash scripts/sample_c2i_visualization.sh --vq-ckpt runs/VQ_SS256 --gpt-ckpt runs/GPT_B256 \\
+        --class-idx "22,388,90,978" --qual-num 40 --cfg-scale 4.0 --sample-dir results/samples
+    python -m autoregressive.sample --vq-ckpt runs/quickstart/tokenizer --gpt-ckpt runs/quickstart/gpt
 
-Sample i always looks the same for the same seed and settings, whatever the batch size. Several processes share the classes.
+Sample i always looks the same for the same seed and settings, whatever the batch size. Several processes share the
+classes.
 """
 
 from __future__ import annotations

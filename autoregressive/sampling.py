@@ -29,7 +29,8 @@ class SamplerSettings:
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ConfigError(
-                f"temperature={self.temperature} must be above 0, top_k={self.top_k} 0 or more, top_p={self.top_p} in (0, 1]"
+                f"temperature={self.temperature} must be above 0, top_k={self.top_k} 0 or more, "
+                f"top_p={self.top_p} in (0, 1]"
             )
 
 

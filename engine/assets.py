@@ -1,8 +1,9 @@
 """Pretrained networks by name: where their file must lie, what its hash is, and nothing behind the user's back.
 
-A network is a file in PRETRAINED_DIR, checked against a known hash; or it ships inside a package; or, with ALLOW_DOWNLOAD=1,
-its library fetches it; or it is an error that names file, place and hash. For tests and dry runs only, `random_stand_in` builds the
-same architecture with seeded random weights, announced in the log and stamped `weights: random` in every checkpoint and result.
+A network is a file in PRETRAINED_DIR, checked against a known hash; or it ships inside a package; or, with
+ALLOW_DOWNLOAD=1, its library fetches it; or it is an error that names file, place and hash. For tests and dry runs
+only, `random_stand_in` builds the same architecture with seeded random weights, announced in the log and stamped
+`weights: random` in every checkpoint and result.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ class AssetError(UserError):
 
 @dataclass(frozen=True)
 class Asset:
-    """One file of pretrained weights. `sha256` may be the leading part that the publisher's file name carries; empty = not known."""
+    """One file of pretrained weights.
+
+    `sha256` may be the leading part that the publisher's file name carries; empty = not known.
+    """
 
     file: str
     sha256: str
@@ -94,7 +98,8 @@ def resolve(name: str, config: AssetsConfig) -> Weights:
     if not config.allow_unknown and not (asset.sha256 and digest.startswith(asset.sha256)):
         expected = f"instead of {asset.sha256}..." if asset.sha256 else "and no hash is on record for it"
         raise AssetError(
-            f"{path} has SHA-256 {digest}, {expected}; if you trust it, set assets.allow_unknown=true (--allow-unknown-weights)"
+            f"{path} has SHA-256 {digest}, {expected}; if you trust it, set assets.allow_unknown=true "
+            "(--allow-unknown-weights)"
         )
     return Weights(name, path, f"{asset.file} sha256:{digest}")
 

@@ -1,14 +1,14 @@
 """Crash-safe checkpoints.
 
     <run>/checkpoints/step_00010000/
-        state/               the training state, through torch.distributed.checkpoint (independent of the number of processes)
+        state/               the training state, through torch.distributed.checkpoint (for any number of processes)
         model.safetensors    the weights alone, and ema.safetensors where they are averaged: what `load_tokenizer` reads
         config.yaml          the config that made them
         manifest.json        step, stamp, and size and SHA-256 of every file; written last
 
-A checkpoint is written under a temporary name, synced to disk and renamed once; a folder without a valid manifest does not exist
-for a resume. Weights are safetensors and safe to share. `state/` is for resuming one's own run: torch's format holds pickled
-metadata, so a state from an untrusted source must not be resumed.
+A checkpoint is written under a temporary name, synced to disk and renamed once; a folder without a valid manifest does
+not exist for a resume. Weights are safetensors and safe to share. `state/` is for resuming one's own run: torch's
+format holds pickled metadata, so a state from an untrusted source must not be resumed.
 """
 
 from __future__ import annotations
@@ -152,7 +152,10 @@ class CheckpointStore:
         return self.run_dir / "checkpoints"
 
     def save(self, step: int, parts: Mapping[str, Any], weights: Callable[[], Weights]) -> Path:
-        """Writes the state after `step` updates. On any failure nothing half-written stays and older checkpoints are untouched."""
+        """Writes the state after `step` updates.
+
+        On any failure nothing half-written stays and older checkpoints are untouched.
+        """
         final = self.folder / f"{STEP_PREFIX}{step:08d}"
         if read_manifest(final) is not None:
             return final

@@ -1,8 +1,8 @@
 """Configuration: dataclass defaults <- YAML files <- `key=value` (OmegaConf structured configs).
 
-A config is a tree of dataclasses; every dataclass sits beside the component that it configures, and the root sits in the
-entry module. An unknown key, a wrong type, or a changed section of a variant that is not in use is a `ConfigError` that names
-the key and what is accepted.
+A config is a tree of dataclasses; every dataclass sits beside the component that it configures, and the root sits in
+the entry module. An unknown key, a wrong type, or a changed section of a variant that is not in use is a `ConfigError`
+that names the key and what is accepted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger("tokenizers")
 
 
 class UserError(ValueError):
-    """Something the user can mend: a key, a file, a missing package. Entries print it as one line, without a traceback."""
+    """Something the user can mend: a key, a file, a missing package. Entries print it without a traceback."""
 
 
 class ConfigError(UserError):
@@ -116,8 +116,8 @@ def load_config(schema: type[T], files: Sequence[str | Path] = (), overrides: Se
 def load_sections(schema: type[T], path: str | Path) -> T:
     """The sections of a YAML file that the dataclass `schema` names; all others are left alone.
 
-    For readers that need a part of a training config, such as `model`, on a machine where the rest (say a data folder from an
-    environment variable) cannot be resolved.
+    For readers that need a part of a training config, such as `model`, on a machine where the rest (say a data folder
+    from an environment variable) cannot be resolved.
     """
     tree = read_yaml(path)
     kept = {field.name: tree._get_node(field.name) for field in fields(schema) if field.name in tree}
@@ -178,7 +178,10 @@ def check_all(problems: Sequence[str]) -> None:
 def parse_cli(
     schema: type[T], description: str, extend: Callable[[argparse.ArgumentParser], None] | None = None
 ) -> tuple[T, argparse.Namespace]:
-    """The command line of a training entry: `--config FILE` (repeatable), `--dry-run`, `--print-config`, `key=value` ..."""
+    """The command line of a training entry:
+
+    `--config FILE` (repeatable), `--dry-run`, `--print-config`, `key=value` ...
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--config", action="append", default=[], metavar="FILE", help="YAML file; may be repeated, later wins"

@@ -1,4 +1,6 @@
-"""Image data sets: a folder in ImageNet layout, or a set that a package ships; and how an image becomes a training sample."""
+"""Image data sets: a folder in ImageNet layout, or a set that a package ships; and how an image becomes a training
+sample.
+"""
 
 from __future__ import annotations
 
@@ -62,8 +64,8 @@ class ImageSource(Protocol):
 class FolderSource:
     """A folder in ImageNet layout: one sub-folder per class, classes and files in alphabetical order.
 
-    A missing folder, a class folder without images, or a file that is not an image is an error that names it; with `skip_broken`
-    such files are left out and counted.
+    A missing folder, a class folder without images, or a file that is not an image is an error that names it; with
+    `skip_broken` such files are left out and counted.
     """
 
     def __init__(self, root: str, key: str, skip_broken: bool = False) -> None:
@@ -85,8 +87,8 @@ class FolderSource:
                 strangers += len(entries) - len(kept)
                 if not skip_broken:
                     raise ImageError(
-                        f"{folder / class_name / stranger} is not an image file (accepted: {' '.join(sorted(IMAGE_SUFFIXES))}); "
-                        "remove it, or set data.skip_broken=true"
+                        f"{folder / class_name / stranger} is not an image file "
+                        f"(accepted: {' '.join(sorted(IMAGE_SUFFIXES))}); remove it, or set data.skip_broken=true"
                     )
             if not kept:
                 raise UserError(f"class folder {folder / class_name} holds no images; remove it or fill it")
@@ -132,7 +134,7 @@ def has_split(config: DataConfig, split: str) -> bool:
 
 
 def _read(source: ImageSource, index: int, skip_broken: bool) -> tuple[Image.Image, int, int]:
-    """Image `index`, or with `skip_broken` the next readable one: (image, its index, number of unreadable ones passed)."""
+    """Image `index`, or with `skip_broken` the next readable one: (image, its index, unreadable ones passed)."""
     for passed in range(len(source)):
         at = (index + passed) % len(source)
         try:
@@ -145,7 +147,10 @@ def _read(source: ImageSource, index: int, skip_broken: bool) -> tuple[Image.Ima
 
 
 def training_item(source: ImageSource, config: DataConfig, seed: int) -> Callable[[int, int], dict[str, Tensor]]:
-    """`item(index, position)`: the sample that stands at `position` of the training order; augmentation depends on both only."""
+    """`item(index, position)`:
+
+    the sample that stands at `position` of the training order; augmentation depends on both only.
+    """
 
     def item(index: int, position: int) -> dict[str, Tensor]:
         image, index, skipped = _read(source, index, config.skip_broken)

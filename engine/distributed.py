@@ -1,7 +1,7 @@
 """Processes and devices. The only module that knows about CUDA and process groups.
 
-One process without torchrun is a world of size 1 and needs no process group. Under torchrun the group is NCCL on GPUs and gloo
-on CPUs.
+One process without torchrun is a world of size 1 and needs no process group. Under torchrun the group is NCCL on GPUs
+and gloo on CPUs.
 """
 
 from __future__ import annotations

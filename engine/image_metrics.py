@@ -17,8 +17,9 @@ def psnr(images: Tensor, references: Tensor) -> Tensor:
 def ssim(images: Tensor, references: Tensor, data_range: float = 1.0, window: int = 7) -> Tensor:
     """Structural similarity of each pair (Wang et al., 2004). uint8 (B,3,H,W) -> float64 (B,).
 
-    7x7 uniform window, sample covariance, mean over channels and over windows that lie inside the image: scikit-image's default.
-    `data_range` is that of images scaled to [0,1]; GigaTok and LlamaGen publish values computed with 2, which are inflated.
+    7x7 uniform window, sample covariance, mean over channels and over windows that lie inside the image: scikit-image's
+    default. `data_range` is that of images scaled to [0,1]; GigaTok and LlamaGen publish values computed with 2, which
+    are inflated.
     """
     _check(images, references)
     if min(images.shape[-2:]) < window:

@@ -1,4 +1,4 @@
-"""The training loop that every task shares: it knows steps, checkpoints and records, and nothing of losses or networks."""
+"""The training loop that every task shares: steps, checkpoints and records, nothing of losses or networks."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def fit(
 ) -> None:
     """Trains `task` to `config.steps`, continuing from the newest checkpoint of the run if there is one.
 
-    `open_stream(start)` yields micro-batches from step `start` on; it is a pure function of (seed, position), so there is no data
-    state to restore. SIGTERM or SIGUSR1 saves and exits with code 75.
+    `open_stream(start)` yields micro-batches from step `start` on; it is a pure function of (seed, position), so there
+    is no data state to restore. SIGTERM or SIGUSR1 saves and exits with code 75.
     """
     start = store.load_latest(task.parts())
     if start > 0:
@@ -134,7 +134,7 @@ def check_batch(global_batch_size: int, world: World, grad_accum: int) -> int:
     parts = world.size * grad_accum
     if global_batch_size % parts != 0 or global_batch_size < parts:
         raise UserError(
-            f"data.global_batch_size={global_batch_size} is not divisible by {world.size} ranks x loop.grad_accum={grad_accum}; "
-            f"use a multiple of {parts}"
+            f"data.global_batch_size={global_batch_size} is not divisible by {world.size} ranks x "
+            f"loop.grad_accum={grad_accum}; use a multiple of {parts}"
         )
     return global_batch_size // parts

@@ -1,4 +1,7 @@
-"""Learning-rate schedules, and the `Updater`: one trained network with its optimizer, clipping, EMA and non-finite guard."""
+"""Learning-rate schedules, and the `Updater`:
+
+one trained network with its optimizer, clipping, EMA and non-finite guard.
+"""
 
 from __future__ import annotations
 
@@ -99,8 +102,9 @@ class NonFiniteError(UserError):
 class Updater:
     """One trained network.
 
-    `module` is the plain network, `network` the one to call in training (wrapped for data parallelism), `ema` its averaged copy
-    or None. `step` sets the learning rate, clips, updates and averages; a non-finite gradient skips the update.
+    `module` is the plain network, `network` the one to call in training (wrapped for data parallelism), `ema` its
+    averaged copy or None. `step` sets the learning rate, clips, updates and averages; a non-finite gradient skips the
+    update.
     """
 
     def __init__(
@@ -167,9 +171,9 @@ class Updater:
         if self.bad_in_a_row >= self.config.max_bad_steps:
             bad = [name for name, value in terms.items() if not torch.isfinite(torch.as_tensor(value)).all()]
             raise NonFiniteError(
-                f"step {step}: {self.bad_in_a_row} updates in a row had a non-finite gradient (optim.max_bad_steps); first "
-                f"non-finite loss term: {bad[0] if bad else 'none, the gradient itself overflows'}. Lower optim.lr, or "
-                "resume from an older checkpoint"
+                f"step {step}: {self.bad_in_a_row} updates in a row had a non-finite gradient (optim.max_bad_steps); "
+                f"first non-finite loss term: {bad[0] if bad else 'none, the gradient itself overflows'}. "
+                "Lower optim.lr, or resume from an older checkpoint"
             )
 
     @torch.no_grad()

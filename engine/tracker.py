@@ -1,4 +1,4 @@
-"""What a run leaves behind: `config.yaml`, `log.txt`, `metrics.jsonl` (the record), image grids, and optionally wandb."""
+"""What a run leaves behind: `config.yaml`, `log.txt`, `metrics.jsonl` (the record), image grids, optionally wandb."""
 
 from __future__ import annotations
 
@@ -97,7 +97,10 @@ class Run:
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
-    """The records of a run by ascending step; where a resume repeated a step, the later record counts. Torn lines are dropped."""
+    """The records of a run by ascending step; where a resume repeated a step, the later record counts.
+
+    Torn lines are dropped.
+    """
     path = Path(run_dir) / "metrics.jsonl"
     records: dict[tuple[int, tuple[str, ...]], dict[str, float]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:

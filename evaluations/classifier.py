@@ -2,8 +2,8 @@
 
     python -m evaluations.classifier --config configs/quickstart/classifier.yaml loop.run_dir=runs/quickstart/classifier
 
-A plain convolutional network for small images such as digits; not a benchmark of anything else. The same command continues a run
-that was stopped.
+A plain convolutional network for small images such as digits; not a benchmark of anything else. The same command
+continues a run that was stopped.
 """
 
 from __future__ import annotations

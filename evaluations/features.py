@@ -1,7 +1,7 @@
 """Feature extractors of Frechet distances, by name. Only `inception` gives a number that may be called FID.
 
-inception            the TensorFlow-compatible Inception network of torch-fidelity, from a weights file    -> fid
-efficientnet_lite0   global mean of the stride-16 map (112 numbers), weights from a package; for offline work -> frechet_lite0
+inception            TensorFlow-compatible Inception network of torch-fidelity, from a weights file     -> fid
+efficientnet_lite0   global mean of the stride-16 map (112 numbers), packaged weights, for offline work -> frechet_lite0
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Lite0Extractor(nn.Module):
 
 
 class InceptionExtractor(nn.Module):
-    """uint8 images (B,3,H,W) -> (B,2048) pool features of the 2015-12-05 Inception network, resized as TensorFlow 1 does."""
+    """uint8 images (B,3,H,W) -> (B,2048) pool features of the 2015-12-05 Inception network, resized as TensorFlow 1
+    does.
+    """
 
     dim, metric = 2048, "fid"
 
@@ -62,8 +64,9 @@ class InceptionExtractor(nn.Module):
 
 
 def _unloaded_inception() -> nn.Module:
-    """torch-fidelity's network as initialized. Its constructor unpickles a weights file; ours gets an empty one instead, since
-    we read the real file ourselves, safely."""
+    """torch-fidelity's network as initialized. Its constructor unpickles a weights file; ours gets an empty one
+    instead, since we read the real file ourselves, safely.
+    """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Unloaded(FeatureExtractorInceptionV3):

@@ -4,9 +4,9 @@
         --code-path runs/quickstart/codes --num-fid-samples 1000 --cfg-scale 2.0 \\
         --output runs/quickstart/evaluations/generation.json
 
-Labels are balanced: sample i has class i modulo the number of classes. `distinct` is the share of different code sequences,
-`memorised` the share that occurs among the training codes. With --classifier, `label_agreement` is the share of images that it
-puts into the class they were asked for.
+Labels are balanced: sample i has class i modulo the number of classes. `distinct` is the share of different code
+sequences, `memorised` the share that occurs among the training codes. With --classifier, `label_agreement` is the share
+of images that it puts into the class they were asked for.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     reference, reference_facts = reference_moments(source, "train", size, extractor, args.output.parent, world)
     ids = torch.arange(args.num_fid_samples)
     labels = ids % gpt.config.num_classes
-    # whole batches are dealt to the ranks in turn, so that the shape of every batch is the same for any number of processes
+    # whole batches are dealt to the ranks in turn, so that batches have the same shapes for any number of processes
     chunks = ids.split(args.per_proc_batch_size)[world.rank :: world.size]
     moments, noise_moments = Moments(extractor.dim), Moments(extractor.dim)
     tokens, images = [], []

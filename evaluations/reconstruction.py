@@ -1,11 +1,13 @@
 """Reconstruction quality of a tokenizer: PSNR, SSIM, codebook usage, and a Frechet distance to reference images.
 
-    python -m evaluations.reconstruction --vq-ckpt runs/quickstart/tokenizer --output runs/quickstart/evaluations/reconstruction.json
+    python -m evaluations.reconstruction --vq-ckpt runs/quickstart/tokenizer \\
+        --output runs/quickstart/evaluations/reconstruction.json
     python -m evaluations.reconstruction --vq-ckpt runs/VQ_SS256 --val-path $IMGNET_ROOT/val --reference val \\
         --extractor inception --output results/VQ_SS256.json
 
-Images go through their codes (encode -> indices -> decode) and are rounded to uint8 before any metric. --reference names the images
-that the distance is measured to: the split itself (`val`, which gives rFID) or the training images (`train`).
+Images go through their codes (encode -> indices -> decode) and are rounded to uint8 before any metric. --reference
+names the images that the distance is measured to: the split itself (`val`, which gives rFID) or the training images
+(`train`).
 """
 
 from __future__ import annotations

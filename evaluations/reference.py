@@ -36,7 +36,9 @@ def describe_reference(source: ImageSource, split: str, image_size: int, extract
 def reference_moments(
     source: ImageSource, split: str, image_size: int, extractor: nn.Module, cache_dir: Path, world: World
 ) -> tuple[Moments, dict[str, Any]]:
-    """Moments of all images of `source`, from the cache where the same ones were computed before; and their description."""
+    """Moments of all images of `source`, from the cache where the same ones were computed before; and their
+    description.
+    """
     facts = describe_reference(source, split, image_size, extractor)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_dir / f"reference_{key}.npz"

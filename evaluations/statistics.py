@@ -15,8 +15,8 @@ from engine.distributed import World
 class Moments:
     """Mean and covariance of feature vectors, accumulated batch by batch: count, sum and sum of outer products.
 
-    Sums are taken around `centre`, the mean of the first batch (in a world of several ranks: of each rank's first batch, moved to
-    a common one when they are merged), so that nothing cancels.
+    Sums are taken around `centre`, the mean of the first batch (in a world of several ranks: of each rank's first
+    batch, moved to a common one when they are merged), so that nothing cancels.
     """
 
     dim: int
@@ -77,8 +77,8 @@ class Moments:
 def frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
     """Squared Frechet distance of two Gaussians (Heusel et al., 2017, Eq. 6), in float64.
 
-    |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^1/2), where tr (A B)^1/2 = tr (A^1/2 B A^1/2)^1/2 by two symmetric eigenvalue problems:
-    real and stable also for singular covariances.
+    |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^1/2), where tr (A B)^1/2 = tr (A^1/2 B A^1/2)^1/2 by two symmetric eigenvalue
+    problems: real and stable also for singular covariances.
     """
     mean_a, mean_b = np.asarray(mean_a, np.float64), np.asarray(mean_b, np.float64)
     cov_a, cov_b = np.asarray(cov_a, np.float64), np.asarray(cov_b, np.float64)

@@ -36,8 +36,8 @@ class Provenance:
 def load_tokenizer(path: str | Path, *, weights: str = "auto", device: str = "cpu") -> nn.Module:
     """A tokenizer in evaluation mode from a run folder, a checkpoint, or an exported folder.
 
-    `weights`: `ema`, `model`, or `auto` (ema where there is one). The result has an attribute `provenance`. A folder of another
-    kind of network, or a damaged file, is an error; nothing loads partly.
+    `weights`: `ema`, `model`, or `auto` (ema where there is one). The result has an attribute `provenance`. A folder of
+    another kind of network, or a damaged file, is an error; nothing loads partly.
     """
     found = find_weights(path, weights, "tokenizer")
     try:

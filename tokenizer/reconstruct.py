@@ -3,8 +3,8 @@
     bash scripts/reconstruction.sh --vq-ckpt runs/VQ_SS256 --data-path my_photos/ --sample-dir results/reconstructions
     python -m tokenizer.reconstruct --vq-ckpt runs/quickstart/tokenizer --data photos --num-images 8
 
---data-path is any folder: it is searched for image files, others are counted and ignored. Every image is centre-cropped to the
-size of the tokenizer and goes through its codes.
+--data-path is any folder: it is searched for image files, others are counted and ignored. Every image is centre-cropped
+to the size of the tokenizer and goes through its codes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Names and layouts of published tokenizer checkpoints (GigaTok), both ways.
 
-A rule is (our name, published name, layout). Layouts: `same`; `conv1x1`: our linear weight (O,I) is their 1x1 convolution
-(O,I,1,1); `table`: our (N,C) is their (N,1,C); `codes`: our int32 ring is their float32 one.
+A rule is (our name, published name, layout). Layouts: `same`; `conv1x1`: our linear weight (O,I) is their 1x1
+convolution (O,I,1,1); `table`: our (N,C) is their (N,1,C); `codes`: our int32 ring is their float32 one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def to_published(tensor: Tensor, layout: str) -> Tensor:
 
 
 def from_published(tensor: Tensor, layout: str) -> Tensor:
-    """One published tensor in our layout; a tensor that cannot have come from it is returned as it is, for a strict load."""
+    """One published tensor in our layout; a tensor that cannot have come from it is returned as it is, for a strict
+    load.
+    """
     if layout == "conv1x1" and tensor.shape[2:] == (1, 1):
         return tensor[:, :, 0, 0]
     if layout == "table" and tensor.ndim == 3 and tensor.shape[1] == 1:

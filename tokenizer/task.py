@@ -1,4 +1,4 @@
-"""Training of a tokenizer: one update of the tokenizer, then one of its discriminator, and validation on fixed images."""
+"""Training of a tokenizer: an update of the tokenizer, one of its discriminator, validation on fixed images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ class Validation:
 
 @dataclass
 class Frozens:
-    """The frozen networks of the loss. `teacher_cache` (num_images, cells, dim) holds the teacher's features by image index."""
+    """The frozen networks of the loss.
+
+    `teacher_cache` (num_images, cells, dim) holds the teacher's features by image index.
+    """
 
     perceptual: nn.Module | None = None
     teacher: nn.Module | None = None
@@ -82,7 +85,7 @@ class TokenizerTask:
         return metrics
 
     def _init_codebook(self) -> None:
-        """At the end of a warm-up: a codebook from the data where the config asks for it, also in the averaged weights."""
+        """At the end of a warm-up: a codebook from the data where the config asks for it, also in the EMA."""
         quantizer = self.tokenizer.module.quantizer
         if quantizer.config.init != "kmeans":
             return
@@ -91,7 +94,7 @@ class TokenizerTask:
             self.tokenizer.ema.quantizer.codebook.copy_(quantizer.codebook.detach())
 
     def update_tokenizer(self, micro_batches: list[Batch], step: int) -> tuple[dict[str, Tensor], list[tuple]]:
-        """Forward, weighted sum, backward over all micro-batches, update. Returns metrics and (real, generated) pairs."""
+        """Forward, weighted sum, backward over all micro-batches, update. Returns metrics and (real, made) pairs."""
         network = self.tokenizer.network.train()
         if self.discriminator is not None:
             self.discriminator.module.requires_grad_(False)

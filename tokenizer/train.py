@@ -2,10 +2,10 @@
 
     bash scripts/train_vq.sh configs/vq/VQ_SS256.yaml loop.run_dir=runs/VQ_SS256
     python -m tokenizer.train --config configs/quickstart/tokenizer.yaml loop.steps=200     (one process)
-    python -m tokenizer.train --config configs/vq/VQ_SS256.yaml --dry-run                   (checks, without data or memory)
+    python -m tokenizer.train --config configs/vq/VQ_SS256.yaml --dry-run               (checks, without data or memory)
 
-The same command continues a run that was stopped. `--config` may be repeated (later wins); `key=value` overrides any key;
-`--print-config` shows all of them.
+The same command continues a run that was stopped. `--config` may be repeated (later wins); `key=value` overrides any
+key; `--print-config` shows all of them.
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ def frozen_networks(config: TokenizerTrainConfig, world: World) -> Frozens:
 
 @torch.no_grad()
 def cached_features(teacher: nn.Module, source: ImageSource, image_size: int, world: World) -> Tensor:
-    """Teacher features of all images, (num_images, cells, dim) on the CPU; made once, in fixed batches, shared by the ranks."""
+    """Teacher features of all images, (num_images, cells, dim) on the CPU; made once, in fixed batches, shared by the
+    ranks.
+    """
     parts = []
     starts = range(0, len(source), TEACHER_BATCH)
     for number, start in enumerate(starts):

@@ -4,7 +4,6 @@ import functools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import goldens
 import torch
@@ -19,7 +18,7 @@ from tokenizer.models.query import TransformerConfig
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
 from tokenizer.quantizers.base import Quantized
 from tokenizer.quantizers.vector import VQConfig
-from tokenizer.released import HYBRID_1D, from_published, import_state, published_name, to_published
+from tokenizer.released import HYBRID_1D, import_state
 
 TINY, FULL = "gigatok/tiny", "gigatok/real_seeded"
 CONFIGS = Path(__file__).parents[2] / "configs" / "vq"
@@ -104,19 +103,6 @@ def full_config(case: str) -> ModelConfig:
     return ModelConfig(hybrid=HybridConfig(encoder=encoder, decoder=decoder))
 
 
-@torch.no_grad()
-def fill_seeded(module: nn.Module, rules: tuple, seed: int) -> None:
-    """Fills every tensor of an empty module in place with the seeded values of its published name and shape."""
-    seeded_tensor = goldens.seeded_weights("gigatok").seeded_tensor
-    for name, tensor in module.state_dict().items():
-        theirs, layout = published_name(name, rules)
-        tensor.copy_(from_published(seeded_tensor(theirs, to_published(tensor, layout).shape, seed), layout))
-
-
-def parameter_count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
 def _sequence(tokens: Tensor) -> Tensor:
     """(B,N,C) -> the goldens' (B,C,1,N)."""
     return tokens.transpose(1, 2)[:, :, None]
@@ -140,14 +126,16 @@ def _encoded(tokenizer: HybridTokenizer, images: Tensor) -> tuple[dict[str, Tens
 
 
 @dataclass
-class TinyOutputs:
+class Outputs:
+    """What our code gives for a case, under the names of its io file and of its json."""
+
     tensors: dict[str, Tensor]
-    facts: dict[str, Any]  # under the names of the json
+    facts: dict[str, float]
 
 
 @functools.cache
 @torch.no_grad()
-def tiny_outputs(case: str) -> TinyOutputs:
+def tiny_outputs(case: str) -> Outputs:
     """All evaluation outputs of a tiny case."""
     meta, tokenizer = goldens.meta(TINY, case), tiny_tokenizer(case)
     images = to_float(goldens.tensors(TINY, case)["image_u8"])
@@ -170,25 +158,18 @@ def tiny_outputs(case: str) -> TinyOutputs:
     if "crop" in meta:
         outputs["rec_from_decode_code_crop"] = image[(..., *goldens.window(meta["crop"]))]
     facts = {
-        "n_params": parameter_count(tokenizer),
+        "n_params": goldens.parameter_count(tokenizer),
         "n_unique_codes": len(quantized.indices.unique()),
         "rec_full_mean": image.mean().item(),
         "rec_full_std": image.std().item(),
         "rec_full_abs_sum": image.abs().sum().item(),
-        "losses": quantized.losses,
     }
-    return TinyOutputs(outputs, facts)
-
-
-@dataclass
-class FullOutputs:
-    tensors: dict[str, Tensor]
-    facts: dict[str, Any]
+    return Outputs(outputs, facts)
 
 
 @functools.cache
 @torch.inference_mode()
-def full_outputs(case: str) -> FullOutputs:
+def full_outputs(case: str) -> Outputs:
     """The outputs of a full-size tokenizer; only what the goldens hold stays in memory."""
     meta, io, config = goldens.meta(FULL, case), goldens.tensors(FULL, case), full_config(case)
     batch, _, grid, _ = io["cnn_encoder_out"].shape
@@ -196,8 +177,8 @@ def full_outputs(case: str) -> FullOutputs:
     images_u8 = goldens.seeded_weights("gigatok").seeded_image_u8(meta["image_seed"], batch, size)
     with torch.device("meta"):
         tokenizer = build_tokenizer(config, size)
-    tokenizer = tokenizer.to_empty(device="cpu").eval()
-    fill_seeded(tokenizer, HYBRID_1D, meta["seed"])
+    tokenizer.to_empty(device="cpu").eval()
+    goldens.fill_seeded(tokenizer, HYBRID_1D, "gigatok", meta["seed"])
     outputs, quantized = _encoded(tokenizer, to_float(images_u8))
     decoded, semantic = tokenizer.query_decoder(tokenizer.post_quant_proj(quantized.z_q), semantic=True)
     image = tokenizer.decode_indices(quantized.indices)
@@ -213,9 +194,8 @@ def full_outputs(case: str) -> FullOutputs:
     if "inner_distill_feat_strided" in io:
         outputs["inner_distill_feat_strided"] = semantic[:, :: grid * grid // io["inner_distill_feat_strided"].shape[1]]
     facts = {
-        "n_params": parameter_count(tokenizer),
+        "n_params": goldens.parameter_count(tokenizer),
         "n_unique_codes": len(quantized.indices.unique()),
         "image_sum": int(images_u8.long().sum()),
-        "min_margin": (nearest[:, 1] - nearest[:, 0]).min().item(),
     }
-    return FullOutputs(outputs, facts)
+    return Outputs(outputs, facts)

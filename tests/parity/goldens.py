@@ -1,6 +1,6 @@
-"""Reads golden folders and compares with them. tests/goldens is the default; PARITY_GOLDENS=<folder> names another of its layout.
+"""Reads golden folders and compares with them: tests/goldens, or the folder of that layout that PARITY_GOLDENS names.
 
-Names, sizes, seeds and cases come from the files; nothing here is bound to one set. Code inside another folder is never run.
+Names, sizes, seeds and cases come from the files; nothing is bound to one set. Code inside another folder is never run.
 """
 
 import functools
@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -17,10 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tokenizer.released import Rule, published_name
+from tokenizer.released import Rule, from_published, published_name, to_published
 
 OWN = Path(__file__).parents[1] / "goldens"
-ROOT = Path(os.environ.get("PARITY_GOLDENS", OWN))
+ROOT = Path(os.environ.get("PARITY_GOLDENS") or OWN)
+if not any((ROOT / system.name).is_dir() for system in OWN.iterdir()):
+    raise FileNotFoundError(f"PARITY_GOLDENS={ROOT} holds none of: {', '.join(sorted(s.name for s in OWN.iterdir()))}")
 
 # Tolerances of the gigatok and llamagen sets; codes and token ids are exact.
 FLOAT, IMAGE, LOSS = 2e-4, 1e-3, 2e-4
@@ -59,6 +61,20 @@ def seeded_weights(system: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@torch.no_grad()
+def fill_seeded(module: nn.Module, rules: tuple[Rule, ...], system: str, seed: int) -> None:
+    """Fills every tensor of a module in place with the seeded values of its published name and shape."""
+    seeded_tensor, state = seeded_weights(system).seeded_tensor, module.state_dict()
+    assert {name for name, _ in module.named_buffers()} <= state.keys(), "a buffer would stay without values"
+    for name, tensor in state.items():
+        theirs, layout = published_name(name, rules)
+        tensor.copy_(from_published(seeded_tensor(theirs, to_published(tensor, layout).shape, seed), layout))
+
+
+def parameter_count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def window(text: str) -> tuple[slice, slice]:
@@ -106,15 +122,15 @@ def assert_equal(actual: Tensor, expected: Tensor, what: str) -> None:
 
 def assert_loss(actual: Tensor | float, expected: float, what: str) -> float:
     """A scalar within 2e-4 of its size."""
-    return _within(abs(float(actual) - expected), LOSS * abs(expected) + LOSS_ROUNDING, what)
+    return _within(abs(torch.as_tensor(actual).item() - expected), LOSS * abs(expected) + LOSS_ROUNDING, what)
 
 
 def assert_gradient_norms(
-    module: nn.Module, rules: Iterable[Rule], expected: Mapping[str, float | None], what: str
+    module: nn.Module, rules: tuple[Rule, ...], expected: Mapping[str, float | None], what: str
 ) -> None:
     """The gradient norm of every parameter under its published name; None in the file = no gradient at all."""
     norms = {
-        published_name(name, tuple(rules))[0]: None if p.grad is None else p.grad.double().norm().item()
+        published_name(name, rules)[0]: None if p.grad is None else p.grad.double().norm().item()
         for name, p in module.named_parameters()
     }
     assert norms.keys() == expected.keys(), f"{what}: {sorted(norms.keys() ^ expected.keys())[:6]} are on one side only"

@@ -1,7 +1,7 @@
 """Frozen pretrained networks, by name: VGG16 of LPIPS, DINOv2, and EfficientNet-Lite0, whose weights a package ships.
 
-Every builder returns (network, stamp); the stamp says which weights it holds and travels into checkpoints and results. Networks
-are frozen and stay in evaluation mode whatever happens around them.
+Every builder returns (network, stamp); the stamp says which weights it holds and travels into checkpoints and results.
+Networks are frozen and stay in evaluation mode whatever happens around them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Frozen(nn.Module):
 
 
 class Lite0Features(nn.Module):
-    """EfficientNet-Lite0 feature maps. Images (B,3,H,W) in [-1,1] (its own normalization) -> maps at the given strides."""
+    """EfficientNet-Lite0 feature maps. Images (B,3,H,W) in [-1,1] (its own range) -> maps at the given strides."""
 
     def __init__(self, network: nn.Module, strides: tuple[int, ...]) -> None:
         super().__init__()

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class PatchGAN(nn.Module):
     """Images (B,3,H,W) -> logits (B,1,h,w); three strided layers, so 256 pixels give 30 x 30 logits.
 
-    `norm`: `batch` as released (statistics of this rank's batch), or `none`, which makes training independent of how the
-    batch is divided. `forward` takes real and generated images together, one pass each, for data-parallel training.
+    `norm`: `batch` as released (statistics of this rank's batch), or `none`, which makes training independent of how
+    the batch is divided. `forward` takes real and generated images together, one pass each, for data-parallel training.
     """
 
     def __init__(self, base_channels: int = 64, num_layers: int = 3, norm: str = "batch") -> None:

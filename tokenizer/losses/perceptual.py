@@ -1,4 +1,4 @@
-"""Perceptual losses: LPIPS, and for offline work a plain distance of EfficientNet-Lite0 features (never called LPIPS)."""
+"""Perceptual losses: LPIPS, and for offline work a distance of EfficientNet-Lite0 features (never called LPIPS)."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ class LPIPSLoss(nn.Module):
 
 
 class Lite0Loss(nn.Module):
-    """Squared differences of channel-normalised EfficientNet-Lite0 features, mean over pixels, summed over channels, mean over
-    four strides. The form of LPIPS without its learned weights: not calibrated, and not comparable with LPIPS."""
+    """Squared differences of channel-normalised EfficientNet-Lite0 features, mean over pixels, summed over channels,
+    mean over four strides. The form of LPIPS without its learned weights: not calibrated, and not comparable with
+    LPIPS.
+    """
 
     def __init__(self, network: Frozen) -> None:
         super().__init__()

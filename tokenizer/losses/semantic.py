@@ -1,6 +1,6 @@
 """Semantic regularization (GigaTok, section 3.2): inner decoder features follow a frozen teacher's patch features.
 
-    loss = -mean over images and grid cells of cos(head(features), teacher)      in [-1, 1], so a total loss can be negative
+    loss = -mean over images and cells of cos(head(features), teacher)      in [-1, 1]: a total loss can be negative
 
 Shapes    images (B,3,H,W) in [-1,1]      teacher features (B,h*w,dim), row-major, on the tokenizer's own grid
 """

@@ -15,8 +15,9 @@ from tokenizer.losses.perceptual import PERCEPTUAL
 
 @dataclass(kw_only=True, slots=True)
 class ShortcutConfig:
-    """GigaTok's shortcut trick: early on, the CNN decoder also reconstructs from the CNN encoder's features directly, and the
-    transformer decoder's features are regressed to them."""
+    """GigaTok's shortcut trick: early on, the CNN decoder also reconstructs from the CNN encoder's features directly,
+    and the transformer decoder's features are regressed to them.
+    """
 
     end_step: int = 0  # the terms are active while the update number (from 1) is below this; 0 = off
     reconstruction_weight: float = 1.0  # of pixel and perceptual loss of the direct reconstruction; 0 = not computed

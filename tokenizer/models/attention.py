@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 
 class MultiheadAttention(nn.Module):
-    """Multi-head attention with separate inputs for queries, keys and values; parameters as in `torch.nn.MultiheadAttention`."""
+    """Multi-head attention with separate inputs for queries, keys and values; parameters as in
+    `torch.nn.MultiheadAttention`.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""The convolutional halves of GigaTok's hybrid tokenizer (arXiv:2504.08736, section 3.1; the VQGAN CNN with two changes).
+"""The convolutional halves of GigaTok's hybrid tokenizer (arXiv:2504.08736, section 3.1; the VQGAN CNN with two
+changes).
 
 The decoder norms each level with statistics of its own input (adaptive group norm) and upsamples by depth-to-space.
 Channels-first maps: B batch, C width, H W pixels, h w grid.
@@ -55,7 +56,10 @@ class CNNConfig:
 
 
 def depth_to_space(x: Tensor) -> Tensor:
-    """(B,4C,h,w) -> (B,C,2h,2w) in DCR order: channel (dy*2 + dx)*C + c goes to out[c, 2y+dy, 2x+dx] (not pixel_shuffle)."""
+    """(B,4C,h,w) -> (B,C,2h,2w) in DCR order:
+
+    channel (dy*2 + dx)*C + c goes to out[c, 2y+dy, 2x+dx] (not pixel_shuffle).
+    """
     b, c, h, w = x.shape
     return x.view(b, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, c // 4, 2 * h, 2 * w)
 
@@ -160,7 +164,10 @@ class CNNEncoder(nn.Module):
 
 
 class CNNDecoder(nn.Module):
-    """Features (B,z_channels,h,w) -> images (B,3,H,W), not clamped. The features are also the style of every adaptive norm."""
+    """Features (B,z_channels,h,w) -> images (B,3,H,W), not clamped.
+
+    The features are also the style of every adaptive norm.
+    """
 
     def __init__(self, config: CNNConfig, z_channels: int) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""GigaTok's hybrid tokenizer (arXiv:2504.08736): CNN encoder, Q-Former encoder, quantizer, Q-Former decoder, CNN decoder.
+"""GigaTok's hybrid tokenizer (arXiv:2504.08736): CNN encoder, Q-Former encoder, quantizer, Q-Former decoder, CNN
+decoder.
 
 Shapes    images (B,3,H,H) in [-1,1]      grid features (B,z_channels,h,h), h = H / 16 for the published CNN
           latents (B,N,z_channels)        z, z_q (B,N,codebook_dim)        indices (B,N)
@@ -65,7 +66,7 @@ class HybridTokenizer(nn.Module):
         grid = grid_size(config, image_size)
         if config.semantic_layer is not None and not 1 <= config.semantic_layer <= decoder_dims[1]:
             raise ConfigError(
-                f"model.hybrid.semantic_layer={config.semantic_layer} must lie in 1..{decoder_dims[1]}, the decoder's layers"
+                f"model.hybrid.semantic_layer={config.semantic_layer} must lie in 1..{decoder_dims[1]} (layers)"
             )
         self.image_size, self.num_tokens, self.grid = image_size, config.num_tokens, grid
         z, std = config.z_channels, config.position_std
@@ -138,7 +139,7 @@ def grid_size(config: HybridConfig, image_size: int) -> int:
     rows, columns = pooling_boxes(config.num_tokens)[-1]
     if grid % rows or grid % columns:
         raise ConfigError(
-            f"model.hybrid.num_tokens={config.num_tokens} does not fit: its finest pooling level of {rows}x{columns} boxes "
-            f"must divide the {grid}x{grid} grid of data.image_size={image_size}"
+            f"model.hybrid.num_tokens={config.num_tokens} does not fit: its finest pooling level of "
+            f"{rows}x{columns} boxes must divide the {grid}x{grid} grid of data.image_size={image_size}"
         )
     return grid

@@ -1,6 +1,8 @@
-"""The Q-Formers of GigaTok's 1D tokenizers: `query_encoder` turns a 2D map into N latent tokens, `query_decoder` turns them back.
+"""The Q-Formers of GigaTok's 1D tokenizers: `query_encoder` turns a 2D map into N latent tokens, `query_decoder` turns
+them back.
 
-Paper: arXiv:2504.08736, section 3.1 and figure 3. Shapes: maps (B,C,h,w) with h*w grid cells in row-major order; tokens (B,N,C).
+Paper: arXiv:2504.08736, section 3.1 and figure 3. Shapes: maps (B,C,h,w) with h*w grid cells in row-major order; tokens
+(B,N,C).
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class TransformerConfig:
 
 
 def pooling_boxes(num_tokens: int) -> list[tuple[int, int]]:
-    """(rows, columns) of the boxes of each pooling level: 1x1, 1x1, 1x2, 2x2, 2x4, ... with `num_tokens` boxes in all."""
+    """(rows, columns) of the boxes of each pooling level: 1x1, 1x1, 1x2, 2x2, 2x4, ...; `num_tokens` boxes in all."""
     levels = num_tokens.bit_length() - 1
     if num_tokens != 2**levels:
         raise ConfigError(f"model.hybrid.num_tokens={num_tokens} must be a power of 2")
@@ -104,7 +106,8 @@ class QueryDecoder(nn.Module):
     """Latent tokens (B,N,z_channels) -> grid features (B,z_channels,h,w), with a semantic head on an inner block.
 
     All grid queries start as the first latent token. The semantic head reads the residual stream right after block
-    `semantic_layer` (counted from 1) and returns (B,h*w,semantic_dim); it exists for training and is never needed for images.
+    `semantic_layer` (counted from 1) and returns (B,h*w,semantic_dim); it exists for training and is never needed for
+    images.
     """
 
     def __init__(
@@ -139,7 +142,9 @@ class QueryDecoder(nn.Module):
             )
 
     def features(self, latents: Tensor, last_layer: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """The residual stream (B,h*w,C) after block `last_layer` (default all), and after the semantic layer where reached."""
+        """The residual stream (B,h*w,C) after block `last_layer` (default all), and after the semantic layer where
+        reached.
+        """
         memory = self.embed(self.ln_pre(latents))
         tokens = memory[:, :1].expand(-1, self.grid * self.grid, -1)
         inner = None

@@ -31,7 +31,9 @@ class Quantizer(Protocol):
         """Indices (B,N) -> exact quantized latents (B,N,D)."""
 
     def usage(self) -> dict[str, Tensor]:
-        """`codebook_usage` (share of codes in use) and `codebook_perplexity` over the window of recent training indices."""
+        """`codebook_usage` (share of codes in use) and `codebook_perplexity` over the window of recent training
+        indices.
+        """
 
 
 def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
@@ -40,10 +42,11 @@ def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
 
 
 def rotation_trick(z: Tensor, z_q: Tensor) -> Tensor:
-    """Value of `z_q`; the gradient to `z` is rotated by the reflection pair that turns z into z_q (arXiv:2410.06424, Eq. 4).
+    """Value of `z_q`; the gradient to `z` is rotated by the reflection pair that turns z into z_q (arXiv:2410.06424,
+    Eq. 4).
 
-    The direction of `z` alone enters: z is divided by its norm first, as in the released code of GigaTok, so for l2-normalised
-    latents nothing changes. The value equals `z_q` up to about 4e-6.
+    The direction of `z` alone enters: z is divided by its norm first, as in the released code of GigaTok, so for
+    l2-normalised latents nothing changes. The value equals `z_q` up to about 4e-6.
     """
     eps = 1e-6
     z = z / z.norm(dim=-1, keepdim=True)

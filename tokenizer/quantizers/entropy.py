@@ -5,9 +5,9 @@
     codebook_entropy = H(mean_n p(. | n))          large: all codes are in use
     entropy loss     = sample_entropy - codebook_entropy     nats
 
-The squared distance over temperature 0.01 is that of the released code; the paper writes the plain distance. The (tokens x codes)
-table is never held: it is streamed in chunks of tokens and made again in the backward pass. For 8,192 tokens and 16,384 codes that
-needs about 1 % of the memory of the plain form, with equal losses and gradients.
+The squared distance over temperature 0.01 is that of the released code; the paper writes the plain distance. The
+(tokens x codes) table is never held: it is streamed in chunks of tokens and made again in the backward pass. For 8,192
+tokens and 16,384 codes that needs about 1 % of the memory of the plain form, with equal losses and gradients.
 """
 
 from __future__ import annotations
@@ -67,5 +67,7 @@ class _StreamedEntropies(torch.autograd.Function):
 
 
 def assignment_entropies(z: Tensor, codebook: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(sample_entropy, codebook_entropy) in nats of latents (n,D) and codes (K,D), both float32; gradients flow to both."""
+    """(sample_entropy, codebook_entropy) in nats of latents (n,D) and codes (K,D), both float32; gradients flow to
+    both.
+    """
     return _StreamedEntropies.apply(z, codebook, temperature)

@@ -1,10 +1,11 @@
-"""Vector quantization with a learned codebook (VQ-VAE, arXiv:1711.00937; l2-normalised codes of ViT-VQGAN, arXiv:2110.04627).
+"""Vector quantization with a learned codebook (VQ-VAE, arXiv:1711.00937; l2-normalised codes of ViT-VQGAN,
+arXiv:2110.04627).
 
-GigaTok's quantizer: 16,384 codes of 8 channels on the unit sphere, rotation trick or straight-through gradient, an optional
-entropy loss. Everything here runs in fp32, also inside a bf16 region: with half-precision distances up to 6 % of the nearest codes
-change.
+GigaTok's quantizer: 16,384 codes of 8 channels on the unit sphere, rotation trick or straight-through gradient, an
+optional entropy loss. Everything here runs in fp32, also inside a bf16 region: with half-precision distances up to 6 %
+of the nearest codes change.
 
-Losses    codebook: mean |q - sg z|^2      commitment: mean |sg q - z|^2, unweighted      entropies: nats, see entropy.py
+Losses    codebook: mean |q - sg z|^2      commitment: mean |sg q - z|^2      entropies: nats (entropy.py)
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class VectorQuantizer(nn.Module):
         return F.normalize(vectors, dim=-1) if self.config.l2_norm else vectors
 
     def forward(self, z: Tensor, *, quantize: bool = True, entropy: bool = False) -> Quantized:
-        """Latents (B,N,D). `quantize=False` passes the (normalised) latents through; `entropy` adds the entropy terms."""
+        """Latents (B,N,D). `quantize=False` passes the (normalised) latents through; `entropy` adds its terms."""
         with full_precision(z.device):
             z = self._normalise(z.float())
             codes = self._normalise(self.codebook.float())
@@ -124,7 +125,7 @@ class VectorQuantizer(nn.Module):
         points = self.recent_latents[self.recent_latents.abs().sum(1) > 0].float()
         if len(points) < self.codebook_size:
             raise ConfigError(
-                f"k-means for {self.codebook_size} codes has {len(points)} latents; raise model.quantizer.vq.warmup_steps"
+                f"k-means for {self.codebook_size} codes has {len(points)} latents; raise vq.warmup_steps"
             )
         generator = torch.Generator().manual_seed(0)
         centres = points[torch.randperm(len(points), generator=generator)[: self.codebook_size].to(points.device)]
