@@ -1,6 +1,17 @@
-"""Reports the closest calls at the end of a parity run."""
+"""Runs parity tests as the goldens were made, and reports the closest calls at the end."""
 
 import goldens
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The goldens were made with one thread. On a busy machine, tiny models with more are also several times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def pytest_terminal_summary(terminalreporter):
