@@ -87,9 +87,11 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     usage = CodeUsage(tokenizer.quantizer.codebook_size)
     sums = torch.zeros(4, dtype=torch.float64)
     shown: list[tuple[Tensor, Tensor]] = []
+    stride = max(1, len(source) // SHOWN)
     starts = range(0, len(source), args.per_proc_batch_size)[world.rank :: world.size]
     for start in tqdm(starts, desc="reconstruction", disable=None if world.is_main else True):
-        originals = centre_batch(source, size, range(start, min(start + args.per_proc_batch_size, len(source))))
+        rows = range(start, min(start + args.per_proc_batch_size, len(source)))
+        originals = centre_batch(source, size, rows)
         indices = tokenizer.encode(to_float(originals.to(world.device))).indices
         made = to_uint8(tokenizer.decode_indices(indices)).cpu()
         usage.update(indices)
@@ -97,8 +99,8 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         real_moments.update(extractor(originals.to(world.device)))
         per_image = (psnr(made, originals), ssim(made, originals), ssim(made, originals, data_range=2.0))
         sums += torch.stack([*(m.sum() for m in per_image), torch.tensor(float(len(made)), dtype=torch.float64)])
-        if sum(len(pair[0]) for pair in shown) < SHOWN:
-            shown.append((originals, made))
+        kept = [i for i, row in enumerate(rows) if row % stride == 0]
+        shown.append((originals[kept], made[kept]))
     total = world.sum(sums.to(world.device)).cpu()
     count = int(total[3])
     if count < 2:

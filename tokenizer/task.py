@@ -220,7 +220,8 @@ class TokenizerTask:
         return {f"{prefix}/{name}": value for name, value in packed.items()}
 
     def _write_grid(self, network: nn.Module, prefix: str, step: int) -> None:
-        images = to_float(self.validation.images_u8[:GRID_IMAGES].to(self.world.device))
+        stride = max(1, len(self.validation.images_u8) // GRID_IMAGES)
+        images = to_float(self.validation.images_u8[::stride][:GRID_IMAGES].to(self.world.device))
         made = network(images, quantize=step - 1 >= self.warmup_steps).reconstructions
         self.grid(f"{prefix}_{step:08d}", torch.cat([images, made]), GRID_IMAGES)
 
