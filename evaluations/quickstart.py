@@ -18,8 +18,8 @@ from pathlib import Path
 from engine.checkpoint import write_atomic
 from engine.config import UserError, logger, run_entry
 from engine.packaged import ATTRIBUTION
-from engine.stages import Stage, StageLog, run_stages
 from evaluations.protocol import read_result
+from evaluations.stages import Stage, StageLog, run_stages
 
 CONFIGS = Path("configs/quickstart")
 GUIDANCE_SCALE = 2.0
