@@ -18,7 +18,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,14 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Pa
     module.load_state_dict(state)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's remark that a single process saves as a single process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
 def _tensor_bytes(tree: Any) -> int:
     if isinstance(tree, Tensor):
         return tree.numel() * tree.element_size()
@@ -168,7 +178,8 @@ class CheckpointStore:
                 temporary.mkdir()
                 self._check_space(parts, weights())
             self.world.barrier()
-            dcp.save(dict(parts), checkpoint_id=str(temporary / "state"), no_dist=self.world.size == 1)
+            with _quiet():
+                dcp.save(dict(parts), checkpoint_id=str(temporary / "state"), no_dist=self.world.size == 1)
             shared = weights()
             if self.world.is_main:
                 self._finish(temporary, final, step, shared)
@@ -225,7 +236,8 @@ class CheckpointStore:
                 continue
             self._check_config(folder)
             try:
-                dcp.load(dict(parts), checkpoint_id=str(folder / "state"), no_dist=self.world.size == 1)
+                with _quiet():
+                    dcp.load(dict(parts), checkpoint_id=str(folder / "state"), no_dist=self.world.size == 1)
             except Exception as error:
                 raise CheckpointError(
                     f"{folder} does not fit this run: {' '.join(str(error).split())[:500]}"
