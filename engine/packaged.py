@@ -132,8 +132,8 @@ def photos(split: str) -> ArraySource:
         for file in files:
             with Image.open(folder / file) as opened:
                 photo = opened.convert("RGB")
-            border = max(PHOTO_CROP, int(photo.width * 0.75))
-            left, right = (0, border) if split == "train" else (min(border, photo.width - PHOTO_CROP), photo.width)
+            border = min(int(photo.width * 0.75), photo.width - PHOTO_CROP)  # the right part holds at least one crop
+            left, right = (0, border) if split == "train" else (border, photo.width)
             for y in range(0, photo.height - PHOTO_CROP + 1, PHOTO_STRIDE):
                 for x in range(left, right - PHOTO_CROP + 1, PHOTO_STRIDE):
                     images.append(np.asarray(photo.crop((x, y, x + PHOTO_CROP, y + PHOTO_CROP))))

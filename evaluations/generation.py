@@ -34,6 +34,7 @@ from evaluations.statistics import Moments, moments_distance
 from tokenizer import load_tokenizer
 
 SHOWN_PER_CLASS, SHOWN_CLASSES = 8, 10  # images kept for the report
+NEAREST_CANDIDATES = 5000  # training images among which the nearest one is looked for
 
 
 def parse_args() -> argparse.Namespace:
@@ -104,7 +105,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     own_ids = torch.cat(chunks) if chunks else ids[:0]
     metric = extractor.metric
     metrics = {
-        f"{metric}_generated": moments_distance(moments.merged(world), reference),
+        "gfid" if metric == "fid" else f"{metric}_generated": moments_distance(moments.merged(world), reference),
         f"{metric}_noise": moments_distance(noise_moments.merged(world), reference),
     }
     all_tokens = _gather_by_id(
@@ -171,7 +172,7 @@ def _save_examples(args: argparse.Namespace, gpt, tokenizer, settings, source, s
     made = torch.cat([m for _, m in sample_images(gpt, tokenizer, labels, ids, settings, args.per_proc_batch_size)])[
         order
     ]
-    candidates = range(min(len(source), 20000))
+    candidates = np.sort(np.random.default_rng(0).permutation(len(source))[:NEAREST_CANDIDATES])
     training = centre_batch(source, size, candidates)
     nearest = training[nearest_training(made, training)]
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -180,6 +181,7 @@ def _save_examples(args: argparse.Namespace, gpt, tokenizer, settings, source, s
         images=made.numpy(),
         labels=labels[order].numpy(),
         nearest=nearest.numpy(),
+        num_candidates=len(candidates),
         class_names=np.array([str(name) for name in source.class_names]),
     )
 

@@ -106,12 +106,13 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     if count < 2:
         raise UserError(f"{source.name} has {count} images; statistics need 2 or more")
     metric = extractor.metric
+    is_rfid = metric == "fid" and args.reference == "val"
     metrics = {
         "psnr": (total[0] / count).item(),
         "ssim": (total[1] / count).item(),
         "ssim_range2": (total[2] / count).item(),
         **usage.metrics(world),
-        f"{metric}_reconstruction": moments_distance(made_moments.merged(world), reference),
+        "rfid" if is_rfid else f"{metric}_reconstruction": moments_distance(made_moments.merged(world), reference),
         f"{metric}_real": moments_distance(real_moments.merged(world), reference),
     }
     protocol = {

@@ -155,6 +155,7 @@ def samples(run: Path) -> str:
     """Generated images by class, the nearest training image under each; also writes samples.png."""
     with np.load(run / "evaluations" / "generation.npz", allow_pickle=False) as stored:
         images, labels, nearest, names = stored["images"], stored["labels"], stored["nearest"], stored["class_names"]
+        candidates = int(stored["num_candidates"])
     save_grid(run / "samples.png", to_float(torch.from_numpy(images)), columns=8, zoom=max(1, 96 // images.shape[-1]))
     rows = []
     for label in np.unique(labels):
@@ -166,8 +167,8 @@ def samples(run: Path) -> str:
             f'<div class="row"><h3>{escape(str(names[label]))}</h3><div class="pairs">{"".join(cells)}</div></div>'
         )
     return (
-        "<h2>Generated images</h2><p>One class a row. Under each sample, faded: the training image nearest to it in "
-        "pixels. A sample that equals its neighbour would be memorised.</p>" + "".join(rows)
+        "<h2>Generated images</h2><p>One class a row. Under each sample, faded: the nearest in pixels of "
+        f"{candidates:,} training images. A sample that equals its neighbour would be memorised.</p>" + "".join(rows)
     )
 
 

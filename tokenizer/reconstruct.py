@@ -84,7 +84,7 @@ def main() -> None:
         count = min(len(source), args.num_images) if args.num_images else len(source)
         mine = range(count)[world.rank :: world.size]
         args.sample_dir.mkdir(parents=True, exist_ok=True)
-        rows = []
+        rows, scores = [], []
         for start in tqdm(range(0, len(mine), args.per_proc_batch_size), desc="batches", disable=None):
             numbers = mine[start : start + args.per_proc_batch_size]
             originals = torch.stack([image_tensor(centre_crop(source.image(i), tokenizer.image_size)) for i in numbers])
@@ -93,14 +93,16 @@ def main() -> None:
             for i, original, image, score in zip(numbers, originals, made, psnr(made, originals).tolist(), strict=True):
                 to_pil(original).save(args.sample_dir / f"{i:06d}_gt.png")
                 to_pil(image).save(args.sample_dir / f"{i:06d}.png")
-                logger.info("%06d.png  PSNR %.2f dB", i, score)
+                scores.append(score)
             if len(rows) < 4:
                 rows.append((originals[:8], made[:8]))
         if world.is_main:
             width = len(rows[0][0])
             pairs = [torch.cat(pair) for pair in rows if len(pair[0]) == width]
             save_grid(args.sample_dir / "grid.png", to_float(torch.cat(pairs)), columns=width)
-            logger.info("%d pairs and grid.png (originals above reconstructions) under %s", count, args.sample_dir)
+            mean = f"mean PSNR of {len(scores)} of them {sum(scores) / len(scores):.2f} dB"
+            where = args.sample_dir
+            logger.info("%d pairs and grid.png (originals above reconstructions) under %s; %s", count, where, mean)
 
 
 if __name__ == "__main__":
