@@ -17,6 +17,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -31,11 +32,13 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from engine.config import UserError, differences, logger, to_yaml
 from engine.distributed import World
 
-STEP_PREFIX = "step_"
+STEP_NAME = re.compile(r"step_\d{8,}")
+FAILURES = (Exception, CheckpointException)  # torch derives its own from BaseException
 Weights = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -101,8 +104,8 @@ def damage(folder: Path) -> str | None:
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
     """The checkpoint folders of a run that have a manifest, oldest first."""
-    found = (run_dir / "checkpoints").glob(f"{STEP_PREFIX}*")
-    return sorted(f for f in found if read_manifest(f) is not None)
+    found = (f for f in (run_dir / "checkpoints").glob("step_*") if STEP_NAME.fullmatch(f.name))
+    return sorted((f for f in found if read_manifest(f) is not None), key=lambda f: int(f.name.removeprefix("step_")))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -137,6 +140,11 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def _cause(error: BaseException) -> BaseException:
+    """The error of the first rank that failed, without the traceback that torch writes into its message."""
+    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+
+
 def _tensor_bytes(tree: Any) -> int:
     if isinstance(tree, Tensor):
         return tree.numel() * tree.element_size()
@@ -166,15 +174,15 @@ class CheckpointStore:
 
         On any failure nothing half-written stays and older checkpoints are untouched.
         """
-        final = self.folder / f"{STEP_PREFIX}{step:08d}"
-        if read_manifest(final) is not None:
+        final = self.folder / f"step_{step:08d}"
+        if damage(final) is None:
             return final
         temporary = self.folder / f".writing_{final.name}"
         try:
             if self.world.is_main:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(temporary, ignore_errors=True)  # left by a crash inside this method
-                shutil.rmtree(final, ignore_errors=True)  # has no valid manifest
+                shutil.rmtree(final, ignore_errors=True)  # damaged
                 temporary.mkdir()
                 self._check_space(parts, weights())
             self.world.barrier()
@@ -183,10 +191,10 @@ class CheckpointStore:
             shared = weights()
             if self.world.is_main:
                 self._finish(temporary, final, step, shared)
-        except Exception as error:
+        except FAILURES as error:
             if self.world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
-            raise self._explain(error, final) from error
+            raise self._explain(_cause(error), final) from error
         self.world.barrier()
         return final
 
@@ -218,9 +226,9 @@ class CheckpointStore:
             if not (self.keep_every and read_manifest(old)["step"] % self.keep_every == 0):
                 shutil.rmtree(old)
 
-    def _explain(self, error: Exception, final: Path) -> Exception:
+    def _explain(self, error: BaseException, final: Path) -> BaseException:
         text = " ".join(str(error).split())
-        if isinstance(error, OSError) or "No space left" in text or "OSError" in text:
+        if isinstance(error, OSError | SafetensorError) or "No space left" in text or "failed writing" in text:
             return CheckpointError(
                 f"checkpoint {final} could not be written: {text}. Older checkpoints are untouched; "
                 "free some space and start the same command again"
@@ -238,9 +246,9 @@ class CheckpointStore:
             try:
                 with _quiet():
                     dcp.load(dict(parts), checkpoint_id=str(folder / "state"), no_dist=self.world.size == 1)
-            except Exception as error:
+            except FAILURES as error:
                 raise CheckpointError(
-                    f"{folder} does not fit this run: {' '.join(str(error).split())[:500]}"
+                    f"{folder} does not fit this run: {' '.join(str(_cause(error)).split())[:500]}"
                 ) from error
             return int(read_manifest(folder)["step"])
         return 0

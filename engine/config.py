@@ -67,6 +67,20 @@ def _accepted(schema: Any, key: str) -> str:
     return f" (accepted here: {', '.join(sorted(map(str, node)))})" if isinstance(node, DictConfig) else ""
 
 
+def _check_shape(schema: DictConfig, content: DictConfig, source: str, prefix: str = "") -> None:
+    """An error where `content` has a plain value in the place of a section or a list."""
+    for name in content:
+        if name not in schema:
+            continue  # the merge names it
+        key, own, given = f"{prefix}{name}", schema._get_node(name), content._get_node(name)
+        if isinstance(own, DictConfig) and isinstance(given, DictConfig):
+            _check_shape(own, given, source, f"{key}.")
+        elif isinstance(own, DictConfig):
+            raise ConfigError(f"{source}: {key}={given} must be a section with some of: {', '.join(sorted(own))}")
+        elif isinstance(own, ListConfig) and not isinstance(given, ListConfig):
+            raise ConfigError(f"{source}: {key}={given} must be a list")
+
+
 def read_yaml(path: str | Path) -> DictConfig:
     """One YAML file as an OmegaConf tree. A path that does not exist suggests the nearest name."""
     path = Path(path)
@@ -93,6 +107,7 @@ def merge_config(schema: type[T], sources: Iterable[tuple[str, DictConfig | Sequ
                     if "=" not in item or item.startswith("-"):
                         raise ConfigError(f"{source}: {item!r} is not of the form key=value")
                 content = OmegaConf.from_dotlist(list(content))
+            _check_shape(base, content, source)
             merged = OmegaConf.merge(merged, content)
         except OmegaConfBaseException as error:
             problem = _translate(error, source)

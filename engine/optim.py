@@ -131,8 +131,22 @@ class Updater:
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=world.device.type == "cuda"
         )
+        self._init_moments()
         self.num_skipped = 0  # updates skipped since the start of the run
         self.bad_in_a_row = 0
+
+    def _init_moments(self) -> None:
+        """Zero moments at update 0. Else torch makes them by an empty update when a state is saved, which counts, and
+        leaves them out for a network that does not train yet.
+        """
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                step = torch.zeros((), device=p.device if self.world.device.type == "cuda" else "cpu")
+                self.optimizer.state[p] = {
+                    "step": step,
+                    "exp_avg": torch.zeros_like(p),
+                    "exp_avg_sq": torch.zeros_like(p),
+                }
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
