@@ -16,7 +16,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, TupleConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -79,6 +79,10 @@ def _check_shape(schema: DictConfig, content: DictConfig, source: str, prefix: s
             raise ConfigError(f"{source}: {key}={given} must be a section with some of: {', '.join(sorted(own))}")
         elif isinstance(own, ListConfig) and not isinstance(given, ListConfig):
             raise ConfigError(f"{source}: {key}={given} must be a list")
+        elif isinstance(own, TupleConfig):
+            values = list(given) if isinstance(given, ListConfig) else []
+            if len(values) != len(own) or not all(isinstance(v, int | float) for v in values):
+                raise ConfigError(f"{source}: {key}={given} must be a list of {len(own)} numbers")
 
 
 def read_yaml(path: str | Path) -> DictConfig:

@@ -1,0 +1,58 @@
+"""Fixtures that all tests share: one thread, a world of one process, a few image files, the call of an entry."""
+
+import logging
+import os
+import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+import pytest
+import tiny
+import torch
+
+from engine.config import run_entry
+from engine.distributed import World
+
+
+@pytest.fixture(scope="session", autouse=True)
+def single_thread():
+    """Tiny tensors are fastest on one thread, and a forked process group needs it."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def world():
+    """This process alone, on the CPU."""
+    return World(0, 1, 0, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """`train` and `val` in ImageNet layout: two classes of small PNG files. Read only."""
+    root = tmp_path_factory.mktemp("images")
+    tiny.write_images(root / "train", per_class=12, seed=1)
+    tiny.write_images(root / "val", per_class=3, seed=2)
+    return root
+
+
+@pytest.fixture
+def entry(monkeypatch, capfd):
+    """`entry(main, *arguments)` runs an entry as its command would: (exit code, stdout, stderr)."""
+
+    def run(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["entry", *map(str, arguments)])
+        root = logging.getLogger()
+        before, level = list(root.handlers), root.level
+        capfd.readouterr()
+        try:
+            run_entry(main)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else (0 if stop.code is None else 1)
+        finally:
+            root.handlers[:], root.level = before, level
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run

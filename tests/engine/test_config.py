@@ -1,0 +1,336 @@
+"""engine/config.py: dataclass defaults <- YAML files <- key=value, and what a user reads when something is wrong."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from autoregressive import train as gpt_train
+from engine.config import (
+    ConfigError,
+    check_all,
+    chosen,
+    differences,
+    load_config,
+    load_sections,
+    lookup,
+    merge_config,
+    read_yaml,
+    to_yaml,
+)
+from evaluations import classifier
+from tokenizer import train as tokenizer_train
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(kw_only=True, slots=True)
+class Small:
+    """A section."""
+
+    rate: float = 0.1
+    kind: Literal["a", "b"] = "a"
+    sizes: list[int] = field(default_factory=lambda: [1, 2])
+    pair: tuple[float, float] = (0.5, 0.9)
+    limit: int | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class Variants:
+    """`name` picks one of two sections."""
+
+    name: str = "one"
+    one: Small = field(default_factory=Small)
+    two: Small = field(default_factory=Small)
+
+
+@dataclass(kw_only=True, slots=True)
+class Root:
+    """A root."""
+
+    count: int = 3
+    flag: bool = False
+    folder: str = ""
+    inner: Small = field(default_factory=Small)
+    model: Variants = field(default_factory=Variants)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_later_sources_win(tmp_path):
+    """Defaults, then files in their order, then the command line; what nobody names keeps its default."""
+    first = write(tmp_path / "first.yaml", "count: 5\ninner: {rate: 0.2, sizes: [7]}\n")
+    second = write(tmp_path / "second.yaml", "inner: {rate: 0.3}\nflag: true\n")
+    config = load_config(Root, [first, second], ["inner.limit=4", "flag=false"])
+    assert (config.count, config.flag, config.inner.rate, config.inner.limit) == (5, False, 0.3, 4)
+    assert config.inner.sizes == [7] and config.inner.pair == (0.5, 0.9) and isinstance(config.inner, Small)
+
+
+def test_section_of_the_command_line_merges_and_does_not_replace():
+    """`inner={rate: 1}` changes the rate and leaves the rest of the section alone."""
+    config = load_config(Root, [], ["inner.limit=4", "inner={rate: 1.0}"])
+    assert (config.inner.rate, config.inner.limit) == (1.0, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cuont: 5\n", ["cuont", "accepted here: count, flag, folder, inner, model"]),
+        ("inner: {rte: 0.2}\n", ["inner.rte", "accepted here: kind, limit, pair, rate, sizes"]),
+        ("model: {one: {rte: 0.2}}\n", ["model.one.rte", "accepted here: kind, limit, pair, rate, sizes"]),
+        ("model: {three: {rate: 0.2}}\n", ["model.three", "accepted here: name, one, two"]),
+        ("count: many\n", ["count", "'many'", "Integer"]),
+        ("inner: {rate: fast}\n", ["inner.rate", "'fast'", "Float"]),
+        ("inner: {rate: null}\n", ["inner.rate", "'None'", "float"]),
+        ("inner: {sizes: [1, x]}\n", ["inner.sizes", "'x'", "Integer"]),
+        ("inner: {sizes: 3}\n", ["inner.sizes=3", "must be a list"]),
+        ("inner: {pair: [1]}\n", ["inner.pair=[1]", "must be a list of 2 numbers"]),
+        ("inner: {pair: [1, x]}\n", ["inner.pair=[1, 'x']", "must be a list of 2 numbers"]),
+        ("inner: {pair: 1}\n", ["inner.pair=1", "must be a list of 2 numbers"]),
+        ("inner: {kind: c}\n", ["inner.kind", "'c'", "a", "b"]),
+        ("flag: perhaps\n", ["flag", "'perhaps'", "not a valid bool"]),
+        ("inner: 3\n", ["inner=3", "must be a section with some of: kind, limit, pair, rate, sizes"]),
+        ("count: [1]\n", ["count", "'[1]'", "Integer"]),
+    ],
+)
+@pytest.mark.parametrize("place", ["file", "command line"])
+def test_a_wrong_key_or_value_is_named(tmp_path, text, expected, place):
+    """One line: the source, the dotted key, what was found, and for an unknown key what is accepted there."""
+    if place == "file":
+        path = write(tmp_path / "wrong.yaml", text)
+        call, source = (lambda: load_config(Root, [path])), str(path)
+    else:
+        tree = OmegaConf.create(text)
+        key = ""
+        while OmegaConf.is_dict(tree):
+            (name,) = tree
+            key, tree = f"{key}.{name}".lstrip("."), tree[name]
+        value = "null" if tree is None else str(tree)
+        call, source = (lambda: load_config(Root, [], [f"{key}={value}"])), "command line"
+    with pytest.raises(ConfigError) as caught:
+        call()
+    message = str(caught.value)
+    assert message.startswith(f"{source}: {expected[0]}"), message
+    assert all(part in message for part in expected), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("item", ["count", "--count=3", "-x=1", "inner.rate 0.2"])
+def test_an_override_that_is_not_key_value_is_named(item):
+    with pytest.raises(ConfigError, match=r"command line: .* is not of the form key=value") as caught:
+        load_config(Root, [], [item])
+    assert repr(item) in str(caught.value)
+
+
+def test_a_missing_file_suggests_the_nearest_name(tmp_path):
+    write(tmp_path / "VQ_SS256.yaml", "count: 1\n")
+    with pytest.raises(ConfigError, match=r"VQ_SS265\.yaml does not exist; did you mean .*VQ_SS256\.yaml\?"):
+        read_yaml(tmp_path / "VQ_SS265.yaml")
+    with pytest.raises(ConfigError, match=r"nothing_like_it\.yaml does not exist$"):
+        read_yaml(tmp_path / "nothing_like_it.yaml")
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_yaml(tmp_path / "no_such_folder" / "VQ_SS256.yaml")
+
+
+@pytest.mark.parametrize("content", ["count: [1\n", "count: 1\n count: 2\n", "- 1\n- 2\n", "count: 1\ncount: 2\n"])
+def test_a_file_that_is_not_a_yaml_mapping_is_named(tmp_path, content):
+    path = write(tmp_path / "broken.yaml", content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(Root, [path])
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_binary_files_and_folders_are_no_config(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    for path in (tmp_path / "binary.yaml", tmp_path):
+        with pytest.raises(ConfigError, match=str(path)):
+            read_yaml(path)
+
+
+def test_an_unset_environment_variable_is_named(tmp_path, monkeypatch):
+    """The message says which variable, which key wants it, and what to do."""
+    monkeypatch.delenv("NO_SUCH_FOLDER", raising=False)
+    path = write(tmp_path / "c.yaml", 'folder: "${oc.env:NO_SUCH_FOLDER}/train"\n')
+    with pytest.raises(ConfigError) as caught:
+        load_config(Root, [path])
+    assert all(part in str(caught.value) for part in ("folder", "NO_SUCH_FOLDER", "set_env_vars.sh"))
+    monkeypatch.setenv("NO_SUCH_FOLDER", "/data")
+    assert load_config(Root, [path]).folder == "/data/train"
+
+
+def test_a_changed_section_that_is_not_in_use_is_an_error():
+    """Settings of a variant that is not picked would be ignored in silence."""
+    registry = {"one": 1, "two": 2}
+    assert chosen(load_config(Root, [], ["model.one.rate=2"]).model, registry, "model").rate == 2
+    with pytest.raises(ConfigError, match=r"model\.two is set, but model\.name='one' does not use it.*model\.name=two"):
+        chosen(load_config(Root, [], ["model.two.rate=2"]).model, registry, "model")
+    with pytest.raises(ConfigError, match=r"model\.name='three' is not known; choose one of: one, two"):
+        chosen(load_config(Root, [], ["model.name=three"]).model, registry, "model")
+
+
+def test_lookup_lists_what_is_accepted():
+    assert lookup({"b": 1, "a": 2}, "b", "x.name") == 1
+    with pytest.raises(ConfigError, match=r"^x\.name='c' is not known; choose one of: a, b$"):
+        lookup({"b": 1, "a": 2}, "c", "x.name")
+
+
+@dataclass(kw_only=True, slots=True)
+class Part:
+    """The sections that a reader needs: all of `inner`, and of `model` only the name."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Name:
+        """A part of `Variants`."""
+
+        name: str = "one"
+
+    inner: Small = field(default_factory=Small)
+    model: Name = field(default_factory=Name, metadata={"partial": True})
+
+
+def test_load_sections_leaves_the_rest_alone(tmp_path, monkeypatch):
+    """A part of a training config is readable where the rest cannot be resolved; the part itself is still checked."""
+    monkeypatch.delenv("NO_SUCH_FOLDER", raising=False)
+    path = write(
+        tmp_path / "c.yaml",
+        'folder: "${oc.env:NO_SUCH_FOLDER}"\nunheard_of: 1\ninner: {rate: 2.0}\nmodel: {name: two, two: {rate: 1}}\n',
+    )
+    part = load_sections(Part, path)
+    assert (part.inner.rate, part.inner.sizes, part.model.name) == (2.0, [1, 2], "two")
+    write(path, "inner: {rte: 2.0}\n")
+    with pytest.raises(ConfigError, match=r"inner\.rte"):
+        load_sections(Part, path)
+
+
+def test_a_saved_config_loads_to_the_same_config(tmp_path):
+    """YAML text -> config -> YAML text is a fixed point, with interpolations resolved and tuples kept."""
+    config = load_config(Root, [], ["inner.limit=4", "inner.pair=[0.1,0.2]", "model.name=two", "flag=true"])
+    path = write(tmp_path / "saved.yaml", to_yaml(config))
+    assert load_config(Root, [path]) == config
+    assert differences(OmegaConf.load(path), config) == {}
+
+
+def test_differences_names_every_changed_key():
+    """Changed, added and removed keys; a list and a tuple of equal values are the same."""
+    config = load_config(Root, [], [])
+    old = OmegaConf.create(to_yaml(config))
+    old.count, old.gone = 9, 1
+    old.inner.sizes = [1, 2, 3]
+    del old.inner["limit"]
+    new = load_config(Root, [], ["inner.limit=4"])
+    assert differences(old, new) == {
+        "count": (9, 3),
+        "gone": (1, None),
+        "inner.limit": (None, 4),
+        "inner.sizes": ([1, 2, 3], [1, 2]),
+    }
+
+
+def test_all_problems_are_reported_together():
+    check_all([])
+    with pytest.raises(ConfigError, match=r"^only one$"):
+        check_all(["only one"])
+    with pytest.raises(ConfigError, match=r"(?s)first.*second"):
+        check_all(["first", "second"])
+
+
+def test_an_entry_reports_without_a_traceback_and_with_code_2(entry):
+    """A `UserError` becomes `error: ...` on stderr and exit code 2; a bug still shows its traceback."""
+
+    def refuse():
+        raise ConfigError("optim.lr=-1 must be 0 or more")
+
+    assert entry(refuse) == (2, "", "error: optim.lr=-1 must be 0 or more\n")
+
+    def crash():
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        entry(crash)
+
+
+def test_print_config_shows_every_resolved_key(entry, tmp_path):
+    """`--print-config` prints YAML that loads to the same config, and does nothing else."""
+    path = write(tmp_path / "c.yaml", "model: {width: 8, layers: 1, heads: 1}\noptim: {lr: 2e-4}\n")
+    code, out, _ = entry(gpt_train.main, "--config", path, "loop.steps=7", "--print-config")
+    assert code == 0
+    shown = merge_config(gpt_train.GPTTrainConfig, [("printed", OmegaConf.create(out))])
+    assert (shown.optim.lr, shown.loop.steps, shown.model.width) == (2e-4, 7, 8)
+    assert len(differences(OmegaConf.create(out), shown)) == 0
+
+
+# ---------------------------------------------------------------------------------------------- the YAML files
+ENTRIES = {  # the sections that only this entry has -> its config and its model
+    "tokenizer": (tokenizer_train.TokenizerTrainConfig, tokenizer_train.validate),
+    "gpt": (gpt_train.GPTTrainConfig, gpt_train.validate),
+    "classifier": (classifier.ClassifierTrainConfig, lambda config: None),
+}
+OVERLAYS = {"full.yaml": "tokenizer.yaml"}  # file -> the file that it is laid over
+
+
+def recipes() -> list[Path]:
+    return sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def kind_of(tree) -> str:
+    if "codes" in tree.get("data", {}) or {"vocab_size", "num_tokens"} & set(tree.get("model", {})):
+        return "gpt"
+    return "classifier" if "max_shift" in tree.get("model", {}) else "tokenizer"
+
+
+def layers_of(path: Path) -> list[Path]:
+    """The files that `path` is used with: itself, over the base of an overlay."""
+    base = OVERLAYS.get(path.name)
+    if base is None and path.parent.parent.name == "quickstart":
+        base = path.name  # configs/quickstart/<data>/x.yaml lies over configs/quickstart/x.yaml
+        return [path.parent.parent / base, path]
+    return [path.parent / base, path] if base else [path]
+
+
+@pytest.mark.parametrize("path", recipes(), ids=lambda p: str(p.relative_to(ROOT / "configs")))
+def test_every_recipe_loads_and_its_model_builds(path, monkeypatch):
+    """Every YAML file under configs/ has only known keys, and its network builds (on the meta device)."""
+    monkeypatch.setenv("IMGNET_ROOT", "/imagenet")
+    tree = OmegaConf.merge(*(OmegaConf.load(layer) for layer in layers_of(path)))
+    schema, validate = ENTRIES[kind_of(tree)]
+    config = load_config(schema, layers_of(path))
+    model = validate(config)
+    assert model is None or all(p.is_meta for p in model.parameters())
+    assert path.read_text().startswith("#"), "a recipe opens with what it is for"
+
+
+def test_there_are_recipes():
+    """The test above would pass on an empty folder."""
+    names = {p.name for p in recipes()}
+    assert {"VQ_SS256.yaml", "GPT_B256.yaml", "tokenizer.yaml", "gpt.yaml", "full.yaml", "classifier.yaml"} <= names
+
+
+@pytest.mark.parametrize(
+    ("entry_name", "file", "count"),
+    [("tokenizer", "vq/VQ_SS256.yaml", 136_073_227), ("gpt", "gpt/GPT_B256.yaml", 111_085_824)],
+)
+def test_published_parameter_counts(entry_name, file, count, monkeypatch):
+    """The recipes build networks with exactly as many parameters as the released ones."""
+    monkeypatch.setenv("IMGNET_ROOT", "/imagenet")
+    schema, validate = ENTRIES[entry_name]
+    model = validate(load_config(schema, [ROOT / "configs" / file]))
+    assert sum(p.numel() for p in model.parameters()) == count
+    assert next(model.parameters()).device == torch.device("meta")
+
+
+def test_a_bad_combination_lists_all_problems_at_once(monkeypatch):
+    """`validate` collects what does not fit together, so that one run of --dry-run shows everything."""
+    monkeypatch.setenv("IMGNET_ROOT", "/imagenet")
+    overrides = ["semantic.teacher=efficientnet_lite0", "data.image_size=100", "loop.steps=5"]
+    overrides += ["model.quantizer.vq.warmup_steps=5"]
+    config = load_config(tokenizer_train.TokenizerTrainConfig, [ROOT / "configs/vq/VQ_SS256.yaml"], overrides)
+    with pytest.raises(ConfigError) as caught:
+        tokenizer_train.validate(config)
+    for part in ("semantic_dim=768", "data.image_size=100", "multiple of 16", "warmup_steps=5", "loop.steps=5"):
+        assert part in str(caught.value)

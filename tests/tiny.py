@@ -1,0 +1,98 @@
+"""Tiny configs and data for tests: a whole training run takes a second."""
+
+from pathlib import Path
+
+import numpy as np
+from omegaconf import OmegaConf
+from PIL import Image
+
+from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
+from autoregressive.train import GPTTrainConfig
+from engine.config import merge_config
+from tokenizer.train import TokenizerTrainConfig
+
+LOOP = "loop: {device: cpu, steps: 6, log_every: 1, eval_every: 0, save_every: 100}\n"
+TOKENIZER = f"""\
+model:
+  hybrid:
+    encoder: {{width: 16, layers: 1, heads: 2}}
+    decoder: {{width: 16, layers: 1, heads: 2}}
+    num_tokens: 4
+    z_channels: 8
+    semantic_layer: null
+    position_std: 1.0
+    init: torch
+    cnn:
+      base_channels: 4
+      channel_multipliers: [1, 2]
+      norm_groups: 1
+      encoder_res_blocks: 1
+      decoder_res_blocks: 1
+      mid_blocks: 0
+      adaptive_gain: 1.0
+  quantizer: {{vq: {{codebook_size: 16, codebook_dim: 4}}}}
+loss: {{perceptual_weight: 0.0}}
+optim: {{lr: 1e-3, max_grad_norm: 1.0}}
+data: {{image_size: 8, global_batch_size: 4, num_workers: 0}}
+validation: {{num_images: 4, batch_size: 2}}
+{LOOP}"""  # 8 px images, 4 tokens of 16 codes
+GPT = f"""\
+model: {{width: 16, layers: 2, heads: 2, vocab_size: 16, num_tokens: 4, num_classes: 2}}
+optim: {{lr: 1e-2, schedule: constant}}
+data: {{global_batch_size: 4, num_workers: 0}}
+validation: {{num_images: 4, batch_size: 2, preview_classes: 0}}
+{LOOP}"""
+GAN = [
+    "loss.discriminator={name: patchgan, start_step: 2, weight: 0.1, base_channels: 4, num_layers: 1, norm: none}",
+    "ema_decay=0.9",
+]
+
+
+def write_images(root: Path, per_class: int, seed: int, size: int = 12, classes: tuple[str, ...] = ("cat", "dog")):
+    """Smooth random PNG images of about `size` pixels, one folder a class."""
+    rng = np.random.default_rng(seed)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for i in range(per_class):
+            coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+            coarse.resize((size, size + i % 2), Image.Resampling.BICUBIC).save(root / name / f"{i:03d}.png")
+
+
+def write_codes(folder: Path, fingerprint: str, num_images: int = 12, seed: int = 3) -> None:
+    """A finished code store with splits `train` and `val`: 16 codes, 4 tokens, 2 classes, 2 views."""
+    rng = np.random.default_rng(seed)
+    facts = {"num_views": 2, "num_tokens": 4, "codebook_size": 16, "image_size": 8, "views": "flip"}
+    for split in ("train", "val"):
+        manifest = CodesManifest(
+            format=FORMAT,
+            fingerprint=fingerprint,
+            tokenizer="tiny",
+            split=split,
+            data="random",
+            num_images=num_images,
+            class_names=["cat", "dog"],
+            **facts,
+        )
+        writer = CodeWriter(folder, manifest, num_images, rank=0)
+        writer.create(rng.integers(0, 2, num_images))
+        for block in writer.pending(0, 1):
+            writer.codes[block.start : block.stop] = rng.integers(0, 16, (len(block), 2, 4))
+        writer.codes.flush()
+        writer.finish()
+
+
+def folder_data(images: Path) -> list[str]:
+    """Overrides that train on `images`/train and validate on `images`/val."""
+    return ["data.name=folder", f"data.root={images / 'train'}", f"data.val_root={images / 'val'}"]
+
+
+def tokenizer_config(run_dir: Path, images: Path, *overrides: str) -> TokenizerTrainConfig:
+    """A tiny tokenizer run on a folder of images."""
+    own = [*folder_data(images), f"loop.run_dir={run_dir}", *overrides]
+    return merge_config(TokenizerTrainConfig, [("tiny", OmegaConf.create(TOKENIZER)), ("test", own)])
+
+
+def gpt_config(run_dir: Path, codes: Path, tokenizer: Path, *overrides: str) -> GPTTrainConfig:
+    """A tiny GPT run on codes."""
+    own = [f"data.codes={codes}", f"data.tokenizer={tokenizer}", f"loop.run_dir={run_dir}", *overrides]
+    return merge_config(GPTTrainConfig, [("tiny", OmegaConf.create(GPT)), ("test", own)])
