@@ -36,5 +36,5 @@ MODELS: dict[str, Callable[[Any, Any, int], nn.Module]] = {"hybrid": HybridToken
 
 def build_tokenizer(config: ModelConfig, image_size: int) -> nn.Module:
     """The tokenizer that `config` describes, freshly initialized, for images of `image_size` pixels."""
-    quantizer = QUANTIZERS[config.quantizer.name](chosen(config.quantizer, QUANTIZERS, "model.quantizer"))
-    return MODELS[config.name](chosen(config, MODELS, "model"), quantizer, image_size)
+    own, of_quantizer = chosen(config, MODELS, "model"), chosen(config.quantizer, QUANTIZERS, "model.quantizer")
+    return MODELS[config.name](own, QUANTIZERS[config.quantizer.name](of_quantizer), image_size)
