@@ -14,8 +14,9 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from engine.config import UserError
 from engine.distributed import World
 
 Item = Callable[[int, int], dict[str, Tensor]]
@@ -60,8 +61,15 @@ class _Items(Dataset):
     def __init__(self, item: Item, seed: int, count: int) -> None:
         self.item, self.seed, self.count = item, seed, count
 
-    def __getitem__(self, position: int) -> dict[str, Tensor]:
-        return self.item(index_at(self.seed, position, self.count), position)
+    def __getitem__(self, position: int) -> dict[str, Tensor] | UserError:
+        try:
+            return self.item(index_at(self.seed, position, self.count), position)
+        except UserError as error:  # as a value: a loader process would wrap it in its own traceback
+            return error
+
+
+def _collate(items: list[dict[str, Tensor] | UserError]) -> dict[str, Tensor] | UserError:
+    return next((i for i in items if isinstance(i, UserError)), None) or default_collate(items)
 
 
 class _Chunks(Sampler[range]):
@@ -93,12 +101,15 @@ def open_stream(
         loader = DataLoader(
             _Items(item, loop.seed, count),
             batch_sampler=_Chunks(start_step, data.global_batch_size, loop.grad_accum, world),
+            collate_fn=_collate,
             num_workers=data.num_workers,
             pin_memory=world.device.type == "cuda",
             prefetch_factor=4 if data.num_workers else None,
             worker_init_fn=lambda worker: torch.set_num_threads(1),
         )
         for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
             yield {name: value.to(world.device, non_blocking=True) for name, value in batch.items()}
 
     return stream
