@@ -26,14 +26,14 @@ SMALL_RUN = ["loop.steps=1", "loop.device=cpu", "loop.precision=fp32", "data.num
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """One step of VQ_SS256 on two photographs, and the folder that the run leaves."""
+    """One step of VQ_SS256 on a photograph, and the folder that the run leaves."""
     folder = tmp_path_factory.mktemp("published")
     overrides = [
         *SMALL_RUN,
         "data.name=photos",
-        "data.root=",
-        "data.val_root=",
-        "data.global_batch_size=2",
+        "data.root=''",
+        "data.val_root=''",
+        "data.global_batch_size=1",
         "validation.num_images=1",
         "loss.discriminator.start_step=1",
         "assets.random_stand_in=true",

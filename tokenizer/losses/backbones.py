@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -75,7 +76,8 @@ def lpips_vgg(assets: AssetsConfig) -> tuple[Frozen, str]:
     import lpips
 
     resolved = resolve("vgg16", assets)
-    with seeded():
+    with seeded(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="torchvision")  # lpips calls it in an older way
         network = lpips.LPIPS(net="vgg", pnet_rand=resolved.stamp != "download", verbose=False)
     if resolved.path is not None:
         published = read_state(resolved.path)
