@@ -2,14 +2,17 @@
 section 3.2).
 
 The sequence is [class, token 0, ..., token N-2]; position p predicts token p. RMSNorm before attention and SwiGLU, no
-biases, no weight tying, learned absolute positions.
+biases, no weight tying. Positions are a learned table (GigaTok), or 2D rotary on a square grid of tokens (LlamaGen).
 
 Shapes    labels (B,) int64, `num_classes` is the null class      tokens (B,N) int64      logits (B,N,V) float32
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,7 @@ SIZES = {  # width, layers, heads
     "l": (1024, 24, 16),
     "xl": (1280, 36, 20),
     "xxl": (1536, 48, 24),
+    "3b": (3200, 24, 32),
 }
 NORM_EPS = 1e-5
 
@@ -30,16 +34,21 @@ NORM_EPS = 1e-5
 class GPTConfig:
     """A named size, or its own width, layers and heads; and the data it is for."""
 
-    size: str | None = None  # b | l | xl | xxl
+    size: str | None = None  # b | l | xl | xxl | 3b
     width: int | None = None
     layers: int | None = None
     heads: int | None = None
     vocab_size: int = 16384  # codebook size of the tokenizer
     num_tokens: int = 256  # tokens of an image
     num_classes: int = 1000
+    positions: Literal["learned", "rope2d"] = "learned"  # rope2d: num_tokens is a square grid, row-major
     class_dropout_prob: float = 0.1  # training: share of labels replaced by the null class
     token_dropout: float = 0.1  # training: after the embeddings
     residual_dropout: float = 0.1  # training: after attention and after the MLP
+
+    def __post_init__(self) -> None:
+        if self.positions == "rope2d" and math.isqrt(self.num_tokens) ** 2 != self.num_tokens:
+            raise ConfigError(f"model.num_tokens={self.num_tokens} must be a square number with positions=rope2d")
 
     def dims(self) -> tuple[int, int, int]:
         """(width, layers, heads)."""
@@ -52,14 +61,41 @@ class GPTConfig:
             raise ConfigError(
                 f"model: give size (one of {', '.join(SIZES)}) or width, layers and heads, each 1 or more"
             )
-        if self.width % self.heads:
-            raise ConfigError(f"model.width={self.width} must be divisible by model.heads={self.heads}")
+        multiple = self.heads * (4 if self.positions == "rope2d" else 1)
+        if self.width % multiple:
+            raise ConfigError(f"model.width={self.width} must be divisible by {multiple} for model.heads={self.heads}")
         return own
 
 
 def mlp_width(width: int) -> int:
     """Hidden width of the SwiGLU: 2/3 of 4 * width, rounded up to a multiple of 256."""
     return -(-int(2 * (4 * width) / 3) // 256) * 256
+
+
+@lru_cache(maxsize=8)
+def rope2d_table(grid: int, head_dim: int, device: torch.device) -> Tensor:
+    """(cos, sin) of the class slot and of each grid cell, (1 + grid^2, head_dim / 2, 2) float32.
+
+    f_j = 10000 ** (-2j / (head_dim / 2)); the first half of the angles is row * f, the second column * f. The class
+    slot is all zeros, as released: it turns queries and keys of the class token into zero vectors.
+    """
+    half = head_dim // 2
+    frequencies = 10000.0 ** (-torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
+    steps = torch.outer(torch.arange(grid, dtype=torch.float32, device=device), frequencies)
+    rows = steps[:, None].expand(grid, grid, -1)
+    columns = steps[None].expand(grid, grid, -1)
+    angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
+    cells = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    return torch.cat([torch.zeros_like(cells[:1]), cells])
+
+
+def apply_rope(x: Tensor, table: Tensor) -> Tensor:
+    """Rotates the channel pairs (2i, 2i+1) of x (B,heads,N,head_dim) by table (N,head_dim/2,2), in fp32."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    real, imaginary = pairs.unbind(-1)
+    cos, sin = table.unbind(-1)
+    rotated = torch.stack([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)
+    return rotated.flatten(-2).type_as(x)
 
 
 class RMSNorm(nn.Module):
@@ -73,6 +109,9 @@ class RMSNorm(nn.Module):
         x32 = x.float()
         normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + NORM_EPS)
         return normed.type_as(x) * self.weight
+
+
+Cached = tuple[Tensor, Tensor] | None  # keys and values of one layer
 
 
 class KVCache:
@@ -99,9 +138,14 @@ class Attention(nn.Module):
         self.wo = nn.Linear(width, width, bias=False)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, cached: tuple[Tensor, Tensor] | None = None, position: int = 0) -> Tensor:
-        """x (B,N,C). With `cached` keys and values (B,heads,length,head_dim), x is the one token at `position`."""
+    def forward(self, x: Tensor, rope: Tensor | None, cached: Cached = None, position: int = 0) -> Tensor:
+        """x (B,N,C), rope (N,head_dim/2,2) or None.
+
+        With `cached` keys and values (B,heads,length,head_dim), x is the one token at `position`.
+        """
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.wqkv(x).chunk(3, dim=-1))
+        if rope is not None:
+            q, k = apply_rope(q, rope), apply_rope(k, rope)
         if cached is not None:
             keys, values = cached
             keys[:, :, position], values[:, :, position] = k[:, :, 0], v[:, :, 0]
@@ -134,8 +178,8 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(width, dropout)
         self.attention_norm, self.ffn_norm = RMSNorm(width), RMSNorm(width)
 
-    def forward(self, x: Tensor, cached: tuple[Tensor, Tensor] | None = None, position: int = 0) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cached, position)
+    def forward(self, x: Tensor, rope: Tensor | None, cached: Cached = None, position: int = 0) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, cached, position)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -149,7 +193,9 @@ class GPT(nn.Module):
         self.null_class = config.num_classes
         self.class_embedding = nn.Embedding(config.num_classes + 1, width)
         self.token_embedding = nn.Embedding(config.vocab_size, width)
-        self.positional_embedding = nn.Parameter(torch.randn(config.num_tokens + 1, width) * width**-0.5)
+        self.positional_embedding = None
+        if config.positions == "learned":
+            self.positional_embedding = nn.Parameter(torch.randn(config.num_tokens + 1, width) * width**-0.5)
         self.token_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Layer(width, heads, config.residual_dropout) for _ in range(layers))
         self.norm = RMSNorm(width)
@@ -163,30 +209,41 @@ class GPT(nn.Module):
             nn.init.normal_(module.weight, std=0.02)
 
     def embed(self, labels: Tensor, tokens: Tensor) -> Tensor:
-        """[class, tokens] with positions: (B,), (B,n) -> (B,n+1,C)."""
+        """[class, tokens], with learned positions where the model has them: (B,), (B,n) -> (B,n+1,C)."""
         x = torch.cat([self.class_embedding(labels)[:, None], self.token_embedding(tokens)], dim=1)
-        return self.token_dropout(x + self.positional_embedding[: x.shape[1]])
+        if self.positional_embedding is not None:
+            x = x + self.positional_embedding[: x.shape[1]]
+        return self.token_dropout(x)
+
+    def rope(self, first: int, count: int, device: torch.device) -> Tensor | None:
+        """The rotary table of `count` positions from `first` on, or None for learned positions."""
+        if self.config.positions == "learned":
+            return None
+        width, _, heads = self.config.dims()
+        table = rope2d_table(math.isqrt(self.config.num_tokens), width // heads, device)
+        return table[first : first + count]
 
     def forward(self, labels: Tensor, tokens: Tensor, drop: Tensor | None = None) -> Tensor:
         """Teacher-forced logits (B,N,V) of all tokens (B,N). Rows where `drop` (B,) is true lose their class."""
         if drop is not None:
             labels = torch.where(drop, self.null_class, labels)
-        x = self.embed(labels, tokens[:, :-1])
-        for layer in self.layers:
-            x = layer(x)
-        return self.output(self.norm(x)).float()
+        return self.output(self.norm(self.features(labels, tokens, len(self.layers)))).float()
 
     def features(self, labels: Tensor, tokens: Tensor, layer: int) -> Tensor:
         """Hidden states (B,N,C) after layer number `layer`, counted from 1, without the final norm."""
         x = self.embed(labels, tokens[:, :-1])
+        rope = self.rope(0, x.shape[1], x.device)
         for block in self.layers[:layer]:
-            x = block(x)
+            x = block(x, rope)
         return x
 
     def next_logits(self, inputs: Tensor, position: int, cache: KVCache) -> Tensor:
         """Logits (B,V) of token number `position`. `inputs` (B,): class labels at position 0, then the token before."""
         embedding = self.class_embedding if position == 0 else self.token_embedding
-        x = (embedding(inputs) + self.positional_embedding[position])[:, None]
+        x = embedding(inputs)[:, None]
+        if self.positional_embedding is not None:
+            x = x + self.positional_embedding[position]
+        rope = self.rope(position, 1, x.device)
         for i, layer in enumerate(self.layers):
-            x = layer(x, (cache.keys[i], cache.values[i]), position)
+            x = layer(x, rope, (cache.keys[i], cache.values[i]), position)
         return self.output(self.norm(x[:, 0])).float()

@@ -14,26 +14,33 @@ from torch import Tensor
 
 Rule = tuple[str, str, str]
 
-HYBRID_1D: tuple[Rule, ...] = (
-    (r"query_encoder\.positional_embedding", "s2to1encoder.positional_embedding", "table"),
-    (r"query_encoder\.latent_positional_embedding", "s2to1encoder.latent_token_positional_embedding", "table"),
-    (r"query_encoder\.embed\.(.*)", r"s2to1encoder.encoder_embed.\1", "same"),
-    (r"query_encoder\.out_proj\.weight", "s2to1encoder.conv_out.weight", "conv1x1"),
-    (r"query_encoder\.out_proj\.bias", "s2to1encoder.conv_out.bias", "same"),
-    (r"query_encoder\.(.*)", r"s2to1encoder.\1", "same"),
-    (r"query_decoder\.positional_embedding", "s1to2decoder.positional_embedding", "table"),
-    (r"query_decoder\.latent_positional_embedding", "s1to2decoder.latent_token_positional_embedding", "table"),
-    (r"query_decoder\.embed\.(.*)", r"s1to2decoder.decoder_embed.\1", "same"),
-    (r"query_decoder\.semantic_head\.(.*)", r"s1to2decoder.distill_mlp.\1", "same"),
-    (r"query_decoder\.(.*)", r"s1to2decoder.\1", "same"),
-    (r"quantizer\.codebook", "quantize.embedding.weight", "same"),
-    (r"quantizer\.recent_indices", "quantize.codebook_used", "codes"),
-    (r"quant_proj\.weight", "quant_conv.weight", "conv1x1"),
-    (r"quant_proj\.bias", "quant_conv.bias", "same"),
-    (r"post_quant_proj\.weight", "post_quant_conv.weight", "conv1x1"),
-    (r"post_quant_proj\.bias", "post_quant_conv.bias", "same"),
-    (r"(encoder|decoder)\.(.*)", r"\1.\2", "same"),
-)
+
+def _hybrid(encoder: str, decoder: str) -> tuple[Rule, ...]:
+    """GigaTok's names, with those of the two transformers of a layout."""
+    return (
+        (r"query_encoder\.positional_embedding", f"{encoder}.positional_embedding", "table"),
+        (r"query_encoder\.latent_positional_embedding", f"{encoder}.latent_token_positional_embedding", "table"),
+        (r"query_encoder\.embed\.(.*)", rf"{encoder}.encoder_embed.\1", "same"),
+        (r"query_encoder\.out_proj\.weight", f"{encoder}.conv_out.weight", "conv1x1"),
+        (r"query_encoder\.out_proj\.bias", f"{encoder}.conv_out.bias", "same"),
+        (r"query_encoder\.(.*)", rf"{encoder}.\1", "same"),
+        (r"query_decoder\.positional_embedding", f"{decoder}.positional_embedding", "table"),
+        (r"query_decoder\.latent_positional_embedding", f"{decoder}.latent_token_positional_embedding", "table"),
+        (r"query_decoder\.embed\.(.*)", rf"{decoder}.decoder_embed.\1", "same"),
+        (r"query_decoder\.semantic_head\.(.*)", rf"{decoder}.distill_mlp.\1", "same"),
+        (r"query_decoder\.(.*)", rf"{decoder}.\1", "same"),
+        (r"quantizer\.codebook", "quantize.embedding.weight", "same"),
+        (r"quantizer\.recent_indices", "quantize.codebook_used", "codes"),
+        (r"quant_proj\.weight", "quant_conv.weight", "conv1x1"),
+        (r"quant_proj\.bias", "quant_conv.bias", "same"),
+        (r"post_quant_proj\.weight", "post_quant_conv.weight", "conv1x1"),
+        (r"post_quant_proj\.bias", "post_quant_conv.bias", "same"),
+        (r"(encoder|decoder)\.(.*)", r"\1.\2", "same"),
+    )
+
+
+HYBRID_1D = _hybrid("s2to1encoder", "s1to2decoder")
+HYBRID_2D = _hybrid("s2dencoder", "s2ddecoder")
 
 
 def published_name(name: str, rules: tuple[Rule, ...]) -> tuple[str, str]:

@@ -62,6 +62,7 @@ class TokenizerTask:
         self.tokenizer, self.discriminator, self.frozens, self.terms = tokenizer, discriminator, frozens, terms
         self.world, self.precision, self.validation = world, precision, validation
         self.grid = grid  # callable (name, images, columns) that writes an image grid, or None
+        self.skipped_images = torch.zeros((), device=world.device)  # replaced ones, on this rank, in this process
         self.warmup_steps = getattr(tokenizer.module.quantizer, "warmup_steps", 0)
 
     def parts(self) -> Mapping[str, Any]:
@@ -109,10 +110,12 @@ class TokenizerTask:
                 total = weighted_sum(self.terms, values, step + 1)
                 (total / len(micro_batches)).backward()
             pairs.append((images, output.reconstructions.detach()))
-            values = {"loss": total, **values, "skipped_images": batch["skipped_images"].float().sum()}
+            self.skipped_images += batch["skipped_images"].sum()
+            values = {**values, "loss": total}
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(micro_batches)
         sums |= self.tokenizer.step(step, sums)
+        sums["skipped_images"] = self.skipped_images * self.world.size  # its mean over ranks is the number of all
         return sums | self.tokenizer.module.quantizer.usage(), pairs
 
     def update_discriminator(self, pairs: list[tuple[Tensor, Tensor]], step: int) -> dict[str, Tensor]:

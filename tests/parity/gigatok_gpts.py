@@ -18,16 +18,17 @@ from tokenizer.released import import_state
 TINY, FULL = "gigatok/tiny", "gigatok/real_seeded"
 SCHEDULES = ("constant", "step", "linear")  # those built here
 RELEASED_UNGUIDED = 1.0001  # the released scale where a schedule does not guide; linear also adds its 0.0001
-FULL_NAME = re.compile(r"GPT-(\w+)_1d")
+FULL_NAME = re.compile(r"GPT-(\w+)_([12])d")
+POSITIONS = {"1": "learned", "2": "rope2d"}
 
 
 def tiny_cases() -> list[str]:
-    """The GPTs with learned positions of the tiny set."""
-    return goldens.cases(TINY, "gpt1d")
+    """The GPTs of the tiny set: learned positions (gpt1d) and 2D rotary ones (gpt2d)."""
+    return goldens.cases(TINY, "gpt1d") + goldens.cases(TINY, "gpt2d")
 
 
 def full_cases() -> list[str]:
-    """The GPTs with learned positions of the full-size set, of the sizes that exist here."""
+    """The GPTs of the full-size set, of the sizes that exist here."""
     named = {case: FULL_NAME.fullmatch(case) for case in goldens.cases(FULL, "GPT-")}
     return [case for case, match in named.items() if match and match[1].lower() in SIZES]
 
@@ -56,6 +57,7 @@ def tiny_gpt(case: str) -> GPT:
         num_classes=args["num_classes"],
         token_dropout=args["token_dropout_p"],
         residual_dropout=args["resid_dropout_p"],
+        positions=POSITIONS[re.search(r"([12])d", case)[1]],
     )
     gpt = GPT(config)
     load_strict(gpt, import_state(goldens.tensors(TINY, case, "weights"), gpt.state_dict(), GPT_NAMES), case)
@@ -121,7 +123,8 @@ def full_outputs(case: str) -> dict[str, Tensor]:
         r"RandomState\(seed\+(\d+)\)\.randint\((\d+),\s*(\d+),\s*\((\d+),\s*(\d+)\)\)",
     )
     offset, low, high, batch, length = map(int, re.search(rule, meta["ids_rule"]).groups())
-    config = GPTConfig(size=FULL_NAME.fullmatch(case)[1].lower(), vocab_size=high, num_tokens=length)
+    size, layout = FULL_NAME.fullmatch(case).groups()
+    config = GPTConfig(size=size.lower(), vocab_size=high, num_tokens=length, positions=POSITIONS[layout])
     with torch.device("meta"):
         gpt = GPT(config)
     gpt.to_empty(device="cpu").eval()

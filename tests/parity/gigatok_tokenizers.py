@@ -1,6 +1,7 @@
 """GigaTok tokenizers from golden cases, and their outputs in the layout of the goldens."""
 
 import functools
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,15 @@ from tokenizer.models.query import TransformerConfig
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
 from tokenizer.quantizers.base import Quantized
 from tokenizer.quantizers.vector import VQConfig
-from tokenizer.released import HYBRID_1D, import_state
+from tokenizer.released import HYBRID_1D, HYBRID_2D, import_state
 
 TINY, FULL = "gigatok/tiny", "gigatok/real_seeded"
 CONFIGS = Path(__file__).parents[2] / "configs" / "vq"
 SIZE_OF_LETTERS = {"XXL": "xxl", "XL": "xl", "L": "large", "B": "base", "S": "small"}
-FULL_NAME = re.compile(r"VQ_(XXL|XL|L|B|S)(XXL|XL|L|B|S)\d+(_dino_disc|_train_new)?")
+FULL_NAME = re.compile(r"VQ_(XXL|XL|L|B|S)(XXL|XL|L|B|S)\d+(_dino_disc|_train_new|_2d)?")
+CLASSES = ("VQVitModelPlus", "VQVitModel2DPlus")
+BLOCKS = {"TransformerLayer": "vit", "TransformerDecoderLayer": "qformer"}
+RULES = {"1d": HYBRID_1D, "2d": HYBRID_2D}
 ONLY_BUILT_WITH = {  # released options of which one value exists here
     "adaptive_gn": True,
     "d2s_up": True,
@@ -45,12 +49,12 @@ class ModelSection:
 
 
 def tiny_cases() -> list[str]:
-    """The 1D tokenizers of the tiny set."""
-    return [c for c in goldens.cases(TINY, "tok") if goldens.meta(TINY, c).get("model_cls") == "VQVitModelPlus"]
+    """The tokenizers of the tiny set."""
+    return [c for c in goldens.cases(TINY, "tok") if goldens.meta(TINY, c).get("model_cls") in CLASSES]
 
 
 def full_cases() -> list[str]:
-    """The 1D tokenizers of the full-size set."""
+    """The tokenizers of the full-size set."""
     return [c for c in goldens.cases(FULL, "VQ_") if FULL_NAME.fullmatch(c)]
 
 
@@ -68,7 +72,10 @@ def tiny_config(case: str, rotation: bool | None = None) -> ModelConfig:
     args, sizes = goldens.meta(TINY, case)["init_args"], goldens.meta(TINY, case)["tiny_overrides"]
     other = {k: args[k] for k, built in ONLY_BUILT_WITH.items() if args.get(k, built) != built}
     assert not other and args["encoder_ch_mult"] == args["decoder_ch_mult"], f"{case} needs options not built: {other}"
+    layout = "1d" if goldens.meta(TINY, case)["model_cls"] == "VQVitModelPlus" else "2d"
     hybrid = HybridConfig(
+        layout=layout,
+        block=BLOCKS[args.get("transformer_layer_type", "TransformerDecoderLayer")] if layout == "2d" else None,
         encoder=TransformerConfig(**sizes["encoder"]),
         decoder=TransformerConfig(**sizes["decoder"]),
         num_tokens=args["num_latent_tokens"],
@@ -90,7 +97,8 @@ def tiny_tokenizer(case: str, rotation: bool | None = None) -> HybridTokenizer:
     """A tiny case with its weights, in evaluation mode."""
     image_size = goldens.meta(TINY, case)["tiny_overrides"]["image_size"]
     tokenizer = build_tokenizer(tiny_config(case, rotation), image_size)
-    load_strict(tokenizer, import_state(tiny_weights(case), tokenizer.state_dict()), case)
+    rules = RULES[tiny_config(case).hybrid.layout]
+    load_strict(tokenizer, import_state(tiny_weights(case), tokenizer.state_dict(), rules), case)
     return tokenizer.eval()
 
 
@@ -99,16 +107,19 @@ def full_config(case: str) -> ModelConfig:
     path = CONFIGS / f"{case}.yaml"
     if path.exists():
         return load_sections(ModelSection, path).model
-    encoder, decoder = (TransformerConfig(size=SIZE_OF_LETTERS[s]) for s in FULL_NAME.fullmatch(case).groups()[:2])
-    return ModelConfig(hybrid=HybridConfig(encoder=encoder, decoder=decoder))
+    *letters, kind = FULL_NAME.fullmatch(case).groups()
+    encoder, decoder = (TransformerConfig(size=SIZE_OF_LETTERS[s]) for s in letters)
+    layout, block = ("2d", "qformer" if case == "VQ_SS256_2d" else "vit") if kind == "_2d" else ("1d", None)
+    return ModelConfig(hybrid=HybridConfig(layout=layout, block=block, encoder=encoder, decoder=decoder))
 
 
-def _sequence(tokens: Tensor) -> Tensor:
-    """(B,N,C) -> the goldens' (B,C,1,N)."""
-    return tokens.transpose(1, 2)[:, :, None]
+def _sequence(tokens: Tensor, layout: str) -> Tensor:
+    """(B,N,C) -> the goldens' (B,C,1,N), or (B,C,h,w) in the 2D layout."""
+    rows = 1 if layout == "1d" else math.isqrt(tokens.shape[1])
+    return tokens.transpose(1, 2).unflatten(2, (rows, -1))
 
 
-def _encoded(tokenizer: HybridTokenizer, images: Tensor) -> tuple[dict[str, Tensor], Quantized]:
+def _encoded(tokenizer: HybridTokenizer, images: Tensor, layout: str) -> tuple[dict[str, Tensor], Quantized]:
     """Every stage of the encoder, and what the quantizer makes of the last."""
     grid_features = tokenizer.encode_features(images)
     tokens = tokenizer.query_encoder.features(grid_features)
@@ -117,9 +128,9 @@ def _encoded(tokenizer: HybridTokenizer, images: Tensor) -> tuple[dict[str, Tens
     quantized = tokenizer.quantizer(z)
     outputs = {
         "cnn_encoder_out": grid_features,
-        "enc_feat_width": _sequence(tokens),
-        "enc_feat_z_channels": _sequence(latents),
-        "enc_feat_codebook_dim": _sequence(z),
+        "enc_feat_width": _sequence(tokens, layout),
+        "enc_feat_z_channels": _sequence(latents, layout),
+        "enc_feat_codebook_dim": _sequence(z, layout),
         "codes": quantized.indices.flatten(),
     }
     return outputs, quantized
@@ -139,15 +150,16 @@ def tiny_outputs(case: str) -> Outputs:
     """All evaluation outputs of a tiny case."""
     meta, tokenizer = goldens.meta(TINY, case), tiny_tokenizer(case)
     images = to_float(goldens.tensors(TINY, case)["image_u8"])
-    outputs, _ = _encoded(tokenizer, images)
+    layout = tiny_config(case).hybrid.layout
+    outputs, _ = _encoded(tokenizer, images, layout)
     quantized = tokenizer.encode(images)
     latents = tokenizer.post_quant_proj(quantized.z_q)
     decoded, semantic = tokenizer.query_decoder(latents, semantic=True)
     image = tokenizer.decode_indices(quantized.indices)
     outputs |= {
         "codes": quantized.indices.flatten(),
-        "quant_from_encode": _sequence(quantized.z_q),
-        "quant_from_codebook_entry": _sequence(tokenizer.quantizer.decode_indices(quantized.indices)),
+        "quant_from_encode": _sequence(quantized.z_q, layout),
+        "quant_from_codebook_entry": _sequence(tokenizer.quantizer.decode_indices(quantized.indices), layout),
         "rec_spatial": decoded,
         "inner_distill_feat": semantic,
         "decoder_probe_feat": tokenizer.query_decoder.features(latents, tokenizer.query_decoder.semantic_layer)[0],
@@ -178,8 +190,8 @@ def full_outputs(case: str) -> Outputs:
     with torch.device("meta"):
         tokenizer = build_tokenizer(config, size)
     tokenizer.to_empty(device="cpu").eval()
-    goldens.fill_seeded(tokenizer, HYBRID_1D, "gigatok", meta["seed"])
-    outputs, quantized = _encoded(tokenizer, to_float(images_u8))
+    goldens.fill_seeded(tokenizer, RULES[config.hybrid.layout], "gigatok", meta["seed"])
+    outputs, quantized = _encoded(tokenizer, to_float(images_u8), config.hybrid.layout)
     decoded, semantic = tokenizer.query_decoder(tokenizer.post_quant_proj(quantized.z_q), semantic=True)
     image = tokenizer.decode_indices(quantized.indices)
     codes = tokenizer.quantizer.decode_indices(torch.arange(tokenizer.quantizer.codebook_size))

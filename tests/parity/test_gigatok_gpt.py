@@ -1,4 +1,4 @@
-"""GigaTok's GPT (learned positions) gives the released numbers: teacher-forced, in training, and token by token."""
+"""GigaTok's GPTs (learned or 2D rotary positions) give the released numbers, in every way they are run."""
 
 import gigatok_gpts as gpts
 import goldens
@@ -13,7 +13,7 @@ from tokenizer.released import export_state
 FORCED = ("eval_logits", "inner_feat")
 TINY_TENSORS = [(c, n) for c in gpts.tiny_cases() for n in goldens.names(TINY, c) if n.startswith(FORCED)]
 FULL_TENSORS = [(c, n) for c in gpts.full_cases() for n in goldens.names(FULL, c)]
-SCALES = [(c, n) for c in gpts.tiny_cases() for n in goldens.meta(TINY, c)["cfg_per_token"]]
+SCALES = [(c, n) for c in gpts.tiny_cases() for n in goldens.meta(TINY, c).get("cfg_per_token", {})]
 FULL_LOSSES = ("loss", "logits_std")
 LABEL_DROPS = [
     (c, n) for c in gpts.tiny_cases() for n in ("train_drop_none", "train_drop_all") if n in goldens.meta(TINY, c)

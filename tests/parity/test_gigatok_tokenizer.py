@@ -1,4 +1,4 @@
-"""GigaTok's 1D tokenizers give the released numbers: tiny ones in every stage, full-size ones on seeded weights."""
+"""GigaTok's tokenizers give the released numbers: tiny ones in every stage, full-size ones on seeded weights."""
 
 import gigatok_tokenizers as gigatok
 import goldens
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from gigatok_tokenizers import FULL, TINY
 
 from engine.images import to_float, to_uint8
-from tokenizer.released import HYBRID_1D, export_state
+from tokenizer.released import export_state
 
 INPUTS = {"image_u8", "sem_feat"}
 OF_TRAINING = {"train_direct_dec"}  # compared in the training test
@@ -60,7 +60,9 @@ def test_tiny_tokenizer_counts_and_statistics(case):
 def test_export_gives_the_published_state_dict_back(case):
     """Published weights that were imported leave again under the same names, in the same shapes, with equal values."""
     published = gigatok.tiny_weights(case)
-    exported = export_state(gigatok.tiny_tokenizer(case).state_dict())
+    exported = export_state(
+        gigatok.tiny_tokenizer(case).state_dict(), gigatok.RULES[gigatok.tiny_config(case).hybrid.layout]
+    )
     assert exported.keys() == published.keys()
     for name, tensor in published.items():
         assert exported[name].dtype == tensor.dtype and torch.equal(exported[name], tensor), name
@@ -105,7 +107,8 @@ def test_one_training_pass_has_the_released_losses_and_gradients(case, variant):
     if shortcut and "train_direct_dec" in io:
         direct = f"{case} {variant} train_direct_dec"
         goldens.assert_image(output.shortcut_reconstructions, io["train_direct_dec"], direct)
-    goldens.assert_gradient_norms(tokenizer, HYBRID_1D, expected["grad_norms"], f"{case} {variant}")
+    rules = gigatok.RULES[gigatok.tiny_config(case).hybrid.layout]
+    goldens.assert_gradient_norms(tokenizer, rules, expected["grad_norms"], f"{case} {variant}")
     usage = [tokenizer.quantizer.usage()["codebook_usage"].item()]
     with torch.no_grad():
         tokenizer(images.flip(-1))

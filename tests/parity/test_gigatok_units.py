@@ -10,8 +10,8 @@ import torch
 from gigatok_gpts import SCHEDULES, released_guidance
 
 from autoregressive.generate import filter_logits, probabilities
-from autoregressive.gpt import RMSNorm, mlp_width
-from tokenizer.models.attention import QFormerBlock
+from autoregressive.gpt import RMSNorm, apply_rope, mlp_width, rope2d_table
+from tokenizer.models.attention import QFormerBlock, ViTBlock
 from tokenizer.models.cnn import AdaptiveGroupNorm, CNNConfig, depth_to_space
 from tokenizer.models.query import multi_level_pooling
 from tokenizer.quantizers.entropy import assignment_entropies
@@ -115,17 +115,22 @@ def test_multi_level_pooling(case, name):
     close(case, multi_level_pooling(maps, maps.shape[-1] ** 2), name)
 
 
-@pytest.mark.parametrize(("case", "name"), named("qformer_layer_out"))
-def test_qformer_block(case, name):
-    """Positions on queries and keys, never on values. The file does not tell the number of heads: one must fit."""
-    given = {k: v.transpose(0, 1) for k, v in prefixed(case, "qformer_layer_").items()}
+@pytest.mark.parametrize(("case", "name"), named("(qformer|vit)_layer_out"))
+def test_transformer_block(case, name):
+    """Q-Former block: positions on queries and keys, never on values; ViT block: no positions of its own.
+
+    The file does not tell the number of heads: one must fit.
+    """
+    kind = name.removesuffix("_out")
+    given = {k: v.transpose(0, 1) for k, v in prefixed(case, f"{kind}_").items()}
     width = given["tgt"].shape[-1]
     differences = {}
     for heads in (h for h in range(1, width + 1) if width % h == 0):
-        block = QFormerBlock(width, heads)
-        block.load_state_dict(prefixed(case, "qformer_layer."))
+        block = (QFormerBlock if kind == "qformer_layer" else ViTBlock)(width, heads)
+        block.load_state_dict(prefixed(case, f"{kind}."))
+        others = () if kind == "vit_layer" else (given["memory"], given["query_pos"][0], given["pos"][0])
         with torch.no_grad():
-            output = block(given["tgt"], given["memory"], given["query_pos"][0], given["pos"][0])
+            output = block(given["tgt"], *others)
         differences[heads] = (output - given["out"]).abs().max().item(), output
     best = min(differences, key=lambda heads: differences[heads][0])
     close(case, differences[best][1].transpose(0, 1), name)
@@ -179,3 +184,15 @@ def test_width_of_the_gpt_mlp(case):
     """Hidden widths for all published sizes."""
     expected = goldens.meta(TINY, case)["ffn_hidden_by_dim"]
     assert {width: mlp_width(int(width)) for width in expected} == expected
+
+
+@pytest.mark.parametrize(("case", "name"), named(r"rope2d_grid\d+_headdim\d+"))
+def test_rotary_table_and_rotation(case, name):
+    """The table with its zero row for the class slot, and queries rotated by it in interleaved pairs."""
+    grid, head_dim = map(int, re.fullmatch(r"rope2d_grid(\d+)_headdim(\d+)", name).groups())
+    table = rope2d_table(grid, head_dim, torch.device("cpu"))
+    close(case, table, name)
+    assert not table[0].any()
+    x = io(case)["rope_x"]
+    if x.shape[1] == len(table) and x.shape[-1] == head_dim:
+        close(case, apply_rope(x.transpose(1, 2), table).transpose(1, 2), "rope_y")

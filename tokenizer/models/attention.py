@@ -1,4 +1,4 @@
-"""Attention and the Q-Former block (a pre-norm DETR decoder layer), batch first."""
+"""Attention, the Q-Former block (a pre-norm DETR decoder layer) and the plain ViT block, batch first."""
 
 from __future__ import annotations
 
@@ -47,3 +47,20 @@ class QFormerBlock(nn.Module):
         n = self.norm2(tokens)
         tokens = tokens + self.multihead_attn(n + positions, memory + memory_positions, memory)
         return tokens + self.linear2(F.gelu(self.linear1(self.norm3(tokens))))
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm self-attention and MLP; positions are added once, before the first block."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int = 4) -> None:
+        super().__init__()
+        self.self_attn = MultiheadAttention(width, heads)
+        self.linear1 = nn.Linear(width, mlp_ratio * width)
+        self.linear2 = nn.Linear(mlp_ratio * width, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B,N,C) -> (B,N,C)."""
+        n = self.norm1(tokens)
+        tokens = tokens + self.self_attn(n, n, n)
+        return tokens + self.linear2(F.gelu(self.linear1(self.norm2(tokens))))

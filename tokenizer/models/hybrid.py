@@ -1,5 +1,7 @@
-"""GigaTok's hybrid tokenizer (arXiv:2504.08736): CNN encoder, Q-Former encoder, quantizer, Q-Former decoder, CNN
-decoder.
+"""GigaTok's hybrid tokenizer (arXiv:2504.08736): CNN encoder, transformer, quantizer, transformer, CNN decoder.
+
+Layout `1d`: Q-Formers between the grid and a sequence of latent tokens. Layout `2d`: plain transformers, one token a
+grid cell.
 
 Shapes    images (B,3,H,H) in [-1,1]      grid features (B,z_channels,h,h), h = H / 16 for the published CNN
           latents (B,N,z_channels)        z, z_q (B,N,codebook_dim)        indices (B,N)
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from engine.config import ConfigError
 from tokenizer.models.cnn import CNNConfig, CNNDecoder, CNNEncoder
+from tokenizer.models.grid import GridDecoder, GridEncoder
 from tokenizer.models.query import QueryDecoder, QueryEncoder, TransformerConfig, pooling_boxes
 from tokenizer.quantizers.base import Quantized, Quantizer
 
@@ -22,18 +25,23 @@ from tokenizer.quantizers.base import Quantized, Quantizer
 class HybridConfig:
     """Sizes of the hybrid tokenizer."""
 
-    layout: Literal["1d"] = "1d"  # 1d: Q-Former, a sequence of num_tokens
+    layout: Literal["1d", "2d"] = "1d"
+    block: Literal["vit", "qformer"] | None = None  # 2d only: type of the transformer blocks
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
-    num_tokens: int = 256  # a power of 2
+    num_tokens: int = 256  # 1d: a power of 2; 2d: the number of grid cells
     z_channels: int = 256  # channels between CNN, Q-Former and quantizer
     cnn: CNNConfig = field(default_factory=CNNConfig)
     semantic_layer: int | None = 3  # decoder block (from 1) that the semantic head reads; null = no head
     semantic_dim: int = 768  # width of the teacher's features
     position_std: float | None = None  # of the position tables at the start; null = width ** -0.5, as released
-    init: Literal["released", "torch"] = (
-        "released"  # released: truncated normal 0.02 everywhere; torch: PyTorch's defaults
-    )
+    init: Literal["released", "torch"] = "released"  # truncated normal 0.02 everywhere, or PyTorch's defaults
+
+    def __post_init__(self) -> None:
+        if (self.layout == "2d") != (self.block is not None):
+            raise ConfigError(
+                f"model.hybrid.block={self.block} with layout={self.layout}: 2d needs vit or qformer, 1d needs null"
+            )
 
 
 @dataclass
@@ -71,10 +79,13 @@ class HybridTokenizer(nn.Module):
         self.image_size, self.num_tokens, self.grid = image_size, config.num_tokens, grid
         z, std = config.z_channels, config.position_std
         self.encoder = CNNEncoder(config.cnn, z)
-        self.query_encoder = QueryEncoder(encoder_dims, grid, config.num_tokens, z, std)
-        self.query_decoder = QueryDecoder(
-            decoder_dims, grid, config.num_tokens, z, std, config.semantic_layer, config.semantic_dim
-        )
+        tail = (config.semantic_layer, config.semantic_dim)
+        if config.layout == "1d":
+            self.query_encoder = QueryEncoder(encoder_dims, grid, config.num_tokens, z, std)
+            self.query_decoder = QueryDecoder(decoder_dims, grid, config.num_tokens, z, std, *tail)
+        else:
+            self.query_encoder = GridEncoder(encoder_dims, grid, z, config.block, std)
+            self.query_decoder = GridDecoder(decoder_dims, grid, z, config.block, std, *tail)
         self.decoder = CNNDecoder(config.cnn, z)
         if config.init == "released":
             self.apply(_released_init)
@@ -136,6 +147,12 @@ def grid_size(config: HybridConfig, image_size: int) -> int:
     if image_size % factor:
         raise ConfigError(f"data.image_size={image_size} does not fit the model: it must be a multiple of {factor}")
     grid = image_size // factor
+    if config.layout == "2d":
+        if config.num_tokens != grid * grid:
+            raise ConfigError(
+                f"model.hybrid.num_tokens={config.num_tokens} must be {grid * grid}, the cells of the 2d grid"
+            )
+        return grid
     rows, columns = pooling_boxes(config.num_tokens)[-1]
     if grid % rows or grid % columns:
         raise ConfigError(

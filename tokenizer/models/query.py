@@ -67,8 +67,16 @@ def multi_level_pooling(x: Tensor, num_tokens: int) -> Tensor:
     return torch.cat(pooled, dim=2).transpose(1, 2)
 
 
-def _table(count: int, width: int, std: float | None) -> nn.Parameter:
+def position_table(count: int, width: int, std: float | None) -> nn.Parameter:
+    """A learned table (count, width), normal with deviation `std`, by default width ** -0.5."""
     return nn.Parameter(torch.randn(count, width) * (width**-0.5 if std is None else std))
+
+
+def semantic_mlp(width: int, out_dim: int) -> nn.Module:
+    """The head that maps inner decoder features to the teacher's width; for training only."""
+    hidden = 4 * width
+    layers = (nn.Linear(width, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, out_dim))
+    return nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
 
 
 class QueryEncoder(nn.Module):
@@ -80,8 +88,8 @@ class QueryEncoder(nn.Module):
         super().__init__()
         width, layers, heads = dims
         self.grid, self.num_tokens = grid, num_tokens
-        self.positional_embedding = _table(grid * grid, width, position_std)  # of the memory
-        self.latent_positional_embedding = _table(num_tokens, width, position_std)  # of the queries
+        self.positional_embedding = position_table(grid * grid, width, position_std)  # of the memory
+        self.latent_positional_embedding = position_table(num_tokens, width, position_std)  # of the queries
         self.ln_pre = nn.LayerNorm(z_channels)
         self.embed = nn.Linear(z_channels, width)
         self.global_proj = nn.Linear(width, width)
@@ -123,8 +131,8 @@ class QueryDecoder(nn.Module):
         super().__init__()
         width, layers, heads = dims
         self.grid, self.semantic_layer = grid, semantic_layer
-        self.positional_embedding = _table(grid * grid, width, position_std)  # of the queries
-        self.latent_positional_embedding = _table(num_tokens, width, position_std)  # of the memory
+        self.positional_embedding = position_table(grid * grid, width, position_std)  # of the queries
+        self.latent_positional_embedding = position_table(num_tokens, width, position_std)  # of the memory
         self.ln_pre = nn.LayerNorm(z_channels)
         self.embed = nn.Linear(z_channels, width)
         self.transformer = nn.ModuleList(QFormerBlock(width, heads) for _ in range(layers))
