@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.checkpoint import file_sha256
+from engine.checkpoint import file_sha256, read_weights
 from engine.config import UserError, logger, lookup
 
 
@@ -107,9 +107,7 @@ def resolve(name: str, config: AssetsConfig) -> Weights:
 def read_state(path: Path) -> dict[str, Tensor]:
     """A state dict from .safetensors or .pth, without unpickling code."""
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
+        return read_weights(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

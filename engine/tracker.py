@@ -40,6 +40,10 @@ class Run:
             (self.dir / "samples").mkdir(parents=True, exist_ok=True)
             save_config(config, self.dir / "config.yaml")
             (self.dir / "git_sha.txt").write_text(_git_sha() + "\n", encoding="utf-8")
+            with (self.dir / "metrics.jsonl").open("a+b") as file:
+                file.seek(max(0, file.tell() - 1))
+                if file.read() not in (b"", b"\n"):  # a killed run tore the last line: the next record starts anew
+                    file.write(b"\n")
             self._handler = logging.FileHandler(self.dir / "log.txt", encoding="utf-8")
         except OSError as error:
             raise UserError(f"run folder {self.dir} cannot be written: {error}") from error

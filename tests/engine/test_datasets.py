@@ -1,0 +1,235 @@
+"""engine/datasets.py and engine/packaged.py: which images there are, and how they become training samples."""
+
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image, ImageOps
+
+from engine.config import ConfigError, UserError
+from engine.datasets import DataConfig, FolderSource, centre_batch, has_split, open_source, training_item
+from engine.images import ImageError, centre_crop, image_tensor, random_crop
+from engine.packaged import ATTRIBUTION, NUM_HELD_OUT, PACKAGED, PHOTO_CROP
+from engine.stream import position_rng
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of a small ImageNet layout that a test may break: classes b and a, four images each."""
+    tiny.write_images(tmp_path / "data", per_class=4, seed=0, classes=("b", "a"))
+    return tmp_path / "data"
+
+
+def config(folder, **changes) -> DataConfig:
+    return DataConfig(name="folder", root=str(folder), image_size=8, num_workers=0, **changes)
+
+
+# ---------------------------------------------------------------------------------------------- folders
+def test_classes_and_files_are_in_alphabetical_order(folder):
+    """Labels are the ranks of the class folders, as ImageNet's are; loose files beside the folders do not matter."""
+    (folder / "LICENSE").write_text("text")
+    source = FolderSource(str(folder), "data.root")
+    assert source.class_names == ["a", "b"] and source.labels.tolist() == [0] * 4 + [1] * 4
+    assert [p.name for p in source.paths] == [f"{i:03d}.png" for i in range(4)] * 2
+    assert source.where(5) == str(folder / "b" / "001.png")
+    assert np.array_equal(np.asarray(source.image(5)), np.asarray(Image.open(folder / "b" / "001.png")))
+
+
+@pytest.mark.parametrize(
+    ("breaking", "message"),
+    [
+        (lambda f: shutil.rmtree(f), "data.root='{f}' is not a folder"),
+        (lambda f: [shutil.rmtree(f / c) for c in "ab"], "data.root='{f}' has no class folders"),
+        (lambda f: (f / "c").mkdir(), "class folder {f}/c holds no images"),
+        (lambda f: (f / "a" / "notes.txt").write_text("x"), "{f}/a/notes.txt is not an image file (accepted: .bmp"),
+        (lambda f: (f / "a" / "deep").mkdir(), "{f}/a/deep is not an image file"),
+    ],
+    ids=["missing", "no classes", "empty class", "stranger", "nested folder"],
+)
+def test_a_wrong_layout_is_named(folder, breaking, message):
+    """The message names the key or the path, and what was expected there."""
+    breaking(folder)
+    with pytest.raises(UserError) as caught:
+        open_source(config(folder), "train")
+    assert message.format(f=folder) in str(caught.value)
+
+
+def test_no_root_at_all_is_named():
+    with pytest.raises(UserError, match=r"data\.root='' is not a folder"):
+        open_source(DataConfig(), "train")
+    with pytest.raises(UserError, match=r"data\.val_root='/nowhere' is not a folder"):
+        open_source(DataConfig(root="/", val_root="/nowhere"), "val")
+
+
+def test_strangers_are_left_out_and_counted_by_option_only(folder, caplog):
+    (folder / "a" / "notes.txt").write_text("x")
+    (folder / "b" / ".DS_Store").write_text("x")
+    with caplog.at_level(logging.WARNING):
+        source = FolderSource(str(folder), "data.root", skip_broken=True)
+    assert len(source) == 8 and "left out 2 files that are not images" in caplog.text
+    (folder / "c").mkdir()
+    (folder / "c" / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"class folder .*/c holds no images"):
+        FolderSource(str(folder), "data.root", skip_broken=True)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_an_unreadable_image_stops_by_default(folder):
+    """The message names the file."""
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / "a" / "zzz.jpeg")
+    truncate(folder / "a" / "zzz.jpeg")
+    source = open_source(config(folder), "train")
+    with pytest.raises(ImageError, match=r"a/zzz\.jpeg is not a readable image"):
+        training_item(source, config(folder), 0)(4, 0)
+
+
+def test_an_unreadable_image_is_replaced_and_counted_by_option(folder, caplog):
+    """Its successor takes its place, label included, with the random numbers of the position; the end wraps around."""
+    for name in ("a/001.png", "a/002.png", "b/003.png"):
+        truncate(folder / name)
+    data = config(folder, skip_broken=True)
+    source = open_source(data, "train")
+    item = training_item(source, data, seed=3)
+    for index, stands_in, skipped in ((0, 0, 0), (1, 3, 2), (2, 3, 1), (7, 0, 1)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            made = item(index, 50)
+        assert (int(made["index"]), int(made["skipped_images"])) == (stands_in, skipped)
+        assert made["labels"] == source.labels[stands_in]
+        assert torch.equal(made["images_u8"], item(stands_in, 50)["images_u8"])
+        assert len(caplog.records) == skipped
+    assert str(folder / "b" / "003.png") in caplog.text
+    assert torch.equal(centre_batch(source, 8, [1, 3], skip_broken=True)[0], centre_batch(source, 8, [3])[0])
+    for path in folder.rglob("*.png"):
+        truncate(path)
+    with pytest.raises(UserError, match="holds no readable image"):
+        item(0, 0)
+
+
+# ---------------------------------------------------------------------------------------------- training samples
+@pytest.mark.parametrize("crop", [True, False])
+def test_a_sample_depends_on_image_and_position_only(folder, crop):
+    """The same twice, and against the steps written plainly: crop, then a flip, drawn from the position's numbers."""
+    data = config(folder, random_crop=crop)
+    source = open_source(data, "train")
+    item = training_item(source, data, seed=3)
+    flips = 0
+    for position in range(40):
+        index = position % 8
+        rng = position_rng(3, position)
+        image = random_crop(source.image(index), 8, rng) if crop else centre_crop(source.image(index), 8)
+        if rng.random() < 0.5:
+            image, flips = ImageOps.mirror(image), flips + 1
+        made = item(index, position)
+        assert torch.equal(made["images_u8"], image_tensor(image))
+        assert torch.equal(made["images_u8"], item(index, position)["images_u8"])
+        assert (made["labels"], made["index"], made["position"]) == (source.labels[index], index, position)
+    assert 8 < flips < 32
+
+
+def test_without_augmentation_a_sample_is_the_centre_crop(folder):
+    data = config(folder, random_crop=False, flip_prob=0.0)
+    assert not data.augmented and config(folder).augmented
+    source = open_source(data, "train")
+    item = training_item(source, data, seed=3)
+    made = torch.stack([item(i, 100 + i)["images_u8"] for i in range(8)])
+    assert torch.equal(made, centre_batch(source, 8, range(8)))
+
+
+def test_splits_that_a_config_names():
+    assert has_split(DataConfig(root="/x"), "train") and not has_split(DataConfig(root="/x"), "val")
+    assert has_split(DataConfig(root="/x", val_root="/y"), "val") and has_split(DataConfig(name="mnist5k"), "val")
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ({"name": "mnist"}, "data.name='mnist' is not known; choose one of: folder, mnist5k, photos, twemoji"),
+        ({"image_size": 4}, "data.image_size=4"),
+        ({"flip_prob": 1.5}, "data.flip_prob=1.5"),
+        ({"num_workers": -1}, "data.num_workers"),
+        ({"global_batch_size": 0}, "data.global_batch_size"),
+    ],
+)
+def test_settings_out_of_range_are_named(setting, key):
+    with pytest.raises(ConfigError) as caught:
+        DataConfig(**setting)
+    assert key in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------- packaged sets
+SIZES = {  # training images, held-out images, classes, pixels
+    "mnist5k": (4500, 500, 10, 32),
+    "twemoji": (1675, 190, 9, 72),
+    "photos": (2928, 431, 13, 128),
+}
+
+
+@pytest.fixture(scope="module")
+def packaged():
+    """All packaged sets, read once."""
+    return {name: (make("train"), make("val")) for name, make in PACKAGED.items()}
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_packaged_sets_have_the_stated_sizes(packaged, name):
+    train, val = packaged[name]
+    num_train, num_val, num_classes, side = SIZES[name]
+    assert (len(train), len(val), len(train.class_names)) == (num_train, num_val, num_classes)
+    assert train.class_names == val.class_names
+    for source in (train, val):
+        image = source.image(0)
+        assert (image.mode, image.size) == ("RGB", (side, side))
+        assert set(np.unique(source.labels)) == set(range(num_classes)) and source.labels.dtype == np.int64
+    assert NUM_HELD_OUT.get(name, num_val) == num_val
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_nothing_of_val_occurs_in_train(packaged, name):
+    """No held-out picture is also a training picture. Regression: several emoji share one picture."""
+    train, val = ([np.asarray(image).tobytes() for image in source.images] for source in packaged[name])
+    assert not set(train) & set(val)
+    if name != "photos":
+        assert len(set(train)) == len(train), "no picture occurs twice"
+
+
+def test_photo_crops_of_val_share_no_pixel_with_train(packaged):
+    """Held-out crops lie to the right of every training crop of the same photograph."""
+    columns = []
+    for source in packaged["photos"]:
+        found = {}
+        for name in source.index_of:
+            file, x = name.split("@")[0], int(name.split("@")[1].split(",")[0])
+            found.setdefault(file, []).append(x)
+        columns.append(found)
+    train, val = columns
+    assert train.keys() == val.keys() and len(train) == 13
+    assert all(max(train[file]) + PHOTO_CROP <= min(val[file]) for file in train)
+
+
+def test_digits_are_white_on_black_and_every_class_is_held_out(packaged):
+    """Sanity of the padding: the border is black, ink is bright, the digits of both splits are balanced."""
+    train, val = packaged["mnist5k"]
+    pixels = np.stack([np.asarray(i) for i in val.images])
+    assert pixels[:, :2].max() == 0 and pixels[..., 2:-2, 2:-2, :].max() == 255
+    assert (pixels[..., 0] == pixels[..., 2]).all()
+    assert np.bincount(val.labels).min() > 30 and np.bincount(train.labels).min() > 400
+
+
+def test_the_split_is_fixed():
+    """The same images are held out every time, so numbers of different runs can be compared."""
+    first, second = PACKAGED["mnist5k"]("val"), PACKAGED["mnist5k"]("val")
+    assert all(np.array_equal(a, b) for a, b in zip(first.images, second.images, strict=True))
+    assert first.index_of[:3] == second.index_of[:3] and first.where(0) == first.index_of[0]
+
+
+def test_every_set_has_an_attribution():
+    """Twemoji is CC-BY: the licence asks for author and licence."""
+    assert ATTRIBUTION.keys() == PACKAGED.keys()
+    assert all(part in ATTRIBUTION["twemoji"] for part in ("Twitter", "CC-BY 4.0"))
