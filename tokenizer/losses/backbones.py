@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from engine.assets import AssetError, AssetsConfig, read_state, resolve, seeded
@@ -82,8 +83,8 @@ def lpips_vgg(assets: AssetsConfig) -> tuple[Frozen, str]:
     if resolved.path is not None:
         published = read_state(resolved.path)
         own = network.net.state_dict()
-        renamed = {name: published[re.sub(r"^slice\d+\.", "features.", name)] for name in own}
-        load_strict(network.net, renamed, resolved.path)
+        names = {name: re.sub(r"^slice\d+\.", "features.", name) for name in own}
+        load_strict(network.net, {k: published[v] for k, v in names.items() if v in published}, resolved.path)
     return Frozen(network), resolved.stamp
 
 
@@ -98,7 +99,10 @@ def timm_vit(asset: str, model_name: str, image_size: int, assets: AssetsConfig)
             network = timm.create_model(model_name, pretrained=False, **options)
     elif resolved.path is not None:
         overlay = {"file": str(resolved.path)}
-        network = timm.create_model(model_name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        try:
+            network = timm.create_model(model_name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        except (RuntimeError, OSError, SafetensorError) as error:
+            raise AssetError(f"{resolved.path} does not fit {model_name}: {' '.join(str(error).split())}") from error
     else:
         os.environ.pop("HF_HUB_OFFLINE", None)
         network = timm.create_model(model_name, pretrained=True, **options)
