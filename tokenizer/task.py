@@ -18,7 +18,7 @@ from engine.optim import Updater
 from tokenizer.losses.adversarial import discriminator_hinge, generator_hinge
 from tokenizer.losses.semantic import semantic_loss
 from tokenizer.losses.terms import Term, weighted_sum
-from tokenizer.models.hybrid import TokenizerOutput
+from tokenizer.models.output import TokenizerOutput
 
 GRID_IMAGES = 8  # originals above reconstructions in the image grid
 

@@ -75,7 +75,10 @@ class TokenizerTrainConfig:
 def validate(config: TokenizerTrainConfig) -> nn.Module:
     """Checks what single sections cannot, and returns the model on the meta device. Changes nothing."""
     problems = []
-    if config.semantic.teacher and config.semantic.weight > 0:
+    if config.model.name != "hybrid":
+        used = {"semantic.teacher": config.semantic.teacher, "loss.shortcut.end_step": config.loss.shortcut.end_step}
+        problems += [f"{k}={v}: only model.name=hybrid has it" for k, v in used.items() if v]
+    elif config.semantic.teacher and config.semantic.weight > 0:
         dim = TEACHERS[config.semantic.teacher].dim
         if config.model.hybrid.semantic_layer is None:
             problems.append(

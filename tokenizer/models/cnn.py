@@ -1,7 +1,10 @@
-"""The convolutional halves of GigaTok's hybrid tokenizer (arXiv:2504.08736, section 3.1; the VQGAN CNN with two
-changes).
+"""The convolutional encoder and decoder of VQGAN, in the two styles that were released.
 
-The decoder norms each level with statistics of its own input (adaptive group norm) and upsamples by depth-to-space.
+    GIGATOK    no attention; the decoder norms each level with statistics of its own input (adaptive group norm) and
+               upsamples by depth-to-space                                        arXiv:2504.08736, section 3.1
+    LLAMAGEN   attention at the coarsest level and in the middle; plain norms; nearest-neighbour upsampling
+                                                                                  arXiv:2406.06525, section 3.1
+
 Channels-first maps: B batch, C width, H W pixels, h w grid.
 """
 
@@ -27,21 +30,19 @@ class CNNConfig:
     channel_multipliers: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4])  # finest to coarsest level
     encoder_res_blocks: int = 2  # per level
     decoder_res_blocks: int = 3  # per level
-    mid_blocks: int = 2
+    mid_blocks: int = 2  # with attention there is one more block, between the first and the second
     norm_groups: int = 32  # groups of every group norm
     adaptive_gain: float = 0.0  # bias of the adaptive gain at the start; 0 = as released (levels start nearly silent)
 
     def __post_init__(self) -> None:
         if not self.channel_multipliers or min([self.base_channels, self.norm_groups, *self.channel_multipliers]) < 1:
-            raise ConfigError(
-                "model.hybrid.cnn: base_channels, norm_groups and all channel_multipliers must be 1 or more"
-            )
+            raise ConfigError("model: cnn: base_channels, norm_groups and all channel_multipliers must be 1 or more")
         if min(self.encoder_res_blocks, self.decoder_res_blocks) < 1 or self.mid_blocks < 0:
-            raise ConfigError("model.hybrid.cnn: res_blocks must be 1 or more, mid_blocks 0 or more")
+            raise ConfigError("model: cnn: res_blocks must be 1 or more, mid_blocks 0 or more")
         bad = [w for w in self.widths if w % self.norm_groups]
         if bad:
             raise ConfigError(
-                f"model.hybrid.cnn: widths {self.widths} (base_channels x channel_multipliers) must be divisible by "
+                f"model: cnn: widths {self.widths} (base_channels x channel_multipliers) must be divisible by "
                 f"norm_groups={self.norm_groups}"
             )
 
@@ -53,6 +54,19 @@ class CNNConfig:
     def factor(self) -> int:
         """Image size over grid size."""
         return 2 ** (len(self.channel_multipliers) - 1)
+
+
+@dataclass(frozen=True)
+class CNNStyle:
+    """What the released families do differently."""
+
+    attention: bool
+    adaptive_norm: bool
+    depth_to_space: bool
+
+
+GIGATOK = CNNStyle(attention=False, adaptive_norm=True, depth_to_space=True)
+LLAMAGEN = CNNStyle(attention=True, adaptive_norm=False, depth_to_space=False)
 
 
 def depth_to_space(x: Tensor) -> Tensor:
@@ -92,6 +106,32 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
+class NearestUpsample(nn.Module):
+    """Doubles the map by repetition, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class AttentionBlock(nn.Module):
+    """x + one head of attention over all positions, as wide as the map."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm(x)
+        q, k, v = (layer(n).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        out = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        return x + self.proj_out(out.transpose(1, 2).reshape(x.shape))
+
+
 class DepthToSpaceUpsample(nn.Module):
     """Doubles the map: a 3x3 convolution to four times the channels, then depth-to-space."""
 
@@ -121,36 +161,65 @@ class AdaptiveGroupNorm(nn.Module):
 
 
 class Level(nn.Module):
-    """ResBlocks of one resolution and, where there is one, the change to the next."""
+    """ResBlocks of one resolution, each followed by attention where asked for, and the change to the next one."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, depth: int, groups: int, resample: dict[str, nn.Module]
+        self,
+        in_channels: int,
+        out_channels: int,
+        depth: int,
+        groups: int,
+        *,
+        attention: bool = False,
+        downsample: nn.Module | None = None,
+        upsample: nn.Module | None = None,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * depth
         self.res = nn.ModuleList(ResBlock(a, b, groups) for a, b in pairwise(widths))
-        for name, module in resample.items():
-            self.add_module(name, module)
-        self.resample = next(iter(resample), None)
+        self.attn = nn.ModuleList(AttentionBlock(out_channels, groups) for _ in range(depth if attention else 0))
+        self.downsample, self.upsample = downsample, upsample
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.res:
+        for i, block in enumerate(self.res):
             x = block(x)
-        return x if self.resample is None else getattr(self, self.resample)(x)
+            if self.attn:
+                x = self.attn[i](x)
+        for resample in (self.downsample, self.upsample):
+            if resample is not None:
+                x = resample(x)
+        return x
+
+
+def middle(width: int, config: CNNConfig, style: CNNStyle) -> nn.ModuleList:
+    """The blocks at the coarsest resolution: ResBlocks, in the attention style with one attention after the first."""
+    blocks: list[nn.Module] = [ResBlock(width, width, config.norm_groups) for _ in range(config.mid_blocks)]
+    if style.attention:
+        blocks.insert(1, AttentionBlock(width, config.norm_groups))
+    return nn.ModuleList(blocks)
 
 
 class CNNEncoder(nn.Module):
     """Images (B,3,H,W) -> features (B,z_channels,h,w)."""
 
-    def __init__(self, config: CNNConfig, z_channels: int) -> None:
+    def __init__(self, config: CNNConfig, z_channels: int, style: CNNStyle) -> None:
         super().__init__()
         widths, groups = config.widths, config.norm_groups
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
         self.conv_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
-            resample = {"downsample": Downsample(width)} if i + 1 < len(widths) else {}
-            self.conv_blocks.append(Level(widths[max(i - 1, 0)], width, config.encoder_res_blocks, groups, resample))
-        self.mid = nn.ModuleList(ResBlock(widths[-1], widths[-1], groups) for _ in range(config.mid_blocks))
+            last = i + 1 == len(widths)
+            self.conv_blocks.append(
+                Level(
+                    widths[max(i - 1, 0)],
+                    width,
+                    config.encoder_res_blocks,
+                    groups,
+                    attention=last and style.attention,
+                    downsample=None if last else Downsample(width),
+                )
+            )
+        self.mid = middle(widths[-1], config, style)
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
 
@@ -164,22 +233,30 @@ class CNNEncoder(nn.Module):
 
 
 class CNNDecoder(nn.Module):
-    """Features (B,z_channels,h,w) -> images (B,3,H,W), not clamped.
+    """Features (B,z_channels,h,w) -> images (B,3,H,W), not clamped. The features also steer the adaptive norms."""
 
-    The features are also the style of every adaptive norm.
-    """
-
-    def __init__(self, config: CNNConfig, z_channels: int) -> None:
+    def __init__(self, config: CNNConfig, z_channels: int, style: CNNStyle) -> None:
         super().__init__()
         widths, groups = config.widths[::-1], config.norm_groups
         self.conv_in = nn.Conv2d(z_channels, widths[0], 3, padding=1)
-        self.mid = nn.ModuleList(ResBlock(widths[0], widths[0], groups) for _ in range(config.mid_blocks))
+        self.mid = middle(widths[0], config, style)
         entering = [widths[max(k - 1, 0)] for k in range(len(widths))]
-        self.adaptive = nn.ModuleList(AdaptiveGroupNorm(c, z_channels, groups) for c in entering)
+        self.adaptive = nn.ModuleList()
+        if style.adaptive_norm:
+            self.adaptive.extend(AdaptiveGroupNorm(c, z_channels, groups) for c in entering)
+        upsample = DepthToSpaceUpsample if style.depth_to_space else NearestUpsample
         self.conv_blocks = nn.ModuleList()
         for k, width in enumerate(widths):
-            resample = {"upsample": DepthToSpaceUpsample(width)} if k + 1 < len(widths) else {}
-            self.conv_blocks.append(Level(entering[k], width, config.decoder_res_blocks, groups, resample))
+            self.conv_blocks.append(
+                Level(
+                    entering[k],
+                    width,
+                    config.decoder_res_blocks,
+                    groups,
+                    attention=k == 0 and style.attention,
+                    upsample=None if k + 1 == len(widths) else upsample(width),
+                )
+            )
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
@@ -187,8 +264,8 @@ class CNNDecoder(nn.Module):
         x = self.conv_in(features)
         for block in self.mid:
             x = block(x)
-        for norm, level in zip(self.adaptive, self.conv_blocks, strict=True):
-            x = level(norm(x, features))
+        for k, level in enumerate(self.conv_blocks):
+            x = level(self.adaptive[k](x, features) if self.adaptive else x)
         return self.conv_out(F.silu(self.norm_out(x)))
 
     @torch.no_grad()

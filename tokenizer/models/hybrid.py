@@ -15,8 +15,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from engine.config import ConfigError
-from tokenizer.models.cnn import CNNConfig, CNNDecoder, CNNEncoder
+from tokenizer.models.cnn import GIGATOK, CNNConfig, CNNDecoder, CNNEncoder
 from tokenizer.models.grid import GridDecoder, GridEncoder
+from tokenizer.models.output import TokenizerOutput
 from tokenizer.models.query import QueryDecoder, QueryEncoder, TransformerConfig, pooling_boxes
 from tokenizer.quantizers.base import Quantized, Quantizer
 
@@ -44,18 +45,6 @@ class HybridConfig:
             )
 
 
-@dataclass
-class TokenizerOutput:
-    """One training forward pass."""
-
-    reconstructions: Tensor  # (B,3,H,W), not clamped
-    quantized: Quantized
-    encoder_features: Tensor  # CNN encoder output (B,z_channels,h,w)
-    decoder_features: Tensor  # transformer decoder output (B,z_channels,h,w), what the CNN decoder sees
-    shortcut_reconstructions: Tensor | None = None  # CNN decoder applied to `encoder_features`
-    semantic_features: Tensor | None = None  # (B,h*w,semantic_dim)
-
-
 def _released_init(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -78,7 +67,7 @@ class HybridTokenizer(nn.Module):
             )
         self.image_size, self.num_tokens, self.grid = image_size, config.num_tokens, grid
         z, std = config.z_channels, config.position_std
-        self.encoder = CNNEncoder(config.cnn, z)
+        self.encoder = CNNEncoder(config.cnn, z, GIGATOK)
         tail = (config.semantic_layer, config.semantic_dim)
         if config.layout == "1d":
             self.query_encoder = QueryEncoder(encoder_dims, grid, config.num_tokens, z, std)
@@ -86,7 +75,7 @@ class HybridTokenizer(nn.Module):
         else:
             self.query_encoder = GridEncoder(encoder_dims, grid, z, config.block, std)
             self.query_decoder = GridDecoder(decoder_dims, grid, z, config.block, std, *tail)
-        self.decoder = CNNDecoder(config.cnn, z)
+        self.decoder = CNNDecoder(config.cnn, z, GIGATOK)
         if config.init == "released":
             self.apply(_released_init)
         self.decoder.set_adaptive_gain(config.cnn.adaptive_gain)

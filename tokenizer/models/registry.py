@@ -10,6 +10,7 @@ from torch import nn
 
 from engine.config import chosen
 from tokenizer.models.hybrid import HybridConfig, HybridTokenizer
+from tokenizer.models.llamagen import LlamaGenConfig, LlamaGenTokenizer
 from tokenizer.quantizers.vector import VectorQuantizer, VQConfig
 
 
@@ -27,11 +28,12 @@ class ModelConfig:
 
     name: str = "hybrid"
     hybrid: HybridConfig = field(default_factory=HybridConfig)
+    llamagen: LlamaGenConfig = field(default_factory=LlamaGenConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
 
 QUANTIZERS: dict[str, Callable[[Any], nn.Module]] = {"vq": VectorQuantizer}
-MODELS: dict[str, Callable[[Any, Any, int], nn.Module]] = {"hybrid": HybridTokenizer}
+MODELS: dict[str, Callable[[Any, Any, int], nn.Module]] = {"hybrid": HybridTokenizer, "llamagen": LlamaGenTokenizer}
 
 
 def build_tokenizer(config: ModelConfig, image_size: int) -> nn.Module:
