@@ -116,8 +116,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
 
 
-def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Loads `state` into `module`; any missing, unexpected or misshapen tensor is an error that names the first few."""
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Path, *, assign: bool = False) -> None:
+    """Loads `state` into `module`; any missing, unexpected or misshapen tensor is an error that names the first few.
+
+    `assign` puts the tensors themselves in place (of a module on the meta device) instead of copying their values.
+    """
     own = module.state_dict()
     problems = [f"missing: {k}" for k in own if k not in state]
     problems += [f"unexpected: {k}" for k in state if k not in own]
@@ -129,7 +132,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Pa
     if problems:
         more = f"\n  ... and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise CheckpointError(f"{source} does not fit this model:\n  " + "\n  ".join(problems[:6]) + more)
-    module.load_state_dict(state)
+    module.load_state_dict(state, assign=assign)
 
 
 @contextmanager

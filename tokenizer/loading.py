@@ -1,17 +1,20 @@
-"""Loads a trained tokenizer; its folder carries everything that is needed."""
+"""Loads a trained tokenizer: one of ours, whose folder carries everything that is needed, or a published file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from engine.checkpoint import find_weights, fingerprint, load_strict, read_weights
 from engine.config import ConfigError, load_sections
 from engine.datasets import DataConfig
+from tokenizer import released
 from tokenizer.models.registry import ModelConfig, build_tokenizer
+from tokenizer.published import is_published, read_published
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,12 +36,38 @@ class Provenance:
     config: Any
 
 
-def load_tokenizer(path: str | Path, *, weights: str = "auto", device: str = "cpu") -> nn.Module:
-    """A tokenizer in evaluation mode from a run folder, a checkpoint, or an exported folder.
+@dataclass(kw_only=True, slots=True)
+class _ImageSize:
+    image_size: int = 256
 
-    `weights`: `ema`, `model`, or `auto` (ema where there is one). The result has an attribute `provenance`. A folder of
-    another kind of network, or a damaged file, is an error; nothing loads partly.
+
+@dataclass(kw_only=True, slots=True)
+class _Sizes:
+    """The part of a recipe that fixes the network; its other keys (data folders, say) need not resolve here."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: _ImageSize = field(default_factory=_ImageSize, metadata={"partial": True})
+
+
+def load_tokenizer(
+    path: str | Path, *, config: str | Path | None = None, weights: str = "auto", device: str = "cpu"
+) -> nn.Module:
+    """A tokenizer in evaluation mode from a run folder, a checkpoint, an exported folder, or a published file.
+
+    A published `.pt` file needs `config`, the YAML of its architecture. `weights`: `ema`, `model`, or `auto` (ema where there
+    is one). The result has an attribute `provenance`. Another kind of network, another size, or a damaged file is an error;
+    nothing loads partly.
     """
+    if is_published(path):
+        model, provenance = _load_published(Path(path), config, weights)
+    else:
+        model, provenance = _load_own(path, weights)
+    model = model.to(device).eval().requires_grad_(False)
+    model.provenance = replace(provenance, fingerprint=fingerprint(model))
+    return model
+
+
+def _load_own(path: str | Path, weights: str) -> tuple[nn.Module, Provenance]:
     found = find_weights(path, weights, "tokenizer")
     try:
         config = load_sections(TokenizerSections, found.folder / "config.yaml")
@@ -46,6 +75,27 @@ def load_tokenizer(path: str | Path, *, weights: str = "auto", device: str = "cp
         raise ConfigError(f"{found.folder} is not a tokenizer: {error}") from error
     model = build_tokenizer(config.model, config.data.image_size)
     load_strict(model, read_weights(found.path), found.path)
-    model = model.to(device).eval().requires_grad_(False)
-    model.provenance = Provenance(str(found.folder), found.kind, fingerprint(model), found.stamp, config)
-    return model
+    return model, Provenance(str(found.folder), found.kind, "", found.stamp, config)
+
+
+def _load_published(path: Path, config_path: str | Path | None, weights: str) -> tuple[nn.Module, Provenance]:
+    if config_path is None:
+        raise ConfigError(
+            f"{path} is a published file: name the YAML of its architecture (--tok-config, --model-config)"
+        )
+    sizes = load_sections(_Sizes, config_path)
+    state, picked = read_published(path, ("ema", "model", "state_dict"), weights)
+    if released.is_gpt(state):
+        raise ConfigError(f"{path} holds a GPT, not a tokenizer")
+    head = next((state[name] for name in released.SEMANTIC_HEADS if name in state), None)
+    if head is not None and sizes.model.name == "hybrid":
+        sizes.model.hybrid.semantic_dim = head.shape[0]  # the file knows the width of its training-only head
+    with torch.device("meta"):
+        model = build_tokenizer(sizes.model, sizes.data.image_size)
+    rules, own = released.rules_of(sizes.model), model.state_dict()
+    state = {name: value.float() for name, value in state.items()}
+    state.setdefault("quantize.codebook_used", torch.zeros(own["quantizer.recent_indices"].shape))
+    source = f"{path} (as {config_path})"
+    load_strict(model, released.import_state(state, own, rules), source, assign=True)
+    data = DataConfig(image_size=sizes.data.image_size)
+    return model, Provenance(str(path), picked, "", {}, TokenizerSections(model=sizes.model, data=data))

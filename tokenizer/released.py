@@ -1,4 +1,4 @@
-"""Names and layouts of published tokenizer checkpoints (GigaTok), both ways.
+"""Names and layouts of published tokenizer checkpoints (GigaTok, LlamaGen), both ways.
 
 A rule is (our name, published name, layout). Layouts: `same`; `conv1x1`: our linear weight (O,I) is their 1x1
 convolution (O,I,1,1); `table`: our (N,C) is their (N,1,C); `codes`: our int32 ring is their float32 one.
@@ -12,7 +12,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tokenizer.models.registry import ModelConfig
+
 Rule = tuple[str, str, str]
+
+CODE_PATH: tuple[Rule, ...] = (  # from features to codes and back, in all families
+    (r"quantizer\.codebook", "quantize.embedding.weight", "same"),
+    (r"quantizer\.recent_indices", "quantize.codebook_used", "codes"),
+    (r"quant_proj\.weight", "quant_conv.weight", "conv1x1"),
+    (r"quant_proj\.bias", "quant_conv.bias", "same"),
+    (r"post_quant_proj\.weight", "post_quant_conv.weight", "conv1x1"),
+    (r"post_quant_proj\.bias", "post_quant_conv.bias", "same"),
+)
+CNN: Rule = (r"(encoder|decoder)\.(.*)", r"\1.\2", "same")
 
 
 def _hybrid(encoder: str, decoder: str) -> tuple[Rule, ...]:
@@ -29,18 +41,23 @@ def _hybrid(encoder: str, decoder: str) -> tuple[Rule, ...]:
         (r"query_decoder\.embed\.(.*)", rf"{decoder}.decoder_embed.\1", "same"),
         (r"query_decoder\.semantic_head\.(.*)", rf"{decoder}.distill_mlp.\1", "same"),
         (r"query_decoder\.(.*)", rf"{decoder}.\1", "same"),
-        (r"quantizer\.codebook", "quantize.embedding.weight", "same"),
-        (r"quantizer\.recent_indices", "quantize.codebook_used", "codes"),
-        (r"quant_proj\.weight", "quant_conv.weight", "conv1x1"),
-        (r"quant_proj\.bias", "quant_conv.bias", "same"),
-        (r"post_quant_proj\.weight", "post_quant_conv.weight", "conv1x1"),
-        (r"post_quant_proj\.bias", "post_quant_conv.bias", "same"),
-        (r"(encoder|decoder)\.(.*)", r"\1.\2", "same"),
+        *CODE_PATH,
+        CNN,
     )
 
 
+SEMANTIC_HEADS = ("s1to2decoder.distill_mlp.4.weight", "s2ddecoder.distill_mlp.4.weight")  # rows = width of the teacher
+
 HYBRID_1D = _hybrid("s2to1encoder", "s1to2decoder")
 HYBRID_2D = _hybrid("s2dencoder", "s2ddecoder")
+LLAMAGEN: tuple[Rule, ...] = (*CODE_PATH, CNN)
+
+
+def rules_of(config: ModelConfig) -> tuple[Rule, ...]:
+    """The rules of the family that a model config describes."""
+    if config.name == "llamagen":
+        return LLAMAGEN
+    return HYBRID_1D if config.hybrid.layout == "1d" else HYBRID_2D
 
 
 def published_name(name: str, rules: tuple[Rule, ...]) -> tuple[str, str]:
@@ -91,3 +108,8 @@ def import_state(
         ours, layout = named.get(theirs, (theirs, "same"))
         result[ours] = from_published(tensor, layout)
     return result
+
+
+def is_gpt(published: Mapping[str, Tensor]) -> bool:
+    """Whether a published state dict is that of a GPT."""
+    return "tok_embeddings.weight" in published

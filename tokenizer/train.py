@@ -154,8 +154,13 @@ def build_task(
         run.say(f"computing the features of {config.semantic.teacher} for {len(train)} training images, once")
         frozens.teacher_cache = cached_features(frozens.teacher, train, config.data.image_size, world)
     shared = {"total_steps": config.loop.steps, "world": world}
+    idle_head = config.model.hybrid.semantic_layer is not None and not any(t.name == "semantic" for t in terms)
     tokenizer = Updater(
-        build_tokenizer(config.model, config.data.image_size), config.optim, ema_decay=config.ema_decay, **shared
+        build_tokenizer(config.model, config.data.image_size),
+        config.optim,
+        ema_decay=config.ema_decay,
+        find_unused=idle_head,
+        **shared,
     )
     discriminator = None
     if config.loss.discriminator.enabled:
