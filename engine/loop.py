@@ -103,8 +103,9 @@ def fit(
     last_log, last_step = time.perf_counter(), start
     with _stop_signals() as received:
         for step in range(start, config.steps):
+            micro_batches = [next(batches) for _ in range(config.grad_accum)]  # opening the loader draws random numbers
             seed_step(config.seed, world.rank, step)
-            metrics = task.train_step([next(batches) for _ in range(config.grad_accum)], step)
+            metrics = task.train_step(micro_batches, step)
             done = step + 1
             run.tick()
             if done % config.log_every == 0 or done == config.steps:

@@ -5,7 +5,6 @@ import os
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
 import pytest
 import tiny
@@ -44,6 +43,7 @@ def entry(monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", ["entry", *map(str, arguments)])
         root = logging.getLogger()
         before, level = list(root.handlers), root.level
+        root.handlers[:] = []  # so that the entry makes its own
         capfd.readouterr()
         try:
             run_entry(main)

@@ -1,0 +1,177 @@
+"""A run that was interrupted is the run that was not: real training tasks, bit for bit."""
+
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+import autoregressive.train
+import tokenizer.train
+from autoregressive.task import GPTTask
+from engine.checkpoint import checkpoint_folders, read_manifest
+from engine.loop import EXIT_STOPPED
+from engine.tracker import read_metrics
+from tokenizer import load_tokenizer
+from tokenizer.task import TokenizerTask
+
+VARIANTS = {  # what is switched on -> overrides of the tiny tokenizer
+    "gan and ema": tiny.GAN,
+    "gan after the restart": [*tiny.GAN, "loss.discriminator.start_step=5"],
+    "gan with batch norm": [*tiny.GAN, "loss.discriminator.norm=batch"],
+    "warm-up and k-means": ["model.quantizer.vq={warmup_steps: 4, init: kmeans}", "ema_decay=0.9"],
+    "entropy and shortcut": ["loss.entropy_weight=0.1", "loss.shortcut.end_step=5"],
+    "micro-batches and loaders": [*tiny.GAN, "loop.grad_accum=2", "data.num_workers=2"],
+    "rate after the step": ["optim.lr_after_step=true", "optim.warmup_steps=4"],
+}
+
+
+def full_state(run_dir, tmp_path) -> dict:
+    """Everything in the newest checkpoint: weights, EMA, moments, counters of every network."""
+    folder = checkpoint_folders(run_dir)[-1]
+    assert read_manifest(folder)["step"] == 6
+    dcp_to_torch_save(folder / "state", tmp_path / "state.pt")
+    return flat(torch.load(tmp_path / "state.pt", weights_only=False))
+
+
+def equal(x, y) -> bool:
+    return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+
+
+def flat(tree, prefix="") -> dict:
+    if isinstance(tree, dict):
+        return {k: v for name, value in tree.items() for k, v in flat(value, f"{prefix}.{name}").items()}
+    return {prefix: tree}
+
+
+def assert_same_run(a, b, tmp_path) -> None:
+    """Equal training states and equal records."""
+    one, two = full_state(a, tmp_path), full_state(b, tmp_path)
+    assert one.keys() == two.keys() and any("exp_avg" in name for name in one)
+    different = [
+        n for n, v in one.items() if not (torch.equal(v, two[n]) if isinstance(v, torch.Tensor) else v == two[n])
+    ]
+    assert not different
+    assert records(a) == records(b)
+
+
+def records(run_dir) -> list[dict]:
+    clocks = ("time", "steps_per_second")
+    return [{k: v for k, v in record.items() if k not in clocks} for record in read_metrics(run_dir)]
+
+
+def forget(run_dir, step: int) -> None:
+    """The run as it was when it had only the checkpoints before `step`; all other random states differ."""
+    shutil.rmtree(run_dir / "checkpoints" / f"step_{step:08d}")
+    torch.manual_seed(int.from_bytes(os.urandom(4), "little"))
+    np.random.seed(int.from_bytes(os.urandom(4), "little"))
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_six_steps_are_three_and_three(variant, tmp_path, image_folder, world):
+    """Tokenizer: a restart from step 3 reproduces weights, EMA, optimizer moments and every recorded number exactly."""
+
+    def run(name, *more):
+        config = tiny.tokenizer_config(tmp_path / name, image_folder, *VARIANTS[variant], *more)
+        tokenizer.train.train(config, world)
+
+    run("straight")
+    run("restarted", "loop.save_every=3")
+    forget(tmp_path / "restarted", 6)
+    run("restarted", "loop.save_every=3")
+    assert "resumed from step 3 of 6" in (tmp_path / "restarted" / "log.txt").read_text()
+    assert_same_run(tmp_path / "straight", tmp_path / "restarted", tmp_path)
+
+
+def test_saves_evaluations_and_logging_leave_no_trace(tmp_path, image_folder, world):
+    """A run that validates, saves and logs at every step trains the same network as one that does so once."""
+    quiet = ["loop.log_every=6"]
+    busy = ["loop.log_every=1", "loop.eval_every=1", "loop.save_every=1"]
+    for name, options in (("quiet", quiet), ("busy", busy)):
+        gan = VARIANTS["gan after the restart"]
+        tokenizer.train.train(tiny.tokenizer_config(tmp_path / name, image_folder, *gan, *options), world)
+    one, two = full_state(tmp_path / "quiet", tmp_path), full_state(tmp_path / "busy", tmp_path)
+    assert all(equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory, image_folder, world):
+    """A tiny trained tokenizer and random codes that carry its fingerprint: (codes, tokenizer)."""
+    root = tmp_path_factory.mktemp("codes")
+    tokenizer.train.train(tiny.tokenizer_config(root / "tokenizer", image_folder, "loop.steps=1"), world)
+    tiny.write_codes(root / "codes", load_tokenizer(root / "tokenizer").provenance.fingerprint)
+    return root / "codes", root / "tokenizer"
+
+
+def test_gpt_with_dropout_restarts_exactly(tmp_path, codes, world):
+    """Dropout masks, label dropout and views are functions of (seed, rank, step) and of positions."""
+
+    def run(name, *more):
+        config = tiny.gpt_config(tmp_path / name, *codes, "ema_decay=0.9", *more)
+        assert min(config.model.token_dropout, config.model.residual_dropout, config.model.class_dropout_prob) > 0
+        autoregressive.train.train(config, world)
+
+    run("straight")
+    run("restarted", "loop.save_every=3")
+    forget(tmp_path / "restarted", 6)
+    run("restarted", "loop.save_every=3")
+    assert_same_run(tmp_path / "straight", tmp_path / "restarted", tmp_path)
+    run("no dropout", "model.token_dropout=0", "model.residual_dropout=0")
+    assert records(tmp_path / "no dropout") != records(tmp_path / "straight"), "dropout did nothing"
+
+
+def signal_at(monkeypatch, task, number: signal.Signals, step: int) -> None:
+    """The process gets a signal in the middle of update `step`."""
+    real = task.train_step
+
+    def train_step(self, micro_batches, at):
+        if at == step:
+            os.kill(os.getpid(), number)
+        return real(self, micro_batches, at)
+
+    monkeypatch.setattr(task, "train_step", train_step)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_saves_and_exits_and_the_same_command_continues(
+    number, workers, tmp_path, image_folder, entry, monkeypatch
+):
+    """Exit code 75 after the update that was under way; the second call ends as if nothing had happened."""
+    (tmp_path / "tiny.yaml").write_text(tiny.TOKENIZER)
+
+    def run(name):
+        data = tiny.folder_data(image_folder)
+        options = [*data, f"loop.run_dir={tmp_path / name}", f"data.num_workers={workers}", "ema_decay=0.9"]
+        return entry(tokenizer.train.main, "--config", tmp_path / "tiny.yaml", *options)
+
+    assert run("straight")[0] == 0
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patched:
+        signal_at(patched, TokenizerTask, number, step=2)
+        code, _, err = run("stopped")
+    assert code == EXIT_STOPPED == 75 and "after step 3; the same command continues" in err
+    assert [read_manifest(f)["step"] for f in checkpoint_folders(tmp_path / "stopped")] == [3]
+    assert signal.getsignal(number) == before, "handlers of the process are put back"
+    assert run("stopped")[0] == 0
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped", tmp_path)
+
+
+def test_a_signal_in_the_last_step_is_a_normal_end(tmp_path, codes, world, monkeypatch):
+    signal_at(monkeypatch, GPTTask, signal.SIGTERM, step=5)
+    autoregressive.train.train(tiny.gpt_config(tmp_path / "run", *codes), world)
+    assert read_manifest(checkpoint_folders(tmp_path / "run")[-1])["step"] == 6
+
+
+def test_a_finished_run_is_left_alone(tmp_path, codes, world, monkeypatch):
+    """The same command after the end trains nothing and writes no checkpoint."""
+    config = tiny.gpt_config(tmp_path / "run", *codes)
+    autoregressive.train.train(config, world)
+    before = (checkpoint_folders(tmp_path / "run")[-1] / "manifest.json").stat().st_mtime_ns
+    monkeypatch.setattr(GPTTask, "train_step", None)
+    autoregressive.train.train(config, world)
+    assert (checkpoint_folders(tmp_path / "run")[-1] / "manifest.json").stat().st_mtime_ns == before
