@@ -1,14 +1,19 @@
-"""Loads a trained GPT; its folder carries everything that is needed."""
+"""Loads a trained GPT: one of ours, whose folder carries everything that is needed, or a published file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from autoregressive.gpt import GPT, GPTConfig
+from autoregressive.released import GPT_NAMES, ignored
 from engine.checkpoint import find_weights, fingerprint, load_strict, read_weights
 from engine.config import ConfigError, load_sections
 from tokenizer.loading import Provenance
+from tokenizer.published import is_published, read_published
+from tokenizer.released import import_state, is_gpt
 
 
 @dataclass(kw_only=True, slots=True)
@@ -18,8 +23,21 @@ class GPTSections:
     model: GPTConfig = field(default_factory=GPTConfig)
 
 
-def load_gpt(path: str | Path, *, weights: str = "auto", device: str = "cpu") -> GPT:
-    """A GPT in evaluation mode from a run folder, a checkpoint, or an exported folder; see `load_tokenizer`."""
+def load_gpt(
+    path: str | Path, *, config: str | Path | GPTConfig | None = None, weights: str = "auto", device: str = "cpu"
+) -> GPT:
+    """A GPT in evaluation mode from a run folder, a checkpoint, an exported folder, or a published file.
+
+    A published file needs `config`: the YAML of its architecture, or a `GPTConfig`. `auto` takes the averaged weights
+    of our own runs, and `model` of a published file, as the published readers do. See `load_tokenizer`.
+    """
+    gpt, provenance = _load_published(Path(path), config, weights) if is_published(path) else _load_own(path, weights)
+    gpt = gpt.to(device).eval().requires_grad_(False)
+    gpt.provenance = replace(provenance, fingerprint=fingerprint(gpt))
+    return gpt
+
+
+def _load_own(path: str | Path, weights: str) -> tuple[GPT, Provenance]:
     found = find_weights(path, weights, "GPT")
     try:
         config = load_sections(GPTSections, found.folder / "config.yaml")
@@ -27,9 +45,23 @@ def load_gpt(path: str | Path, *, weights: str = "auto", device: str = "cpu") ->
         raise ConfigError(f"{found.folder} is not a GPT: {error}") from error
     gpt = GPT(config.model)
     load_strict(gpt, read_weights(found.path), found.path)
-    gpt = gpt.to(device).eval().requires_grad_(False)
-    gpt.provenance = Provenance(str(found.folder), found.kind, fingerprint(gpt), found.stamp, config)
-    return gpt
+    return gpt, Provenance(str(found.folder), found.kind, "", found.stamp, config)
+
+
+def _load_published(path: Path, config: str | Path | GPTConfig | None, weights: str) -> tuple[GPT, Provenance]:
+    if config is None:
+        raise ConfigError(
+            f"{path} is a published file: name its architecture (--gpt-model GPT-B, or --gpt-config FILE)"
+        )
+    model = config if isinstance(config, GPTConfig) else load_sections(GPTSections, config).model
+    state, picked = read_published(path, ("model", "module", "state_dict"), weights)
+    if not is_gpt(state):
+        raise ConfigError(f"{path} holds no GPT (it has no tok_embeddings.weight); is it a tokenizer?")
+    state = {name: value.float() for name, value in state.items() if not ignored(name)}
+    with torch.device("meta"):
+        gpt = GPT(model)
+    load_strict(gpt, import_state(state, gpt.state_dict(), GPT_NAMES), path, assign=True)
+    return gpt, Provenance(str(path), picked, "", {}, GPTSections(model=model))
 
 
 def require_pair(gpt: GPT, tokenizer) -> None:

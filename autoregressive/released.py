@@ -1,4 +1,4 @@
-"""Names of published GPT checkpoints (GigaTok): rules for `import_state` and `export_state` of `tokenizer.released`."""
+"""Names of published GPT checkpoints (GigaTok, LlamaGen), for `import_state` and `export_state` of `tokenizer.released`."""
 
 from __future__ import annotations
 
@@ -10,3 +10,10 @@ GPT_NAMES: tuple[Rule, ...] = (
     (r"positional_embedding", "positional_embedding", "same"),
     (r"(layers|norm|output)\.(.*)", r"\1.\2", "same"),
 )
+
+IGNORED = ("freqs_cis", ".kv_cache.")  # tables and caches that published files may hold beside the weights
+
+
+def ignored(name: str) -> bool:
+    """Whether a published tensor is not a weight."""
+    return any(part in name for part in IGNORED)

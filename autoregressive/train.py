@@ -54,6 +54,10 @@ class ValidationConfig:
     preview_classes: int = 8  # classes in the sample grid, four images each; 0 = no grid
     guidance_scale: float = 2.0  # of the sample grid
 
+    def __post_init__(self) -> None:
+        if min(self.num_images, self.batch_size) < 1 or self.preview_classes < 0:
+            raise ConfigError("validation.num_images and .batch_size must be 1 or more, .preview_classes 0 or more")
+
 
 @dataclass(kw_only=True, slots=True)
 class GPTTrainConfig:

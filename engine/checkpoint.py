@@ -148,6 +148,15 @@ def _cause(error: BaseException) -> BaseException:
     return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
 
 
+def export_folder(folder: Path, config: Any, state: Mapping[str, Tensor]) -> None:
+    """Writes weights without training state: config.yaml and model.safetensors, in one piece, where nothing is yet."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary.mkdir(parents=True)
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / "model.safetensors")
+    (temporary / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    temporary.rename(folder)
+
+
 def _tensor_bytes(tree: Any) -> int:
     if isinstance(tree, Tensor):
         return tree.numel() * tree.element_size()

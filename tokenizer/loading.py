@@ -54,9 +54,9 @@ def load_tokenizer(
 ) -> nn.Module:
     """A tokenizer in evaluation mode from a run folder, a checkpoint, an exported folder, or a published file.
 
-    A published `.pt` file needs `config`, the YAML of its architecture. `weights`: `ema`, `model`, or `auto` (ema where there
-    is one). The result has an attribute `provenance`. Another kind of network, another size, or a damaged file is an error;
-    nothing loads partly.
+    A published `.pt` file needs `config`, the YAML of its architecture. `weights`: `ema`, `model`, or `auto` (ema where
+    there is one). The result has an attribute `provenance`. Another kind of network, another size, or a damaged file is
+    an error; nothing loads partly.
     """
     if is_published(path):
         model, provenance = _load_published(Path(path), config, weights)

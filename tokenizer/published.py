@@ -1,7 +1,7 @@
 """Reads and writes checkpoint files of the published code bases, safely: tensors and plain values only, never code.
 
-A published `.pt` is a dict with `model` (and `ema`), or a bare state dict; `args` is an `argparse.Namespace`, which is allowed
-beside tensors, numbers and text. Files are memory-mapped, so a 12 GB file costs no 12 GB of memory.
+A published `.pt` is a dict with `model` (and `ema`), or a bare state dict; `args` is an `argparse.Namespace`, which is
+allowed beside tensors, numbers and text. Files are memory-mapped, so a 12 GB file costs no 12 GB of memory.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def is_published(path: str | Path) -> bool:
 def read_published(path: str | Path, order: tuple[str, ...], prefer: str = "auto") -> tuple[dict[str, Tensor], str]:
     """(state dict, which one) of a published file.
 
-    `order` are the keys to look for, in this order, such as ("ema", "model"); `prefer` names one instead of `auto`. A bare
-    state dict is returned as `model`. A file that is missing, truncated, holds pickled code, or none of the keys is an
-    error that says which.
+    `order` are the keys to look for, in this order, such as ("ema", "model"); `prefer` names one instead of `auto`. A
+    bare state dict is returned as `model`. A file that is missing, truncated, holds pickled code, or none of the keys
+    is an error that says which.
     """
     content = _read(Path(path))
     if content and all(isinstance(value, Tensor) for value in content.values()):
@@ -80,7 +80,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def write_published(path: str | Path, states: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Writes `{name: state dict}` (`model`, and `ema` where there is one) as the published code does. Nothing is overwritten."""
+    """Writes `{name: state dict}` (`model`, and `ema` where there is one) as the published code does.
+
+    Nothing is overwritten.
+    """
     path = Path(path)
     if path.exists():
         raise CheckpointError(f"{path} exists already; give another --output")

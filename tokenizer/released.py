@@ -48,6 +48,8 @@ def _hybrid(encoder: str, decoder: str) -> tuple[Rule, ...]:
 
 SEMANTIC_HEADS = ("s1to2decoder.distill_mlp.4.weight", "s2ddecoder.distill_mlp.4.weight")  # rows = width of the teacher
 
+UNPUBLISHED = {"quantizer.recent_latents"}  # state of our own training (k-means initialization); zeros elsewhere
+
 HYBRID_1D = _hybrid("s2to1encoder", "s1to2decoder")
 HYBRID_2D = _hybrid("s2dencoder", "s2ddecoder")
 LLAMAGEN: tuple[Rule, ...] = (*CODE_PATH, CNN)
@@ -91,7 +93,7 @@ def from_published(tensor: Tensor, layout: str) -> Tensor:
 
 def export_state(state: Mapping[str, Tensor], rules: tuple[Rule, ...] = HYBRID_1D) -> dict[str, Tensor]:
     """Our state dict under published names and layouts."""
-    named = {name: published_name(name, rules) for name in state}
+    named = {name: published_name(name, rules) for name in state if name not in UNPUBLISHED}
     return {theirs: to_published(state[ours], layout) for ours, (theirs, layout) in named.items()}
 
 
@@ -102,10 +104,11 @@ def import_state(
 
     The result is meant for a strict load, which names everything missing or unexpected.
     """
-    named = {published_name(name, rules)[0]: (name, published_name(name, rules)[1]) for name in own}
-    result = {}
+    named = {published_name(name, rules)[0]: name for name in own if name not in UNPUBLISHED}
+    result = {name: torch.zeros(own[name].shape) for name in own if name in UNPUBLISHED}
     for theirs, tensor in published.items():
-        ours, layout = named.get(theirs, (theirs, "same"))
+        ours = named.get(theirs, theirs)
+        layout = published_name(ours, rules)[1] if theirs in named else "same"
         result[ours] = from_published(tensor, layout)
     return result
 

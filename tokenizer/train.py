@@ -56,6 +56,10 @@ class ValidationConfig:
     num_images: int = 500
     batch_size: int = 25
 
+    def __post_init__(self) -> None:
+        if min(self.num_images, self.batch_size) < 1:
+            raise ConfigError("validation.num_images and validation.batch_size must be 1 or more")
+
 
 @dataclass(kw_only=True, slots=True)
 class TokenizerTrainConfig:
@@ -100,6 +104,16 @@ def validate(config: TokenizerTrainConfig) -> nn.Module:
             model = build_tokenizer(config.model, config.data.image_size)
     except ConfigError as error:
         problems.append(str(error))
+    if config.loss.discriminator.enabled:
+        try:
+            with torch.device("meta"):
+                network = DISCRIMINATORS[config.loss.discriminator.name](config.loss.discriminator).eval()
+                network.logits(torch.empty(1, 3, config.data.image_size, config.data.image_size))
+        except RuntimeError as error:  # a convolution runs out of pixels
+            problems.append(
+                f"data.image_size={config.data.image_size} is too small for the discriminator; lower "
+                f"loss.discriminator.num_layers={config.loss.discriminator.num_layers} ({error})"
+            )
     if not terms_of(config):
         problems.append("every loss weight is 0; there is nothing to train")
     check_all(problems)
@@ -154,7 +168,8 @@ def build_task(
         run.say(f"computing the features of {config.semantic.teacher} for {len(train)} training images, once")
         frozens.teacher_cache = cached_features(frozens.teacher, train, config.data.image_size, world)
     shared = {"total_steps": config.loop.steps, "world": world}
-    idle_head = config.model.hybrid.semantic_layer is not None and not any(t.name == "semantic" for t in terms)
+    has_head = config.model.name == "hybrid" and config.model.hybrid.semantic_layer is not None
+    idle_head = has_head and not any(t.name == "semantic" for t in terms)
     tokenizer = Updater(
         build_tokenizer(config.model, config.data.image_size),
         config.optim,
