@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -194,9 +195,7 @@ def check_all(problems: Sequence[str]) -> None:
         )
 
 
-def parse_cli(
-    schema: type[T], description: str, extend: Callable[[argparse.ArgumentParser], None] | None = None
-) -> tuple[T, argparse.Namespace]:
+def parse_cli(schema: type[T], description: str) -> tuple[T, argparse.Namespace]:
     """The command line of a training entry:
 
     `--config FILE` (repeatable), `--dry-run`, `--print-config`, `key=value` ...
@@ -212,8 +211,6 @@ def parse_cli(
         "--dry-run", action="store_true", help="check the config, build the model without memory, then exit"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as optim.lr=2e-4")
-    if extend is not None:
-        extend(parser)
     args = parser.parse_intermixed_args()
     config = load_config(schema, args.config, args.overrides)
     if args.print_config:
@@ -223,10 +220,15 @@ def parse_cli(
 
 
 def run_entry(main: Callable[[], None]) -> None:
-    """Runs an entry's `main`: a `UserError` becomes one clear message and exit code 2."""
+    """Runs an entry's `main`: a `UserError` or a full disk becomes one clear message and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error}. Free some space and start the same command again", file=sys.stderr)
         raise SystemExit(2) from None

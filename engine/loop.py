@@ -42,6 +42,8 @@ class LoopConfig:
         for name in ("steps", "grad_accum", "log_every", "save_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"loop.{name}={getattr(self, name)} must be 1 or more")
+        if self.seed < 0:
+            raise ConfigError(f"loop.seed={self.seed} must be 0 or more")
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError(f"loop.precision={self.precision!r} is not known; choose one of: bf16, fp32")
 

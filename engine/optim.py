@@ -40,9 +40,7 @@ class OptimConfig:
     warmup_steps: int = 0
     decay_fraction: float = 0.2  # wsd only: share of the run that is the cool-down
     max_bad_steps: int = 20  # steps in a row with a non-finite gradient before the run stops
-    lr_after_step: bool = (
-        False  # compat: set the rate after the step, as the released trainer does (first update at full rate)
-    )
+    lr_after_step: bool = False  # compat: set it after the update, as the released trainer does (the first is at lr)
 
     def __post_init__(self) -> None:
         lookup(SCHEDULES, self.schedule, "optim.schedule")
@@ -121,10 +119,9 @@ class Updater:
         self.module = module.to(world.device)
         self.ema = copy.deepcopy(self.module).eval().requires_grad_(False) if ema_decay > 0 else None
         self.network = parallelize(self.module, world, find_unused)
-        matrices = [p for p in module.parameters() if p.requires_grad and (p.ndim >= 2 or config.decay_params == "all")]
-        vectors = [
-            p for p in module.parameters() if p.requires_grad and not (p.ndim >= 2 or config.decay_params == "all")
-        ]
+        trained = [p for p in module.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.ndim >= 2 or config.decay_params == "all"]
+        vectors = [p for p in trained if p.ndim < 2 and config.decay_params == "matrices"]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}]
         if vectors:
             groups.append({"params": vectors, "weight_decay": 0.0})

@@ -128,10 +128,8 @@ def photos(split: str) -> ArraySource:
     """
     images, labels, names, class_names = [], [], [], []
     for package, files in PHOTO_FILES.items():
-        folder = (
-            _package_folder(package, {"skimage": "scikit-image", "sklearn": "scikit-learn"}[package])
-            / PHOTO_FOLDERS[package]
-        )
+        install = {"skimage": "scikit-image", "sklearn": "scikit-learn"}[package]
+        folder = _package_folder(package, install) / PHOTO_FOLDERS[package]
         for file in files:
             with Image.open(folder / file) as opened:
                 photo = opened.convert("RGB")

@@ -74,12 +74,8 @@ def _collate(items: list[dict[str, Tensor] | UserError]) -> dict[str, Tensor] | 
 
 class _Chunks(Sampler[range]):
     def __init__(self, start_step: int, global_batch_size: int, grad_accum: int, world: World) -> None:
-        self.start_step, self.global_batch_size, self.grad_accum, self.world = (
-            start_step,
-            global_batch_size,
-            grad_accum,
-            world,
-        )
+        self.start_step, self.global_batch_size = start_step, global_batch_size
+        self.grad_accum, self.world = grad_accum, world
 
     def __iter__(self) -> Iterator[range]:
         size = self.global_batch_size // (self.grad_accum * self.world.size)
