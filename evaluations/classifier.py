@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from engine.checkpoint import CheckpointStore, Weights, find_weights, load_strict, read_weights
-from engine.config import load_sections, parse_cli, run_entry
+from engine.checkpoint import CheckpointStore, Weights
+from engine.config import parse_cli, run_entry
 from engine.datasets import DataConfig, centre_batch, open_source, training_item
 from engine.distributed import World, distributed_world
 from engine.images import to_float
@@ -26,16 +25,7 @@ from engine.loop import Batch, LoopConfig, check_batch, fit
 from engine.optim import OptimConfig, Updater
 from engine.stream import open_stream
 from engine.tracker import Run
-
-
-@dataclass(kw_only=True, slots=True)
-class ClassifierConfig:
-    """A small CNN: four 3x3 convolutions with two poolings, then one linear layer on a 4x4 map."""
-
-    width: int = 24  # channels of the first layers; the later ones have twice as many
-    num_classes: int = 10
-    dropout: float = 0.3
-    max_shift: int = 2  # training images move by up to this many pixels
+from evaluations.small_cnn import Classifier, ClassifierConfig, classify
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,22 +36,6 @@ class ClassifierTrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
-
-
-class Classifier(nn.Module):
-    """Images (B,3,H,W) in [-1,1] -> logits (B,num_classes)."""
-
-    def __init__(self, config: ClassifierConfig) -> None:
-        super().__init__()
-        w = config.width
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, w, 3, padding=1), nn.ReLU(), nn.Conv2d(w, w, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(w, 2 * w, 3, padding=1), nn.ReLU(), nn.Conv2d(2 * w, 2 * w, 3, padding=1), nn.ReLU(),
-            nn.AdaptiveMaxPool2d(4), nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(32 * w, config.num_classes),
-        )  # fmt: skip
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images)
 
 
 def shifted(images: Tensor, max_shift: int) -> Tensor:
@@ -107,27 +81,6 @@ class ClassifierTask:
     def evaluate(self, step: int) -> dict[str, float]:
         """`val/accuracy` on all held-out images."""
         return {"val/accuracy": (classify(self.network.module, self.images_u8) == self.labels).double().mean().item()}
-
-
-@torch.no_grad()
-def classify(network: nn.Module, images_u8: Tensor, batch_size: int = 250) -> Tensor:
-    """Predicted classes (n,) of uint8 images (n,3,H,W)."""
-    device = next(network.parameters()).device
-    network.eval()
-    return torch.cat([network(to_float(chunk.to(device))).argmax(1).cpu() for chunk in images_u8.split(batch_size)])
-
-
-@dataclass(kw_only=True, slots=True)
-class _Sections:
-    model: ClassifierConfig = field(default_factory=ClassifierConfig)
-
-
-def load_classifier(path: str | Path) -> nn.Module:
-    """A trained classifier in evaluation mode."""
-    found = find_weights(path, "auto", "classifier")
-    network = Classifier(load_sections(_Sections, found.folder / "config.yaml").model)
-    load_strict(network, read_weights(found.path), found.path)
-    return network.eval().requires_grad_(False)
 
 
 def train(config: ClassifierTrainConfig, world: World) -> None:

@@ -25,11 +25,11 @@ from autoregressive.sampling import add_sampler_flags, sample_images, settings_o
 from engine.config import UserError, logger, run_entry
 from engine.datasets import centre_batch, open_source
 from engine.distributed import World, distributed_world
-from evaluations.classifier import classify, load_classifier
 from evaluations.features import EXTRACTORS
 from evaluations.flags import add_asset_flags, assets_of, images_of
 from evaluations.protocol import write_result
 from evaluations.reference import reference_moments
+from evaluations.small_cnn import classify, load_classifier
 from evaluations.statistics import Moments, moments_distance
 from tokenizer import load_tokenizer
 

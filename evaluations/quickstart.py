@@ -18,6 +18,7 @@ from pathlib import Path
 from engine.checkpoint import write_atomic
 from engine.config import UserError, logger, run_entry
 from engine.packaged import ATTRIBUTION
+from engine.tracker import read_metrics
 from evaluations.protocol import read_result
 from evaluations.stages import Stage, StageLog, run_stages
 
@@ -93,8 +94,7 @@ def collect(run: Path, log: StageLog) -> dict:
     made, drawn = reconstruction["metrics"], generation["metrics"]
     accuracy = None
     if "label_agreement" in drawn:
-        records = [json.loads(line) for line in (run / "classifier" / "metrics.jsonl").read_text().splitlines()]
-        accuracy = [r["val/accuracy"] for r in records if "val/accuracy" in r][-1]
+        accuracy = [r["val/accuracy"] for r in read_metrics(run / "classifier") if "val/accuracy" in r][-1]
     return {
         "psnr": made["psnr"],
         "codebook_usage": made["codebook_usage"],

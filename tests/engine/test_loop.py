@@ -1,0 +1,131 @@
+"""engine/loop.py with a task that only counts: what happens when, and what a config may say."""
+
+from dataclasses import dataclass, field
+from itertools import count
+
+import pytest
+import torch
+
+from engine.checkpoint import CheckpointStore, checkpoint_folders, read_manifest
+from engine.config import ConfigError
+from engine.loop import LoopConfig, fit
+from engine.tracker import Run, read_metrics
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """A root config."""
+
+    model: str = "counter"
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+class Counter:
+    """A task whose state is the sum of all batches that it has seen."""
+
+    def __init__(self) -> None:
+        self.total, self.steps, self.evaluated = torch.zeros(1), [], []
+
+    def train_step(self, micro_batches, step):
+        self.steps.append(step)
+        self.total = self.total + sum(batch["x"].sum() for batch in micro_batches)
+        return {"loss": self.total[0] * 1.0, "draw": torch.rand(())}
+
+    def evaluate(self, step):
+        self.evaluated.append(step)
+        torch.rand(7)  # validation may draw random numbers
+        return {"val/total": self.total.item()}
+
+    def parts(self):
+        return {"counter": self}
+
+    def weights(self):
+        return {"model": {"total": self.total}}
+
+    def state_dict(self):
+        return {"total": self.total}
+
+    def load_state_dict(self, state):
+        self.total = state["total"]
+
+
+def stream(start):
+    """Micro-batch number i of the run holds the value i."""
+    return ({"x": torch.tensor([float(i)])} for i in count(start))
+
+
+def train(folder, world, **loop) -> Counter:
+    config = Config(loop=LoopConfig(run_dir=str(folder), device="cpu", **loop))
+    task, run = Counter(), Run(folder, config, world)
+    try:
+        fit(task, stream, config.loop, run, world, CheckpointStore(folder, world, config, keep_last=99))
+    finally:
+        run.close()
+    return task
+
+
+def test_logs_evaluations_and_saves_happen_when_asked_and_at_the_end(tmp_path, world):
+    """Every n-th step and the last one; a step is counted from 1 in the record."""
+    task = train(tmp_path, world, steps=10, log_every=4, eval_every=3, save_every=5)
+    records = read_metrics(tmp_path)
+    assert [r["step"] for r in records if "loss" in r] == [4, 8, 10]
+    assert task.evaluated == [3, 6, 9, 10] == [r["step"] for r in records if "val/total" in r]
+    assert [read_manifest(f)["step"] for f in checkpoint_folders(tmp_path)] == [5, 10]
+    assert task.steps == list(range(10)) and task.total.item() == 45
+    assert all(r["steps_per_second"] > 0 for r in records if "loss" in r)
+
+
+def test_no_evaluation_but_at_the_end(tmp_path, world):
+    assert train(tmp_path, world, steps=4, eval_every=0).evaluated == [4]
+
+
+def test_micro_batches_reach_the_task_together(tmp_path, world):
+    """One update per step, with all of its micro-batches in order."""
+    task = train(tmp_path, world, steps=3, grad_accum=4)
+    assert task.steps == [0, 1, 2] and task.total.item() == sum(range(12))
+
+
+def test_a_longer_run_goes_on_where_a_shorter_one_ended(tmp_path, world):
+    """`loop.steps` may be raised later: the missing steps are trained, with their own batches and random numbers."""
+    train(tmp_path / "a", world, steps=3, log_every=1)
+    rest = train(tmp_path / "a", world, steps=6, log_every=1)
+    assert rest.steps == [3, 4, 5] and rest.total.item() == 15
+    train(tmp_path / "b", world, steps=6, log_every=1, eval_every=2)
+    draws = [[r["draw"] for r in read_metrics(tmp_path / name) if "draw" in r] for name in "ab"]
+    assert draws[0] == draws[1] and len(set(draws[0])) == 6
+    assert train(tmp_path / "a", world, steps=6).steps == []
+
+
+def test_an_error_in_a_step_leaves_the_run_as_it_was_saved(tmp_path, world, monkeypatch):
+    """The checkpoint before the crash stays good and is where the next call goes on."""
+    real = Counter.train_step
+
+    def crash(self, micro_batches, step):
+        if step == 4:
+            raise RuntimeError("a bug")
+        return real(self, micro_batches, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Counter, "train_step", crash)
+        with pytest.raises(RuntimeError, match="a bug"):
+            train(tmp_path, world, steps=6, save_every=2)
+    rest = train(tmp_path, world, steps=6, save_every=2)
+    assert rest.steps == [4, 5] and rest.total.item() == 15
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"steps": 0}, "loop.steps=0 must be 1 or more"),
+        ({"grad_accum": 0}, "loop.grad_accum=0 must be 1 or more"),
+        ({"log_every": 0}, "loop.log_every=0 must be 1 or more"),
+        ({"save_every": 0}, "loop.save_every=0 must be 1 or more"),
+        ({"keep_last": 0}, "loop.keep_last=0 must be 1 or more"),
+        ({"seed": -1}, "loop.seed=-1 must be 0 or more"),
+        ({"precision": "fp16"}, "loop.precision='fp16' is not known; choose one of: bf16, fp32"),
+    ],
+)
+def test_settings_out_of_range_are_named(setting, message):
+    with pytest.raises(ConfigError) as caught:
+        LoopConfig(**setting)
+    assert str(caught.value) == message

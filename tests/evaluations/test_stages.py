@@ -1,0 +1,111 @@
+"""evaluations/stages.py: a pipeline of commands that may be stopped anywhere."""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from evaluations import stages
+from evaluations.stages import Stage, StageError, StageLog, run_stages
+
+SLOW = 'trap "echo stopped >> {folder}/trace; exit 75" TERM; echo begun >> {folder}/trace; while :; do sleep 0.02; done'
+
+
+@pytest.fixture(autouse=True)
+def quick_heartbeat(monkeypatch):
+    monkeypatch.setattr(stages, "HEARTBEAT", 0.05)
+
+
+def shell(name: str, script: str) -> Stage:
+    return Stage(name, ["sh", "-c", script])
+
+
+def append(folder, name: str, code: int = 0) -> Stage:
+    """A stage that leaves a line in a trace."""
+    return shell(name, f"echo {name} >> {folder}/trace; exit {code}")
+
+
+def trace(folder) -> list[str]:
+    return (folder / "trace").read_text().split()
+
+
+def wait_for(folder, line: str, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not ((folder / "trace").exists() and line in trace(folder)):
+        assert time.monotonic() < end, f"{line!r} did not come"
+        time.sleep(0.01)
+
+
+def test_stages_run_once_and_in_order(tmp_path):
+    """Finished stages are skipped by the next call, whatever their command has become."""
+    log = run_stages(tmp_path / "run", [append(tmp_path, "one"), append(tmp_path, "two")])
+    assert trace(tmp_path) == ["one", "two"] and log.done("one") and log.done("two") and not log.done("three")
+    run_stages(tmp_path / "run", [append(tmp_path, "one", 9), append(tmp_path, "two"), append(tmp_path, "three")])
+    assert trace(tmp_path) == ["one", "two", "three"]
+    assert json.loads((tmp_path / "run" / "stages.json").read_text()).keys() == {"one", "two", "three"}
+
+
+def test_a_failed_stage_stops_the_rest_and_is_run_again(tmp_path):
+    """The message names the stage and its exit code; the same call goes on with that stage."""
+    with pytest.raises(StageError, match="stage 'two' ended with exit code 3; the same command continues it"):
+        run_stages(tmp_path, [append(tmp_path, "one"), append(tmp_path, "two", 3), append(tmp_path, "three")])
+    assert trace(tmp_path) == ["one", "two"]
+    run_stages(tmp_path, [append(tmp_path, "one"), append(tmp_path, "two"), append(tmp_path, "three")])
+    assert trace(tmp_path) == ["one", "two", "two", "three"]
+
+
+def test_seconds_are_summed_over_interruptions(tmp_path):
+    """A stage that fails after 0.3 s and then takes 0.3 s took 0.6 s; a skipped stage costs nothing."""
+    wait = shell("wait", f"sleep 0.3; test -e {tmp_path}/ready")
+    with pytest.raises(StageError):
+        run_stages(tmp_path, [append(tmp_path, "one"), wait])
+    first = StageLog(tmp_path).seconds()
+    assert 0.3 <= StageLog(tmp_path).stages["wait"]["seconds"] < 3 and not StageLog(tmp_path).done("wait")
+    (tmp_path / "ready").write_text("")
+    log = run_stages(tmp_path, [append(tmp_path, "one"), wait])
+    assert log.seconds().keys() == {"one", "wait"} and log.seconds()["one"] == first["one"]
+    assert log.stages["wait"]["seconds"] >= 0.6 and log.seconds() == StageLog(tmp_path).seconds()
+
+
+def test_a_stop_of_the_parent_stops_the_stage(tmp_path):
+    """SIGTERM is handed on, the stage may save, its time is kept, and the handler of the process is put back."""
+    before = signal.getsignal(signal.SIGTERM)
+    slow = shell("slow", SLOW.format(folder=tmp_path))
+
+    def stop():
+        wait_for(tmp_path, "begun")
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(StageError, match="'slow' ended with exit code 75"):
+        run_stages(tmp_path, [slow, append(tmp_path, "next")])
+    thread.join()
+    assert trace(tmp_path) == ["begun", "stopped"] and signal.getsignal(signal.SIGTERM) == before
+    assert StageLog(tmp_path).stages["slow"]["seconds"] >= 0.2 and not StageLog(tmp_path).done("slow")
+
+
+def test_a_killed_parent_leaves_no_orphan_and_loses_no_time(tmp_path):
+    """Even SIGKILL: the stage is told to stop, and the time up to the last heartbeat is on disk."""
+    child = multiprocessing.get_context("fork").Process(
+        target=run_stages, args=(tmp_path, [shell("slow", SLOW.format(folder=tmp_path))])
+    )
+    child.start()
+    wait_for(tmp_path, "begun")
+    time.sleep(0.4)
+    child.kill()
+    child.join()
+    wait_for(tmp_path, "stopped")
+    log = StageLog(tmp_path)
+    assert not log.done("slow") and 0.2 <= log.stages["slow"]["seconds"] < 5
+
+
+def test_a_command_that_does_not_exist_is_not_done(tmp_path):
+    with pytest.raises((StageError, OSError)):
+        run_stages(tmp_path, [Stage("odd", [str(tmp_path / "no_such_program")])])
+    assert not StageLog(tmp_path).done("odd")
