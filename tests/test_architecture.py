@@ -1,0 +1,215 @@
+"""The shape of the project: who may import whom, how long files are, what code never does."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("engine", "tokenizer", "autoregressive", "evaluations")
+MAX_FILE, MAX_PRODUCT, MAX_ENGINE, MAX_LOOP = 500, 9000, 1900, 150
+
+# Loading tokenizers, under their own and under published names: what later layers may see of `tokenizer`.
+PUBLIC_TOKENIZER = [f"tokenizer.{name}" for name in ("load_tokenizer", "loading", "released", "published")]
+
+# Layer -> what of ours it may import, as prefixes of module names. The longest matching layer counts.
+LAYERS = {
+    "engine": ["engine"],
+    "tokenizer.quantizers": ["engine", "tokenizer.quantizers"],
+    "tokenizer.losses": ["engine", "tokenizer.losses"],
+    "tokenizer.models": ["engine", "tokenizer.models", "tokenizer.quantizers"],
+    "tokenizer": ["engine", "tokenizer"],
+    "autoregressive.gpt": ["engine"],
+    "autoregressive.heads": ["engine"],
+    "autoregressive.codes": ["engine"],
+    "autoregressive.generate": ["engine", "autoregressive.gpt", "autoregressive.heads"],
+    "autoregressive.task": ["engine", "autoregressive.gpt", "autoregressive.heads", "autoregressive.codes"],
+    "autoregressive": ["engine", "autoregressive", *PUBLIC_TOKENIZER],
+    "evaluations": ["engine", "tokenizer", "autoregressive", "evaluations"],
+}  # fmt: skip
+ENGINE_LIBRARIES = {"torch", "torchvision", "numpy", "PIL", "tqdm", "omegaconf", "yaml", "safetensors", "wandb"}
+LEAF_ONLY = {"timm", "lpips", "torch_fidelity", "wandb", "scipy", "matplotlib"}  # imported inside functions
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def product() -> dict[str, str]:
+    """Module name -> source of all product code."""
+    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    return {module_of(path): path.read_text(encoding="utf-8") for path in paths}
+
+
+def imports(tree: ast.AST) -> list[tuple[str, bool]]:
+    """(dotted name, whether it happens when the module is imported) of every import."""
+    late = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.Lambda) for n in ast.walk(f)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) not in late) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            dots = "." * node.level
+            found += [(f"{dots}{node.module or ''}.{alias.name}", id(node) not in late) for alias in node.names]
+    return found
+
+
+def is_entry(source: str) -> bool:
+    return '__name__ == "__main__"' in source
+
+
+def within(name: str, prefixes) -> bool:
+    return any(name == p or name.startswith(f"{p}.") for p in prefixes)
+
+
+def import_problems(module: str, source: str, entries: set[str]) -> list[str]:
+    """What is wrong with the imports of one module."""
+    layer = max((name for name in LAYERS if within(module, [name])), key=len)
+    problems = []
+    for name, early in imports(ast.parse(source)):
+        top = name.split(".")[0]
+        if name.startswith("."):
+            problems.append(f"relative import {name}")
+        elif top in PACKAGES:
+            if not within(name, LAYERS[layer]):
+                problems.append(f"layer {layer} may not import {name}")
+            if within(name, entries - {module}):
+                problems.append(f"entry imported: {name}")
+        elif top in LEAF_ONLY and early:
+            problems.append(f"{top} is imported outside a function")
+        if layer == "engine" and top not in {"engine", *ENGINE_LIBRARIES, *sys.stdlib_module_names}:
+            problems.append(f"engine may not import {top}")
+    return [f"{module}: {problem}" for problem in problems]
+
+
+def code_problems(module: str, source: str) -> list[str]:
+    """Things that no module may do."""
+    tree, problems = ast.parse(source), []
+    if ast.get_docstring(tree) is None:
+        problems.append("has no docstring")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            if node.type is None:
+                problems.append(f"line {node.lineno}: bare except")
+            elif all(isinstance(line, ast.Pass) for line in node.body):
+                problems.append(f"line {node.lineno}: an exception is swallowed")
+        if isinstance(node, ast.Call):
+            name, options = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+            if name in ("eval", "exec", "compile", "os.system") or options.get("shell") == "True":
+                problems.append(f"line {node.lineno}: {name}() runs text as code")
+            if name == "torch.load" and options.get("weights_only") != "True":
+                problems.append(f"line {node.lineno}: torch.load without weights_only=True")
+            if re.fullmatch(r"pickle\.(loads?|Unpickler)", name) or options.get("allow_pickle") == "True":
+                problems.append(f"line {node.lineno}: unpickles")
+        if isinstance(node, ast.Attribute) and module != "engine.distributed":
+            name = ast.unparse(node)
+            if name.endswith(".cuda"):
+                problems.append(f"line {node.lineno}: {name}: CUDA belongs to engine/distributed.py")
+    return [f"{module}: {problem}" for problem in problems]
+
+
+# ---------------------------------------------------------------------------------------------- the project
+def test_imports_follow_the_layers():
+    """Ground floor, parts, tasks, entries: nobody imports an entry or what lies above."""
+    modules = product()
+    entries = {name for name, source in modules.items() if is_entry(source)}
+    assert {"tokenizer.train", "autoregressive.train", "evaluations.quickstart"} <= entries
+    problems = [p for name, source in modules.items() for p in import_problems(name, source, entries)]
+    assert not problems, "\n".join(problems)
+
+
+def test_code_does_nothing_dangerous():
+    """No unpickling of code, no text run as code, no swallowed exception, no CUDA outside of the one module for it."""
+    problems = [p for name, source in product().items() for p in code_problems(name, source)]
+    assert not problems, "\n".join(problems)
+
+
+def test_files_and_packages_stay_small():
+    """No file over 500 lines, tests included; the product under 9,000, the engine under 1,900, its loop under 150."""
+    lines = {name: len(source.splitlines()) for name, source in product().items()}
+    tests = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in (ROOT / "tests").rglob("*.py")}
+    long = {name: count for name, count in (lines | tests).items() if count > MAX_FILE}
+    assert not long
+    assert sum(lines.values()) < MAX_PRODUCT
+    assert sum(count for name, count in lines.items() if within(name, ["engine"])) < MAX_ENGINE
+    assert lines["engine.loop"] < MAX_LOOP
+
+
+def test_no_name_on_the_path_hides_the_standard_library():
+    """Commands run from the root, tests with tests/ on the path: nothing there is named like a stdlib module."""
+    folders = [ROOT, ROOT / "tests", *{path.parent for path in (ROOT / "tests").rglob("test_*.py")}]
+    names = {p.stem for f in folders for p in f.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}
+    names |= {p.name for p in ROOT.iterdir() if p.is_dir() and any(p.glob("*.py"))}
+    assert set(PACKAGES) <= names
+    assert not names & set(sys.stdlib_module_names)
+
+
+# ---------------------------------------------------------------------------------------------- the checks themselves
+@pytest.mark.parametrize(
+    ("module", "source", "problem"),
+    [
+        ("engine.x", "from tokenizer import load_tokenizer", "layer engine may not import tokenizer.load_tokenizer"),
+        ("engine.x", "import timm", "engine may not import timm"),
+        ("engine.x", "def f():\n    import pandas", "engine may not import pandas"),
+        ("engine.x", "import wandb", "wandb is imported outside a function"),
+        ("engine.x", "from . import config", "relative import"),
+        ("tokenizer.losses.x", "from tokenizer.quantizers import vq", "may not import tokenizer.quantizers.vq"),
+        ("tokenizer.quantizers.x", "from tokenizer.losses.terms import Term", "may not import tokenizer.losses"),
+        ("tokenizer.models.x", "import tokenizer.losses", "may not import tokenizer.losses"),
+        ("tokenizer.task", "import autoregressive.gpt", "may not import autoregressive.gpt"),
+        ("tokenizer.x", "from tokenizer.train import terms_of", "entry imported"),
+        ("tokenizer.train", "def f():\n    from evaluations import charts", "may not import evaluations.charts"),
+        ("autoregressive.gpt", "from autoregressive.task import GPTTask", "may not import autoregressive.task"),
+        ("autoregressive.generate", "from autoregressive.task import GPTTask", "may not import autoregressive.task"),
+        ("autoregressive.train", "from tokenizer.losses import terms", "may not import tokenizer.losses"),
+        ("autoregressive.train", "import tokenizer.task", "may not import tokenizer.task"),
+        ("evaluations.x", "import tokenizer.train", "entry imported"),
+        ("evaluations.x", "import scipy.linalg", "scipy is imported outside a function"),
+    ],
+)
+def test_a_forbidden_import_is_found(module, source, problem):
+    """The check above can fail: each of these is one line of wrong code."""
+    assert any(problem in found for found in import_problems(module, source, {"tokenizer.train"}))
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("tokenizer.train", "from tokenizer.task import TokenizerTask\nfrom engine.loop import fit"),
+        ("autoregressive.train", "from tokenizer import load_tokenizer"),
+        ("evaluations.x", "from tokenizer.losses.backbones import lite0_features\ndef f():\n    import scipy.linalg"),
+        ("tokenizer.models.x", "from tokenizer.quantizers.base import Quantized\nimport json"),
+    ],
+)
+def test_an_allowed_import_is_not_found(module, source):
+    assert import_problems(module, source, {"tokenizer.train"}) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("x = 1", "has no docstring"),
+        ("try:\n    f()\nexcept:\n    raise", "bare except"),
+        ("try:\n    f()\nexcept ValueError:\n    pass", "swallowed"),
+        ("x = eval('1')", "eval()"),
+        ("exec('x = 1')", "exec()"),
+        ("subprocess.run('ls', shell=True)", "runs text as code"),
+        ("torch.load(path)", "without weights_only=True"),
+        ("torch.load(path, weights_only=False)", "without weights_only=True"),
+        ("pickle.load(file)", "unpickles"),
+        ("np.load(path, allow_pickle=True)", "unpickles"),
+        ("torch.cuda.synchronize()", "CUDA"),
+        ("x.cuda()", "CUDA"),
+    ],
+)
+def test_forbidden_code_is_found(source, problem):
+    assert any(problem in found for found in code_problems("engine.x", source))
+
+
+def test_ordinary_code_is_not_found():
+    source = (
+        '"""Doc."""\nmodel.eval()\ntorch.load(p, weights_only=True)\nre.compile("x")\nnp.load(p, allow_pickle=False)'
+    )
+    assert code_problems("engine.x", source) == []
