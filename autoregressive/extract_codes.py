@@ -24,7 +24,7 @@ from engine.config import UserError, logger, run_entry
 from engine.datasets import DataConfig, ImageSource, has_split, open_source
 from engine.distributed import World, distributed_world
 from engine.images import centre_crop, image_tensor, ten_crop, to_float
-from tokenizer import load_tokenizer
+from tokenizer.loading import add_tokenizer_flags, tokenizer_from
 
 NUM_VIEWS = {"centre": 1, "flip": 2, "ten-crop": 10}
 
@@ -82,7 +82,7 @@ def extract_split(
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vq-ckpt", required=True, help="folder of the tokenizer: a run, a checkpoint, or an export")
+    add_tokenizer_flags(parser)
     parser.add_argument("--code-path", required=True, type=Path, help="folder for the codes; one sub-folder per split")
     parser.add_argument("--split", action="append", choices=["train", "val"], help="default: every split the data has")
     parser.add_argument(
@@ -96,9 +96,6 @@ def parse_args() -> argparse.Namespace:
         "--flip", action="store_const", const="flip", dest="views", help="centre crop and its mirror image"
     )
     parser.add_argument("--batch-size", type=int, default=32, help="views at a time")
-    parser.add_argument(
-        "--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema where there is one"
-    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.set_defaults(views="centre")
     return parser.parse_args()
@@ -118,7 +115,7 @@ def data_of(tokenizer: nn.Module, args: argparse.Namespace) -> DataConfig:
 def main() -> None:
     args = parse_args()
     with distributed_world(args.device) as world:
-        tokenizer = load_tokenizer(args.vq_ckpt, weights=args.weights, device=world.device)
+        tokenizer = tokenizer_from(args, world.device)
         data = data_of(tokenizer, args)
         splits = args.split or [s for s in ("train", "val") if has_split(data, s)]
         if not splits:

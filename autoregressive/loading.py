@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from autoregressive.gpt import GPT, GPTConfig
+from autoregressive.gpt import GPT, SIZES, GPTConfig
 from autoregressive.released import GPT_NAMES, ignored
 from engine.checkpoint import find_weights, fingerprint, load_strict, read_weights
-from engine.config import ConfigError, load_sections
+from engine.config import ConfigError, load_sections, logger
 from tokenizer.loading import Provenance
 from tokenizer.published import is_published, read_published
 from tokenizer.released import import_state, is_gpt
+
+PUBLISHED_SIZES = {f"GPT-{size.upper()}": size for size in SIZES}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -64,7 +68,7 @@ def _load_published(path: Path, config: str | Path | GPTConfig | None, weights: 
     return gpt, Provenance(str(path), picked, "", {}, GPTSections(model=model))
 
 
-def require_pair(gpt: GPT, tokenizer) -> None:
+def require_pair(gpt: GPT, tokenizer: nn.Module) -> None:
     """An error unless `gpt` was trained on codes of `tokenizer` (both loaded from folders)."""
     trained_on = gpt.provenance.stamp.get("tokenizer_fingerprint")
     given = tokenizer.provenance.fingerprint
@@ -78,3 +82,38 @@ def require_pair(gpt: GPT, tokenizer) -> None:
             f"the GPT has {gpt.config.vocab_size} codes and {gpt.config.num_tokens} tokens, the tokenizer "
             f"{tokenizer.quantizer.codebook_size} and {tokenizer.num_tokens}"
         )
+
+
+def add_gpt_flags(parser: argparse.ArgumentParser) -> None:
+    """The documented flags that name a GPT. `--weights` comes with the tokenizer's flags."""
+    parser.add_argument(
+        "--gpt-ckpt", required=True, help="a run, a checkpoint or an export (folders), or a published file"
+    )
+    parser.add_argument("--gpt-config", help="YAML of the architecture, for a published file")
+    parser.add_argument(
+        "--gpt-model", choices=list(PUBLISHED_SIZES), help="instead: a published size over 1,000 classes"
+    )
+    parser.add_argument("--gpt-2d", action="store_true", help="with --gpt-model: 2D rotary positions (LlamaGen)")
+    parser.add_argument(
+        "--precision", default="fp32", choices=["none", "fp32", "bf16", "fp16"], help="of the GPT (default fp32 = none)"
+    )
+
+
+def gpt_from(args: argparse.Namespace, tokenizer: nn.Module, device: torch.device) -> GPT:
+    """The GPT that the flags name, checked against the tokenizer, in the precision asked for."""
+    config = args.gpt_config
+    if config is None and args.gpt_model is not None:
+        config = GPTConfig(
+            size=PUBLISHED_SIZES[args.gpt_model],
+            vocab_size=tokenizer.quantizer.codebook_size,
+            num_tokens=tokenizer.num_tokens,
+            positions="rope2d" if args.gpt_2d else "learned",
+        )
+    gpt = load_gpt(args.gpt_ckpt, config=config, weights=args.weights, device=device)
+    require_pair(gpt, tokenizer)
+    if args.precision in ("bf16", "fp16"):
+        if device.type == "cpu":
+            logger.info("--precision %s: on a CPU the GPT runs in fp32", args.precision)
+            return gpt
+        gpt.to(torch.bfloat16 if args.precision == "bf16" else torch.float16)
+    return gpt

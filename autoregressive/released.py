@@ -1,4 +1,4 @@
-"""Names of published GPT checkpoints (GigaTok, LlamaGen), for `import_state` and `export_state` of `tokenizer.released`."""
+"""Names of published GPT checkpoints (GigaTok, LlamaGen), to be used with the functions of `tokenizer.released`."""
 
 from __future__ import annotations
 

@@ -11,17 +11,18 @@ classes.
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from autoregressive.loading import load_gpt, require_pair
+from autoregressive.loading import add_gpt_flags, gpt_from
 from autoregressive.sampling import add_sampler_flags, sample_images, settings_of
 from engine.config import UserError, logger, run_entry
 from engine.distributed import distributed_world
 from engine.images import save_grid, to_float, to_pil
-from tokenizer import load_tokenizer
+from tokenizer.loading import add_tokenizer_flags, tokenizer_from
 
 
 def parse_classes(text: str, num_classes: int) -> list[int]:
@@ -36,19 +37,25 @@ def parse_classes(text: str, num_classes: int) -> list[int]:
     return classes
 
 
+def folder_name(label: int, num_classes: int) -> str:
+    """`class_22_bald_eagle` for ImageNet, `class_3` elsewhere."""
+    if num_classes != 1000:
+        return f"class_{label}"
+    from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+    return f"class_{label}_" + re.sub(r"[^a-z0-9]+", "_", _IMAGENET_CATEGORIES[label].lower()).strip("_")
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vq-ckpt", required=True, help="folder of the tokenizer: a run, a checkpoint, or an export")
-    parser.add_argument("--gpt-ckpt", required=True, help="folder of the GPT: a run, a checkpoint, or an export")
+    add_tokenizer_flags(parser)
+    add_gpt_flags(parser)
     parser.add_argument("--class-idx", default=None, help='classes, such as "22,388"; default: the first eight')
     parser.add_argument(
         "--qual-num", type=int, default=40, help="images in all, divided among the classes (default 40)"
     )
     parser.add_argument("--sample-dir", type=Path, default=Path("results/samples"))
     parser.add_argument("--per-proc-batch-size", type=int, default=32)
-    parser.add_argument(
-        "--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema where there is one"
-    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     add_sampler_flags(parser)
     return parser.parse_args()
@@ -58,25 +65,26 @@ def main() -> None:
     args = parse_args()
     settings = settings_of(args)
     with distributed_world(args.device) as world:
-        tokenizer = load_tokenizer(args.vq_ckpt, weights=args.weights, device=world.device)
-        gpt = load_gpt(args.gpt_ckpt, weights=args.weights, device=world.device)
-        require_pair(gpt, tokenizer)
+        tokenizer = tokenizer_from(args, world.device)
+        gpt = gpt_from(args, tokenizer, world.device)
         count = gpt.config.num_classes
         classes = parse_classes(args.class_idx, count) if args.class_idx else list(range(min(8, count)))
         each = -(-args.qual_num // len(classes))
-        mine = classes[world.rank :: world.size]
+        mine, firsts = classes[world.rank :: world.size], []
         for label in tqdm(mine, desc="classes", disable=None if world.is_main else True):
             ids = torch.arange(each) + label * each
             labels = torch.full((each,), label)
             batches = sample_images(gpt, tokenizer, labels, ids, settings, args.per_proc_batch_size)
             images = torch.cat([made for _, made in batches])
-            folder = args.sample_dir / f"class_{label}"
+            folder = args.sample_dir / folder_name(label, count)
             folder.mkdir(parents=True, exist_ok=True)
             for i, image in enumerate(images):
                 to_pil(image).save(folder / f"{i:06d}.png")
             save_grid(folder / "grid.png", to_float(images), columns=min(8, each))
+            firsts.append(images[:1])
         world.barrier()
         if world.is_main:
+            save_grid(args.sample_dir / "grid.png", to_float(torch.cat(firsts)), columns=min(8, len(firsts)))
             logger.info("wrote %d images of each of %d classes under %s", each, len(classes), args.sample_dir)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from autoregressive.codes import CodeStore
-from autoregressive.loading import load_gpt, require_pair
+from autoregressive.loading import add_gpt_flags, gpt_from
 from autoregressive.sampling import add_sampler_flags, sample_images, settings_of
 from engine.config import UserError, logger, run_entry
 from engine.datasets import centre_batch, open_source
@@ -31,7 +31,7 @@ from evaluations.protocol import write_result
 from evaluations.reference import reference_moments
 from evaluations.small_cnn import classify, load_classifier
 from evaluations.statistics import Moments, moments_distance
-from tokenizer import load_tokenizer
+from tokenizer.loading import add_tokenizer_flags, tokenizer_from
 
 SHOWN_PER_CLASS, SHOWN_CLASSES = 8, 10  # images kept for the report
 NEAREST_CANDIDATES = 5000  # training images among which the nearest one is looked for
@@ -39,8 +39,8 @@ NEAREST_CANDIDATES = 5000  # training images among which the nearest one is look
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vq-ckpt", required=True, help="folder of the tokenizer: a run, a checkpoint, or an export")
-    parser.add_argument("--gpt-ckpt", required=True, help="folder of the GPT: a run, a checkpoint, or an export")
+    add_tokenizer_flags(parser)
+    add_gpt_flags(parser)
     parser.add_argument("--code-path", type=Path, help="training codes, to count memorised sequences")
     parser.add_argument("--classifier", type=Path, help="folder of a classifier (evaluations.classifier)")
     parser.add_argument("--data", help="name of the reference images; default: those of the tokenizer's own config")
@@ -49,9 +49,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num-fid-samples", type=int, default=50000, help="images to generate (default 50000)")
     parser.add_argument("--per-proc-batch-size", type=int, default=32)
     parser.add_argument("--output", type=Path, required=True, help="result file (JSON); examples go beside it as .npz")
-    parser.add_argument(
-        "--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema where there is one"
-    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.set_defaults(val_path=None)
     add_sampler_flags(parser)
@@ -81,9 +78,8 @@ def nearest_training(images: Tensor, training: Tensor) -> Tensor:
 @torch.inference_mode()
 def evaluate(args: argparse.Namespace, world: World) -> None:
     settings = settings_of(args)
-    tokenizer = load_tokenizer(args.vq_ckpt, weights=args.weights, device=world.device)
-    gpt = load_gpt(args.gpt_ckpt, weights=args.weights, device=world.device)
-    require_pair(gpt, tokenizer)
+    tokenizer = tokenizer_from(args, world.device)
+    gpt = gpt_from(args, tokenizer, world.device)
     if args.num_fid_samples < 2:
         raise UserError(f"--num-fid-samples {args.num_fid_samples}: statistics need 2 or more")
     data = images_of(tokenizer.provenance.config.data, args)
@@ -148,7 +144,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         },
         "tokenizer": {k: getattr(tokenizer.provenance, k) for k in ("path", "weights", "fingerprint", "stamp")},
         "gpt": {k: getattr(gpt.provenance, k) for k in ("path", "weights", "fingerprint", "stamp")},
-        "precision": "fp32",
+        "precision": str(gpt.output.weight.dtype).removeprefix("torch."),
     }
     _save_examples(args, gpt, tokenizer, settings, source, size)
     write_result(args.output, metrics, protocol)

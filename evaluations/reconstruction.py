@@ -30,14 +30,14 @@ from evaluations.flags import add_asset_flags, assets_of, images_of
 from evaluations.protocol import write_result
 from evaluations.reference import reference_moments
 from evaluations.statistics import Moments, moments_distance
-from tokenizer import load_tokenizer
+from tokenizer.loading import add_tokenizer_flags, tokenizer_from
 
 SHOWN = 32  # pairs kept for the report
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vq-ckpt", required=True, help="folder of the tokenizer: a run, a checkpoint, or an export")
+    add_tokenizer_flags(parser)
     parser.add_argument("--data", help="name of the images; default: those of the tokenizer's own config")
     parser.add_argument("--data-path", help="training images in ImageNet layout (only for --reference train)")
     parser.add_argument("--val-path", help="held-out images in ImageNet layout")
@@ -48,9 +48,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--per-proc-batch-size", type=int, default=50)
     parser.add_argument(
         "--output", type=Path, required=True, help="result file (JSON); example pairs go beside it as .npz"
-    )
-    parser.add_argument(
-        "--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema where there is one"
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     add_asset_flags(parser)
@@ -75,7 +72,7 @@ class CodeUsage:
 
 @torch.inference_mode()
 def evaluate(args: argparse.Namespace, world: World) -> None:
-    tokenizer = load_tokenizer(args.vq_ckpt, weights=args.weights, device=world.device)
+    tokenizer = tokenizer_from(args, world.device)
     data = images_of(tokenizer.provenance.config.data, args)
     source, size = open_source(data, "val"), tokenizer.image_size
     extractor = EXTRACTORS[args.extractor](assets_of(args)).to(world.device)

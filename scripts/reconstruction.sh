@@ -1,4 +1,9 @@
 #!/usr/bin/env bash
-# Reconstructs images: gpus=1 bash scripts/reconstruction.sh --vq-ckpt FILE --model-config FILE --data-path FOLDER --sample-dir FOLDER
+# Reconstructs images, with --qualitative as pictures, else as numbers: bash scripts/reconstruction.sh --vq-ckpt FILE \
+#     --model-config FILE --data-path FOLDER --sample-dir FOLDER --qualitative
 set -euo pipefail
-exec bash "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh" -m tokenizer.reconstruct "$@"
+module=evaluations.reconstruction
+for argument in "$@"; do
+    if [ "$argument" = --qualitative ]; then module=tokenizer.reconstruct; fi
+done
+exec bash "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh" -m "$module" "$@"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,26 @@ def _load_published(path: Path, config_path: str | Path | None, weights: str) ->
     load_strict(model, released.import_state(state, own, rules), source, assign=True)
     data = DataConfig(image_size=sizes.data.image_size)
     return model, Provenance(str(path), picked, "", {}, TokenizerSections(model=sizes.model, data=data))
+
+
+def add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
+    """The documented flags that name a tokenizer."""
+    parser.add_argument(
+        "--vq-ckpt", required=True, help="a run, a checkpoint or an export (folders), or a published file"
+    )
+    parser.add_argument("--tok-config", "--model-config", help="YAML of the architecture, for a published file")
+    parser.add_argument("--quant-way", default="vq", choices=["vq"], help="kept for published commands")
+    parser.add_argument("--image-size", type=int, help="checked against the tokenizer's; for published commands")
+    parser.add_argument(
+        "--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema where there is one"
+    )
+
+
+def tokenizer_from(args: argparse.Namespace, device: torch.device | str) -> nn.Module:
+    """The tokenizer that the flags name."""
+    tokenizer = load_tokenizer(args.vq_ckpt, config=args.tok_config, weights=args.weights, device=device)
+    if args.image_size not in (None, tokenizer.image_size):
+        raise ConfigError(
+            f"--image-size {args.image_size}, but the tokenizer {args.vq_ckpt} is for {tokenizer.image_size}"
+        )
+    return tokenizer

@@ -1,6 +1,6 @@
 """Reconstructs images with a trained tokenizer: pairs of original and reconstruction as PNG files, and one grid.
 
-    bash scripts/reconstruction.sh --vq-ckpt runs/VQ_SS256 --data-path my_photos/ --sample-dir results/reconstructions
+    bash scripts/reconstruction.sh --vq-ckpt runs/VQ_SS256 --qualitative --data-path my_photos/ --sample-dir results/rec
     python -m tokenizer.reconstruct --vq-ckpt runs/quickstart/tokenizer --data photos --num-images 8
 
 --data-path is any folder: it is searched for image files, others are counted and ignored. Every image is centre-cropped
@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
-from engine.config import UserError, logger, run_entry
+from engine.assets import AssetError, AssetsConfig
+from engine.config import UserError, load_config, logger, run_entry
 from engine.datasets import DataConfig, open_source
 from engine.distributed import distributed_world
 from engine.image_metrics import psnr
@@ -30,7 +32,9 @@ from engine.images import (
     to_pil,
     to_uint8,
 )
-from tokenizer import load_tokenizer
+from tokenizer.loading import add_tokenizer_flags, tokenizer_from
+from tokenizer.losses.backbones import lpips_vgg
+from tokenizer.losses.perceptual import LPIPSLoss
 
 
 @dataclass(frozen=True)
@@ -58,17 +62,29 @@ class LooseImages:
         return read_image(self.paths[index])
 
 
+def lpips_or_none(device: torch.device) -> nn.Module | None:
+    """LPIPS (VGG) where its weights can be had; else one warning that names the file, and pictures without a score."""
+    try:
+        network, _ = lpips_vgg(load_config(AssetsConfig))
+    except AssetError as error:
+        logger.warning("no LPIPS score in the file names: %s", error)
+        return None
+    return LPIPSLoss(network).to(device)
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vq-ckpt", required=True, help="folder of the tokenizer: a run, a checkpoint, or an export")
+    add_tokenizer_flags(parser)
     parser.add_argument("--data-path", type=Path, help="folder that is searched for images")
     parser.add_argument("--data", help="instead: held-out images of a packaged set (mnist5k, twemoji, photos)")
     parser.add_argument("--num-images", type=int, default=0, help="only the first images; 0 = all")
     parser.add_argument("--sample-dir", type=Path, default=Path("results/reconstructions"))
     parser.add_argument("--per-proc-batch-size", type=int, default=16)
     parser.add_argument(
-        "--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema where there is one"
+        "--qualitative", action="store_true", help="the mode of this entry; kept for published commands"
     )
+    parser.add_argument("--lpips", action="store_true", help="LPIPS of each pair in its file name")
+    parser.add_argument("--clear-cache", action="store_true", help="remove intermediate files; the pictures stay")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     return parser.parse_args()
 
@@ -80,9 +96,10 @@ def main() -> None:
         raise UserError("give either --data-path FOLDER or --data NAME")
     source = LooseImages.under(args.data_path) if args.data_path else open_source(DataConfig(name=args.data), "val")
     with distributed_world(args.device) as world:
-        tokenizer = load_tokenizer(args.vq_ckpt, weights=args.weights, device=world.device)
+        tokenizer = tokenizer_from(args, world.device)
         count = min(len(source), args.num_images) if args.num_images else len(source)
         mine = range(count)[world.rank :: world.size]
+        distance = lpips_or_none(world.device) if args.lpips else None
         args.sample_dir.mkdir(parents=True, exist_ok=True)
         rows, scores = [], []
         for start in tqdm(range(0, len(mine), args.per_proc_batch_size), desc="batches", disable=None):
@@ -90,10 +107,15 @@ def main() -> None:
             originals = torch.stack([image_tensor(centre_crop(source.image(i), tokenizer.image_size)) for i in numbers])
             codes = tokenizer.encode(to_float(originals).to(world.device)).indices
             made = to_uint8(tokenizer.decode_indices(codes)).cpu()
-            for i, original, image, score in zip(numbers, originals, made, psnr(made, originals).tolist(), strict=True):
-                to_pil(original).save(args.sample_dir / f"{i:06d}_gt.png")
-                to_pil(image).save(args.sample_dir / f"{i:06d}.png")
-                scores.append(score)
+            names = [f"{i:06d}" for i in numbers]
+            if distance is not None:
+                pairs = zip(names, to_float(made), to_float(originals), strict=True)
+                to_device = [(n, m[None].to(world.device), o[None].to(world.device)) for n, m, o in pairs]
+                names = [f"{n}_lpips{distance(m, o).item():.4f}" for n, m, o in to_device]
+            for name, original, image in zip(names, originals, made, strict=True):
+                to_pil(original).save(args.sample_dir / f"{name}_gt.png")
+                to_pil(image).save(args.sample_dir / f"{name}.png")
+            scores += psnr(made, originals).tolist()
             if len(rows) < 4:
                 rows.append((originals[:8], made[:8]))
         if world.is_main:
@@ -102,6 +124,8 @@ def main() -> None:
             save_grid(args.sample_dir / "grid.png", to_float(torch.cat(pairs)), columns=width)
             mean = f"mean PSNR of {len(scores)} of them {sum(scores) / len(scores):.2f} dB"
             where = args.sample_dir
+            if args.clear_cache:
+                logger.info("--clear-cache: this mode writes no intermediate files; nothing was removed")
             logger.info("%d pairs and grid.png (originals above reconstructions) under %s; %s", count, where, mean)
 
 
