@@ -46,17 +46,29 @@ class Asset:
     source: str  # where a user gets it
 
 
+TIMM_VITS = {  # asset -> model of timm, whose file at https://huggingface.co/timm/<model> is model.safetensors
+    **{
+        f"dinov2_{letter}{suffix}": f"vit_{size}_patch14_{infix}dinov2.lvd142m"
+        for letter, size in {"s": "small", "b": "base", "l": "large", "g": "giant"}.items()
+        for suffix, infix in {"": "", "_reg": "reg4_"}.items()
+    },
+    "clip_b": "vit_base_patch16_clip_224.openai",
+    "siglip_so400m": "vit_so400m_patch14_siglip_224.webli",
+}
 ASSETS = {
-    "vgg16": Asset("vgg16-397923af.pth", "397923af", "torchvision VGG16 IMAGENET1K_V1, https://download.pytorch.org/models/vgg16-397923af.pth"),
-    "dinov2_s": Asset("vit_small_patch14_dinov2.lvd142m.safetensors", "", "https://huggingface.co/timm/vit_small_patch14_dinov2.lvd142m"),
-    "dinov2_b": Asset("vit_base_patch14_dinov2.lvd142m.safetensors", "", "https://huggingface.co/timm/vit_base_patch14_dinov2.lvd142m"),
-    "dinov2_l": Asset("vit_large_patch14_dinov2.lvd142m.safetensors", "", "https://huggingface.co/timm/vit_large_patch14_dinov2.lvd142m"),
+    "vgg16": Asset(
+        "vgg16-397923af.pth", "397923af", "torchvision, https://download.pytorch.org/models/vgg16-397923af.pth"
+    ),
     "inception": Asset(
         "weights-inception-2015-12-05-6726825d.pth",
         "6726825d",
         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     ),
-}  # fmt: skip
+    **{
+        name: Asset(f"{model}.safetensors", "", f"https://huggingface.co/timm/{model} (model.safetensors, renamed)")
+        for name, model in TIMM_VITS.items()
+    },
+}
 
 
 @dataclass(frozen=True)

@@ -270,9 +270,9 @@ class CheckpointStore:
         frozen = {k: v for k, v in changed.items() if k.split(".")[0] in self.frozen_sections}
         if frozen:
             lines = [f"{key}: checkpoint {old!r}, now {new!r}" for key, (old, new) in frozen.items()]
+            lines[6:] = [f"... and {len(lines) - 6} more"] if len(lines) > 6 else []
             raise CheckpointError(
-                f"{folder} was made by another architecture:\n  "
-                + "\n  ".join(lines)
+                "\n  ".join([f"{folder} was made by another architecture:", *lines])
                 + "\nUse another loop.run_dir to start anew"
             )
         if self.world.is_main:

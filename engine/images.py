@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -39,6 +40,16 @@ def to_float(images_u8: Tensor) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """float in [-1,1] -> uint8, by the rule of the released code: clamp(127.5 x + 128, 0, 255), truncated."""
     return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def resize_for_evaluation(images: Tensor, size: int) -> Tensor:
+    """float (B,3,H,W) in [-1,1] -> (B,3,size,size), bicubic without antialias, before any clamp.
+
+    LlamaGen's rule (arXiv:2406.06525, released evaluation code): its 384 px models are measured at 256 px.
+    """
+    if images.shape[2:] == (size, size):
+        return images
+    return F.interpolate(images, size=(size, size), mode="bicubic", align_corners=False)
 
 
 def image_tensor(image: Image.Image) -> Tensor:

@@ -98,7 +98,7 @@ class TokenizerTask:
         """Forward, weighted sum, backward over all micro-batches, update. Returns metrics and (real, made) pairs."""
         network = self.tokenizer.network.train()
         if self.discriminator is not None:
-            self.discriminator.module.requires_grad_(False)
+            self.discriminator.module.train().requires_grad_(False)
         sums: dict[str, Tensor] = {}
         pairs = []
         for i, batch in enumerate(micro_batches):
@@ -191,7 +191,10 @@ class TokenizerTask:
     # ------------------------------------------------------------------------------------------------ validation
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:
-        """Every loss term, PSNR and codebook usage on the held-out images, for the raw and the averaged weights."""
+        """Every loss term, PSNR and codebook usage on the held-out images, for the raw and the averaged weights.
+
+        Only `entropy` depends on the size of the validation batches: the codebook entropy is one of a batch.
+        """
         if self.validation is None:
             return {}
         metrics = self._evaluate(self.tokenizer.module, "val", step)
@@ -201,6 +204,8 @@ class TokenizerTask:
 
     def _evaluate(self, network: nn.Module, prefix: str, step: int) -> dict[str, float]:
         network.eval()
+        if self.discriminator is not None:  # so that validation changes no statistics of a batch norm
+            self.discriminator.module.eval()
         images_u8 = self.validation.images_u8
         mine = range(self.world.rank, len(images_u8), self.world.size)
         sums: dict[str, Tensor] = {}

@@ -41,7 +41,7 @@ TEACHER_BATCH = 32  # fixed, so that cached features do not depend on how a run 
 class SemanticConfig:
     """Semantic regularization of the decoder's inner features (`model.hybrid.semantic_layer`)."""
 
-    teacher: str = ""  # dinov2_b | efficientnet_lite0; empty = off
+    teacher: str = ""  # dinov2_{s,b,l,g}[_reg] | clip_b | siglip_so400m | efficientnet_lite0; empty = off
     weight: float = 0.5
 
     def __post_init__(self) -> None:

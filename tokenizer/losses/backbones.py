@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from engine.assets import AssetError, AssetsConfig, read_state, resolve, seeded
+from engine.assets import TIMM_VITS, AssetError, AssetsConfig, read_state, resolve, seeded
 from engine.checkpoint import file_sha256, load_strict
 
 LITE0_STRIDES = {2: 16, 4: 24, 8: 40, 16: 112, 32: 320}  # stride -> channels of EfficientNet-Lite0
@@ -88,11 +88,11 @@ def lpips_vgg(assets: AssetsConfig) -> tuple[Frozen, str]:
     return Frozen(network), resolved.stamp
 
 
-def timm_vit(asset: str, model_name: str, image_size: int, assets: AssetsConfig) -> tuple[Frozen, str]:
+def timm_vit(asset: str, image_size: int, assets: AssetsConfig) -> tuple[Frozen, str]:
     """A vision transformer of timm without its classifier, its positions resampled to `image_size`."""
     import timm
 
-    resolved = resolve(asset, assets)
+    resolved, model_name = resolve(asset, assets), TIMM_VITS[asset]
     options = {"num_classes": 0, "img_size": image_size}
     if resolved.random:
         with seeded():

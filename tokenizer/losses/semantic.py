@@ -18,7 +18,22 @@ from engine.assets import AssetsConfig
 from engine.distributed import full_precision
 from tokenizer.losses.backbones import LITE0_STRIDES, channels_last, lite0_features, timm_vit
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Triple = tuple[float, float, float]
+IMAGENET: tuple[Triple, Triple] = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # mean and deviation of images in [0,1]
+CLIP: tuple[Triple, Triple] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+CENTRED: tuple[Triple, Triple] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class ViTKind:
+    """A teacher of timm: its asset, the side of a patch in pixels, and the normalization it was trained with."""
+
+    asset: str
+    patch: int
+    normalization: tuple[Triple, Triple]
 
 
 def semantic_loss(features: Tensor, targets: Tensor) -> Tensor:
@@ -27,18 +42,19 @@ def semantic_loss(features: Tensor, targets: Tensor) -> Tensor:
         return -F.cosine_similarity(features.float(), targets.float(), dim=-1).mean()
 
 
-class DINOv2Teacher(nn.Module):
-    """Final-norm patch tokens of DINOv2, whose 14-pixel patches give the tokenizer's grid."""
+class ViTTeacher(nn.Module):
+    """Final-norm patch tokens of a vision transformer, whose patches give the tokenizer's grid."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, asset: str, model_name: str, grid: int, assets: AssetsConfig) -> None:
+    def __init__(self, kind: ViTKind, grid: int, assets: AssetsConfig) -> None:
         super().__init__()
-        self.size = grid * 14
-        self.network, self.stamp = timm_vit(asset, model_name, self.size, assets)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.size = grid * kind.patch
+        self.network, self.stamp = timm_vit(kind.asset, self.size, assets)
+        mean, std = kind.normalization
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -71,11 +87,19 @@ class TeacherKind:
     build: Callable[[int, AssetsConfig], nn.Module]
 
 
-def _dinov2(asset: str, dim: int, model_name: str) -> TeacherKind:
-    return TeacherKind(dim, lambda grid, assets: DINOv2Teacher(asset, model_name, grid, assets))
+def _vit(asset: str, dim: int, patch: int, normalization: tuple[Triple, Triple]) -> TeacherKind:
+    kind = ViTKind(asset, patch, normalization)
+    return TeacherKind(dim, lambda grid, assets: ViTTeacher(kind, grid, assets))
 
 
+DINOV2_DIMS = {"s": 384, "b": 768, "l": 1024, "g": 1536}
 TEACHERS = {
-    "dinov2_b": _dinov2("dinov2_b", 768, "vit_base_patch14_dinov2.lvd142m"),
+    **{
+        f"dinov2_{letter}{registers}": _vit(f"dinov2_{letter}{registers}", dim, 14, IMAGENET)
+        for letter, dim in DINOV2_DIMS.items()
+        for registers in ("", "_reg")
+    },
+    "clip_b": _vit("clip_b", 768, 16, CLIP),
+    "siglip_so400m": _vit("siglip_so400m", 1152, 14, CENTRED),
     "efficientnet_lite0": TeacherKind(LITE0_STRIDES[16], Lite0Teacher),
 }
