@@ -52,6 +52,7 @@ TIMM_VITS = {  # asset -> model of timm, whose file at https://huggingface.co/ti
         for letter, size in {"s": "small", "b": "base", "l": "large", "g": "giant"}.items()
         for suffix, infix in {"": "", "_reg": "reg4_"}.items()
     },
+    "dino_s16": "vit_small_patch16_224.dino",
     "clip_b": "vit_base_patch16_clip_224.openai",
     "siglip_so400m": "vit_so400m_patch14_siglip_224.webli",
 }

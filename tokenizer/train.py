@@ -179,7 +179,10 @@ def build_task(
     )
     discriminator = None
     if config.loss.discriminator.enabled:
-        network = DISCRIMINATORS[config.loss.discriminator.name](config.loss.discriminator)
+        build = DISCRIMINATORS[config.loss.discriminator.name]
+        network, stamp = build(config.loss.discriminator, config.assets)
+        if stamp is not None:
+            frozens.stamps[config.loss.discriminator.name] = stamp
         discriminator = Updater(network, config.optim, **shared)
     return TokenizerTask(
         tokenizer,

@@ -9,7 +9,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.assets import AssetsConfig
 from engine.config import ConfigError, lookup
+from tokenizer.losses.backbones import timm_vit
+from tokenizer.losses.dino_discriminator import SIZE, DINODiscriminator
 from tokenizer.losses.patchgan import PatchGAN
 
 
@@ -17,11 +20,11 @@ from tokenizer.losses.patchgan import PatchGAN
 class DiscriminatorConfig:
     """Which discriminator, how strong, from when on."""
 
-    name: str = "none"  # none | patchgan
+    name: str = "none"  # none | patchgan | dino (heads on a frozen DINO-v1, with DiffAug)
     start_step: int = 20000  # first update, counted from 1 as in the log, that trains and uses it
     weight: float = 0.5  # of the generator's term; as released, it also multiplies the discriminator's own loss
-    base_channels: int = 64
-    num_layers: int = 3  # fewer for images below 64 pixels
+    base_channels: int = 64  # patchgan
+    num_layers: int = 3  # patchgan; fewer for images below 64 pixels
     norm: Literal["batch", "none"] = "batch"
 
     def __post_init__(self) -> None:
@@ -34,11 +37,20 @@ class DiscriminatorConfig:
         return self.name != "none" and self.weight > 0
 
 
-def build_patchgan(config: DiscriminatorConfig) -> nn.Module:
-    return PatchGAN(config.base_channels, config.num_layers, config.norm)
+def _patchgan(config: DiscriminatorConfig, assets: AssetsConfig) -> tuple[nn.Module, str | None]:
+    return PatchGAN(config.base_channels, config.num_layers, config.norm), None
 
 
-DISCRIMINATORS: dict[str, Callable[[DiscriminatorConfig], nn.Module]] = {"patchgan": build_patchgan}
+def _dino(config: DiscriminatorConfig, assets: AssetsConfig) -> tuple[nn.Module, str | None]:
+    backbone, stamp = timm_vit("dino_s16", SIZE, assets)
+    return DINODiscriminator(backbone), stamp
+
+
+# name -> network, and the stamp of its pretrained part where it has one
+DISCRIMINATORS: dict[str, Callable[[DiscriminatorConfig, AssetsConfig], tuple[nn.Module, str | None]]] = {
+    "patchgan": _patchgan,
+    "dino": _dino,
+}
 
 
 def generator_hinge(fake_logits: Tensor) -> Tensor:
