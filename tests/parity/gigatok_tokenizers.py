@@ -3,12 +3,12 @@
 import functools
 import math
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import goldens
 import torch
-from torch import Tensor, nn
+from stages import ModelSection, Outputs, code_margins
+from torch import Tensor
 
 from engine.checkpoint import load_strict
 from engine.config import load_sections
@@ -19,7 +19,7 @@ from tokenizer.models.query import TransformerConfig
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
 from tokenizer.quantizers.base import Quantized
 from tokenizer.quantizers.vector import VQConfig
-from tokenizer.released import HYBRID_1D, HYBRID_2D, import_state
+from tokenizer.released import import_state, rules_of
 
 TINY, FULL = "gigatok/tiny", "gigatok/real_seeded"
 CONFIGS = Path(__file__).parents[2] / "configs" / "vq"
@@ -27,7 +27,6 @@ SIZE_OF_LETTERS = {"XXL": "xxl", "XL": "xl", "L": "large", "B": "base", "S": "sm
 FULL_NAME = re.compile(r"VQ_(XXL|XL|L|B|S)(XXL|XL|L|B|S)\d+(_dino_disc|_train_new|_2d)?")
 CLASSES = ("VQVitModelPlus", "VQVitModel2DPlus")
 BLOCKS = {"TransformerLayer": "vit", "TransformerDecoderLayer": "qformer"}
-RULES = {"1d": HYBRID_1D, "2d": HYBRID_2D}
 ONLY_BUILT_WITH = {  # released options of which one value exists here
     "adaptive_gn": True,
     "d2s_up": True,
@@ -39,13 +38,6 @@ ONLY_BUILT_WITH = {  # released options of which one value exists here
     "last_level_2d_query_init": False,
     "multi_level_2d_query_init": False,
 }
-
-
-@dataclass(kw_only=True, slots=True)
-class ModelSection:
-    """The part of a training config that the network depends on."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
 
 
 def tiny_cases() -> list[str]:
@@ -96,9 +88,9 @@ def tiny_config(case: str, rotation: bool | None = None) -> ModelConfig:
 def tiny_tokenizer(case: str, rotation: bool | None = None) -> HybridTokenizer:
     """A tiny case with its weights, in evaluation mode."""
     image_size = goldens.meta(TINY, case)["tiny_overrides"]["image_size"]
-    tokenizer = build_tokenizer(tiny_config(case, rotation), image_size)
-    rules = RULES[tiny_config(case).hybrid.layout]
-    load_strict(tokenizer, import_state(tiny_weights(case), tokenizer.state_dict(), rules), case)
+    config = tiny_config(case, rotation)
+    tokenizer = build_tokenizer(config, image_size)
+    load_strict(tokenizer, import_state(tiny_weights(case), tokenizer.state_dict(), rules_of(config)), case)
     return tokenizer.eval()
 
 
@@ -134,14 +126,6 @@ def _encoded(tokenizer: HybridTokenizer, images: Tensor, layout: str) -> tuple[d
         "codes": quantized.indices.flatten(),
     }
     return outputs, quantized
-
-
-@dataclass
-class Outputs:
-    """What our code gives for a case, under the names of its io file and of its json."""
-
-    tensors: dict[str, Tensor]
-    facts: dict[str, float]
 
 
 @functools.cache
@@ -190,21 +174,18 @@ def full_outputs(case: str) -> Outputs:
     with torch.device("meta"):
         tokenizer = build_tokenizer(config, size)
     tokenizer.to_empty(device="cpu").eval()
-    goldens.fill_seeded(tokenizer, RULES[config.hybrid.layout], "gigatok", meta["seed"])
+    goldens.fill_seeded(tokenizer, rules_of(config), "gigatok", meta["seed"])
     outputs, quantized = _encoded(tokenizer, to_float(images_u8), config.hybrid.layout)
+    z = outputs["enc_feat_codebook_dim"].flatten(2).transpose(1, 2)
     decoded, semantic = tokenizer.query_decoder(tokenizer.post_quant_proj(quantized.z_q), semantic=True)
     image = tokenizer.decode_indices(quantized.indices)
-    codes = tokenizer.quantizer.decode_indices(torch.arange(tokenizer.quantizer.codebook_size))
-    z = nn.functional.normalize(outputs["enc_feat_codebook_dim"].flatten(2).transpose(1, 2).flatten(0, 1), dim=-1)
-    nearest = torch.cdist(z.double(), codes.double()).square().topk(2, largest=False).values
     outputs |= {
-        "codes_margin_per_token": nearest[:, 1] - nearest[:, 0],
+        "codes_margin_per_token": code_margins(tokenizer, z),
         "rec_spatial": decoded,
         "rec_crop": image[(..., *goldens.window(meta["crop"]))],
         "rec_row_mean": image.mean(dim=3),
+        "inner_distill_feat": semantic,
     }
-    if "inner_distill_feat_strided" in io:
-        outputs["inner_distill_feat_strided"] = semantic[:, :: grid * grid // io["inner_distill_feat_strided"].shape[1]]
     facts = {
         "n_params": goldens.parameter_count(tokenizer),
         "n_unique_codes": len(quantized.indices.unique()),

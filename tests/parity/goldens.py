@@ -17,17 +17,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from engine.images import to_uint8
 from tokenizer.released import Rule, from_published, published_name, to_published
 
 OWN = Path(__file__).parents[1] / "goldens"
 ROOT = Path(os.environ.get("PARITY_GOLDENS") or OWN)
-if not any((ROOT / system.name).is_dir() for system in OWN.iterdir()):
-    raise FileNotFoundError(f"PARITY_GOLDENS={ROOT} holds none of: {', '.join(sorted(s.name for s in OWN.iterdir()))}")
+SYSTEMS = ("adm", "gigatok", "llamagen", "wetok")  # parts that a folder may hold
+if not any((ROOT / system).is_dir() for system in SYSTEMS):
+    raise FileNotFoundError(f"PARITY_GOLDENS={ROOT} holds none of: {', '.join(SYSTEMS)}")
 
 # Tolerances of the gigatok and llamagen sets; codes and token ids are exact.
 FLOAT, IMAGE, LOSS = 2e-4, 1e-3, 2e-4
 GRADIENT_RELATIVE, GRADIENT_ABSOLUTE = 5e-3, 2e-5
 LOSS_ROUNDING = 1e-6  # a mean of cosines may cancel to almost 0, where fp32 has no relative accuracy
+PICTURES = r"(second_)?rec_(from_decode_code|crop|row_mean)|.*(eval|256)"  # names that begin so hold pixels
 
 COMPARISONS: list[tuple[float, float, str]] = []  # (difference, limit, what) of this session, for the summary
 
@@ -88,6 +91,17 @@ def strides(text: str) -> list[int]:
     return [int(n) for n in re.findall(r"::(\d+)", text)]
 
 
+def strided(tensor: Tensor, like: Tensor, note: str = "") -> Tensor:
+    """Every n-th element along each axis, so that the shape is that of `like`: n from `note`, else the smallest."""
+    assert tensor.ndim == like.ndim, f"{tuple(tensor.shape)} cannot be strided to {tuple(like.shape)}"
+    noted = [int(n) for n in re.findall(r"\d+", note) if int(n) > 0]
+    for axis, (size, kept) in enumerate(zip(tensor.shape, like.shape, strict=True)):
+        fitting = [n for n in (1, *noted, *range(2, size + 1)) if -(-size // n) == kept]
+        assert fitting, f"no stride takes {size} to {kept}"
+        tensor = tensor.index_select(axis, torch.arange(0, size, fitting[0]))
+    return tensor
+
+
 def _within(difference: float, limit: float, what: str) -> float:
     """Prints and records one comparison; a NaN is never within the limit."""
     print(f"{what}: max |difference| {difference:.2e} (limit {limit:.2e})")
@@ -118,6 +132,44 @@ def assert_equal(actual: Tensor, expected: Tensor, what: str) -> None:
     wrong = (actual != expected).nonzero()
     print(f"{what}: {len(wrong)} of {expected.numel()} differ")
     assert not len(wrong), f"{what}: {len(wrong)} of {expected.numel()} differ, the first at {wrong[0].tolist()}"
+
+
+def assert_tensor(actual: Tensor, expected: Tensor, name: str, what: str) -> None:
+    """Integers exactly, pictures and other numbers within their tolerance."""
+    if not expected.is_floating_point():
+        assert_equal(actual, expected, what)
+    elif re.match(PICTURES, name):
+        assert_image(actual, expected, what)
+    else:
+        assert_close(actual, expected, what)
+
+
+def assert_pixels(image: Tensor, expected: Tensor, what: str, exact: Tensor | None = None) -> None:
+    """8-bit pixels, channels first or last, of our float image (B,3,H,W) within its tolerance; of the released float
+    image `exact` they are equal.
+    """
+    if expected.shape[-1] == 3:
+        expected = expected.permute(0, 3, 1, 2)
+    low, high = to_uint8(image - IMAGE), to_uint8(image + IMAGE)
+    assert ((low <= expected) & (expected <= high)).all(), f"{what}: a pixel differs by more than that of images"
+    if exact is not None:
+        assert_equal(to_uint8(exact), expected, f"{what} of the released float image")
+
+
+def assert_same_state(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """The same names, types, shapes and values."""
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert actual[name].dtype == tensor.dtype and torch.equal(actual[name], tensor), name
+
+
+def assert_facts(actual: Mapping[str, float], expected: Mapping[str, float], what: str) -> None:
+    """Those numbers that `expected` names: counts exactly, statistics within the tolerance of losses."""
+    for name, value in actual.items():
+        if name in expected and isinstance(value, int):
+            assert value == expected[name], f"{what}: {name} {value} instead of {expected[name]}"
+        elif name in expected:
+            assert_loss(value, expected[name], f"{what}: {name}")
 
 
 def assert_loss(actual: Tensor | float, expected: float, what: str) -> float:

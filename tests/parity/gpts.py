@@ -1,7 +1,8 @@
-"""GigaTok GPTs from golden cases, and their outputs in the layout of the goldens."""
+"""GPTs of GigaTok and LlamaGen from golden cases, and their outputs in the layout of the goldens."""
 
 import functools
 import re
+from pathlib import Path
 
 import goldens
 import numpy as np
@@ -10,42 +11,44 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoregressive.generate import Draw, Guidance
-from autoregressive.gpt import GPT, SIZES, GPTConfig
+from autoregressive.gpt import GPT, SIZES, GPTConfig, KVCache
+from autoregressive.loading import GPTSections
 from autoregressive.released import GPT_NAMES
 from engine.checkpoint import load_strict
+from engine.config import load_sections
 from tokenizer.released import import_state
 
-TINY, FULL = "gigatok/tiny", "gigatok/real_seeded"
+TINY, FULL = ("gigatok/tiny", "llamagen/tiny"), ("gigatok/real_seeded", "llamagen/real_seeded")
+CONFIGS = Path(__file__).parents[2] / "configs"
 SCHEDULES = ("constant", "step", "linear")  # those built here
 RELEASED_UNGUIDED = 1.0001  # the released scale where a schedule does not guide; linear also adds its 0.0001
-FULL_NAME = re.compile(r"GPT-(\w+)_([12])d")
-POSITIONS = {"1": "learned", "2": "rope2d"}
+FULL_NAME = re.compile(r"GPT-(\w+)_(1d|2d|\d+)")  # GigaTok's: type of positions; LlamaGen's: image size
 
 
-def tiny_cases() -> list[str]:
-    """The GPTs of the tiny set: learned positions (gpt1d) and 2D rotary ones (gpt2d)."""
-    return goldens.cases(TINY, "gpt1d") + goldens.cases(TINY, "gpt2d")
+def tiny_cases() -> list[tuple[str, str]]:
+    """(folder, case) of the tiny GPTs."""
+    return [(folder, case) for folder in TINY for case in goldens.cases(folder, "gpt")]
 
 
-def full_cases() -> list[str]:
-    """The GPTs of the full-size set, of the sizes that exist here."""
-    named = {case: FULL_NAME.fullmatch(case) for case in goldens.cases(FULL, "GPT-")}
+def full_cases() -> list[tuple[str, str]]:
+    """(folder, case) of the full-size GPTs, of the sizes that exist here."""
+    named = {(folder, case): FULL_NAME.fullmatch(case) for folder in FULL for case in goldens.cases(folder, "GPT-")}
     return [case for case, match in named.items() if match and match[1].lower() in SIZES]
 
 
-def generation_cases(kind: str) -> list[tuple[str, str]]:
-    """(case, name) of all greedy (`gen_cases`) or sampled (`sample_cases`) runs with a schedule that exists here."""
+def generation_cases(kind: str) -> list[tuple[str, str, str]]:
+    """(folder, case, name) of all greedy (`gen_cases`) or sampled (`sample_cases`) runs with a schedule built here."""
     return [
-        (case, name)
-        for case in tiny_cases()
-        for name, options in goldens.meta(TINY, case)[kind].items()
+        (folder, case, name)
+        for folder, case in tiny_cases()
+        for name, options in goldens.meta(folder, case)[kind].items()
         if options.get("cfg_schedule", "constant") in SCHEDULES
     ]
 
 
-def tiny_gpt(case: str) -> GPT:
+def tiny_gpt(folder: str, case: str) -> GPT:
     """A tiny case with its weights, in evaluation mode."""
-    args = goldens.meta(TINY, case)["model_args"]
+    args, weights = goldens.meta(folder, case)["model_args"], goldens.tensors(folder, case, "weights")
     assert args["cls_token_num"] == 1 and args["model_type"] == "c2i" and not args["drop_path_rate"]
     assert args["resid_dropout_p"] == args["ffn_dropout_p"] and not args["attn_dropout_p"]
     config = GPTConfig(
@@ -57,11 +60,23 @@ def tiny_gpt(case: str) -> GPT:
         num_classes=args["num_classes"],
         token_dropout=args["token_dropout_p"],
         residual_dropout=args["resid_dropout_p"],
-        positions=POSITIONS[re.search(r"([12])d", case)[1]],
+        positions="learned" if "positional_embedding" in weights else "rope2d",
     )
     gpt = GPT(config)
-    load_strict(gpt, import_state(goldens.tensors(TINY, case, "weights"), gpt.state_dict(), GPT_NAMES), case)
+    load_strict(gpt, import_state(weights, gpt.state_dict(), GPT_NAMES), case)
     return gpt.eval()
+
+
+def full_config(case: str, vocab_size: int, num_tokens: int) -> GPTConfig:
+    """The shipped config of a full-size case where there is one, else the size table."""
+    size, kind = FULL_NAME.fullmatch(case).groups()
+    path = CONFIGS / (f"gpt/GPT_{size}256.yaml" if kind == "1d" else f"llamagen/GPT_{size}_{kind}.yaml")
+    if path.exists():
+        config = load_sections(GPTSections, path).model
+        assert (config.vocab_size, config.num_tokens) == (vocab_size, num_tokens)
+        return config
+    positions = "learned" if kind == "1d" else "rope2d"
+    return GPTConfig(size=size.lower(), vocab_size=vocab_size, num_tokens=num_tokens, positions=positions)
 
 
 def released_guidance(
@@ -93,22 +108,32 @@ def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
 
 
+def cached_logits(gpt: GPT, labels: Tensor, tokens: Tensor, count: int) -> Tensor:
+    """Logits (B,count,V) of the first tokens, fed one by one through cached keys and values."""
+    cache, inputs = KVCache(gpt, len(labels)), [labels, *tokens.unbind(1)]
+    return torch.stack([gpt.next_logits(inputs[position], position, cache) for position in range(count)], dim=1)
+
+
 @functools.cache
 @torch.no_grad()
-def tiny_outputs(case: str) -> dict[str, Tensor]:
-    """Teacher-forced outputs of a tiny case under the names of its io file, and `eval_loss`."""
-    meta, io, gpt = goldens.meta(TINY, case), goldens.tensors(TINY, case), tiny_gpt(case)
+def tiny_outputs(folder: str, case: str) -> dict[str, Tensor]:
+    """Outputs of a tiny case in evaluation mode under the names of its io file, and `eval_loss`."""
+    meta, io, gpt = goldens.meta(folder, case), goldens.tensors(folder, case), tiny_gpt(folder, case)
     stride, labels, tokens = meta["logit_stride"], io["cond"], io["train_ids"]
     null, layers = torch.full_like(labels, gpt.null_class), meta["model_args"]["n_layer"]
-    logits = gpt(labels, tokens)
+    both, half = torch.cat([labels, null]), gpt.features(labels, tokens, layers // 2)[:, ::stride]
     outputs = {
-        "eval_loss": cross_entropy(logits, tokens),
-        "inner_feat_half_depth": gpt.features(labels, tokens, layers // 2)[:, ::stride],
+        "eval_loss": cross_entropy(gpt(labels, tokens), tokens),
+        "inner_feat_half_depth": half,
+        "hidden_after_half_depth_strided": half,
     }
     for name in io:
-        if match := re.fullmatch(r"eval_logits_cond_null_on_(\w+)", name):
-            both = io[f"ids_{match[1]}"].repeat(2, 1)
-            outputs[name] = gpt(torch.cat([labels, null]), both)[:, ::stride]
+        if match := re.fullmatch(r"eval_logits_cond_null_on_(.+)", name):
+            run = io[f"ids_{match[1]}"].repeat(2, 1)
+            outputs[name] = gpt(both, run)[:, ::stride]
+            outputs |= {
+                n: cached_logits(gpt, both, run, io[n].shape[1]) for n in io if n.startswith("cached_logits_first")
+            }
         if match := re.fullmatch(r"inner_feat_layer(\d+)_nullclass_mean_over_tokens", name):
             outputs[name] = gpt.features(null, tokens, int(match[1])).mean(dim=1)
     return outputs
@@ -116,27 +141,26 @@ def tiny_outputs(case: str) -> dict[str, Tensor]:
 
 @functools.cache
 @torch.inference_mode()
-def full_outputs(case: str) -> dict[str, Tensor]:
+def full_outputs(folder: str, case: str) -> dict[str, Tensor]:
     """Outputs of a full-size case under the names of its io file and its json; the model itself is not kept."""
-    meta, rule = (
-        goldens.meta(FULL, case),
-        r"RandomState\(seed\+(\d+)\)\.randint\((\d+),\s*(\d+),\s*\((\d+),\s*(\d+)\)\)",
-    )
+    meta = goldens.meta(folder, case)
+    rule = r"RandomState\(seed\+(\d+)\)\.randint\((\d+),\s*(\d+),\s*\((\d+),\s*(\d+)\)\)"
     offset, low, high, batch, length = map(int, re.search(rule, meta["ids_rule"]).groups())
-    size, layout = FULL_NAME.fullmatch(case).groups()
-    config = GPTConfig(size=size.lower(), vocab_size=high, num_tokens=length, positions=POSITIONS[layout])
+    config = full_config(case, high, length)
     with torch.device("meta"):
         gpt = GPT(config)
     gpt.to_empty(device="cpu").eval()
-    goldens.fill_seeded(gpt, GPT_NAMES, "gigatok", meta["seed"])
+    goldens.fill_seeded(gpt, GPT_NAMES, folder.split("/")[0], meta["seed"])
     tokens = torch.from_numpy(np.random.RandomState(meta["seed"] + offset).randint(low, high, (batch, length)))
     labels = torch.tensor(meta["labels"])
     logits = gpt(labels, tokens)
     best = logits.topk(2, dim=-1)
     positions, vocabulary = goldens.strides(meta["stride"])
+    margins = best.values[..., 0] - best.values[..., 1]
     return {
         "argmax": best.indices[..., 0],
-        "argmax_margin": best.values[..., 0] - best.values[..., 1],
+        "argmax_margin": margins,
+        "min_argmax_margin": margins.min(),
         "logits_strided": logits[:, ::positions, ::vocabulary].clone(),
         "inner_feat_half_depth_mean": gpt.features(labels, tokens, config.dims()[1] // 2).mean(dim=1),
         "loss": cross_entropy(logits, tokens),

@@ -1,86 +1,68 @@
-"""GigaTok's tokenizers give the released numbers: tiny ones in every stage, full-size ones on seeded weights."""
+"""The tokenizers of GigaTok and LlamaGen give the released numbers: tiny ones in every stage, full-size ones on seeded
+weights.
+"""
 
-import gigatok_tokenizers as gigatok
+import re
+
+import gigatok_tokenizers
 import goldens
+import llamagen_tokenizers
 import pytest
 import torch
 import torch.nn.functional as F
-from gigatok_tokenizers import FULL, TINY
 
-from engine.images import to_float, to_uint8
-from tokenizer.released import export_state
+from engine.images import to_float
+from tokenizer.released import export_state, rules_of
 
-INPUTS = {"image_u8", "sem_feat"}
+SYSTEMS = {"gigatok": gigatok_tokenizers, "llamagen": llamagen_tokenizers}
+INPUTS = {"image_u8", "second_image_u8", "sem_feat"}
 OF_TRAINING = {"train_direct_dec"}  # compared in the training test
-IMAGES = ("rec_from_decode_code", "rec_crop", "rec_row_mean")
-TINY_TENSORS = [(c, n) for c in gigatok.tiny_cases() for n in goldens.names(TINY, c) if n not in INPUTS | OF_TRAINING]
-FULL_TENSORS = [(c, n) for c in gigatok.full_cases() for n in goldens.names(FULL, c)]
-VARIANTS = [(c, v) for c in gigatok.tiny_cases() for v in goldens.meta(TINY, c).get("train", {})]
+TINY = [(s, c) for s, builders in SYSTEMS.items() for c in builders.tiny_cases()]
+FULL = [(s, c) for s, builders in SYSTEMS.items() for c in builders.full_cases()]
+TINY_TENSORS = [(s, c, n) for s, c in TINY for n in goldens.names(f"{s}/tiny", c) if n not in INPUTS | OF_TRAINING]
+FULL_TENSORS = [(s, c, n) for s, c in FULL for n in goldens.names(f"{s}/real_seeded", c)]
+VARIANTS = [(s, c, v) for s, c in TINY for v in goldens.meta(f"{s}/tiny", c).get("train", {})]
 
 
-def check(actual: torch.Tensor, expected: torch.Tensor, name: str, what: str) -> None:
-    """Integers exactly, pictures and features within their tolerance."""
-    if not expected.is_floating_point():
-        goldens.assert_equal(actual, expected, what)
-    elif name.startswith(IMAGES):
-        goldens.assert_image(actual, expected, what)
-    else:
-        goldens.assert_close(actual, expected, what)
+@pytest.mark.parametrize(("system", "case", "name"), TINY_TENSORS)
+def test_tiny_tokenizer_output_is_that_of_the_released_code(system, case, name):
+    """Every stage in evaluation mode, from the CNN's features to 8-bit pixels; LlamaGen's also on oblong images."""
+    actual, io = SYSTEMS[system].tiny_outputs(case).tensors, goldens.tensors(f"{system}/tiny", case)
+    what = f"{system} {case} {name}"
+    if io[name].dtype == torch.uint8:
+        exact = io["rec_from_decode_code"]
+        return goldens.assert_pixels(actual["rec_from_decode_code"], io[name], what, exact)
+    return goldens.assert_tensor(actual[name], io[name], name, what)
 
 
-def check_facts(actual: dict[str, float], meta: dict, case: str) -> None:
-    """Counts exactly, statistics within the tolerance of losses."""
-    for name, value in actual.items():
-        if name in meta and isinstance(value, int):
-            assert value == meta[name], f"{case}: {name} {value} instead of {meta[name]}"
-        elif name in meta:
-            goldens.assert_loss(value, meta[name], f"{case}: {name}")
-
-
-@pytest.mark.parametrize(("case", "name"), TINY_TENSORS)
-def test_tiny_tokenizer_output_is_that_of_the_released_code(case, name):
-    """Every stage in evaluation mode, from the CNN's features to 8-bit pixels."""
-    actual, io = gigatok.tiny_outputs(case).tensors, goldens.tensors(TINY, case)
-    if name != "rec_u8_nhwc":
-        return check(actual[name], io[name], name, f"{case} {name}")
-    image = actual["rec_from_decode_code"].permute(0, 2, 3, 1)
-    low, high = to_uint8(image - goldens.IMAGE), to_uint8(image + goldens.IMAGE)
-    assert ((low <= io[name]) & (io[name] <= high)).all(), "a pixel differs by more than the tolerance of images"
-    exact = to_uint8(io["rec_from_decode_code"]).permute(0, 2, 3, 1)
-    return goldens.assert_equal(exact, io[name], f"{case} {name} of the released float image")
-
-
-@pytest.mark.parametrize("case", gigatok.tiny_cases())
-def test_tiny_tokenizer_counts_and_statistics(case):
+@pytest.mark.parametrize(("system", "case"), TINY)
+def test_tiny_tokenizer_counts_and_statistics(system, case):
     """Parameters, codes in use and statistics of the whole image are those of the released model."""
-    check_facts(gigatok.tiny_outputs(case).facts, goldens.meta(TINY, case), case)
+    facts = SYSTEMS[system].tiny_outputs(case).facts
+    goldens.assert_facts(facts, goldens.meta(f"{system}/tiny", case), f"{system} {case}")
 
 
-@pytest.mark.parametrize("case", gigatok.tiny_cases())
-def test_export_gives_the_published_state_dict_back(case):
+@pytest.mark.parametrize(("system", "case"), TINY)
+def test_export_gives_the_published_state_dict_back(system, case):
     """Published weights that were imported leave again under the same names, in the same shapes, with equal values."""
-    published = gigatok.tiny_weights(case)
-    exported = export_state(
-        gigatok.tiny_tokenizer(case).state_dict(), gigatok.RULES[gigatok.tiny_config(case).hybrid.layout]
-    )
-    assert exported.keys() == published.keys()
-    for name, tensor in published.items():
-        assert exported[name].dtype == tensor.dtype and torch.equal(exported[name], tensor), name
+    builders = SYSTEMS[system]
+    exported = export_state(builders.tiny_tokenizer(case).state_dict(), rules_of(builders.tiny_config(case)))
+    goldens.assert_same_state(exported, builders.tiny_weights(case))
 
 
-@pytest.mark.parametrize(("case", "variant"), VARIANTS)
-def test_one_training_pass_has_the_released_losses_and_gradients(case, variant):
+@pytest.mark.parametrize(("system", "case", "variant"), VARIANTS)
+def test_one_training_pass_has_the_released_losses_and_gradients(system, case, variant):
     """Every loss term, their sum, the gradient norm of every parameter, and codebook usage after one and two passes.
 
-    Variants: rot{0,1}_ent{weight}; `_noaux` is without the two shortcut terms, `_noinner` without the semantic term.
+    Variants of GigaTok: rot{0,1}_ent{weight}; `_noaux` is without the two shortcut terms, `_noinner` without the
+    semantic term. Of LlamaGen, which has neither: ent{weight}.
     """
-    meta, io = goldens.meta(TINY, case), goldens.tensors(TINY, case)
-    expected, options = meta["train"][variant], meta["init_args"]
-    rotation, entropy_weight, *without = variant.split("_")
-    rotation, entropy_weight = rotation == "rot1", float(entropy_weight.removeprefix("ent"))
-    shortcut, semantic = "noaux" not in without, "noinner" not in without
-    assert set(without) <= {"noaux", "noinner"}
-    tokenizer = gigatok.tiny_tokenizer(case, rotation).train()
+    meta, io, builders = goldens.meta(f"{system}/tiny", case), goldens.tensors(f"{system}/tiny", case), SYSTEMS[system]
+    expected, options, what = meta["train"][variant], meta["init_args"], f"{system} {case} {variant}"
+    rotation, weight = re.fullmatch(r"(?:rot([01])_)?ent([\d.]+)(?:_noaux|_noinner)*", variant).groups()
+    rotation, entropy_weight, hybrid = rotation == "1", float(weight), system == "gigatok"
+    shortcut, semantic = hybrid and "_noaux" not in variant, hybrid and "_noinner" not in variant
+    tokenizer = builders.tiny_tokenizer(case, rotation).train()
     images = to_float(io["image_u8"])
 
     output = tokenizer(images, entropy=entropy_weight > 0, shortcut=shortcut, semantic=semantic)
@@ -103,26 +85,35 @@ def test_one_training_pass_has_the_released_losses_and_gradients(case, variant):
     total.backward()
 
     for name, value in {**terms, "total_loss": total}.items():
-        goldens.assert_loss(value, expected[name], f"{case} {variant} {name}")
+        goldens.assert_loss(value, expected[name], f"{what} {name}")
     if shortcut and "train_direct_dec" in io:
-        direct = f"{case} {variant} train_direct_dec"
-        goldens.assert_image(output.shortcut_reconstructions, io["train_direct_dec"], direct)
-    rules = gigatok.RULES[gigatok.tiny_config(case).hybrid.layout]
-    goldens.assert_gradient_norms(tokenizer, rules, expected["grad_norms"], f"{case} {variant}")
+        goldens.assert_image(output.shortcut_reconstructions, io["train_direct_dec"], f"{what} train_direct_dec")
+    rules = rules_of(builders.tiny_config(case))
+    goldens.assert_gradient_norms(tokenizer, rules, expected["grad_norms"], what)
     usage = [tokenizer.quantizer.usage()["codebook_usage"].item()]
     with torch.no_grad():
         tokenizer(images.flip(-1))
     usage.append(tokenizer.quantizer.usage()["codebook_usage"].item())
-    assert usage == [expected["codebook_usage_step1"], expected["codebook_usage_step2_flipped_input"]]
+    assert usage == [value for name, value in sorted(expected.items()) if name.startswith("codebook_usage_step")]
 
 
-@pytest.mark.parametrize(("case", "name"), FULL_TENSORS)
-def test_full_size_tokenizer_output_is_that_of_the_released_code(case, name):
+@pytest.mark.parametrize(("system", "case", "name"), FULL_TENSORS)
+def test_full_size_tokenizer_output_is_that_of_the_released_code(system, case, name):
     """A published configuration at its full size: names, shapes, heads and group sizes as released."""
-    check(gigatok.full_outputs(case).tensors[name], goldens.tensors(FULL, case)[name], name, f"{case} {name}")
+    actual, expected = SYSTEMS[system].full_outputs(case).tensors, goldens.tensors(f"{system}/real_seeded", case)[name]
+    what, tensor = f"{system} {case} {name}", actual[name.removesuffix("_strided")]
+    if expected.dtype == torch.uint8:
+        return goldens.assert_pixels(tensor, expected, what)
+    if name.endswith("_strided"):
+        tensor = goldens.strided(
+            tensor, expected, goldens.meta(f"{system}/real_seeded", case).get("feature_stride", "")
+        )
+    return goldens.assert_tensor(tensor, expected, name, what)
 
 
-@pytest.mark.parametrize("case", gigatok.full_cases())
-def test_full_size_tokenizer_counts(case):
-    """The published number of parameters, and the same input image and codes in use as in the released run."""
-    check_facts(gigatok.full_outputs(case).facts, goldens.meta(FULL, case), case)
+@pytest.mark.parametrize(("system", "case"), FULL)
+def test_full_size_tokenizer_counts(system, case):
+    """The published number of parameters, the same input image and codes in use, and the spread of the stages."""
+    meta = goldens.meta(f"{system}/real_seeded", case)
+    facts = SYSTEMS[system].full_outputs(case).facts
+    goldens.assert_facts(facts, {**meta, **meta.get("std", {})}, f"{system} {case}")
