@@ -104,11 +104,11 @@ def validate(config: TokenizerTrainConfig) -> nn.Module:
             model = build_tokenizer(config.model, config.data.image_size)
     except ConfigError as error:
         problems.append(str(error))
-    if config.loss.discriminator.enabled:
+    if config.loss.discriminator.enabled and config.loss.discriminator.name == "patchgan":  # dino takes any size
         try:
             with torch.device("meta"):
-                network = DISCRIMINATORS[config.loss.discriminator.name](config.loss.discriminator).eval()
-                network.logits(torch.empty(1, 3, config.data.image_size, config.data.image_size))
+                network, _ = DISCRIMINATORS["patchgan"](config.loss.discriminator, config.assets)
+                network.eval().logits(torch.empty(1, 3, config.data.image_size, config.data.image_size))
         except RuntimeError as error:  # a convolution runs out of pixels
             problems.append(
                 f"data.image_size={config.data.image_size} is too small for the discriminator; lower "
