@@ -36,6 +36,9 @@ class VQConfig:
     l2_norm: bool = True  # compare directions: latents and codes are normalised at every use
     rotation_trick: bool = True  # else straight-through
     entropy_temperature: float = 0.01  # of the soft assignment in the entropy loss
+    entropy_distance: Literal["squared", "plain"] = (
+        "squared"  # in that assignment; squared as released, plain as written
+    )
     warmup_steps: int = 0  # steps at the start in which latents pass through unquantized
     init: Literal["random", "kmeans"] = "random"  # kmeans: on the latents at the end of the warm-up
 
@@ -89,7 +92,8 @@ class VectorQuantizer(nn.Module):
                 "commitment": (z_q.detach() - z).square().mean(),
             }
             if entropy:
-                terms = assignment_entropies(flat, codes, self.config.entropy_temperature)
+                squared = self.config.entropy_distance == "squared"
+                terms = assignment_entropies(flat, codes, self.config.entropy_temperature, squared)
                 losses["sample_entropy"], losses["codebook_entropy"] = terms
             through = rotation_trick if self.config.rotation_trick else straight_through
             return Quantized(through(z, z_q), indices, losses)
