@@ -80,5 +80,5 @@ class _StreamedEntropies(torch.autograd.Function):
 def assignment_entropies(
     z: Tensor, codebook: Tensor, temperature: float, squared: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """(sample_entropy, codebook_entropy) in nats of latents (n,D) and codes (K,D), both float32; gradients go to both."""
+    """(sample_entropy, codebook_entropy) in nats of latents (n,D) and codes (K,D), float32; gradients go to both."""
     return _StreamedEntropies.apply(z, codebook, temperature, squared)
