@@ -174,25 +174,21 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         return items
     if isinstance(config, ListConfig):
         return {prefix: OmegaConf.to_container(config)}
-    return {prefix: config._value() if hasattr(config, "_value") else config}
+    value = config._value() if hasattr(config, "_value") else config
+    return {prefix: list(value) if isinstance(value, tuple) else value}
 
 
 def differences(old: DictConfig, new: Any) -> dict[str, tuple[Any, Any]]:
     """{dotted key: (old value, new value)} where a saved config and a present one differ."""
     a, b = flatten(old), flatten(new)
-    return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if _plain(a.get(k)) != _plain(b.get(k))}
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
 
 
 def check_all(problems: Sequence[str]) -> None:
     """Raises one `ConfigError` that lists all `problems`, if there is any."""
     if problems:
-        raise ConfigError(
-            "\n  ".join(["the config does not fit together:", *problems]) if len(problems) > 1 else problems[0]
-        )
+        heading = ["the config does not fit together:"] if len(problems) > 1 else []
+        raise ConfigError("\n  ".join([*heading, *problems]))
 
 
 def parse_cli(schema: type[T], description: str) -> tuple[T, argparse.Namespace]:
@@ -201,15 +197,9 @@ def parse_cli(schema: type[T], description: str) -> tuple[T, argparse.Namespace]
     `--config FILE` (repeatable), `--dry-run`, `--print-config`, `key=value` ...
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--config", action="append", default=[], metavar="FILE", help="YAML file; may be repeated, later wins"
-    )
-    parser.add_argument(
-        "--print-config", action="store_true", help="print every key with its resolved value, then exit"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check the config, build the model without memory, then exit"
-    )
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; repeatable, later wins")
+    parser.add_argument("--print-config", action="store_true", help="print every key with its value, then exit")
+    parser.add_argument("--dry-run", action="store_true", help="check the config and the model's sizes, then exit")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as optim.lr=2e-4")
     args = parser.parse_intermixed_args()
     config = load_config(schema, args.config, args.overrides)

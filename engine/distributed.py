@@ -52,10 +52,6 @@ class World:
         )
         return dict(zip(scalars, (self.sum(packed) / self.size).tolist(), strict=True))
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        """Tensors of all ranks, equal in shape, concatenated along dimension 0 in the order of ranks."""
-        return gather_rows(tensor)
-
     def any(self, flag: bool) -> bool:
         """True on every rank if `flag` is true on one of them."""
         if self.size == 1:
@@ -64,7 +60,7 @@ class World:
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
-    """`World.gather` for code that holds no `World`; the tensor itself where no process group is running."""
+    """Tensors of all ranks, equal in shape, along dimension 0; the tensor itself where no process group is running."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return tensor
     out = tensor.new_empty((dist.get_world_size() * tensor.shape[0], *tensor.shape[1:]))
@@ -100,11 +96,8 @@ def distributed_world(device: str = "auto") -> Iterator[World]:
         yield World(0, 1, 0, chosen_device)
         return
     if chosen_device.type == "cpu":
-        os.environ.setdefault(
-            "GLOO_SOCKET_IFNAME", "lo" if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1") else ""
-        )
-        if not os.environ["GLOO_SOCKET_IFNAME"]:
-            del os.environ["GLOO_SOCKET_IFNAME"]
+        if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1"):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
     dist.init_process_group("nccl" if chosen_device.type == "cuda" else "gloo", timeout=timedelta(hours=1))

@@ -123,13 +123,9 @@ def fit(
             if done == config.steps or done % config.save_every == 0 or stop:
                 store.save(done, task.parts(), task.weights)
             if stop and done < config.steps:
-                run.say(
-                    f"stopped by signal {received or 'on another rank'} after step {done}; the same command continues"
-                )
+                origin = received or "on another rank"
+                run.say(f"stopped by signal {origin} after step {done}; the same command continues")
                 raise SystemExit(EXIT_STOPPED)
-    close = getattr(batches, "close", None)
-    if close is not None:
-        close()
 
 
 def check_batch(global_batch_size: int, world: World, grad_accum: int) -> int:

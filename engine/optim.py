@@ -139,11 +139,8 @@ class Updater:
         for group in self.optimizer.param_groups:
             for p in group["params"]:
                 step = torch.zeros((), device=p.device if self.world.device.type == "cuda" else "cpu")
-                self.optimizer.state[p] = {
-                    "step": step,
-                    "exp_avg": torch.zeros_like(p),
-                    "exp_avg_sq": torch.zeros_like(p),
-                }
+                moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                self.optimizer.state[p] = {"step": step, **moments}
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:

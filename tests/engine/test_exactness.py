@@ -11,7 +11,7 @@ import autoregressive.train
 import tokenizer.train
 from engine.checkpoint import find_weights, read_weights
 from engine.config import UserError
-from engine.distributed import World
+from engine.distributed import World, gather_rows
 from engine.loop import check_batch, seed_step
 from engine.tracker import read_metrics
 from tokenizer import load_tokenizer
@@ -98,7 +98,7 @@ def test_a_head_without_a_loss_does_not_stop_two_processes(tmp_path, image_folde
 def collectives(world: World) -> None:
     mine = torch.tensor([[float(world.rank), 1.0]])
     assert torch.equal(world.sum(mine), torch.tensor([[1.0, 2.0]])) and mine[0, 0] == world.rank
-    assert torch.equal(world.gather(mine), torch.tensor([[0.0, 1.0], [1.0, 1.0]]))
+    assert torch.equal(gather_rows(mine), torch.tensor([[0.0, 1.0], [1.0, 1.0]]))
     assert world.mean({"a": torch.tensor(float(world.rank)), "b": torch.tensor(2)}) == {"a": 0.5, "b": 2.0}
     assert world.any(world.rank == 1) and not world.any(False)
     assert world.size == 2 and world.is_main == (world.rank == 0)
@@ -111,7 +111,7 @@ def test_sums_means_and_flags_are_over_all_ranks(tmp_path):
 
 def test_a_world_of_one_needs_no_process_group(world):
     mine = torch.tensor([[3.0]])
-    assert torch.equal(world.sum(mine), mine) and torch.equal(world.gather(mine), mine)
+    assert torch.equal(world.sum(mine), mine) and torch.equal(gather_rows(mine), mine)
     assert world.mean({"a": torch.tensor(3.0)}) == {"a": 3.0} and world.mean({}) == {}
     assert world.any(True) and not world.any(False) and world.is_main
 
