@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 import torch
 from omegaconf import OmegaConf
+from recipes import load, name_of, recipes
 
 from autoregressive import train as gpt_train
 from engine.config import (
@@ -21,7 +22,6 @@ from engine.config import (
     read_yaml,
     to_yaml,
 )
-from evaluations import classifier
 from tokenizer import train as tokenizer_train
 
 ROOT = Path(__file__).parents[2]
@@ -266,41 +266,11 @@ def test_print_config_shows_every_resolved_key(entry, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------- the YAML files
-ENTRIES = {  # the sections that only this entry has -> its config and its model
-    "tokenizer": (tokenizer_train.TokenizerTrainConfig, tokenizer_train.validate),
-    "gpt": (gpt_train.GPTTrainConfig, gpt_train.validate),
-    "classifier": (classifier.ClassifierTrainConfig, lambda config: None),
-}
-OVERLAYS = {"full.yaml": "tokenizer.yaml"}  # file -> the file that it is laid over
-
-
-def recipes() -> list[Path]:
-    return sorted((ROOT / "configs").rglob("*.yaml"))
-
-
-def kind_of(tree) -> str:
-    if "codes" in tree.get("data", {}) or {"vocab_size", "num_tokens"} & set(tree.get("model", {})):
-        return "gpt"
-    return "classifier" if "max_shift" in tree.get("model", {}) else "tokenizer"
-
-
-def layers_of(path: Path) -> list[Path]:
-    """The files that `path` is used with: itself, over the base of an overlay."""
-    base = OVERLAYS.get(path.name)
-    if base is None and path.parent.parent.name == "quickstart":
-        base = path.name  # configs/quickstart/<data>/x.yaml lies over configs/quickstart/x.yaml
-        return [path.parent.parent / base, path]
-    return [path.parent / base, path] if base else [path]
-
-
-@pytest.mark.parametrize("path", recipes(), ids=lambda p: str(p.relative_to(ROOT / "configs")))
+@pytest.mark.parametrize("path", recipes(), ids=name_of)
 def test_every_recipe_loads_and_its_model_builds(path, monkeypatch):
     """Every YAML file under configs/ has only known keys, and its network builds (on the meta device)."""
     monkeypatch.setenv("IMGNET_ROOT", "/imagenet")
-    tree = OmegaConf.merge(*(OmegaConf.load(layer) for layer in layers_of(path)))
-    schema, validate = ENTRIES[kind_of(tree)]
-    config = load_config(schema, layers_of(path))
-    model = validate(config)
+    model = load(path)[1]
     assert model is None or all(p.is_meta for p in model.parameters())
     assert path.read_text().startswith("#"), "a recipe opens with what it is for"
 
@@ -312,14 +282,13 @@ def test_there_are_recipes():
 
 
 @pytest.mark.parametrize(
-    ("entry_name", "file", "count"),
-    [("tokenizer", "vq/VQ_SS256.yaml", 136_073_227), ("gpt", "gpt/GPT_B256.yaml", 111_085_824)],
+    ("file", "count"),
+    [("vq/VQ_SS256.yaml", 136_073_227), ("gpt/GPT_B256.yaml", 111_085_824)],
 )
-def test_published_parameter_counts(entry_name, file, count, monkeypatch):
+def test_published_parameter_counts(file, count, monkeypatch):
     """The recipes build networks with exactly as many parameters as the released ones."""
     monkeypatch.setenv("IMGNET_ROOT", "/imagenet")
-    schema, validate = ENTRIES[entry_name]
-    model = validate(load_config(schema, [ROOT / "configs" / file]))
+    model = load(ROOT / "configs" / file)[1]
     assert sum(p.numel() for p in model.parameters()) == count
     assert next(model.parameters()).device == torch.device("meta")
 
