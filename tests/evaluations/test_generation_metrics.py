@@ -1,0 +1,80 @@
+"""Counts of generated code sequences, nearest training images, extractors and their names."""
+
+import numpy as np
+import pytest
+import torch
+
+from engine.assets import AssetError, AssetsConfig
+from engine.checkpoint import CheckpointError
+from evaluations.features import EXTRACTORS
+from evaluations.generation import nearest_training, noise_images, sequence_shares
+
+STAND_IN = AssetsConfig(pretrained_dir="", random_stand_in=True)
+
+
+def test_distinct_and_memorised_are_shares_of_whole_sequences():
+    """Equal in every place counts; any view of a training image may be the one that was memorised."""
+    tokens = np.array([[1, 2], [1, 2], [3, 4], [5, 6]])
+    training = np.array([[[1, 2], [9, 9]], [[7, 7], [5, 6]]], dtype=np.uint16)  # (images, views, tokens)
+    assert sequence_shares(tokens, training) == {"distinct": 0.75, "memorised": 0.75}
+    assert sequence_shares(tokens[:, ::-1], training) == {"distinct": 0.75, "memorised": 0.0}
+
+
+def test_nearest_training_image_is_the_one_with_the_smallest_difference():
+    training = torch.randint(0, 256, (20, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    wanted = torch.tensor([7, 0, 19])
+    images = (training[wanted].int() + 1).clamp(max=255).to(torch.uint8)
+    assert torch.equal(nearest_training(images, training), wanted)
+
+
+def test_noise_is_uniform_and_depends_on_the_seed_only():
+    noise = noise_images(4, 32, seed=3)
+    assert torch.equal(noise, noise_images(4, 32, seed=3)) and not torch.equal(noise, noise_images(4, 32, seed=4))
+    assert noise.float().mean() == pytest.approx(127.5, abs=3) and noise.min() == 0 and noise.max() == 255
+
+
+def test_only_inception_may_be_called_fid():
+    """The offline extractor has its own metric name."""
+    metrics = {name: EXTRACTORS[name](STAND_IN).metric for name in EXTRACTORS}
+    assert metrics == {"efficientnet_lite0": "frechet_lite0", "inception": "fid"}
+
+
+def test_lite0_extractor_has_real_weights_and_a_stamp_with_their_hash():
+    """112 numbers an image, the same for any batch; real photographs and noise are told apart."""
+    extractor = EXTRACTORS["efficientnet_lite0"](AssetsConfig(pretrained_dir=""))
+    assert extractor.stamp.startswith("efficientnet-lite0-57934424.pth sha256:57934424")
+    images = noise_images(3, 32, seed=0)
+    features = extractor(images)
+    assert features.shape == (3, 112)
+    torch.testing.assert_close(features[1:2], extractor(images[1:2]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory):
+    """A weights file of the right format and name, with seeded values; and the stand-in that it came from."""
+    extractor = EXTRACTORS["inception"](STAND_IN)
+    folder = tmp_path_factory.mktemp("pretrained")
+    torch.save(extractor.network.network.state_dict(), folder / "weights-inception-2015-12-05-6726825d.pth")
+    return folder, extractor
+
+
+def test_inception_reads_a_file_of_the_right_format(inception_file):
+    """2,048 features equal to those of the network that wrote the file; another hash needs an explicit yes."""
+    folder, original = inception_file
+    with pytest.raises(AssetError, match=r"SHA-256 .* instead of 6726825d.*allow_unknown"):
+        EXTRACTORS["inception"](AssetsConfig(pretrained_dir=str(folder)))
+    loaded = EXTRACTORS["inception"](AssetsConfig(pretrained_dir=str(folder), allow_unknown=True))
+    images = noise_images(2, 64, seed=1)
+    features = loaded(images)
+    assert features.shape == (2, 2048) and torch.equal(features, original(images))
+    assert "sha256:" in loaded.stamp and original.stamp == "random"
+
+
+def test_inception_file_that_does_not_fit_is_refused(inception_file, tmp_path):
+    _, original = inception_file
+    name = "weights-inception-2015-12-05-6726825d.pth"
+    state = dict(original.network.network.state_dict())
+    state.pop("fc.bias")
+    torch.save(state, tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"missing: fc\.bias"):
+        EXTRACTORS["inception"](AssetsConfig(pretrained_dir=str(tmp_path), allow_unknown=True))

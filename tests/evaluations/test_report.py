@@ -1,0 +1,138 @@
+"""Result files, charts and the report page."""
+
+import json
+import math
+import re
+import xml.dom.minidom
+
+import numpy as np
+import pytest
+
+from evaluations.charts import line_chart, nice_ticks
+from evaluations.protocol import read_result, write_result
+from evaluations.quickstart import collect, run_folder, stages_of, table
+from evaluations.report import write_report
+from evaluations.stages import StageLog
+
+PROTOCOL = {"data": "mnist5k", "codebook_size": 256, "num_tokens": 16}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """The folder of a finished quick start, with made-up numbers."""
+    run = tmp_path / "quickstart"
+    results = run / "evaluations"
+    metrics = {"psnr": 21.0, "codebook_usage": 0.9, "frechet_lite0_reconstruction": 90.0, "frechet_lite0_real": 4.0}
+    write_result(results / "reconstruction.json", metrics, PROTOCOL)
+    metrics = {"frechet_lite0_generated": 95.0, "frechet_lite0_noise": 2000.0, "distinct": 1.0, "memorised": 0.1}
+    sampler = {"sampler": {"guidance_scale": 2.0}}
+    write_result(results / "generation.json", metrics | {"label_agreement": 0.95}, sampler)
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
+    np.savez(results / "reconstruction.npz", originals=images, reconstructions=images)
+    names = np.array(["<zero>", "one"])
+    facts = {"labels": np.array([0, 0, 1, 1]), "nearest": images, "num_candidates": 4, "class_names": names}
+    np.savez(results / "generation.npz", images=images, **facts)
+    for name, line in {
+        "tokenizer": {"step": 1, "val/psnr": 10.0},
+        "gpt": {"step": 1, "loss": 5.0},
+        "classifier": {"step": 1, "val/accuracy": 0.98},
+    }.items():
+        (run / name).mkdir()
+        (run / name / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    log = StageLog(run)
+    log.note("tokenizer", 12.34, True)
+    return run
+
+
+def test_results_have_exactly_the_promised_keys(finished):
+    """`results.json`: fractions, dB and seconds by stage, and nothing else."""
+    results = collect(finished, StageLog(finished))
+    keys = "psnr codebook_usage codebook_size num_tokens frechet_lite0 label_agreement classifier_accuracy distinct"
+    assert set(results) == {*keys.split(), "memorised", "guidance_scale", "seconds"}
+    assert set(results["frechet_lite0"]) == {"real", "reconstruction", "generated", "noise"}
+    assert results["seconds"] == {"tokenizer": 12.3} and results["classifier_accuracy"] == 0.98
+    assert "21.00 dB" in table(results) and "95.0%" in table(results)
+
+
+def test_report_is_one_self_contained_page(finished):
+    """Pictures are inside, no file or address is referred to, names are escaped, samples.png is written."""
+    (finished / "results.json").write_text(json.dumps(collect(finished, StageLog(finished))))
+    page = write_report(finished).read_text()
+    assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page.split("<footer>")[0]
+    assert page.count("data:image/png;base64,") == 2 * 4 + 2 * 4
+    assert "&lt;zero&gt;" in page and "<zero>" not in page
+    assert "It is not FID" in page and "MNIST digits" in page
+    assert (finished / "samples.png").is_file()
+
+
+def test_report_names_what_is_missing(finished):
+    (finished / "results.json").write_text(json.dumps(collect(finished, StageLog(finished))))
+    (finished / "evaluations" / "generation.npz").unlink()
+    assert "No samples: evaluations/generation.npz is missing" in write_report(finished).read_text()
+
+
+def test_result_file_is_complete_or_absent(tmp_path, monkeypatch):
+    """A crash while writing leaves the old file; every result carries protocol and library versions."""
+    path = tmp_path / "result.json"
+    write_result(path, {"psnr": 1.0}, {"kind": "reconstruction"})
+    monkeypatch.setattr("pathlib.Path.replace", lambda *a: (_ for _ in ()).throw(OSError("stop")))
+    with pytest.raises(OSError, match="stop"):
+        write_result(path, {"psnr": 2.0}, {})
+    result = read_result(path)
+    assert result["metrics"] == {"psnr": 1.0} and result["protocol"] == {"kind": "reconstruction"}
+    assert {"python", "torch", "numpy"} <= result["libraries"].keys()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 17), (1e-6, 2e-6), (5, 5), (0, 123456)])
+def test_ticks_are_round_and_cover_the_range(low, high):
+    ticks = nice_ticks(low, high)
+    assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 9
+    steps = np.diff(ticks)
+    assert np.allclose(steps, steps[0])
+
+
+def test_chart_leaves_out_what_is_not_finite_and_is_valid_svg():
+    """A NaN breaks nothing, names are escaped, and a chart without points is empty text."""
+    chart = line_chart("a < b", {"x & y": [(0, 1.0), (1, math.nan), (2, 3.0)], "empty": [(0, math.inf)]}, "dB")
+    xml.dom.minidom.parseString(re.search(r"<svg.*</svg>", chart)[0])
+    assert "nan" not in chart and "x &amp; y" in chart and "empty" not in chart
+    assert line_chart("nothing", {"x": [(0, math.nan)]}) == ""
+
+
+class Args:
+    data, short, fresh = "mnist5k", False, False
+
+
+def test_a_quick_start_continues_the_newest_run_and_fresh_takes_a_new_folder(tmp_path):
+    """runs/quickstart, then with --fresh -2 and -3; without it the newest goes on; nothing is deleted."""
+    args = Args()
+    args.runs_dir = tmp_path
+    first = run_folder(args)
+    assert first == tmp_path / "quickstart"
+    first.mkdir()
+    assert run_folder(args) == first
+    args.fresh = True
+    second = run_folder(args)
+    assert second == tmp_path / "quickstart-2"
+    second.mkdir()
+    assert run_folder(args) == tmp_path / "quickstart-3" and first.is_dir()
+    args.fresh = False
+    assert run_folder(args) == second
+
+
+@pytest.mark.parametrize("data", ["mnist5k", "twemoji"])
+@pytest.mark.parametrize("short", [False, True])
+def test_every_command_of_the_quick_start_is_accepted_by_its_entry(tmp_path, monkeypatch, data, short):
+    """The arguments of each stage parse in the entry that the stage runs, and each training config fits together."""
+    import importlib
+
+    args = Args()
+    args.runs_dir, args.data, args.short = tmp_path, data, short
+    for stage in stages_of(args, tmp_path / "run"):
+        module = importlib.import_module(stage.command[3])
+        monkeypatch.setattr("sys.argv", ["entry", *stage.command[4:]])
+        if hasattr(module, "parse_args"):
+            module.parse_args()
+        else:
+            monkeypatch.setattr("sys.argv", ["entry", *stage.command[4:], "--dry-run"])
+            module.main()
