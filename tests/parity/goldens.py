@@ -32,7 +32,7 @@ GRADIENT_RELATIVE, GRADIENT_ABSOLUTE = 5e-3, 2e-5
 LOSS_ROUNDING = 1e-6  # a mean of cosines may cancel to almost 0, where fp32 has no relative accuracy
 PICTURES = r"(second_)?rec_(from_decode_code|crop|row_mean)|.*(eval|256)"  # names that begin so hold pixels
 
-COMPARISONS: list[tuple[float, float, str]] = []  # (difference, limit, what) of this session, for the summary
+COMPARISONS: list[tuple[float, float, str]] = []  # (difference, limit, what) of this run, for the summary
 
 
 def cases(folder: str, prefix: str) -> list[str]:
