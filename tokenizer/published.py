@@ -67,10 +67,10 @@ def _read(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())
-        if "Unsupported global" in reason or "Unsupported class" in reason or "not an allowed global" in reason:
-            raise CheckpointError(f"{path} holds pickled code, which is never run: {reason[:300]}") from error
-        raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint: {reason[:200]}") from error
+        foreign = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), None)
+        if foreign is not None:
+            raise CheckpointError(f"{path} holds pickled code, which is never run: {foreign}") from error
+        raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint: {reason}") from error
