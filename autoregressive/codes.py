@@ -118,11 +118,15 @@ class CodeWriter:
         path = self.folder / "manifest.json"
         if not path.is_file():
             return False
-        found = json.loads(path.read_text(encoding="utf-8"))
-        self._require_same(found, path)
+        self._require_same(path)
         return True
 
-    def _require_same(self, found: dict, path: Path) -> None:
+    def _require_same(self, path: Path) -> dict:
+        """The facts in `path`, an error unless they are ours."""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CodesError(f"{path} is damaged: {error}; remove {path.parent} or use another --code-path") from error
         wanted = asdict(self.manifest)
         changed = [
             f"{k}: {found.get(k)!r} there, {wanted[k]!r} now"
@@ -131,17 +135,15 @@ class CodeWriter:
         ]
         if changed:
             raise CodesError(f"{path.parent} holds other codes ({'; '.join(changed)[:600]}); use another --code-path")
+        return found
 
     def create(self, labels: np.ndarray) -> None:
         """On rank 0: makes the arrays, or keeps those of an interrupted extraction of the same kind."""
         self.folder.mkdir(parents=True, exist_ok=True)
         plan = self.folder / "progress.json"
         wanted = asdict(self.manifest) | {"block": self.block}
-        if plan.is_file():
-            found = json.loads(plan.read_text(encoding="utf-8"))
-            self._require_same(found, plan)
-            if found.get("block") == self.block:
-                return
+        if plan.is_file() and self._require_same(plan).get("block") == self.block:
+            return
         for old in self.folder.glob("progress_*.json"):
             old.unlink()
         dtype = code_dtype(self.manifest.codebook_size)

@@ -1,0 +1,312 @@
+"""The code store: extraction is exact, resumable and the same for any number of ranks; wrong codes are refused."""
+
+from dataclasses import replace
+
+import mini
+import numpy as np
+import pytest
+import torch
+from PIL import ImageOps
+from torchvision.transforms import TenCrop
+
+from autoregressive import codes
+from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, CodeWriter, code_dtype, code_item
+from autoregressive.extract_codes import NUM_VIEWS, extract_split, views_of
+from engine.checkpoint import fingerprint
+from engine.datasets import DATASETS
+from engine.images import centre_crop, image_tensor, to_float
+from tokenizer.loading import Provenance
+
+COUNT = 23
+
+
+@pytest.fixture(autouse=True)
+def source(monkeypatch):
+    """23 images of 20 pixels, larger than the tokenizer's 16, under the name of a packaged set."""
+    images = mini.image_source(COUNT, size=20)
+    monkeypatch.setitem(DATASETS, "mnist5k", lambda config, split: images)
+    return images
+
+
+def tokenizer_of(seed: int = 0):
+    config = mini.tokenizer_config()
+    model = mini.tokenizer_of(config, seed).eval().requires_grad_(False)
+    model.provenance = Provenance(f"tokenizer {seed}", "model", fingerprint(model), {}, config)
+    return model
+
+
+@pytest.fixture
+def tokenizer():
+    return tokenizer_of()
+
+
+def extract(tokenizer, folder, world, views="flip", batch_size=8, split="train"):
+    extract_split(tokenizer, tokenizer.provenance.config.data, split, views, folder, batch_size, world)
+    return CodeStore(folder, split)
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(monkeypatch, blocks: int) -> None:
+    """The process dies before it writes block number `blocks` + 1."""
+    write, done = CodeWriter.write, []
+
+    def dying(self, block, values):
+        if len(done) >= blocks:
+            raise Killed
+        done.append(block)
+        write(self, block, values)
+
+    monkeypatch.setattr(CodeWriter, "write", dying)
+
+
+# ---------------------------------------------------------------------------------------------- extraction
+@pytest.mark.parametrize(("views", "batch_size"), [("centre", 5), ("flip", 7), ("ten-crop", 30), ("ten-crop", 3)])
+def test_codes_are_those_of_each_view_encoded_alone(tokenizer, source, tmp_path, world, views, batch_size):
+    """Views of an image stay together, in order, for any batch size; labels and class names come along."""
+    store = extract(tokenizer, tmp_path, world, views, batch_size)
+    assert store.codes.shape == (COUNT, NUM_VIEWS[views], 8)
+    assert store.codes.dtype == np.uint16
+    for i in range(COUNT):
+        for v, view in enumerate(views_of(source, i, 16, views)):
+            assert store.tokens(i, v).tolist() == tokenizer.encode(to_float(view[None])).indices[0].tolist(), (i, v)
+    assert store.labels.tolist() == source.labels.tolist()
+    assert store.manifest == CodesManifest(
+        format=FORMAT,
+        fingerprint=tokenizer.provenance.fingerprint,
+        tokenizer="tokenizer 0",
+        split="train",
+        data="mnist5k",
+        num_images=COUNT,
+        num_views=NUM_VIEWS[views],
+        num_tokens=8,
+        codebook_size=32,
+        image_size=16,
+        views=views,
+        class_names=["0", "1", "2", "3"],
+    )
+
+
+def test_views_are_centre_mirror_and_ten_crops(source):
+    """Ten crops: of the centre crop to int(1.1 size), corners TL TR BL BR, centre, then the same five mirrored."""
+    image = source.image(3)
+    centre = centre_crop(image, 16)
+    assert torch.equal(views_of(source, 3, 16, "centre"), image_tensor(centre)[None])
+    flipped = torch.stack([image_tensor(centre), image_tensor(ImageOps.mirror(centre))])
+    assert torch.equal(views_of(source, 3, 16, "flip"), flipped)
+    crops = views_of(source, 3, 16, "ten-crop")
+    big = centre_crop(image, 17)
+    assert torch.equal(crops, torch.stack([image_tensor(crop) for crop in TenCrop(16)(big)]))
+    pixels = image_tensor(big)
+    assert torch.equal(crops[0], pixels[:, :16, :16]) and torch.equal(crops[3], pixels[:, 1:, 1:])
+    assert torch.equal(crops[1], pixels[:, :16, 1:]) and torch.equal(crops[2], pixels[:, 1:, :16])
+    assert torch.equal(crops[6], pixels.flip(2)[:, :16, 1:])
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+def test_a_killed_extraction_continues_where_it_stopped(tokenizer, tmp_path, world, monkeypatch, blocks):
+    """Blocks on disk are not encoded again; the result is that of an undisturbed run, and no progress file stays."""
+    expected = extract(tokenizer, tmp_path / "whole", world)
+    with monkeypatch.context() as patch:
+        kill_after(patch, blocks)
+        with pytest.raises(Killed):
+            extract(tokenizer, tmp_path / "killed", world)
+    with pytest.raises(CodesError, match=r"holds an unfinished extraction; run: .*extract_code_c2i\.sh"):
+        CodeStore(tmp_path / "killed", "train")
+    encoded, encode = [], tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda images: (encoded.append(len(images)), encode(images))[1])
+    store = extract(tokenizer, tmp_path / "killed", world)
+    assert np.array_equal(store.codes, expected.codes) and np.array_equal(store.labels, expected.labels)
+    assert sum(encoded) == 2 * (COUNT - 4 * blocks)
+    assert sorted(p.name for p in store.folder.iterdir()) == ["codes.npy", "labels.npy", "manifest.json"]
+
+
+def test_a_block_counts_only_once_it_is_on_disk(tokenizer, tmp_path, world, monkeypatch):
+    """Killed between the array and the note of progress: the block is done again."""
+    expected = np.array(extract(tokenizer, tmp_path / "whole", world).codes)
+    with monkeypatch.context() as patch:
+        write_atomic = codes.write_atomic
+
+        def dying(path, text):
+            if path.name.startswith("progress_"):
+                raise Killed
+            write_atomic(path, text)
+
+        patch.setattr(codes, "write_atomic", dying)
+        with pytest.raises(Killed):
+            extract(tokenizer, tmp_path / "killed", world)
+    half = np.load(tmp_path / "killed" / "train" / "codes.npy")
+    assert np.array_equal(half[:4], expected[:4]) and not half[4:].any()
+    assert np.array_equal(extract(tokenizer, tmp_path / "killed", world).codes, expected)
+
+
+def test_two_ranks_write_what_one_writes(tokenizer, tmp_path, world, monkeypatch):
+    """Each image once, also with more ranks than blocks."""
+    expected = extract(tokenizer, tmp_path / "one", world)
+    encoded, encode = [], tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda images: (encoded.append(len(images)), encode(images))[1])
+    for size, batch_size in ((2, 8), (3, 60)):
+        folder = tmp_path / f"{size}"
+        stores = mini.on_ranks(size, lambda w, f=folder, b=batch_size: extract(tokenizer, f, w, batch_size=b))
+        assert all(np.array_equal(store.codes, expected.codes) for store in stores)
+        assert stores[0].manifest == expected.manifest
+    assert sum(encoded) == 2 * 2 * COUNT
+
+
+@pytest.mark.parametrize(("before", "after", "batch_size"), [(2, 1, 8), (1, 2, 8), (2, 2, 8), (1, 1, 6), (1, 1, 20)])
+def test_an_extraction_may_go_on_with_other_ranks_or_batches(
+    tokenizer, tmp_path, world, monkeypatch, before, after, batch_size
+):
+    """Blocks that another layout of the work cannot use are made again; the result is the same."""
+    expected = np.array(extract(tokenizer, tmp_path / "whole", world).codes)
+    with monkeypatch.context() as patch:
+        kill_after(patch, 2)
+        with pytest.raises(Killed):
+            mini.on_ranks(before, lambda w: extract(tokenizer, tmp_path / "killed", w))
+    mini.on_ranks(after, lambda w: extract(tokenizer, tmp_path / "killed", w, batch_size=batch_size))
+    store = CodeStore(tmp_path / "killed", "train")
+    assert np.array_equal(store.codes, expected)
+    assert sorted(p.name for p in store.folder.iterdir()) == ["codes.npy", "labels.npy", "manifest.json"]
+
+
+def test_a_finished_split_is_left_alone(tokenizer, tmp_path, world, monkeypatch):
+    """The same command again encodes nothing and touches no file, also if the tokenizer was moved."""
+    store = extract(tokenizer, tmp_path, world)
+    times = {p: p.stat().st_mtime_ns for p in store.folder.iterdir()}
+    monkeypatch.setattr(tokenizer, "encode", lambda images: pytest.fail("encoded again"))
+    tokenizer.provenance = replace(tokenizer.provenance, path="moved")
+    extract(tokenizer, tmp_path, world)
+    assert {p: p.stat().st_mtime_ns for p in store.folder.iterdir()} == times
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"seed": 1}, "fingerprint"), ({"views": "ten-crop"}, r"views: 'flip' there, 'ten-crop' now")],
+)
+def test_codes_of_another_tokenizer_or_other_crops_are_not_mixed(
+    tokenizer, tmp_path, world, monkeypatch, finished, change, message
+):
+    """Neither into a finished split nor into an interrupted one; what was there stays usable."""
+    with monkeypatch.context() as patch:
+        if not finished:
+            kill_after(patch, 2)
+        try:
+            extract(tokenizer, tmp_path, world)
+        except Killed:
+            assert not finished
+    other = tokenizer_of(change.get("seed", 0))
+    with pytest.raises(CodesError, match=rf"(?s){tmp_path / 'train'} holds other codes .*{message}.*--code-path"):
+        extract(other, tmp_path, world, change.get("views", "flip"))
+    assert len(extract(tokenizer, tmp_path, world)) == COUNT
+
+
+# ---------------------------------------------------------------------------------------------- the store
+def written(folder, codebook_size=32, split="train", count=6, views=2):
+    """A store with known contents."""
+    manifest = CodesManifest(FORMAT, "f" * 64, "t", split, "x", count, views, 8, codebook_size, 16, "flip", ["a", "b"])
+    values = torch.randint(0, codebook_size, (count, views, 8))
+    values[0, 0, 0], values[0, 0, 1] = codebook_size - 1, 0
+    writer = CodeWriter(folder, manifest, block=4, rank=0)
+    writer.create(np.arange(count) % 2)
+    for block in writer.pending(0, 1):
+        writer.write(block, values[block.start : block.stop])
+    writer.finish()
+    return CodeStore(folder, split), values
+
+
+@pytest.mark.parametrize(
+    ("codebook_size", "dtype"), [(2, "uint16"), (65_536, "uint16"), (65_537, "int32"), (2**18, "int32")]
+)
+def test_the_smallest_type_that_holds_every_index(tmp_path, codebook_size, dtype):
+    """Indices come back as int64 without loss, the largest included."""
+    store, values = written(tmp_path, codebook_size)
+    assert store.codes.dtype == dtype == np.dtype(code_dtype(codebook_size))
+    for i in range(6):
+        for v in range(2):
+            tokens = store.tokens(i, v)
+            assert tokens.dtype == torch.int64 and torch.equal(tokens, values[i, v])
+
+
+def test_the_array_stays_on_disk(tmp_path):
+    """Memory-mapped and read-only: a large data set costs no memory and cannot be changed by a reader."""
+    store, _ = written(tmp_path)
+    assert isinstance(store.codes, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        store.codes[0, 0, 0] = 1
+
+
+def test_codes_of_another_tokenizer_are_refused(tmp_path):
+    store, _ = written(tmp_path)
+    store.require("f" * 64, "anything")
+    with pytest.raises(CodesError) as caught:
+        store.require("e" * 64, "runs/mine")
+    for part in (str(tmp_path / "train"), "another tokenizer", "f" * 16, "e" * 16, "runs/mine"):
+        assert part in str(caught.value)
+
+
+def cut(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: cut(f / "manifest.json", 40), "is damaged"),
+        (lambda f: (f / "manifest.json").write_text('{"format": 1}'), "is damaged"),
+        (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe\x00"), "is damaged"),
+        (lambda f: cut(f / "codes.npy", 200), "is damaged"),
+        (lambda f: cut(f / "codes.npy", 20), "is damaged"),
+        (lambda f: (f / "codes.npy").unlink(), r"is damaged: .*codes\.npy"),
+        (lambda f: (f / "labels.npy").unlink(), r"is damaged: .*labels\.npy"),
+        (lambda f: np.save(f / "labels.npy", np.zeros(5, np.int64)), "manifest.json says"),
+        (lambda f: np.save(f / "codes.npy", np.zeros((6, 1, 8), np.uint16)), r"shape \(6, 1, 8\), manifest.json says"),
+        (lambda f: (f / "manifest.json").unlink(), "holds no codes; run: bash scripts/extract_code_c2i.sh"),
+    ],
+)
+def test_damaged_codes_are_one_clear_error(tmp_path, spoil, message):
+    """The folder is named, and what is wrong with it."""
+    written(tmp_path)
+    spoil(tmp_path / "train")
+    with pytest.raises(CodesError, match=message) as caught:
+        CodeStore(tmp_path, "train")
+    assert str(tmp_path / "train") in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0, 40])
+def test_extraction_into_a_damaged_folder_is_one_clear_error(tokenizer, tmp_path, world, keep):
+    cut(extract(tokenizer, tmp_path, world).folder / "manifest.json", keep)
+    with pytest.raises(CodesError, match=rf"{tmp_path / 'train' / 'manifest.json'} is damaged"):
+        extract(tokenizer, tmp_path, world)
+
+
+# ---------------------------------------------------------------------------------------------- training samples
+def test_a_training_sample_is_a_function_of_seed_and_position(tmp_path):
+    """Any order of calls gives the same view and label drop; another seed or position gives others."""
+    store, values = written(tmp_path, views=10)
+
+    def samples(seed, positions):
+        item = code_item(store, seed, 0.5)
+        found = {p: item(p % 6, p) for p in positions}
+        return {p: (s["tokens"].tolist(), int(s["labels"]), bool(s["drop"])) for p, s in sorted(found.items())}
+
+    forward, backward = samples(1, range(60)), samples(1, reversed(range(60)))
+    assert forward == backward
+    assert samples(2, range(60)) != forward
+    for position, (tokens, label, _) in forward.items():
+        assert tokens in values[position % 6].tolist()
+        assert label == position % 6 % 2
+    at_one_image = {tuple(code_item(store, 1, 0.5)(0, p)["tokens"].tolist()) for p in range(200)}
+    assert len(at_one_image) == 10, "every view occurs"
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1, 1.0])
+def test_labels_are_dropped_with_their_probability(tmp_path, probability):
+    """Over 4,000 positions within five standard deviations, whatever the image and the view."""
+    store, _ = written(tmp_path)
+    item = code_item(store, 0, probability)
+    dropped = np.array([[bool(item(i, 6 * p + i)["drop"]) for i in range(6)] for p in range(700)])
+    bound = 5 * (probability * (1 - probability) / dropped.size) ** 0.5
+    assert abs(dropped.mean() - probability) <= bound
