@@ -138,16 +138,7 @@ class QueryDecoder(nn.Module):
         self.transformer = nn.ModuleList(QFormerBlock(width, heads) for _ in range(layers))
         self.ln_post = nn.LayerNorm(width)
         self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
-        self.semantic_head = None
-        if semantic_layer is not None:
-            hidden = 4 * width
-            self.semantic_head = nn.Sequential(
-                nn.Linear(width, hidden),
-                nn.SiLU(),
-                nn.Linear(hidden, hidden),
-                nn.SiLU(),
-                nn.Linear(hidden, semantic_dim),
-            )
+        self.semantic_head = semantic_mlp(width, semantic_dim) if semantic_layer is not None else None
 
     def features(self, latents: Tensor, last_layer: int | None = None) -> tuple[Tensor, Tensor | None]:
         """The residual stream (B,h*w,C) after block `last_layer` (default all), and after the semantic layer where
