@@ -146,7 +146,9 @@ def main() -> None:
     logger.info("quick start on %s in %s (%s)", args.data, run, ATTRIBUTION[args.data])
     log = run_stages(run, stages_of(args, run))
     write_atomic(run / "results.json", json.dumps(collect(run, log), indent=1))
-    report = Stage("report", ["bash", "scripts/launch.sh", "-m", "evaluations.report", str(run)])
+    report = Stage(
+        "report", ["env", "NPROC_PER_NODE=1", "bash", "scripts/launch.sh", "-m", "evaluations.report", str(run)]
+    )
     log = run_stages(run, [report])
     results = collect(run, log)
     write_atomic(run / "results.json", json.dumps(results, indent=1))

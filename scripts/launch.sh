@@ -51,6 +51,10 @@ if [ "$num_nodes" -gt 1 ] && [ "$MASTER_ADDR" = 127.0.0.1 ]; then
     echo "warning: NNODES=$num_nodes with MASTER_ADDR=127.0.0.1: other machines cannot reach that address" >&2
 fi
 
+# the processes share the cores
+share=$(($(nproc 2>/dev/null || echo 1) / num_processes))
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}"
+
 torchrun=("$python" -m torch.distributed.run)
 if [ -n "${TORCH_RUN_PATH:-}" ]; then torchrun=("$TORCH_RUN_PATH"); fi
 exec "${torchrun[@]}" --nnodes "$num_nodes" --node-rank "$NODE_RANK" --nproc-per-node "$num_processes" \
