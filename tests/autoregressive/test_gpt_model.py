@@ -1,0 +1,206 @@
+"""The GPT: causal, class-conditional, equal in one pass and token by token, with the published sizes and start."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoregressive.gpt import GPT, GPTConfig, KVCache, mlp_width
+from engine.config import ConfigError
+
+PUBLISHED = {"b": (111.09, 110.89), "l": (343.17, 342.91), "xl": (775.03, 774.70), "xxl": (1411.37, 1410.97)}
+SMALL = {"width": 16, "layers": 1, "heads": 2}
+POSITIONS = ["learned", "rope2d"]
+
+
+def gpt_of(seed: int = 0, **options) -> GPT:
+    """Three small layers with weights that are no longer those of the start."""
+    sizes = {"width": 16, "layers": 3, "heads": 2, "vocab_size": 20, "num_tokens": 9, "num_classes": 5}
+    torch.manual_seed(seed)
+    gpt = GPT(GPTConfig(**sizes | options))
+    with torch.no_grad():
+        for parameter in gpt.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return gpt.eval()
+
+
+def sample(count: int = 3) -> tuple[Tensor, Tensor]:
+    return torch.arange(count) % 5, torch.randint(0, 20, (count, 9))
+
+
+def plain_forward(gpt: GPT, labels: Tensor, tokens: Tensor) -> Tensor:
+    """The published formula with an explicit mask, for learned positions, one head at a time."""
+
+    def norm(x, weight):
+        return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+
+    x = torch.cat([gpt.class_embedding.weight[labels][:, None], gpt.token_embedding.weight[tokens[:, :-1]]], 1)
+    x = x + gpt.positional_embedding[:9]
+    future = torch.ones(9, 9, dtype=torch.bool).triu(1)
+    for layer in gpt.layers:
+        n = norm(x, layer.attention_norm.weight)
+        q, k, v = (n @ w.T for w in layer.attention.wqkv.weight.split(16))
+        heads = []
+        for h in (slice(0, 8), slice(8, 16)):
+            scores = (q[..., h] @ k[..., h].transpose(1, 2) / math.sqrt(8)).masked_fill(future, -torch.inf)
+            heads.append(scores.softmax(-1) @ v[..., h])
+        x = x + torch.cat(heads, -1) @ layer.attention.wo.weight.T
+        n, mlp = norm(x, layer.ffn_norm.weight), layer.feed_forward
+        x = x + (F.silu(n @ mlp.w1.weight.T) * (n @ mlp.w3.weight.T)) @ mlp.w2.weight.T
+    return norm(x, gpt.norm.weight) @ gpt.output.weight.T
+
+
+def test_forward_is_the_published_formula():
+    gpt, (labels, tokens) = gpt_of(), sample()
+    torch.testing.assert_close(gpt(labels, tokens), plain_forward(gpt, labels, tokens), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_token_by_token_equals_one_pass(positions):
+    """Cached keys and values give the logits of the full pass at every position, also after rows were dropped."""
+    gpt, (labels, tokens) = gpt_of(positions=positions), sample()
+    with torch.no_grad():
+        full, cache, inputs = gpt(labels, tokens), KVCache(gpt, 3), labels
+        for position in range(9):
+            if position == 5:
+                cache.keep_rows(2)
+                inputs = inputs[:2]
+            logits = gpt.next_logits(inputs, position, cache)
+            torch.testing.assert_close(logits, full[: len(inputs), position], rtol=1e-4, atol=1e-4)
+            inputs = tokens[: len(inputs), position]
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_no_logit_sees_its_own_token_or_a_later_one(positions):
+    """Changing token t leaves logits 0..t as they are, bit for bit, and reaches logits t+1."""
+    gpt, (labels, tokens) = gpt_of(positions=positions), sample()
+    with torch.no_grad():
+        base = gpt(labels, tokens)
+        for t in range(9):
+            changed = tokens.clone()
+            changed[:, t] = (changed[:, t] + 1) % 20
+            logits = gpt(labels, changed)
+            assert torch.equal(logits[:, : t + 1], base[:, : t + 1])
+            if t < 8:
+                assert (logits[:, t + 1] - base[:, t + 1]).abs().amax(-1).min() > 1e-4, "token t is not used"
+
+
+def test_the_class_reaches_every_position_and_can_be_dropped():
+    """The null class is number num_classes; dropped rows are exactly rows of the null class, others are untouched."""
+    gpt, (labels, tokens) = gpt_of(), sample()
+    assert gpt.null_class == 5 and gpt.class_embedding.num_embeddings == 6
+    with torch.no_grad():
+        kept, null = gpt(labels, tokens), gpt(torch.full_like(labels, 5), tokens)
+        assert (kept - null).abs().amax(-1).min() > 1e-4
+        mixed = gpt(labels, tokens, torch.tensor([True, False, True]))
+    assert torch.equal(mixed, torch.stack([null[0], kept[1], null[2]]))
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    gpt, (labels, tokens) = gpt_of(), sample()
+    with torch.no_grad():
+        alone = torch.cat([gpt(labels[i : i + 1], tokens[i : i + 1]) for i in range(3)])
+        torch.testing.assert_close(gpt(labels, tokens), alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_hidden_states_of_a_layer(positions):
+    """`features` counts layers from 1 and has no final norm; the last one gives the logits."""
+    gpt, (labels, tokens) = gpt_of(positions=positions), sample()
+    seen = []
+    for layer in gpt.layers:
+        layer.register_forward_hook(lambda module, args, out: seen.append(out))
+    with torch.no_grad():
+        logits = gpt(labels, tokens)
+        for number in (1, 2, 3):
+            assert torch.equal(gpt.features(labels, tokens, number), seen[number - 1])
+        assert torch.equal(gpt.output(gpt.norm(seen[2])), logits)
+
+
+# ---------------------------------------------------------------------------------------------- start and sizes
+def test_first_loss_is_the_logarithm_of_the_vocabulary():
+    """The output layer starts at zero: every token is equally likely, exactly."""
+    gpt = GPT(GPTConfig(width=16, layers=2, heads=2, vocab_size=50, num_tokens=4, num_classes=3))
+    logits = gpt(torch.arange(3), torch.randint(0, 50, (3, 4)))
+    assert not logits.any()
+    assert F.cross_entropy(logits.flatten(0, 1), torch.zeros(12, dtype=torch.long)).item() == pytest.approx(
+        math.log(50)
+    )
+
+
+def test_initial_values():
+    """Linear and embedding normal(0, 0.02), gains 1, positions width^-0.5, no biases."""
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(width=128, layers=2, heads=4, vocab_size=300, num_tokens=64, num_classes=40))
+    for name, module in gpt.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding) and name != "output":
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.05), name
+            assert module.weight.mean().abs().item() < 0.002, name
+    assert gpt.positional_embedding.shape == (65, 128)
+    assert gpt.positional_embedding.std().item() == pytest.approx(128**-0.5, rel=0.05)
+    assert all(torch.equal(p, torch.ones(128)) for name, p in gpt.named_parameters() if "norm" in name)
+    assert not any("bias" in name for name, _ in gpt.named_parameters())
+    assert gpt.output.weight is not gpt.token_embedding.weight
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_published_sizes_have_the_published_number_of_parameters(size):
+    """In millions, with learned and with 2D rotary positions."""
+    for positions, millions in zip(POSITIONS, PUBLISHED[size], strict=True):
+        with torch.device("meta"):
+            gpt = GPT(GPTConfig(size=size, positions=positions))
+        assert round(sum(p.numel() for p in gpt.parameters()) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize("width", [16, 96, 100, 192, 384, 768, 1024, 1280, 1536, 2560])
+def test_mlp_width_is_two_thirds_of_four_widths_rounded_up_to_256(width):
+    hidden = mlp_width(width)
+    exact = int(8 * width / 3)
+    assert hidden % 256 == 0 and hidden - 256 < exact <= hidden
+
+
+@pytest.mark.parametrize("dropout", ["token_dropout", "residual_dropout"])
+def test_dropout_acts_in_training_only(dropout):
+    """Each of the two makes training passes differ; in evaluation, or with both at 0, a pass repeats exactly."""
+    labels, tokens = sample()
+    off = {"token_dropout": 0.0, "residual_dropout": 0.0}
+    gpt = gpt_of(**off | {dropout: 0.3})
+    with torch.no_grad():
+        evaluated = gpt(labels, tokens)
+        assert torch.equal(evaluated, gpt(labels, tokens))
+        trained = gpt.train()(labels, tokens)
+        assert not torch.equal(trained, gpt(labels, tokens))
+        torch.manual_seed(1)
+        first = gpt(labels, tokens)
+        torch.manual_seed(1)
+        assert torch.equal(first, gpt(labels, tokens)), "dropout is a function of the seed"
+        assert torch.equal(gpt_of(**off).train()(labels, tokens), evaluated)
+
+
+def test_residual_dropout_is_on_both_branches_of_a_layer():
+    """At probability 1 nothing is added to the residual stream; with one branch left it would move."""
+    gpt, (labels, tokens) = gpt_of(residual_dropout=1.0, token_dropout=0.0), sample()
+    with torch.no_grad():
+        assert torch.equal(gpt.train().features(labels, tokens, 3), gpt.embed(labels, tokens[:, :-1]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": "b", "width": 768}, r"model: give either size=b or width"),
+        ({"size": "huge"}, r"model\.size='huge' is not known; choose one of: .*xxl"),
+        ({"width": 16, "layers": 1}, r"model: give size"),
+        ({**SMALL, "layers": 0}, "each 1 or more"),
+        ({**SMALL, "heads": 3}, r"model\.width=16 must be divisible by 3"),
+        (
+            {"width": 16, "layers": 1, "heads": 2, "num_tokens": 8, "positions": "rope2d"},
+            r"num_tokens=8 must be a square",
+        ),
+        ({**SMALL, "width": 12, "positions": "rope2d"}, r"model\.width=12 must be divisible by 8"),
+    ],
+)
+def test_sizes_that_do_not_fit_name_their_key(options, message):
+    with pytest.raises(ConfigError, match=message):
+        GPT(GPTConfig(**options))
