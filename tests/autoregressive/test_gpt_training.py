@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from types import SimpleNamespace
 
 import mini
 import pytest
@@ -16,10 +17,9 @@ from autoregressive.generate import Guidance, generate, seeded_draw
 from autoregressive.gpt import GPT
 from autoregressive.loading import require_pair
 from autoregressive.task import GPTTask, next_token_loss
-from autoregressive.train import train
+from autoregressive.train import preview_grid, train
 from engine.checkpoint import CheckpointError
 from engine.config import ConfigError, UserError
-from engine.images import to_uint8
 from engine.optim import OptimConfig, Updater
 from engine.tracker import read_metrics
 from tokenizer import load_tokenizer
@@ -146,22 +146,23 @@ def test_only_the_asked_number_of_images_is_validated(given, world):
     assert task.evaluate(0)["val/loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_preview_shows_four_samples_of_each_class(given, tmp_path, world):
-    """A row of four for each class, always from the same random numbers: a grid of the run's own tokenizer."""
-    options = ["validation.preview_classes=8", "validation.guidance_scale=3", "loop.steps=2"]
-    train(config_of(given, tmp_path / "run", *options), world)
-    from PIL import Image
-
-    from engine.images import make_grid, to_pil
-
-    grid = Image.open(tmp_path / "run" / "samples" / "val_00000002.png")
-    tokenizer, gpt = load_tokenizer(given / "tokenizer"), load_gpt(tmp_path / "run")
+def test_preview_shows_four_samples_of_each_class(given, world):
+    """A row of four for each class, from random numbers of the run's seed, decoded by the run's tokenizer."""
+    config = config_of(given, given / "unused", "validation={preview_classes: 8, guidance_scale: 3}", "loop.seed=7")
+    tokenizer, grids = load_tokenizer(given / "tokenizer"), []
+    run = SimpleNamespace(grid=lambda name, images, columns: grids.append((name, images, columns)))
+    task = task_of(given, world, preview=preview_grid(config, tokenizer, run, world), ema_decay=0.5)
+    task.gpt.module.class_embedding.weight.data *= 50
+    task.evaluate(12)
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
-    tokens = generate(gpt, labels, draw=seeded_draw(0, torch.arange(8), 4), guidance=Guidance(scale=3))
-    expected = to_pil(make_grid(tokenizer.decode_indices(tokens), 4))
-    assert grid.size == expected.size == (4 * 10 + 2, 2 * 10 + 2)
-    assert grid.tobytes() == expected.tobytes()
-    assert to_uint8(tokenizer.decode_indices(tokens)).float().std() > 0
+    draws = seeded_draw(7, torch.arange(8), 4)
+    tokens = generate(task.gpt.module, labels, draw=draws, guidance=Guidance(scale=3))
+    assert [name for name, _, _ in grids] == ["val_00000012", "val_ema_00000012"]
+    assert grids[0][2] == 4
+    assert torch.equal(grids[0][1], tokenizer.decode_indices(tokens))
+    assert not torch.equal(grids[0][1], grids[1][1])
+    config.validation.preview_classes = 0
+    assert preview_grid(config, tokenizer, run, world) is None
 
 
 # ---------------------------------------------------------------------------------------------- what it refuses
