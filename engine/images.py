@@ -28,7 +28,7 @@ def read_image(path: str | Path) -> Image.Image:
             return image.convert("RGB")
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(
-            f"{path} is not a readable image ({error}); remove it, or set data.skip_broken=true"
+            f"{path} is not a readable image ({error}); remove it, or train with data.skip_broken=true"
         ) from error
 
 

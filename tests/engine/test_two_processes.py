@@ -1,0 +1,63 @@
+"""What happens to one of two processes happens to the run: signals and failing writes."""
+
+import os
+import signal
+
+import pytest
+import tiny
+from ranks import on_ranks
+from torch.distributed.checkpoint import FileSystemWriter
+
+import tokenizer.train
+from engine.checkpoint import CheckpointError, checkpoint_folders, find_weights, read_manifest, read_weights
+from engine.distributed import World
+from engine.loop import EXIT_STOPPED
+from engine.tracker import read_metrics
+from tokenizer.task import TokenizerTask
+
+
+def train(world: World, run_dir, images) -> None:
+    tokenizer.train.train(tiny.tokenizer_config(run_dir, images, *tiny.GAN, "loop.save_every=4"), world)
+
+
+def one_is_stopped(world: World, run_dir, images) -> None:
+    """Rank 1 alone gets SIGTERM in the middle of step 2."""
+    real = TokenizerTask.train_step
+
+    def train_step(self, micro_batches, step):
+        if step == 2 and world.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, micro_batches, step)
+
+    TokenizerTask.train_step = train_step
+    with pytest.raises(SystemExit) as stop:
+        train(world, run_dir, images)
+    assert stop.value.code == EXIT_STOPPED
+
+
+def one_cannot_write(world: World, run_dir, images) -> None:
+    """The disk of rank 1 is full."""
+    if world.rank == 1:
+
+        def write_data(self, *args, **kwargs):
+            raise OSError(28, "No space left on device")
+
+        FileSystemWriter.write_data = write_data
+    with pytest.raises(CheckpointError, match=r"step_00000004 could not be written: .*No space left") as caught:
+        train(world, run_dir, images)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("trouble", "saved"), [(one_is_stopped, [3]), (one_cannot_write, [])])
+def test_trouble_of_one_process_ends_both_and_the_run_goes_on(trouble, saved, tmp_path, image_folder):
+    """Both leave at the same step, nothing half-written stays, and the next call gives the undisturbed run."""
+    on_ranks(2, tmp_path / "a", trouble, tmp_path / "run", image_folder)
+    folder = tmp_path / "run" / "checkpoints"
+    assert [read_manifest(f)["step"] for f in checkpoint_folders(tmp_path / "run")] == saved
+    assert len(list(folder.iterdir())) == len(saved)
+    on_ranks(2, tmp_path / "b", train, tmp_path / "run", image_folder)
+    on_ranks(2, tmp_path / "c", train, tmp_path / "undisturbed", image_folder)
+    a, b = (read_weights(find_weights(tmp_path / name, "ema", "run").path) for name in ("run", "undisturbed"))
+    assert all((a[name] == b[name]).all() for name in b)
+    losses = [[r["loss"] for r in read_metrics(tmp_path / name) if "loss" in r] for name in ("run", "undisturbed")]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
