@@ -16,11 +16,11 @@ from torchvision.models.vgg import cfgs, make_layers
 from engine.assets import ASSETS, AssetError, AssetsConfig
 from engine.config import UserError
 from tokenizer.losses import backbones
-from tokenizer.losses.adversarial import DiscriminatorConfig, build_patchgan
+from tokenizer.losses.adversarial import DISCRIMINATORS, DiscriminatorConfig
 from tokenizer.losses.backbones import LITE0_STRIDES, Frozen, lite0_features, lpips_vgg, timm_vit
 from tokenizer.losses.patchgan import PatchGAN
 from tokenizer.losses.perceptual import LITE0_LOSS_STRIDES, PERCEPTUAL, LPIPSLoss
-from tokenizer.losses.semantic import IMAGENET_MEAN, IMAGENET_STD, TEACHERS, semantic_loss
+from tokenizer.losses.semantic import IMAGENET, TEACHERS, semantic_loss
 
 RANDOM = AssetsConfig(random_stand_in=True)
 VIT_S = "vit_small_patch14_dinov2.lvd142m"
@@ -201,7 +201,7 @@ def test_dinov2_teacher_normalises_then_resizes_without_clamping(dinov2):
     handle = dinov2.network.network.patch_embed.register_forward_pre_hook(lambda m, args: seen.update(x=args[0]))
     dinov2(x)
     handle.remove()
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET[0], IMAGENET[1]))
     normalised = ((x + 1) / 2 - mean) / std
     torch.testing.assert_close(seen["x"], F.interpolate(normalised, size=56, mode="bicubic", align_corners=False))
     assert (seen["x"] > (1 - mean) / std + 0.05).any()
@@ -237,7 +237,7 @@ def test_a_vit_file_is_loaded_and_its_positions_resampled(tmp_path):
     config = AssetsConfig(pretrained_dir=str(tmp_path), allow_unknown=True)
     full = timm.create_model(VIT_S, pretrained=False, num_classes=0).state_dict()
     save_file(full, path)
-    frozen, stamp = timm_vit("dinov2_s", VIT_S, 56, config)
+    frozen, stamp = timm_vit("dinov2_s", 56, config)
     assert stamp.startswith(f"{path.name} sha256:")
     own = frozen.network.state_dict()
     assert own["pos_embed"].shape == (1, 17, 384)
@@ -245,7 +245,7 @@ def test_a_vit_file_is_loaded_and_its_positions_resampled(tmp_path):
     torch.testing.assert_close(own["pos_embed"][:, 0], full["pos_embed"][:, 0])
     save_file(published.state_dict(), path)
     with pytest.raises(AssetError, match=rf"{path.name} does not fit {VIT_S}"):
-        timm_vit("dinov2_s", VIT_S, 56, config)
+        timm_vit("dinov2_s", 56, config)
 
 
 def test_frozen_networks_have_no_gradients_and_stay_in_evaluation_mode():
@@ -260,7 +260,8 @@ def test_frozen_networks_have_no_gradients_and_stay_in_evaluation_mode():
 # ---------------------------------------------------------------------------------------------- PatchGAN
 def test_patchgan_has_the_published_size():
     """2,765,633 parameters; 256 pixels give 30 x 30 logits; normal initialization."""
-    network = build_patchgan(DiscriminatorConfig(name="patchgan"))
+    network, stamp = DISCRIMINATORS["patchgan"](DiscriminatorConfig(name="patchgan"), RANDOM)
+    assert stamp is None
     assert sum(p.numel() for p in network.parameters()) == 2_765_633
     with torch.no_grad():
         assert network.eval().logits(images(1, 256)).shape == (1, 1, 30, 30)

@@ -1,0 +1,348 @@
+"""The two evaluations, whole: their numbers equal plain re-computations, for any batch size and number of ranks."""
+
+import json
+import sys
+
+import mini
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from skimage.metrics import structural_similarity
+
+from autoregressive.codes import CodesError, CodeStore
+from autoregressive.extract_codes import extract_split
+from autoregressive.generate import Guidance, generate, seeded_draw
+from autoregressive.gpt import GPT
+from autoregressive.train import GPTTrainConfig
+from engine.assets import AssetsConfig
+from engine.config import ConfigError, UserError, load_config
+from engine.datasets import DATASETS
+from engine.distributed import World
+from engine.images import to_float, to_uint8
+from evaluations import generation, reconstruction
+from evaluations.classifier import ClassifierTrainConfig
+from evaluations.features import EXTRACTORS, Lite0Extractor
+from evaluations.protocol import read_result
+from evaluations.reference import reference_moments
+from evaluations.small_cnn import Classifier, classify, load_classifier
+from evaluations.statistics import Moments
+from tokenizer import load_tokenizer
+
+IMAGES = {"train": mini.image_source(30, seed=1), "val": mini.image_source(14, seed=2)}
+SAMPLES = 25
+
+
+@pytest.fixture(autouse=True)
+def packaged(monkeypatch):
+    """30 training and 14 held-out images under the name of a packaged set."""
+    monkeypatch.setitem(DATASETS, "mnist5k", lambda config, split: IMAGES[split])
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """Exported networks: a tokenizer and its codes, another tokenizer, a GPT, a classifier."""
+    root = tmp_path_factory.mktemp("given")
+    config = mini.tokenizer_config()
+    for name, seed in (("tokenizer", 0), ("other", 1)):
+        mini.export(root / name, config, mini.tokenizer_of(config, seed))
+    sizes = "model={width: 16, layers: 1, heads: 2, vocab_size: 32, num_tokens: 8, num_classes: 4}"
+    gpt_config = load_config(GPTTrainConfig, overrides=[sizes])
+    torch.manual_seed(3)
+    gpt = GPT(gpt_config.model)
+    torch.nn.init.normal_(gpt.output.weight)
+    mini.export(root / "gpt", gpt_config, gpt)
+    cnn_config = load_config(ClassifierTrainConfig, overrides=["model={width: 4, num_classes: 4}"])
+    mini.export(root / "classifier", cnn_config, Classifier(cnn_config.model))
+    world = World(0, 1, 0, torch.device("cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "mnist5k", lambda config, split: IMAGES[split])
+        extract_split(load_tokenizer(root / "tokenizer"), config.data, "train", "flip", root / "codes", 8, world)
+    return root
+
+
+def run(module, monkeypatch, world, output, *flags):
+    """One evaluation with these flags, as its entry runs it."""
+    monkeypatch.setattr(sys, "argv", ["entry", "--output", str(output), "--device", "cpu", *map(str, flags)])
+    module.evaluate(module.parse_args(), world)
+    return read_result(output) if output.is_file() else None
+
+
+def plain_frechet(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Of two sets of features, with numpy and scipy."""
+    a, b = a.double().numpy(), b.double().numpy()
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    root = np.real(sqrtm(cov_a @ cov_b))
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root)
+
+
+def pixels(split: str) -> torch.Tensor:
+    return torch.from_numpy(IMAGES[split].images).permute(0, 3, 1, 2).contiguous()
+
+
+# ---------------------------------------------------------------------------------------------- reconstruction
+def reconstruct(given, monkeypatch, world, output, *flags):
+    return run(reconstruction, monkeypatch, world, output, "--vq-ckpt", given / "tokenizer", *flags)
+
+
+def test_reconstruction_metrics_are_those_of_a_plain_computation(given, tmp_path, monkeypatch, world):
+    """PSNR and SSIM by their own packages or formulas, usage by a set, the distance by scipy."""
+    result = reconstruct(given, monkeypatch, world, tmp_path / "r.json", "--per-proc-batch-size", 5)
+    tokenizer, originals = load_tokenizer(given / "tokenizer"), pixels("val")
+    codes = tokenizer.encode(to_float(originals)).indices
+    made = to_uint8(tokenizer.decode_indices(codes))
+    squared = [((a.double() - b.double()) / 255).square().mean() for a, b in zip(originals, made, strict=True)]
+    similar = [
+        structural_similarity(a.numpy(), b.numpy(), channel_axis=0, data_range=255)
+        for a, b in zip(originals, made, strict=True)
+    ]
+    counts = np.bincount(codes.flatten().numpy(), minlength=32)
+    p = counts[counts > 0] / counts.sum()
+    metrics = result["metrics"]
+    assert metrics["psnr"] == pytest.approx(np.mean([-10 * np.log10(v) for v in squared]), abs=0.01)
+    assert metrics["ssim"] == pytest.approx(np.mean(similar), abs=1e-3)
+    assert metrics["ssim_range2"] > metrics["ssim"]
+    assert metrics["codebook_usage"] == len(p) / 32
+    assert metrics["codebook_perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+    features = Lite0Extractor(AssetsConfig())
+    distance = plain_frechet(features(made), features(originals))
+    assert metrics["frechet_lite0_reconstruction"] == pytest.approx(distance, rel=1e-3)
+    assert metrics["frechet_lite0_real"] == pytest.approx(0, abs=1e-6), "the split itself is the reference"
+    assert set(metrics) == {
+        "psnr", "ssim", "ssim_range2", "codebook_usage", "codebook_perplexity",
+        "frechet_lite0_reconstruction", "frechet_lite0_real",
+    }  # fmt: skip
+
+
+def test_reconstruction_says_how_its_numbers_were_made(given, tmp_path, monkeypatch, world):
+    """Images, crop, rounding, reference, extractor weights, tokenizer, precision, library versions."""
+    result = reconstruct(given, monkeypatch, world, tmp_path / "r.json", "--reference", "train")
+    protocol = result["protocol"]
+    assert protocol["reference"] == {
+        "data": "mnist5k",
+        "split": "train",
+        "num_images": 30,
+        "image_size": 16,
+        "crop": "centre",
+        "extractor": "frechet_lite0",
+        "extractor_weights": Lite0Extractor(AssetsConfig()).stamp,
+    }
+    expected = {"kind": "reconstruction", "num_images": 14, "data": "mnist5k", "split": "val", "crop": "centre"}
+    expected |= {"image_size": 16, "codebook_size": 32, "num_tokens": 8, "precision": "fp32"}
+    assert expected.items() <= protocol.items()
+    assert protocol["tokenizer"]["fingerprint"] == load_tokenizer(given / "tokenizer").provenance.fingerprint
+    assert {"torch", "timm", "numpy", "python"} <= result["libraries"].keys()
+    assert result["metrics"]["frechet_lite0_real"] > 0
+
+
+def test_reconstruction_keeps_pairs_for_the_report(given, tmp_path, monkeypatch, world):
+    """Original i above reconstruction i, evenly spread over the split."""
+    reconstruct(given, monkeypatch, world, tmp_path / "r.json", "--per-proc-batch-size", 4)
+    with np.load(tmp_path / "r.npz") as stored:
+        originals, made = stored["originals"], stored["reconstructions"]
+    assert np.array_equal(originals, pixels("val").numpy())
+    tokenizer = load_tokenizer(given / "tokenizer")
+    expected = to_uint8(tokenizer.decode_indices(tokenizer.encode(to_float(pixels("val"))).indices)).numpy()
+    assert np.abs(made.astype(int) - expected.astype(int)).max() <= 1
+
+
+def assert_same(results, skip=(), rel=1e-4):
+    for name, value in results[0].items():
+        if name not in skip:
+            assert [r[name] for r in results] == pytest.approx([value] * len(results), rel=rel, abs=1e-4), name
+
+
+def test_reconstruction_does_not_depend_on_batches_or_ranks(given, tmp_path, monkeypatch, world):
+    """Batches of 1, 4 and 100; two ranks; three ranks of which one has nothing to do."""
+    results = []
+    for size in (1, 4, 100):
+        output = tmp_path / f"b{size}" / "r.json"
+        results.append(reconstruct(given, monkeypatch, world, output, "--per-proc-batch-size", size)["metrics"])
+    for ranks, size in ((2, 4), (3, 10)):
+        output = tmp_path / f"r{ranks}" / "r.json"
+        flags = ["--output", output, "--device", "cpu", "--vq-ckpt", given / "tokenizer", "--per-proc-batch-size", size]
+        monkeypatch.setattr(sys, "argv", ["entry", *map(str, flags)])
+        args = reconstruction.parse_args()
+        mini.on_ranks(ranks, lambda w, a=args: reconstruction.evaluate(a, w))
+        results.append(read_result(output)["metrics"])
+    assert_same(results)
+
+
+def test_inception_gives_rfid_and_says_that_its_weights_are_random(given, tmp_path, monkeypatch, world):
+    """Only against the split itself; the stand-in is stamped."""
+    flags = ["--extractor", "inception", "--random-stand-in"]
+    result = reconstruct(given, monkeypatch, world, tmp_path / "val" / "r.json", *flags)
+    assert {"rfid", "fid_real"} <= result["metrics"].keys()
+    assert not any("lite0" in name for name in result["metrics"])
+    assert result["protocol"]["reference"]["extractor_weights"] == "random"
+    other = reconstruct(given, monkeypatch, world, tmp_path / "train" / "r.json", *flags, "--reference", "train")
+    assert "rfid" not in other["metrics"] and "fid_reconstruction" in other["metrics"]
+
+
+def test_inception_resizes_as_tensorflow_1_did():
+    """What reaches the first layer: the TF1 bilinear kernel without half pixels or antialias, then (x - 128) / 128."""
+    extractor = EXTRACTORS["inception"](AssetsConfig(random_stand_in=True))
+    images, seen = mini.random_images(2, size=20), {}
+    first = extractor.network.network.Conv2d_1a_3x3
+    first.register_forward_pre_hook(lambda module, args: seen.update(x=args[0]))
+    extractor(images)
+    position = np.arange(299, dtype=np.float32) * np.float32(20 / 299)
+    low = position.astype(int)
+    high, share = np.minimum(low + 1, 19), position - low
+    x = images.numpy().astype(np.float32)
+    rows = x[:, :, low] * (1 - share)[:, None] + x[:, :, high] * share[:, None]
+    resized = rows[..., low] * (1 - share) + rows[..., high] * share
+    np.testing.assert_allclose(seen["x"].numpy(), (resized - 128) / 128, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------- generation
+def generate_images(given, monkeypatch, world, output, *flags):
+    own = ["--vq-ckpt", given / "tokenizer", "--gpt-ckpt", given / "gpt", "--num-fid-samples", SAMPLES]
+    return run(generation, monkeypatch, world, output, *own, *flags)
+
+
+def test_generation_metrics_are_those_of_a_plain_computation(given, tmp_path, monkeypatch, world):
+    """Samples of balanced classes by number; the distance by scipy; shares by sets; agreement by the classifier."""
+    flags = ["--code-path", given / "codes", "--classifier", given / "classifier", "--cfg-scale", "1.5", "--seed", "6"]
+    result = generate_images(given, monkeypatch, world, tmp_path / "g.json", *flags, "--per-proc-batch-size", 7)
+    tokenizer, metrics = load_tokenizer(given / "tokenizer"), result["metrics"]
+    from autoregressive import load_gpt
+
+    gpt, labels = load_gpt(given / "gpt"), torch.arange(SAMPLES) % 4
+    tokens = generate(gpt, labels, draw=seeded_draw(6, torch.arange(SAMPLES), 8), guidance=Guidance(scale=1.5))
+    made = to_uint8(tokenizer.decode_indices(tokens))
+    features = Lite0Extractor(AssetsConfig())
+    distance = plain_frechet(features(made), features(pixels("train")))
+    assert metrics["frechet_lite0_generated"] == pytest.approx(distance, rel=1e-3)
+    assert metrics["distinct"] == len({tuple(t) for t in tokens.tolist()}) / SAMPLES
+    known = {tuple(view) for image in CodeStore(given / "codes", "train").codes.tolist() for view in image}
+    assert metrics["memorised"] == sum(tuple(t) in known for t in tokens.tolist()) / SAMPLES
+    agreement = (classify(load_classifier(given / "classifier"), made) == labels).double().mean().item()
+    assert metrics["label_agreement"] == pytest.approx(agreement, abs=0.04 + 1e-9)
+    assert metrics["frechet_lite0_noise"] > 0
+    assert set(metrics) == {
+        "frechet_lite0_generated", "frechet_lite0_noise", "distinct", "memorised", "label_agreement",
+    }  # fmt: skip
+
+
+def test_generation_says_how_its_numbers_were_made(given, tmp_path, monkeypatch, world):
+    """Every setting of the sampler; a metric that was not asked for is not there."""
+    flags = ["--cfg-scale", "3", "--cfg-schedule", "step", "--top-k", "5", "--temperature", "0.9", "--seed", "2"]
+    result = generate_images(given, monkeypatch, world, tmp_path / "g.json", *flags)
+    protocol = result["protocol"]
+    assert protocol["sampler"] == {
+        "guidance_scale": 3.0,
+        "guidance_schedule": "step",
+        "guidance_start": 0.18,
+        "guidance_first_token": "full",
+        "unguided_scale": 1.0,
+        "last_guided": -1,
+        "temperature": 0.9,
+        "top_k": 5,
+        "top_p": 1.0,
+        "greedy": False,
+        "seed": 2,
+        "batch_size": 32,
+    }
+    assert (protocol["kind"], protocol["num_images"], protocol["labels"]) == ("generation", SAMPLES, "balanced")
+    assert protocol["reference"]["num_images"] == 30 and protocol["reference"]["split"] == "train"
+    assert {"tokenizer", "gpt"} <= protocol.keys()
+    assert result["metrics"].keys() == {"frechet_lite0_generated", "frechet_lite0_noise"}
+
+
+def test_generation_does_not_depend_on_batches_or_ranks(given, tmp_path, monkeypatch, world):
+    """The same samples, so the same numbers; noise is drawn batch by batch."""
+    flags = ["--code-path", given / "codes", "--classifier", given / "classifier"]
+    results = []
+    for size in (3, 100):
+        output = tmp_path / f"b{size}" / "g.json"
+        result = generate_images(given, monkeypatch, world, output, *flags, "--per-proc-batch-size", size)
+        results.append(result["metrics"])
+    own = ["--vq-ckpt", given / "tokenizer", "--gpt-ckpt", given / "gpt", "--num-fid-samples", SAMPLES, *flags]
+    for ranks, size in ((2, 3), (3, 20)):
+        output = tmp_path / f"r{ranks}" / "g.json"
+        arguments = ["--output", output, "--device", "cpu", *own, "--per-proc-batch-size", size]
+        monkeypatch.setattr(sys, "argv", ["entry", *map(str, arguments)])
+        args = generation.parse_args()
+        mini.on_ranks(ranks, lambda w, a=args: generation.evaluate(a, w))
+        results.append(read_result(output)["metrics"])
+    assert_same(results, skip=("frechet_lite0_noise", "label_agreement"), rel=2e-3)
+    assert [r["label_agreement"] for r in results] == pytest.approx([results[0]["label_agreement"]] * 4, abs=0.041)
+    assert results[2]["frechet_lite0_noise"] == pytest.approx(results[0]["frechet_lite0_noise"], rel=1e-6)
+
+
+def test_generation_keeps_examples_beside_their_nearest_training_images(given, tmp_path, monkeypatch, world):
+    """Eight samples of each class, the first of their class by number; the neighbour is the closest in pixels."""
+    generate_images(given, monkeypatch, world, tmp_path / "g.json", "--cfg-scale", "1", "--seed", "6")
+    with np.load(tmp_path / "g.npz") as stored:
+        images, labels, nearest = stored["images"], stored["labels"], stored["nearest"]
+        assert stored["class_names"].tolist() == ["0", "1", "2", "3"] and stored["num_candidates"] == 30
+    assert labels.tolist() == [c for c in range(4) for _ in range(8)]
+    from autoregressive import load_gpt
+
+    ids = torch.tensor([4 * n + c for c in range(4) for n in range(8)])
+    tokens = generate(load_gpt(given / "gpt"), ids % 4, draw=seeded_draw(6, ids, 8))
+    expected = to_uint8(load_tokenizer(given / "tokenizer").decode_indices(tokens)).numpy()
+    assert np.abs(images.astype(int) - expected.astype(int)).max() <= 1
+    training = pixels("train").numpy().astype(int)
+    for image, neighbour in zip(images.astype(int), nearest, strict=True):
+        closest = ((training - image) ** 2).sum((1, 2, 3)).argmin()
+        assert np.array_equal(neighbour, training[closest])
+
+
+def test_pairs_and_codes_that_do_not_belong_together_are_refused(given, tmp_path, monkeypatch, world):
+    """A GPT beside a tokenizer of other sizes, codes of another tokenizer, too few samples: no result file."""
+    output = tmp_path / "g.json"
+    foreign = ["--vq-ckpt", given / "other", "--gpt-ckpt", given / "gpt", "--num-fid-samples", 10]
+    with pytest.raises(CodesError, match="another tokenizer"):
+        run(generation, monkeypatch, world, output, *foreign, "--code-path", given / "codes")
+    with pytest.raises(ConfigError, match="is not a GPT"):
+        run(generation, monkeypatch, world, output, "--vq-ckpt", given / "other", "--gpt-ckpt", given / "other")
+    with pytest.raises(UserError, match="--num-fid-samples 1: statistics need 2 or more"):
+        generate_images(given, monkeypatch, world, output, "--num-fid-samples", 1)
+    assert not output.exists()
+
+
+# ---------------------------------------------------------------------------------------------- reference statistics
+def test_reference_statistics_are_computed_once_and_kept(tmp_path, monkeypatch, world):
+    """The second call reads the file; other images, sizes or weights have a file of their own."""
+    extractor, source = Lite0Extractor(AssetsConfig()), IMAGES["train"]
+    first, facts = reference_moments(source, "train", 16, extractor, tmp_path, world)
+    expected = extractor(pixels("train")).double().numpy()
+    np.testing.assert_allclose(first.mean(), expected.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(first.covariance(), np.cov(expected.T), rtol=1e-2, atol=1e-5)
+    forward = extractor.forward
+    monkeypatch.setattr(extractor, "forward", lambda images: pytest.fail("computed again"))
+    again, same_facts = reference_moments(source, "train", 16, extractor, tmp_path, world)
+    assert facts == same_facts and again.count == first.count == 30
+    assert np.array_equal(again.mean(), first.mean()) and np.array_equal(again.covariance(), first.covariance())
+    monkeypatch.setattr(extractor, "forward", forward)
+    reference_moments(IMAGES["val"], "val", 16, extractor, tmp_path, world)
+    monkeypatch.setattr(extractor, "stamp", "other weights")
+    reference_moments(source, "train", 16, extractor, tmp_path, world)
+    assert len(list(tmp_path.glob("reference_*.npz"))) == 3
+
+
+@pytest.mark.parametrize("parts", [[20, 30], [0, 50], [49, 1, 0]])
+def test_moments_of_ranks_are_those_of_all_images(parts):
+    """For any division, a rank without images included; equal on all ranks."""
+    features = torch.randn(50, 5, dtype=torch.float64) * torch.arange(1, 6) + 100
+    pieces = features.split(parts)
+
+    def work(world):
+        moments = Moments(5)
+        for chunk in pieces[world.rank].split(3):
+            if len(chunk):
+                moments.update(chunk)
+        return moments.merged(world)
+
+    for merged in mini.on_ranks(len(parts), work):
+        assert merged.count == 50
+        np.testing.assert_allclose(merged.mean(), features.numpy().mean(0), rtol=1e-12)
+        np.testing.assert_allclose(merged.covariance(), np.cov(features.numpy().T), rtol=1e-11)
+
+
+def test_results_are_plain_json(given, tmp_path, monkeypatch, world):
+    """No NaN or infinity: any reader can parse the file."""
+    reconstruct(given, monkeypatch, world, tmp_path / "r.json")
+    json.loads((tmp_path / "r.json").read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
