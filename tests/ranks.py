@@ -1,6 +1,7 @@
 """Runs a function on several processes that form a gloo group, as torchrun would, in a fraction of its time."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from engine.distributed import distributed_world
+
+TIMEOUT = 120  # seconds
 
 
 def _rank(rank: int, size: int, folder: str, function: Callable, args: tuple) -> None:
@@ -26,4 +29,11 @@ def on_ranks(size: int, folder: Path, function: Callable, *args) -> None:
     """`function(world, *args)` on `size` processes; an error in one of them is raised here."""
     folder.mkdir(parents=True, exist_ok=True)
     start = "spawn" if torch.cuda.is_available() else "fork"  # autograd and fork do not mix where there are GPUs
-    mp.start_processes(_rank, args=(size, str(folder), function, args), nprocs=size, start_method=start)
+    given = (size, str(folder), function, args)
+    processes = mp.start_processes(_rank, args=given, nprocs=size, start_method=start, join=False)
+    end = time.monotonic() + TIMEOUT
+    while not processes.join(timeout=1):
+        if time.monotonic() > end:
+            for process in processes.processes:
+                process.kill()
+            raise TimeoutError(f"{size} processes did not end in {TIMEOUT} s: they wait for each other")

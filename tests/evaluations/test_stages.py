@@ -12,7 +12,10 @@ import pytest
 from evaluations import stages
 from evaluations.stages import Stage, StageError, StageLog, run_stages
 
-SLOW = 'trap "echo stopped >> {folder}/trace; exit 75" TERM; echo begun >> {folder}/trace; while :; do sleep 0.02; done'
+SLOW = (
+    'trap "echo stopped >> {folder}/trace; exit 75" TERM; echo begun >> {folder}/trace; '
+    "for i in $(seq 3000); do sleep 0.02; done"  # a minute
+)
 
 
 @pytest.fixture(autouse=True)
