@@ -10,6 +10,7 @@ An interrupted extraction leaves `progress.json` and continues where it stopped.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from engine.config import UserError
 from engine.stream import position_rng
 
 FORMAT = 1
+CENTRE_VIEW = {"centre": 0, "flip": 0, "ten-crop": 4}  # kind of views -> the one that is the plain centre crop
 
 
 class CodesError(UserError):
@@ -102,6 +104,15 @@ def code_item(store: CodeStore, seed: int, class_dropout_prob: float) -> Callabl
     return item
 
 
+def _write_rows(path: Path, first: int, rows: np.ndarray) -> None:
+    """Writes rows of an array file in place, and syncs them."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    content = rows.astype(array.dtype).tobytes()
+    with path.open("r+b") as file:
+        os.pwrite(file.fileno(), content, array.offset + first * array[:1].nbytes)
+        os.fdatasync(file.fileno())
+
+
 class CodeWriter:
     """One rank's part of a split under construction. Rank r of W writes blocks r, r + W, ... of `block` images.
 
@@ -148,22 +159,26 @@ class CodeWriter:
             old.unlink()
         dtype = code_dtype(self.manifest.codebook_size)
         np.lib.format.open_memmap(self.folder / "codes.npy", mode="w+", dtype=dtype, shape=self.shape).flush()
+        with (self.folder / "codes.npy").open("r+b") as file:  # a full disk is told here, not by a crash in between
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         np.save(self.folder / "labels.npy", labels.astype(np.int64))
         write_atomic(plan, json.dumps(wanted))
 
     def pending(self, rank: int, size: int) -> list[range]:
         """The blocks of images that this rank still has to do."""
-        self.codes = np.lib.format.open_memmap(self.folder / "codes.npy", mode="r+")
         starts = range(0, self.shape[0], self.block)
         blocks = [range(s, min(s + self.block, self.shape[0])) for s in starts][rank::size]
         done = json.loads(self.progress_path.read_text())["done"] if self.progress_path.is_file() else []
         self.done = set(done)
         return [b for b in blocks if b.start not in self.done]
 
-    def write(self, block: range, codes: Tensor) -> None:
-        """Codes (images, views, tokens) of one block; on disk before the progress says so."""
-        self.codes[block.start : block.stop] = codes.cpu().numpy()
-        self.codes.flush()
+    def write(self, block: range, codes: Tensor, labels: list[int] | None = None) -> None:
+        """Codes (images, views, tokens) of one block, and the labels of the images that were read; on disk before the
+        progress says so. Bytes are written in place: ranks on several machines share the file.
+        """
+        _write_rows(self.folder / "codes.npy", block.start, codes.cpu().numpy())
+        if labels is not None:
+            _write_rows(self.folder / "labels.npy", block.start, np.array(labels))
         self.done.add(block.start)
         write_atomic(self.progress_path, json.dumps({"done": sorted(self.done)}))
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
 from engine.config import UserError, logger, run_entry
-from engine.datasets import DataConfig, ImageSource, has_split, open_source
+from engine.datasets import DataConfig, ImageSource, has_split, open_source, read_source
 from engine.distributed import World, distributed_world
 from engine.images import centre_crop, image_tensor, ten_crop, to_float
 from tokenizer.loading import add_tokenizer_flags, tokenizer_from
@@ -29,15 +29,17 @@ from tokenizer.loading import add_tokenizer_flags, tokenizer_from
 NUM_VIEWS = {"centre": 1, "flip": 2, "ten-crop": 10}
 
 
-def views_of(source: ImageSource, index: int, image_size: int, views: str) -> Tensor:
-    """The views of one image, uint8 (num_views,3,H,W)."""
-    image = source.image(index)
+def views_of(
+    source: ImageSource, index: int, image_size: int, views: str, skip_broken: bool = False
+) -> tuple[Tensor, int]:
+    """The views of one image, uint8 (num_views,3,H,W), and its label; an unreadable image gives way to the next one."""
+    image, index, _ = read_source(source, index, skip_broken)
     if views == "ten-crop":
         crops = ten_crop(image, image_size)
     else:
         crops = [centre_crop(image, image_size)]
         crops += [ImageOps.mirror(crops[0])] if views == "flip" else []
-    return torch.stack([image_tensor(crop) for crop in crops])
+    return torch.stack([image_tensor(crop) for crop in crops]), int(source.labels[index])
 
 
 @torch.inference_mode()
@@ -70,9 +72,9 @@ def extract_split(
     world.barrier()
     pending = writer.pending(world.rank, world.size)
     for rows in tqdm(pending, desc=f"codes of {split}", unit="batch", disable=None if world.is_main else True):
-        images = torch.cat([views_of(source, i, tokenizer.image_size, views) for i in rows]).to(world.device)
-        indices = tokenizer.encode(to_float(images)).indices
-        writer.write(rows, indices.unflatten(0, (len(rows), NUM_VIEWS[views])))
+        items = [views_of(source, i, tokenizer.image_size, views, data.skip_broken) for i in rows]
+        indices = tokenizer.encode(to_float(torch.cat([images for images, _ in items]).to(world.device))).indices
+        writer.write(rows, indices.unflatten(0, (len(rows), NUM_VIEWS[views])), [label for _, label in items])
     world.barrier()
     if world.is_main:
         writer.finish()
@@ -95,6 +97,7 @@ def parse_args() -> argparse.Namespace:
     views.add_argument(
         "--flip", action="store_const", const="flip", dest="views", help="centre crop and its mirror image"
     )
+    parser.add_argument("--skip-broken", action="store_true", help="replace unreadable images by their successor")
     parser.add_argument("--batch-size", type=int, default=32, help="views at a time")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.set_defaults(views="centre")
@@ -109,7 +112,8 @@ def data_of(tokenizer: nn.Module, args: argparse.Namespace) -> DataConfig:
         "root": args.data_path,
         "val_root": args.val_path,
     }
-    return replace(data, **{k: v for k, v in changes.items() if v is not None})
+    changed = replace(data, **{k: v for k, v in changes.items() if v is not None})
+    return replace(changed, skip_broken=data.skip_broken or args.skip_broken)
 
 
 def main() -> None:

@@ -47,6 +47,11 @@ class GPTConfig:
     residual_dropout: float = 0.1  # training: after attention and after the MLP
 
     def __post_init__(self) -> None:
+        for name in ("class_dropout_prob", "token_dropout", "residual_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"model.{name}={getattr(self, name)} must lie in 0..1")
+        if min(self.vocab_size, self.num_tokens, self.num_classes) < 1:
+            raise ConfigError("model.vocab_size, model.num_tokens and model.num_classes must be 1 or more")
         if self.positions == "rope2d" and math.isqrt(self.num_tokens) ** 2 != self.num_tokens:
             raise ConfigError(f"model.num_tokens={self.num_tokens} must be a square number with positions=rope2d")
 
@@ -79,6 +84,11 @@ def rope2d_table(grid: int, head_dim: int, device: torch.device) -> Tensor:
     f_j = 10000 ** (-2j / (head_dim / 2)); the first half of the angles is row * f, the second column * f. The class
     slot is all zeros, as released: it turns queries and keys of the class token into zero vectors.
     """
+    with torch.inference_mode(False):  # the cached table also serves training
+        return _rope2d_table(grid, head_dim, device)
+
+
+def _rope2d_table(grid: int, head_dim: int, device: torch.device) -> Tensor:
     half = head_dim // 2
     frequencies = 10000.0 ** (-torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
     steps = torch.outer(torch.arange(grid, dtype=torch.float32, device=device), frequencies)

@@ -72,7 +72,7 @@ def main() -> None:
         each = -(-args.qual_num // len(classes))
         mine, firsts = classes[world.rank :: world.size], []
         for label in tqdm(mine, desc="classes", disable=None if world.is_main else True):
-            ids = torch.arange(each) + label * each
+            ids = torch.arange(each) + label * 2**32
             labels = torch.full((each,), label)
             batches = sample_images(gpt, tokenizer, labels, ids, settings, args.per_proc_batch_size)
             images = torch.cat([made for _, made in batches])

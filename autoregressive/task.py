@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoregressive.codes import CodeStore
+from autoregressive.codes import CENTRE_VIEW, CodeStore
 from autoregressive.gpt import GPT
 from engine.checkpoint import Weights
 from engine.distributed import World, autocast
@@ -38,7 +39,10 @@ class GPTTask:
     ) -> None:
         self.gpt, self.world, self.precision, self.preview = gpt, world, precision, preview
         self.validation, self.batch_size = validation, batch_size
-        self.num_validation = min(num_validation, len(validation)) if validation is not None else 0
+        self.rows = np.zeros(0, dtype=np.int64)
+        if validation is not None:  # a fixed choice: stores are sorted by class
+            order = np.random.default_rng(0).permutation(len(validation))
+            self.rows = np.sort(order[: min(num_validation, len(validation))])
 
     def parts(self) -> Mapping[str, Any]:
         return {"gpt": self.gpt}
@@ -60,7 +64,7 @@ class GPTTask:
 
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:
-        """`val/loss` in nats per token: true classes, first view, mean over images; the same for averaged weights."""
+        """`val/loss` in nats per token: true classes, centre view, mean over images; the same for averaged weights."""
         metrics = {}
         named = {"val": self.gpt.module} | ({"val_ema": self.gpt.ema} if self.gpt.ema is not None else {})
         for prefix, network in named.items():
@@ -73,12 +77,13 @@ class GPTTask:
 
     def _loss(self, network: GPT) -> float:
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        mine = range(self.world.rank, self.num_validation, self.world.size)
+        mine = self.rows[self.world.rank :: self.world.size]
+        view = CENTRE_VIEW[self.validation.manifest.views]
         for start in range(0, len(mine), self.batch_size):
             rows = mine[start : start + self.batch_size]
-            tokens = torch.stack([self.validation.tokens(i, 0) for i in rows]).to(self.world.device)
+            tokens = torch.stack([self.validation.tokens(i, view) for i in rows]).to(self.world.device)
             labels = torch.tensor([int(self.validation.labels[i]) for i in rows], device=self.world.device)
             with autocast(self.world.device, self.precision):
                 logits = network(labels, tokens)
             total += next_token_loss(logits, tokens).double() * len(rows)
-        return self.world.sum(total).item() / self.num_validation
+        return self.world.sum(total).item() / len(self.rows)

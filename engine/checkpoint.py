@@ -39,6 +39,7 @@ from engine.distributed import World
 
 STEP_NAME = re.compile(r"step_\d{8,}")
 FAILURES = (Exception, CheckpointException)  # torch derives its own from BaseException
+FROZEN_STAMPS = ("tokenizer_fingerprint", "weights")  # facts that a resume may not change
 Weights = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -151,6 +152,7 @@ def _cause(error: BaseException) -> BaseException:
 def export_folder(folder: Path, config: Any, state: Mapping[str, Tensor]) -> None:
     """Writes weights without training state: config.yaml and model.safetensors, in one piece, where nothing is yet."""
     temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / "model.safetensors")
     (temporary / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
@@ -193,7 +195,8 @@ class CheckpointStore:
         try:
             if self.world.is_main:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(temporary, ignore_errors=True)  # left by a crash inside this method
+                for torn in self.folder.glob(".writing_step_*"):
+                    shutil.rmtree(torn, ignore_errors=True)  # left by a crash inside this method
                 shutil.rmtree(final, ignore_errors=True)  # damaged
                 temporary.mkdir()
                 self._check_space(parts, weights())
@@ -254,7 +257,7 @@ class CheckpointStore:
             if problem is not None:
                 logger.warning("checkpoint %s is damaged (%s); trying the one before it", folder, problem)
                 continue
-            self._check_config(folder)
+            changed = self._check_same(folder)
             try:
                 with _quiet():
                     dcp.load(dict(parts), checkpoint_id=str(folder / "state"), no_dist=self.world.size == 1)
@@ -262,10 +265,14 @@ class CheckpointStore:
                 raise CheckpointError(
                     f"{folder} does not fit this run: {' '.join(str(_cause(error)).split())[:500]}"
                 ) from error
+            if self.world.is_main:
+                for key, (old, new) in changed.items():
+                    logger.info("config changed since the checkpoint: %s: %r -> %r", key, old, new)
             return int(read_manifest(folder)["step"])
         return 0
 
-    def _check_config(self, folder: Path) -> None:
+    def _check_same(self, folder: Path) -> dict[str, tuple[Any, Any]]:
+        """Refuses a checkpoint of another architecture, or with another stamp; returns the other changed keys."""
         changed = differences(OmegaConf.load(folder / "config.yaml"), self.config)
         frozen = {k: v for k, v in changed.items() if k.split(".")[0] in self.frozen_sections}
         if frozen:
@@ -275,9 +282,14 @@ class CheckpointStore:
                 "\n  ".join([f"{folder} was made by another architecture:", *lines])
                 + "\nUse another loop.run_dir to start anew"
             )
-        if self.world.is_main:
-            for key, (old, new) in changed.items():
-                logger.info("config changed since the checkpoint: %s: %r -> %r", key, old, new)
+        stamped = read_manifest(folder).get("stamp", {})
+        for key in FROZEN_STAMPS:
+            if stamped.get(key) != self.stamp.get(key):
+                raise CheckpointError(
+                    f"{folder} has the stamp {key}={stamped.get(key)!r}, this run has {self.stamp.get(key)!r}; "
+                    "use another loop.run_dir to start anew"
+                )
+        return changed
 
 
 @dataclass(frozen=True)

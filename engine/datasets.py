@@ -4,6 +4,7 @@ sample.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
     def image(self, index: int) -> Image.Image: ...
     def where(self, index: int) -> str: ...
+    def identity(self) -> str:
+        """A name that changes when the images do."""
 
 
 class FolderSource:
@@ -107,6 +110,13 @@ class FolderSource:
     def where(self, index: int) -> str:
         return str(self.paths[index])
 
+    def identity(self) -> str:
+        """SHA-256 over names and sizes of all files."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            digest.update(f"{path.relative_to(self.name)} {path.stat().st_size}\n".encode())
+        return digest.hexdigest()[:16]
+
 
 def _folder(config: DataConfig, split: str) -> ImageSource:
     root, key = (config.root, "data.root") if split == "train" else (config.val_root, "data.val_root")
@@ -133,7 +143,7 @@ def has_split(config: DataConfig, split: str) -> bool:
     return config.name != "folder" or bool(config.root if split == "train" else config.val_root)
 
 
-def _read(source: ImageSource, index: int, skip_broken: bool) -> tuple[Image.Image, int, int]:
+def read_source(source: ImageSource, index: int, skip_broken: bool) -> tuple[Image.Image, int, int]:
     """Image `index`, or with `skip_broken` the next readable one: (image, its index, unreadable ones passed)."""
     for passed in range(len(source)):
         at = (index + passed) % len(source)
@@ -153,7 +163,7 @@ def training_item(source: ImageSource, config: DataConfig, seed: int) -> Callabl
     """
 
     def item(index: int, position: int) -> dict[str, Tensor]:
-        image, index, skipped = _read(source, index, config.skip_broken)
+        image, index, skipped = read_source(source, index, config.skip_broken)
         rng = position_rng(seed, position)
         image = (
             random_crop(image, config.image_size, rng) if config.random_crop else centre_crop(image, config.image_size)
@@ -173,7 +183,7 @@ def training_item(source: ImageSource, config: DataConfig, seed: int) -> Callabl
 
 def centre_item(source: ImageSource, image_size: int, index: int, skip_broken: bool = False) -> Tensor:
     """Image `index` for evaluation: centre crop, uint8 (3, image_size, image_size)."""
-    return image_tensor(centre_crop(_read(source, index, skip_broken)[0], image_size))
+    return image_tensor(centre_crop(read_source(source, index, skip_broken)[0], image_size))
 
 
 def centre_batch(

@@ -98,8 +98,9 @@ def distributed_world(device: str = "auto") -> Iterator[World]:
     if chosen_device.type == "cpu":
         if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1"):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+        if "OMP_NUM_THREADS" not in os.environ:
+            cores, local_size = len(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
+            torch.set_num_threads(max(1, cores // local_size))
     dist.init_process_group("nccl" if chosen_device.type == "cuda" else "gloo", timeout=timedelta(hours=1))
     try:
         yield World(rank, size, local_rank, chosen_device)
@@ -127,6 +128,16 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def full_precision(device: torch.device) -> AbstractContextManager:
-    """An fp32 island inside an autocast region: quantizers, entropies, perceptual and cosine losses, statistics."""
-    return torch.autocast(device.type, enabled=False)
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """An fp32 island: neither autocast nor TF32. Quantizers, entropies, perceptual and cosine losses, statistics."""
+    flags = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [flag.allow_tf32 for flag in flags]
+    try:
+        for flag in flags:
+            flag.allow_tf32 = False
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            flag.allow_tf32 = value

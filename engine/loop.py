@@ -44,6 +44,8 @@ class LoopConfig:
                 raise ConfigError(f"loop.{name}={getattr(self, name)} must be 1 or more")
         if self.seed < 0:
             raise ConfigError(f"loop.seed={self.seed} must be 0 or more")
+        if self.eval_every < 0 or self.keep_every < 0:
+            raise ConfigError("loop.eval_every and loop.keep_every must be 0 or more")
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError(f"loop.precision={self.precision!r} is not known; choose one of: bf16, fp32")
 
@@ -96,6 +98,7 @@ def fit(
     is no data state to restore. SIGTERM or SIGUSR1 saves and exits with code 75.
     """
     start = store.load_latest(task.parts())
+    run.write_config()
     if start > 0:
         run.say(f"resumed from step {start} of {config.steps}")
     if start >= config.steps:

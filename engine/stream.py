@@ -101,6 +101,7 @@ def open_stream(
             num_workers=data.num_workers,
             pin_memory=world.device.type == "cuda",
             prefetch_factor=4 if data.num_workers else None,
+            multiprocessing_context="fork" if data.num_workers else None,  # samples are made by closures
             worker_init_fn=lambda worker: torch.set_num_threads(1),
         )
         for batch in loader:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import logging
 import subprocess
@@ -27,33 +29,49 @@ def _git_sha() -> str:
     return result.stdout.strip() or "unknown"
 
 
+def _wandb_run(run_dir: Path, project: str) -> Any:
+    """The wandb run of this folder; a resume goes on with the same one."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("loop.wandb_project needs wandb; run: bash env_install.sh --extras quickstart,wandb") from error
+    identity = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(project=project, dir=str(run_dir), name=run_dir.name, id=identity, resume="allow")
+
+
 class Run:
     """The folder and the voice of one run. Only the main process writes."""
 
     def __init__(self, run_dir: str | Path, config: Any, world: World, wandb_project: str = "") -> None:
-        self.dir, self.world = Path(run_dir), world
+        self.dir, self.config, self.world = Path(run_dir), config, world
         self.bar: tqdm | None = None
         self._wandb = None
         if not world.is_main:
             return
         try:
             (self.dir / "samples").mkdir(parents=True, exist_ok=True)
-            save_config(config, self.dir / "config.yaml")
-            (self.dir / "git_sha.txt").write_text(_git_sha() + "\n", encoding="utf-8")
+            self._lock = (self.dir / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system, however this process ends
             with (self.dir / "metrics.jsonl").open("a+b") as file:
                 file.seek(max(0, file.tell() - 1))
                 if file.read() not in (b"", b"\n"):  # a killed run tore the last line: the next record starts anew
                     file.write(b"\n")
             self._handler = logging.FileHandler(self.dir / "log.txt", encoding="utf-8")
+        except BlockingIOError as error:
+            raise UserError(f"run folder {self.dir} is in use by another process; wait, or set loop.run_dir") from error
         except OSError as error:
             raise UserError(f"run folder {self.dir} cannot be written: {error}") from error
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logger.addHandler(self._handler)
         logger.setLevel(logging.INFO)
         if wandb_project:
-            import wandb
+            self._wandb = _wandb_run(self.dir, wandb_project)
 
-            self._wandb = wandb.init(project=wandb_project, dir=str(self.dir), name=self.dir.name, resume="allow")
+    def write_config(self) -> None:
+        """Notes config and commit, once it is certain that this run goes on with them."""
+        if self.world.is_main:
+            save_config(self.config, self.dir / "config.yaml")
+            (self.dir / "git_sha.txt").write_text(_git_sha() + "\n", encoding="utf-8")
 
     def say(self, text: str) -> None:
         """One line (or table) for people, on the console and in log.txt."""
@@ -94,6 +112,7 @@ class Run:
             return
         if self.bar is not None:
             self.bar.close()
+        self._lock.close()
         logger.removeHandler(self._handler)
         self._handler.close()
         if self._wandb is not None:

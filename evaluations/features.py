@@ -36,7 +36,8 @@ class Lite0Extractor(nn.Module):
     def forward(self, images_u8: Tensor) -> Tensor:
         x = to_float(images_u8)
         x = F.interpolate(x, size=(LITE0_INPUT, LITE0_INPUT), mode="bilinear", align_corners=False, antialias=True)
-        return self.network(channels_last(x))[0].mean((2, 3))
+        with full_precision(x.device):
+            return self.network(channels_last(x))[0].mean((2, 3))
 
 
 class InceptionExtractor(nn.Module):

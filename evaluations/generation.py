@@ -65,8 +65,10 @@ def noise_images(count: int, size: int, seed: int) -> Tensor:
 def sequence_shares(tokens: np.ndarray, training: np.ndarray) -> dict[str, float]:
     """`distinct` and `memorised` of code sequences (n, N); `training` is (images, views, N)."""
     made = [row.astype(np.int32).tobytes() for row in tokens]
-    known = {row.astype(np.int32).tobytes() for row in training.reshape(-1, training.shape[-1])}
-    return {"distinct": len(set(made)) / len(made), "memorised": sum(row in known for row in made) / len(made)}
+    wanted, known = set(made), set()
+    for image in training:  # one at a time: the training codes may be larger than memory
+        known |= wanted & {row.astype(np.int32).tobytes() for row in image}
+    return {"distinct": len(wanted) / len(made), "memorised": sum(row in known for row in made) / len(made)}
 
 
 def nearest_training(images: Tensor, training: Tensor) -> Tensor:
@@ -85,42 +87,38 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     data = images_of(tokenizer.provenance.config.data, args)
     source, size = open_source(data, "train"), tokenizer.image_size
     extractor = EXTRACTORS[args.extractor](assets_of(args)).to(world.device)
-    reference, reference_facts = reference_moments(source, "train", size, extractor, args.output.parent, world)
+    reference, reference_facts = reference_moments(source, "train", data, extractor, args.output.parent, world)
     ids = torch.arange(args.num_fid_samples)
     labels = ids % gpt.config.num_classes
     # whole batches are dealt to the ranks in turn, so that batches have the same shapes for any number of processes
     chunks = ids.split(args.per_proc_batch_size)[world.rank :: world.size]
     moments, noise_moments = Moments(extractor.dim), Moments(extractor.dim)
-    tokens, images = [], []
+    classifier = load_classifier(args.classifier) if args.classifier is not None else None
+    with_noise = extractor.metric != "fid"  # a scale for the offline metric; FID has its own
+    tokens, right = [torch.zeros(0, gpt.config.num_tokens, dtype=torch.long)], torch.zeros(1, dtype=torch.float64)
     for chunk in tqdm(chunks, desc="generation", disable=None if world.is_main else True):
         for made_tokens, made in sample_images(gpt, tokenizer, labels[chunk], chunk, settings, len(chunk)):
             moments.update(extractor(made.to(world.device)))
-            noise_moments.update(extractor(noise_images(len(chunk), size, int(chunk[0])).to(world.device)))
             tokens.append(made_tokens)
-            images.append(made)
+            if with_noise:
+                noise_moments.update(extractor(noise_images(len(chunk), size, int(chunk[0])).to(world.device)))
+            if classifier is not None:
+                right += (classify(classifier, made) == labels[chunk]).sum()
     own_ids = torch.cat(chunks) if chunks else ids[:0]
     metric = extractor.metric
-    metrics = {
-        "gfid" if metric == "fid" else f"{metric}_generated": moments_distance(moments.merged(world), reference),
-        f"{metric}_noise": moments_distance(noise_moments.merged(world), reference),
-    }
-    all_tokens = _gather_by_id(
-        torch.cat(tokens) if tokens else torch.zeros(0, gpt.config.num_tokens, dtype=torch.long),
-        own_ids,
-        world,
-        len(ids),
-    )
+    name = "gfid" if metric == "fid" else f"{metric}_generated"
+    metrics = {name: moments_distance(moments.merged(world), reference)}
+    if with_noise:
+        metrics[f"{metric}_noise"] = moments_distance(noise_moments.merged(world), reference)
+    if classifier is not None:
+        metrics["label_agreement"] = world.sum(right.to(world.device)).item() / len(ids)
+    all_tokens = _gather_by_id(torch.cat(tokens), own_ids, world, len(ids))
+    if not world.is_main:
+        return
     if args.code_path is not None:
         store = CodeStore(args.code_path, "train")
         store.require(tokenizer.provenance.fingerprint, args.vq_ckpt)
-        metrics |= sequence_shares(all_tokens.numpy(), np.asarray(store.codes))
-    if args.classifier is not None:
-        right = torch.zeros(1, dtype=torch.float64)
-        if images:
-            right += (classify(load_classifier(args.classifier), torch.cat(images)) == labels[own_ids]).sum()
-        metrics["label_agreement"] = world.sum(right.to(world.device)).item() / len(ids)
-    if not world.is_main:
-        return
+        metrics |= sequence_shares(all_tokens.numpy(), store.codes)
     protocol = {
         "kind": "generation",
         "num_images": len(ids),
@@ -146,8 +144,8 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         "gpt": {k: getattr(gpt.provenance, k) for k in ("path", "weights", "fingerprint", "stamp")},
         "precision": str(gpt.output.weight.dtype).removeprefix("torch."),
     }
-    _save_examples(args, gpt, tokenizer, settings, source, size)
     write_result(args.output, metrics, protocol)
+    _save_examples(args, gpt, tokenizer, settings, source, data.skip_broken)
     logger.info("%s: %s", args.output, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
 
 
@@ -158,7 +156,7 @@ def _gather_by_id(tokens: Tensor, ids: Tensor, world: World, count: int) -> Tens
     return world.sum(table).cpu()
 
 
-def _save_examples(args: argparse.Namespace, gpt, tokenizer, settings, source, size: int) -> None:
+def _save_examples(args: argparse.Namespace, gpt, tokenizer, settings, source, skip_broken: bool) -> None:
     """The first samples of each class and the training image nearest to each, for the report."""
     classes = min(SHOWN_CLASSES, gpt.config.num_classes)
     ids = torch.arange(SHOWN_PER_CLASS * gpt.config.num_classes)
@@ -169,7 +167,7 @@ def _save_examples(args: argparse.Namespace, gpt, tokenizer, settings, source, s
         order
     ]
     candidates = np.sort(np.random.default_rng(0).permutation(len(source))[:NEAREST_CANDIDATES])
-    training = centre_batch(source, size, candidates)
+    training = centre_batch(source, tokenizer.image_size, candidates, skip_broken)
     nearest = training[nearest_training(made, training)]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     np.savez(

@@ -78,7 +78,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     extractor = EXTRACTORS[args.extractor](assets_of(args)).to(world.device)
     reference_source = source if args.reference == "val" else open_source(data, "train")
     reference, reference_facts = reference_moments(
-        reference_source, args.reference, size, extractor, args.output.parent, world
+        reference_source, args.reference, data, extractor, args.output.parent, world
     )
     made_moments, real_moments = Moments(extractor.dim), Moments(extractor.dim)
     usage = CodeUsage(tokenizer.quantizer.codebook_size)
@@ -88,7 +88,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     starts = range(0, len(source), args.per_proc_batch_size)[world.rank :: world.size]
     for start in tqdm(starts, desc="reconstruction", disable=None if world.is_main else True):
         rows = range(start, min(start + args.per_proc_batch_size, len(source)))
-        originals = centre_batch(source, size, rows)
+        originals = centre_batch(source, size, rows, data.skip_broken)
         indices = tokenizer.encode(to_float(originals.to(world.device))).indices
         made = to_uint8(tokenizer.decode_indices(indices)).cpu()
         usage.update(indices)

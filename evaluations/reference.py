@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from engine.config import logger
-from engine.datasets import ImageSource, centre_batch
+from engine.datasets import DataConfig, ImageSource, centre_batch
 from engine.distributed import World
 from evaluations.statistics import Moments
 
@@ -26,6 +26,7 @@ def describe_reference(source: ImageSource, split: str, image_size: int, extract
         "data": source.name,
         "split": split,
         "num_images": len(source),
+        "content": source.identity(),
         "image_size": image_size,
         "crop": "centre",
         "extractor": extractor.metric,
@@ -34,12 +35,12 @@ def describe_reference(source: ImageSource, split: str, image_size: int, extract
 
 
 def reference_moments(
-    source: ImageSource, split: str, image_size: int, extractor: nn.Module, cache_dir: Path, world: World
+    source: ImageSource, split: str, data: DataConfig, extractor: nn.Module, cache_dir: Path, world: World
 ) -> tuple[Moments, dict[str, Any]]:
     """Moments of all images of `source`, from the cache where the same ones were computed before; and their
     description.
     """
-    facts = describe_reference(source, split, image_size, extractor)
+    facts = describe_reference(source, split, data.image_size, extractor)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_dir / f"reference_{key}.npz"
     if path.is_file():
@@ -51,7 +52,7 @@ def reference_moments(
     starts = range(0, len(source), BATCH)[world.rank :: world.size]
     for start in tqdm(starts, desc=f"reference features ({split})", disable=None if world.is_main else True):
         rows = range(start, min(start + BATCH, len(source)))
-        moments.update(extractor(centre_batch(source, image_size, rows).to(world.device)))
+        moments.update(extractor(centre_batch(source, data.image_size, rows, data.skip_broken).to(world.device)))
     moments = moments.merged(world)
     if world.is_main:
         cache_dir.mkdir(parents=True, exist_ok=True)

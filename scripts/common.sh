@@ -46,6 +46,13 @@ find_python() {
     die "no environment with torch, timm and the rest found (${active:+$active, }$REPO_ROOT/.venv); run: bash env_install.sh"
 }
 
+# Where to install what is missing: into the active environment if it has the rest, else into .venv. As find_python chooses.
+install_target() {
+    local active
+    active=$(active_env)
+    if [ -n "$active" ] && has_packages "$active/bin/python"; then echo active; else echo venv; fi
+}
+
 # For the training scripts: turns `[FILE] [override ...]` into arguments of `python -m`, in the array `arguments`.
 # $1 is the name and $2 the value of the variable that stands in for FILE. --help and --config are handed through.
 config_arguments() {

@@ -4,6 +4,7 @@ set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 cd "$REPO_ROOT"
 
-bash env_install.sh --extras quickstart
+unset TORCH_RUN_PATH # everything runs in the environment that is installed into here
+bash env_install.sh --env "$(install_target)" --extras quickstart
 . ./set_env_vars.sh
 exec "$(find_python)" -m evaluations.quickstart "$@"

@@ -5,10 +5,7 @@ set -euo pipefail
 cd -- "$REPO_ROOT"
 unset TORCH_RUN_PATH # the tests run in the environment that is installed into here
 
-environment=venv
-active=$(active_env)
-if [ -n "$active" ] && has_packages "$active/bin/python"; then environment=active; fi
-bash env_install.sh --env "$environment" --extras quickstart,dev
+bash env_install.sh --env "$(install_target)" --extras quickstart,dev
 
 # a test that looks for weights on a hub must fail at once, not after a minute of retries
 export HF_HUB_OFFLINE=1

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -76,8 +77,7 @@ def write_codes(folder: Path, fingerprint: str, num_images: int = 12, seed: int 
         writer = CodeWriter(folder, manifest, num_images, rank=0)
         writer.create(rng.integers(0, 2, num_images))
         for block in writer.pending(0, 1):
-            writer.codes[block.start : block.stop] = rng.integers(0, 16, (len(block), 2, 4))
-        writer.codes.flush()
+            writer.write(block, torch.from_numpy(rng.integers(0, 16, (len(block), 2, 4))))
         writer.finish()
 
 

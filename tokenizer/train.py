@@ -47,11 +47,13 @@ class SemanticConfig:
     def __post_init__(self) -> None:
         if self.teacher:
             lookup(TEACHERS, self.teacher, "semantic.teacher")
+        if self.weight < 0:
+            raise ConfigError(f"semantic.weight={self.weight} must be 0 or more")
 
 
 @dataclass(kw_only=True, slots=True)
 class ValidationConfig:
-    """Held-out images that are looked at during training (the first ones of the `val` split)."""
+    """Held-out images that are looked at during training: a fixed random choice of the `val` split."""
 
     num_images: int = 500
     batch_size: int = 25
@@ -197,11 +199,11 @@ def build_task(
 
 
 def validation_images(config: TokenizerTrainConfig) -> Validation | None:
-    """The first held-out images, or None where the config names none."""
+    """Fixed held-out images, the same for every seed, or None where the config names none."""
     if not has_split(config.data, "val"):
         return None
     source = open_source(config.data, "val")
-    order = np.random.default_rng(config.loop.seed).permutation(len(source))[: config.validation.num_images]
+    order = np.random.default_rng(0).permutation(len(source))[: config.validation.num_images]
     images = centre_batch(source, config.data.image_size, np.sort(order), config.data.skip_broken)
     return Validation(images, config.validation.batch_size)
 
@@ -211,6 +213,8 @@ def train(config: TokenizerTrainConfig, world: World) -> None:
     check_batch(config.data.global_batch_size, world, config.loop.grad_accum)
     source = open_source(config.data, "train")
     validation = validation_images(config)
+    if validation is not None and len(validation.images_u8) < world.size:
+        raise ConfigError(f"validation.num_images must be {world.size} or more, one image a process")
     run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
     try:
         task = build_task(config, world, run, source, validation)

@@ -53,11 +53,11 @@ def kill_after(monkeypatch, blocks: int) -> None:
     """The process dies before it writes block number `blocks` + 1."""
     write, done = CodeWriter.write, []
 
-    def dying(self, block, values):
+    def dying(self, block, values, labels=None):
         if len(done) >= blocks:
             raise Killed
         done.append(block)
-        write(self, block, values)
+        write(self, block, values, labels)
 
     monkeypatch.setattr(CodeWriter, "write", dying)
 
@@ -70,7 +70,7 @@ def test_codes_are_those_of_each_view_encoded_alone(tokenizer, source, tmp_path,
     assert store.codes.shape == (COUNT, NUM_VIEWS[views], 8)
     assert store.codes.dtype == np.uint16
     for i in range(COUNT):
-        for v, view in enumerate(views_of(source, i, 16, views)):
+        for v, view in enumerate(views_of(source, i, 16, views)[0]):
             assert store.tokens(i, v).tolist() == tokenizer.encode(to_float(view[None])).indices[0].tolist(), (i, v)
     assert store.labels.tolist() == source.labels.tolist()
     assert store.manifest == CodesManifest(
@@ -93,10 +93,10 @@ def test_views_are_centre_mirror_and_ten_crops(source):
     """Ten crops: of the centre crop to int(1.1 size), corners TL TR BL BR, centre, then the same five mirrored."""
     image = source.image(3)
     centre = centre_crop(image, 16)
-    assert torch.equal(views_of(source, 3, 16, "centre"), image_tensor(centre)[None])
+    assert torch.equal(views_of(source, 3, 16, "centre")[0], image_tensor(centre)[None])
     flipped = torch.stack([image_tensor(centre), image_tensor(ImageOps.mirror(centre))])
-    assert torch.equal(views_of(source, 3, 16, "flip"), flipped)
-    crops = views_of(source, 3, 16, "ten-crop")
+    assert torch.equal(views_of(source, 3, 16, "flip")[0], flipped)
+    crops = views_of(source, 3, 16, "ten-crop")[0]
     big = centre_crop(image, 17)
     assert torch.equal(crops, torch.stack([image_tensor(crop) for crop in TenCrop(16)(big)]))
     pixels = image_tensor(big)

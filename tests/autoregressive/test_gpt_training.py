@@ -140,9 +140,12 @@ def test_validation_is_the_mean_over_held_out_images(given, world):
 def test_only_the_asked_number_of_images_is_validated(given, world):
     task = task_of(given, world, num_validation=5)
     store = CodeStore(given / "codes", "val")
-    tokens = torch.stack([store.tokens(i, 0) for i in range(5)])
+    rows = task.rows
+    assert len(set(rows.tolist())) == 5 and rows.tolist() != list(range(5)), "a choice over all classes"
+    assert rows.tolist() == task_of(given, world, num_validation=5).rows.tolist(), "the same in every run"
+    tokens = torch.stack([store.tokens(i, 0) for i in rows])
     with torch.no_grad():
-        expected = next_token_loss(task.gpt.module.eval()(torch.from_numpy(store.labels[:5]), tokens), tokens)
+        expected = next_token_loss(task.gpt.module.eval()(torch.from_numpy(store.labels[rows]), tokens), tokens)
     assert task.evaluate(0)["val/loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 

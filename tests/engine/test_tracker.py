@@ -23,6 +23,7 @@ def without_time(records):
 def test_a_run_folder_holds_its_config_and_log(tmp_path, world):
     """config.yaml loads to the same config; log.txt has what was said, and nothing after the end."""
     run = open_run(tmp_path / "a" / "run", world)
+    run.write_config()
     run.say("hello")
     run.grid("step_1", torch.zeros(2, 3, 4, 4), 2)
     run.close()

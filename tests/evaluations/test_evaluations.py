@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import mini
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 from skimage.metrics import structural_similarity
+from torch import nn
 
+from autoregressive import load_gpt
 from autoregressive.codes import CodesError, CodeStore
 from autoregressive.extract_codes import extract_split
 from autoregressive.generate import Guidance, generate, seeded_draw
@@ -25,7 +28,7 @@ from evaluations.classifier import ClassifierTrainConfig
 from evaluations.features import EXTRACTORS, Lite0Extractor
 from evaluations.protocol import read_result
 from evaluations.reference import reference_moments
-from evaluations.small_cnn import Classifier, classify, load_classifier
+from evaluations.small_cnn import Classifier, classify
 from evaluations.statistics import Moments
 from tokenizer import load_tokenizer
 
@@ -107,7 +110,7 @@ def test_reconstruction_metrics_are_those_of_a_plain_computation(given, tmp_path
     features = Lite0Extractor(AssetsConfig())
     distance = plain_frechet(features(made), features(originals))
     assert metrics["frechet_lite0_reconstruction"] == pytest.approx(distance, rel=1e-3)
-    assert metrics["frechet_lite0_real"] == pytest.approx(0, abs=1e-6), "the split itself is the reference"
+    assert metrics["frechet_lite0_real"] == pytest.approx(0, abs=1e-3), "the split itself is the reference"
     assert set(metrics) == {
         "psnr", "ssim", "ssim_range2", "codebook_usage", "codebook_perplexity",
         "frechet_lite0_reconstruction", "frechet_lite0_real",
@@ -118,6 +121,7 @@ def test_reconstruction_says_how_its_numbers_were_made(given, tmp_path, monkeypa
     """Images, crop, rounding, reference, extractor weights, tokenizer, precision, library versions."""
     result = reconstruct(given, monkeypatch, world, tmp_path / "r.json", "--reference", "train")
     protocol = result["protocol"]
+    assert protocol["reference"].pop("content")  # what tells two folders of one name apart
     assert protocol["reference"] == {
         "data": "mnist5k",
         "split": "train",
@@ -168,8 +172,22 @@ def test_reconstruction_does_not_depend_on_batches_or_ranks(given, tmp_path, mon
     assert_same(results)
 
 
-def test_inception_gives_rfid_and_says_that_its_weights_are_random(given, tmp_path, monkeypatch, world):
-    """Only against the split itself; the stand-in is stamped."""
+class SmallInception(nn.Module):
+    """In the place of Inception, whose 2,048 features take half a minute of eigenvalues: 6 numbers an image."""
+
+    dim, metric = 6, "fid"
+
+    def __init__(self, assets):
+        super().__init__()
+        self.stamp = "random" if assets.random_stand_in else "a file"
+
+    def forward(self, images_u8):
+        return torch.cat([images_u8.float().mean((2, 3)), images_u8.float().std((2, 3))], dim=1) / 100
+
+
+def test_only_inception_gives_rfid_and_gfid(given, tmp_path, monkeypatch, world):
+    """rFID only against the split itself; weights that are random are stamped in the result."""
+    monkeypatch.setitem(EXTRACTORS, "inception", SmallInception)
     flags = ["--extractor", "inception", "--random-stand-in"]
     result = reconstruct(given, monkeypatch, world, tmp_path / "val" / "r.json", *flags)
     assert {"rfid", "fid_real"} <= result["metrics"].keys()
@@ -177,6 +195,8 @@ def test_inception_gives_rfid_and_says_that_its_weights_are_random(given, tmp_pa
     assert result["protocol"]["reference"]["extractor_weights"] == "random"
     other = reconstruct(given, monkeypatch, world, tmp_path / "train" / "r.json", *flags, "--reference", "train")
     assert "rfid" not in other["metrics"] and "fid_reconstruction" in other["metrics"]
+    made = generate_images(given, monkeypatch, world, tmp_path / "g.json", *flags)
+    assert made["metrics"].keys() == {"gfid"}
 
 
 def test_inception_resizes_as_tensorflow_1_did():
@@ -201,13 +221,28 @@ def generate_images(given, monkeypatch, world, output, *flags):
     return run(generation, monkeypatch, world, output, *own, *flags)
 
 
+class Brightness(nn.Linear):
+    """A classifier whose answer depends on the sample: the class of its grey level, modulo 4."""
+
+    def __init__(self):
+        super().__init__(1, 1)
+
+    def forward(self, images):
+        level = (images.mean((1, 2, 3)) * 200).round().long() % 4
+        return nn.functional.one_hot(level, 4).float()
+
+
+@pytest.fixture
+def by_brightness(monkeypatch):
+    monkeypatch.setattr(generation, "load_classifier", lambda path: Brightness())
+
+
+@pytest.mark.usefixtures("by_brightness")
 def test_generation_metrics_are_those_of_a_plain_computation(given, tmp_path, monkeypatch, world):
     """Samples of balanced classes by number; the distance by scipy; shares by sets; agreement by the classifier."""
     flags = ["--code-path", given / "codes", "--classifier", given / "classifier", "--cfg-scale", "1.5", "--seed", "6"]
     result = generate_images(given, monkeypatch, world, tmp_path / "g.json", *flags, "--per-proc-batch-size", 7)
     tokenizer, metrics = load_tokenizer(given / "tokenizer"), result["metrics"]
-    from autoregressive import load_gpt
-
     gpt, labels = load_gpt(given / "gpt"), torch.arange(SAMPLES) % 4
     tokens = generate(gpt, labels, draw=seeded_draw(6, torch.arange(SAMPLES), 8), guidance=Guidance(scale=1.5))
     made = to_uint8(tokenizer.decode_indices(tokens))
@@ -217,9 +252,10 @@ def test_generation_metrics_are_those_of_a_plain_computation(given, tmp_path, mo
     assert metrics["distinct"] == len({tuple(t) for t in tokens.tolist()}) / SAMPLES
     known = {tuple(view) for image in CodeStore(given / "codes", "train").codes.tolist() for view in image}
     assert metrics["memorised"] == sum(tuple(t) in known for t in tokens.tolist()) / SAMPLES
-    agreement = (classify(load_classifier(given / "classifier"), made) == labels).double().mean().item()
-    assert metrics["label_agreement"] == pytest.approx(agreement, abs=0.04 + 1e-9)
-    assert metrics["frechet_lite0_noise"] > 0
+    assert metrics["label_agreement"] == (classify(Brightness(), made) == labels).double().mean().item()
+    noise = torch.cat([generation.noise_images(len(c), 16, int(c[0])) for c in torch.arange(SAMPLES).split(7)])
+    of_noise = plain_frechet(features(noise), features(pixels("train")))
+    assert metrics["frechet_lite0_noise"] == pytest.approx(of_noise, rel=1e-3)
     assert set(metrics) == {
         "frechet_lite0_generated", "frechet_lite0_noise", "distinct", "memorised", "label_agreement",
     }  # fmt: skip
@@ -250,6 +286,7 @@ def test_generation_says_how_its_numbers_were_made(given, tmp_path, monkeypatch,
     assert result["metrics"].keys() == {"frechet_lite0_generated", "frechet_lite0_noise"}
 
 
+@pytest.mark.usefixtures("by_brightness")
 def test_generation_does_not_depend_on_batches_or_ranks(given, tmp_path, monkeypatch, world):
     """The same samples, so the same numbers; noise is drawn batch by batch."""
     flags = ["--code-path", given / "codes", "--classifier", given / "classifier"]
@@ -266,8 +303,7 @@ def test_generation_does_not_depend_on_batches_or_ranks(given, tmp_path, monkeyp
         args = generation.parse_args()
         mini.on_ranks(ranks, lambda w, a=args: generation.evaluate(a, w))
         results.append(read_result(output)["metrics"])
-    assert_same(results, skip=("frechet_lite0_noise", "label_agreement"), rel=2e-3)
-    assert [r["label_agreement"] for r in results] == pytest.approx([results[0]["label_agreement"]] * 4, abs=0.041)
+    assert_same(results, skip=("frechet_lite0_noise",), rel=2e-3)
     assert results[2]["frechet_lite0_noise"] == pytest.approx(results[0]["frechet_lite0_noise"], rel=1e-6)
 
 
@@ -278,8 +314,6 @@ def test_generation_keeps_examples_beside_their_nearest_training_images(given, t
         images, labels, nearest = stored["images"], stored["labels"], stored["nearest"]
         assert stored["class_names"].tolist() == ["0", "1", "2", "3"] and stored["num_candidates"] == 30
     assert labels.tolist() == [c for c in range(4) for _ in range(8)]
-    from autoregressive import load_gpt
-
     ids = torch.tensor([4 * n + c for c in range(4) for n in range(8)])
     tokens = generate(load_gpt(given / "gpt"), ids % 4, draw=seeded_draw(6, ids, 8))
     expected = to_uint8(load_tokenizer(given / "tokenizer").decode_indices(tokens)).numpy()
@@ -306,21 +340,27 @@ def test_pairs_and_codes_that_do_not_belong_together_are_refused(given, tmp_path
 # ---------------------------------------------------------------------------------------------- reference statistics
 def test_reference_statistics_are_computed_once_and_kept(tmp_path, monkeypatch, world):
     """The second call reads the file; other images, sizes or weights have a file of their own."""
-    extractor, source = Lite0Extractor(AssetsConfig()), IMAGES["train"]
-    first, facts = reference_moments(source, "train", 16, extractor, tmp_path, world)
+    extractor, data = Lite0Extractor(AssetsConfig()), mini.tokenizer_config().data
+
+    def moments_of(split, image_size=16):
+        sized = replace(data, image_size=image_size)
+        return reference_moments(IMAGES[split], split, sized, extractor, tmp_path, world)
+
+    first, facts = moments_of("train")
     expected = extractor(pixels("train")).double().numpy()
     np.testing.assert_allclose(first.mean(), expected.mean(0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(first.covariance(), np.cov(expected.T), rtol=1e-2, atol=1e-5)
     forward = extractor.forward
     monkeypatch.setattr(extractor, "forward", lambda images: pytest.fail("computed again"))
-    again, same_facts = reference_moments(source, "train", 16, extractor, tmp_path, world)
+    again, same_facts = moments_of("train")
     assert facts == same_facts and again.count == first.count == 30
     assert np.array_equal(again.mean(), first.mean()) and np.array_equal(again.covariance(), first.covariance())
     monkeypatch.setattr(extractor, "forward", forward)
-    reference_moments(IMAGES["val"], "val", 16, extractor, tmp_path, world)
+    moments_of("val")
+    moments_of("train", image_size=8)
     monkeypatch.setattr(extractor, "stamp", "other weights")
-    reference_moments(source, "train", 16, extractor, tmp_path, world)
-    assert len(list(tmp_path.glob("reference_*.npz"))) == 3
+    moments_of("train")
+    assert len(list(tmp_path.glob("reference_*.npz"))) == 4
 
 
 @pytest.mark.parametrize("parts", [[20, 30], [0, 50], [49, 1, 0]])

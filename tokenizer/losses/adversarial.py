@@ -29,6 +29,8 @@ class DiscriminatorConfig:
 
     def __post_init__(self) -> None:
         lookup({"none": None, **DISCRIMINATORS}, self.name, "loss.discriminator.name")
+        if self.weight < 0:
+            raise ConfigError(f"loss.discriminator.weight={self.weight} must be 0 or more")
         if self.num_layers < 1 or self.base_channels < 1:
             raise ConfigError("loss.discriminator: num_layers and base_channels must be 1 or more")
 

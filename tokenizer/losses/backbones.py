@@ -7,7 +7,6 @@ Networks are frozen and stay in evaluation mode whatever happens around them.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import warnings
 from pathlib import Path
@@ -104,7 +103,6 @@ def timm_vit(asset: str, image_size: int, assets: AssetsConfig) -> tuple[Frozen,
         except (RuntimeError, OSError, SafetensorError) as error:
             raise AssetError(f"{resolved.path} does not fit {model_name}: {' '.join(str(error).split())}") from error
     else:
-        os.environ.pop("HF_HUB_OFFLINE", None)
         network = timm.create_model(model_name, pretrained=True, **options)
     return Frozen(network), resolved.stamp
 

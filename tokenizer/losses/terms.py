@@ -23,6 +23,10 @@ class ShortcutConfig:
     reconstruction_weight: float = 1.0  # of pixel and perceptual loss of the direct reconstruction; 0 = not computed
     feature_weight: float = 1.0  # of mean |sg(encoder features) - decoder features|^2
 
+    def __post_init__(self) -> None:
+        if min(self.reconstruction_weight, self.feature_weight) < 0:
+            raise ConfigError("loss.shortcut: reconstruction_weight and feature_weight must be 0 or more")
+
 
 @dataclass(kw_only=True, slots=True)
 class LossConfig:

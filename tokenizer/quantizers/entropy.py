@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from engine.distributed import full_precision
+
 DISTANCE_EPS = 1e-12  # below it a plain distance has no usable gradient
 LOG_EPS = 1e-5  # inside the logarithm of the mean distribution, as released
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # table entries held at a time
@@ -63,17 +65,18 @@ class _StreamedEntropies(torch.autograd.Function):
         to_mean = -((mean_p + LOG_EPS).log() + mean_p / (mean_p + LOG_EPS)) * grad_codebook
         grad_z, grad_e = torch.empty_like(z), torch.zeros_like(codebook)
         rows = rows_per_chunk(codebook)
-        for start in range(0, z.shape[0], rows):
-            chunk = z[start : start + rows]
-            log_p, distance = log_assignment(chunk, codebook, ctx.temperature, ctx.squared)
-            p = log_p.exp()
-            entropy = -(p * log_p).sum(1, keepdim=True)
-            inner = to_mean - (p * to_mean).sum(1, keepdim=True) - grad_sample * (log_p + entropy)
-            g = p * inner * (2 / (ctx.temperature * z.shape[0]))  # of -squared distance / 2
-            if not ctx.squared:
-                g = g / (2 * distance)
-            grad_z[start : start + rows] = g @ codebook - chunk * g.sum(1, keepdim=True)
-            grad_e += g.T @ chunk - codebook * g.sum(0).unsqueeze(1)
+        with full_precision(z.device):
+            for start in range(0, z.shape[0], rows):
+                chunk = z[start : start + rows]
+                log_p, distance = log_assignment(chunk, codebook, ctx.temperature, ctx.squared)
+                p = log_p.exp()
+                entropy = -(p * log_p).sum(1, keepdim=True)
+                inner = to_mean - (p * to_mean).sum(1, keepdim=True) - grad_sample * (log_p + entropy)
+                g = p * inner * (2 / (ctx.temperature * z.shape[0]))  # of -squared distance / 2
+                if not ctx.squared:
+                    g = g / (2 * distance)
+                grad_z[start : start + rows] = g @ codebook - chunk * g.sum(1, keepdim=True)
+                grad_e += g.T @ chunk - codebook * g.sum(0).unsqueeze(1)
         return grad_z, grad_e, None, None
 
 

@@ -126,13 +126,13 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def init_from_latents(self) -> None:
         """Sets the codebook to `KMEANS_ROUNDS` rounds of k-means on the recent latents (those of the warm-up)."""
-        points = self.recent_latents[self.recent_latents.abs().sum(1) > 0].float()
+        points = self.recent_latents[self.recent_latents.abs().sum(1) > 0].float().cpu()  # the same bits on every rank
         if len(points) < self.codebook_size:
             raise ConfigError(
                 f"k-means for {self.codebook_size} codes has {len(points)} latents; raise vq.warmup_steps"
             )
         generator = torch.Generator().manual_seed(0)
-        centres = points[torch.randperm(len(points), generator=generator)[: self.codebook_size].to(points.device)]
+        centres = points[torch.randperm(len(points), generator=generator)[: self.codebook_size]]
         for _ in range(KMEANS_ROUNDS):
             owner = self.nearest(points, centres)
             counts = torch.bincount(owner, minlength=self.codebook_size)
