@@ -31,9 +31,6 @@ case " ${*:3:1} " in " --help " | " -h ") num_processes=1 num_nodes=1 ;; esac
 # a folder named `tokenizer` where the user stands must not hide ours: PYTHONPATH alone decides
 export PYTHONSAFEPATH=1
 
-# On CPUs: threads that wait sleep instead of spinning. Where the cores are shared, spinning costs up to ten times the time.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
-
 # `exec`, so that SIGTERM reaches the training, which saves and exits cleanly
 if [ "$num_processes" -eq 1 ] && [ "$num_nodes" -eq 1 ]; then
     exec "$python" "$@"
