@@ -16,7 +16,8 @@ Series = Mapping[str, Sequence[tuple[float, float]]]
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers that cover low..high."""
     if not high > low:
-        low, high = low - 0.5, high + 0.5
+        margin = max(0.5, abs(low) * 1e-3)
+        low, high = low - margin, high + margin
     raw = (high - low) / count
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw * 0.999)
