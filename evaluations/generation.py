@@ -84,6 +84,9 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     gpt = gpt_from(args, tokenizer, world.device)
     if args.num_fid_samples < 2:
         raise UserError(f"--num-fid-samples {args.num_fid_samples}: statistics need 2 or more")
+    store = CodeStore(args.code_path, "train") if args.code_path is not None else None
+    if store is not None:  # hours before it is needed
+        store.require(tokenizer.provenance.fingerprint, args.vq_ckpt)
     data = images_of(tokenizer.provenance.config.data, args)
     source, size = open_source(data, "train"), tokenizer.image_size
     extractor = EXTRACTORS[args.extractor](assets_of(args)).to(world.device)
@@ -115,9 +118,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     all_tokens = _gather_by_id(torch.cat(tokens), own_ids, world, len(ids))
     if not world.is_main:
         return
-    if args.code_path is not None:
-        store = CodeStore(args.code_path, "train")
-        store.require(tokenizer.provenance.fingerprint, args.vq_ckpt)
+    if store is not None:
         metrics |= sequence_shares(all_tokens.numpy(), store.codes)
     protocol = {
         "kind": "generation",

@@ -14,7 +14,7 @@ from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, C
 from autoregressive.extract_codes import NUM_VIEWS, extract_split, views_of
 from engine.checkpoint import fingerprint
 from engine.datasets import DATASETS
-from engine.images import centre_crop, image_tensor, to_float
+from engine.images import ImageError, centre_crop, image_tensor, to_float
 from tokenizer.loading import Provenance
 
 COUNT = 23
@@ -140,6 +140,27 @@ def test_a_block_counts_only_once_it_is_on_disk(tokenizer, tmp_path, world, monk
     half = np.load(tmp_path / "killed" / "train" / "codes.npy")
     assert np.array_equal(half[:4], expected[:4]) and not half[4:].any()
     assert np.array_equal(extract(tokenizer, tmp_path / "killed", world).codes, expected)
+
+
+def test_an_unreadable_image_stops_the_extraction_or_gives_way_to_the_next_one(tokenizer, source, tmp_path, world):
+    """By option, and counted with the label of the image that took its place; its codes are that image's, too."""
+    image = source.image
+
+    def broken(index):
+        if index in (3, 4, COUNT - 1):
+            raise ImageError(f"image {index} is torn")
+        return image(index)
+
+    source.image = broken
+    with pytest.raises(ImageError, match="image 3 is torn"):
+        extract(tokenizer, tmp_path / "strict", world)
+    data = replace(tokenizer.provenance.config.data, skip_broken=True)
+    extract_split(tokenizer, data, "train", "flip", tmp_path / "lenient", 8, world)
+    store = CodeStore(tmp_path / "lenient", "train")
+    for index, taken in ((3, 5), (4, 5), (COUNT - 1, 0)):
+        assert np.array_equal(store.codes[index], store.codes[taken])
+        assert store.labels[index] == source.labels[taken]
+    assert store.labels[2] == source.labels[2]
 
 
 def test_two_ranks_write_what_one_writes(tokenizer, tmp_path, world, monkeypatch):

@@ -5,6 +5,7 @@ import shutil
 from types import SimpleNamespace
 
 import mini
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from autoregressive import load_gpt
-from autoregressive.codes import CodesError, CodeStore
+from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, CodeWriter
 from autoregressive.generate import Guidance, generate, seeded_draw
 from autoregressive.gpt import GPT
 from autoregressive.loading import require_pair
@@ -147,6 +148,22 @@ def test_only_the_asked_number_of_images_is_validated(given, world):
     with torch.no_grad():
         expected = next_token_loss(task.gpt.module.eval()(torch.from_numpy(store.labels[rows]), tokens), tokens)
     assert task.evaluate(0)["val/loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_ten_crops_are_validated_on_their_centre(given, tmp_path, world):
+    """The fifth view is the crop at the centre: the one that stands for the image itself."""
+    facts = {"num_views": 10, "num_tokens": 4, "codebook_size": 16, "image_size": 8, "views": "ten-crop"}
+    manifest = CodesManifest(FORMAT, "f", "t", "val", "x", 6, class_names=["a", "b"], **facts)
+    writer, values = CodeWriter(tmp_path, manifest, 6, 0), torch.randint(0, 16, (6, 10, 4))
+    writer.create(np.arange(6) % 2)
+    writer.write(writer.pending(0, 1)[0], values)
+    writer.finish()
+    task = task_of(given, world)
+    options = {"precision": "fp32", "num_validation": 100, "batch_size": 4}
+    crops = GPTTask(task.gpt, world=world, validation=CodeStore(tmp_path, "val"), **options)
+    with torch.no_grad():
+        expected = next_token_loss(task.gpt.module.eval()(torch.arange(6) % 2, values[:, 4]), values[:, 4]).item()
+    assert crops.evaluate(0)["val/loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_preview_shows_four_samples_of_each_class(given, world):

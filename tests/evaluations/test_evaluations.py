@@ -325,8 +325,9 @@ def test_generation_keeps_examples_beside_their_nearest_training_images(given, t
 
 
 def test_pairs_and_codes_that_do_not_belong_together_are_refused(given, tmp_path, monkeypatch, world):
-    """A GPT beside a tokenizer of other sizes, codes of another tokenizer, too few samples: no result file."""
+    """No GPT, codes of another tokenizer, too few samples: told before anything is sampled."""
     output = tmp_path / "g.json"
+    monkeypatch.setattr(generation, "sample_images", lambda *args: pytest.fail("sampled"))
     foreign = ["--vq-ckpt", given / "other", "--gpt-ckpt", given / "gpt", "--num-fid-samples", 10]
     with pytest.raises(CodesError, match="another tokenizer"):
         run(generation, monkeypatch, world, output, *foreign, "--code-path", given / "codes")

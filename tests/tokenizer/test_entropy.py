@@ -13,9 +13,10 @@ from tokenizer.quantizers import entropy
 from tokenizer.quantizers.entropy import LOG_EPS, assignment_entropies
 
 
-def dense(z: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def dense(z: Tensor, codes: Tensor, temperature: float, squared: bool = True) -> tuple[Tensor, Tensor]:
     """The formula of the module docstring with the whole table."""
-    p = (-torch.cdist(z, codes, compute_mode="donot_use_mm_for_euclid_dist").square() / temperature).softmax(1)
+    distance = torch.cdist(z, codes, compute_mode="donot_use_mm_for_euclid_dist")
+    p = (-(distance.square() if squared else distance) / temperature).softmax(1)
     sample = -(p * p.clamp_min(1e-30).log()).sum(1).mean()
     mean = p.mean(0)
     return sample, -(mean * (mean + LOG_EPS).log()).sum()
@@ -29,12 +30,13 @@ def case(n: int, k: int, dim: int, dtype: torch.dtype, seed: int = 0) -> tuple[T
 
 @pytest.mark.parametrize("rows", [1, 7, 1000], ids=lambda rows: f"{rows}_rows_at_a_time")
 @pytest.mark.parametrize("temperature", [0.01, 0.5])
+@pytest.mark.parametrize("squared", [True, False], ids=["squared_distance", "plain_distance"])
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.7, -1.3)])
-def test_values_and_gradients_equal_those_of_the_whole_table(rows, temperature, weights, monkeypatch):
-    """float32, for chunks of any size and for each term alone and together."""
+def test_values_and_gradients_equal_those_of_the_whole_table(rows, temperature, squared, weights, monkeypatch):
+    """float32, for chunks of any size, for both distances, and for each term alone and together."""
     monkeypatch.setitem(entropy.CHUNK_ELEMENTS, "cpu", rows * 48)
     z, codes = case(60, 48, 8, torch.float32)
-    streamed, plain = assignment_entropies(z, codes, temperature), dense(z, codes, temperature)
+    streamed, plain = assignment_entropies(z, codes, temperature, squared), dense(z, codes, temperature, squared)
     for ours, theirs in zip(streamed, plain, strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
     ours = torch.autograd.grad(weights[0] * streamed[0] + weights[1] * streamed[1], [z, codes])
@@ -43,10 +45,21 @@ def test_values_and_gradients_equal_those_of_the_whole_table(rows, temperature, 
         torch.testing.assert_close(actual, expected, atol=2e-4 * expected.abs().max().item(), rtol=1e-3)
 
 
-def test_gradients_pass_the_numerical_check():
+@pytest.mark.parametrize("squared", [True, False])
+def test_gradients_pass_the_numerical_check(squared):
     """Finite differences in double precision, independent of any other formula."""
     z, codes = case(5, 6, 3, torch.float64)
-    assert torch.autograd.gradcheck(lambda a, b: assignment_entropies(a, b, 0.3), (z, codes))
+    assert torch.autograd.gradcheck(lambda a, b: assignment_entropies(a, b, 0.3, squared), (z, codes))
+
+
+def test_gradients_stay_finite_for_latents_that_lie_on_a_code():
+    """There a plain distance has no gradient of its own."""
+    codes = torch.eye(4).requires_grad_()
+    z = torch.eye(4)[:3].clone().requires_grad_()
+    for squared in (True, False):
+        sample, codebook = assignment_entropies(z, codes, 0.01, squared)
+        gradients = torch.autograd.grad(sample - codebook, [z, codes])
+        assert all(torch.isfinite(g).all() for g in gradients)
 
 
 @settings(max_examples=40, deadline=None)
