@@ -118,6 +118,20 @@ def test_the_config_picks_how_the_gradient_passes(option, through):
     torch.testing.assert_close(actual, wanted)
 
 
+@pytest.mark.parametrize(("distance", "temperature"), [("squared", 0.01), ("plain", 0.01), ("squared", 0.5)])
+def test_the_config_picks_the_soft_assignment_of_the_entropies(distance, temperature):
+    """Distance and temperature of the config reach the entropies; directions are compared, not lengths."""
+    vq = quantizer(entropy_distance=distance, entropy_temperature=temperature)
+    z = 3 * torch.randn(2, 8, 4)
+    out, codes = vq.train()(z, entropy=True), F.normalize(vq.codebook, dim=-1)
+    expected = entropy.assignment_entropies(
+        F.normalize(z, dim=-1).flatten(0, 1), codes, temperature, distance == "squared"
+    )
+    torch.testing.assert_close((out.losses["sample_entropy"], out.losses["codebook_entropy"]), expected)
+    default = quantizer().train()(z, entropy=True).losses["sample_entropy"]
+    assert torch.equal(out.losses["sample_entropy"], default) == ((distance, temperature) == ("squared", 0.01))
+
+
 def test_losses_send_gradients_to_one_side_each():
     """codebook moves the codes only, commitment the latents only; both are the mean squared distance."""
     vq, z = quantizer(), torch.randn(2, 8, 4, requires_grad=True)
