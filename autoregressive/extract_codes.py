@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
-from engine.config import UserError, logger, run_entry
+from engine.config import UserError, logger, positive, run_entry
 from engine.datasets import DataConfig, ImageSource, has_split, open_source, read_source
 from engine.distributed import World, distributed_world
 from engine.images import centre_crop, image_tensor, ten_crop, to_float
@@ -98,7 +98,7 @@ def parse_args() -> argparse.Namespace:
         "--flip", action="store_const", const="flip", dest="views", help="centre crop and its mirror image"
     )
     parser.add_argument("--skip-broken", action="store_true", help="replace unreadable images by their successor")
-    parser.add_argument("--batch-size", type=int, default=32, help="views at a time")
+    parser.add_argument("--batch-size", type=positive, default=32, help="views at a time")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.set_defaults(views="centre")
     return parser.parse_args()

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from autoregressive.loading import add_gpt_flags, gpt_from
 from autoregressive.sampling import add_sampler_flags, sample_images, settings_of
-from engine.config import UserError, logger, run_entry
+from engine.config import UserError, logger, positive, run_entry
 from engine.distributed import distributed_world
 from engine.images import save_grid, to_float, to_pil
 from tokenizer.loading import add_tokenizer_flags, tokenizer_from
@@ -52,10 +52,10 @@ def parse_args() -> argparse.Namespace:
     add_gpt_flags(parser)
     parser.add_argument("--class-idx", default=None, help='classes, such as "22,388"; default: the first eight')
     parser.add_argument(
-        "--qual-num", type=int, default=40, help="images in all, divided among the classes (default 40)"
+        "--qual-num", type=positive, default=40, help="images in all, divided among the classes (default 40)"
     )
     parser.add_argument("--sample-dir", type=Path, default=Path("results/samples"))
-    parser.add_argument("--per-proc-batch-size", type=int, default=32)
+    parser.add_argument("--per-proc-batch-size", type=positive, default=32)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     add_sampler_flags(parser)
     return parser.parse_args()

@@ -191,6 +191,13 @@ def check_all(problems: Sequence[str]) -> None:
         raise ConfigError("\n  ".join([*heading, *problems]))
 
 
+def positive(text: str) -> int:
+    """The argparse type of a count: a whole number from 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
 def parse_cli(schema: type[T], description: str) -> tuple[T, argparse.Namespace]:
     """The command line of a training entry:
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from autoregressive.codes import CodeStore
 from autoregressive.loading import add_gpt_flags, gpt_from
 from autoregressive.sampling import add_sampler_flags, sample_images, settings_of
-from engine.config import UserError, logger, run_entry
+from engine.config import UserError, logger, positive, run_entry
 from engine.datasets import centre_batch, open_source
 from engine.distributed import World, distributed_world
 from evaluations.features import EXTRACTORS
@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data-path", help="reference images in ImageNet layout")
     parser.add_argument("--extractor", default="efficientnet_lite0", choices=sorted(EXTRACTORS))
     parser.add_argument("--num-fid-samples", type=int, default=50000, help="images to generate (default 50000)")
-    parser.add_argument("--per-proc-batch-size", type=int, default=32)
+    parser.add_argument("--per-proc-batch-size", type=positive, default=32)
     parser.add_argument("--output", type=Path, required=True, help="result file (JSON); examples go beside it as .npz")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.set_defaults(val_path=None)

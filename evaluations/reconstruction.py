@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.config import UserError, logger, run_entry
+from engine.config import UserError, logger, positive, run_entry
 from engine.datasets import centre_batch, open_source
 from engine.distributed import World, distributed_world
 from engine.image_metrics import psnr, ssim
@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
         "--reference", default="val", choices=["val", "train"], help="images the distance is measured to"
     )
     parser.add_argument("--extractor", default="efficientnet_lite0", choices=sorted(EXTRACTORS))
-    parser.add_argument("--per-proc-batch-size", type=int, default=50)
+    parser.add_argument("--per-proc-batch-size", type=positive, default=50)
     parser.add_argument(
         "--output", type=Path, required=True, help="result file (JSON); example pairs go beside it as .npz"
     )

@@ -269,6 +269,25 @@ def test_help_of_every_entry_shows_an_example(module, capsys):
     assert all((ROOT / script).is_file() for _, script in shown if script)
 
 
+BATCHED = {
+    "tokenizer.reconstruct": "--per-proc-batch-size",
+    "autoregressive.extract_codes": "--batch-size",
+    "autoregressive.sample": "--qual-num",
+    "evaluations.generation": "--per-proc-batch-size",
+    "evaluations.reconstruction": "--per-proc-batch-size",
+}
+
+
+@pytest.mark.parametrize("module", BATCHED)
+@pytest.mark.parametrize("count", ["0", "-2", "many", "1.5"])
+def test_a_count_that_is_none_is_refused(module, count, capsys):
+    """By the parser, with the flag and what it accepts; never by a traceback later."""
+    with pytest.raises(SystemExit) as stop:
+        call(module, f"{BATCHED[module]}={count}")
+    assert stop.value.code == 2
+    assert f"{BATCHED[module]}: '{count}' is not a whole number from 1" in capsys.readouterr().err
+
+
 def test_the_public_face_stays_what_it_is():
     """`autoregressive.generate` is the function, also once its module of the same name is imported."""
     import autoregressive

@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from engine.assets import AssetError, AssetsConfig
-from engine.config import UserError, load_config, logger, run_entry
+from engine.config import UserError, load_config, logger, positive, run_entry
 from engine.datasets import DataConfig, open_source
 from engine.distributed import distributed_world
 from engine.image_metrics import psnr
@@ -79,7 +79,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data", help="instead: held-out images of a packaged set (mnist5k, twemoji, photos)")
     parser.add_argument("--num-images", type=int, default=0, help="only the first images; 0 = all")
     parser.add_argument("--sample-dir", type=Path, default=Path("results/reconstructions"))
-    parser.add_argument("--per-proc-batch-size", type=int, default=16)
+    parser.add_argument("--per-proc-batch-size", type=positive, default=16)
     parser.add_argument(
         "--qualitative", action="store_true", help="the mode of this entry; kept for published commands"
     )
