@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import mini
 import numpy as np
 import pytest
 import torch
@@ -213,16 +214,23 @@ def test_the_report_shows_samples_beside_their_neighbours(journey):
     assert all(image.tobytes() in training for image in nearest)
 
 
-def test_sample_writes_the_images_of_their_classes(journey, gpt, tokenizer, tmp_path):
+def test_sample_writes_the_images_of_their_classes(journey, tokenizer, tmp_path):
     """Image i of class c is sample number c * 2^32 + i, whatever the batch size and the number of images."""
-    run, _ = journey
-    given = ["--vq-ckpt", run / "tokenizer", "--gpt-ckpt", run / "gpt", "--class-idx", "3,7", "--qual-num", "6"]
+    gpt = load_gpt(journey[0] / "gpt")
+    gpt.class_embedding.weight *= 100  # so that six updates are enough to tell classes apart
+    gpt.output.weight *= 100
+    export = mini.export(tmp_path / "gpt", gpt.provenance.config, gpt)
+    given = ["--vq-ckpt", journey[0] / "tokenizer", "--gpt-ckpt", export, "--class-idx", "3,7", "--qual-num", "6"]
     for size in (2, 32):
         flags = ["--cfg-scale", "1.5", "--per-proc-batch-size", size, "--sample-dir", tmp_path / str(size)]
         call("autoregressive.sample", *given, *flags)
     for label in (3, 7):
         ids = torch.arange(3) + 2**32 * label
-        tokens = generate(gpt, torch.full((3,), label), draw=seeded_draw(0, ids, 16), guidance=Guidance(scale=1.5))
+        tokens, other = (
+            generate(gpt, torch.full((3,), c), draw=seeded_draw(0, ids, 16), guidance=Guidance(scale=1.5))
+            for c in (label, label - 1)
+        )
+        assert not torch.equal(tokens, other), "the class makes no difference here"
         expected = to_uint8(tokenizer.decode_indices(tokens)).int()
         for size in (2, 32):
             folder = tmp_path / str(size) / f"class_{label}"
