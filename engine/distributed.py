@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -66,6 +67,21 @@ def gather_rows(tensor: Tensor) -> Tensor:
     out = tensor.new_empty((dist.get_world_size() * tensor.shape[0], *tensor.shape[1:]))
     dist.all_gather_into_tensor(out, tensor.contiguous())
     return out
+
+
+class _MeanOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total / dist.get_world_size()
+
+    backward = forward  # the loss of every rank depends on the tensors of all of them
+
+
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """The mean over all ranks, with gradients: data parallelism then averages to the gradient of the common loss."""
+    return _MeanOverRanks.apply(tensor) if dist.is_initialized() and dist.get_world_size() > 1 else tensor
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:

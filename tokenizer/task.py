@@ -19,6 +19,7 @@ from tokenizer.losses.adversarial import discriminator_hinge, generator_hinge
 from tokenizer.losses.semantic import semantic_loss
 from tokenizer.losses.terms import Term, weighted_sum
 from tokenizer.models.output import TokenizerOutput
+from tokenizer.quantizers.base import code_usage, distinct_codes
 
 GRID_IMAGES = 8  # originals above reconstructions in the image grid
 
@@ -88,7 +89,7 @@ class TokenizerTask:
     def _init_codebook(self) -> None:
         """At the end of a warm-up: a codebook from the data where the config asks for it, also in the EMA."""
         quantizer = self.tokenizer.module.quantizer
-        if quantizer.config.init != "kmeans":
+        if getattr(quantizer.config, "init", "random") != "kmeans":
             return
         quantizer.init_from_latents()
         if self.tokenizer.ema is not None:
@@ -162,10 +163,7 @@ class TokenizerTask:
         if self._active("shortcut_feature", step):
             target = output.encoder_features.detach().float()
             values["shortcut_feature"] = (target - output.decoder_features.float()).square().mean()
-        losses = output.quantized.losses
-        values |= losses
-        if "sample_entropy" in losses:
-            values["entropy"] = losses["sample_entropy"] - losses["codebook_entropy"]
+        values |= output.quantized.losses
         if self._active("semantic", step):
             values["semantic"] = semantic_loss(output.semantic_features, self._targets(images, index))
         if self._active("adversarial", step):
@@ -209,7 +207,7 @@ class TokenizerTask:
         images_u8 = self.validation.images_u8
         mine = range(self.world.rank, len(images_u8), self.world.size)
         sums: dict[str, Tensor] = {}
-        seen = torch.zeros(network.quantizer.codebook_size, device=self.world.device)
+        seen: Tensor | None = None  # the indices of all images
         for start in range(0, len(mine), self.validation.batch_size):
             rows = list(mine[start : start + self.validation.batch_size])
             references = images_u8[rows].to(self.world.device)
@@ -217,12 +215,18 @@ class TokenizerTask:
             with autocast(self.world.device, self.precision):
                 output = network(images, **self._request(step - 1))
                 values = self.term_values(output, images, step - 1)
-            seen.index_fill_(0, output.quantized.indices.flatten(), 1.0)
+            indices = output.quantized.indices
+            seen = indices.new_zeros(len(images_u8), *indices.shape[1:]) if seen is None else seen
+            seen[rows] = indices
             values["psnr"] = psnr(to_uint8(output.reconstructions), references).clamp_max(100).mean()
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value.double() * len(rows)
         packed = {name: self.world.sum(value).item() / len(images_u8) for name, value in sorted(sums.items())}
-        packed["codebook_usage"] = (self.world.sum(seen) > 0).double().mean().item()
+        tokens = self.world.sum(seen).flatten(0, 1)
+        usage = code_usage(tokens, network.quantizer.group_sizes)
+        packed |= {name: value.item() for name, value in usage.items() if name.startswith("codebook_usage")}
+        if network.quantizer.num_groups > 1:
+            packed["distinct_codes"] = distinct_codes(tokens)
         if self.grid is not None and self.world.is_main:
             self._write_grid(network, prefix, step)
         return {f"{prefix}/{name}": value for name, value in packed.items()}

@@ -31,7 +31,7 @@ from tokenizer.losses.perceptual import PERCEPTUAL
 from tokenizer.losses.semantic import TEACHERS
 from tokenizer.losses.terms import LossConfig, loss_terms, terms_table
 from tokenizer.models.hybrid import grid_size
-from tokenizer.models.registry import ModelConfig, build_tokenizer
+from tokenizer.models.registry import QUANTIZERS, ModelConfig, build_tokenizer
 from tokenizer.task import Frozens, TokenizerTask, Validation
 
 TEACHER_BATCH = 32  # fixed, so that cached features do not depend on how a run was interrupted
@@ -95,10 +95,13 @@ def validate(config: TokenizerTrainConfig) -> nn.Module:
                 f"model.hybrid.semantic_dim={config.model.hybrid.semantic_dim}, but semantic.teacher="
                 f"{config.semantic.teacher} has {dim} channels"
             )
-    quantizer = config.model.quantizer.vq
+    quantizer = config.model.quantizer
     if quantizer.warmup_steps >= config.loop.steps:
+        key = f"model.quantizer.{quantizer.name}.warmup_steps"
+        problems.append(f"{key}={quantizer.warmup_steps} must be below loop.steps={config.loop.steps}")
+    if config.loss.entropy_weight > 0 and quantizer.name in QUANTIZERS and "entropy" not in quantizer.loss_names:
         problems.append(
-            f"model.quantizer.vq.warmup_steps={quantizer.warmup_steps} must be below loop.steps={config.loop.steps}"
+            f"loss.entropy_weight={config.loss.entropy_weight}: {quantizer.name} has no entropy loss; use 0"
         )
     model = None
     try:
@@ -124,7 +127,8 @@ def validate(config: TokenizerTrainConfig) -> nn.Module:
 
 def terms_of(config: TokenizerTrainConfig) -> list:
     semantic_weight = config.semantic.weight if config.semantic.teacher else 0.0
-    return loss_terms(config.loss, semantic_weight, config.model.quantizer.vq.warmup_steps)
+    quantizer = config.model.quantizer
+    return loss_terms(config.loss, semantic_weight, quantizer.warmup_steps, quantizer.loss_names)
 
 
 def frozen_networks(config: TokenizerTrainConfig, world: World) -> Frozens:

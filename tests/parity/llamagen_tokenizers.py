@@ -15,8 +15,8 @@ from engine.images import resize_for_evaluation, to_float
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.llamagen import LlamaGenConfig, LlamaGenTokenizer
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
-from tokenizer.quantizers.base import Quantized
-from tokenizer.quantizers.vector import USAGE_WINDOW, VQConfig
+from tokenizer.quantizers.base import USAGE_WINDOW, Quantized
+from tokenizer.quantizers.vector import VQConfig
 from tokenizer.released import import_state, rules_of
 
 TINY, FULL = "llamagen/tiny", "llamagen/real_seeded"

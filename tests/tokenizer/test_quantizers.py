@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.config import ConfigError
-from tokenizer.quantizers import entropy, vector
+from tokenizer.quantizers import base, entropy
 from tokenizer.quantizers.base import rotation_trick, straight_through
 from tokenizer.quantizers.vector import KMEANS_LATENTS_PER_CODE, KMEANS_ROUNDS, VectorQuantizer, VQConfig
 
@@ -148,7 +148,7 @@ def test_losses_send_gradients_to_one_side_each():
 # ---------------------------------------------------------------------------------------------- usage
 def test_usage_and_perplexity_describe_the_last_65536_training_indices():
     """Against a deque; the zeros that the window starts with count as code 0."""
-    vq, window = quantizer(), deque([0] * vector.USAGE_WINDOW, maxlen=vector.USAGE_WINDOW)
+    vq, window = quantizer(), deque([0] * base.USAGE_WINDOW, maxlen=base.USAGE_WINDOW)
     generator = torch.Generator().manual_seed(1)
     for count in (10, 30_000, 5, 40_000):
         codes = torch.randint(0, 20, (count,), generator=generator)
@@ -164,7 +164,7 @@ def test_usage_and_perplexity_describe_the_last_65536_training_indices():
 def test_more_tokens_in_one_step_than_the_usage_window_holds():
     """Only the last 65,536 of them count."""
     vq = quantizer()
-    use_codes(vq, torch.cat([torch.full((5_000,), 3), torch.full((vector.USAGE_WINDOW,), 7)]))
+    use_codes(vq, torch.cat([torch.full((5_000,), 3), torch.full((base.USAGE_WINDOW,), 7)]))
     assert set(vq.recent_indices.tolist()) == {7}
     assert vq.usage()["codebook_usage"].item() == pytest.approx(1 / 32)
     assert vq.usage()["codebook_perplexity"].item() == pytest.approx(1)

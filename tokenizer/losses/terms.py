@@ -70,8 +70,15 @@ class Term:
         return self.weight > 0 and self.first <= number <= self.last
 
 
-def loss_terms(loss: LossConfig, semantic_weight: float, warmup_steps: int) -> list[Term]:
-    """All terms with a weight above 0. `warmup_steps` updates at the start run without quantization."""
+OF_QUANTIZERS = frozenset({"codebook", "commitment", "entropy"})  # terms that a quantizer may have
+
+
+def loss_terms(
+    loss: LossConfig, semantic_weight: float, warmup_steps: int, of_quantizer: frozenset[str] = OF_QUANTIZERS
+) -> list[Term]:
+    """All terms with a weight above 0, of those of quantizers only the ones in `of_quantizer`. `warmup_steps` updates
+    at the start run without quantization.
+    """
     shortcut, end = loss.shortcut, loss.shortcut.end_step - 1
     direct = shortcut.reconstruction_weight
     quantized = warmup_steps + 1
@@ -91,7 +98,8 @@ def loss_terms(loss: LossConfig, semantic_weight: float, warmup_steps: int) -> l
         Term("shortcut_perceptual", direct * loss.perceptual_weight, last=end),
         Term("shortcut_feature", shortcut.feature_weight, last=end),
     ]
-    return [t for t in terms if t.weight > 0 and t.last >= t.first]
+    absent = OF_QUANTIZERS - of_quantizer
+    return [t for t in terms if t.weight > 0 and t.last >= t.first and t.name not in absent]
 
 
 def weighted_sum(terms: Sequence[Term], values: Mapping[str, Tensor], number: int) -> Tensor:

@@ -11,6 +11,11 @@ from torch import nn
 from engine.config import chosen
 from tokenizer.models.hybrid import HybridConfig, HybridTokenizer
 from tokenizer.models.llamagen import LlamaGenConfig, LlamaGenTokenizer
+from tokenizer.quantizers.base import IndexWindow
+from tokenizer.quantizers.fsq import FSQ, FSQConfig
+from tokenizer.quantizers.group_lfq import GQConfig, GroupLFQ
+from tokenizer.quantizers.ibq import IBQ, IBQConfig
+from tokenizer.quantizers.simvq import SimVQ, SimVQConfig
 from tokenizer.quantizers.vector import VectorQuantizer, VQConfig
 
 
@@ -18,8 +23,22 @@ from tokenizer.quantizers.vector import VectorQuantizer, VQConfig
 class QuantizerConfig:
     """`name` picks the quantizer, the section of that name configures it."""
 
-    name: str = "vq"
+    name: str = "vq"  # vq | gq (LFQ and BSQ are cases of it) | fsq | ibq | simvq
     vq: VQConfig = field(default_factory=VQConfig)
+    gq: GQConfig = field(default_factory=GQConfig)
+    fsq: FSQConfig = field(default_factory=FSQConfig)
+    ibq: IBQConfig = field(default_factory=IBQConfig)
+    simvq: SimVQConfig = field(default_factory=SimVQConfig)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps at the start without quantization."""
+        return getattr(getattr(self, self.name, None), "warmup_steps", 0)
+
+    @property
+    def loss_names(self) -> frozenset[str]:
+        """The losses that the chosen quantizer has."""
+        return QUANTIZERS[self.name].loss_names if self.name in QUANTIZERS else frozenset()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -32,7 +51,13 @@ class ModelConfig:
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
 
-QUANTIZERS: dict[str, Callable[[Any], nn.Module]] = {"vq": VectorQuantizer}
+QUANTIZERS: dict[str, type[IndexWindow]] = {
+    "vq": VectorQuantizer,
+    "gq": GroupLFQ,
+    "fsq": FSQ,
+    "ibq": IBQ,
+    "simvq": SimVQ,
+}
 MODELS: dict[str, Callable[[Any, Any, int], nn.Module]] = {"hybrid": HybridTokenizer, "llamagen": LlamaGenTokenizer}
 
 

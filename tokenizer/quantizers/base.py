@@ -1,14 +1,22 @@
-"""What every quantizer returns, and the two ways to send a gradient through a nearest-neighbour choice.
+"""What every quantizer returns, the window of recent indices, and the two ways to send a gradient through a choice.
 
-Shapes    z, z_q (B, N, D) float32      indices (B, N) int64 in [0, codebook_size)
+Shapes    z, z_q (B, N, D) float32      indices int64: (B, N) of a quantizer with one index per token (`num_groups` 1),
+          (B, N, G) of one with G of them; index g lies in [0, group_sizes[g])
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from engine.distributed import gather_rows
+
+USAGE_WINDOW = 65_536  # recent training tokens, over all ranks, that usage and perplexity describe
+COUNTED_SIZE = 2**20  # larger codebooks are counted by sorting the indices
 
 
 @dataclass
@@ -23,17 +31,78 @@ class Quantized:
 class Quantizer(Protocol):
     """An `nn.Module` with these members."""
 
-    codebook_size: int
-    codebook_dim: int
+    num_groups: int  # indices per token
+    group_sizes: tuple[int, ...]  # codes of each index
+    codebook_size: int  # the largest of them
+    codebook_dim: int  # channels of a latent, all groups together
+    loss_names: frozenset[str]  # of "codebook", "commitment", "entropy": those that it has
 
     def __call__(self, z: Tensor, *, quantize: bool = True, entropy: bool = False) -> Quantized: ...
     def decode_indices(self, indices: Tensor) -> Tensor:
-        """Indices (B,N) -> exact quantized latents (B,N,D)."""
+        """Indices (B,N) or (B,N,G) -> exact quantized latents (B,N,D)."""
 
     def usage(self) -> dict[str, Tensor]:
-        """`codebook_usage` (share of codes in use) and `codebook_perplexity` over the window of recent training
-        indices.
-        """
+        """`code_usage` of the window of recent training indices."""
+
+
+def code_usage(indices: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
+    """Health of a codebook from indices (n,) or (n,G) of codebooks of G `sizes`.
+
+    `codebook_usage`: share of codes in use. `codebook_perplexity`: exp of the entropy of their frequencies. Both are
+    means over groups; with several groups also the usage of each, and of one histogram that all groups share
+    (`codebook_usage_pooled`, what WeTok reports).
+    """
+    columns, usages, perplexities = indices.reshape(len(indices), len(sizes)).long(), [], []
+    for column, size in zip(columns.unbind(1), sizes, strict=True):
+        counts = torch.bincount(column) if size <= COUNTED_SIZE else column.unique(return_counts=True)[1]
+        p = counts.double() / max(1, len(column))
+        usages.append((p > 0).double().sum() / size)
+        perplexities.append(torch.exp(-(p * p.clamp_min(1e-30).log()).sum()))
+    usage = {"codebook_usage": torch.stack(usages).mean(), "codebook_perplexity": torch.stack(perplexities).mean()}
+    if len(sizes) > 1:
+        usage["codebook_usage_pooled"] = columns.unique().numel() / torch.tensor(max(sizes)).double()
+        usage |= {f"codebook_usage_group_{g}": value for g, value in enumerate(usages)}
+    return usage
+
+
+def distinct_codes(indices: Tensor) -> int:
+    """How many different tokens there are among indices (n,) or (n,G)."""
+    return len(indices.reshape(len(indices), -1).unique(dim=0))
+
+
+class IndexWindow(nn.Module):
+    """The part of a quantizer that knows its codebooks' sizes and remembers the last 65,536 training tokens."""
+
+    recent_indices: Tensor
+    loss_names: frozenset[str] = frozenset({"codebook", "commitment", "entropy"})
+
+    def __init__(self, group_sizes: Sequence[int], codebook_dim: int, unseen: int = -1) -> None:
+        super().__init__()
+        self.group_sizes, self.num_groups = tuple(group_sizes), len(group_sizes)
+        self.codebook_size, self.codebook_dim = max(group_sizes), codebook_dim
+        shape = (USAGE_WINDOW,) if self.num_groups == 1 else (USAGE_WINDOW, self.num_groups)
+        dtype = torch.int32 if self.codebook_size < 2**31 else torch.int64
+        self.register_buffer("recent_indices", torch.full(shape, unseen, dtype=dtype))
+
+    @torch.no_grad()
+    def remember(self, indices: Tensor) -> None:
+        """Adds the indices of one batch, of all ranks, to the window."""
+        new = gather_rows(indices.flatten(0, 1).to(self.recent_indices.dtype))[-USAGE_WINDOW:]
+        self.recent_indices = torch.cat([self.recent_indices[len(new) :], new])
+
+    def usage(self) -> dict[str, Tensor]:
+        seen = self.recent_indices
+        return code_usage(seen[seen.view(len(seen), -1)[:, 0] >= 0], self.group_sizes)
+
+
+def entropy_terms(
+    sample: Tensor, codebook: Tensor | None, sample_weight: float = 1.0, codebook_weight: float = 1.0
+) -> dict[str, Tensor]:
+    """The entropy loss and its two parts (nats); without a codebook entropy only the other."""
+    if codebook is None:
+        return {"sample_entropy": sample, "entropy": sample_weight * sample}
+    total = sample_weight * sample - codebook_weight * codebook
+    return {"sample_entropy": sample, "codebook_entropy": codebook, "entropy": total}
 
 
 def straight_through(z: Tensor, z_q: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ Losses    codebook: mean |q - sg z|^2      commitment: mean |sg q - z|^2      en
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,15 @@ from torch import Tensor, nn
 
 from engine.config import ConfigError
 from engine.distributed import full_precision, gather_rows
-from tokenizer.quantizers.base import Quantized, rotation_trick, straight_through
+from tokenizer.quantizers.base import (
+    IndexWindow,
+    Quantized,
+    entropy_terms,
+    rotation_trick,
+    straight_through,
+)
 from tokenizer.quantizers.entropy import assignment_entropies, rows_per_chunk, squared_distances
 
-USAGE_WINDOW = 65_536  # recent training indices, over all ranks, that usage and perplexity describe
 KMEANS_LATENTS_PER_CODE = 16  # recent latents kept for the k-means initialization
 KMEANS_ROUNDS = 8
 
@@ -31,6 +36,7 @@ KMEANS_ROUNDS = 8
 class VQConfig:
     """A codebook of `codebook_size` vectors of `codebook_dim` channels."""
 
+    KEY: ClassVar[str] = "model.quantizer.vq"  # in messages
     codebook_size: int = 16384
     codebook_dim: int = 8
     l2_norm: bool = True  # compare directions: latents and codes are normalised at every use
@@ -44,47 +50,48 @@ class VQConfig:
 
     def __post_init__(self) -> None:
         if self.codebook_size < 2 or self.codebook_dim < 1:
-            raise ConfigError("model.quantizer.vq: codebook_size must be 2 or more and codebook_dim 1 or more")
+            raise ConfigError(f"{self.KEY}: codebook_size must be 2 or more and codebook_dim 1 or more")
         if self.entropy_temperature <= 0:
-            raise ConfigError(f"model.quantizer.vq.entropy_temperature={self.entropy_temperature} must be above 0")
+            raise ConfigError(f"{self.KEY}.entropy_temperature={self.entropy_temperature} must be above 0")
         if self.init == "kmeans" and self.warmup_steps < 1:
-            raise ConfigError("model.quantizer.vq.init=kmeans needs model.quantizer.vq.warmup_steps of 1 or more")
+            raise ConfigError(f"{self.KEY}.init=kmeans needs {self.KEY}.warmup_steps of 1 or more")
 
 
-class VectorQuantizer(nn.Module):
+class VectorQuantizer(IndexWindow):
     """Nearest-neighbour quantizer; see the module docstring."""
 
-    recent_indices: Tensor
     recent_latents: Tensor | None
 
     def __init__(self, config: VQConfig) -> None:
-        super().__init__()
+        # A window in the released layout: its initial zeros count as code 0 until it is full.
+        super().__init__((config.codebook_size,), config.codebook_dim, unseen=0)
         self.config = config
-        self.codebook_size, self.codebook_dim = config.codebook_size, config.codebook_dim
         self.warmup_steps = config.warmup_steps
         codebook = torch.empty(self.codebook_size, self.codebook_dim).uniform_(
             -1 / self.codebook_size, 1 / self.codebook_size
         )
         self.codebook = nn.Parameter(self._normalise(codebook))
-        # A ring in the released layout: its initial zeros count as code 0 until the window is full.
-        self.register_buffer("recent_indices", torch.zeros(USAGE_WINDOW, dtype=torch.int32))
         kept = KMEANS_LATENTS_PER_CODE * self.codebook_size if config.init == "kmeans" else 0
         self.register_buffer("recent_latents", torch.zeros(kept, self.codebook_dim) if kept else None)
 
     def _normalise(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.config.l2_norm else vectors
 
+    def codes(self) -> Tensor:
+        """The vectors (K,D) that latents are compared with, fp32."""
+        return self._normalise(self.codebook.float())
+
     def forward(self, z: Tensor, *, quantize: bool = True, entropy: bool = False) -> Quantized:
         """Latents (B,N,D). `quantize=False` passes the (normalised) latents through; `entropy` adds its terms."""
         with full_precision(z.device):
             z = self._normalise(z.float())
-            codes = self._normalise(self.codebook.float())
+            codes = self.codes()
             flat = z.flatten(0, -2)
             indices = self.nearest(flat, codes).view(z.shape[:-1])
             if self.training:
                 self._remember(indices, flat, quantize)
             if not quantize:
-                zero = 0.0 * self.codebook.sum()  # keeps the codebook in the graph of data-parallel training
+                zero = 0.0 * codes.sum()  # keeps the codebook in the graph of data-parallel training
                 return Quantized(z + zero, indices)
             z_q = F.embedding(indices, codes)
             losses = {
@@ -94,7 +101,7 @@ class VectorQuantizer(nn.Module):
             if entropy:
                 squared = self.config.entropy_distance == "squared"
                 terms = assignment_entropies(flat, codes, self.config.entropy_temperature, squared)
-                losses["sample_entropy"], losses["codebook_entropy"] = terms
+                losses |= entropy_terms(*terms)
             through = rotation_trick if self.config.rotation_trick else straight_through
             return Quantized(through(z, z_q), indices, losses)
 
@@ -107,21 +114,14 @@ class VectorQuantizer(nn.Module):
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         """Indices (B,N) -> exact code rows (B,N,D)."""
-        return F.embedding(indices.long(), self._normalise(self.codebook.float()))
+        return F.embedding(indices.long(), self.codes())
 
     @torch.no_grad()
     def _remember(self, indices: Tensor, latents: Tensor, quantize: bool) -> None:
-        new = gather_rows(indices.flatten().to(torch.int32))[-USAGE_WINDOW:]
-        self.recent_indices = torch.cat([self.recent_indices[len(new) :], new])
+        self.remember(indices)
         if self.recent_latents is not None and not quantize:
             rows = gather_rows(latents.detach())[-len(self.recent_latents) :]
             self.recent_latents = torch.cat([self.recent_latents[len(rows) :], rows])
-
-    def usage(self) -> dict[str, Tensor]:
-        """Share of codes in use, and exp of the entropy of their frequencies, over the last 65,536 training indices."""
-        p = torch.bincount(self.recent_indices.long(), minlength=self.codebook_size).double() / len(self.recent_indices)
-        perplexity = torch.exp(-(p * p.clamp_min(1e-30).log()).sum())
-        return {"codebook_usage": (p > 0).double().mean(), "codebook_perplexity": perplexity}
 
     @torch.no_grad()
     def init_from_latents(self) -> None:

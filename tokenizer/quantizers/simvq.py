@@ -1,0 +1,45 @@
+"""SimVQ (arXiv:2411.02038): vector quantization whose codebook is a frozen random table times one learned matrix.
+
+Every update of the matrix moves all codes, so none is left behind. Losses and gradients are those of `VectorQuantizer`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from engine.config import ConfigError
+from tokenizer.quantizers.vector import VectorQuantizer, VQConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class SimVQConfig(VQConfig):
+    """As `VQConfig`, with the defaults of the paper: plain distances and straight-through gradients."""
+
+    KEY: ClassVar[str] = "model.quantizer.simvq"
+
+    codebook_size: int = 65536
+    codebook_dim: int = 128
+    l2_norm: bool = False
+    rotation_trick: bool = False
+
+    def __post_init__(self) -> None:
+        VQConfig.__post_init__(self)
+        if self.init != "random":
+            raise ConfigError(f"{self.KEY}.init={self.init}: the table is random and frozen, only random works")
+
+
+class SimVQ(VectorQuantizer):
+    """See the module docstring."""
+
+    def __init__(self, config: SimVQConfig) -> None:
+        super().__init__(config)
+        table = torch.randn(self.codebook_size, self.codebook_dim) * self.codebook_dim**-0.5
+        self.codebook = nn.Parameter(table, requires_grad=False)
+        self.projection = nn.Linear(self.codebook_dim, self.codebook_dim)
+
+    def codes(self) -> Tensor:
+        return self._normalise(self.projection(self.codebook).float())
