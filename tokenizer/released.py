@@ -1,7 +1,8 @@
 """Names and layouts of published tokenizer checkpoints (GigaTok, LlamaGen), both ways.
 
 A rule is (our name, published name, layout). Layouts: `same`; `conv1x1`: our linear weight (O,I) is their 1x1
-convolution (O,I,1,1); `table`: our (N,C) is their (N,1,C); `codes`: our int32 ring is their float32 one.
+convolution (O,I,1,1); `table`: our (N,C) is their (N,1,C); `codes`: our int32 ring is their float32 one;
+`own`: state of our training that no published file has.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from engine.config import UserError
 from tokenizer.models.registry import ModelConfig
 
 Rule = tuple[str, str, str]
@@ -23,6 +25,7 @@ CODE_PATH: tuple[Rule, ...] = (  # from features to codes and back, in all famil
     (r"quant_proj\.bias", "quant_conv.bias", "same"),
     (r"post_quant_proj\.weight", "post_quant_conv.weight", "conv1x1"),
     (r"post_quant_proj\.bias", "post_quant_conv.bias", "same"),
+    (r"quantizer\.recent_latents", "", "own"),
 )
 CNN: Rule = (r"(encoder|decoder)\.(.*)", r"\1.\2", "same")
 
@@ -48,17 +51,37 @@ def _hybrid(encoder: str, decoder: str) -> tuple[Rule, ...]:
 
 SEMANTIC_HEADS = ("s1to2decoder.distill_mlp.4.weight", "s2ddecoder.distill_mlp.4.weight")  # rows = width of the teacher
 
-UNPUBLISHED = {"quantizer.recent_latents"}  # state of our own training (k-means initialization); zeros elsewhere
-
 HYBRID_1D = _hybrid("s2to1encoder", "s1to2decoder")
 HYBRID_2D = _hybrid("s2dencoder", "s2ddecoder")
 LLAMAGEN: tuple[Rule, ...] = (*CODE_PATH, CNN)
+
+
+def _wetok(levels: int) -> tuple[Rule, ...]:
+    """WeTok's names; its decoder counts levels from the finest, ours runs from the coarsest."""
+    rules: list[Rule] = []
+    for level in range(levels):
+        ours = levels - 1 - level
+        rules += [
+            (rf"decoder\.adaptive\.{ours}\.(.*)", rf"decoder.adaptive.{level}.\1", "same"),
+            (rf"decoder\.conv_blocks\.{ours}\.res\.(.*)", rf"decoder.up.{level}.block.\1", "same"),
+            (rf"decoder\.conv_blocks\.{ours}\.upsample\.(.*)", rf"decoder.up.{level}.upsample.\1", "same"),
+        ]
+    return (
+        *rules,
+        (r"encoder\.conv_blocks\.(\d+)\.res\.(.*)", r"encoder.down.\1.block.\2", "same"),
+        (r"encoder\.conv_blocks\.(\d+)\.downsample\.conv\.(.*)", r"encoder.down.\1.downsample.\2", "same"),
+        (r"(encoder|decoder)\.mid\.(.*)", r"\1.mid_block.\2", "same"),
+        (r"(encoder|decoder)\.((?:conv|norm)_(?:in|out)\..*)", r"\1.\2", "same"),
+        (r"quantizer\.recent_.*", "", "own"),
+    )
 
 
 def rules_of(config: ModelConfig) -> tuple[Rule, ...]:
     """The rules of the family that a model config describes."""
     if config.name == "llamagen":
         return LLAMAGEN
+    if config.name == "wetok":
+        return _wetok(len(config.wetok.cnn.channel_multipliers))
     return HYBRID_1D if config.hybrid.layout == "1d" else HYBRID_2D
 
 
@@ -68,7 +91,7 @@ def published_name(name: str, rules: tuple[Rule, ...]) -> tuple[str, str]:
         match = re.fullmatch(pattern, name)
         if match:
             return match.expand(replacement), layout
-    raise KeyError(f"no published name is known for {name!r}")
+    raise UserError(f"no published name is known for {name!r}: no released model has such a part")
 
 
 def to_published(tensor: Tensor, layout: str) -> Tensor:
@@ -93,8 +116,8 @@ def from_published(tensor: Tensor, layout: str) -> Tensor:
 
 def export_state(state: Mapping[str, Tensor], rules: tuple[Rule, ...] = HYBRID_1D) -> dict[str, Tensor]:
     """Our state dict under published names and layouts."""
-    named = {name: published_name(name, rules) for name in state if name not in UNPUBLISHED}
-    return {theirs: to_published(state[ours], layout) for ours, (theirs, layout) in named.items()}
+    named = {name: published_name(name, rules) for name in state}
+    return {theirs: to_published(state[ours], how) for ours, (theirs, how) in named.items() if how != "own"}
 
 
 def import_state(
@@ -104,8 +127,9 @@ def import_state(
 
     The result is meant for a strict load, which names everything missing or unexpected.
     """
-    named = {published_name(name, rules)[0]: name for name in own if name not in UNPUBLISHED}
-    result = {name: torch.zeros(own[name].shape) for name in own if name in UNPUBLISHED}
+    named = {published_name(name, rules)[0]: name for name in own}
+    unseen = {name: -1 if name.endswith("indices") else 0 for name in own if published_name(name, rules)[1] == "own"}
+    result = {name: torch.full(own[name].shape, fill, dtype=own[name].dtype) for name, fill in unseen.items()}
     for theirs, tensor in published.items():
         ours = named.get(theirs, theirs)
         layout = published_name(ours, rules)[1] if theirs in named else "same"

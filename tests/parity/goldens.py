@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -46,8 +47,13 @@ def meta(folder: str, case: str) -> dict:
 
 
 def tensors(folder: str, case: str, kind: str = "io") -> dict[str, Tensor]:
-    """Tensors of a case; float8 weights become the float32 values they stand for."""
-    loaded = load_file(ROOT / folder / f"{case}.{kind}.safetensors")
+    """Tensors of a case; float8 and float16 weights become the float32 values they stand for."""
+    path = ROOT / folder / f"{case}.{kind}.safetensors"
+    if not path.is_file():  # WeTok's: <case>.npz and <case>.weights.npz, integers as int32
+        with np.load(ROOT / folder / (f"{case}.npz" if kind == "io" else f"{case}.{kind}.npz")) as arrays:
+            loaded = {k: torch.from_numpy(arrays[k]) for k in arrays.files}
+        return {k: v.float() if v.is_floating_point() and v.dtype != torch.float64 else v for k, v in loaded.items()}
+    loaded = load_file(path)
     return {k: v.float() if v.dtype == torch.float8_e4m3fn else v for k, v in loaded.items()}
 
 

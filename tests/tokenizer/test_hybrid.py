@@ -142,7 +142,7 @@ def test_every_size_of_the_config_is_honoured():
         (256, ["hybrid.cnn.channel_multipliers=[]"], r"model.*cnn: .*channel_multipliers"),
         (256, ["hybrid.cnn.decoder_res_blocks=0"], r"model.*cnn: res_blocks"),
         (256, ["name=vit"], r"model\.name='vit' is not known; choose one of: .*hybrid"),
-        (256, ["quantizer.name=fsq"], r"model\.quantizer\.name='fsq' is not known; choose one of: .*vq"),
+        (256, ["quantizer.name=pq"], r"model\.quantizer\.name='pq' is not known; choose one of: .*vq"),
         (256, ["hybrid.layout=3d"], r"layout"),
     ],
 )

@@ -1,9 +1,11 @@
-"""The convolutional encoder and decoder of VQGAN, in the two styles that were released.
+"""The convolutional encoder and decoder of VQGAN, in the three styles that were released.
 
     GIGATOK    no attention; the decoder norms each level with statistics of its own input (adaptive group norm) and
                upsamples by depth-to-space                                        arXiv:2504.08736, section 3.1
     LLAMAGEN   attention at the coarsest level and in the middle; plain norms; nearest-neighbour upsampling
                                                                                   arXiv:2406.06525, section 3.1
+    WETOK      as GIGATOK, but most convolutions have no bias, downsampling pads all sides, and the encoder ends with a
+               1x1 convolution                                                    arXiv:2508.05599, Open-MAGVIT2's CNN
 
 Channels-first maps: B batch, C width, H W pixels, h w grid.
 """
@@ -63,10 +65,14 @@ class CNNStyle:
     attention: bool
     adaptive_norm: bool
     depth_to_space: bool
+    bias: bool = True  # in the ResBlocks and in the encoder's first convolution
+    symmetric: bool = False  # downsampling pads all sides, not only right and below
+    out_kernel: int = 3  # of the encoder's last convolution
 
 
 GIGATOK = CNNStyle(attention=False, adaptive_norm=True, depth_to_space=True)
 LLAMAGEN = CNNStyle(attention=True, adaptive_norm=False, depth_to_space=False)
+WETOK = CNNStyle(attention=False, adaptive_norm=True, depth_to_space=True, bias=False, symmetric=True, out_kernel=1)
 
 
 def depth_to_space(x: Tensor) -> Tensor:
@@ -81,13 +87,15 @@ def depth_to_space(x: Tensor) -> Tensor:
 class ResBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x))))))."""
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int, bias: bool = True) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=NORM_EPS)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=NORM_EPS)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias)
+        self.nin_shortcut = nn.Identity()
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -96,14 +104,15 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the map: zeros right and below only, then a 3x3 convolution of stride 2."""
+    """Halves the map: zeros right and below, or on all sides, then a 3x3 convolution of stride 2."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, symmetric: bool = False) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.symmetric = symmetric
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=int(symmetric))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        return self.conv(x if self.symmetric else F.pad(x, (0, 1, 0, 1)))
 
 
 class NearestUpsample(nn.Module):
@@ -170,13 +179,14 @@ class Level(nn.Module):
         depth: int,
         groups: int,
         *,
+        bias: bool = True,
         attention: bool = False,
         downsample: nn.Module | None = None,
         upsample: nn.Module | None = None,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * depth
-        self.res = nn.ModuleList(ResBlock(a, b, groups) for a, b in pairwise(widths))
+        self.res = nn.ModuleList(ResBlock(a, b, groups, bias) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(AttentionBlock(out_channels, groups) for _ in range(depth if attention else 0))
         self.downsample, self.upsample = downsample, upsample
 
@@ -193,7 +203,7 @@ class Level(nn.Module):
 
 def middle(width: int, config: CNNConfig, style: CNNStyle) -> nn.ModuleList:
     """The blocks at the coarsest resolution: ResBlocks, in the attention style with one attention after the first."""
-    blocks: list[nn.Module] = [ResBlock(width, width, config.norm_groups) for _ in range(config.mid_blocks)]
+    blocks: list[nn.Module] = [ResBlock(width, width, config.norm_groups, style.bias) for _ in range(config.mid_blocks)]
     if style.attention:
         blocks.insert(1, AttentionBlock(width, config.norm_groups))
     return nn.ModuleList(blocks)
@@ -205,7 +215,7 @@ class CNNEncoder(nn.Module):
     def __init__(self, config: CNNConfig, z_channels: int, style: CNNStyle) -> None:
         super().__init__()
         widths, groups = config.widths, config.norm_groups
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1, bias=style.bias)
         self.conv_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
             last = i + 1 == len(widths)
@@ -215,13 +225,14 @@ class CNNEncoder(nn.Module):
                     width,
                     config.encoder_res_blocks,
                     groups,
+                    bias=style.bias,
                     attention=last and style.attention,
-                    downsample=None if last else Downsample(width),
+                    downsample=None if last else Downsample(width, style.symmetric),
                 )
             )
         self.mid = middle(widths[-1], config, style)
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
-        self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], z_channels, style.out_kernel, padding=style.out_kernel // 2)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv_in(images)
@@ -233,12 +244,14 @@ class CNNEncoder(nn.Module):
 
 
 class CNNDecoder(nn.Module):
-    """Features (B,z_channels,h,w) -> images (B,3,H,W), not clamped. The features also steer the adaptive norms."""
+    """Features (B,z_channels,h,w) -> images (B,3,H,W), not clamped. The features also steer the adaptive norms; noise
+    (B,noise_channels,h,w), where the decoder takes any, does not.
+    """
 
-    def __init__(self, config: CNNConfig, z_channels: int, style: CNNStyle) -> None:
+    def __init__(self, config: CNNConfig, z_channels: int, style: CNNStyle, noise_channels: int = 0) -> None:
         super().__init__()
         widths, groups = config.widths[::-1], config.norm_groups
-        self.conv_in = nn.Conv2d(z_channels, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(z_channels + noise_channels, widths[0], 3, padding=1)
         self.mid = middle(widths[0], config, style)
         entering = [widths[max(k - 1, 0)] for k in range(len(widths))]
         self.adaptive = nn.ModuleList()
@@ -253,6 +266,7 @@ class CNNDecoder(nn.Module):
                     width,
                     config.decoder_res_blocks,
                     groups,
+                    bias=style.bias,
                     attention=k == 0 and style.attention,
                     upsample=None if k + 1 == len(widths) else upsample(width),
                 )
@@ -260,8 +274,8 @@ class CNNDecoder(nn.Module):
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        x = self.conv_in(features)
+    def forward(self, features: Tensor, noise: Tensor | None = None) -> Tensor:
+        x = self.conv_in(features if noise is None else torch.cat([features, noise], dim=1))
         for block in self.mid:
             x = block(x)
         for k, level in enumerate(self.conv_blocks):

@@ -11,6 +11,7 @@ from torch import nn
 from engine.config import chosen
 from tokenizer.models.hybrid import HybridConfig, HybridTokenizer
 from tokenizer.models.llamagen import LlamaGenConfig, LlamaGenTokenizer
+from tokenizer.models.wetok import WeTokConfig, WeTokTokenizer
 from tokenizer.quantizers.base import IndexWindow
 from tokenizer.quantizers.fsq import FSQ, FSQConfig
 from tokenizer.quantizers.group_lfq import GQConfig, GroupLFQ
@@ -48,6 +49,7 @@ class ModelConfig:
     name: str = "hybrid"
     hybrid: HybridConfig = field(default_factory=HybridConfig)
     llamagen: LlamaGenConfig = field(default_factory=LlamaGenConfig)
+    wetok: WeTokConfig = field(default_factory=WeTokConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
 
@@ -58,7 +60,11 @@ QUANTIZERS: dict[str, type[IndexWindow]] = {
     "ibq": IBQ,
     "simvq": SimVQ,
 }
-MODELS: dict[str, Callable[[Any, Any, int], nn.Module]] = {"hybrid": HybridTokenizer, "llamagen": LlamaGenTokenizer}
+MODELS: dict[str, Callable[[Any, Any, int], nn.Module]] = {
+    "hybrid": HybridTokenizer,
+    "llamagen": LlamaGenTokenizer,
+    "wetok": WeTokTokenizer,
+}
 
 
 def build_tokenizer(config: ModelConfig, image_size: int) -> nn.Module:

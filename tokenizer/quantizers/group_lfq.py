@@ -13,7 +13,7 @@ Losses    commitment: mean (z - sg z_q)^2      entropies: nats (entropy.py), of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -35,7 +35,7 @@ class GQConfig:
     num_groups: int = 4  # G; 1 = LFQ
     group_dim: int = 8  # channels, so bits, of a group
     l2_norm: bool = False  # latents and codes on the unit sphere (BSQ)
-    index_bits: list[int] | None = None  # other cuts of the D bits into indices than the groups, such as [3, 5, 8]
+    index_bits: list[int] = field(default_factory=list)  # cuts the D bits into other indices than the groups: [3, 5, 8]
     entropy_temperature: float = 0.01
     codebook_entropy: Literal["pooled", "per_group"] = "pooled"  # pooled as released; per_group: Eq. 7 and 9, sums
     codebook_entropy_weight: float = 1.0  # in the entropy loss; 0 leaves the sample entropy alone

@@ -1,0 +1,83 @@
+"""What tokenizers without a transformer have in common: a CNN encoder, a quantizer of its grid cells, a CNN decoder.
+
+Fully convolutional: images of any height and width that are multiples of the factor.
+
+Shapes    images (B,3,H,W) in [-1,1]      z, z_q (B,h*w,codebook_dim), row-major      indices (B,h*w) or (B,h*w,G)
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from engine.config import ConfigError
+from tokenizer.models.cnn import CNNConfig
+from tokenizer.models.output import TokenizerOutput
+from tokenizer.quantizers.base import Quantized, Quantizer
+
+
+class ConvTokenizer(nn.Module):
+    """See the module docstring. `image_size` and `num_tokens` are those of training; other sizes work too.
+
+    A tokenizer of this kind sets `encoder` and `decoder`, and says how features become latents and latents features.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+
+    def __init__(self, cnn: CNNConfig, quantizer: Quantizer, image_size: int) -> None:
+        super().__init__()
+        self.factor = cnn.factor
+        if image_size % self.factor:
+            raise ConfigError(f"data.image_size={image_size} does not fit: it must be a multiple of {self.factor}")
+        self.image_size, self.num_tokens = image_size, (image_size // self.factor) ** 2
+        self.quantizer = quantizer
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        quantize: bool = True,
+        entropy: bool = False,
+        shortcut: bool = False,
+        semantic: bool = False,
+    ) -> TokenizerOutput:
+        """A full pass. There is no transformer to take a shortcut around, and no semantic head."""
+        if shortcut or semantic:
+            raise ValueError("a convolutional tokenizer has neither a shortcut nor a semantic head")
+        features = self.encode_features(images)
+        quantized = self.quantizer(self.latents(features), quantize=quantize, entropy=entropy)
+        decoded = self.decoder_input(quantized.z_q, features.shape[2:])
+        return TokenizerOutput(self.decode_features(decoded), quantized, features, decoded)
+
+    def encode_features(self, images: Tensor) -> Tensor:
+        """CNN features (B,z_channels,h,w); a size that is not a multiple of the factor is an error."""
+        if images.shape[1] != 3 or images.shape[2] % self.factor or images.shape[3] % self.factor:
+            raise ValueError(f"images must be (B, 3, multiples of {self.factor}), found {tuple(images.shape)}")
+        return self.encoder(images)
+
+    def latents(self, features: Tensor) -> Tensor:
+        """CNN features -> latents before quantization (B,h*w,codebook_dim)."""
+        return features.flatten(2).transpose(1, 2)
+
+    def decoder_input(self, z_q: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Quantized latents -> features (B,z_channels,h,w)."""
+        return z_q.transpose(1, 2).unflatten(2, tuple(grid))
+
+    def decode_features(self, features: Tensor) -> Tensor:
+        """Features (B,z_channels,h,w) -> images, not clamped."""
+        return self.decoder(features)
+
+    def encode(self, images: Tensor) -> Quantized:
+        """Images -> quantized latents and indices."""
+        return self.quantizer(self.latents(self.encode_features(images)))
+
+    def decode(self, z_q: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Quantized latents (B,h*w,codebook_dim) -> images, not clamped. `grid` is (h, w), by default square."""
+        side = math.isqrt(z_q.shape[1])
+        return self.decode_features(self.decoder_input(z_q, grid or (side, side)))
+
+    def decode_indices(self, indices: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Indices (B,h*w) or (B,h*w,G) -> images."""
+        return self.decode(self.quantizer.decode_indices(indices), grid)
