@@ -317,6 +317,8 @@ def find_weights(path: str | Path, prefer: str, what: str) -> WeightsFile:
         raise CheckpointError(f"{what} {folder} is not a folder of weights (a run, a checkpoint, or an exported model)")
     if not (folder / "model.safetensors").is_file():
         checkpoints = checkpoint_folders(folder)
+        for phase in sorted(folder.glob("phase_*"), key=lambda p: (len(p.name), p.name)):  # the newest of the last one
+            checkpoints += checkpoint_folders(phase)
         if not checkpoints:
             raise CheckpointError(f"{what} {folder} holds neither model.safetensors nor a finished checkpoint")
         folder = checkpoints[-1]

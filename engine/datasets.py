@@ -32,7 +32,8 @@ class DataConfig:
     image_size: int = 256  # pixels, side of the square crop
     global_batch_size: int = 256  # images per optimizer step, over all ranks and micro-batches
     num_workers: int = 8  # loader processes per rank; 0 = in the training process
-    random_crop: bool = True  # ADM random crop (scale 0.8..1); false = centre crop
+    random_crop: bool = True  # ADM random crop; false = centre crop
+    min_crop_scale: float = 0.8  # random_crop: a crop's side over the image's short side is from here to 1
     flip_prob: float = 0.5  # horizontal flip
     skip_broken: bool = False  # replace unreadable files by their successor and count them, instead of stopping
 
@@ -40,6 +41,8 @@ class DataConfig:
         lookup(DATASETS, self.name, "data.name")
         if self.image_size < 8:
             raise ConfigError(f"data.image_size={self.image_size} must be 8 or more")
+        if not 0 < self.min_crop_scale <= 1:
+            raise ConfigError(f"data.min_crop_scale={self.min_crop_scale} must lie in (0, 1]")
         if not 0 <= self.flip_prob <= 1:
             raise ConfigError(f"data.flip_prob={self.flip_prob} must lie in 0..1")
         if self.num_workers < 0 or self.global_batch_size < 1:
@@ -165,9 +168,10 @@ def training_item(source: ImageSource, config: DataConfig, seed: int) -> Callabl
     def item(index: int, position: int) -> dict[str, Tensor]:
         image, index, skipped = read_source(source, index, config.skip_broken)
         rng = position_rng(seed, position)
-        image = (
-            random_crop(image, config.image_size, rng) if config.random_crop else centre_crop(image, config.image_size)
-        )
+        if config.random_crop:
+            image = random_crop(image, config.image_size, rng, config.min_crop_scale)
+        else:
+            image = centre_crop(image, config.image_size)
         if rng.random() < config.flip_prob:
             image = ImageOps.mirror(image)
         return {

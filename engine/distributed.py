@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 from engine.config import ConfigError
@@ -69,19 +69,11 @@ def gather_rows(tensor: Tensor) -> Tensor:
     return out
 
 
-class _MeanOverRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total / dist.get_world_size()
-
-    backward = forward  # the loss of every rank depends on the tensors of all of them
-
-
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     """The mean over all ranks, with gradients: data parallelism then averages to the gradient of the common loss."""
-    return _MeanOverRanks.apply(tensor) if dist.is_initialized() and dist.get_world_size() > 1 else tensor
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return tensor
+    return torch.distributed.nn.functional.all_reduce(tensor) / dist.get_world_size()
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:

@@ -38,6 +38,9 @@ class OptimConfig:
     max_grad_norm: float = 10.0  # global gradient norm; 0 = no clipping
     schedule: str = "cosine"  # constant | cosine | wsd | linear
     warmup_steps: int = 0
+    warmup_start: float = 0.01  # share of lr that the warm-up starts from
+    hold_fraction: float = 0.0  # linear only: share of the run after the warm-up that stays at lr
+    end_at_last: bool = False  # cosine, linear: the last update has end_lr (as WeTok), not the one that would follow it
     decay_fraction: float = 0.2  # wsd only: share of the run that is the cool-down
     max_bad_steps: int = 20  # steps in a row with a non-finite gradient before the run stops
     lr_after_step: bool = False  # compat: set it after the update, as the released trainer does (the first is at lr)
@@ -46,8 +49,11 @@ class OptimConfig:
         lookup(SCHEDULES, self.schedule, "optim.schedule")
         if not self.lr >= 0 or not self.end_lr >= 0:
             raise ConfigError(f"optim.lr={self.lr} and optim.end_lr={self.end_lr} must be 0 or more")
-        if not 0 <= self.decay_fraction <= 1:
-            raise ConfigError(f"optim.decay_fraction={self.decay_fraction} must lie in 0..1")
+        for name in ("decay_fraction", "warmup_start"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"optim.{name}={getattr(self, name)} must lie in 0..1")
+        if not 0 <= self.hold_fraction < 1:
+            raise ConfigError(f"optim.hold_fraction={self.hold_fraction} must lie in [0, 1)")
         if not all(0 <= beta < 1 for beta in self.betas) or self.weight_decay < 0 or self.max_grad_norm < 0:
             raise ConfigError(
                 f"optim.betas={self.betas} must lie in [0, 1), optim.weight_decay and optim.max_grad_norm be 0 or more"
@@ -78,6 +84,7 @@ def _wsd(step: int, total: int, config: OptimConfig) -> float:
 
 def _linear(step: int, total: int, config: OptimConfig) -> float:
     progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    progress = max(0.0, progress - config.hold_fraction) / (1 - config.hold_fraction)
     return config.lr + (config.end_lr - config.lr) * min(1.0, progress)
 
 
@@ -90,11 +97,11 @@ SCHEDULES: dict[str, Callable[[int, int, OptimConfig], float]] = {
 
 
 def learning_rate(step: int, total: int, config: OptimConfig) -> float:
-    """Learning rate of update number `step` (0-based) of `total`. Warm-up rises from lr/100 to lr."""
+    """Learning rate of update number `step` (0-based) of `total`. Warm-up rises from `warmup_start` times lr to lr."""
     if step < config.warmup_steps:
         share = step / config.warmup_steps
-        return config.lr * (share + (1 - share) / 100)
-    return SCHEDULES[config.schedule](step, total, config)
+        return config.lr * (share + (1 - share) * config.warmup_start)
+    return SCHEDULES[config.schedule](step, total - config.end_at_last, config)
 
 
 class NonFiniteError(UserError):

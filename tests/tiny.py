@@ -43,6 +43,25 @@ optim: {{lr: 1e-2, schedule: constant}}
 data: {{global_batch_size: 4, num_workers: 0}}
 validation: {{num_images: 4, batch_size: 2, preview_classes: 0}}
 {LOOP}"""
+WETOK = f"""\
+model:
+  name: wetok
+  wetok:
+    cnn: {{base_channels: 4, channel_multipliers: [1, 2], norm_groups: 2, encoder_res_blocks: 1,
+           decoder_res_blocks: 1, mid_blocks: 1}}
+  quantizer: {{name: gq, gq: {{num_groups: 2, group_dim: 2}}}}
+loss:
+  l2_weight: 0.0
+  l1_weight: 1.0
+  perceptual_weight: 0.0
+  entropy_weight: 0.1
+  discriminator: {{name: patchgan, start_step: 1, weight: 0.1, base_channels: 4, num_layers: 1, lecam_weight: 0.05,
+                   generator_loss: non_saturating, weigh_own_loss: false}}
+optim: {{lr: 1e-3, betas: [0.5, 0.9], weight_decay: 0.0, max_grad_norm: 0.0, schedule: constant}}
+ema_decay: 0.9
+data: {{image_size: 8, global_batch_size: 4, num_workers: 0}}
+validation: {{num_images: 4, batch_size: 2}}
+{LOOP}"""  # 8 px images, 16 tokens of 2 x 4 codes
 GAN = [
     "loss.discriminator={name: patchgan, start_step: 2, weight: 0.1, base_channels: 4, num_layers: 1, norm: none}",
     "ema_decay=0.9",
@@ -86,10 +105,10 @@ def folder_data(images: Path) -> list[str]:
     return ["data.name=folder", f"data.root={images / 'train'}", f"data.val_root={images / 'val'}"]
 
 
-def tokenizer_config(run_dir: Path, images: Path, *overrides: str) -> TokenizerTrainConfig:
+def tokenizer_config(run_dir: Path, images: Path, *overrides: str, base: str = TOKENIZER) -> TokenizerTrainConfig:
     """A tiny tokenizer run on a folder of images."""
     own = [*folder_data(images), f"loop.run_dir={run_dir}", *overrides]
-    return merge_config(TokenizerTrainConfig, [("tiny", OmegaConf.create(TOKENIZER)), ("test", own)])
+    return merge_config(TokenizerTrainConfig, [("tiny", OmegaConf.create(base)), ("test", own)])
 
 
 def gpt_config(run_dir: Path, codes: Path, tokenizer: Path, *overrides: str) -> GPTTrainConfig:

@@ -15,7 +15,7 @@ from engine.image_metrics import psnr
 from engine.images import to_float, to_uint8
 from engine.loop import Batch
 from engine.optim import Updater
-from tokenizer.losses.adversarial import discriminator_hinge, generator_hinge
+from tokenizer.losses.adversarial import GENERATOR_LOSSES, DiscriminatorConfig, LeCam, discriminator_hinge
 from tokenizer.losses.semantic import semantic_loss
 from tokenizer.losses.terms import Term, weighted_sum
 from tokenizer.models.output import TokenizerOutput
@@ -59,17 +59,22 @@ class TokenizerTask:
         precision: str,
         validation: Validation | None,
         grid: Any = None,
+        game: DiscriminatorConfig | None = None,
     ) -> None:
         self.tokenizer, self.discriminator, self.frozens, self.terms = tokenizer, discriminator, frozens, terms
         self.world, self.precision, self.validation = world, precision, validation
         self.grid = grid  # callable (name, images, columns) that writes an image grid, or None
         self.skipped_images = torch.zeros((), device=world.device)  # replaced ones, on this rank, in this process
         self.warmup_steps = getattr(tokenizer.module.quantizer, "warmup_steps", 0)
+        self.game = game or DiscriminatorConfig()
+        self.lecam = LeCam(self.game.lecam_decay, world.device) if self.game.lecam_weight > 0 else None
 
     def parts(self) -> Mapping[str, Any]:
         parts = {"tokenizer": self.tokenizer}
         if self.discriminator is not None:
             parts["discriminator"] = self.discriminator
+        if self.lecam is not None:
+            parts["lecam"] = self.lecam
         return parts
 
     def weights(self) -> Weights:
@@ -123,18 +128,20 @@ class TokenizerTask:
         """One update on the images that the tokenizer saw and made in this step, before its update."""
         network = self.discriminator.network.train()
         self.discriminator.module.requires_grad_(True)
-        weight = next(t.weight for t in self.terms if t.name == "adversarial")
-        sums = dict.fromkeys(
-            ("discriminator", "logits_real", "logits_generated"), torch.zeros((), device=self.world.device)
-        )
+        weight = next(t.weight for t in self.terms if t.name == "adversarial") if self.game.weigh_own_loss else 1.0
+        sums: dict[str, Tensor] = {}
         for i, (real, generated) in enumerate(pairs):
             with self.discriminator.accumulating(last=i + 1 == len(pairs)):
                 with autocast(self.world.device, self.precision):
                     real_logits, fake_logits = network(real, generated)
-                loss = discriminator_hinge(real_logits, fake_logits)
+                loss, extra = discriminator_hinge(real_logits, fake_logits), {}
+                if self.lecam is not None:
+                    extra["lecam"] = self.lecam(real_logits, fake_logits)
+                    loss = loss + self.game.lecam_weight * extra["lecam"]
                 (weight * loss / len(pairs)).backward()
             values = {"discriminator": loss, "logits_real": real_logits.mean(), "logits_generated": fake_logits.mean()}
-            sums = {name: sums[name] + value.detach().float() / len(pairs) for name, value in values.items()}
+            for name, value in (values | extra).items():
+                sums[name] = sums.get(name, 0.0) + value.detach().float() / len(pairs)
         info = self.discriminator.step(step, {"discriminator": sums["discriminator"]})
         return sums | {"grad_norm_discriminator": info["grad_norm"]}
 
@@ -167,7 +174,8 @@ class TokenizerTask:
         if self._active("semantic", step):
             values["semantic"] = semantic_loss(output.semantic_features, self._targets(images, index))
         if self._active("adversarial", step):
-            values["adversarial"] = generator_hinge(self.discriminator.module.logits(output.reconstructions))
+            logits = self.discriminator.module.logits(output.reconstructions)
+            values["adversarial"] = GENERATOR_LOSSES[self.game.generator_loss](logits)
         return values
 
     def _pixel_terms(self, made: Tensor, images: Tensor, prefix: str, perceptual: str, step: int) -> dict[str, Tensor]:

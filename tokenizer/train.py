@@ -4,20 +4,30 @@
     python -m tokenizer.train --config configs/quickstart/tokenizer.yaml loop.steps=200     (one process)
     python -m tokenizer.train --config configs/vq/VQ_SS256.yaml --dry-run               (checks, without data or memory)
 
-The same command continues a run that was stopped. `--config` may be repeated (later wins); `key=value` overrides any
+The same command continues a run that was stopped. A config with `phases` trains them one after the other, each in its
+own folder under `loop.run_dir`. `--config` may be repeated (later wins); `key=value` overrides any
 key; `--print-config` shows all of them.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from engine.assets import AssetsConfig
-from engine.checkpoint import CheckpointStore
+from engine.checkpoint import (
+    CheckpointStore,
+    checkpoint_folders,
+    find_weights,
+    load_strict,
+    read_manifest,
+    read_weights,
+)
 from engine.config import ConfigError, check_all, lookup, parse_cli, run_entry
 from engine.datasets import DataConfig, ImageSource, centre_batch, has_split, open_source, training_item
 from engine.distributed import World, distributed_world
@@ -32,6 +42,7 @@ from tokenizer.losses.semantic import TEACHERS
 from tokenizer.losses.terms import LossConfig, loss_terms, terms_table
 from tokenizer.models.hybrid import grid_size
 from tokenizer.models.registry import QUANTIZERS, ModelConfig, build_tokenizer
+from tokenizer.models.wetok import widened
 from tokenizer.task import Frozens, TokenizerTask, Validation
 
 TEACHER_BATCH = 32  # fixed, so that cached features do not depend on how a run was interrupted
@@ -64,6 +75,21 @@ class ValidationConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class PhaseConfig:
+    """One of several trainings, each from the end of the one before: weights, averages, and where the network stays the
+    same also the optimizers, the discriminator and LeCam's averages.
+    """
+
+    steps: int
+    lr: float
+    generative_decoder: bool = False  # of model.wetok: a frozen encoder, and a decoder widened when it becomes true
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.lr >= 0:
+            raise ConfigError(f"phases: steps={self.steps} must be 1 or more and lr={self.lr} 0 or more")
+
+
+@dataclass(kw_only=True, slots=True)
 class TokenizerTrainConfig:
     """Everything that defines a tokenizer run."""
 
@@ -76,11 +102,36 @@ class TokenizerTrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     assets: AssetsConfig = field(default_factory=AssetsConfig)
+    init: str = ""  # tokenizer to start from (a run, a checkpoint, an exported folder); empty = from random weights
+    phases: list[PhaseConfig] = field(default_factory=list)  # instead of loop.steps and optim.lr; empty = one training
+
+
+def phases_of(config: TokenizerTrainConfig) -> list[TokenizerTrainConfig]:
+    """The configs of the phases in `<run_dir>/phase_1`, `phase_2`, ...; `config` itself where it names none."""
+    result: list[TokenizerTrainConfig] = []
+    for number, phase in enumerate(config.phases, start=1):
+        own = copy.deepcopy(config)
+        own.phases, own.init = [], result[-1].loop.run_dir if result else config.init
+        own.loop.run_dir = f"{config.loop.run_dir}/phase_{number}"
+        own.loop.steps, own.optim.lr = phase.steps, phase.lr
+        if phase.generative_decoder and own.model.name != "wetok":
+            raise ConfigError(f"phases: generative_decoder needs model.name=wetok, found {own.model.name}")
+        own.model.wetok.generative_decoder = phase.generative_decoder or config.model.wetok.generative_decoder
+        if result and result[-1].model.wetok.generative_decoder and not own.model.wetok.generative_decoder:
+            raise ConfigError(f"phases: number {number} has no generative decoder, but the one before it has")
+        result.append(own)
+    return result or [config]
 
 
 def validate(config: TokenizerTrainConfig) -> nn.Module:
-    """Checks what single sections cannot, and returns the model on the meta device. Changes nothing."""
+    """Checks what single sections cannot, and returns the model (of the last phase) on the meta device. Changes
+    nothing.
+    """
+    if config.phases:
+        return [validate(own) for own in phases_of(config)][-1]
     problems = []
+    if config.model.wetok.generative_decoder and not config.init:
+        problems.append("model.wetok.generative_decoder freezes the encoder: it needs init or phases")
     if config.model.name != "hybrid":
         used = {"semantic.teacher": config.semantic.teacher, "loss.shortcut.end_step": config.loss.shortcut.end_step}
         problems += [f"{k}={v}: only model.name=hybrid has it" for k, v in used.items() if v]
@@ -128,7 +179,8 @@ def validate(config: TokenizerTrainConfig) -> nn.Module:
 def terms_of(config: TokenizerTrainConfig) -> list:
     semantic_weight = config.semantic.weight if config.semantic.teacher else 0.0
     quantizer = config.model.quantizer
-    return loss_terms(config.loss, semantic_weight, quantizer.warmup_steps, quantizer.loss_names)
+    own = frozenset() if config.model.wetok.generative_decoder else quantizer.loss_names  # then it is frozen
+    return loss_terms(config.loss, semantic_weight, quantizer.warmup_steps, own)
 
 
 def frozen_networks(config: TokenizerTrainConfig, world: World) -> Frozens:
@@ -199,7 +251,38 @@ def build_task(
         precision=config.loop.precision,
         validation=validation,
         grid=run.grid,
+        game=config.loss.discriminator,
     )
+
+
+def start_from(
+    task: TokenizerTask, config: TokenizerTrainConfig, previous: TokenizerTrainConfig | None, world: World
+) -> None:
+    """Puts the end of the previous phase into a new task, all of it where the network stays the same; else the weights
+    under `config.init`, raw into raw and averaged into averaged.
+    """
+    if previous is not None and previous.model == config.model:
+        store = CheckpointStore(Path(config.init), world, previous, stamp=stamp_of(task.frozens))
+        assert store.load_latest(task.parts()) == previous.loop.steps
+    elif config.init:
+        found = find_weights(config.init, "model", "tokenizer")
+        raw, networks = read_weights(found.path), {"model": task.tokenizer.module, "ema": task.tokenizer.ema}
+        for kind, network in networks.items():
+            averaged = found.folder / f"{kind}.safetensors"
+            if network is None:
+                continue
+            state = read_weights(averaged) if averaged.is_file() else raw
+            if config.model.name == "wetok":
+                if config.model.wetok.generative_decoder:  # its frozen encoder is the raw one
+                    state = {k: v if k.startswith("decoder.") else raw[k] for k, v in state.items()}
+                state = widened(state, network.state_dict())
+            load_strict(network, state, found.folder)
+
+
+def stamp_of(frozens: Frozens) -> dict:
+    """What checkpoints say about the frozen networks of the loss."""
+    random = sorted(name for name, stamp in frozens.stamps.items() if stamp == "random")
+    return {"networks": frozens.stamps, **({"weights": "random", "random": random} if random else {})}
 
 
 def validation_images(config: TokenizerTrainConfig) -> Validation | None:
@@ -213,7 +296,20 @@ def validation_images(config: TokenizerTrainConfig) -> Validation | None:
 
 
 def train(config: TokenizerTrainConfig, world: World) -> None:
-    """Trains to the end, or continues where an earlier call stopped."""
+    """Trains all phases to the end, or continues where an earlier call stopped."""
+    done, previous = 0, None
+    phases = phases_of(config)
+    for own in phases:
+        saved = [read_manifest(folder)["step"] for folder in checkpoint_folders(Path(own.loop.run_dir))]
+        if own is phases[-1] or max(saved, default=0) < own.loop.steps:
+            train_phase(own, world, previous, done)
+        done, previous = done + own.loop.steps, own
+
+
+def train_phase(
+    config: TokenizerTrainConfig, world: World, previous: TokenizerTrainConfig | None, steps_before: int
+) -> None:
+    """One training; the order of the data goes on where the `previous` phases left it, after `steps_before` steps."""
     check_batch(config.data.global_batch_size, world, config.loop.grad_accum)
     source = open_source(config.data, "train")
     validation = validation_images(config)
@@ -229,19 +325,20 @@ def train(config: TokenizerTrainConfig, world: World) -> None:
             run.say(f"frozen network {name}: {stamp}")
         if validation is None:
             run.say("no validation: data.val_root is empty")
-        random = sorted(name for name, stamp in task.frozens.stamps.items() if stamp == "random")
         store = CheckpointStore(
             run.dir,
             world,
             config,
             keep_last=config.loop.keep_last,
             keep_every=config.loop.keep_every,
-            stamp={"networks": task.frozens.stamps, **({"weights": "random", "random": random} if random else {})},
+            stamp=stamp_of(task.frozens),
         )
+        start_from(task, config, previous, world)
 
         item = training_item(source, config.data, config.loop.seed)
         stream = open_stream(item, len(source), config.data, config.loop, world)
-        fit(task, stream, config.loop, run, world, store, show=("loss", "reconstruction_l2", "codebook_usage", "lr"))
+        show = ("loss", "reconstruction_l2", "reconstruction_l1", "codebook_usage", "lr")
+        fit(task, lambda start: stream(steps_before + start), config.loop, run, world, store, show=show)
     finally:
         run.close()
 
@@ -250,10 +347,9 @@ def main() -> None:
     config, args = parse_cli(TokenizerTrainConfig, __doc__)
     model = validate(config)
     if args.dry_run:
-        count = sum(p.numel() for p in model.parameters())
-        print(
-            f"tokenizer: {count:,} parameters\n{terms_table(terms_of(config), config.loop.steps)}\nthe config is valid"
-        )
+        for own in phases_of(config):
+            print(f"{own.loop.run_dir}: {own.loop.steps:,} steps\n{terms_table(terms_of(own), own.loop.steps)}")
+        print(f"tokenizer: {sum(p.numel() for p in model.parameters()):,} parameters\nthe config is valid")
         return
     with distributed_world(config.loop.device) as world:
         train(config, world)

@@ -27,6 +27,7 @@ VARIANTS = {  # what is switched on -> overrides of the tiny tokenizer
     "entropy and shortcut": ["loss.entropy_weight=0.1", "loss.shortcut.end_step=5"],
     "micro-batches and loaders": [*tiny.GAN, "loop.grad_accum=2", "data.num_workers=2"],
     "bf16": ["loop.precision=bf16", *tiny.GAN],
+    "lecam": [*tiny.GAN, "loss.discriminator.lecam_weight=0.1", "loss.discriminator.generator_loss=non_saturating"],
     "rate after the step": ["optim.lr_after_step=true", "optim.warmup_steps=4"],
 }
 

@@ -251,7 +251,13 @@ def test_only_what_is_asked_for_is_computed():
         assert out.quantized.losses.keys() == {"codebook", "commitment"}
         out = model(x, shortcut=True, semantic=True, entropy=True)
         assert torch.equal(out.shortcut_reconstructions, model.decoder(model.encoder(x)))
-        assert out.quantized.losses.keys() == {"codebook", "commitment", "sample_entropy", "codebook_entropy"}
+        assert out.quantized.losses.keys() == {
+            "codebook",
+            "commitment",
+            "sample_entropy",
+            "codebook_entropy",
+            "entropy",
+        }
 
 
 def test_semantic_head_reads_the_stream_right_after_its_block():

@@ -1,0 +1,175 @@
+"""Trainings in phases: WeTok's stage 1, stage 2 with the generative decoder, and later ones at lower rates."""
+
+import shutil
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+import tokenizer.train
+from engine.checkpoint import checkpoint_folders, find_weights, read_manifest
+from engine.config import ConfigError, load_sections
+from engine.tracker import read_metrics
+from tokenizer import load_tokenizer
+from tokenizer.task import TokenizerTask
+from tokenizer.train import TokenizerTrainConfig, phases_of, validate
+
+THREE = (
+    "phases=[{steps: 3, lr: 1e-3}, {steps: 3, lr: 5e-4, generative_decoder: true}, "
+    "{steps: 3, lr: 1e-4, generative_decoder: true}]"
+)
+
+
+def config_of(run_dir, images, *overrides) -> TokenizerTrainConfig:
+    return tiny.tokenizer_config(run_dir, images, THREE, *overrides, base=tiny.WETOK)
+
+
+def weights(run, phase: int, kind: str = "model") -> dict[str, torch.Tensor]:
+    return load_file(checkpoint_folders(run / f"phase_{phase}")[-1] / f"{kind}.safetensors")
+
+
+def records(run, phase: int) -> list[dict]:
+    clocks = ("time", "steps_per_second")
+    return [{k: v for k, v in record.items() if k not in clocks} for record in read_metrics(run / f"phase_{phase}")]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, image_folder, world):
+    """All three phases, without a stop."""
+    folder = tmp_path_factory.mktemp("phases") / "run"
+    seen: list[tuple] = []
+    real = TokenizerTask.train_step
+
+    def watched(self, batches, step):
+        if step == 0:
+            moments = next(iter(self.discriminator.optimizer.state.values()))["step"].item()
+            seen.append((self.tokenizer.optimizer.param_groups[0]["lr"], moments, batches[0]["position"].tolist()))
+            tokenizer_state = {k: v.clone() for k, v in self.tokenizer.module.state_dict().items()}
+            averaged = {k: v.clone() for k, v in self.tokenizer.ema.state_dict().items()}
+            seen[-1] += (tokenizer_state, averaged, self.lecam.averages.clone())
+        return real(self, batches, step)
+
+    TokenizerTask.train_step = watched
+    try:
+        tokenizer.train.train(config_of(folder, image_folder), world)
+    finally:
+        TokenizerTask.train_step = real
+    return folder, seen
+
+
+def test_every_phase_trains_at_its_own_rate(run):
+    folder, _ = run
+    rates = [[r["lr"] for r in records(folder, phase) if "lr" in r] for phase in (1, 2, 3)]
+    assert rates == [[1e-3] * 3, [5e-4] * 3, [1e-4] * 3]
+
+
+def test_the_order_of_the_images_goes_on(run):
+    """Phase n starts at the position where the one before it ended."""
+    assert [positions for _, _, positions, *_ in run[1]] == [[0, 1, 2, 3], [12, 13, 14, 15], [24, 25, 26, 27]]
+
+
+def test_the_second_phase_starts_from_the_first_widened_by_zeros(run):
+    """Raw weights from raw, the averaged decoder from the averaged one, with the raw encoder; a new discriminator."""
+    folder, seen = run
+    _, moments, _, start, averaged, lecam = seen[1]
+    raw, ema, key = weights(folder, 1), weights(folder, 1, "ema"), "decoder.conv_in.weight"
+    for state, decoder in ((start, raw), (averaged, ema)):
+        assert torch.equal(state[key][:, :4], decoder[key]) and not state[key][:, 4:].any()
+        assert all(torch.equal(state[k], decoder[k]) for k in state if k.startswith("decoder.") and k != key)
+        assert all(torch.equal(state[k], raw[k]) for k in state if k.startswith("encoder."))
+    assert moments == 0 and not lecam.any()
+    plain, wide = load_tokenizer(folder / "phase_1", weights="model"), load_tokenizer(folder / "phase_2")
+    wide.load_state_dict(start)
+    x = torch.rand(2, 3, 8, 8) * 2 - 1
+    torch.testing.assert_close(wide(x).reconstructions, plain(x).reconstructions, atol=1e-5, rtol=0)
+
+
+def test_the_encoder_is_frozen_from_the_second_phase_on(run):
+    """In raw and averaged weights; the decoder trains, its noise channels too; no term of the quantizer is left."""
+    folder, _ = run
+    raw, last, averaged = weights(folder, 1), weights(folder, 3), weights(folder, 3, "ema")
+    for name in (n for n in raw if n.startswith("encoder.")):
+        assert torch.equal(raw[name], last[name]) and torch.equal(raw[name], averaged[name])
+    assert last["decoder.conv_in.weight"].shape[1] == 8 and last["decoder.conv_in.weight"][:, 4:].abs().sum() > 0
+    one, two = records(folder, 1)[0], records(folder, 2)[0]
+    image_terms = [r["reconstruction_l1"] + 0.1 * r["adversarial"] for r in (one, two)]
+    assert two["loss"] == pytest.approx(image_terms[1], rel=1e-5) and "entropy" not in two
+    assert one["loss"] == pytest.approx(image_terms[0] + 0.1 * one["entropy"] + 0.25 * one["commitment"], rel=1e-5)
+
+
+def test_the_third_phase_goes_on_with_everything(run):
+    """Weights, averages, moments, discriminator and LeCam's averages are those that the second one ended with; nothing
+    is widened twice.
+    """
+    folder, seen = run
+    _, moments, _, start, averaged, lecam = seen[2]
+    for state, kind in ((start, "model"), (averaged, "ema")):
+        expected = weights(folder, 2, kind)
+        assert state.keys() == expected.keys() and all(torch.equal(v, expected[k]) for k, v in state.items())
+    assert moments == 3 and lecam.any()
+
+
+@pytest.mark.parametrize("phase", [1, 2, 3])
+def test_a_restart_inside_any_phase_is_exact(run, phase, tmp_path, image_folder, world):
+    """A run that lost everything after step 2 of a phase ends with the same bits."""
+    config = config_of(tmp_path / "run", image_folder, "loop.save_every=2")
+    tokenizer.train.train(config, world)
+    for later in range(phase + 1, 4):
+        shutil.rmtree(tmp_path / "run" / f"phase_{later}")
+    shutil.rmtree(tmp_path / "run" / f"phase_{phase}" / "checkpoints" / "step_00000003")
+    torch.manual_seed(99)
+    tokenizer.train.train(config, world)
+    for kind in ("model", "ema"):
+        straight, restarted = weights(run[0], 3, kind), weights(tmp_path / "run", 3, kind)
+        assert all(torch.equal(v, restarted[k]) for k, v in straight.items())
+    assert records(run[0], 3) == records(tmp_path / "run", 3)
+
+
+def test_a_run_of_phases_loads_as_its_last_one(run, tmp_path):
+    """By the folder of the whole run; its config says that it has a generative decoder, and images repeat."""
+    folder, _ = run
+    assert find_weights(folder, "auto", "tokenizer").folder == checkpoint_folders(folder / "phase_3")[-1]
+    saved = load_sections(TokenizerTrainConfig, checkpoint_folders(folder / "phase_3")[-1] / "config.yaml")
+    assert saved.model.wetok.generative_decoder and not saved.phases
+    network = load_tokenizer(folder)
+    codes = network.encode(torch.rand(2, 3, 8, 8)).indices
+    assert torch.equal(network.decode_indices(codes), load_tokenizer(folder).decode_indices(codes))
+
+
+def test_a_second_stage_by_itself_starts_from_any_first_one(run, tmp_path, image_folder, world):
+    """`init` names the first stage; its first step is that of the phases, except for the order of the images."""
+    overrides = [f"init={run[0] / 'phase_1'}", "model.wetok.generative_decoder=true", "loop.steps=1"]
+    config = tiny.tokenizer_config(tmp_path / "two", image_folder, *overrides, base=tiny.WETOK)
+    validate(config)
+    tokenizer.train.train(config, world)
+    state = load_file(checkpoint_folders(tmp_path / "two")[-1] / "model.safetensors")
+    first = weights(run[0], 1)
+    assert all(torch.equal(v, first[k]) for k, v in state.items() if k.startswith("encoder."))
+    assert read_manifest(checkpoint_folders(tmp_path / "two")[-1])["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.wetok.generative_decoder=true"], "needs init or phases"),
+        (["phases=[{steps: 1, lr: 1, generative_decoder: true}]"], "needs init or phases"),
+        (
+            ["init=x", "phases=[{steps: 1, lr: 1, generative_decoder: true}, {steps: 1, lr: 1}]"],
+            "number 2 has no generative decoder",
+        ),
+        (["phases=[{steps: 0, lr: 1}]"], "steps"),
+    ],
+)
+def test_phases_that_cannot_work_are_named(overrides, message, tmp_path, image_folder):
+    with pytest.raises(ConfigError, match=message):
+        validate(tiny.tokenizer_config(tmp_path, image_folder, *overrides, base=tiny.WETOK))
+
+
+def test_phases_of_another_tokenizer_change_steps_and_rate_only(tmp_path, image_folder):
+    config = tiny.tokenizer_config(tmp_path, image_folder, "phases=[{steps: 2, lr: 1}, {steps: 4, lr: 2}]")
+    first, second = phases_of(config)
+    assert (second.loop.steps, second.optim.lr, second.init) == (4, 2, first.loop.run_dir)
+    config.phases[1].generative_decoder = True
+    with pytest.raises(ConfigError, match=r"generative_decoder needs model\.name=wetok, found hybrid"):
+        phases_of(config)
