@@ -27,19 +27,23 @@ class LlamaGenConfig:
 
 
 class LlamaGenTokenizer(nn.Module):
-    """See the module docstring. `image_size` and `num_tokens` are those of training; other sizes work too."""
+    """See the module docstring. `image_size` and `num_tokens` are those of training until `set_image_size`."""
 
     def __init__(self, config: LlamaGenConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__()
         self.factor = config.cnn.factor
-        if image_size % self.factor:
-            raise ConfigError(f"data.image_size={image_size} does not fit: it must be a multiple of {self.factor}")
-        self.image_size, self.num_tokens = image_size, (image_size // self.factor) ** 2
+        self.set_image_size(image_size)
         self.encoder = CNNEncoder(config.cnn, config.z_channels, LLAMAGEN)
         self.decoder = CNNDecoder(config.cnn, config.z_channels, LLAMAGEN)
         self.quantizer = quantizer
         self.quant_proj = nn.Linear(config.z_channels, quantizer.codebook_dim)
         self.post_quant_proj = nn.Linear(quantizer.codebook_dim, config.z_channels)
+
+    def set_image_size(self, image_size: int) -> None:
+        """Makes another square size the usual one: nothing of the network depends on it."""
+        if image_size < self.factor or image_size % self.factor:
+            raise ConfigError(f"image size {image_size} does not fit: it must be a multiple of {self.factor}")
+        self.image_size, self.num_tokens = image_size, (image_size // self.factor) ** 2
 
     def forward(
         self,
