@@ -89,8 +89,9 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
                 floats = rules.float_features
                 found = extractor.of_floats(images.clamp(-1, 1)) if floats else extractor(rules.to_uint8(images))
                 sets[name].update(ids, found)
-        kept = [] if reconstruct.whole else [i for i, row in enumerate(ids.tolist()) if row % stride == 0]
-        shown.append((rules.to_uint8(originals[kept]).cpu(), rules.to_uint8(made[kept]).cpu(), ids[kept]))
+        kept = [i for i, row in enumerate(ids.tolist()) if row % stride == 0 and not reconstruct.whole]
+        if kept:
+            shown.append((rules.to_uint8(originals[kept]).cpu(), rules.to_uint8(made[kept]).cpu(), ids[kept]))
         bar.update(len(ids) * world.size)
     bar.close()
     table, counts = world.sum(table.to(world.device)).cpu(), usage.merged(world)
@@ -120,12 +121,12 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     }
     if world.is_main:
         output.parent.mkdir(parents=True, exist_ok=True)
-        originals, made, numbers = (torch.cat(parts)[:SHOWN] for parts in zip(*shown, strict=True))
+        names_shown = ("originals", "reconstructions", "numbers")
+        pairs = {
+            n: torch.cat(parts)[:SHOWN].numpy() for n, parts in zip(names_shown, zip(*shown, strict=True), strict=False)
+        }
         scores = {f"score_{name}": row for name, row in zip(names, table.numpy(), strict=False)}
-        np.savez(
-            output.with_suffix(".npz"), originals=originals.numpy(), reconstructions=made.numpy(),
-            numbers=numbers.numpy(), code_counts=counts.numpy(), **scores,
-        )  # fmt: skip
+        np.savez(output.with_suffix(".npz"), code_counts=counts.numpy(), **pairs, **scores)
         write_result(output, metrics, protocol, unavailable=missing)
         shown_metrics = {k: v for k, v in metrics.items() if isinstance(v, float)}
         logger.info("%s: %s", output, "  ".join(f"{k} {v:.4g}" for k, v in shown_metrics.items()))
