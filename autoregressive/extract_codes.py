@@ -11,7 +11,6 @@ recipe). A killed extraction continues with the same command; several processes 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ from engine.config import UserError, logger, positive, run_entry
 from engine.datasets import DataConfig, ImageSource, has_split, open_source, read_source
 from engine.distributed import World, distributed_world
 from engine.images import centre_crop, image_tensor, ten_crop, to_float
-from tokenizer.loading import add_tokenizer_flags, tokenizer_from
+from tokenizer.loading import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
 
 NUM_VIEWS = {"centre": 1, "flip": 2, "ten-crop": 10}
 
@@ -87,40 +86,23 @@ def parse_args() -> argparse.Namespace:
     add_tokenizer_flags(parser)
     parser.add_argument("--code-path", required=True, type=Path, help="folder for the codes; one sub-folder per split")
     parser.add_argument("--split", action="append", choices=["train", "val"], help="default: every split the data has")
-    parser.add_argument(
-        "--data", help="name of the images (folder, mnist5k, twemoji, photos); default: the tokenizer's"
-    )
-    parser.add_argument("--data-path", help="training images in ImageNet layout (with --data folder)")
-    parser.add_argument("--val-path", help="held-out images in ImageNet layout (with --data folder)")
+    add_image_flags(parser)
     views = parser.add_mutually_exclusive_group()
     views.add_argument("--ten-crop", action="store_const", const="ten-crop", dest="views", help="ten crops an image")
     views.add_argument(
         "--flip", action="store_const", const="flip", dest="views", help="centre crop and its mirror image"
     )
-    parser.add_argument("--skip-broken", action="store_true", help="replace unreadable images by their successor")
     parser.add_argument("--batch-size", type=positive, default=32, help="views at a time")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.set_defaults(views="centre")
     return parser.parse_args()
 
 
-def data_of(tokenizer: nn.Module, args: argparse.Namespace) -> DataConfig:
-    """The images to encode: those of the tokenizer's config, changed by the flags."""
-    data = tokenizer.provenance.config.data
-    changes = {
-        "name": args.data or ("folder" if args.data_path else None),
-        "root": args.data_path,
-        "val_root": args.val_path,
-    }
-    changed = replace(data, **{k: v for k, v in changes.items() if v is not None})
-    return replace(changed, skip_broken=data.skip_broken or args.skip_broken)
-
-
 def main() -> None:
     args = parse_args()
     with distributed_world(args.device) as world:
         tokenizer = tokenizer_from(args, world.device)
-        data = data_of(tokenizer, args)
+        data = images_from(args, tokenizer)
         splits = args.split or [s for s in ("train", "val") if has_split(data, s)]
         if not splits:
             raise UserError("no images: give --data-path (and --val-path), or --data with a packaged set")

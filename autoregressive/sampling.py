@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from autoregressive.generate import GUIDANCE_SCHEDULES, Guidance, generate, greedy, seeded_draw
 from autoregressive.gpt import GPT
 from engine.config import ConfigError
-from engine.images import to_uint8
+from engine.distributed import synchronize
+from engine.images import resize_for_evaluation, to_uint8
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,24 @@ def settings_of(args: argparse.Namespace) -> SamplerSettings:
 
 @torch.inference_mode()
 def sample_images(
-    gpt: GPT, tokenizer: nn.Module, labels: Tensor, sample_ids: Tensor, settings: SamplerSettings, batch_size: int
+    gpt: GPT,
+    tokenizer: nn.Module,
+    labels: Tensor,
+    sample_ids: Tensor,
+    settings: SamplerSettings,
+    batch_size: int,
+    image_size: int | None = None,
+    seconds: dict[str, float] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields (tokens (b,N), images uint8 (b,3,H,W)), on the CPU, for `labels` (B,) and `sample_ids` (B,) in order."""
+    """Yields (tokens (b,N), images uint8 (b,3,H,W)), on the CPU, for `labels` (B,) and `sample_ids` (B,) in order.
+
+    Images are resized to `image_size` as LlamaGen's evaluation does. The time of generation and of decoding is added to
+    `seconds`, under `generation` and `decoding`.
+    """
     device = next(gpt.parameters()).device
     for start in range(0, len(labels), batch_size):
         rows = slice(start, start + batch_size)
+        begun = time.perf_counter()
         draw = greedy if settings.greedy else seeded_draw(settings.seed, sample_ids[rows], gpt.config.num_tokens)
         tokens = generate(
             gpt,
@@ -88,4 +102,11 @@ def sample_images(
             top_k=settings.top_k,
             top_p=settings.top_p,
         )
-        yield tokens.cpu(), to_uint8(tokenizer.decode_indices(tokens)).cpu()
+        synchronize(device)
+        generated = time.perf_counter()
+        made = tokenizer.decode_indices(tokens)
+        made = to_uint8(resize_for_evaluation(made, image_size or made.shape[-1])).cpu()
+        if seconds is not None:
+            seconds["generation"] = seconds.get("generation", 0.0) + generated - begun
+            seconds["decoding"] = seconds.get("decoding", 0.0) + time.perf_counter() - generated
+        yield tokens.cpu(), made

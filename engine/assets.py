@@ -60,6 +60,11 @@ ASSETS = {
     "vgg16": Asset(
         "vgg16-397923af.pth", "397923af", "torchvision, https://download.pytorch.org/models/vgg16-397923af.pth"
     ),
+    "alexnet": Asset(
+        "alexnet-owt-7be5be79.pth",
+        "7be5be79",
+        "torchvision, https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    ),
     "inception": Asset(
         "weights-inception-2015-12-05-6726825d.pth",
         "6726825d",

@@ -26,9 +26,9 @@ from engine.stream import position_rng
 class DataConfig:
     """Where images come from and how they are cropped."""
 
-    name: str = "folder"  # folder | mnist5k | twemoji | photos
-    root: str = ""  # folder only: one sub-folder per class (ImageNet layout)
-    val_root: str = ""  # folder only: held-out images of the same layout; empty = no validation
+    name: str = "folder"  # folder | loose (one label for all) | mnist5k | twemoji | photos
+    root: str = ""  # folder: one sub-folder per class (ImageNet layout); loose: image files at any depth
+    val_root: str = ""  # held-out images of the same layout; empty = no validation
     image_size: int = 256  # pixels, side of the square crop
     global_batch_size: int = 256  # images per optimizer step, over all ranks and micro-batches
     num_workers: int = 8  # loader processes per rank; 0 = in the training process
@@ -121,9 +121,30 @@ class FolderSource:
         return digest.hexdigest()[:16]
 
 
-def _folder(config: DataConfig, split: str) -> ImageSource:
-    root, key = (config.root, "data.root") if split == "train" else (config.val_root, "data.val_root")
-    return FolderSource(root, key, config.skip_broken)
+class LooseSource(FolderSource):
+    """All image files under a folder, at any depth, with one label; other files are counted and ignored."""
+
+    def __init__(self, root: str, key: str, skip_broken: bool = False) -> None:
+        folder = Path(root)
+        if not root or not folder.is_dir():
+            raise UserError(f"{key}={str(root)!r} is not a folder of images")
+        self.name, self.skip_broken, self.class_names = str(folder), skip_broken, ["all"]
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        self.paths = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+        if not self.paths:
+            raise UserError(f"{key}={str(root)!r} holds no image files (accepted: {' '.join(sorted(IMAGE_SUFFIXES))})")
+        if len(self.paths) < len(files):
+            ignored = len(files) - len(self.paths)
+            logger.info("%s: %d images; ignored %d other files", folder, len(self.paths), ignored)
+        self.labels = np.zeros(len(self.paths), dtype=np.int64)
+
+
+def _folder(kind: type[FolderSource]) -> Callable[[DataConfig, str], ImageSource]:
+    def open_folder(config: DataConfig, split: str) -> ImageSource:
+        root, key = (config.root, "data.root") if split == "train" else (config.val_root, "data.val_root")
+        return kind(root, key, config.skip_broken)
+
+    return open_folder
 
 
 def _packaged(name: str) -> Callable[[DataConfig, str], ImageSource]:
@@ -131,7 +152,8 @@ def _packaged(name: str) -> Callable[[DataConfig, str], ImageSource]:
 
 
 DATASETS: dict[str, Callable[[DataConfig, str], ImageSource]] = {
-    "folder": _folder,
+    "folder": _folder(FolderSource),
+    "loose": _folder(LooseSource),
     **{name: _packaged(name) for name in PACKAGED},
 }
 
@@ -143,7 +165,7 @@ def open_source(config: DataConfig, split: str) -> ImageSource:
 
 def has_split(config: DataConfig, split: str) -> bool:
     """Whether the data config names images for `split`."""
-    return config.name != "folder" or bool(config.root if split == "train" else config.val_root)
+    return config.name not in ("folder", "loose") or bool(config.root if split == "train" else config.val_root)
 
 
 def read_source(source: ImageSource, index: int, skip_broken: bool) -> tuple[Image.Image, int, int]:

@@ -116,6 +116,12 @@ def distributed_world(device: str = "auto") -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def synchronize(device: torch.device) -> None:
+    """Waits for the work of a GPU, so that a clock means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def parallelize(module: nn.Module, world: World, find_unused: bool = False) -> nn.Module:
     """`module` wrapped for data-parallel training; itself in a world of one."""
     if world.size == 1:

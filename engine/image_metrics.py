@@ -8,23 +8,23 @@ from torch import Tensor
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each pair. uint8 (B,3,H,W) -> float64 (B,); identical pairs give +inf."""
-    _check(images, references)
-    mse = (images.double() - references.double()).div(255).square().flatten(1).mean(1)
+    """Peak signal-to-noise ratio in dB of each pair (B,3,H,W), uint8 or float in [0,1] -> float64 (B,); identical pairs
+    give +inf.
+    """
+    mse = (_unit(images) - _unit(references, images)).square().flatten(1).mean(1)
     return -10 * torch.log10(mse)
 
 
 def ssim(images: Tensor, references: Tensor, data_range: float = 1.0, window: int = 7) -> Tensor:
-    """Structural similarity of each pair (Wang et al., 2004). uint8 (B,3,H,W) -> float64 (B,).
+    """Structural similarity of each pair (Wang et al., 2004). (B,3,H,W), uint8 or float in [0,1] -> float64 (B,).
 
     7x7 uniform window, sample covariance, mean over channels and over windows that lie inside the image: scikit-image's
     default. `data_range` is that of images scaled to [0,1]; GigaTok and LlamaGen publish values computed with 2, which
     are inflated.
     """
-    _check(images, references)
+    x, y = _unit(images), _unit(references, images)
     if min(images.shape[-2:]) < window:
         raise ValueError(f"images of {tuple(images.shape[-2:])} pixels are smaller than the SSIM window of {window}")
-    x, y = images.double() / 255, references.double() / 255
     count = window * window
 
     def mean(v: Tensor) -> Tensor:
@@ -40,9 +40,13 @@ def ssim(images: Tensor, references: Tensor, data_range: float = 1.0, window: in
     return value.flatten(1).mean(1)
 
 
-def _check(images: Tensor, references: Tensor) -> None:
-    if images.dtype != torch.uint8 or references.dtype != torch.uint8 or images.shape != references.shape:
+def _unit(images: Tensor, other: Tensor | None = None) -> Tensor:
+    """float64 in [0,1]; `other` must have the same shape."""
+    if images.dtype not in (torch.uint8, torch.float32, torch.float64) or (
+        other is not None and images.shape != other.shape
+    ):
+        against = f" against {tuple(other.shape)}" if other is not None else ""
         raise ValueError(
-            f"expected two uint8 tensors of one shape, found {images.dtype} {tuple(images.shape)} "
-            f"and {references.dtype} {tuple(references.shape)}"
+            f"expected uint8 or float images of one shape, found {images.dtype} {tuple(images.shape)}{against}"
         )
+    return images.double() / 255 if images.dtype == torch.uint8 else images.double()

@@ -1,7 +1,8 @@
-"""Feature extractors of Frechet distances, by name. Only `inception` gives a number that may be called FID.
+"""Feature extractors, by name. Only `inception` gives numbers that may be called FID, sFID or Inception Score.
 
-inception            TensorFlow-compatible Inception network of torch-fidelity, from a weights file     -> fid
-efficientnet_lite0   global mean of the stride-16 map (112 numbers), packaged weights, for offline work -> frechet_lite0
+inception            the network of TensorFlow's FID (2015-12-05) as torch-fidelity rebuilt it, from a weights file
+                     pool (B,2048): FID, precision, recall      spatial (B,2023): sFID      logits (B,1008): IS
+efficientnet_lite0   pool (B,112): mean of the stride-16 map, packaged weights, for offline work: frechet_lite0
 """
 
 from __future__ import annotations
@@ -21,10 +22,15 @@ from engine.images import to_float
 from tokenizer.losses.backbones import Frozen, channels_last, lite0_features
 
 LITE0_INPUT = 64  # pixels; smaller and larger images are resized to this
+INCEPTION_INPUT = 299
+STEM = ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"]
+MIDDLE = ["Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c"]
+TAIL = ["Mixed_6d", "Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"]
+SPATIAL_CHANNELS = 7  # of the 192 of TensorFlow's mixed_6/conv, which is our Mixed_6d.branch1x1
 
 
 class Lite0Extractor(nn.Module):
-    """uint8 images (B,3,H,W) -> (B,112)."""
+    """uint8 images (B,3,H,W) -> {pool: (B,112)}."""
 
     dim, metric = 112, "frechet_lite0"
 
@@ -33,19 +39,21 @@ class Lite0Extractor(nn.Module):
         self.network, self.stamp = lite0_features(assets, (16,))
 
     @torch.inference_mode()
-    def forward(self, images_u8: Tensor) -> Tensor:
+    def forward(self, images_u8: Tensor) -> dict[str, Tensor]:
         x = to_float(images_u8)
         x = F.interpolate(x, size=(LITE0_INPUT, LITE0_INPUT), mode="bilinear", align_corners=False, antialias=True)
         with full_precision(x.device):
-            return self.network(channels_last(x))[0].mean((2, 3))
+            return {"pool": self.network(channels_last(x))[0].mean((2, 3))}
 
 
 class InceptionExtractor(nn.Module):
-    """uint8 images (B,3,H,W) -> (B,2048) pool features of the 2015-12-05 Inception network, resized as TensorFlow 1
-    does.
+    """uint8 images (B,3,H,W) -> {pool, spatial, logits}, float32; see the module docstring.
+
+    The resize is TensorFlow 1's (bilinear, no half pixels, no antialias). Spatial features are in NHWC order, as in the
+    published reference files; logits are without bias (ADM's Inception Score).
     """
 
-    dim, metric = 2048, "fid"
+    dim, spatial_dim, num_classes, metric = 2048, 17 * 17 * SPATIAL_CHANNELS, 1008, "fid"
 
     def __init__(self, assets: AssetsConfig) -> None:
         super().__init__()
@@ -59,9 +67,31 @@ class InceptionExtractor(nn.Module):
         self.network, self.stamp = Frozen(network), resolved.stamp
 
     @torch.inference_mode()
-    def forward(self, images_u8: Tensor) -> Tensor:
-        with full_precision(images_u8.device):
-            return self.network(images_u8)[0].float()
+    def forward(self, images_u8: Tensor) -> dict[str, Tensor]:
+        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+        if images_u8.dtype != torch.uint8:
+            raise ValueError(f"expected uint8 images, found {images_u8.dtype}")
+        size = (INCEPTION_INPUT, INCEPTION_INPUT)
+        x = interpolate_bilinear_2d_like_tensorflow1x(images_u8.float(), size=size, align_corners=False)
+        return self._features((x - 128) / 128)
+
+    @torch.inference_mode()
+    def of_floats(self, images: Tensor) -> dict[str, Tensor]:
+        """float images in [-1,1], not rounded, resized by torch's bilinear rule: the rFID of WeTok's evaluation."""
+        size = (INCEPTION_INPUT, INCEPTION_INPUT)
+        return self._features(F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False))
+
+    def _features(self, x: Tensor) -> dict[str, Tensor]:
+        network = self.network.network
+        with full_precision(x.device):
+            for name in (*STEM, *MIDDLE):
+                x = getattr(network, name)(x)
+            spatial = network.Mixed_6d.branch1x1(x)[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+            for name in TAIL:
+                x = getattr(network, name)(x)
+            pool = x.flatten(1)
+            return {"pool": pool, "spatial": spatial, "logits": pool @ network.fc.weight.T}
 
 
 def _unloaded_inception() -> nn.Module:

@@ -1,13 +1,19 @@
-"""Command-line flags that several evaluations share."""
+"""Command-line flags that several evaluations share, and what they mean."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from engine.assets import AssetsConfig
-from engine.config import load_config
-from engine.datasets import DataConfig
+from engine.config import UserError, load_config, logger, positive
+from engine.distributed import World
+from evaluations.features import EXTRACTORS
+
+FACTS = ("path", "weights", "fingerprint", "stamp")  # of a loaded network, for the protocol
 
 
 def add_asset_flags(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +28,48 @@ def assets_of(args: argparse.Namespace) -> AssetsConfig:
     return load_config(AssetsConfig, overrides=[f"{key}={str(value).lower()}" for key, value in flags.items()])
 
 
-def images_of(config: DataConfig, args: argparse.Namespace) -> DataConfig:
-    """The tokenizer's own images, changed by the flags."""
-    name = args.data or ("folder" if args.val_path or args.data_path else None)
-    changes = {"name": name, "root": args.data_path, "val_root": args.val_path}
-    return replace(config, **{k: v for k, v in changes.items() if v is not None})
+def add_measure_flags(parser: argparse.ArgumentParser, reference: str, batch_size: int) -> None:
+    """Flags of everything that measures images with a feature extractor."""
+    parser.add_argument(
+        "--extractor", choices=[*sorted(EXTRACTORS), "none"],
+        help="default: inception where the reference is a file, else efficientnet_lite0",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reference", "--gt-npz-path", default=reference,
+        help=f"val or train (images of the data), or an npz file in ADM's layout (default {reference})",
+    )  # fmt: skip
+    parser.add_argument("--reference-kind", choices=["train", "val"], help="of a file that does not say it itself")
+    parser.add_argument("--force-reference", action="store_true", help="accept a reference of the wrong kind")
+    parser.add_argument("--fp16-emulation", action="store_true", help="also precision and recall as TensorFlow rounds")
+    parser.add_argument("--per-proc-batch-size", type=positive, default=batch_size)
+    parser.add_argument("--output", type=Path, help="result file (JSON); arrays for the report go beside it as .npz")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--eval-python-path", help="not needed: kept for published commands")
+    add_asset_flags(parser)
+
+
+def output_of(args: argparse.Namespace, name: str) -> Path:
+    """--output, or `name`.json in the sample folder of the published commands."""
+    if args.output is not None:
+        return args.output
+    if getattr(args, "sample_dir", None) is None:
+        raise UserError("--output FILE.json is missing: where the result is written")
+    return args.sample_dir / f"{name}.json"
+
+
+def extractor_of(args: argparse.Namespace, world: World) -> nn.Module | None:
+    """The feature extractor that the flags name, or None."""
+    if args.eval_python_path:
+        logger.info("--eval-python-path %s is not used: all metrics are computed here", args.eval_python_path)
+    name = args.extractor or ("efficientnet_lite0" if args.reference in ("train", "val") else "inception")
+    return None if name == "none" else EXTRACTORS[name](assets_of(args)).to(world.device)
+
+
+def facts_of(network: nn.Module) -> dict[str, Any]:
+    """Where a loaded tokenizer or GPT came from."""
+    return {key: getattr(network.provenance, key) for key in FACTS}
+
+
+def reference_path(args: argparse.Namespace) -> Path | None:
+    """The reference file that the flags name, or None for images of the data."""
+    return None if args.reference in ("train", "val") else Path(args.reference).expanduser()

@@ -1,37 +1,43 @@
-"""Quality of generated images: a Frechet distance to training images, variety, memorisation, agreement with the class.
+"""Quality of generated images: gFID, sFID, Inception Score, precision, recall; variety, memorisation, right classes.
 
+    bash scripts/sample_c2i_search_cfg.sh --vq-ckpt runs/VQ_SS256 --gpt-ckpt runs/GPT_B256 --cfg-scale 2.0 \\
+        --gt-npz-path VIRTUAL_imagenet256_labeled.npz --output results/GPT_B256.json
     python -m evaluations.generation --vq-ckpt runs/quickstart/tokenizer --gpt-ckpt runs/quickstart/gpt \\
         --code-path runs/quickstart/codes --num-fid-samples 1000 --cfg-scale 2.0 \\
         --output runs/quickstart/evaluations/generation.json
 
-Labels are balanced: sample i has class i modulo the number of classes. `distinct` is the share of different code
-sequences, `memorised` the share that occurs among the training codes. With --classifier, `label_agreement` is the share
-of images that it puts into the class they were asked for.
+Images go into the metrics as they are made; --export also writes them. The random numbers of a sample depend on seed,
+sample number and position only: with the same batch size any number of processes makes the same images.
+`distinct` is the share of different code sequences, `memorised` the share that occurs among the training codes
+(--code-path). With --classifier, `label_agreement` is the share of images that it puts into the class they were asked
+for. `decoding_share` is the share of the tokenizer's decoder in the time of generation.
 """
 
 from __future__ import annotations
 
 import argparse
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from autoregressive.codes import CodeStore
-from autoregressive.loading import add_gpt_flags, gpt_from
-from autoregressive.sampling import add_sampler_flags, sample_images, settings_of
-from engine.config import UserError, logger, positive, run_entry
-from engine.datasets import centre_batch, open_source
+from autoregressive.loading import gpt_from
+from autoregressive.sampling import sample_images, settings_of
+from engine.config import UserError, logger, run_entry
+from engine.datasets import DataConfig, ImageSource, centre_batch, has_split, open_source
 from engine.distributed import World, distributed_world
-from evaluations.features import EXTRACTORS
-from evaluations.flags import add_asset_flags, assets_of, images_of
+from engine.images import to_pil
+from evaluations.adm import ImageSet
+from evaluations.flags import extractor_of, output_of
+from evaluations.images import NpzWriter
 from evaluations.protocol import write_result
-from evaluations.reference import reference_moments
+from evaluations.reference import distance, suite
+from evaluations.sampled import Sampler, add_sampled_flags, labels_of, reference_of
 from evaluations.small_cnn import classify, load_classifier
-from evaluations.statistics import Moments, moments_distance
-from tokenizer.loading import add_tokenizer_flags, tokenizer_from
+from tokenizer.loading import images_from, tokenizer_from
 
 SHOWN_PER_CLASS, SHOWN_CLASSES = 8, 10  # images kept for the report
 NEAREST_CANDIDATES = 5000  # training images among which the nearest one is looked for
@@ -39,20 +45,14 @@ NEAREST_CANDIDATES = 5000  # training images among which the nearest one is look
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_tokenizer_flags(parser)
-    add_gpt_flags(parser)
+    add_sampled_flags(parser)
     parser.add_argument("--code-path", type=Path, help="training codes, to count memorised sequences")
     parser.add_argument("--classifier", type=Path, help="folder of a classifier (evaluations.classifier)")
-    parser.add_argument("--data", help="name of the reference images; default: those of the tokenizer's own config")
-    parser.add_argument("--data-path", help="reference images in ImageNet layout")
-    parser.add_argument("--extractor", default="efficientnet_lite0", choices=sorted(EXTRACTORS))
-    parser.add_argument("--num-fid-samples", type=int, default=50000, help="images to generate (default 50000)")
-    parser.add_argument("--per-proc-batch-size", type=positive, default=32)
-    parser.add_argument("--output", type=Path, required=True, help="result file (JSON); examples go beside it as .npz")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.set_defaults(val_path=None)
-    add_sampler_flags(parser)
-    add_asset_flags(parser)
+    parser.add_argument("--export", choices=["npz", "png"], help="also write the images, under --sample-dir")
+    parser.add_argument("--sample-dir", type=Path, help="folder of --export, and of the result without --output")
+    parser.add_argument(
+        "--clear-cache", action="store_true", help="kept for published commands: no files are left over"
+    )
     return parser.parse_args()
 
 
@@ -77,108 +77,102 @@ def nearest_training(images: Tensor, training: Tensor) -> Tensor:
     return torch.cdist(a, b).argmin(1)
 
 
+class Export:
+    """Writes images as they are made: `samples.npz` in ADM's layout, or PNG files."""
+
+    def __init__(self, args: argparse.Namespace, size: int, world: World) -> None:
+        if args.sample_dir is None:
+            raise UserError("--export needs --sample-dir, the folder for the images")
+        self.folder, self.writer = args.sample_dir, None
+        if args.export == "npz":
+            self.writer = NpzWriter(self.folder / "samples.npz", args.num_fid_samples, size, world)
+        else:
+            (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+
+    def write(self, ids: Tensor, images: Tensor) -> None:
+        if self.writer is not None:
+            self.writer.write(ids, images)
+            return
+        for number, image in zip(ids.tolist(), images, strict=True):
+            to_pil(image).save(self.folder / "samples" / f"{number:06d}.png")
+
+
 @torch.inference_mode()
 def evaluate(args: argparse.Namespace, world: World) -> None:
-    settings = settings_of(args)
-    tokenizer = tokenizer_from(args, world.device)
-    gpt = gpt_from(args, tokenizer, world.device)
+    output, settings = output_of(args, "generation"), settings_of(args)
     if args.num_fid_samples < 2:
         raise UserError(f"--num-fid-samples {args.num_fid_samples}: statistics need 2 or more")
+    extractor = extractor_of(args, world)
+    tokenizer = tokenizer_from(args, world.device)
+    gpt = gpt_from(args, tokenizer, world.device)
     store = CodeStore(args.code_path, "train") if args.code_path is not None else None
     if store is not None:  # hours before it is needed
         store.require(tokenizer.provenance.fingerprint, args.vq_ckpt)
-    data = images_of(tokenizer.provenance.config.data, args)
-    source, size = open_source(data, "train"), tokenizer.image_size
-    extractor = EXTRACTORS[args.extractor](assets_of(args)).to(world.device)
-    reference, reference_facts = reference_moments(source, "train", data, extractor, args.output.parent, world)
-    ids = torch.arange(args.num_fid_samples)
-    labels = ids % gpt.config.num_classes
-    # whole batches are dealt to the ranks in turn, so that batches have the same shapes for any number of processes
-    chunks = ids.split(args.per_proc_batch_size)[world.rank :: world.size]
-    moments, noise_moments = Moments(extractor.dim), Moments(extractor.dim)
+    data, size, count = images_from(args, tokenizer), args.image_size_eval or tokenizer.image_size, args.num_fid_samples
+    reference = reference_of(args, data, size, extractor, output.parent, world)
+    labels = labels_of(args.labels, count, gpt.config.num_classes, settings.seed)
+    sampler = Sampler(gpt, tokenizer, settings, labels, args.labels, args.per_proc_batch_size, size, world)
     classifier = load_classifier(args.classifier) if args.classifier is not None else None
-    with_noise = extractor.metric != "fid"  # a scale for the offline metric; FID has its own
-    tokens, right = [torch.zeros(0, gpt.config.num_tokens, dtype=torch.long)], torch.zeros(1, dtype=torch.float64)
-    for chunk in tqdm(chunks, desc="generation", disable=None if world.is_main else True):
-        for made_tokens, made in sample_images(gpt, tokenizer, labels[chunk], chunk, settings, len(chunk)):
-            moments.update(extractor(made.to(world.device)))
-            tokens.append(made_tokens)
-            if with_noise:
-                noise_moments.update(extractor(noise_images(len(chunk), size, int(chunk[0])).to(world.device)))
-            if classifier is not None:
-                right += (classify(classifier, made) == labels[chunk]).sum()
-    own_ids = torch.cat(chunks) if chunks else ids[:0]
-    metric = extractor.metric
-    name = "gfid" if metric == "fid" else f"{metric}_generated"
-    metrics = {name: moments_distance(moments.merged(world), reference)}
-    if with_noise:
-        metrics[f"{metric}_noise"] = moments_distance(noise_moments.merged(world), reference)
+    export = Export(args, size, world) if args.export else None
+    with_noise = extractor is not None and extractor.metric != "fid"  # a scale for the offline metric; FID has its own
+    made = ImageSet(extractor, count, keep=not with_noise) if extractor is not None else None
+    noise = ImageSet(extractor, count) if with_noise else None
+    tokens = torch.zeros(count, gpt.config.num_tokens, dtype=torch.long)
+    checksums, right = torch.zeros(count, dtype=torch.long), torch.zeros(1, dtype=torch.float64)
+    for ids, made_tokens, images in sampler.batches():
+        tokens[ids] = made_tokens
+        checksums[ids] = torch.tensor([zlib.crc32(image.numpy().tobytes()) for image in images])
+        if made is not None:
+            made.update(ids, extractor(images.to(world.device)))
+        if noise is not None:
+            noise.update(ids, extractor(noise_images(len(ids), size, int(ids[0])).to(world.device)))
+        if classifier is not None:
+            right += (classify(classifier, images) == labels[ids]).sum()
+        if export is not None:
+            export.write(ids, images)
+    metrics, missing = (
+        suite(made, reference, world, "generation", args.fp16_emulation) if made is not None else ({}, {})
+    )
+    if noise is not None:
+        metrics[f"{extractor.metric}_noise"] = distance(noise, reference, world)
     if classifier is not None:
-        metrics["label_agreement"] = world.sum(right.to(world.device)).item() / len(ids)
-    all_tokens = _gather_by_id(torch.cat(tokens), own_ids, world, len(ids))
+        metrics["label_agreement"] = world.sum(right.to(world.device)).item() / count
+    timing = sampler.times()
+    tokens, checksums = (world.sum(table.to(world.device)).cpu() for table in (tokens, checksums))
+    if export is not None and export.writer is not None:
+        export.writer.finish(labels=labels.numpy())
     if not world.is_main:
         return
     if store is not None:
-        metrics |= sequence_shares(all_tokens.numpy(), store.codes)
-    protocol = {
-        "kind": "generation",
-        "num_images": len(ids),
-        "labels": "balanced",
-        "image_size": size,
-        "rounding": "uint8(clamp(127.5 x + 128))",
-        "reference": reference_facts,
-        "sampler": {
-            "guidance_scale": settings.guidance.scale,
-            "guidance_schedule": settings.guidance.schedule,
-            "guidance_start": settings.guidance.start,
-            "guidance_first_token": settings.guidance.first_token,
-            "unguided_scale": settings.guidance.unguided_scale,
-            "last_guided": settings.guidance.last_guided,
-            "temperature": settings.temperature,
-            "top_k": settings.top_k,
-            "top_p": settings.top_p,
-            "greedy": settings.greedy,
-            "seed": settings.seed,
-            "batch_size": args.per_proc_batch_size,
-        },
-        "tokenizer": {k: getattr(tokenizer.provenance, k) for k in ("path", "weights", "fingerprint", "stamp")},
-        "gpt": {k: getattr(gpt.provenance, k) for k in ("path", "weights", "fingerprint", "stamp")},
-        "precision": str(gpt.output.weight.dtype).removeprefix("torch."),
-    }
-    write_result(args.output, metrics, protocol)
-    _save_examples(args, gpt, tokenizer, settings, source, data.skip_broken)
-    logger.info("%s: %s", args.output, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+        metrics |= sequence_shares(tokens.flatten(1).numpy(), store.codes)
+    else:
+        metrics["distinct"] = len(np.unique(tokens.flatten(1).numpy(), axis=0)) / count
+    arrays = _examples(args, sampler, data) if has_split(data, "train") else {}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(output.with_suffix(".npz"), checksums=checksums.numpy(), **arrays)
+    write_result(output, metrics, sampler.protocol(reference), unavailable=missing, timing=timing)
+    logger.info("%s: %s", output, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
 
 
-def _gather_by_id(tokens: Tensor, ids: Tensor, world: World, count: int) -> Tensor:
-    """Token rows of all ranks in the order of sample numbers."""
-    table = torch.zeros(count, tokens.shape[1], dtype=torch.long, device=world.device)
-    table[ids.to(world.device)] = tokens.to(world.device)
-    return world.sum(table).cpu()
-
-
-def _save_examples(args: argparse.Namespace, gpt, tokenizer, settings, source, skip_broken: bool) -> None:
+def _examples(args: argparse.Namespace, sampler: Sampler, data: DataConfig) -> dict[str, np.ndarray]:
     """The first samples of each class and the training image nearest to each, for the report."""
-    classes = min(SHOWN_CLASSES, gpt.config.num_classes)
-    ids = torch.arange(SHOWN_PER_CLASS * gpt.config.num_classes)
-    ids = ids[ids % gpt.config.num_classes < classes]
-    labels = ids % gpt.config.num_classes
-    order = torch.argsort(labels, stable=True)
-    made = torch.cat([m for _, m in sample_images(gpt, tokenizer, labels, ids, settings, args.per_proc_batch_size)])[
-        order
-    ]
-    candidates = np.sort(np.random.default_rng(0).permutation(len(source))[:NEAREST_CANDIDATES])
-    training = centre_batch(source, tokenizer.image_size, candidates, skip_broken)
-    nearest = training[nearest_training(made, training)]
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        args.output.with_suffix(".npz"),
-        images=made.numpy(),
-        labels=labels[order].numpy(),
-        nearest=nearest.numpy(),
-        num_candidates=len(candidates),
-        class_names=np.array([str(name) for name in source.class_names]),
+    source: ImageSource = open_source(data, "train")
+    classes = min(SHOWN_CLASSES, sampler.gpt.config.num_classes)
+    labels = torch.arange(classes).repeat_interleave(SHOWN_PER_CLASS)
+    ids = labels + torch.arange(SHOWN_PER_CLASS).repeat(classes) * sampler.gpt.config.num_classes  # as if balanced
+    batches = sample_images(
+        sampler.gpt, sampler.tokenizer, labels, ids, sampler.settings, sampler.batch_size, sampler.image_size
     )
+    made = torch.cat([images for _, images in batches])
+    candidates = np.sort(np.random.default_rng(0).permutation(len(source))[:NEAREST_CANDIDATES])
+    training = centre_batch(source, sampler.image_size, candidates, data.skip_broken)
+    return {
+        "images": made.numpy(),
+        "labels": labels.numpy(),
+        "nearest": training[nearest_training(made, training)].numpy(),
+        "num_candidates": np.array(len(candidates)),
+        "class_names": np.array([str(name) for name in source.class_names]),
+    }
 
 
 def main() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from engine.checkpoint import write_atomic
+from engine.config import UserError
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "torch-fidelity", "lpips")
 
@@ -24,13 +26,49 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-def write_result(path: Path, metrics: dict[str, Any], protocol: dict[str, Any]) -> None:
-    """Writes `{metrics, protocol, libraries}` as JSON, in one piece: a result file is either complete or not there."""
+# What may differ between two numbers that are compared: the networks, and facts that change no definition of a number.
+COMPARED = ("tokenizer", "gpt", "samples")
+INCIDENTAL = ("sampler.batch_size", "codebook_size", "num_tokens", "data", "reference.data", "reference.file")
+
+
+def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of a protocol."""
+    found: dict[str, Any] = {}
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            found |= flat_facts(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def changed_facts(one: Mapping[str, Any], other: Mapping[str, Any], networks: bool = True) -> list[str]:
+    """`key: value, then value` of every fact that differs; without `networks` only facts that must agree for a
+    comparison.
+    """
+    a, b = flat_facts(one), flat_facts(other)
+    keys = [k for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
+    if not networks:
+        keys = [k for k in keys if k.split(".")[0] not in COMPARED and k not in INCIDENTAL]
+    return [f"{k}: {a.get(k)!r}, then {b.get(k)!r}" for k in keys]
+
+
+def write_result(path: Path, metrics: dict[str, Any], protocol: dict[str, Any], **more: dict[str, Any]) -> None:
+    """Writes `{metrics, protocol, libraries}` as JSON, in one piece: a result file is either complete or not there.
+
+    `more` are further sections, left out where empty: `unavailable` (metrics that are missing, and why), `timing`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {"metrics": metrics, "protocol": protocol, "libraries": library_versions()}
-    write_atomic(path, json.dumps(result, indent=1))
+    write_atomic(path, json.dumps(result | {name: part for name, part in more.items() if part}, indent=1))
 
 
-def read_result(path: Path) -> dict[str, Any]:
+def read_result(path: str | Path) -> dict[str, Any]:
     """A result that `write_result` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not {"metrics", "protocol"} <= result.keys():
+            raise ValueError("it has no metrics and protocol")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not a result of an evaluation: {error}") from error
+    return result

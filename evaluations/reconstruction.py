@@ -1,36 +1,39 @@
-"""Reconstruction quality of a tokenizer: PSNR, SSIM, codebook usage, and a Frechet distance to reference images.
+"""Reconstruction quality of a tokenizer: rFID, PSNR, SSIM, LPIPS, codebook usage, compression.
 
     python -m evaluations.reconstruction --vq-ckpt runs/quickstart/tokenizer \\
         --output runs/quickstart/evaluations/reconstruction.json
-    python -m evaluations.reconstruction --vq-ckpt runs/VQ_SS256 --val-path $IMGNET_ROOT/val --reference val \\
-        --extractor inception --output results/VQ_SS256.json
+    bash scripts/reconstruction.sh --vq-ckpt runs/VQ_SS256 --val-path $IMGNET_ROOT/ILSVRC2012_img_val \\
+        --extractor inception --lpips --output results/VQ_SS256.json
+    python -m evaluations.reconstruction --vq-ckpt runs/WeTok --val-path coco/val2017 --protocol wetok \\
+        --original-resolution --extractor inception --output results/WeTok_coco.json
 
-Images go through their codes (encode -> indices -> decode) and are rounded to uint8 before any metric. --reference
-names the images that the distance is measured to: the split itself (`val`, which gives rFID) or the training images
-(`train`).
+Images go through their codes (encode -> indices -> decode). --protocol adm (GigaTok, LlamaGen): ADM's centre crop,
+uint8 rounding, TensorFlow's resize. --protocol wetok: bilinear crop, truncated uint8 for PSNR and SSIM, unrounded
+images and torch's resize for rFID. The distance is measured to the same held-out images unless --reference names
+others. Convolutional tokenizers take --original-resolution: whole images, padded to the tokenizer's factor.
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from engine.config import UserError, logger, positive, run_entry
-from engine.datasets import centre_batch, open_source
+from engine.datasets import open_source
 from engine.distributed import World, distributed_world
-from engine.image_metrics import psnr, ssim
-from engine.images import to_float, to_uint8
-from evaluations.features import EXTRACTORS
-from evaluations.flags import add_asset_flags, assets_of, images_of
+from evaluations.adm import ImageSet
+from evaluations.codebook import CodeUsage, bits_of, usage_metrics
+from evaluations.flags import add_measure_flags, assets_of, extractor_of, facts_of, output_of, reference_path
+from evaluations.images import SourceImages
 from evaluations.protocol import write_result
-from evaluations.reference import reference_moments
-from evaluations.statistics import Moments, moments_distance
-from tokenizer.loading import add_tokenizer_flags, tokenizer_from
+from evaluations.reference import Reference, distance, reference_of_file, reference_of_images, require_kind, suite
+from evaluations.rules import RULES, Reconstructor, pair_scores, score_names
+from tokenizer.loading import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
+from tokenizer.losses.backbones import lpips_network
 
 SHOWN = 32  # pairs kept for the report
 
@@ -38,100 +41,126 @@ SHOWN = 32  # pairs kept for the report
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_tokenizer_flags(parser)
-    parser.add_argument("--data", help="name of the images; default: those of the tokenizer's own config")
-    parser.add_argument("--data-path", help="training images in ImageNet layout (only for --reference train)")
-    parser.add_argument("--val-path", help="held-out images in ImageNet layout")
+    add_image_flags(parser)
+    parser.add_argument("--protocol", default="adm", choices=sorted(RULES))
     parser.add_argument(
-        "--reference", default="val", choices=["val", "train"], help="images the distance is measured to"
+        "--image-size-eval", type=positive, help="measure at this size (LlamaGen: 384 px models at 256)"
     )
-    parser.add_argument("--extractor", default="efficientnet_lite0", choices=sorted(EXTRACTORS))
-    parser.add_argument("--per-proc-batch-size", type=positive, default=50)
+    parser.add_argument("--original-resolution", action="store_true", help="whole images, one at a time, padded")
+    parser.add_argument("--lpips", action="store_true", help="also LPIPS (its networks must lie in PRETRAINED_DIR)")
+    parser.add_argument("--sample-dir", help=argparse.SUPPRESS)
     parser.add_argument(
-        "--output", type=Path, required=True, help="result file (JSON); example pairs go beside it as .npz"
+        "--clear-cache", action="store_true", help="kept for published commands: no files are left over"
     )
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    add_asset_flags(parser)
+    add_measure_flags(parser, reference="val", batch_size=50)
     return parser.parse_args()
-
-
-class CodeUsage:
-    """How often each code occurred, over all ranks."""
-
-    def __init__(self, codebook_size: int) -> None:
-        self.counts = torch.zeros(codebook_size, dtype=torch.float64)
-
-    def update(self, indices: Tensor) -> None:
-        self.counts += torch.bincount(indices.flatten().cpu(), minlength=len(self.counts))
-
-    def metrics(self, world: World) -> dict[str, float]:
-        counts = world.sum(self.counts.to(world.device)).cpu()
-        p = counts / counts.sum()
-        perplexity = torch.exp(-(p * p.clamp_min(1e-30).log()).sum()).item()
-        return {"codebook_usage": (counts > 0).double().mean().item(), "codebook_perplexity": perplexity}
 
 
 @torch.inference_mode()
 def evaluate(args: argparse.Namespace, world: World) -> None:
-    tokenizer = tokenizer_from(args, world.device)
-    data = images_of(tokenizer.provenance.config.data, args)
-    source, size = open_source(data, "val"), tokenizer.image_size
-    extractor = EXTRACTORS[args.extractor](assets_of(args)).to(world.device)
-    reference_source = source if args.reference == "val" else open_source(data, "train")
-    reference, reference_facts = reference_moments(
-        reference_source, args.reference, data, extractor, args.output.parent, world
+    output = output_of(args, "reconstruction")
+    networks = (
+        {m: lpips_network(assets_of(args), n) for m, n in RULES[args.protocol].lpips.items()} if args.lpips else {}
     )
-    made_moments, real_moments = Moments(extractor.dim), Moments(extractor.dim)
-    usage = CodeUsage(tokenizer.quantizer.codebook_size)
-    sums = torch.zeros(4, dtype=torch.float64)
-    shown: list[tuple[Tensor, Tensor]] = []
-    stride = max(1, len(source) // SHOWN)
-    starts = range(0, len(source), args.per_proc_batch_size)[world.rank :: world.size]
-    for start in tqdm(starts, desc="reconstruction", disable=None if world.is_main else True):
-        rows = range(start, min(start + args.per_proc_batch_size, len(source)))
-        originals = centre_batch(source, size, rows, data.skip_broken)
-        indices = tokenizer.encode(to_float(originals.to(world.device))).indices
-        made = to_uint8(tokenizer.decode_indices(indices)).cpu()
+    extractor = extractor_of(args, world)
+    tokenizer = tokenizer_from(args, world.device)
+    reconstruct, rules = Reconstructor(tokenizer, args), RULES[args.protocol]
+    if rules.float_features and extractor is not None and not hasattr(extractor, "of_floats"):
+        raise UserError("--protocol wetok measures rFID: use --extractor inception, or none")
+    data = images_from(args, tokenizer)
+    source = open_source(data, "val")
+    if len(source) < 2:
+        raise UserError(f"{source.name} has {len(source)} images; statistics need 2 or more")
+    reference = _given_reference(args, reconstruct, data, extractor, output, world)
+    lpips = {name: network.to(world.device) for name, (network, _) in networks.items()}
+    sets = {name: ImageSet(extractor, len(source)) for name in ("made", "real")} if extractor is not None else {}
+    names = score_names(rules, args.lpips)
+    usage, table = CodeUsage(tokenizer.quantizer), torch.zeros(len(names) + 2, len(source), dtype=torch.float64)
+    shown, stride = [], max(1, len(source) // SHOWN)
+    bar = tqdm(total=len(source), desc="reconstruction", unit="image", disable=None if world.is_main else True)
+    for ids, pixels in reconstruct.batches(source, args.per_proc_batch_size, data.skip_broken, world):
+        originals, made, indices = reconstruct(pixels.to(world.device))
         usage.update(indices)
-        made_moments.update(extractor(made.to(world.device)))
-        real_moments.update(extractor(originals.to(world.device)))
-        per_image = (psnr(made, originals), ssim(made, originals), ssim(made, originals, data_range=2.0))
-        sums += torch.stack([*(m.sum() for m in per_image), torch.tensor(float(len(made)), dtype=torch.float64)])
-        kept = [i for i, row in enumerate(rows) if row % stride == 0]
-        shown.append((originals[kept], made[kept]))
-    total = world.sum(sums.to(world.device)).cpu()
-    count = int(total[3])
-    if count < 2:
-        raise UserError(f"{source.name} has {count} images; statistics need 2 or more")
-    metric = extractor.metric
-    is_rfid = metric == "fid" and args.reference == "val"
-    metrics = {
-        "psnr": (total[0] / count).item(),
-        "ssim": (total[1] / count).item(),
-        "ssim_range2": (total[2] / count).item(),
-        **usage.metrics(world),
-        "rfid" if is_rfid else f"{metric}_reconstruction": moments_distance(made_moments.merged(world), reference),
-        f"{metric}_real": moments_distance(real_moments.merged(world), reference),
-    }
+        resized = reconstruct.eval_size != reconstruct.size
+        table[:-2, ids] = pair_scores(rules, made, originals, resized, lpips).cpu()
+        table[-2, ids], table[-1, ids] = float(made.shape[-2] * made.shape[-1]), float(indices.shape[1])
+        for name, images in {"made": made, "real": originals}.items():
+            if extractor is not None:
+                floats = rules.float_features
+                found = extractor.of_floats(images.clamp(-1, 1)) if floats else extractor(rules.to_uint8(images))
+                sets[name].update(ids, found)
+        kept = [i for i, row in enumerate(ids.tolist()) if row % stride == 0 and not reconstruct.whole]
+        if kept:
+            shown.append((rules.to_uint8(originals[kept]).cpu(), rules.to_uint8(made[kept]).cpu(), ids[kept]))
+        bar.update(len(ids) * world.size)
+    bar.close()
+    table, counts = world.sum(table.to(world.device)).cpu(), usage.merged(world)
+    metrics: dict[str, Any] = dict(zip(names, table.mean(1).tolist(), strict=False))
+    metrics |= usage_metrics(counts) | bits_of(tokenizer, *table[-2:].mean(1).tolist())
+    missing: dict[str, str] = {}
+    if extractor is not None:
+        distances, missing = _distances(args, sets, reference, source, reconstruct, world)
+        metrics |= distances
     protocol = {
         "kind": "reconstruction",
-        "num_images": count,
+        "name": args.protocol,
+        "num_images": len(source),
         "data": source.name,
         "split": "val",
-        "crop": "centre",
-        "image_size": size,
-        "rounding": "uint8(clamp(127.5 x + 128))",
-        "reference": reference_facts,
-        "tokenizer": {k: getattr(tokenizer.provenance, k) for k in ("path", "weights", "fingerprint", "stamp")},
+        "content": source.identity(),
+        "crop": "none, padded to the factor" if reconstruct.whole else rules.crop_name,
+        "image_size": "original" if reconstruct.whole else reconstruct.size,
+        "image_size_eval": "original" if reconstruct.whole else reconstruct.eval_size,
+        "rounding": rules.rounding,
+        "reference": metrics.pop("reference", None),
+        "lpips_weights": {name: stamp for name, (_, stamp) in networks.items()},
         "codebook_size": tokenizer.quantizer.codebook_size,
         "num_tokens": tokenizer.num_tokens,
         "precision": "fp32",
+        "tokenizer": facts_of(tokenizer),
     }
     if world.is_main:
-        originals, made = (torch.cat([pair[i] for pair in shown])[:SHOWN].numpy() for i in (0, 1))
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(args.output.with_suffix(".npz"), originals=originals, reconstructions=made)
-        write_result(args.output, metrics, protocol)
-        logger.info("%s: %s", args.output, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        names_shown = ("originals", "reconstructions", "numbers")
+        pairs = {
+            n: torch.cat(parts)[:SHOWN].numpy() for n, parts in zip(names_shown, zip(*shown, strict=True), strict=False)
+        }
+        scores = {f"score_{name}": row for name, row in zip(names, table.numpy(), strict=False)}
+        np.savez(output.with_suffix(".npz"), code_counts=counts.numpy(), **pairs, **scores)
+        write_result(output, metrics, protocol, unavailable=missing)
+        shown_metrics = {k: v for k, v in metrics.items() if isinstance(v, float)}
+        logger.info("%s: %s", output, "  ".join(f"{k} {v:.4g}" for k, v in shown_metrics.items()))
+
+
+def _given_reference(args, reconstruct, data, extractor, output, world) -> Reference | None:
+    """The reference that is not the images themselves, or None."""
+    path = reference_path(args)
+    if extractor is None or (path is None and args.reference == "val"):
+        return None
+    if path is not None:
+        reference = reference_of_file(path, args.reference_kind, extractor, output.parent, world, keep=False)
+    else:
+        images = SourceImages(open_source(data, "train"), "train", reconstruct.eval_size, data.skip_broken)
+        reference = reference_of_images(images, "train", extractor, output.parent, world)
+    if extractor.metric == "fid":
+        require_kind(reference, "reconstruction", args.force_reference)
+    return reference
+
+
+def _distances(args, sets, reference, source, reconstruct, world) -> tuple[dict[str, Any], dict[str, str]]:
+    """Distances of the reconstructions, and of the originals where they are not the reference; its facts."""
+    extractor, real = sets["made"].extractor, {}
+    if reference is None:
+        own = sets["real"]
+        facts = {"data": source.name, "split": "val", "kind": "val", "content": source.identity()}
+        facts |= {"num_images": len(source), "statistics": "of the images themselves"}
+        facts |= {"extractor": extractor.metric, "extractor_weights": extractor.stamp}
+        spatial = own.spatial.merged(world).gaussian() if own.spatial is not None else None
+        reference = Reference(facts, own.pool.merged(world).gaussian(), spatial)
+    else:
+        real = {f"{extractor.metric}_real": distance(sets["real"], reference, world)}
+    metrics, missing = suite(sets["made"], reference, world, "reconstruction")
+    return {**metrics, **real, "reference": reference.facts}, missing
 
 
 def main() -> None:

@@ -8,7 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.config import UserError
 from engine.distributed import World
+
+Gaussian = tuple[np.ndarray, np.ndarray]  # mean (D,) and covariance (D,D), float64
 
 
 @dataclass
@@ -35,7 +38,7 @@ class Moments:
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise ValueError(f"expected features (n, {self.dim}), found {tuple(features.shape)}")
         if not torch.isfinite(features).all():
-            raise ValueError("features hold NaN or infinity")
+            raise UserError("features hold NaN or infinity: are the images finite, and the weights the right ones?")
         if self.centre is None:
             self.centre = features.mean(0)
         shifted = features - self.centre
@@ -66,22 +69,24 @@ class Moments:
     def mean(self) -> np.ndarray:
         return (self.centre + self.total / self.count).numpy()
 
+    def gaussian(self) -> Gaussian:
+        return self.mean(), self.covariance()
+
     def covariance(self) -> np.ndarray:
         """Unbiased covariance; needs at least two vectors."""
         if self.count < 2:
-            raise ValueError(f"a covariance needs 2 or more images, found {self.count}")
+            raise UserError(f"statistics need 2 or more images, found {self.count}")
         mean = self.total / self.count
         return ((self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)).numpy()
 
 
-def frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """Squared Frechet distance of two Gaussians (Heusel et al., 2017, Eq. 6), in float64.
 
     |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^1/2), where tr (A B)^1/2 = tr (A^1/2 B A^1/2)^1/2 by two symmetric eigenvalue
     problems: real and stable also for singular covariances.
     """
-    mean_a, mean_b = np.asarray(mean_a, np.float64), np.asarray(mean_b, np.float64)
-    cov_a, cov_b = np.asarray(cov_a, np.float64), np.asarray(cov_b, np.float64)
+    (mean_a, cov_a), (mean_b, cov_b) = ([np.asarray(part, np.float64) for part in gaussian] for gaussian in (a, b))
     if mean_a.shape != mean_b.shape or cov_a.shape != cov_b.shape:
         raise ValueError(
             f"statistics of different sizes: {mean_a.shape} {cov_a.shape} and {mean_b.shape} {cov_b.shape}"
@@ -92,8 +97,3 @@ def frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, 
     cross = np.sqrt(np.linalg.eigvalsh((product + product.T) / 2).clip(min=0)).sum()
     difference = mean_a - mean_b
     return float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
-
-
-def moments_distance(a: Moments, b: Moments) -> float:
-    """Frechet distance between two sets of features."""
-    return frechet_distance(a.mean(), a.covariance(), b.mean(), b.covariance())

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "tokenizer", "autoregressive", "evaluations")
-MAX_FILE, MAX_PRODUCT, MAX_ENGINE, MAX_LOOP = 500, 9000, 2000, 150
+MAX_FILE, MAX_PRODUCT, MAX_ENGINE, MAX_LOOP = 500, 9000, 1800, 150
 
 # Loading tokenizers, under their own and under published names: what later layers may see of `tokenizer`.
 PUBLIC_TOKENIZER = [f"tokenizer.{name}" for name in ("load_tokenizer", "loading", "released", "published")]
@@ -127,14 +127,16 @@ def test_code_does_nothing_dangerous():
 
 
 def test_files_and_packages_stay_small():
-    """No file over 500 lines, tests included; the product under 9,000, the engine under 1,900, its loop under 150."""
-    lines = {name: len(source.splitlines()) for name, source in product().items()}
-    tests = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in (ROOT / "tests").rglob("*.py")}
-    long = {name: count for name, count in (lines | tests).items() if count > MAX_FILE}
-    assert not long
-    assert sum(lines.values()) < MAX_PRODUCT
-    assert sum(count for name, count in lines.items() if within(name, ["engine"])) < MAX_ENGINE
-    assert lines["engine.loop"] < MAX_LOOP
+    """No file over 500 lines, tests included; the loop under 150. Without blank lines, which the formatter sets, the
+    product has less than 9,000 and the engine less than 1,800.
+    """
+    lines = {name: source.splitlines() for name, source in product().items()}
+    tests = {str(p.relative_to(ROOT)): p.read_text().splitlines() for p in (ROOT / "tests").rglob("*.py")}
+    assert not {name: len(found) for name, found in (lines | tests).items() if len(found) > MAX_FILE}
+    filled = {name: sum(bool(line.strip()) for line in found) for name, found in lines.items()}
+    assert sum(filled.values()) < MAX_PRODUCT
+    assert sum(count for name, count in filled.items() if within(name, ["engine"])) < MAX_ENGINE
+    assert len(lines["engine.loop"]) < MAX_LOOP
 
 
 def test_no_name_on_the_path_hides_the_standard_library():

@@ -24,6 +24,12 @@ WRAPPERS = {
     "scripts/train_c2i.sh": "autoregressive.train",
     "scripts/extract_code_c2i.sh": "autoregressive.extract_codes",
     "scripts/sample_c2i_visualization.sh": "autoregressive.sample",
+    "scripts/val.sh": "evaluations.make_reference",
+    "scripts/quickstart.sh": "evaluations.quickstart",
+}
+BY_FLAG = {  # script -> (flag, entry with it, entry without it)
+    "scripts/reconstruction.sh": ("--qualitative", "tokenizer.reconstruct", "evaluations.reconstruction"),
+    "scripts/sample_c2i_search_cfg.sh": ("--search", "evaluations.search_cfg", "evaluations.generation"),
 }
 SHELL_ONLY = {"env_install.sh", "scripts/test.sh", "scripts/launch.sh", "set_env_vars.sh"}
 
@@ -63,10 +69,11 @@ def test_shown_command_is_accepted(page, command, monkeypatch):
         assert (ROOT / script).is_file(), f"{page}: {script} does not exist"
         if script in SHELL_ONLY:
             return
-        if script == "scripts/reconstruction.sh":
-            name = "tokenizer.reconstruct" if "--qualitative" in words else "evaluations.reconstruction"
+        if script in BY_FLAG:
+            flag, with_flag, without = BY_FLAG[script]
+            name = with_flag if flag in words else without
         else:
-            name = "evaluations.quickstart" if script == "scripts/quickstart.sh" else WRAPPERS[script]
+            name = WRAPPERS[script]
         arguments = words[2:]
     else:
         name, arguments = words[2], words[3:]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from engine.checkpoint import find_weights, fingerprint, load_strict, read_weights
-from engine.config import ConfigError, load_sections
+from engine.config import ConfigError, load_sections, positive
 from engine.datasets import DataConfig
 from tokenizer import released
 from tokenizer.models.registry import ModelConfig, build_tokenizer
@@ -109,17 +109,46 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tok-config", "--model-config", help="YAML of the architecture, for a published file")
     parser.add_argument("--quant-way", default="vq", choices=["vq"], help="kept for published commands")
-    parser.add_argument("--image-size", type=int, help="checked against the tokenizer's; for published commands")
+    parser.add_argument(
+        "--image-size", type=positive, help="default: that of its training; convolutional tokenizers take others"
+    )
     parser.add_argument(
         "--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema where there is one"
     )
 
 
 def tokenizer_from(args: argparse.Namespace, device: torch.device | str) -> nn.Module:
-    """The tokenizer that the flags name."""
+    """The tokenizer that the flags name, for images of `--image-size` pixels."""
     tokenizer = load_tokenizer(args.vq_ckpt, config=args.tok_config, weights=args.weights, device=device)
     if args.image_size not in (None, tokenizer.image_size):
-        raise ConfigError(
-            f"--image-size {args.image_size}, but the tokenizer {args.vq_ckpt} is for {tokenizer.image_size}"
-        )
+        if not hasattr(tokenizer, "set_image_size"):  # positions are learned: one size
+            raise ConfigError(
+                f"--image-size {args.image_size}, but the tokenizer {args.vq_ckpt} is for {tokenizer.image_size}"
+            )
+        tokenizer.set_image_size(args.image_size)
     return tokenizer
+
+
+def add_image_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that name images for a trained tokenizer."""
+    parser.add_argument(
+        "--data", help="name of the images (folder, loose, mnist5k, twemoji, photos); default: the tokenizer's own"
+    )
+    parser.add_argument("--data-path", help="training images: a folder with one sub-folder per class")
+    parser.add_argument("--val-path", help="held-out images, likewise; without sub-folders all files are taken")
+    parser.add_argument("--skip-broken", action="store_true", help="replace unreadable images by their successor")
+
+
+def images_from(args: argparse.Namespace, tokenizer: nn.Module) -> DataConfig:
+    """The images that the flags name, at the tokenizer's size; without flags those of its own config."""
+    own = tokenizer.provenance.config.data
+    name = args.data
+    if name is None and (args.data_path or args.val_path):
+        only = args.val_path if args.data_path is None else None
+        name = (
+            "loose" if only and Path(only).is_dir() and not any(p.is_dir() for p in Path(only).iterdir()) else "folder"
+        )
+    changes = {"name": name, "root": args.data_path, "val_root": args.val_path}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    broken = own.skip_broken or args.skip_broken
+    return replace(own, **changes, image_size=tokenizer.image_size, skip_broken=broken)

@@ -10,7 +10,6 @@ to the size of the tokenizer and goes through its codes.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,53 +18,26 @@ from tqdm import tqdm
 
 from engine.assets import AssetError, AssetsConfig
 from engine.config import UserError, load_config, logger, positive, run_entry
-from engine.datasets import DataConfig, open_source
+from engine.datasets import DataConfig, LooseSource, open_source
 from engine.distributed import distributed_world
 from engine.image_metrics import psnr
 from engine.images import (
-    IMAGE_SUFFIXES,
     centre_crop,
     image_tensor,
-    read_image,
     save_grid,
     to_float,
     to_pil,
     to_uint8,
 )
 from tokenizer.loading import add_tokenizer_flags, tokenizer_from
-from tokenizer.losses.backbones import lpips_vgg
+from tokenizer.losses.backbones import lpips_network
 from tokenizer.losses.perceptual import LPIPSLoss
-
-
-@dataclass(frozen=True)
-class LooseImages:
-    """The image files under a folder, at any depth, without labels."""
-
-    paths: list[Path]
-
-    @classmethod
-    def under(cls, folder: Path) -> LooseImages:
-        if not folder.is_dir():
-            raise UserError(f"--data-path {folder} is not a folder")
-        files = sorted(p for p in folder.rglob("*") if p.is_file())
-        images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-        if not images:
-            raise UserError(f"--data-path {folder} holds no image files (accepted: {' '.join(sorted(IMAGE_SUFFIXES))})")
-        if len(images) < len(files):
-            logger.info("%s: %d images; ignored %d other files", folder, len(images), len(files) - len(images))
-        return cls(images)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def image(self, index: int):
-        return read_image(self.paths[index])
 
 
 def lpips_or_none(device: torch.device) -> nn.Module | None:
     """LPIPS (VGG) where its weights can be had; else one warning that names the file, and pictures without a score."""
     try:
-        network, _ = lpips_vgg(load_config(AssetsConfig))
+        network, _ = lpips_network(load_config(AssetsConfig))
     except AssetError as error:
         logger.warning("no LPIPS score in the file names: %s", error)
         return None
@@ -94,7 +66,9 @@ def main() -> None:
     args = parse_args()
     if (args.data_path is None) == (args.data is None):
         raise UserError("give either --data-path FOLDER or --data NAME")
-    source = LooseImages.under(args.data_path) if args.data_path else open_source(DataConfig(name=args.data), "val")
+    source = (
+        LooseSource(args.data_path, "--data-path") if args.data_path else open_source(DataConfig(name=args.data), "val")
+    )
     with distributed_world(args.device) as world:
         tokenizer = tokenizer_from(args, world.device)
         count = min(len(source), args.num_images) if args.num_images else len(source)

@@ -221,7 +221,7 @@ def build_task(
     torch.manual_seed(config.loop.seed)
     terms = terms_of(config)
     frozens = frozen_networks(config, world)
-    cacheable = config.data.name != "folder" and not config.data.augmented
+    cacheable = config.data.name not in ("folder", "loose") and not config.data.augmented
     if frozens.teacher is not None and cacheable:
         run.say(f"computing the features of {config.semantic.teacher} for {len(train)} training images, once")
         frozens.teacher_cache = cached_features(frozens.teacher, train, config.data.image_size, world)

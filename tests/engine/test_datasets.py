@@ -152,7 +152,7 @@ def test_splits_that_a_config_names():
 @pytest.mark.parametrize(
     ("setting", "key"),
     [
-        ({"name": "mnist"}, "data.name='mnist' is not known; choose one of: folder, mnist5k, photos, twemoji"),
+        ({"name": "mnist"}, "data.name='mnist' is not known; choose one of: folder, loose, mnist5k, photos, twemoji"),
         ({"image_size": 4}, "data.image_size=4"),
         ({"flip_prob": 1.5}, "data.flip_prob=1.5"),
         ({"num_workers": -1}, "data.num_workers"),

@@ -71,11 +71,19 @@ def test_flat_images_are_defined():
 
 
 def test_what_is_no_pair_of_images_is_refused():
-    """Floats, different shapes, and images below the window."""
+    """Other types, different shapes, and images below the window."""
     a = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    for x, y in ((a.float(), a), (a, a.float()), (a, a[..., :7])):
+    for x, y in ((a.int(), a), (a, a.bool()), (a, a[..., :7])):
         for metric in (psnr, ssim):
-            with pytest.raises(ValueError, match="expected two uint8 tensors of one shape"):
+            with pytest.raises(ValueError, match="expected uint8 or float images of one shape"):
                 metric(x, y)
     with pytest.raises(ValueError, match="smaller than the SSIM window of 7"):
         ssim(a[..., :6], a[..., :6])
+
+
+def test_floats_in_0_to_1_are_not_rounded():
+    """A target that was resized stays as it is: the same scale as uint8, without its rounding."""
+    pixels = torch.randint(0, 256, (2, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    target = (pixels.double() / 255 + 0.001).float()
+    assert psnr(pixels, target).tolist() == pytest.approx([60.0, 60.0], abs=1e-2)
+    torch.testing.assert_close(ssim(pixels, pixels.double() / 255), torch.ones(2, dtype=torch.float64))

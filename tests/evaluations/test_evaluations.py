@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 
 import mini
 import numpy as np
@@ -23,11 +22,12 @@ from engine.config import ConfigError, UserError, load_config
 from engine.datasets import DATASETS
 from engine.distributed import World
 from engine.images import to_float, to_uint8
-from evaluations import generation, reconstruction
+from evaluations import generation, reconstruction, sampled
 from evaluations.classifier import ClassifierTrainConfig
 from evaluations.features import EXTRACTORS, Lite0Extractor
+from evaluations.images import SourceImages
 from evaluations.protocol import read_result
-from evaluations.reference import reference_moments
+from evaluations.reference import reference_of_images
 from evaluations.small_cnn import Classifier, classify
 from evaluations.statistics import Moments
 from tokenizer import load_tokenizer
@@ -79,6 +79,10 @@ def plain_frechet(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root)
 
 
+def pool_features(images: torch.Tensor) -> torch.Tensor:
+    return Lite0Extractor(AssetsConfig())(images)["pool"]
+
+
 def pixels(split: str) -> torch.Tensor:
     return torch.from_numpy(IMAGES[split].images).permute(0, 3, 1, 2).contiguous()
 
@@ -107,13 +111,13 @@ def test_reconstruction_metrics_are_those_of_a_plain_computation(given, tmp_path
     assert metrics["ssim_range2"] > metrics["ssim"]
     assert metrics["codebook_usage"] == len(p) / 32
     assert metrics["codebook_perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
-    features = Lite0Extractor(AssetsConfig())
+    features = pool_features
     distance = plain_frechet(features(made), features(originals))
     assert metrics["frechet_lite0_reconstruction"] == pytest.approx(distance, rel=1e-3)
-    assert metrics["frechet_lite0_real"] == pytest.approx(0, abs=1e-3), "the split itself is the reference"
+    assert metrics["bits_per_image"] == 8 * 5 and metrics["compression_ratio"] == pytest.approx(16 * 16 * 24 / 40)
     assert set(metrics) == {
         "psnr", "ssim", "ssim_range2", "codebook_usage", "codebook_perplexity",
-        "frechet_lite0_reconstruction", "frechet_lite0_real",
+        "bits_per_image", "compression_ratio", "frechet_lite0_reconstruction",
     }  # fmt: skip
 
 
@@ -125,13 +129,21 @@ def test_reconstruction_says_how_its_numbers_were_made(given, tmp_path, monkeypa
     assert protocol["reference"] == {
         "data": "mnist5k",
         "split": "train",
+        "kind": "train",
         "num_images": 30,
         "image_size": 16,
         "crop": "centre",
         "extractor": "frechet_lite0",
         "extractor_weights": Lite0Extractor(AssetsConfig()).stamp,
     }
-    expected = {"kind": "reconstruction", "num_images": 14, "data": "mnist5k", "split": "val", "crop": "centre"}
+    expected = {
+        "kind": "reconstruction",
+        "name": "adm",
+        "num_images": 14,
+        "data": "mnist5k",
+        "split": "val",
+        "crop": "centre",
+    }
     expected |= {"image_size": 16, "codebook_size": 32, "num_tokens": 8, "precision": "fp32"}
     assert expected.items() <= protocol.items()
     assert protocol["tokenizer"]["fingerprint"] == load_tokenizer(given / "tokenizer").provenance.fingerprint
@@ -175,14 +187,14 @@ def test_reconstruction_does_not_depend_on_batches_or_ranks(given, tmp_path, mon
 class SmallInception(nn.Module):
     """In the place of Inception, whose 2,048 features take half a minute of eigenvalues: 6 numbers an image."""
 
-    dim, metric = 6, "fid"
+    dim, metric = 6, "fid"  # no spatial features and no class probabilities
 
     def __init__(self, assets):
         super().__init__()
         self.stamp = "random" if assets.random_stand_in else "a file"
 
     def forward(self, images_u8):
-        return torch.cat([images_u8.float().mean((2, 3)), images_u8.float().std((2, 3))], dim=1) / 100
+        return {"pool": torch.cat([images_u8.float().mean((2, 3)), images_u8.float().std((2, 3))], dim=1) / 100}
 
 
 def test_only_inception_gives_rfid_and_gfid(given, tmp_path, monkeypatch, world):
@@ -190,13 +202,18 @@ def test_only_inception_gives_rfid_and_gfid(given, tmp_path, monkeypatch, world)
     monkeypatch.setitem(EXTRACTORS, "inception", SmallInception)
     flags = ["--extractor", "inception", "--random-stand-in"]
     result = reconstruct(given, monkeypatch, world, tmp_path / "val" / "r.json", *flags)
-    assert {"rfid", "fid_real"} <= result["metrics"].keys()
+    assert "rfid" in result["metrics"]
     assert not any("lite0" in name for name in result["metrics"])
     assert result["protocol"]["reference"]["extractor_weights"] == "random"
-    other = reconstruct(given, monkeypatch, world, tmp_path / "train" / "r.json", *flags, "--reference", "train")
-    assert "rfid" not in other["metrics"] and "fid_reconstruction" in other["metrics"]
+    wrong = [*flags, "--reference", "train"]
+    with pytest.raises(UserError, match=r"kind val, this one is train .*--force-reference"):
+        reconstruct(given, monkeypatch, world, tmp_path / "train" / "r.json", *wrong)
+    other = reconstruct(given, monkeypatch, world, tmp_path / "train" / "r.json", *wrong, "--force-reference")
+    assert "rfid" not in other["metrics"] and {"fid_reconstruction", "fid_real"} <= other["metrics"].keys()
     made = generate_images(given, monkeypatch, world, tmp_path / "g.json", *flags)
-    assert made["metrics"].keys() == {"gfid"}
+    assert made["metrics"].keys() == {"gfid", "precision", "recall", "distinct"}
+    with pytest.raises(UserError, match="kind train, this one is val"):
+        generate_images(given, monkeypatch, world, tmp_path / "h.json", *flags, "--reference", "val")
 
 
 def test_inception_resizes_as_tensorflow_1_did():
@@ -246,7 +263,7 @@ def test_generation_metrics_are_those_of_a_plain_computation(given, tmp_path, mo
     gpt, labels = load_gpt(given / "gpt"), torch.arange(SAMPLES) % 4
     tokens = generate(gpt, labels, draw=seeded_draw(6, torch.arange(SAMPLES), 8), guidance=Guidance(scale=1.5))
     made = to_uint8(tokenizer.decode_indices(tokens))
-    features = Lite0Extractor(AssetsConfig())
+    features = pool_features
     distance = plain_frechet(features(made), features(pixels("train")))
     assert metrics["frechet_lite0_generated"] == pytest.approx(distance, rel=1e-3)
     assert metrics["distinct"] == len({tuple(t) for t in tokens.tolist()}) / SAMPLES
@@ -283,7 +300,8 @@ def test_generation_says_how_its_numbers_were_made(given, tmp_path, monkeypatch,
     assert (protocol["kind"], protocol["num_images"], protocol["labels"]) == ("generation", SAMPLES, "balanced")
     assert protocol["reference"]["num_images"] == 30 and protocol["reference"]["split"] == "train"
     assert {"tokenizer", "gpt"} <= protocol.keys()
-    assert result["metrics"].keys() == {"frechet_lite0_generated", "frechet_lite0_noise"}
+    assert result["metrics"].keys() == {"frechet_lite0_generated", "frechet_lite0_noise", "distinct"}
+    assert 0 < result["timing"]["decoding_share"] < 1
 
 
 @pytest.mark.usefixtures("by_brightness")
@@ -327,7 +345,7 @@ def test_generation_keeps_examples_beside_their_nearest_training_images(given, t
 def test_pairs_and_codes_that_do_not_belong_together_are_refused(given, tmp_path, monkeypatch, world):
     """No GPT, codes of another tokenizer, too few samples: told before anything is sampled."""
     output = tmp_path / "g.json"
-    monkeypatch.setattr(generation, "sample_images", lambda *args: pytest.fail("sampled"))
+    monkeypatch.setattr(sampled, "sample_images", lambda *args: pytest.fail("sampled"))
     foreign = ["--vq-ckpt", given / "other", "--gpt-ckpt", given / "gpt", "--num-fid-samples", 10]
     with pytest.raises(CodesError, match="another tokenizer"):
         run(generation, monkeypatch, world, output, *foreign, "--code-path", given / "codes")
@@ -341,26 +359,26 @@ def test_pairs_and_codes_that_do_not_belong_together_are_refused(given, tmp_path
 # ---------------------------------------------------------------------------------------------- reference statistics
 def test_reference_statistics_are_computed_once_and_kept(tmp_path, monkeypatch, world):
     """The second call reads the file; other images, sizes or weights have a file of their own."""
-    extractor, data = Lite0Extractor(AssetsConfig()), mini.tokenizer_config().data
+    extractor = Lite0Extractor(AssetsConfig())
 
-    def moments_of(split, image_size=16):
-        sized = replace(data, image_size=image_size)
-        return reference_moments(IMAGES[split], split, sized, extractor, tmp_path, world)
+    def reference_of(split, image_size=16):
+        images = SourceImages(IMAGES[split], split, image_size)
+        return reference_of_images(images, split, extractor, tmp_path, world)
 
-    first, facts = moments_of("train")
-    expected = extractor(pixels("train")).double().numpy()
-    np.testing.assert_allclose(first.mean(), expected.mean(0), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(first.covariance(), np.cov(expected.T), rtol=1e-2, atol=1e-5)
+    first = reference_of("train")
+    expected = extractor(pixels("train"))["pool"].double().numpy()
+    np.testing.assert_allclose(first.pool[0], expected.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(first.pool[1], np.cov(expected.T), rtol=1e-2, atol=1e-5)
     forward = extractor.forward
     monkeypatch.setattr(extractor, "forward", lambda images: pytest.fail("computed again"))
-    again, same_facts = moments_of("train")
-    assert facts == same_facts and again.count == first.count == 30
-    assert np.array_equal(again.mean(), first.mean()) and np.array_equal(again.covariance(), first.covariance())
+    again = reference_of("train")
+    assert again.facts == first.facts and first.facts["num_images"] == 30
+    assert all(np.array_equal(a, b) for a, b in zip(again.pool, first.pool, strict=True))
     monkeypatch.setattr(extractor, "forward", forward)
-    moments_of("val")
-    moments_of("train", image_size=8)
+    reference_of("val")
+    reference_of("train", image_size=8)
     monkeypatch.setattr(extractor, "stamp", "other weights")
-    moments_of("train")
+    reference_of("train")
     assert len(list(tmp_path.glob("reference_*.npz"))) == 4
 
 

@@ -44,9 +44,9 @@ def test_lite0_extractor_has_real_weights_and_a_stamp_with_their_hash():
     extractor = EXTRACTORS["efficientnet_lite0"](AssetsConfig(pretrained_dir=""))
     assert extractor.stamp.startswith("efficientnet-lite0-57934424.pth sha256:57934424")
     images = noise_images(3, 32, seed=0)
-    features = extractor(images)
+    features = extractor(images)["pool"]
     assert features.shape == (3, 112)
-    torch.testing.assert_close(features[1:2], extractor(images[1:2]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features[1:2], extractor(images[1:2])["pool"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,13 @@ def test_inception_reads_a_file_of_the_right_format(inception_file):
         EXTRACTORS["inception"](AssetsConfig(pretrained_dir=str(folder)))
     loaded = EXTRACTORS["inception"](AssetsConfig(pretrained_dir=str(folder), allow_unknown=True))
     images = noise_images(2, 64, seed=1)
-    features = loaded(images)
-    assert features.shape == (2, 2048) and torch.equal(features, original(images))
+    features, expected = loaded(images), original(images)
+    assert {k: tuple(v.shape) for k, v in features.items()} == {
+        "pool": (2, 2048),
+        "spatial": (2, 2023),
+        "logits": (2, 1008),
+    }
+    assert all(torch.equal(features[name], expected[name]) for name in features)
     assert "sha256:" in loaded.stamp and original.stamp == "random"
 
 

@@ -17,7 +17,7 @@ from engine.assets import ASSETS, AssetError, AssetsConfig
 from engine.config import UserError
 from tokenizer.losses import backbones
 from tokenizer.losses.adversarial import DISCRIMINATORS, DiscriminatorConfig
-from tokenizer.losses.backbones import LITE0_STRIDES, Frozen, lite0_features, lpips_vgg, timm_vit
+from tokenizer.losses.backbones import LITE0_STRIDES, Frozen, lite0_features, lpips_network, timm_vit
 from tokenizer.losses.patchgan import PatchGAN
 from tokenizer.losses.perceptual import LITE0_LOSS_STRIDES, PERCEPTUAL, LPIPSLoss
 from tokenizer.losses.semantic import IMAGENET, TEACHERS, semantic_loss
@@ -118,14 +118,14 @@ def test_lpips_reads_the_published_vgg16_file(tmp_path):
     published["classifier.0.bias"] = torch.ones(2)
     path, allow = tmp_path / ASSETS["vgg16"].file, AssetsConfig(pretrained_dir=str(tmp_path), allow_unknown=True)
     torch.save(published, path)
-    frozen, stamp = lpips_vgg(allow)
+    frozen, stamp = lpips_network(allow)
     assert stamp.startswith(f"{path.name} sha256:")
     x = images()
     with torch.no_grad():
         torch.testing.assert_close(frozen.network.net(x).relu5_3, layers[:30](x))
     torch.save({"features.0.weight": published["features.0.weight"]}, path)
     with pytest.raises(UserError, match=rf"(?s){path.name} does not fit.*missing"):
-        lpips_vgg(allow)
+        lpips_network(allow)
 
 
 # ---------------------------------------------------------------------------------------------- lite0

@@ -71,14 +71,17 @@ def lite0_features(assets: AssetsConfig, strides: tuple[int, ...]) -> tuple[Froz
     return Frozen(Lite0Features(network, strides)), stamp
 
 
-def lpips_vgg(assets: AssetsConfig) -> tuple[Frozen, str]:
-    """LPIPS with VGG16 (Zhang et al., 2018; weights v0.1 of the lpips package on torchvision's VGG16)."""
+LPIPS_BACKBONES = {"vgg": "vgg16", "alex": "alexnet"}  # network of the lpips package -> asset
+
+
+def lpips_network(assets: AssetsConfig, net: str = "vgg") -> tuple[Frozen, str]:
+    """LPIPS (Zhang et al., 2018; weights v0.1 of the lpips package) on torchvision's VGG16 or AlexNet (`alex`)."""
     import lpips
 
-    resolved = resolve("vgg16", assets)
+    resolved = resolve(LPIPS_BACKBONES[net], assets)
     with seeded(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="torchvision")  # lpips calls it in an older way
-        network = lpips.LPIPS(net="vgg", pnet_rand=resolved.stamp != "download", verbose=False)
+        network = lpips.LPIPS(net=net, pnet_rand=resolved.stamp != "download", verbose=False)
     if resolved.path is not None:
         published = read_state(resolved.path)
         own = network.net.state_dict()

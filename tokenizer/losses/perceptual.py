@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from engine.assets import AssetsConfig
 from engine.distributed import full_precision
-from tokenizer.losses.backbones import Frozen, lite0_features, lpips_vgg
+from tokenizer.losses.backbones import Frozen, lite0_features, lpips_network
 
 LITE0_LOSS_STRIDES = (2, 4, 8, 16)
 
@@ -52,7 +52,7 @@ class Lite0Loss(nn.Module):
 
 
 def _lpips(assets: AssetsConfig, dropout: bool) -> tuple[nn.Module, str]:
-    network, stamp = lpips_vgg(assets)
+    network, stamp = lpips_network(assets)
     return LPIPSLoss(network, dropout), stamp
 
 

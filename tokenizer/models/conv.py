@@ -18,7 +18,7 @@ from tokenizer.quantizers.base import Quantized, Quantizer
 
 
 class ConvTokenizer(nn.Module):
-    """See the module docstring. `image_size` and `num_tokens` are those of training; other sizes work too.
+    """See the module docstring. `image_size` and `num_tokens` are those of training until `set_image_size`.
 
     A tokenizer of this kind sets `encoder` and `decoder`, and says how features become latents and latents features.
     """
@@ -29,10 +29,14 @@ class ConvTokenizer(nn.Module):
     def __init__(self, cnn: CNNConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__()
         self.factor = cnn.factor
-        if image_size % self.factor:
-            raise ConfigError(f"data.image_size={image_size} does not fit: it must be a multiple of {self.factor}")
-        self.image_size, self.num_tokens = image_size, (image_size // self.factor) ** 2
+        self.set_image_size(image_size)
         self.quantizer = quantizer
+
+    def set_image_size(self, image_size: int) -> None:
+        """Makes another square size the usual one: nothing of the network depends on it."""
+        if image_size < self.factor or image_size % self.factor:
+            raise ConfigError(f"image size {image_size} does not fit: it must be a multiple of {self.factor}")
+        self.image_size, self.num_tokens = image_size, (image_size // self.factor) ** 2
 
     def forward(
         self,

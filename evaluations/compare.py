@@ -1,0 +1,44 @@
+"""Puts results side by side, and ranks them only where they were made in the same way.
+
+    python -m evaluations.compare results/A.json results/B.json
+
+The networks may differ, since they are what is compared, and so may batch sizes and names of folders; everything else
+in the protocol must be equal: the reference with its hash, crop, rounding, sampler settings, number of images. Where it
+is not, the differences are printed, nothing is ranked, and the exit code is 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from engine.config import UserError, run_entry
+from evaluations.comparison import compare, differing_images, text_table
+
+NOT_COMPARABLE = 3  # exit code
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", type=Path, help="two or more results (JSON)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if len(args.results) < 2:
+        raise UserError("name two or more results to compare")
+    names, rows, problems = compare(args.results)
+    print(text_table(names, rows, [f"{path.parent.name}/{path.stem}" for path in args.results]))
+    share = differing_images(args.results)
+    if share:
+        print(share)
+    if problems:
+        print("\nnot ranked: the protocols differ from that of the first result:")
+        print("\n".join(f"  {problem}" for problem in problems))
+        raise SystemExit(NOT_COMPARABLE)
+    print("\n* best; the protocols are equal")
+
+
+if __name__ == "__main__":
+    run_entry(main)

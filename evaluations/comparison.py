@@ -1,0 +1,76 @@
+"""Results side by side: which metrics they share, which is best, and in what their protocols differ."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluations.protocol import changed_facts, read_result
+
+SMALLER_IS_BETTER = ("fid", "frechet", "lpips", "loss", "memorised", "bits", "seconds")
+NOT_RANKED = ("best_guidance_scale", "best_base_lr", "precision_fp16", "recall_fp16")
+
+
+def better(name: str, values: list[float]) -> float:
+    """The best of the values of a metric."""
+    return min(values) if any(part in name for part in SMALLER_IS_BETTER) else max(values)
+
+
+def differing_images(paths: list[Path]) -> str | None:
+    """How many generated images of two results differ, where both kept checksums of equal numbers of images."""
+    tables = []
+    for path in paths:
+        arrays = path.with_suffix(".npz")
+        if not arrays.is_file():
+            return None
+        with np.load(arrays, allow_pickle=False) as stored:
+            if "checksums" not in stored.files:
+                return None
+            tables.append(stored["checksums"])
+    if len(tables) != 2 or tables[0].shape != tables[1].shape:
+        return None
+    share = np.mean(tables[0] != tables[1])
+    return f"{share:.2%} of the {len(tables[0])} generated images differ in some pixel"
+
+
+def compare(paths: list[Path]) -> tuple[list[str], list[list[str]], list[str]]:
+    """(metrics, cells by metric and result with * at the best, differences of the protocols)."""
+    results = [read_result(path) for path in paths]
+    first = results[0]["protocol"]
+    problems = []
+    for path, result in zip(paths[1:], results[1:], strict=True):
+        problems += [f"{path.name}: {fact}" for fact in changed_facts(first, result["protocol"], networks=False)]
+    values: list[dict[str, Any]] = [r["metrics"] for r in results]
+    names = [n for n in values[0] if any(isinstance(v.get(n), int | float) for v in values)]
+    names += sorted({n for v in values[1:] for n, x in v.items() if n not in values[0] and isinstance(x, int | float)})
+    rows = []
+    for name in names:
+        found = [v.get(name) for v in values]
+        best = None
+        if not problems and len(results) > 1 and None not in found and name not in NOT_RANKED:
+            best = better(name, found)
+        rows.append(["-" if v is None else f"{v:.5g}{'*' if v == best else ''}" for v in found])
+    return names, rows, problems
+
+
+def text_table(names: list[str], rows: list[list[str]], columns: list[str]) -> str:
+    """The table for a terminal."""
+    widths = [max(len(c), *(len(row[i]) for row in rows)) + 2 for i, c in enumerate(columns)]
+    first = max(len(n) for n in [*names, "metric"])
+    lines = ["metric".ljust(first) + "".join(c.rjust(w) for c, w in zip(columns, widths, strict=True))]
+    for name, row in zip(names, rows, strict=True):
+        lines.append(name.ljust(first) + "".join(c.rjust(w) for c, w in zip(row, widths, strict=True)))
+    return "\n".join(lines)
+
+
+def html_table(names: list[str], rows: list[list[str]], columns: list[str]) -> str:
+    """The table for a page."""
+    head = "".join(f"<th>{escape(c)}</th>" for c in ["metric", *columns])
+    body = "".join(
+        f"<tr><td>{escape(n)}</td>" + "".join(f'<td class="n">{escape(c)}</td>' for c in row) + "</tr>"
+        for n, row in zip(names, rows, strict=True)
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"

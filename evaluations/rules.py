@@ -1,0 +1,124 @@
+"""The rules of two published reconstruction evaluations, and what they make of a batch of images.
+
+adm     GigaTok and LlamaGen: ADM's centre crop, uint8 by clamp(127.5 x + 128), TensorFlow's resize for rFID
+wetok   WeTok: bilinear centre crop, truncated uint8 for PSNR and SSIM, rFID of unrounded images
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import functional as VF
+
+from engine.config import UserError
+from engine.datasets import ImageSource, read_source
+from engine.distributed import World, full_precision
+from engine.image_metrics import psnr, ssim
+from engine.images import centre_crop, image_tensor, resize_for_evaluation, to_float, to_uint8
+from evaluations.images import own_batches
+
+MAX_PSNR = 100.0  # dB, of identical pairs
+
+
+def bilinear_crop(image: Image.Image, size: int) -> Image.Image:
+    """Short side to `size` (bilinear with antialias), then the central window, as WeTok's evaluation does."""
+    return VF.center_crop(VF.resize(image, size, VF.InterpolationMode.BILINEAR), [size, size])
+
+
+def truncated_uint8(images: Tensor) -> Tensor:
+    """float in [-1,1] -> uint8 without rounding, as WeTok's evaluation does (applied to originals as well)."""
+    return ((images.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What two published evaluations do differently."""
+
+    crop: Callable[[Image.Image, int], Image.Image]
+    crop_name: str
+    to_uint8: Callable[[Tensor], Tensor]
+    rounding: str
+    lpips: dict[str, str]  # metric -> network
+    float_features: bool  # rFID of unrounded images
+
+
+RULES = {
+    "adm": Rules(centre_crop, "centre", to_uint8, "uint8(clamp(127.5 x + 128))", {"lpips": "vgg"}, False),
+    "wetok": Rules(
+        bilinear_crop, "bilinear centre", truncated_uint8, "uint8(255 (x + 1) / 2), truncated",
+        {"lpips_vgg": "vgg", "lpips_alex": "alex"}, True,
+    ),
+}  # fmt: skip
+
+
+def pad_to(images: Tensor, factor: int) -> tuple[Tensor, tuple[slice, slice]]:
+    """Images (B,3,H,W) padded with 0 (mid grey) on all sides to multiples of `factor`, and the window of the original;
+    the left and upper margins are the smaller ones.
+    """
+    height, width = images.shape[-2:]
+    down, right = -height % factor, -width % factor
+    top, left = down // 2, right // 2
+    padded = F.pad(images, (left, right - left, top, down - top))
+    return padded, (slice(top, top + height), slice(left, left + width))
+
+
+class Reconstructor:
+    """Originals -> (originals, reconstructions, indices) under the rules of a protocol; float, not clamped."""
+
+    def __init__(self, tokenizer: nn.Module, args: argparse.Namespace) -> None:
+        self.tokenizer, self.rules, self.whole = tokenizer, RULES[args.protocol], args.original_resolution
+        self.size = tokenizer.image_size
+        self.eval_size = args.image_size_eval or self.size
+        if self.whole and not hasattr(tokenizer, "set_image_size"):
+            raise UserError("--original-resolution: this tokenizer has learned positions for one image size")
+        if self.whole and args.image_size_eval:
+            raise UserError("--original-resolution and --image-size-eval exclude each other")
+
+    def batches(
+        self, source: ImageSource, size: int, skip_broken: bool, world: World
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(image numbers, originals uint8)."""
+        for ids in own_batches(len(source), 1 if self.whole else size, world):
+            images = [read_source(source, int(i), skip_broken)[0] for i in ids]
+            if not self.whole:
+                images = [self.rules.crop(image, self.size) for image in images]
+            yield ids, torch.stack([image_tensor(image) for image in images])
+
+    def __call__(self, originals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        images = to_float(originals)
+        if self.whole:
+            padded, window = pad_to(images, self.tokenizer.factor)
+            grid = (padded.shape[2] // self.tokenizer.factor, padded.shape[3] // self.tokenizer.factor)
+            indices = self.tokenizer.encode(padded).indices
+            return images, self.tokenizer.decode_indices(indices, grid)[:, :, *window], indices
+        indices = self.tokenizer.encode(images).indices
+        made = self.tokenizer.decode_indices(indices)
+        return resize_for_evaluation(images, self.eval_size), resize_for_evaluation(made, self.eval_size), indices
+
+
+def score_names(rules: Rules, lpips: bool) -> list[str]:
+    """The scores of each pair, in the order of `pair_scores`."""
+    if rules.float_features:
+        return ["psnr", "ssim", *(rules.lpips if lpips else ())]
+    return ["psnr", "ssim", "ssim_range2", *(("lpips", "lpips_raw") if lpips else ())]
+
+
+def pair_scores(rules: Rules, made: Tensor, originals: Tensor, resized: bool, networks: dict[str, nn.Module]) -> Tensor:
+    """The scores (S,B) of pairs of float images in [-1,1], float64. Originals that were resized are not rounded, as
+    published. `lpips` is of clamped images, `lpips_raw` of images as decoded (the published values of GigaTok).
+    """
+    made_u8 = rules.to_uint8(made)
+    target = (originals.double() + 1) / 2 if resized else rules.to_uint8(originals)
+    scores = {"psnr": psnr(made_u8, target).clamp_max(MAX_PSNR), "ssim": ssim(made_u8, target)}
+    scores["ssim_range2"] = ssim(made_u8, target, data_range=2.0)
+    with full_precision(made.device):
+        for name, network in networks.items():
+            scores[name] = network(made.clamp(-1, 1), originals).flatten().double()
+            scores["lpips_raw"] = network(made, originals).flatten().double()
+    return torch.stack([scores[name] for name in score_names(rules, bool(networks))])

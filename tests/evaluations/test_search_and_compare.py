@@ -1,0 +1,169 @@
+"""The guidance search finds what an exhaustive grid finds; results are ranked only where protocols agree."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from autoregressive.gpt import GPTConfig
+from engine.config import UserError
+from evaluations import compare as compare_entry
+from evaluations import search_cfg
+from evaluations.comparison import compare, differing_images, text_table
+from evaluations.protocol import read_result, write_result
+from evaluations.search_cfg import Curve, scales_of, start_of, zero_order_search
+
+
+def visited(function, start, **options):
+    """(the scales in the order of their measurement, the best)."""
+    seen = []
+
+    def measure(scale):
+        seen.append(scale)
+        return function(scale)
+
+    best = zero_order_search(measure, start, **options)
+    return seen, best
+
+
+@pytest.mark.parametrize(
+    ("function", "start", "path", "best"),
+    [
+        (lambda c: (c - 1.6) ** 2, 2.0, [2.0, 2.25, 1.75, 1.5, 1.25], 1.5),
+        (lambda c: c, 1.75, [1.75, 2.0, 1.5, 1.25, 1.0], 1.0),
+        (lambda c: min((c - 2.25) ** 2, (c - 4) ** 2 - 1), 2.25, [2.25, 2.5, 2.0], 2.25),
+    ],
+)
+def test_the_search_walks_as_the_published_one_and_returns_its_best(function, start, path, best):
+    """Up before down, never below 1, until both neighbours are worse: a local minimum, and not the last scale tried."""
+    assert visited(function, start) == (path, best)
+
+
+def test_an_upper_bound_and_a_coarse_step_are_kept():
+    assert max(visited(lambda c: -c, 1.0, high=2.0)[0]) == 2.0
+    assert visited(lambda c: (c - 5) ** 2, 1.0, step=1.0)[1] == 5.0
+
+
+def test_the_search_agrees_with_an_exhaustive_grid_on_a_stored_curve():
+    """On a convex curve of distances, from any start."""
+    grid = np.arange(1, 4.01, 0.25)
+    curve = dict(zip(grid.tolist(), [9.1, 7.0, 5.6, 4.8, 4.5, 4.6, 5.0, 5.7, 6.6, 7.6, 8.7, 9.9, 11.0], strict=True))
+    for start in curve:
+        assert zero_order_search(curve.__getitem__, start, high=4.0) == min(curve, key=curve.__getitem__)
+
+
+def test_the_start_is_the_published_one():
+    sizes = {"b": (2.5, 2.0), "l": (1.75, 1.75), "xl": (1.25, 1.75)}
+    for size, (step, constant) in sizes.items():
+        gpt = SimpleNamespace(config=GPTConfig(size=size))
+        assert (start_of(gpt, "step"), start_of(gpt, "constant")) == (step, constant)
+
+
+def test_a_curve_survives_a_kill_and_belongs_to_its_settings(tmp_path, world):
+    """What was measured is not measured again; other settings are refused by name."""
+    path = tmp_path / "search.partial.json"
+    Curve(path, {"num_images": 8, "sampler": {"seed": 0}}, world).add(1.5, {"gfid": 3.0})
+    again = Curve(path, {"num_images": 8, "sampler": {"seed": 0}}, world)
+    assert again.rows == {1.5: {"gfid": 3.0}}
+    with pytest.raises(UserError, match=r"other settings \(sampler.seed: 0, then 1\); use another --output"):
+        Curve(path, {"num_images": 8, "sampler": {"seed": 1}}, world)
+
+
+@pytest.mark.parametrize(("text", "message"), [("1,a", "numbers separated by commas"), ("0.5", "is 1 .off. or more")])
+def test_scales_that_are_none_are_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        scales_of(text)
+    assert scales_of("1, 2.5") == [1.0, 2.5]
+
+
+def test_the_entry_returns_the_best_scale_with_its_curve(tmp_path, monkeypatch, world):
+    """Measured distances decide; a search that was stopped measures only what is missing."""
+    calls = []
+    sizes = {"vocab_size": 8, "num_tokens": 4, "num_classes": 2, "width": 8, "layers": 1, "heads": 1}
+    gpt, tokenizer = SimpleNamespace(config=GPTConfig(**sizes)), SimpleNamespace(image_size=16)
+    for name, value in {
+        "tokenizer_from": lambda *a: tokenizer, "gpt_from": lambda *a: gpt, "extractor_of": lambda *a: object(),
+        "images_from": lambda *a: None, "reference_of": lambda *a: None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(search_cfg, name, value)
+    monkeypatch.setattr(search_cfg.Sampler, "protocol", lambda self, r: {"sampler": {"guidance_scale": 0, "seed": 0}})
+
+    def measured(sampler, *rest):
+        scale = sampler.settings.guidance.scale
+        calls.append(scale)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return {"gfid": abs(scale - 2.5), "precision": scale}, {}
+
+    monkeypatch.setattr(search_cfg, "measured", measured)
+    flags = ["--vq-ckpt", "t", "--gpt-ckpt", "g", "--cfg-scale", "2", "--output", str(tmp_path / "s.json")]
+    monkeypatch.setattr(sys, "argv", ["search", *flags])
+    with pytest.raises(KeyboardInterrupt):
+        search_cfg.search(search_cfg.parse_args(), world)
+    assert not (tmp_path / "s.json").exists() and (tmp_path / "s.partial.json").exists()
+    search_cfg.search(search_cfg.parse_args(), world)
+    assert calls == [2.0, 2.25, 2.5, 2.5, 2.75]
+    result = read_result(tmp_path / "s.json")
+    assert result["metrics"] == {"best_guidance_scale": 2.5, "gfid": 0.0, "precision": 2.5}
+    assert [row["guidance_scale"] for row in result["curve"]] == [2.0, 2.25, 2.5, 2.75]
+    assert not (tmp_path / "s.partial.json").exists()
+
+
+# ---------------------------------------------------------------------------------------------- comparison
+PROTOCOL = {
+    "kind": "generation", "num_images": 8, "data": "/a", "sampler": {"seed": 0, "batch_size": 4},
+    "reference": {"sha256": "x", "kind": "train"}, "tokenizer": {"fingerprint": "A"},
+}  # fmt: skip
+
+
+def write(folder, name, metrics, **changes):
+    path = folder / f"{name}.json"
+    write_result(path, metrics, PROTOCOL | changes)
+    return path
+
+
+def test_equal_protocols_are_ranked(tmp_path):
+    """Other networks, folders and batch sizes may differ; smaller distances and larger scores are better."""
+    a = write(tmp_path, "a", {"gfid": 3.0, "inception_score": 100.0, "codes": [1]})
+    changes = {"data": "/b", "sampler": {"seed": 0, "batch_size": 2}, "tokenizer": {"fingerprint": "B"}}
+    b = write(tmp_path, "b", {"gfid": 2.0, "inception_score": 90.0, "recall": 0.5}, **changes)
+    names, rows, problems = compare([a, b])
+    assert not problems and names == ["gfid", "inception_score", "recall"]
+    assert rows == [["3", "2*"], ["100*", "90"], ["-", "0.5"]]
+    assert "2*" in text_table(names, rows, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_images": 9}, "b.json: num_images: 8, then 9"),
+        ({"reference": {"sha256": "y", "kind": "train"}}, "reference.sha256: 'x', then 'y'"),
+        ({"sampler": {"seed": 1, "batch_size": 4}}, "sampler.seed: 0, then 1"),
+        ({"rounding": "other"}, "rounding: None, then 'other'"),
+        ({"kind": "reconstruction"}, "kind: 'generation', then 'reconstruction'"),
+    ],
+)
+def test_different_protocols_are_not_ranked(tmp_path, monkeypatch, capsys, changes, named):
+    """The table is printed without a best one, the difference is named, and the exit code says so."""
+    paths = [write(tmp_path, "a", {"gfid": 3.0}), write(tmp_path, "b", {"gfid": 2.0}, **changes)]
+    monkeypatch.setattr(sys, "argv", ["compare", *map(str, paths)])
+    with pytest.raises(SystemExit) as stopped:
+        compare_entry.main()
+    printed = capsys.readouterr().out
+    assert stopped.value.code == 3 and named in printed and "*" not in printed
+
+
+def test_images_of_two_results_are_counted_where_they_differ(tmp_path):
+    paths = [write(tmp_path, name, {"gfid": 1.0}) for name in "ab"]
+    assert differing_images(paths) is None
+    for path, sums in zip(paths, ([1, 2, 3, 4], [1, 2, 3, 5]), strict=True):
+        np.savez(path.with_suffix(".npz"), checksums=np.array(sums))
+    assert differing_images(paths) == "25.00% of the 4 generated images differ in some pixel"
+
+
+def test_what_is_no_result_is_refused(tmp_path):
+    for name, content in {"a": "{}", "b": "[1]", "c": "no json"}.items():
+        (tmp_path / f"{name}.json").write_text(content)
+        with pytest.raises(UserError, match="is not a result of an evaluation"):
+            read_result(tmp_path / f"{name}.json")

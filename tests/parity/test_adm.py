@@ -1,0 +1,106 @@
+"""The ADM suite against TensorFlow's own results on seeded weights and images, through the entry that a user runs.
+
+`seeded_inception.py` makes the weights and the images; ours, whatever folder PARITY_GOLDENS names.
+"""
+
+import functools
+import importlib.util
+import json
+import sys
+from types import ModuleType
+
+import goldens
+import numpy as np
+import pytest
+import torch
+
+from engine.assets import AssetsConfig
+from engine.distributed import World
+from evaluations import measure
+from evaluations.features import EXTRACTORS
+from evaluations.protocol import read_result
+
+FOLDER = goldens.ROOT / "adm"
+SETS = ["adm"] if FOLDER.is_dir() else []
+DISTANCE, SCORE, FEATURES = 2e-5, 1e-5, 1e-4  # tolerances stated with the goldens: relative, relative, absolute
+WORLD = World(0, 1, 0, torch.device("cpu"))
+pytestmark = pytest.mark.parametrize("name", SETS)
+
+
+@functools.cache
+def seeded_inception() -> ModuleType:
+    path = goldens.OWN / "adm" / "seeded_inception.py"
+    spec = importlib.util.spec_from_file_location("seeded_inception", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def stored(file: str) -> dict:
+    return json.loads((FOLDER / file).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """PRETRAINED_DIR with the seeded weights as the published file, and both image sets as npz files."""
+    root, config = tmp_path_factory.mktemp("adm"), stored("config.json")
+    network = EXTRACTORS["inception"](AssetsConfig(pretrained_dir="", random_stand_in=True)).network.network
+    with np.load(FOLDER / "bn_stats.npz", allow_pickle=False) as statistics:
+        state = seeded_inception().seeded_state_dict(network.state_dict(), config["weights_seed"], statistics)
+    torch.save(state, root / "weights-inception-2015-12-05-6726825d.pth")
+    for part in ("reference", "samples"):
+        of = config[part]
+        images = seeded_inception().seeded_images(of["num"], config["size"], of["seed"], of["spread"])
+        np.savez(root / f"{part}.npz", arr_0=images)
+    return root
+
+
+@pytest.fixture(scope="module")
+def result(given):
+    """What `python -m evaluations.measure` writes."""
+    flags = ["--samples", given / "samples.npz", "--gt-npz-path", given / "reference.npz", "--reference-kind", "train"]
+    flags += ["--allow-unknown-weights", "--fp16-emulation", "--output", given / "result.json", "--device", "cpu"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRETRAINED_DIR", str(given))
+        patch.setattr(sys, "argv", ["measure", *map(str, flags)])
+        measure.evaluate(measure.parse_args(), WORLD)
+    return read_result(given / "result.json")
+
+
+def compare(name: str, value: float, expected: float, limit: float) -> None:
+    goldens.COMPARISONS.append((abs(value / expected - 1), limit, f"adm {name} (relative)"))
+    assert value == pytest.approx(expected, rel=limit)
+
+
+def test_distances_and_score_are_those_of_tensorflow(result, name):
+    """FID and sFID to 2e-5, Inception Score to 1e-5."""
+    expected, metrics = stored("expected.json"), result["metrics"]
+    compare("fid", metrics["gfid"], expected["fid"], DISTANCE)
+    compare("sfid", metrics["sfid"], expected["sfid"], DISTANCE)
+    compare("inception score", metrics["inception_score"], expected["inception_score"], SCORE)
+
+
+def test_precision_and_recall_are_exact_within_one_image(result, name):
+    """In fp32, against float64 on the same features. Emulated fp16 is more inclusive, as TensorFlow's is."""
+    expected, metrics, config = stored("expected.json"), result["metrics"], stored("config.json")
+    for metric, part in (("precision", "samples"), ("recall", "reference")):
+        limit = 1 / config[part]["num"] + 1e-9
+        difference = abs(metrics[metric] - expected[f"{metric}_exact"])
+        goldens.COMPARISONS.append((difference, limit, f"adm {metric}"))
+        assert difference <= limit
+        assert metrics[f"{metric}_fp16"] >= metrics[metric]
+
+
+def test_features_are_those_of_tensorflow(given, name):
+    """Pool features, and spatial features in NHWC order with 7 channels, to 1e-4."""
+    assets = AssetsConfig(pretrained_dir=str(given), allow_unknown=True)
+    extractor = EXTRACTORS["inception"](assets)
+    with np.load(FOLDER / "features.npz", allow_pickle=False) as expected:
+        for key in expected.files:
+            kind, part = key.split("_", 1)
+            rows = expected[key]
+            with np.load(given / f"{part}.npz") as images:
+                pixels = torch.from_numpy(images["arr_0"][: len(rows)].transpose(0, 3, 1, 2).copy())
+            difference = np.abs(extractor(pixels)[kind].numpy() - rows).max()
+            goldens.COMPARISONS.append((float(difference), FEATURES, f"adm {key}"))
+            assert difference <= FEATURES
