@@ -137,6 +137,14 @@ def import_state(
     return result
 
 
+EMA_PREFIX = "model_ema."  # of WeTok's averaged weights
+
+
+def flattened(name: str) -> str:
+    """The name of an averaged tensor in WeTok's files: without dots, so it is made from the plain name, never parsed."""
+    return EMA_PREFIX + name.replace(".", "")
+
+
 def is_gpt(published: Mapping[str, Tensor]) -> bool:
     """Whether a published state dict is that of a GPT."""
     return "tok_embeddings.weight" in published

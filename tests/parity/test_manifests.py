@@ -23,7 +23,8 @@ from engine.config import differences, flatten, load_config
 from tokenizer.released import Rule, export_state, rules_of
 
 PUBLISHED = [p for folder in ("vq", "gpt", "llamagen") for p in recipes.recipes(folder) if recipes.layers_of(p) == [p]]
-OVERLAYS = recipes.recipes("vq/ablation")
+OVERLAYS = [p for folder in ("vq/ablation", "wetok") for p in recipes.recipes(folder) if recipes.layers_of(p) != [p]]
+OF_WETOK = [p for p in recipes.recipes("wetok") if recipes.layers_of(p) == [p]]  # their networks: test_wetok_manifests
 GPTS_OF_GIGATOK = [(size, layout) for size in ("B", "L", "XL", "XXL", "3B") for layout in ("1d", "2d")]
 named = pytest.mark.parametrize("path", PUBLISHED, ids=recipes.name_of)
 
@@ -101,7 +102,7 @@ def test_an_ablation_changes_exactly_what_it_names(path, entry):
     assert code == 0 and "the config is valid" in out, err
 
 
-@pytest.mark.parametrize("path", [*PUBLISHED, *OVERLAYS], ids=recipes.name_of)
+@pytest.mark.parametrize("path", [*PUBLISHED, *OVERLAYS, *OF_WETOK], ids=recipes.name_of)
 def test_the_header_of_a_recipe_holds_its_command(path):
     """The comment on top names every file that the recipe is made of, and the script that trains it."""
     header = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))[0]
