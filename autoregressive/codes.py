@@ -1,6 +1,7 @@
 """The packed code store: one memory-mapped array per split, with a manifest that names the tokenizer it came from.
 
-    <codes>/train/codes.npy     (num_images, num_views, num_tokens) uint16, or int32 for codebooks above 65,536
+    <codes>/train/codes.npy     (num_images, num_views, num_tokens) uint16, or wider for codebooks above 65,536; with
+                                several indices per token (num_images, num_views, num_tokens, streams)
     <codes>/train/labels.npy    (num_images,) int64
     <codes>/train/manifest.json the tokenizer's fingerprint, sizes, crops, class names; written when every code is there
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +48,18 @@ class CodesManifest:
     image_size: int
     views: str  # centre | flip | ten-crop
     class_names: list[str]
+    streams: list[int] = field(default_factory=list)  # codebook size of each index of a token; empty = one index
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the codes."""
+        own = (len(self.streams),) if self.streams else ()
+        return (self.num_images, self.num_views, self.num_tokens, *own)
 
 
 def code_dtype(codebook_size: int) -> type:
     """The smallest type that holds every index."""
-    return np.uint16 if codebook_size <= 2**16 else np.int32
+    return np.uint16 if codebook_size <= 2**16 else np.int32 if codebook_size <= 2**31 else np.int64
 
 
 class CodeStore:
@@ -69,7 +77,7 @@ class CodeStore:
             self.labels = np.load(self.folder / "labels.npy", allow_pickle=False)
         except (OSError, ValueError, TypeError) as error:
             raise CodesError(f"{self.folder} is damaged: {error}") from error
-        expected = (self.manifest.num_images, self.manifest.num_views, self.manifest.num_tokens)
+        expected = self.manifest.shape
         if self.codes.shape != expected or len(self.labels) != expected[0]:
             raise CodesError(f"{self.folder / 'codes.npy'} has shape {self.codes.shape}, manifest.json says {expected}")
 
@@ -85,7 +93,7 @@ class CodeStore:
             )
 
     def tokens(self, index: int, view: int) -> Tensor:
-        """(num_tokens,) int64."""
+        """(num_tokens,) or (num_tokens, streams) int64."""
         return torch.from_numpy(self.codes[index, view].astype(np.int64))
 
 
@@ -122,7 +130,7 @@ class CodeWriter:
     def __init__(self, folder: str | Path, manifest: CodesManifest, block: int, rank: int) -> None:
         self.folder, self.manifest, self.block = Path(folder) / manifest.split, manifest, block
         self.progress_path = self.folder / f"progress_{rank}.json"
-        self.shape = (manifest.num_images, manifest.num_views, manifest.num_tokens)
+        self.shape = manifest.shape
 
     def finished(self) -> bool:
         """Whether the same extraction was finished before; codes of another tokenizer or other crops are an error."""
@@ -142,7 +150,7 @@ class CodeWriter:
         changed = [
             f"{k}: {found.get(k)!r} there, {wanted[k]!r} now"
             for k in wanted
-            if k != "tokenizer" and found.get(k) != wanted[k]
+            if k != "tokenizer" and found.get(k, []) != wanted[k]
         ]
         if changed:
             raise CodesError(f"{path.parent} holds other codes ({'; '.join(changed)[:600]}); use another --code-path")
@@ -173,8 +181,8 @@ class CodeWriter:
         return [b for b in blocks if b.start not in self.done]
 
     def write(self, block: range, codes: Tensor, labels: list[int] | None = None) -> None:
-        """Codes (images, views, tokens) of one block, and the labels of the images that were read; on disk before the
-        progress says so. Bytes are written in place: ranks on several machines share the file.
+        """Codes (images, views, tokens[, streams]) of one block, and the labels of the images that were read; on disk
+        before the progress says so. Bytes are written in place: ranks on several machines share the file.
         """
         _write_rows(self.folder / "codes.npy", block.start, codes.cpu().numpy())
         if labels is not None:

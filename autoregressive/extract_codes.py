@@ -23,7 +23,7 @@ from engine.config import UserError, logger, positive, run_entry
 from engine.datasets import DataConfig, ImageSource, has_split, open_source, read_source
 from engine.distributed import World, distributed_world
 from engine.images import centre_crop, image_tensor, ten_crop, to_float
-from tokenizer.loading import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
+from tokenizer.loading import add_image_flags, add_tokenizer_flags, images_from, streams_of, tokenizer_from
 
 NUM_VIEWS = {"centre": 1, "flip": 2, "ten-crop": 10}
 
@@ -60,6 +60,7 @@ def extract_split(
         image_size=tokenizer.image_size,
         views=views,
         class_names=list(source.class_names),
+        streams=streams_of(tokenizer),
     )
     block = max(1, batch_size // NUM_VIEWS[views])
     writer = CodeWriter(code_path, manifest, block, world.rank)

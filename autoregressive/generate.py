@@ -7,8 +7,8 @@ nor on the number of processes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,16 @@ from torch import Tensor
 from autoregressive.gpt import GPT, KVCache
 from engine.config import ConfigError, lookup
 
-Draw = Callable[[Tensor, int], Tensor]  # (probabilities (B,V), position) -> tokens (B,)
+T = TypeVar("T")
+Draw = Callable[[Tensor, int], Tensor]  # (probabilities (B,V), position) -> indices (B,); a token of k has k positions
+
+
+def per_index(value: T | tuple[T, ...], count: int, name: str) -> tuple[T, ...]:
+    """A setting of the sampler for each of the `count` indices of a token: the same for all, or one for each."""
+    values = value if isinstance(value, tuple) else (value,) * count
+    if len(values) != count:
+        raise ConfigError(f"{name} has {len(values)} values, but a token has {count} indices; give 1 or {count}")
+    return values
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -29,7 +38,7 @@ class Guidance:
     (`first_token`).
     """
 
-    scale: float = 1.0
+    scale: float | tuple[float, ...] = 1.0  # or one for each index of a token
     schedule: str = "constant"
     start: float = 0.18  # step only
     first_token: Literal["full", "schedule"] = "full"
@@ -40,7 +49,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         lookup(GUIDANCE_SCHEDULES, self.schedule, "guidance_schedule")
-        if self.scale < 1:
+        if min(self.scale if isinstance(self.scale, tuple) else (self.scale,)) < 1:
             raise ConfigError(f"guidance_scale={self.scale} must be 1 (off) or more")
 
     def scales(self, num_tokens: int) -> list[float]:
@@ -122,31 +131,39 @@ def generate(
     *,
     draw: Draw,
     guidance: Guidance = Guidance(),
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    temperature: float | tuple[float, ...] = 1.0,
+    top_k: int | tuple[int, ...] = 0,
+    top_p: float | tuple[float, ...] = 1.0,
 ) -> Tensor:
-    """Tokens (B,N) int64 for class `labels` (B,). `gpt` must be in evaluation mode.
+    """Tokens (B,N) or (B,N,k) int64 for class `labels` (B,). `gpt` must be in evaluation mode. Settings may be given
+    for each index of a token.
 
     With guidance the batch is doubled, conditional rows first; as soon as no later token needs them, the unconditional
     rows are dropped.
     """
     assert not gpt.training, "generate() needs gpt.eval()"
-    num_tokens, batch = gpt.config.num_tokens, len(labels)
-    scales = guidance.scales(num_tokens)
-    last_guided = max((t for t, s in enumerate(scales) if s != 1), default=-1)
+    num_tokens, count, batch = gpt.config.num_tokens, gpt.config.num_indices, len(labels)
+    each = [replace(guidance, scale=s).scales(num_tokens) for s in per_index(guidance.scale, count, "guidance scale")]
+    scales = list(zip(*each, strict=True))  # of the indices of each token
+    settings = (temperature, top_k, top_p)
+    named = zip(settings, ("temperature", "top_k", "top_p"), strict=True)
+    filters = list(zip(*(per_index(value, count, name) for value, name in named), strict=True))
+    last_guided = max((t for t, row in enumerate(scales) if set(row) != {1.0}), default=-1)
     inputs = torch.cat([labels, torch.full_like(labels, gpt.null_class)]) if last_guided >= 0 else labels
     cache = KVCache(gpt, len(inputs))
     tokens = []
-    for position, scale in enumerate(scales):
+    for position, row in enumerate(scales):
         if position == last_guided + 1 and len(inputs) > batch:
             inputs = inputs[:batch]
             cache.keep_rows(batch)
-        logits = gpt.next_logits(inputs, position, cache)
-        cond, uncond = logits[:batch], logits[batch:]
-        if scale != 1:
-            cond = uncond + (cond - uncond) * scale
-        token = draw(probabilities(cond, temperature, top_k, top_p), position)
-        tokens.append(token)
-        inputs = token.repeat(len(inputs) // batch)
+        x, indices = gpt.next_hidden(inputs, position, cache), []
+        for i, scale in enumerate(row):
+            logits = gpt.index_logits(x, i, cache)
+            cond, uncond = logits[:batch], logits[batch:]
+            if scale != 1:
+                cond = uncond + (cond - uncond) * scale
+            indices.append(draw(probabilities(cond, *filters[i]), position * count + i))
+            x = indices[-1].repeat(len(inputs) // batch)
+        tokens.append(torch.stack(indices, dim=-1) if gpt.config.streams else indices[0])
+        inputs = tokens[-1].repeat(len(inputs) // batch, *[1] * (tokens[-1].ndim - 1))
     return torch.stack(tokens, dim=1)

@@ -13,7 +13,7 @@ from autoregressive.gpt import GPT, SIZES, GPTConfig
 from autoregressive.released import GPT_NAMES, ignored
 from engine.checkpoint import find_weights, fingerprint, load_strict, read_weights
 from engine.config import ConfigError, load_sections, logger
-from tokenizer.loading import Provenance
+from tokenizer.loading import Provenance, streams_of
 from tokenizer.published import is_published, read_published
 from tokenizer.released import import_state, is_gpt
 
@@ -77,11 +77,10 @@ def require_pair(gpt: GPT, tokenizer: nn.Module) -> None:
             f"the GPT {gpt.provenance.path} was trained on codes of tokenizer {trained_on[:16]}, "
             f"but {tokenizer.provenance.path} is {given[:16]}"
         )
-    if (gpt.config.vocab_size, gpt.config.num_tokens) != (tokenizer.quantizer.codebook_size, tokenizer.num_tokens):
-        raise ConfigError(
-            f"the GPT has {gpt.config.vocab_size} codes and {gpt.config.num_tokens} tokens, the tokenizer "
-            f"{tokenizer.quantizer.codebook_size} and {tokenizer.num_tokens}"
-        )
+    own = (gpt.config.streams or gpt.config.vocab_size, gpt.config.num_tokens)
+    others = (streams_of(tokenizer) or tokenizer.quantizer.codebook_size, tokenizer.num_tokens)
+    if own != others:
+        raise ConfigError(f"the GPT has {own[0]} codes and {own[1]} tokens, the tokenizer {others[0]} and {others[1]}")
 
 
 def add_gpt_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,8 @@
-"""Names of published GPT checkpoints (GigaTok, LlamaGen), to be used with the functions of `tokenizer.released`."""
+"""Names of published GPT checkpoints (GigaTok, LlamaGen, WeTok), for the functions of `tokenizer.released`."""
 
 from __future__ import annotations
 
+from autoregressive.gpt import GPTConfig
 from tokenizer.released import Rule
 
 GPT_NAMES: tuple[Rule, ...] = (
@@ -10,6 +11,21 @@ GPT_NAMES: tuple[Rule, ...] = (
     (r"positional_embedding", "positional_embedding", "same"),
     (r"(layers|norm|output)\.(.*)", r"\1.\2", "same"),
 )
+
+WETOK_NAMES: tuple[Rule, ...] = (
+    (r"class_embedding\.weight", "class_emb.embedding_table.weight", "same"),
+    (r"layers\.(.*)", r"spatial_blocks.\1", "same"),
+    (r"head\.tables\.(\d+)\.weight", r"\1_emb.weight", "same"),
+    (r"head\.layers\.(.*)", r"factorized_blocks.\1", "same"),
+    (r"head\.norm\.(.*)", r"norm.\1", "same"),
+    (r"head\.outputs\.(.*)", r"head.\1", "same"),
+)
+
+
+def rules_of(config: GPTConfig) -> tuple[Rule, ...]:
+    """The names of the family that a config describes."""
+    return WETOK_NAMES if config.streams else GPT_NAMES
+
 
 IGNORED = ("freqs_cis", ".kv_cache.")  # tables and caches that published files may hold beside the weights
 

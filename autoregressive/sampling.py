@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,19 +17,35 @@ from engine.distributed import synchronize
 from engine.images import resize_for_evaluation, to_uint8
 
 
+def _values(setting: float | tuple[float, ...]) -> tuple[float, ...]:
+    return setting if isinstance(setting, tuple) else (setting,)
+
+
+def several(kind: Callable[[str], float]) -> Callable[[str], float | tuple[float, ...]]:
+    """The argparse type of a setting: one number, or one for each index of a token with commas between."""
+
+    def parse(text: str) -> float | tuple[float, ...]:
+        values = tuple(kind(part) for part in text.split(","))
+        return values if len(values) > 1 else values[0]
+
+    parse.__name__ = kind.__name__  # in argparse's message
+    return parse
+
+
 @dataclass(frozen=True)
 class SamplerSettings:
     """Everything that an image depends on besides the weights, its class and its sample number."""
 
     guidance: Guidance
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    temperature: float | tuple[float, ...] = 1.0  # this and the next two may be given for each index of a token
+    top_k: int | tuple[int, ...] = 0
+    top_p: float | tuple[float, ...] = 1.0
     seed: int = 0
     greedy: bool = False
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        coldest, top_k, top_p = (_values(v) for v in (self.temperature, self.top_k, self.top_p))
+        if min(coldest) <= 0 or min(top_k) < 0 or not all(0 < p <= 1 for p in top_p):
             raise ConfigError(
                 f"temperature={self.temperature} must be above 0, top_k={self.top_k} 0 or more, "
                 f"top_p={self.top_p} in (0, 1]"
@@ -38,7 +54,12 @@ class SamplerSettings:
 
 def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     """The documented flags of the sampler."""
-    parser.add_argument("--cfg-scale", type=float, default=2.0, help="guidance scale, 1 = off (default 2.0)")
+    parser.add_argument(
+        "--cfg-scale",
+        type=several(float),
+        default=2.0,
+        help="guidance scale, 1 = off (default 2.0); of all indices of a token, or 1.75,1.8,2,2 of each",
+    )
     parser.add_argument("--cfg-schedule", default="constant", choices=sorted(GUIDANCE_SCHEDULES))
     parser.add_argument(
         "--step-start-ratio", type=float, default=0.18, help="schedule step: guided from here (default 0.18)"
@@ -52,9 +73,9 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unguided-scale", type=float, default=1.0, help="scale where a schedule is off (released: 1.0001)"
     )
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=0, help="0 = all codes")
-    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--temperature", type=several(float), default=1.0)
+    parser.add_argument("--top-k", type=several(int), default=0, help="0 = all codes")
+    parser.add_argument("--top-p", type=several(float), default=1.0)
     parser.add_argument("--greedy", action="store_true", help="always the most probable code")
     parser.add_argument("--global-seed", "--seed", dest="seed", type=int, default=0)
 
@@ -83,16 +104,17 @@ def sample_images(
     image_size: int | None = None,
     seconds: dict[str, float] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields (tokens (b,N), images uint8 (b,3,H,W)), on the CPU, for `labels` (B,) and `sample_ids` (B,) in order.
+    """Yields (tokens (b,N) or (b,N,k), images uint8 (b,3,H,W)), on the CPU, for `labels` (B,) and `sample_ids` (B,) in
+    order.
 
     Images are resized to `image_size` as LlamaGen's evaluation does. The time of generation and of decoding is added to
     `seconds`, under `generation` and `decoding`.
     """
-    device = next(gpt.parameters()).device
+    device, num_draws = next(gpt.parameters()).device, gpt.config.num_tokens * gpt.config.num_indices
     for start in range(0, len(labels), batch_size):
         rows = slice(start, start + batch_size)
         begun = time.perf_counter()
-        draw = greedy if settings.greedy else seeded_draw(settings.seed, sample_ids[rows], gpt.config.num_tokens)
+        draw = greedy if settings.greedy else seeded_draw(settings.seed, sample_ids[rows], num_draws)
         tokens = generate(
             gpt,
             labels[rows].to(device),

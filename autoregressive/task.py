@@ -19,8 +19,11 @@ from engine.optim import Updater
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Mean cross entropy in nats over all tokens. (B,N,V), (B,N)."""
-    return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+    """Mean over all tokens of the cross entropy in nats, summed over the indices of a token. (B,N,V), (B,N), or
+    (B,N,k,V), (B,N,k).
+    """
+    indices = tokens.shape[2] if tokens.ndim == 3 else 1
+    return indices * F.cross_entropy(logits.flatten(0, -2), tokens.flatten())
 
 
 class GPTTask:

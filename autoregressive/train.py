@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -84,8 +85,8 @@ def validate(config: GPTTrainConfig) -> GPT:
 def check_codes(config: GPTConfig, store: CodeStore) -> None:
     """An error where the model was configured for other codes."""
     manifest = store.manifest
-    wanted = {
-        "vocab_size": manifest.codebook_size,
+    wanted: dict[str, Any] = {
+        "streams" if manifest.streams or config.streams else "vocab_size": manifest.streams or manifest.codebook_size,
         "num_tokens": manifest.num_tokens,
         "num_classes": len(manifest.class_names),
     }
@@ -106,7 +107,7 @@ def preview_grid(config: GPTTrainConfig, tokenizer: nn.Module, run: Run, world: 
     labels = torch.arange(count, device=world.device).repeat_interleave(4)
 
     def write(gpt: GPT, step: int, name: str) -> None:
-        draw = seeded_draw(config.loop.seed, torch.arange(len(labels)), gpt.config.num_tokens)
+        draw = seeded_draw(config.loop.seed, torch.arange(len(labels)), gpt.config.num_tokens * gpt.config.num_indices)
         tokens = generate(gpt, labels, draw=draw, guidance=Guidance(scale=config.validation.guidance_scale))
         run.grid(name, tokenizer.decode_indices(tokens), 4)
 

@@ -117,7 +117,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     with_noise = extractor is not None and extractor.metric != "fid"  # a scale for the offline metric; FID has its own
     made = ImageSet(extractor, count, keep=not with_noise) if extractor is not None else None
     noise = ImageSet(extractor, count) if with_noise else None
-    tokens = torch.zeros(count, gpt.config.num_tokens, dtype=torch.long)
+    tokens = torch.zeros(count, *gpt.config.token_shape, dtype=torch.long)
     checksums, right = torch.zeros(count, dtype=torch.long), torch.zeros(1, dtype=torch.float64)
     for ids, made_tokens, images in sampler.batches():
         tokens[ids] = made_tokens

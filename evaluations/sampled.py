@@ -108,7 +108,7 @@ class Sampler:
             "rounding": "uint8(clamp(127.5 x + 128))",
             "reference": reference.facts if reference is not None else None,
             "sampler": {**sampler, "batch_size": self.batch_size},
-            "precision": str(self.gpt.output.weight.dtype).removeprefix("torch."),
+            "precision": str(self.gpt.class_embedding.weight.dtype).removeprefix("torch."),
             "tokenizer": facts_of(self.tokenizer),
             "gpt": facts_of(self.gpt),
         }

@@ -102,6 +102,12 @@ def _load_published(path: Path, config_path: str | Path | None, weights: str) ->
     return model, Provenance(str(path), picked, "", {}, TokenizerSections(model=sizes.model, data=data))
 
 
+def streams_of(tokenizer: nn.Module) -> list[int]:
+    """Codebook size of each index of a token; empty where a token has one index."""
+    quantizer = tokenizer.quantizer
+    return list(quantizer.group_sizes) if quantizer.num_groups > 1 else []
+
+
 def add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
     """The documented flags that name a tokenizer."""
     parser.add_argument(

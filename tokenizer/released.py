@@ -141,7 +141,7 @@ EMA_PREFIX = "model_ema."  # of WeTok's averaged weights
 
 
 def flattened(name: str) -> str:
-    """The name of an averaged tensor in WeTok's files: without dots, so it is made from the plain name, never parsed."""
+    """The name of an averaged tensor in WeTok's files: it has lost its dots, so it is made, never parsed."""
     return EMA_PREFIX + name.replace(".", "")
 
 

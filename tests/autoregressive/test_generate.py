@@ -70,8 +70,8 @@ def test_tokens_are_those_of_two_full_passes_for_every_token(gpt, guidance):
 
 
 def rows_per_token(gpt, guidance, monkeypatch) -> list[int]:
-    rows, forward = [], gpt.next_logits
-    monkeypatch.setattr(gpt, "next_logits", lambda inputs, *args: (rows.append(len(inputs)), forward(inputs, *args))[1])
+    rows, forward = [], gpt.next_hidden
+    monkeypatch.setattr(gpt, "next_hidden", lambda inputs, *args: (rows.append(len(inputs)), forward(inputs, *args))[1])
     generate(gpt, LABELS, draw=draw(), guidance=guidance)
     return rows
 

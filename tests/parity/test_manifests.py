@@ -22,9 +22,11 @@ from autoregressive.released import GPT_NAMES
 from engine.config import differences, flatten, load_config
 from tokenizer.released import Rule, export_state, rules_of
 
-PUBLISHED = [p for folder in ("vq", "gpt", "llamagen") for p in recipes.recipes(folder) if recipes.layers_of(p) == [p]]
+FOLDERS = ("vq", "gpt", "llamagen", "wetok")
+BASES = [p for folder in FOLDERS for p in recipes.recipes(folder) if recipes.layers_of(p) == [p]]
+PUBLISHED = [p for p in BASES if "wetok" not in recipes.name_of(p)]
 OVERLAYS = [p for folder in ("vq/ablation", "wetok") for p in recipes.recipes(folder) if recipes.layers_of(p) != [p]]
-OF_WETOK = [p for p in recipes.recipes("wetok") if recipes.layers_of(p) == [p]]  # their networks: test_wetok_manifests
+OF_WETOK = [p for p in BASES if p not in PUBLISHED]  # their networks: test_wetok_manifests, test_wetok_gpt
 GPTS_OF_GIGATOK = [(size, layout) for size in ("B", "L", "XL", "XXL", "3B") for layout in ("1d", "2d")]
 named = pytest.mark.parametrize("path", PUBLISHED, ids=recipes.name_of)
 
