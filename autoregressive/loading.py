@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from autoregressive.gpt import GPT, SIZES, GPTConfig
-from autoregressive.released import GPT_NAMES, ignored
+from autoregressive.released import ignored, rules_of
 from engine.checkpoint import find_weights, fingerprint, load_strict, read_weights
 from engine.config import ConfigError, load_sections, logger
 from tokenizer.loading import Provenance, streams_of
 from tokenizer.published import is_published, read_published
-from tokenizer.released import import_state, is_gpt
+from tokenizer.released import gpt_part, import_state, is_gpt
 
 PUBLISHED_SIZES = {f"GPT-{size.upper()}": size for size in SIZES}
 
@@ -59,12 +59,13 @@ def _load_published(path: Path, config: str | Path | GPTConfig | None, weights: 
         )
     model = config if isinstance(config, GPTConfig) else load_sections(GPTSections, config).model
     state, picked = read_published(path, ("model", "module", "state_dict"), weights)
+    state = gpt_part(state)
     if not is_gpt(state):
         raise ConfigError(f"{path} holds no GPT (it has no tok_embeddings.weight); is it a tokenizer?")
     state = {name: value.float() for name, value in state.items() if not ignored(name)}
     with torch.device("meta"):
         gpt = GPT(model)
-    load_strict(gpt, import_state(state, gpt.state_dict(), GPT_NAMES), path, assign=True)
+    load_strict(gpt, import_state(state, gpt.state_dict(), rules_of(model)), path, assign=True)
     return gpt, Provenance(str(path), picked, "", {}, GPTSections(model=model))
 
 

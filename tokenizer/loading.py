@@ -15,6 +15,7 @@ from engine.config import ConfigError, load_sections, positive
 from engine.datasets import DataConfig
 from tokenizer import released
 from tokenizer.models.registry import ModelConfig, build_tokenizer
+from tokenizer.models.wetok import FIRST_CONV
 from tokenizer.published import is_published, read_published
 
 
@@ -55,7 +56,8 @@ def load_tokenizer(
 ) -> nn.Module:
     """A tokenizer in evaluation mode from a run folder, a checkpoint, an exported folder, or a published file.
 
-    A published `.pt` file needs `config`, the YAML of its architecture. `weights`: `ema`, `model`, or `auto` (ema where
+    A published `.pt` file needs `config`, the YAML of its architecture; WeTok's `.ckpt` shows its own. `weights`:
+    `ema`, `model`, or `auto` (ema where
     there is one). The result has an attribute `provenance`. Another kind of network, another size, or a damaged file is
     an error; nothing loads partly.
     """
@@ -80,23 +82,35 @@ def _load_own(path: str | Path, weights: str) -> tuple[nn.Module, Provenance]:
 
 
 def _load_published(path: Path, config_path: str | Path | None, weights: str) -> tuple[nn.Module, Provenance]:
-    if config_path is None:
+    sizes = _Sizes() if config_path is None else load_sections(_Sizes, config_path)
+    wetok = config_path is None or sizes.model.name == "wetok"  # raw and averaged weights are in one state dict
+    state, picked = read_published(path, ("ema", "model", "state_dict"), "auto" if wetok else weights)
+    state = released.tokenizer_part(state)
+    if released.is_gpt(state):
+        raise ConfigError(f"{path} holds a GPT, not a tokenizer")
+    shown = released.wetok_config(state)
+    if config_path is None and shown is None:
         raise ConfigError(
             f"{path} is a published file: name the YAML of its architecture (--tok-config, --model-config)"
         )
-    sizes = load_sections(_Sizes, config_path)
-    state, picked = read_published(path, ("ema", "model", "state_dict"), weights)
-    if released.is_gpt(state):
-        raise ConfigError(f"{path} holds a GPT, not a tokenizer")
+    if config_path is None:
+        sizes.model = shown
     head = next((state[name] for name in released.SEMANTIC_HEADS if name in state), None)
     if head is not None and sizes.model.name == "hybrid":
         sizes.model.hybrid.semantic_dim = head.shape[0]  # the file knows the width of its training-only head
     with torch.device("meta"):
         model = build_tokenizer(sizes.model, sizes.data.image_size)
+        if sizes.model.name == "wetok" and FIRST_CONV in state:  # as wide again: a generative decoder
+            wide = state[FIRST_CONV].shape[1] == 2 * model.quantizer.codebook_dim
+            sizes.model.wetok.generative_decoder = wide
+            model = build_tokenizer(sizes.model, sizes.data.image_size)
     rules, own = released.rules_of(sizes.model), model.state_dict()
+    if sizes.model.name == "wetok":
+        state, picked = released.averaged_or_raw(state, own, rules, weights, path)
     state = {name: value.float() for name, value in state.items()}
-    state.setdefault("quantize.codebook_used", torch.zeros(own["quantizer.recent_indices"].shape))
-    source = f"{path} (as {config_path})"
+    if sizes.model.name != "wetok":
+        state.setdefault("quantize.codebook_used", torch.zeros(own["quantizer.recent_indices"].shape))
+    source = f"{path} (as {config_path})" if config_path else str(path)
     load_strict(model, released.import_state(state, own, rules), source, assign=True)
     data = DataConfig(image_size=sizes.data.image_size)
     return model, Provenance(str(path), picked, "", {}, TokenizerSections(model=sizes.model, data=data))

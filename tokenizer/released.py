@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from engine.config import UserError
+from engine.checkpoint import CheckpointError
+from engine.config import UserError, logger
+from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.registry import ModelConfig
+from tokenizer.quantizers.group_lfq import GQConfig
 
 Rule = tuple[str, str, str]
 
@@ -137,14 +141,77 @@ def import_state(
     return result
 
 
-EMA_PREFIX = "model_ema."  # of WeTok's averaged weights
+# ------------------------------------------------------------------------------------------------ files of WeTok
+EMA_PREFIX = "model_ema."  # averaged weights
+OF_GPT = ("first_stage_model.", "transformer.")  # in the file of a GPT: its tokenizer, itself
+WEIGHTLESS = ("loss.", "model_ema.loss", "model_ema.decay", "model_ema.num_updates")
+GROUP_BITS = 8  # of all released models; the files do not say it
 
 
 def flattened(name: str) -> str:
-    """The name of an averaged tensor in WeTok's files: it has lost its dots, so it is made, never parsed."""
+    """The name of an averaged tensor: it has lost its dots, so it is made from the plain name, never parsed."""
     return EMA_PREFIX + name.replace(".", "")
+
+
+def tokenizer_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the tokenizer, also of one inside a GPT's file, without losses and discriminator."""
+    if any(name.startswith(OF_GPT[0]) for name in state):
+        state = {name.removeprefix(OF_GPT[0]): v for name, v in state.items() if not name.startswith(OF_GPT[1])}
+    return {name: tensor for name, tensor in state.items() if not name.startswith(WEIGHTLESS)}
+
+
+def wetok_config(state: Mapping[str, Tensor]) -> ModelConfig | None:
+    """The architecture that the shapes of a WeTok file show, or None for another file."""
+    if "encoder.down.0.block.0.conv1.weight" not in state:
+        return None
+
+    def count(prefix: str) -> int:
+        return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
+
+    levels, base = range(count("encoder.down.")), len(state["encoder.conv_in.weight"])
+    config, channels = ModelConfig(name="wetok"), len(state["encoder.conv_out.weight"])
+    config.wetok.cnn = CNNConfig(
+        base_channels=base,
+        channel_multipliers=[len(state[f"encoder.down.{i}.block.0.conv1.weight"]) // base for i in levels],
+        encoder_res_blocks=count("encoder.down.0.block."),
+        decoder_res_blocks=count("decoder.up.0.block."),
+        mid_blocks=count("encoder.mid_block."),
+    )
+    config.quantizer.name = "gq"
+    config.quantizer.gq = GQConfig(num_groups=channels // GROUP_BITS, group_dim=GROUP_BITS)
+    return config
+
+
+def averaged_or_raw(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], rules: tuple[Rule, ...], weights: str, path: str | Path
+) -> tuple[dict[str, Tensor], str]:
+    """(published state, which one) of a WeTok file: `model` is raw, `ema` and `auto` averaged where there are averages.
+
+    A tensor without an average stays raw, and one line says so: files of stage 2 have none of the frozen encoder.
+    """
+    raw = {name: tensor for name, tensor in state.items() if not name.startswith(EMA_PREFIX)}
+    averages = {name: tensor for name, tensor in state.items() if name.startswith(EMA_PREFIX)}
+    if weights == "model" or (weights == "auto" and not averages):
+        return raw, "model"
+    if not averages:
+        raise CheckpointError(f"{path} has no averaged weights ({EMA_PREFIX}*); use weights=model")
+    named = [published_name(name, rules) for name in own]
+    expected = [theirs for theirs, layout in named if layout != "own"]
+    kept = [name for name in expected if flattened(name) not in averages]
+    if kept:
+        parts = ", ".join(sorted({name.split(".")[0] for name in kept}))
+        logger.info("%s: %d tensors (%s) have no average; their raw weights are taken", path, len(kept), parts)
+    found = {name: averages.pop(flattened(name)) for name in expected if flattened(name) in averages}
+    return raw | found | averages, "ema"  # averages that nobody expects stay, for the strict load to name
 
 
 def is_gpt(published: Mapping[str, Tensor]) -> bool:
     """Whether a published state dict is that of a GPT."""
-    return "tok_embeddings.weight" in published
+    return "tok_embeddings.weight" in published or "class_emb.embedding_table.weight" in published
+
+
+def gpt_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a GPT, without the tokenizer that WeTok's files carry."""
+    if not any(name.startswith(OF_GPT[1]) for name in state):
+        return dict(state)
+    return {name.removeprefix(OF_GPT[1]): v for name, v in state.items() if not name.startswith(OF_GPT[0])}
