@@ -78,7 +78,8 @@ def extract_split(
     world.barrier()
     if world.is_main:
         writer.finish()
-        logger.info("%s: %d images x %d views x %d tokens", writer.folder, *writer.shape)
+        sizes = zip(writer.shape, ("images", "views", "tokens", "indices"), strict=False)
+        logger.info("%s: %s", writer.folder, " x ".join(f"{size} {name}" for size, name in sizes))
     world.barrier()
 
 

@@ -25,6 +25,7 @@ class ConvTokenizer(nn.Module):
 
     encoder: nn.Module
     decoder: nn.Module
+    min_cells = 1  # of a side of the grid
 
     def __init__(self, cnn: CNNConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__()
@@ -34,8 +35,11 @@ class ConvTokenizer(nn.Module):
 
     def set_image_size(self, image_size: int) -> None:
         """Makes another square size the usual one: nothing of the network depends on it."""
-        if image_size < self.factor or image_size % self.factor:
-            raise ConfigError(f"image size {image_size} does not fit: it must be a multiple of {self.factor}")
+        if image_size < self.min_cells * self.factor or image_size % self.factor:
+            raise ConfigError(
+                f"image size {image_size} does not fit: it must be a multiple of {self.factor}, "
+                f"{self.min_cells * self.factor} or more"
+            )
         self.image_size, self.num_tokens = image_size, (image_size // self.factor) ** 2
 
     def forward(

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from engine.config import ConfigError
 from tokenizer.models.cnn import WETOK, CNNConfig, CNNDecoder, CNNEncoder
 from tokenizer.models.conv import ConvTokenizer
 from tokenizer.quantizers.base import Quantizer
@@ -35,15 +34,15 @@ class WeTokConfig:
 class WeTokTokenizer(ConvTokenizer):
     """See the module docstring."""
 
+    min_cells = 2  # the adaptive norms take a variance over the grid
+
     def __init__(self, config: WeTokConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__(config.cnn, quantizer, image_size)
-        if image_size < 2 * self.factor:
-            raise ConfigError(f"data.image_size={image_size} must be {2 * self.factor} or more: the decoder's norms "
-                              "need two grid cells")  # fmt: skip
         channels, self.config = quantizer.codebook_dim, config
         self.encoder = CNNEncoder(config.cnn, channels, WETOK)
         self.decoder = CNNDecoder(config.cnn, channels, WETOK, channels if config.generative_decoder else 0)
-        self.decoder.set_adaptive_gain(config.cnn.adaptive_gain) if config.cnn.adaptive_gain else None
+        if config.cnn.adaptive_gain:
+            self.decoder.set_adaptive_gain(config.cnn.adaptive_gain)
         if config.generative_decoder:
             self.encoder.requires_grad_(False)
             self.quantizer.requires_grad_(False)
