@@ -26,6 +26,7 @@ WRAPPERS = {
     "scripts/sample_c2i_visualization.sh": "autoregressive.sample",
     "scripts/val.sh": "evaluations.make_reference",
     "scripts/quickstart.sh": "evaluations.quickstart",
+    "scripts/benchmark.sh": "evaluations.memory",
 }
 BY_FLAG = {  # script -> (flag, entry with it, entry without it)
     "scripts/reconstruction.sh": ("--qualitative", "tokenizer.reconstruct", "evaluations.reconstruction"),
