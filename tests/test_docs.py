@@ -18,6 +18,7 @@ TRAINERS = {  # entry -> its config
     "tokenizer.train": "TokenizerTrainConfig",
     "autoregressive.train": "GPTTrainConfig",
     "evaluations.classifier": "ClassifierTrainConfig",
+    "evaluations.ar_probe": "ARProbeConfig",
 }
 WRAPPERS = {
     "scripts/train_vq.sh": "tokenizer.train",
@@ -82,7 +83,7 @@ def test_shown_command_is_accepted(page, command, monkeypatch):
         files = [a for a in arguments if a.endswith(".yaml")]
         overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
         assert all((ROOT / f).is_file() for f in files), f"{page}: {files}"
-        load_config(getattr(module, TRAINERS[name]), [ROOT / f for f in files], [*overrides, "data.num_workers=0"])
+        load_config(getattr(module, TRAINERS[name]), [ROOT / f for f in files], overrides)
         return
     monkeypatch.setattr("sys.argv", ["entry", *arguments])
     args = module.parse_args()
