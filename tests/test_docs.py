@@ -18,12 +18,16 @@ TRAINERS = {  # entry -> its config
     "tokenizer.train": "TokenizerTrainConfig",
     "autoregressive.train": "GPTTrainConfig",
     "evaluations.classifier": "ClassifierTrainConfig",
+    "evaluations.linear_probe": "LinearProbeConfig",
 }
 WRAPPERS = {
     "scripts/train_vq.sh": "tokenizer.train",
     "scripts/train_c2i.sh": "autoregressive.train",
     "scripts/extract_code_c2i.sh": "autoregressive.extract_codes",
     "scripts/sample_c2i_visualization.sh": "autoregressive.sample",
+    "scripts/train_lin_probe.sh": "evaluations.linear_probe",
+    "scripts/train_lin_probe_gpt.sh": "evaluations.linear_probe",
+    "scripts/val_loss_c2i.sh": "evaluations.val_loss",
 }
 SHELL_ONLY = {"env_install.sh", "scripts/test.sh", "scripts/launch.sh", "set_env_vars.sh"}
 
