@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from engine.checkpoint import CheckpointStore, Weights
 from engine.config import ConfigError, UserError, check_all, parse_cli, run_entry
-from engine.datasets import DataConfig, ImageSource, has_split, open_source, training_item
+from engine.datasets import DataConfig, has_split, open_source, training_item
 from engine.distributed import World, distributed_world
 from engine.loop import Batch, LoopConfig, check_batch, fit
 from engine.stream import open_stream
@@ -54,12 +54,8 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         if not self.base_lrs or len(set(self.base_lrs)) < len(self.base_lrs) or not all(r > 0 for r in self.base_lrs):
             raise ConfigError(f"probe.base_lrs={self.base_lrs} must be different rates above 0, at least one")
-        if not 0 <= self.warmup_epochs < self.epochs:
-            raise ConfigError(
-                f"probe.warmup_epochs={self.warmup_epochs} must be 0 or more, and below probe.epochs={self.epochs}"
-            )
-        if self.read_batch_size < 1:
-            raise ConfigError(f"probe.read_batch_size={self.read_batch_size} must be 1 or more")
+        if not 0 <= self.warmup_epochs < self.epochs or self.read_batch_size < 1:
+            raise ConfigError("probe.warmup_epochs must be 0..probe.epochs - 1, probe.read_batch_size 1 or more")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -104,8 +100,8 @@ def lars(heads: Mapping[float, nn.Linear]) -> torch.optim.Optimizer:
 class ProbeTask:
     """See `engine.loop.Task`. `network` gives features of images; `held_out()` the records of `read_features`.
 
-    Features need no gradient, so the statistics of the batch norm are those of the whole global batch, whatever the
-    number of ranks and micro-batches (the released code takes those of each GPU's share).
+    Features need no gradient, so the batch norm's statistics can be those of the whole global batch, over all ranks and
+    micro-batches (the released code takes those of each GPU's share).
     """
 
     def __init__(
@@ -239,36 +235,28 @@ def train(config: LinearProbeConfig, world: World) -> None:
 
         fit(task, stream, loop, run, world, store)
         metrics = task.result()
+        augmented = {"random_crop": data.random_crop, "flip_prob": data.flip_prob}
+        protocol = {
+            "kind": "linear_probe",
+            "num_images": len(held_out),
+            "num_train_images": len(source),
+            "data": held_out.name,
+            "train_data": source.name,
+            "image_size": data.image_size,
+            "crop": "centre",
+            "train_crop": augmented if probe.features == "augmented" else "centre",
+            "batch_size": data.global_batch_size,
+            "steps": total,
+            "seed": loop.seed,
+            **asdict(probe),
+            **network.facts,
+            **network.provenance,
+        }
         if world.is_main:
-            write_result(run.dir / "result.json", metrics, protocol_of(config, network, source, held_out))
+            write_result(run.dir / "result.json", metrics, protocol)
             run.say(f"{run.dir / 'result.json'}: {metrics}")
     finally:
         run.close()
-
-
-def protocol_of(
-    config: LinearProbeConfig, network: ProbedNetwork, source: ImageSource, held_out: ImageSource
-) -> dict[str, Any]:
-    """How the numbers were made."""
-    data = config.data
-    drawn = {"random_crop": data.random_crop, "flip_prob": data.flip_prob}
-    return {
-        "kind": "linear_probe",
-        "num_images": len(held_out),
-        "num_train_images": len(source),
-        "num_classes": len(source.class_names),
-        "data": held_out.name,
-        "train_data": source.name,
-        "image_size": data.image_size,
-        "crop": "centre",
-        "train_crop": drawn if config.probe.features == "augmented" else "centre",
-        "batch_size": data.global_batch_size,
-        "steps": config.loop.steps,
-        "seed": config.loop.seed,
-        **asdict(config.probe),
-        **network.facts,
-        **network.provenance,
-    }
 
 
 def main() -> None:

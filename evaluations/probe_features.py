@@ -56,14 +56,14 @@ class NetworkConfig:
 def network_problems(config: NetworkConfig) -> list[str]:
     """What does not fit together in the section `network`."""
     source = config.source
-    found = [
-        ("tokenizer must name a tokenizer", not config.tokenizer),
-        ("gpt must name a GPT for source=gpt, and be empty for others", (source == "gpt") != bool(config.gpt)),
-        ("gpt_dropout is for source=gpt", config.gpt_dropout and source != "gpt"),
-        ("layer is for source=gpt and decoder", config.layer is not None and source == "tokenizer"),
-        ("after_projection is for source=tokenizer", config.after_projection and source != "tokenizer"),
-    ]
-    return [f"network.{problem}; found source={source}" for problem, wrong in found if wrong]
+    problems = {
+        "tokenizer must name a tokenizer": not config.tokenizer,
+        "gpt must name a GPT for source=gpt, and be empty for others": (source == "gpt") != bool(config.gpt),
+        "gpt_dropout is for source=gpt": config.gpt_dropout and source != "gpt",
+        "layer is for source=gpt and decoder": config.layer is not None and source == "tokenizer",
+        "after_projection is for source=tokenizer": config.after_projection and source != "tokenizer",
+    }
+    return [f"network.{problem}; found source={source}" for problem, wrong in problems.items() if wrong]
 
 
 def _chosen_layer(config: NetworkConfig, default: int | None, count: int) -> int:

@@ -5,10 +5,9 @@
     python -m evaluations.val_loss --vq-ckpt runs/quickstart/tokenizer --gpt-ckpt runs/quickstart/gpt \\
         --output runs/quickstart/evaluations/val_loss.json
 
-Centre crops go through the tokenizer; with --code-path the codes are those of an extracted store's split `val`. The
-GPT is in evaluation mode: no dropout, no dropped labels. Every image counts once, for any batch size and number of
-processes (the released script averages batch means, GigaTok's val_loss_cal). `val_loss_stderr` is the standard error of
-the mean over images.
+Centre crops go through the tokenizer, or --code-path names extracted codes with a split `val`. No dropout, no dropped
+labels. Every image counts once, for any batch size and number of processes (the released script averages batch means);
+`val_loss_stderr` is the standard error of that mean.
 """
 
 from __future__ import annotations
@@ -50,46 +49,42 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def from_codes(args: argparse.Namespace, tokenizer: nn.Module) -> tuple[Read, list[str], dict[str, Any]]:
-    """Held-out codes of a store: how to read them, the classes, and the facts of the protocol."""
+def open_codes(args: argparse.Namespace, tokenizer: nn.Module) -> tuple[Read, list[str], dict[str, Any]]:
+    """How to read the held-out codes, the names of their classes, and the facts of the protocol."""
+    if args.code_path is None:
+        data = images_of(tokenizer.provenance.config.data, args)
+        source, device = open_source(data, "val"), tokenizer.quant_proj.weight.device
+
+        def encode(rows: range) -> tuple[Tensor, Tensor]:
+            images, labels = labelled_batch(source, tokenizer.image_size, rows, data.skip_broken)
+            return tokenizer.encode(to_float(images.to(device))).indices, labels
+
+        return encode, source.class_names, {"num_images": len(source), "data": source.name, "crop": "centre"}
+    if args.data or args.val_path:
+        raise UserError("give either --code-path, or --data or --val-path")
     store = CodeStore(args.code_path, "val")
     store.require(tokenizer.provenance.fingerprint, args.vq_ckpt)
-    views = store.manifest.views
+    manifest = store.manifest
 
-    def read(rows: range) -> tuple[Tensor, Tensor]:
-        tokens = torch.stack([store.tokens(i, CENTRE_VIEW[views]) for i in rows])
-        return tokens, torch.from_numpy(store.labels[rows.start : rows.stop])
+    def stored(rows: range) -> tuple[Tensor, Tensor]:
+        tokens = [store.tokens(i, CENTRE_VIEW[manifest.views]) for i in rows]
+        return torch.stack(tokens), torch.from_numpy(store.labels[rows.start : rows.stop])
 
-    crop = "centre of 1.1 times the size" if views == "ten-crop" else "centre"
-    return read, store.manifest.class_names, {"num_images": len(store), "data": store.manifest.data, "crop": crop}
-
-
-def from_images(args: argparse.Namespace, tokenizer: nn.Module) -> tuple[Read, list[str], dict[str, Any]]:
-    """The same of held-out images."""
-    data = images_of(tokenizer.provenance.config.data, args)
-    source = open_source(data, "val")
-    device = tokenizer.quant_proj.weight.device
-
-    def read(rows: range) -> tuple[Tensor, Tensor]:
-        images, labels = labelled_batch(source, tokenizer.image_size, rows, data.skip_broken)
-        return tokenizer.encode(to_float(images.to(device))).indices, labels
-
-    return read, source.class_names, {"num_images": len(source), "data": source.name, "crop": "centre"}
+    crop = "centre of 1.1 times the size" if manifest.views == "ten-crop" else "centre"
+    return stored, manifest.class_names, {"num_images": len(store), "data": manifest.data, "crop": crop}
 
 
 @torch.inference_mode()
 def evaluate(args: argparse.Namespace, world: World) -> None:
     tokenizer = tokenizer_from(args, world.device)
     gpt = gpt_from(args, tokenizer, world.device)
-    if args.code_path is not None and (args.data or args.val_path):
-        raise UserError("give either --code-path, or --data or --val-path")
-    read, class_names, facts = (from_codes if args.code_path is not None else from_images)(args, tokenizer)
+    read, class_names, facts = open_codes(args, tokenizer)
     count = facts["num_images"]
     if len(class_names) != gpt.config.num_classes:
         raise ConfigError(f"{facts['data']} has {len(class_names)} classes, the GPT {gpt.config.num_classes}")
     if count < 2:
         raise UserError(f"{facts['data']} has {count} images; a standard error needs 2 or more")
-    # whole batches are dealt to the ranks, so that each image is computed in the same batch for any number of them
+    # whole batches are dealt to the ranks: each image is computed in the same batch for any number of them
     losses = torch.zeros(count, dtype=torch.float64, device=world.device)
     starts = range(0, count, args.per_proc_batch_size)[world.rank :: world.size]
     for start in tqdm(starts, desc="validation loss", disable=None if world.is_main else True):

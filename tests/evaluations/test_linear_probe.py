@@ -342,8 +342,8 @@ def test_what_does_not_fit_is_refused(refused, given, monkeypatch):
     refused("loop.steps=5", says="loop.steps=5: leave it out; probe.epochs=2 are 6 steps")
     refused("probe.base_lrs=[]", says="probe.base_lrs=[] must be different rates above 0")
     refused("probe.base_lrs=[1,-1]", says="must be different rates above 0")
-    refused("probe.warmup_epochs=2", says="probe.warmup_epochs=2")
-    refused("probe.read_batch_size=0", says="probe.read_batch_size=0 must be 1 or more")
+    refused("probe.warmup_epochs=2", says="probe.warmup_epochs must be 0..probe.epochs - 1")
+    refused("probe.read_batch_size=0", says="probe.read_batch_size 1 or more")
     other = {"train": IMAGES["train"], "val": mini.image_source(4, classes=3)}
     monkeypatch.setitem(DATASETS, "mnist5k", lambda config, split: other[split])
     refused(says="different classes")
