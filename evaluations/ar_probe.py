@@ -77,8 +77,9 @@ def stages_of(config: ARProbeConfig) -> list[Stage]:
             "--output", str(results / "val_loss.json"),
         ),
         python(
-            "linear_probe", "evaluations.linear_probe", *configs(config.probe_configs), f"tokenizer={tokenizer}",
-            f"gpt={gpt}", f"loop.run_dir={run / 'linear_probe_gpt'}", *config.probe_overrides,
+            "linear_probe", "evaluations.linear_probe", *configs(config.probe_configs),
+            f"network.tokenizer={tokenizer}", f"network.gpt={gpt}", f"loop.run_dir={run / 'linear_probe_gpt'}",
+            *config.probe_overrides,
         ),
     ]  # fmt: skip
 

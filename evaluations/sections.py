@@ -20,7 +20,7 @@ from evaluations.protocol import read_result
 
 LOSSES = ["reconstruction_l2", "reconstruction_l1", "perceptual", "codebook", "commitment", "semantic", "adversarial"]
 EARLY_LOSSES = ["shortcut_l2", "shortcut_l1", "shortcut_perceptual", "shortcut_feature", "discriminator", "lecam"]
-PROBE = {"loss": "loss", "top-1": "val/top1"}
+PROBE = {"loss": "loss/", "top-1": "val/top1/"}  # for each rate
 CURVES: dict[str, list[tuple[str, str, dict[str, str]]]] = {  # folder -> (title, unit, {shown: key, "" = the same})
     "tokenizer": [
         ("Validation PSNR", "dB", {"weights": "val/psnr", "averaged weights": "val_ema/psnr"}),
@@ -80,6 +80,9 @@ def curves(run: Path) -> str:
         drawn = []
         for title, unit, names in charts:
             keys = {name: key or name for name, key in names.items()}
+            for key in [key for key in keys.values() if key.endswith("/")]:
+                found = sorted({k for r in records for k in r if k.startswith(key)}, key=lambda k: float(k[len(key) :]))
+                keys |= {k.removeprefix("val/"): k for k in found}
             series = {n: [(r["step"], r[key]) for r in records if key in r] for n, key in keys.items()}
             drawn.append(line_chart(title, {n: points for n, points in series.items() if points}, unit))
         if any(drawn):

@@ -19,6 +19,7 @@ TRAINERS = {  # entry -> its config
     "autoregressive.train": "GPTTrainConfig",
     "evaluations.classifier": "ClassifierTrainConfig",
     "evaluations.ar_probe": "ARProbeConfig",
+    "evaluations.linear_probe": "LinearProbeConfig",
 }
 WRAPPERS = {
     "scripts/train_vq.sh": "tokenizer.train",
@@ -27,6 +28,9 @@ WRAPPERS = {
     "scripts/sample_c2i_visualization.sh": "autoregressive.sample",
     "scripts/val.sh": "evaluations.make_reference",
     "scripts/quickstart.sh": "evaluations.quickstart",
+    "scripts/train_lin_probe.sh": "evaluations.linear_probe",
+    "scripts/train_lin_probe_gpt.sh": "evaluations.linear_probe",
+    "scripts/val_loss_c2i.sh": "evaluations.val_loss",
 }
 BY_FLAG = {  # script -> (flag, entry with it, entry without it)
     "scripts/reconstruction.sh": ("--qualitative", "tokenizer.reconstruct", "evaluations.reconstruction"),

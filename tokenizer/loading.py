@@ -36,6 +36,10 @@ class Provenance:
     stamp: dict[str, Any]
     config: Any
 
+    def facts(self) -> dict[str, Any]:
+        """What a result says about the network."""
+        return {name: getattr(self, name) for name in ("path", "weights", "fingerprint", "stamp")}
+
 
 @dataclass(kw_only=True, slots=True)
 class _ImageSize:

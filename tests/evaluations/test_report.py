@@ -163,7 +163,7 @@ def test_chart_leaves_out_what_is_not_finite_and_is_valid_svg():
 
 
 class Args:
-    data, short, fresh = "mnist5k", False, False
+    data, short, fresh, complete = "mnist5k", False, False, False
 
 
 def test_a_quick_start_continues_the_newest_run_and_fresh_takes_a_new_folder(tmp_path):
@@ -190,12 +190,14 @@ def test_every_command_of_the_quick_start_is_accepted_by_its_entry(tmp_path, mon
     import importlib
 
     args = Args()
-    args.runs_dir, args.data, args.short = tmp_path, data, short
+    args.runs_dir, args.data, args.short, args.complete = tmp_path, data, short, True
     for stage in stages_of(args, tmp_path / "run"):
         module = importlib.import_module(stage.command[3])
         monkeypatch.setattr("sys.argv", ["entry", *stage.command[4:]])
         if hasattr(module, "parse_args"):
             module.parse_args()
+        elif stage.name == "ar_probe":
+            assert module.parse_cli(module.ARProbeConfig, "")[0].gpt_configs
         else:
             monkeypatch.setattr("sys.argv", ["entry", *stage.command[4:], "--dry-run"])
             module.main()
