@@ -30,7 +30,15 @@ from evaluations.codebook import CodeUsage, bits_of, usage_metrics
 from evaluations.flags import add_measure_flags, assets_of, extractor_of, output_of, reference_path
 from evaluations.images import SourceImages
 from evaluations.protocol import write_result
-from evaluations.reference import Reference, distance, reference_of_file, reference_of_images, require_kind, suite
+from evaluations.reference import (
+    Reference,
+    distance,
+    reference_of_file,
+    reference_of_images,
+    require_kind,
+    require_size,
+    suite,
+)
 from evaluations.rules import RULES, Reconstructor, pair_scores, score_names
 from tokenizer.loading import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
 from tokenizer.losses.backbones import lpips_network
@@ -147,6 +155,7 @@ def _given_reference(args, reconstruct, data, extractor, output, world) -> Refer
         reference = reference_of_images(images, "train", extractor, output.parent, world)
     if extractor.metric == "fid":
         require_kind(reference, "reconstruction", args.force_reference)
+    require_size(reference, reconstruct.eval_size)
     return reference
 
 
