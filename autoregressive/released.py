@@ -5,18 +5,18 @@ from __future__ import annotations
 from autoregressive.gpt import GPTConfig
 from tokenizer.released import Rule
 
-GPT_NAMES: tuple[Rule, ...] = (
+GPT_NAMES: tuple[Rule, ...] = (  # a model with qk_norm has no published layout: its norms match no rule
     (r"class_embedding\.weight", "cls_embedding.embedding_table.weight", "same"),
     (r"token_embedding\.weight", "tok_embeddings.weight", "same"),
     (r"positional_embedding", "positional_embedding", "same"),
-    (r"(layers|norm|output)\.(.*)", r"\1.\2", "same"),
+    (r"((layers|norm|output)\.(?!.*[qk]_norm).*)", r"\1", "same"),
 )
 
 WETOK_NAMES: tuple[Rule, ...] = (
     (r"class_embedding\.weight", "class_emb.embedding_table.weight", "same"),
-    (r"layers\.(.*)", r"spatial_blocks.\1", "same"),
+    (r"layers\.((?!.*[qk]_norm).*)", r"spatial_blocks.\1", "same"),
     (r"head\.tables\.(\d+)\.weight", r"\1_emb.weight", "same"),
-    (r"head\.layers\.(.*)", r"factorized_blocks.\1", "same"),
+    (r"head\.layers\.((?!.*[qk]_norm).*)", r"factorized_blocks.\1", "same"),
     (r"head\.norm\.(.*)", r"norm.\1", "same"),
     (r"head\.outputs\.(.*)", r"head.\1", "same"),
 )

@@ -18,6 +18,8 @@ TRAINERS = {  # entry -> its config
     "tokenizer.train": "TokenizerTrainConfig",
     "autoregressive.train": "GPTTrainConfig",
     "evaluations.classifier": "ClassifierTrainConfig",
+    "evaluations.ar_probe": "ARProbeConfig",
+    "evaluations.linear_probe": "LinearProbeConfig",
 }
 WRAPPERS = {
     "scripts/train_vq.sh": "tokenizer.train",
@@ -27,6 +29,9 @@ WRAPPERS = {
     "scripts/val.sh": "evaluations.make_reference",
     "scripts/quickstart.sh": "evaluations.quickstart",
     "scripts/benchmark.sh": "evaluations.memory",
+    "scripts/train_lin_probe.sh": "evaluations.linear_probe",
+    "scripts/train_lin_probe_gpt.sh": "evaluations.linear_probe",
+    "scripts/val_loss_c2i.sh": "evaluations.val_loss",
 }
 BY_FLAG = {  # script -> (flag, entry with it, entry without it)
     "scripts/reconstruction.sh": ("--qualitative", "tokenizer.reconstruct", "evaluations.reconstruction"),
@@ -83,7 +88,7 @@ def test_shown_command_is_accepted(page, command, monkeypatch):
         files = [a for a in arguments if a.endswith(".yaml")]
         overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
         assert all((ROOT / f).is_file() for f in files), f"{page}: {files}"
-        load_config(getattr(module, TRAINERS[name]), [ROOT / f for f in files], [*overrides, "data.num_workers=0"])
+        load_config(getattr(module, TRAINERS[name]), [ROOT / f for f in files], overrides)
         return
     monkeypatch.setattr("sys.argv", ["entry", *arguments])
     args = module.parse_args()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint import CheckpointError
-from engine.config import UserError, logger
+from engine.config import ConfigError, logger
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.registry import ModelConfig
 from tokenizer.quantizers.group_lfq import GQConfig
@@ -86,6 +86,8 @@ def rules_of(config: ModelConfig) -> tuple[Rule, ...]:
         return LLAMAGEN
     if config.name == "wetok":
         return _wetok(len(config.wetok.cnn.channel_multipliers))
+    if config.hybrid.qk_norm:
+        raise ConfigError("model.hybrid.qk_norm=true: no published layout has it")
     return HYBRID_1D if config.hybrid.layout == "1d" else HYBRID_2D
 
 
@@ -95,7 +97,7 @@ def published_name(name: str, rules: tuple[Rule, ...]) -> tuple[str, str]:
         match = re.fullmatch(pattern, name)
         if match:
             return match.expand(replacement), layout
-    raise UserError(f"no published name is known for {name!r}: no released model has such a part")
+    raise ConfigError(f"no published name is known for {name!r}: no released model has such a part")
 
 
 def to_published(tensor: Tensor, layout: str) -> Tensor:
