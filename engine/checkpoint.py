@@ -109,6 +109,11 @@ def checkpoint_folders(run_dir: Path) -> list[Path]:
     return sorted((f for f in found if read_manifest(f) is not None), key=lambda f: int(f.name.removeprefix("step_")))
 
 
+def phase_folders(run_dir: Path) -> list[Path]:
+    """The folders of the phases of a run that has any, in order."""
+    return sorted(run_dir.glob("phase_*"), key=lambda folder: (len(folder.name), folder.name))
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A safetensors file, memory-mapped; a damaged one is an error that names it."""
     try:
@@ -316,9 +321,7 @@ def find_weights(path: str | Path, prefer: str, what: str) -> WeightsFile:
     if not folder.is_dir():
         raise CheckpointError(f"{what} {folder} is not a folder of weights (a run, a checkpoint, or an exported model)")
     if not (folder / "model.safetensors").is_file():
-        checkpoints = checkpoint_folders(folder)
-        for phase in sorted(folder.glob("phase_*"), key=lambda p: (len(p.name), p.name)):  # the newest of the last one
-            checkpoints += checkpoint_folders(phase)
+        checkpoints = [c for run in (folder, *phase_folders(folder)) for c in checkpoint_folders(run)]
         if not checkpoints:
             raise CheckpointError(f"{what} {folder} holds neither model.safetensors nor a finished checkpoint")
         folder = checkpoints[-1]

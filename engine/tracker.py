@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.checkpoint import phase_folders
 from engine.config import UserError, logger, save_config
 from engine.distributed import World
 from engine.images import save_grid
@@ -122,14 +123,16 @@ class Run:
 def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
     """The records of a run by ascending step; where a resume repeated a step, the later record counts.
 
-    Torn lines are dropped.
+    Torn lines are dropped. Of a run in phases, their records with steps that go on.
     """
-    path = Path(run_dir) / "metrics.jsonl"
     records: dict[tuple[int, tuple[str, ...]], dict[str, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed run
-            continue
-        records[(record["step"], tuple(sorted(record)))] = record
+    for folder in phase_folders(Path(run_dir)) or [Path(run_dir)]:
+        path, before = folder / "metrics.jsonl", max((step for step, _ in records), default=0)
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # the last line of a killed run
+                continue
+            record["step"] += before
+            records[(record["step"], tuple(sorted(record)))] = record
     return sorted(records.values(), key=lambda r: r["step"])

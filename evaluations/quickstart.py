@@ -2,6 +2,7 @@
 
     bash scripts/quickstart.sh                       handwritten digits (mnist5k), 32 px, minutes on 2 CPU cores
     bash scripts/quickstart.sh --data twemoji        colour emoji, 64 px, longer
+    bash scripts/quickstart.sh --system wetok        WeTok: two stages of the tokenizer, a GPT with a factorised head
     NPROC_PER_NODE=2 bash scripts/quickstart.sh      the same on two processes
     bash scripts/quickstart.sh --fresh               a new run beside the old one, which stays
     bash scripts/quickstart.sh --short               a few steps of everything, with all losses on: a test, not a result
@@ -28,12 +29,14 @@ CONFIGS = Path("configs/quickstart")
 GUIDANCE_SCALE = 2.0
 NUM_SAMPLES = {"mnist5k": 1000, "twemoji": 1000}
 IMAGE_SIZES = {"mnist5k": 32, "twemoji": 64}
+SHORT_PHASES = "phases=[{steps: 20, lr: 1e-3}, {steps: 10, lr: 1e-3, generative_decoder: true}]"
 SHORT_STEPS = {"tokenizer": 50, "gpt": 30, "classifier": 30}
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="mnist5k", choices=sorted(NUM_SAMPLES), help="images (default mnist5k)")
+    parser.add_argument("--system", default="gigatok", choices=["gigatok", "wetok"], help="default gigatok")
     parser.add_argument(
         "--runs-dir", type=Path, default=Path("runs"), help="where the run folder is made (default runs)"
     )
@@ -49,7 +52,11 @@ def parse_args() -> argparse.Namespace:
 
 def run_folder(args: argparse.Namespace) -> Path:
     """runs/quickstart, or with --fresh the first unused runs/quickstart-N; the newest one is continued."""
-    name = "quickstart" + ("" if args.data == "mnist5k" else f"-{args.data}") + ("-short" if args.short else "")
+    system, data = (
+        "" if args.system == "gigatok" else f"-{args.system}",
+        "" if args.data == "mnist5k" else f"-{args.data}",
+    )
+    name = f"quickstart{system}{data}" + ("-short" if args.short else "")
     first = args.runs_dir / name
     numbered = [first, *(args.runs_dir / f"{name}-{n}" for n in range(2, 1000))]
     unused = next(i for i, folder in enumerate(numbered) if not folder.exists())
@@ -63,9 +70,11 @@ def stages_of(args: argparse.Namespace, run: Path) -> list[Stage]:
         return Stage(name, ["bash", "scripts/launch.sh", "-m", module, *rest])
 
     def train(name: str, module: str, *overrides: str) -> Stage:
-        overlay = CONFIGS / args.data / f"{name}.yaml"
-        configs = [CONFIGS / f"{name}.yaml", *([overlay] if overlay.is_file() else [])]
-        if args.short and name == "tokenizer":
+        own, overlay = CONFIGS / args.system / f"{name}.yaml", CONFIGS / args.data / f"{name}.yaml"
+        configs = [own if own.is_file() else CONFIGS / f"{name}.yaml", *([overlay] if overlay.is_file() else [])]
+        if args.short and name == "tokenizer" and args.system == "wetok":
+            overrides = (*overrides, SHORT_PHASES)
+        elif args.short and name == "tokenizer":
             configs.append(CONFIGS / "full.yaml")
         short = [f"loop.steps={SHORT_STEPS[name]}", "loop.log_every=10", "loop.eval_every=0"] if args.short else []
         flags = [part for path in configs for part in ("--config", str(path))]
@@ -183,6 +192,8 @@ def main() -> None:
     args = parse_args()
     if not CONFIGS.is_dir():
         raise UserError("run this from the root of the repository: bash scripts/quickstart.sh")
+    if args.system == "wetok" and (args.data != "mnist5k" or args.complete):
+        raise UserError("--system wetok has settings for --data mnist5k only, without --complete")
     run = run_folder(args)
     logger.info("quick start on %s in %s (%s)", args.data, run, ATTRIBUTION[args.data])
     log = run_stages(run, stages_of(args, run))

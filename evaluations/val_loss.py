@@ -105,7 +105,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         "unit": "nats per token",
         "tokenizer": tokenizer.provenance.facts(),
         "gpt": gpt.provenance.facts(),
-        "precision": str(gpt.output.weight.dtype).removeprefix("torch."),
+        "precision": str(gpt.class_embedding.weight.dtype).removeprefix("torch."),
     }
     write_result(args.output, metrics, protocol)
     logger.info("%s: %s", args.output, "  ".join(f"{k} {v:.5g}" for k, v in metrics.items()))

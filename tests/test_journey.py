@@ -65,19 +65,19 @@ def call(module: str, *arguments: str) -> None:
             root.handlers[:], root.level = handlers, level
 
 
-def start(runs_dir: Path, ran: list[str]) -> None:
+def start(runs_dir: Path, ran: list[str], *flags: str, fewer: dict[str, list[str]] = FEWER) -> None:
     """`quickstart.sh --short`; each stage runs here instead of in a process of its own."""
 
     def in_this_process(stage, log):
         ran.append(stage.name)
         module = stage.command.index("-m") + 1
         assert stage.command[module - 3 : module] == ["bash", "scripts/launch.sh", "-m"]
-        call(*stage.command[module:], *FEWER.get(stage.name, []))
+        call(*stage.command[module:], *fewer.get(stage.name, []))
         log.note(stage.name, 1.25, True)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "_run", in_this_process)
-        call("evaluations.quickstart", "--short", "--runs-dir", runs_dir)
+        call("evaluations.quickstart", "--short", "--runs-dir", runs_dir, *flags)
 
 
 @pytest.fixture(scope="module")
