@@ -19,7 +19,7 @@ from autoregressive.released import rules_of
 from engine.checkpoint import CheckpointError, export_folder
 from engine.config import UserError, logger, run_entry
 from tokenizer.published import is_published, write_published
-from tokenizer.released import OF_GPT, export_state
+from tokenizer.released import GPT_PART, export_state
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,7 +45,7 @@ def main() -> None:
     if to_published:
         state = export_state(gpt.state_dict(), rules_of(gpt.config))
         if gpt.config.streams:
-            write_published(args.output, {"state_dict": {OF_GPT[1] + name: v for name, v in state.items()}})
+            write_published(args.output, {"state_dict": {GPT_PART + name: v for name, v in state.items()}})
         else:
             write_published(args.output, {"model": state})
     else:

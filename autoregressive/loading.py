@@ -15,7 +15,7 @@ from engine.checkpoint import find_weights, fingerprint, load_strict, read_weigh
 from engine.config import ConfigError, load_sections, logger
 from tokenizer.loading import Provenance, streams_of
 from tokenizer.published import is_published, read_published
-from tokenizer.released import gpt_part, import_state, is_gpt
+from tokenizer.released import GPT_PART, import_state, is_gpt, part_of
 
 PUBLISHED_SIZES = {f"GPT-{size.upper()}": size for size in SIZES}
 
@@ -59,7 +59,7 @@ def _load_published(path: Path, config: str | Path | GPTConfig | None, weights: 
         )
     model = config if isinstance(config, GPTConfig) else load_sections(GPTSections, config).model
     state, picked = read_published(path, ("model", "module", "state_dict"), weights)
-    state = gpt_part(state)
+    state = part_of(state, GPT_PART)
     if not is_gpt(state):
         raise ConfigError(f"{path} holds no GPT (it has no tok_embeddings.weight); is it a tokenizer?")
     state = {name: value.float() for name, value in state.items() if not ignored(name)}

@@ -89,7 +89,7 @@ def _load_published(path: Path, config_path: str | Path | None, weights: str) ->
     sizes = _Sizes() if config_path is None else load_sections(_Sizes, config_path)
     wetok = config_path is None or sizes.model.name == "wetok"  # raw and averaged weights are in one state dict
     state, picked = read_published(path, ("ema", "model", "state_dict"), "auto" if wetok else weights)
-    state = released.tokenizer_part(state)
+    state = released.part_of(state, released.TOKENIZER_PART)
     if released.is_gpt(state):
         raise ConfigError(f"{path} holds a GPT, not a tokenizer")
     shown = released.wetok_config(state)

@@ -145,7 +145,7 @@ def import_state(
 
 # ------------------------------------------------------------------------------------------------ files of WeTok
 EMA_PREFIX = "model_ema."  # averaged weights
-OF_GPT = ("first_stage_model.", "transformer.")  # in the file of a GPT: its tokenizer, itself
+OF_GPT = TOKENIZER_PART, GPT_PART = "first_stage_model.", "transformer."  # in the file of a GPT: its tokenizer, itself
 WEIGHTLESS = ("loss.", "model_ema.loss", "model_ema.decay", "model_ema.num_updates")
 GROUP_BITS = 8  # of all released models; the files do not say it
 
@@ -155,10 +155,12 @@ def flattened(name: str) -> str:
     return EMA_PREFIX + name.replace(".", "")
 
 
-def tokenizer_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the tokenizer, also of one inside a GPT's file, without losses and discriminator."""
-    if any(name.startswith(OF_GPT[0]) for name in state):
-        state = {name.removeprefix(OF_GPT[0]): v for name, v in state.items() if not name.startswith(OF_GPT[1])}
+def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of a tokenizer or GPT, also inside a file that holds both, without losses and discriminator."""
+    if any(name.startswith(prefix) for name in state):
+        state = {
+            k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix) or not k.startswith(OF_GPT)
+        }
     return {name: tensor for name, tensor in state.items() if not name.startswith(WEIGHTLESS)}
 
 
@@ -210,10 +212,3 @@ def averaged_or_raw(
 def is_gpt(published: Mapping[str, Tensor]) -> bool:
     """Whether a published state dict is that of a GPT."""
     return "tok_embeddings.weight" in published or "class_emb.embedding_table.weight" in published
-
-
-def gpt_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a GPT, without the tokenizer that WeTok's files carry."""
-    if not any(name.startswith(OF_GPT[1]) for name in state):
-        return dict(state)
-    return {name.removeprefix(OF_GPT[1]): v for name, v in state.items() if not name.startswith(OF_GPT[0])}

@@ -9,9 +9,7 @@ from torch import nn
 
 from engine.config import ConfigError
 from tokenizer.quantizers.fsq import FSQ, FSQConfig
-from tokenizer.quantizers.ibq import IBQ, IBQConfig
-from tokenizer.quantizers.simvq import SimVQ, SimVQConfig
-from tokenizer.quantizers.vector import VectorQuantizer
+from tokenizer.quantizers.vector import IBQ, IBQConfig, SimVQ, SimVQConfig, VectorQuantizer
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,7 @@ from tokenizer.models.wetok import WeTokConfig, WeTokTokenizer
 from tokenizer.quantizers.base import IndexWindow
 from tokenizer.quantizers.fsq import FSQ, FSQConfig
 from tokenizer.quantizers.group_lfq import GQConfig, GroupLFQ
-from tokenizer.quantizers.ibq import IBQ, IBQConfig
-from tokenizer.quantizers.simvq import SimVQ, SimVQConfig
-from tokenizer.quantizers.vector import VectorQuantizer, VQConfig
+from tokenizer.quantizers.vector import IBQ, IBQConfig, SimVQ, SimVQConfig, VectorQuantizer, VQConfig
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,5 +1,5 @@
 """Vector quantization with a learned codebook (VQ-VAE, arXiv:1711.00937; l2-normalised codes of ViT-VQGAN,
-arXiv:2110.04627).
+arXiv:2110.04627), and its variants SimVQ and IBQ.
 
 GigaTok's quantizer: 16,384 codes of 8 channels on the unit sphere, rotation trick or straight-through gradient, an
 optional entropy loss. Everything here runs in fp32, also inside a bf16 region: with half-precision distances up to 6 %
@@ -26,7 +26,7 @@ from tokenizer.quantizers.base import (
     rotation_trick,
     straight_through,
 )
-from tokenizer.quantizers.entropy import assignment_entropies, rows_per_chunk, squared_distances
+from tokenizer.quantizers.entropy import LOG_EPS, assignment_entropies, rows_per_chunk, squared_distances
 
 KMEANS_LATENTS_PER_CODE = 16  # recent latents kept for the k-means initialization
 KMEANS_ROUNDS = 8
@@ -140,3 +140,76 @@ class VectorQuantizer(IndexWindow):
             centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
             centres = self._normalise(centres)
         self.codebook.copy_(centres)
+
+
+@dataclass(kw_only=True, slots=True)
+class SimVQConfig(VQConfig):
+    """As `VQConfig`, with the paper's plain distances and straight-through gradients."""
+
+    KEY: ClassVar[str] = "model.quantizer.simvq"
+
+    codebook_size: int = 65536
+    codebook_dim: int = 128
+    l2_norm: bool = False
+    rotation_trick: bool = False
+
+    def __post_init__(self) -> None:
+        VQConfig.__post_init__(self)
+        if self.init != "random":
+            raise ConfigError(f"{self.KEY}.init={self.init}: its table is random and frozen, only random works")
+
+
+class SimVQ(VectorQuantizer):
+    """SimVQ (arXiv:2411.02038): the codebook is a frozen random table times one learned matrix. Every update of the
+    matrix moves all codes, so none is left behind.
+    """
+
+    def __init__(self, config: SimVQConfig) -> None:
+        super().__init__(config)
+        table = torch.randn(self.codebook_size, self.codebook_dim) * self.codebook_dim**-0.5
+        self.codebook = nn.Parameter(table, requires_grad=False)
+        self.projection = nn.Linear(self.codebook_dim, self.codebook_dim)
+
+    def codes(self) -> Tensor:
+        return self._normalise(self.projection(self.codebook).float())
+
+
+@dataclass(kw_only=True, slots=True)
+class IBQConfig(VQConfig):
+    """As `VQConfig`; latents and codes are compared by their product, and the table of all of them is held."""
+
+    KEY: ClassVar[str] = "model.quantizer.ibq"
+
+    codebook_dim: int = 256
+    l2_norm: bool = False
+
+
+class IBQ(VectorQuantizer):
+    """Index backpropagation quantization (arXiv:2412.02692, section 3.2): the choice itself is differentiable.
+
+    p = softmax(z codes^T), the index is its argmax, and z_q = (one_hot + p - sg p) codes: a decoder's gradient reaches
+    every code. codebook: mean |z_q - z|^2 through p, which pulls all codes and the latents, + mean |code - sg z|^2;
+    commitment: mean |sg code - z|^2; entropies of softmax(z codes^T / temperature).
+    """
+
+    def forward(self, z: Tensor, *, quantize: bool = True, entropy: bool = False) -> Quantized:
+        with full_precision(z.device):
+            z, codes = self._normalise(z.float()), self.codes()
+            logits = z @ codes.T
+            indices = logits.argmax(-1)
+            if self.training:
+                self._remember(indices, z.flatten(0, -2), quantize)
+            if not quantize:
+                return Quantized(z + 0.0 * codes.sum(), indices)
+            p, chosen = logits.softmax(-1), F.embedding(indices, codes)
+            z_q = (F.one_hot(indices, len(codes)).to(p.dtype) + (p - p.detach())) @ codes
+            losses = {
+                "codebook": (z_q - z).square().mean() + (chosen - z.detach()).square().mean(),
+                "commitment": (chosen.detach() - z).square().mean(),
+            }
+            if entropy:
+                log_p = (logits / self.config.entropy_temperature).log_softmax(-1).flatten(0, -2)
+                mean_p = log_p.exp().mean(0)
+                sample = -(log_p.exp() * log_p).sum(-1).mean()
+                losses |= entropy_terms(sample, -(mean_p * (mean_p + LOG_EPS).log()).sum())
+            return Quantized(z_q, indices, losses)
