@@ -12,7 +12,7 @@ from engine.config import chosen
 from tokenizer.models.hybrid import HybridConfig, HybridTokenizer
 from tokenizer.models.llamagen import LlamaGenConfig, LlamaGenTokenizer
 from tokenizer.models.wetok import WeTokConfig, WeTokTokenizer
-from tokenizer.quantizers.base import IndexWindow
+from tokenizer.quantizers.base import Quantizer
 from tokenizer.quantizers.fsq import FSQ, FSQConfig
 from tokenizer.quantizers.group_lfq import GQConfig, GroupLFQ
 from tokenizer.quantizers.vector import IBQ, IBQConfig, SimVQ, SimVQConfig, VectorQuantizer, VQConfig
@@ -51,7 +51,7 @@ class ModelConfig:
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
 
-QUANTIZERS: dict[str, type[IndexWindow]] = {
+QUANTIZERS: dict[str, type[Quantizer]] = {
     "vq": VectorQuantizer,
     "gq": GroupLFQ,
     "fsq": FSQ,

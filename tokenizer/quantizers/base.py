@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,23 +27,6 @@ class Quantized:
     losses: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Quantizer(Protocol):
-    """An `nn.Module` with these members."""
-
-    num_groups: int  # indices per token
-    group_sizes: tuple[int, ...]  # codes of each index
-    codebook_size: int  # the largest of them
-    codebook_dim: int  # channels of a latent, all groups together
-    loss_names: frozenset[str]  # of "codebook", "commitment", "entropy": those that it has
-
-    def __call__(self, z: Tensor, *, quantize: bool = True, entropy: bool = False) -> Quantized: ...
-    def decode_indices(self, indices: Tensor) -> Tensor:
-        """Indices (B,N) or (B,N,G) -> exact quantized latents (B,N,D)."""
-
-    def usage(self) -> dict[str, Tensor]:
-        """`code_usage` of the window of recent training indices."""
-
-
 def code_usage(indices: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
     """Health of a codebook from indices (n,) or (n,G) of codebooks of G `sizes`.
 
@@ -52,16 +34,20 @@ def code_usage(indices: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
     means over groups; with several groups also the usage of each, and of one histogram that all groups share
     (`codebook_usage_pooled`, what WeTok reports).
     """
-    columns, usages, perplexities = indices.reshape(len(indices), len(sizes)).long(), [], []
-    for column, size in zip(columns.unbind(1), sizes, strict=True):
-        counts = torch.bincount(column) if size <= COUNTED_SIZE else column.unique(return_counts=True)[1]
-        p = counts.double() / max(1, len(column))
-        usages.append((p > 0).double().sum() / size)
-        perplexities.append(torch.exp(-(p * p.clamp_min(1e-30).log()).sum()))
-    usage = {"codebook_usage": torch.stack(usages).mean(), "codebook_perplexity": torch.stack(perplexities).mean()}
+    columns, largest = indices.reshape(len(indices), len(sizes)).long().unbind(1), max(sizes)
+    if largest <= COUNTED_SIZE:
+        counts = [torch.bincount(column, minlength=largest) for column in columns]
+        pooled = (sum(counts) > 0).sum()
+    else:
+        counts = [column.unique(return_counts=True)[1] for column in columns]
+        pooled = torch.tensor(len(torch.cat(columns).unique()))
+    shares = [count.double() / max(1, len(indices)) for count in counts]
+    used = [(p > 0).double().sum() / size for p, size in zip(shares, sizes, strict=True)]
+    perplexity = torch.stack([torch.exp(-torch.special.xlogy(p, p).sum()) for p in shares]).mean()
+    usage = {"codebook_usage": torch.stack(used).mean(), "codebook_perplexity": perplexity}
     if len(sizes) > 1:
-        usage["codebook_usage_pooled"] = columns.unique().numel() / torch.tensor(max(sizes)).double()
-        usage |= {f"codebook_usage_group_{g}": value for g, value in enumerate(usages)}
+        groups = {f"codebook_usage_group_{g}": value for g, value in enumerate(used)}
+        usage |= {"codebook_usage_pooled": pooled.double() / largest, **groups}
     return usage
 
 
@@ -70,11 +56,13 @@ def distinct_codes(indices: Tensor) -> int:
     return len(indices.reshape(len(indices), -1).unique(dim=0))
 
 
-class IndexWindow(nn.Module):
-    """The part of a quantizer that knows its codebooks' sizes and remembers the last 65,536 training tokens."""
+class Quantizer(nn.Module):
+    """What all quantizers share: the sizes of their codebooks, and a window of the last 65,536 training tokens."""
 
+    group_sizes: tuple[int, ...]  # codes of each of the `num_groups` indices of a token; `codebook_size`: the largest
+    codebook_dim: int  # channels of a latent, all groups together
+    loss_names: frozenset[str] = frozenset({"codebook", "commitment", "entropy"})  # those that it has
     recent_indices: Tensor
-    loss_names: frozenset[str] = frozenset({"codebook", "commitment", "entropy"})
 
     def __init__(self, group_sizes: Sequence[int], codebook_dim: int, unseen: int = -1) -> None:
         super().__init__()
@@ -90,19 +78,25 @@ class IndexWindow(nn.Module):
         new = gather_rows(indices.flatten(0, 1).to(self.recent_indices.dtype))[-USAGE_WINDOW:]
         self.recent_indices = torch.cat([self.recent_indices[len(new) :], new])
 
+    def forward(self, z: Tensor, *, quantize: bool = True, entropy: bool = False) -> Quantized:
+        """Latents (B,N,D). `quantize=False` passes them through; `entropy` adds its terms."""
+        raise NotImplementedError
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """Indices (B,N) or (B,N,G) -> exact quantized latents (B,N,D)."""
+        raise NotImplementedError
+
     def usage(self) -> dict[str, Tensor]:
+        """`code_usage` of the window."""
         seen = self.recent_indices
         return code_usage(seen[seen.view(len(seen), -1)[:, 0] >= 0], self.group_sizes)
 
 
-def entropy_terms(
-    sample: Tensor, codebook: Tensor | None, sample_weight: float = 1.0, codebook_weight: float = 1.0
-) -> dict[str, Tensor]:
+def entropy_terms(sample: Tensor, codebook: Tensor | None, codebook_weight: float = 1.0) -> dict[str, Tensor]:
     """The entropy loss and its two parts (nats); without a codebook entropy only the other."""
     if codebook is None:
-        return {"sample_entropy": sample, "entropy": sample_weight * sample}
-    total = sample_weight * sample - codebook_weight * codebook
-    return {"sample_entropy": sample, "codebook_entropy": codebook, "entropy": total}
+        return {"sample_entropy": sample, "entropy": sample}
+    return {"sample_entropy": sample, "codebook_entropy": codebook, "entropy": sample - codebook_weight * codebook}
 
 
 def straight_through(z: Tensor, z_q: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.config import ConfigError
 from engine.distributed import full_precision
-from tokenizer.quantizers.base import IndexWindow, Quantized, straight_through
+from tokenizer.quantizers.base import Quantized, Quantizer, straight_through
 
 BOUND_EPS = 1e-3  # keeps tanh inside the outermost levels
 
@@ -30,7 +30,7 @@ class FSQConfig:
             raise ConfigError(f"model.quantizer.fsq.levels={self.levels} must be 2 or more each, fewer than 2^62 codes")
 
 
-class FSQ(IndexWindow):
+class FSQ(Quantizer):
     """See the module docstring."""
 
     loss_names = frozenset()
@@ -48,7 +48,6 @@ class FSQ(IndexWindow):
         return straight_through(bounded, bounded.round()) + levels // 2
 
     def forward(self, z: Tensor, *, quantize: bool = True, entropy: bool = False) -> Quantized:
-        """Latents (B,N,D). FSQ has no entropy loss."""
         assert not entropy, "FSQ has no entropy loss"
         with full_precision(z.device):
             digits = self.digits(z.float())
@@ -65,6 +64,5 @@ class FSQ(IndexWindow):
         return (digits - half_width) / half_width
 
     def decode_indices(self, indices: Tensor) -> Tensor:
-        """Indices (B,N) -> exact quantized latents (B,N,D)."""
         levels = torch.tensor(self.levels, device=indices.device)
         return self._centred((indices.long()[..., None] // self._places(indices.device) % levels).float())

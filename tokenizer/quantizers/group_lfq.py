@@ -22,7 +22,7 @@ from torch import Tensor
 
 from engine.config import ConfigError
 from engine.distributed import full_precision
-from tokenizer.quantizers.base import IndexWindow, Quantized, entropy_terms, straight_through
+from tokenizer.quantizers.base import Quantized, Quantizer, entropy_terms, straight_through
 from tokenizer.quantizers.entropy import bit_entropies, codebook_entropy_bytes
 
 MAX_BITS = 62  # of one index, an int64
@@ -63,7 +63,7 @@ class GQConfig:
         return self.index_bits or [self.group_dim] * self.num_groups
 
 
-class GroupLFQ(IndexWindow):
+class GroupLFQ(Quantizer):
     """See the module docstring. It has no parameters."""
 
     loss_names = frozenset({"commitment", "entropy"})
@@ -74,7 +74,6 @@ class GroupLFQ(IndexWindow):
         self.code_size = self.codebook_dim**-0.5 if config.l2_norm else 1.0  # |channel| of a code
 
     def forward(self, z: Tensor, *, quantize: bool = True, entropy: bool = False) -> Quantized:
-        """Latents (B,N,D). `quantize=False` passes the (normalised) latents through; `entropy` adds its terms."""
         with full_precision(z.device):
             z = F.normalize(z.float(), dim=-1) if self.config.l2_norm else z.float()
             positive = z > 0
@@ -115,13 +114,11 @@ class GroupLFQ(IndexWindow):
         limit = config.max_entropy_mb * 2**20
         if need(config.num_groups) > limit:
             fitting = [g for g in range(1, channels + 1) if channels % g == 0 and need(g) <= limit]
-            advice = (
-                f"num_groups={fitting[0]} would fit for {channels} channels, or" if fitting else "smaller batches or"
-            )
+            groups = fitting[0] if fitting else "none"
             raise ConfigError(
                 f"the codebook entropy of 2^{config.group_dim} codes needs about {need(config.num_groups):,} bytes, "
-                f"above model.quantizer.gq.max_entropy_mb={config.max_entropy_mb}; {advice} "
-                "codebook_entropy_weight=0 keeps the sample entropy alone"
+                f"above model.quantizer.gq.max_entropy_mb={config.max_entropy_mb}; num_groups={groups} would fit for "
+                f"{channels} channels, or codebook_entropy_weight=0 keeps the sample entropy alone"
             )
 
     def pack(self, positive: Tensor) -> Tensor:
@@ -131,7 +128,6 @@ class GroupLFQ(IndexWindow):
         return torch.stack(indices, dim=-1) if self.num_groups > 1 else indices[0]
 
     def decode_indices(self, indices: Tensor) -> Tensor:
-        """Indices (B,N,G) or (B,N) -> exact quantized latents (B,N,D)."""
         columns = indices.long().unbind(-1) if self.num_groups > 1 else [indices.long()]
         places = [torch.arange(b, device=indices.device) for b in self.bits]
         signs = torch.cat([(c[..., None] >> p) & 1 for c, p in zip(columns, places, strict=True)], dim=-1)

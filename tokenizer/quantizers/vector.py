@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from engine.config import ConfigError
 from engine.distributed import full_precision, gather_rows
 from tokenizer.quantizers.base import (
-    IndexWindow,
     Quantized,
+    Quantizer,
     entropy_terms,
     rotation_trick,
     straight_through,
@@ -57,7 +57,7 @@ class VQConfig:
             raise ConfigError(f"{self.KEY}.init=kmeans needs {self.KEY}.warmup_steps of 1 or more")
 
 
-class VectorQuantizer(IndexWindow):
+class VectorQuantizer(Quantizer):
     """Nearest-neighbour quantizer; see the module docstring."""
 
     recent_latents: Tensor | None
