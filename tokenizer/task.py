@@ -19,7 +19,7 @@ from tokenizer.losses.adversarial import GENERATOR_LOSSES, DiscriminatorConfig, 
 from tokenizer.losses.semantic import semantic_loss
 from tokenizer.losses.terms import Term, weighted_sum
 from tokenizer.models.output import TokenizerOutput
-from tokenizer.quantizers.base import code_usage, distinct_codes
+from tokenizer.quantizers.base import code_usage
 
 GRID_IMAGES = 8  # originals above reconstructions in the image grid
 
@@ -234,7 +234,7 @@ class TokenizerTask:
         usage = code_usage(tokens, network.quantizer.group_sizes)
         packed |= {name: value.item() for name, value in usage.items() if name.startswith("codebook_usage")}
         if network.quantizer.num_groups > 1:
-            packed["distinct_codes"] = distinct_codes(tokens)
+            packed["distinct_codes"] = len(tokens.unique(dim=0))
         if self.grid is not None and self.world.is_main:
             self._write_grid(network, prefix, step)
         return {f"{prefix}/{name}": value for name, value in packed.items()}

@@ -12,7 +12,7 @@ key; `--print-config` shows all of them.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -84,10 +84,6 @@ class PhaseConfig:
     lr: float
     generative_decoder: bool = False  # of model.wetok: a frozen encoder, and a decoder widened when it becomes true
 
-    def __post_init__(self) -> None:
-        if self.steps < 1 or not self.lr >= 0:
-            raise ConfigError(f"phases: steps={self.steps} must be 1 or more and lr={self.lr} 0 or more")
-
 
 @dataclass(kw_only=True, slots=True)
 class TokenizerTrainConfig:
@@ -110,16 +106,14 @@ def phases_of(config: TokenizerTrainConfig) -> list[TokenizerTrainConfig]:
     """The configs of the phases in `<run_dir>/phase_1`, `phase_2`, ...; `config` itself where it names none."""
     result: list[TokenizerTrainConfig] = []
     for number, phase in enumerate(config.phases, start=1):
-        own = copy.deepcopy(config)
-        own.phases, own.init = [], result[-1].loop.run_dir if result else config.init
-        own.loop.run_dir = f"{config.loop.run_dir}/phase_{number}"
-        own.loop.steps, own.optim.lr = phase.steps, phase.lr
-        if phase.generative_decoder and own.model.name != "wetok":
-            raise ConfigError(f"phases: generative_decoder needs model.name=wetok, found {own.model.name}")
-        own.model.wetok.generative_decoder = phase.generative_decoder or config.model.wetok.generative_decoder
-        if result and result[-1].model.wetok.generative_decoder and not own.model.wetok.generative_decoder:
-            raise ConfigError(f"phases: number {number} has no generative decoder, but the one before it has")
-        result.append(own)
+        init = result[-1].loop.run_dir if result else config.init
+        loop = replace(config.loop, run_dir=f"{config.loop.run_dir}/phase_{number}", steps=phase.steps)
+        optim, model = replace(config.optim, lr=phase.lr), copy.deepcopy(config.model)
+        before = result[-1].model.wetok.generative_decoder if result else model.wetok.generative_decoder
+        model.wetok.generative_decoder = phase.generative_decoder
+        if phase.generative_decoder != before and (before or model.name != "wetok"):
+            raise ConfigError(f"phases: number {number} cannot change generative_decoder of {model.name} from {before}")
+        result.append(replace(config, phases=[], init=init, loop=loop, optim=optim, model=model))
     return result or [config]
 
 
@@ -266,15 +260,12 @@ def start_from(
         assert store.load_latest(task.parts()) == previous.loop.steps
     elif config.init:
         found = find_weights(config.init, "model", "tokenizer")
-        raw, networks = read_weights(found.path), {"model": task.tokenizer.module, "ema": task.tokenizer.ema}
-        for kind, network in networks.items():
-            averaged = found.folder / f"{kind}.safetensors"
-            if network is None:
-                continue
-            state = read_weights(averaged) if averaged.is_file() else raw
-            if config.model.name == "wetok":
-                if config.model.wetok.generative_decoder:  # its frozen encoder is the raw one
-                    state = {k: v if k.startswith("decoder.") else raw[k] for k, v in state.items()}
+        raw, averaged = read_weights(found.path), found.folder / "ema.safetensors"
+        states = {"module": raw, "ema": read_weights(averaged) if averaged.is_file() else raw}
+        for name in states if task.tokenizer.ema is not None else ["module"]:
+            network, state = getattr(task.tokenizer, name), states[name]
+            if config.model.wetok.generative_decoder:  # its frozen encoder is the raw one
+                state = {k: v if k.startswith("decoder.") else raw[k] for k, v in state.items()}
                 state = widened(state, network.state_dict())
             load_strict(network, state, found.folder)
 

@@ -51,11 +51,6 @@ def code_usage(indices: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
     return usage
 
 
-def distinct_codes(indices: Tensor) -> int:
-    """How many different tokens there are among indices (n,) or (n,G)."""
-    return len(indices.reshape(len(indices), -1).unique(dim=0))
-
-
 class Quantizer(nn.Module):
     """What all quantizers share: the sizes of their codebooks, and a window of the last 65,536 training tokens."""
 

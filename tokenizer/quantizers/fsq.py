@@ -37,32 +37,21 @@ class FSQ(Quantizer):
 
     def __init__(self, config: FSQConfig) -> None:
         super().__init__((math.prod(config.levels),), len(config.levels))
-        self.config, self.levels = config, list(config.levels)
-
-    def digits(self, z: Tensor) -> Tensor:
-        """Latents (B,N,D) -> level numbers from 0, float with a straight-through gradient."""
-        levels = torch.tensor(self.levels, device=z.device, dtype=z.dtype)
-        half = (levels - 1) * (1 - BOUND_EPS) / 2
-        offset = torch.where(levels % 2 == 0, 0.5, 0.0)
-        bounded = (z + (offset / half).tan()).tanh() * half - offset
-        return straight_through(bounded, bounded.round()) + levels // 2
+        self.config, sizes = config, config.levels
+        places = [math.prod(sizes[:i]) for i in range(len(sizes))]
+        for name, values in {"levels": sizes, "places": places, "middle": [n // 2 for n in sizes]}.items():
+            self.register_buffer(name, torch.tensor(values), persistent=False)
 
     def forward(self, z: Tensor, *, quantize: bool = True, entropy: bool = False) -> Quantized:
         assert not entropy, "FSQ has no entropy loss"
         with full_precision(z.device):
-            digits = self.digits(z.float())
-            indices = (digits.detach().round().long() * self._places(z.device)).sum(-1)
+            half, offset = (self.levels - 1) * (1 - BOUND_EPS) / 2, (self.levels % 2 == 0) / 2
+            bounded = (z.float() + (offset / half).tan()).tanh() * half - offset
+            steps = straight_through(bounded, bounded.round())  # from the middle level
+            indices = ((steps.detach().round().long() + self.middle) * self.places).sum(-1)
             if self.training:
                 self.remember(indices)
-            return Quantized(self._centred(digits) if quantize else z.float(), indices)
-
-    def _places(self, device: torch.device) -> Tensor:
-        return torch.tensor([math.prod(self.levels[:i]) for i in range(len(self.levels))], device=device)
-
-    def _centred(self, digits: Tensor) -> Tensor:
-        half_width = torch.tensor([n // 2 for n in self.levels], device=digits.device)
-        return (digits - half_width) / half_width
+            return Quantized(steps / self.middle if quantize else z.float(), indices)
 
     def decode_indices(self, indices: Tensor) -> Tensor:
-        levels = torch.tensor(self.levels, device=indices.device)
-        return self._centred((indices.long()[..., None] // self._places(indices.device) % levels).float())
+        return (indices.long()[..., None] // self.places % self.levels - self.middle) / self.middle
