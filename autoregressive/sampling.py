@@ -17,10 +17,6 @@ from engine.distributed import synchronize
 from engine.images import resize_for_evaluation, to_uint8
 
 
-def _values(setting: float | tuple[float, ...]) -> tuple[float, ...]:
-    return setting if isinstance(setting, tuple) else (setting,)
-
-
 def several(kind: Callable[[str], float]) -> Callable[[str], float | tuple[float, ...]]:
     """The argparse type of a setting: one number, or one for each index of a token with commas between."""
 
@@ -44,7 +40,8 @@ class SamplerSettings:
     greedy: bool = False
 
     def __post_init__(self) -> None:
-        coldest, top_k, top_p = (_values(v) for v in (self.temperature, self.top_k, self.top_p))
+        settings = (self.temperature, self.top_k, self.top_p)
+        coldest, top_k, top_p = (v if isinstance(v, tuple) else (v,) for v in settings)
         if min(coldest) <= 0 or min(top_k) < 0 or not all(0 < p <= 1 for p in top_p):
             raise ConfigError(
                 f"temperature={self.temperature} must be above 0, top_k={self.top_k} 0 or more, "

@@ -9,15 +9,15 @@ from __future__ import annotations
 import argparse
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from engine.checkpoint import CheckpointError, read_weights
-from engine.config import logger
+from engine.checkpoint import CheckpointError, export_folder, read_weights
+from engine.config import UserError, logger
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 WRAPPERS = ("module.", "_orig_mod.")  # of data parallelism and compilation
@@ -91,3 +91,32 @@ def write_published(path: str | Path, states: Mapping[str, Mapping[str, Tensor]]
     temporary = path.with_name(f".{path.name}.tmp")
     torch.save({name: {k: v.contiguous() for k, v in state.items()} for name, state in states.items()}, temporary)
     temporary.rename(path)
+
+
+def add_conversion_flags(parser: argparse.ArgumentParser, checkpoint: str, *config: str) -> None:
+    """The flags of a converter; `checkpoint` and `config` are those that name the source."""
+    parser.add_argument(checkpoint, required=True, type=Path, help="a published file, or a folder of ours")
+    parser.add_argument(*config, type=Path, help="YAML of the architecture, for a published file")
+    parser.add_argument("--output", required=True, type=Path, help="a folder for ours, a .pt or .ckpt file for theirs")
+    parser.add_argument("--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema if there is one")
+
+
+def convert(
+    source: Path,
+    output: Path,
+    load: Callable[[], nn.Module],
+    published: Callable[[nn.Module], Mapping[str, Mapping[str, Tensor]]],
+) -> None:
+    """Published file -> folder of ours, or back: `published` gives the content of the file. Nothing is overwritten."""
+    to_published = output.suffix in (".pt", ".ckpt")
+    if to_published == is_published(source):
+        raise UserError(f"{source} and --output must be a published file and a folder of ours, in either order")
+    if output.exists():
+        raise CheckpointError(f"{output} exists already; give another --output")
+    network = load()
+    facts = network.provenance
+    if to_published:
+        write_published(output, published(network))
+    else:
+        export_folder(output, facts.config, network.state_dict())
+    logger.info("%s (%s weights, fingerprint %s) -> %s", source, facts.weights, facts.fingerprint[:16], output)

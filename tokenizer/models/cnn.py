@@ -65,7 +65,7 @@ class CNNStyle:
     attention: bool
     adaptive_norm: bool
     depth_to_space: bool
-    bias: bool = True  # in the ResBlocks and in the encoder's first convolution
+    bias: bool = True  # in the ResBlocks and the encoder's first convolution
     symmetric: bool = False  # downsampling pads all sides, not only right and below
     out_kernel: int = 3  # of the encoder's last convolution
 
@@ -87,20 +87,26 @@ def depth_to_space(x: Tensor) -> Tensor:
 class ResBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x))))))."""
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int, bias: bool = True) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=NORM_EPS)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=NORM_EPS)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias)
-        self.nin_shortcut = nn.Identity()
-        if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         return self.nin_shortcut(x) + h
+
+
+def drop_biases(network: nn.Module) -> None:
+    """Takes the biases of all ResBlocks away."""
+    for block in network.modules():
+        for layer in block.children() if isinstance(block, ResBlock) else ():
+            if isinstance(layer, nn.Conv2d):
+                layer.register_parameter("bias", None)
 
 
 class Downsample(nn.Module):
@@ -179,14 +185,13 @@ class Level(nn.Module):
         depth: int,
         groups: int,
         *,
-        bias: bool = True,
         attention: bool = False,
         downsample: nn.Module | None = None,
         upsample: nn.Module | None = None,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * depth
-        self.res = nn.ModuleList(ResBlock(a, b, groups, bias) for a, b in pairwise(widths))
+        self.res = nn.ModuleList(ResBlock(a, b, groups) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(AttentionBlock(out_channels, groups) for _ in range(depth if attention else 0))
         self.downsample, self.upsample = downsample, upsample
 
@@ -203,7 +208,7 @@ class Level(nn.Module):
 
 def middle(width: int, config: CNNConfig, style: CNNStyle) -> nn.ModuleList:
     """The blocks at the coarsest resolution: ResBlocks, in the attention style with one attention after the first."""
-    blocks: list[nn.Module] = [ResBlock(width, width, config.norm_groups, style.bias) for _ in range(config.mid_blocks)]
+    blocks: list[nn.Module] = [ResBlock(width, width, config.norm_groups) for _ in range(config.mid_blocks)]
     if style.attention:
         blocks.insert(1, AttentionBlock(width, config.norm_groups))
     return nn.ModuleList(blocks)
@@ -225,7 +230,6 @@ class CNNEncoder(nn.Module):
                     width,
                     config.encoder_res_blocks,
                     groups,
-                    bias=style.bias,
                     attention=last and style.attention,
                     downsample=None if last else Downsample(width, style.symmetric),
                 )
@@ -233,6 +237,8 @@ class CNNEncoder(nn.Module):
         self.mid = middle(widths[-1], config, style)
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], z_channels, style.out_kernel, padding=style.out_kernel // 2)
+        if not style.bias:
+            drop_biases(self)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv_in(images)
@@ -266,13 +272,14 @@ class CNNDecoder(nn.Module):
                     width,
                     config.decoder_res_blocks,
                     groups,
-                    bias=style.bias,
                     attention=k == 0 and style.attention,
                     upsample=None if k + 1 == len(widths) else upsample(width),
                 )
             )
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        if not style.bias:
+            drop_biases(self)
 
     def forward(self, features: Tensor, noise: Tensor | None = None) -> Tensor:
         x = self.conv_in(features if noise is None else torch.cat([features, noise], dim=1))

@@ -52,17 +52,11 @@ class ModelConfig:
 
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
-    "vq": VectorQuantizer,
-    "gq": GroupLFQ,
-    "fsq": FSQ,
-    "ibq": IBQ,
-    "simvq": SimVQ,
-}
+    "vq": VectorQuantizer, "gq": GroupLFQ, "fsq": FSQ, "ibq": IBQ, "simvq": SimVQ
+}  # fmt: skip
 MODELS: dict[str, Callable[[Any, Any, int], nn.Module]] = {
-    "hybrid": HybridTokenizer,
-    "llamagen": LlamaGenTokenizer,
-    "wetok": WeTokTokenizer,
-}
+    "hybrid": HybridTokenizer, "llamagen": LlamaGenTokenizer, "wetok": WeTokTokenizer
+}  # fmt: skip
 
 
 def build_tokenizer(config: ModelConfig, image_size: int) -> nn.Module:
