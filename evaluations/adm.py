@@ -111,14 +111,17 @@ def radii(features: Tensor, half: bool = False) -> Tensor:
 
 
 def precision_recall(reference: Tensor, samples: Tensor, half: bool = False) -> tuple[float, float]:
-    """(precision, recall) of samples (n,D) against reference features (m,D); each set has 4 images or more."""
+    """(precision, recall) of samples (n,D) against reference features (m,D); each set has 4 images or more.
+
+    Without `half`, `samples` are moved in place by the mean of the reference: 50,000 of them are 0.4 GB.
+    """
     if min(len(reference), len(samples)) <= NEIGHBOUR:
         raise ValueError(f"precision and recall need more than {NEIGHBOUR} images in each set")
     with full_precision(reference.device):
         reference, samples = reference.float(), samples.float()
         if not half:  # distances stay, rounding shrinks; float16 is emulated as it is
             centre = reference.mean(0)
-            reference, samples = reference - centre, samples - centre
+            reference, samples = reference - centre, samples.sub_(centre)
         of_reference, of_samples = radii(reference, half), radii(samples, half)
         inside, covered, start = 0, torch.zeros(len(reference), dtype=torch.bool, device=reference.device), 0
         for tile in _tiles(samples, len(reference)):
