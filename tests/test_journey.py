@@ -201,8 +201,8 @@ def test_the_same_training_command_again_changes_nothing(journey):
 
 
 def test_the_report_shows_samples_beside_their_neighbours(journey):
-    """One file without outside references: curves, 12 pairs, 8 samples of each of 10 digits with their neighbours, a map
-    of the codes.
+    """One file without outside references: curves, 12 pairs, 8 samples of each of 10 digits with their neighbours, the
+    map of codes.
     """
     run, _ = journey
     page = (run / "report.html").read_text()
