@@ -146,14 +146,11 @@ class KVCache:
     """Keys and values of all layers, (layers, B, heads, length, head_dim); those of the head serve every token anew."""
 
     def __init__(self, gpt: GPT, batch_size: int) -> None:
-        width, layers, heads = gpt.config.dims()
-
-        def empty(layers: int, length: int) -> Tensor:
-            return gpt.class_embedding.weight.new_zeros(layers, batch_size, heads, length, width // heads)
-
-        self.keys, self.values = (empty(layers, gpt.config.num_tokens) for _ in range(2))
-        of_head = gpt.config.head_layers if gpt.config.streams else 0
-        self.head = tuple(empty(of_head, gpt.config.num_indices) for _ in range(2))
+        (width, layers, heads), config, like = gpt.config.dims(), gpt.config, gpt.class_embedding.weight
+        depth = config.head_layers if config.streams else 0
+        sizes = 2 * [(layers, config.num_tokens)] + 2 * [(depth, config.num_indices)]
+        empty = [like.new_zeros(n, batch_size, heads, length, width // heads) for n, length in sizes]
+        self.keys, self.values, self.head = empty[0], empty[1], tuple(empty[2:])
 
     def keep_rows(self, count: int) -> None:
         """Drops all rows of the batch after the first `count`."""

@@ -163,6 +163,8 @@ def test_chart_leaves_out_what_is_not_finite_and_is_valid_svg():
 
 
 class Args:
+    system = "gigatok"
+
     data, short, fresh, complete = "mnist5k", False, False, False
 
 
@@ -183,14 +185,15 @@ def test_a_quick_start_continues_the_newest_run_and_fresh_takes_a_new_folder(tmp
     assert run_folder(args) == second
 
 
-@pytest.mark.parametrize("data", ["mnist5k", "twemoji"])
+@pytest.mark.parametrize(("system", "data"), [("gigatok", "mnist5k"), ("gigatok", "twemoji"), ("wetok", "mnist5k")])
 @pytest.mark.parametrize("short", [False, True])
-def test_every_command_of_the_quick_start_is_accepted_by_its_entry(tmp_path, monkeypatch, data, short):
+def test_every_command_of_the_quick_start_is_accepted_by_its_entry(tmp_path, monkeypatch, system, data, short):
     """The arguments of each stage parse in the entry that the stage runs, and each training config fits together."""
     import importlib
 
     args = Args()
-    args.runs_dir, args.data, args.short, args.complete = tmp_path, data, short, True
+    args.runs_dir, args.data, args.short, args.complete = tmp_path, data, short, system == "gigatok"
+    args.system = system
     for stage in stages_of(args, tmp_path / "run"):
         module = importlib.import_module(stage.command[3])
         monkeypatch.setattr("sys.argv", ["entry", *stage.command[4:]])

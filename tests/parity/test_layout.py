@@ -8,6 +8,7 @@ import pytest
 import test_units
 
 TOKENIZERS = {"gigatok": gigatok_tokenizers, "llamagen": llamagen_tokenizers}
+WETOK = ("quantizer", "tokenizer", "ar", "misc")  # cases begin so; test_wetok_*.py compare all of them
 PRESENT = [system for system in TOKENIZERS if (goldens.ROOT / system).is_dir()]
 
 
@@ -27,6 +28,13 @@ def test_every_case_of_a_part_is_compared(system):
     there = {str(path.relative_to(root).with_suffix("")) for path in root.glob("*/*.json")}
     assert there, f"{root} holds no case"
     assert there == compared(system)
+
+
+@pytest.mark.parametrize("root", [path for path in [goldens.ROOT / "wetok"] if path.is_dir()])
+def test_every_case_of_wetok_is_compared(root):
+    """Names of the files tell what they hold."""
+    there = {path.stem for path in root.glob("*/*.json")}
+    assert there and there == {case for prefix in WETOK for case in goldens.cases("wetok/tiny", prefix)}
 
 
 def test_a_stride_is_read_from_the_note_or_found():

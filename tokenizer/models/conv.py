@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from engine.config import ConfigError
 from tokenizer.models.cnn import CNNConfig
-from tokenizer.models.output import TokenizerOutput
-from tokenizer.quantizers.base import Quantized, Quantizer
+from tokenizer.models.output import Codec, TokenizerOutput
+from tokenizer.quantizers.base import Quantizer
 
 
-class ConvTokenizer(nn.Module):
+class ConvTokenizer(Codec):
     """See the module docstring. `image_size` and `num_tokens` are those of training until `set_image_size`.
 
     A tokenizer of this kind sets `encoder` and `decoder`, and says how features become latents and latents features.
@@ -77,15 +77,7 @@ class ConvTokenizer(nn.Module):
         """Features (B,z_channels,h,w) -> images, not clamped."""
         return self.decoder(features)
 
-    def encode(self, images: Tensor) -> Quantized:
-        """Images -> quantized latents and indices."""
-        return self.quantizer(self.latents(self.encode_features(images)))
-
     def decode(self, z_q: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Quantized latents (B,h*w,codebook_dim) -> images, not clamped. `grid` is (h, w), by default square."""
         side = math.isqrt(z_q.shape[1])
         return self.decode_features(self.decoder_input(z_q, grid or (side, side)))
-
-    def decode_indices(self, indices: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Indices (B,h*w) or (B,h*w,G) -> images."""
-        return self.decode(self.quantizer.decode_indices(indices), grid)

@@ -18,9 +18,9 @@ from engine.config import ConfigError
 from tokenizer.models.attention import MultiheadAttention
 from tokenizer.models.cnn import GIGATOK, CNNConfig, CNNDecoder, CNNEncoder
 from tokenizer.models.grid import GridDecoder, GridEncoder
-from tokenizer.models.output import TokenizerOutput
+from tokenizer.models.output import Codec, TokenizerOutput
 from tokenizer.models.query import QueryDecoder, QueryEncoder, TransformerConfig, pooling_boxes
-from tokenizer.quantizers.base import Quantized, Quantizer
+from tokenizer.quantizers.base import Quantizer
 
 
 @dataclass(kw_only=True, slots=True)
@@ -53,7 +53,7 @@ def _released_init(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-class HybridTokenizer(nn.Module):
+class HybridTokenizer(Codec):
     """See the module docstring. Works at the one image size it is built for: its position tables are learned."""
 
     def __init__(self, config: HybridConfig, quantizer: Quantizer, image_size: int) -> None:
@@ -122,17 +122,9 @@ class HybridTokenizer(nn.Module):
         """CNN features -> latents before quantization (B,N,codebook_dim)."""
         return self.quant_proj(self.query_encoder(features))
 
-    def encode(self, images: Tensor) -> Quantized:
-        """Images -> quantized latents and indices."""
-        return self.quantizer(self.latents(self.encode_features(images)))
-
     def decode(self, z_q: Tensor) -> Tensor:
         """Quantized latents (B,N,codebook_dim) -> images, not clamped."""
         return self.decoder(self.query_decoder(self.post_quant_proj(z_q))[0])
-
-    def decode_indices(self, indices: Tensor) -> Tensor:
-        """Indices (B,N) -> images. The published rFID is that of encode -> decode_indices."""
-        return self.decode(self.quantizer.decode_indices(indices))
 
 
 def grid_size(config: HybridConfig, image_size: int) -> int:

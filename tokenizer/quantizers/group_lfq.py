@@ -44,17 +44,17 @@ class GQConfig:
     max_entropy_mb: int = 512  # a codebook entropy that needs more memory is refused
 
     def __post_init__(self) -> None:
-        key = "model.quantizer.gq"
-        if min(self.num_groups, self.group_dim) < 1:
-            raise ConfigError(f"{key}: num_groups and group_dim must be 1 or more")
-        if min([1, *self.bits]) < 1 or sum(self.bits) != self.num_groups * self.group_dim or max(self.bits) > MAX_BITS:
+        if min(self.num_groups, self.group_dim, self.max_entropy_mb) < 1 or self.codebook_entropy_weight < 0:
             raise ConfigError(
-                f"{key}: the indices have {self.bits} bits; each must be 1 to {MAX_BITS} (index_bits cuts them), "
-                f"and all together num_groups * group_dim = {self.num_groups * self.group_dim}"
+                "model.quantizer.gq: num_groups, group_dim, max_entropy_mb: from 1; codebook_entropy_weight: from 0"
             )
-        if self.entropy_temperature <= 0 or self.codebook_entropy_weight < 0 or self.max_entropy_mb < 1:
+        if self.entropy_temperature <= 0:
+            raise ConfigError(f"model.quantizer.gq.entropy_temperature={self.entropy_temperature} must be above 0")
+        channels = self.num_groups * self.group_dim
+        if not 1 <= min(self.bits) <= max(self.bits) <= MAX_BITS or sum(self.bits) != channels:
             raise ConfigError(
-                f"{key}: entropy_temperature must be above 0, codebook_entropy_weight 0 or more, max_entropy_mb from 1"
+                f"model.quantizer.gq: the indices have {self.bits} bits; each must be 1 to {MAX_BITS} (index_bits cuts "
+                f"them), all together num_groups * group_dim = {channels}"
             )
 
     @property

@@ -19,13 +19,7 @@ from torch import Tensor, nn
 
 from engine.config import ConfigError
 from engine.distributed import full_precision, gather_rows
-from tokenizer.quantizers.base import (
-    Quantized,
-    Quantizer,
-    entropy_terms,
-    rotation_trick,
-    straight_through,
-)
+from tokenizer.quantizers.base import Quantized, Quantizer, entropy_terms, rotation_trick, straight_through
 from tokenizer.quantizers.entropy import LOG_EPS, assignment_entropies, rows_per_chunk, squared_distances
 
 KMEANS_LATENTS_PER_CODE = 16  # recent latents kept for the k-means initialization
@@ -37,6 +31,7 @@ class VQConfig:
     """A codebook of `codebook_size` vectors of `codebook_dim` channels."""
 
     KEY: ClassVar[str] = "model.quantizer.vq"  # in messages
+    LEARNED: ClassVar[bool] = True
     codebook_size: int = 16384
     codebook_dim: int = 8
     l2_norm: bool = True  # compare directions: latents and codes are normalised at every use
@@ -53,8 +48,8 @@ class VQConfig:
             raise ConfigError(f"{self.KEY}: codebook_size must be 2 or more and codebook_dim 1 or more")
         if self.entropy_temperature <= 0:
             raise ConfigError(f"{self.KEY}.entropy_temperature={self.entropy_temperature} must be above 0")
-        if self.init == "kmeans" and self.warmup_steps < 1:
-            raise ConfigError(f"{self.KEY}.init=kmeans needs {self.KEY}.warmup_steps of 1 or more")
+        if self.init == "kmeans" and (self.warmup_steps < 1 or not self.LEARNED):
+            raise ConfigError(f"{self.KEY}.init=kmeans needs {self.KEY}.warmup_steps from 1 and a learned codebook")
 
 
 class VectorQuantizer(Quantizer):
@@ -94,10 +89,7 @@ class VectorQuantizer(Quantizer):
                 zero = 0.0 * codes.sum()  # keeps the codebook in the graph of data-parallel training
                 return Quantized(z + zero, indices)
             z_q = F.embedding(indices, codes)
-            losses = {
-                "codebook": (z_q - z.detach()).square().mean(),
-                "commitment": (z_q.detach() - z).square().mean(),
-            }
+            losses = {"codebook": (z_q - z.detach()).square().mean(), "commitment": (z_q.detach() - z).square().mean()}
             if entropy:
                 squared = self.config.entropy_distance == "squared"
                 terms = assignment_entropies(flat, codes, self.config.entropy_temperature, squared)
@@ -147,16 +139,12 @@ class SimVQConfig(VQConfig):
     """As `VQConfig`, with the paper's plain distances and straight-through gradients."""
 
     KEY: ClassVar[str] = "model.quantizer.simvq"
+    LEARNED: ClassVar[bool] = False
 
     codebook_size: int = 65536
     codebook_dim: int = 128
     l2_norm: bool = False
     rotation_trick: bool = False
-
-    def __post_init__(self) -> None:
-        VQConfig.__post_init__(self)
-        if self.init != "random":
-            raise ConfigError(f"{self.KEY}.init={self.init}: its table is random and frozen, only random works")
 
 
 class SimVQ(VectorQuantizer):
