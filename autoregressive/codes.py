@@ -104,7 +104,7 @@ def code_item(store: CodeStore, seed: int, class_dropout_prob: float) -> Callabl
     return item
 
 
-def _write_rows(path: Path, first: int, rows: np.ndarray) -> None:
+def write_rows(path: Path, first: int, rows: np.ndarray) -> None:
     """Writes rows of an array file in place, and syncs them."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     content = rows.astype(array.dtype).tobytes()
@@ -176,9 +176,9 @@ class CodeWriter:
         """Codes (images, views, tokens) of one block, and the labels of the images that were read; on disk before the
         progress says so. Bytes are written in place: ranks on several machines share the file.
         """
-        _write_rows(self.folder / "codes.npy", block.start, codes.cpu().numpy())
+        write_rows(self.folder / "codes.npy", block.start, codes.cpu().numpy())
         if labels is not None:
-            _write_rows(self.folder / "labels.npy", block.start, np.array(labels))
+            write_rows(self.folder / "labels.npy", block.start, np.array(labels))
         self.done.add(block.start)
         write_atomic(self.progress_path, json.dumps({"done": sorted(self.done)}))
 

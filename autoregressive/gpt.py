@@ -42,6 +42,7 @@ class GPTConfig:
     num_tokens: int = 256  # tokens of an image
     num_classes: int = 1000
     positions: Literal["learned", "rope2d"] = "learned"  # rope2d: num_tokens is a square grid, row-major
+    qk_norm: bool = False  # layer norm of queries and keys of each head; no published model has it
     class_dropout_prob: float = 0.1  # training: share of labels replaced by the null class
     token_dropout: float = 0.1  # training: after the embeddings
     residual_dropout: float = 0.1  # training: after attention and after the MLP
@@ -147,6 +148,12 @@ class Attention(nn.Module):
         self.wqkv = nn.Linear(width, 3 * width, bias=False)
         self.wo = nn.Linear(width, width, bias=False)
         self.dropout = nn.Dropout(dropout)
+        self.q_norm = self.k_norm = nn.Identity()
+
+    def add_qk_norm(self) -> None:
+        """Normalises queries and keys of each head from now on, before any rotation."""
+        width = self.wo.in_features // self.heads
+        self.q_norm, self.k_norm = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, x: Tensor, rope: Tensor | None, cached: Cached = None, position: int = 0) -> Tensor:
         """x (B,N,C), rope (N,head_dim/2,2) or None.
@@ -154,6 +161,7 @@ class Attention(nn.Module):
         With `cached` keys and values (B,heads,length,head_dim), x is the one token at `position`.
         """
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.wqkv(x).chunk(3, dim=-1))
+        q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
         if cached is not None:
@@ -208,6 +216,8 @@ class GPT(nn.Module):
             self.positional_embedding = nn.Parameter(torch.randn(config.num_tokens + 1, width) * width**-0.5)
         self.token_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Layer(width, heads, config.residual_dropout) for _ in range(layers))
+        for layer in self.layers if config.qk_norm else ():
+            layer.attention.add_qk_norm()
         self.norm = RMSNorm(width)
         self.output = nn.Linear(width, config.vocab_size, bias=False)
         self.apply(self._init)

@@ -39,7 +39,7 @@ from engine.distributed import World
 
 STEP_NAME = re.compile(r"step_\d{8,}")
 FAILURES = (Exception, CheckpointException)  # torch derives its own from BaseException
-FROZEN_STAMPS = ("tokenizer_fingerprint", "weights")  # facts that a resume may not change
+FROZEN_STAMPS = ("tokenizer_fingerprint", "weights", "features")  # facts that a resume may not change
 Weights = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -176,7 +176,7 @@ class CheckpointStore:
     config: Any
     keep_last: int = 2  # newest checkpoints that stay
     keep_every: int = 0  # and every one whose step is a multiple of this; 0 = none
-    frozen_sections: tuple[str, ...] = ("model",)  # config sections that must be equal for a resume
+    frozen_sections: tuple[str, ...] = ("model",)  # config sections, or dotted keys, that must be equal for a resume
     stamp: dict[str, Any] = field(default_factory=dict)  # facts that travel with the weights, such as `weights: random`
 
     @property
@@ -274,12 +274,12 @@ class CheckpointStore:
     def _check_same(self, folder: Path) -> dict[str, tuple[Any, Any]]:
         """Refuses a checkpoint of another architecture, or with another stamp; returns the other changed keys."""
         changed = differences(OmegaConf.load(folder / "config.yaml"), self.config)
-        frozen = {k: v for k, v in changed.items() if k.split(".")[0] in self.frozen_sections}
+        frozen = {k: v for k, v in changed.items() if {k, k.split(".")[0]} & {*self.frozen_sections}}
         if frozen:
             lines = [f"{key}: checkpoint {old!r}, now {new!r}" for key, (old, new) in frozen.items()]
             lines[6:] = [f"... and {len(lines) - 6} more"] if len(lines) > 6 else []
             raise CheckpointError(
-                "\n  ".join([f"{folder} was made by another architecture:", *lines])
+                "\n  ".join([f"{folder} was made by another architecture or recipe:", *lines])
                 + "\nUse another loop.run_dir to start anew"
             )
         stamped = read_manifest(folder).get("stamp", {})

@@ -203,13 +203,19 @@ def training_item(source: ImageSource, config: DataConfig, seed: int) -> Callabl
     return item
 
 
-def centre_item(source: ImageSource, image_size: int, index: int, skip_broken: bool = False) -> Tensor:
-    """Image `index` for evaluation: centre crop, uint8 (3, image_size, image_size)."""
-    return image_tensor(centre_crop(read_source(source, index, skip_broken)[0], image_size))
+def labelled_batch(
+    source: ImageSource, image_size: int, indices: range | np.ndarray, skip_broken: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Centre crops of several images, uint8 (B, 3, image_size, image_size), and the labels (B,) of those that were
+    read.
+    """
+    read = [read_source(source, int(i), skip_broken) for i in indices]
+    images = torch.stack([image_tensor(centre_crop(image, image_size)) for image, _, _ in read])
+    return images, torch.tensor([int(source.labels[at]) for _, at, _ in read])
 
 
 def centre_batch(
     source: ImageSource, image_size: int, indices: range | np.ndarray, skip_broken: bool = False
 ) -> Tensor:
     """Centre crops of several images, uint8 (B, 3, image_size, image_size)."""
-    return torch.stack([centre_item(source, image_size, int(i), skip_broken) for i in indices])
+    return labelled_batch(source, image_size, indices, skip_broken)[0]

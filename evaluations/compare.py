@@ -14,6 +14,7 @@ from pathlib import Path
 
 from engine.config import UserError, run_entry
 from evaluations.comparison import compare, differing_images, text_table
+from evaluations.protocol import read_result
 
 NOT_COMPARABLE = 3  # exit code
 
@@ -28,8 +29,9 @@ def main() -> None:
     args = parse_args()
     if len(args.results) < 2:
         raise UserError("name two or more results to compare")
-    names, rows, problems = compare(args.results)
-    print(text_table(names, rows, [f"{path.parent.name}/{path.stem}" for path in args.results]))
+    columns = [f"{path.parent.name}/{path.stem}" for path in args.results]
+    names, rows, problems = compare([(c, read_result(path)) for c, path in zip(columns, args.results, strict=True)])
+    print(text_table(names, rows, columns))
     share = differing_images(args.results)
     if share:
         print(share)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evaluations.protocol import changed_facts, read_result
+from evaluations.protocol import changed_facts
 
 SMALLER_IS_BETTER = ("fid", "frechet", "lpips", "loss", "memorised", "bits", "seconds")
 NOT_RANKED = ("best_guidance_scale", "best_base_lr", "precision_fp16", "recall_fp16")
@@ -36,13 +36,13 @@ def differing_images(paths: list[Path]) -> str | None:
     return f"{share:.2%} of the {len(tables[0])} generated images differ in some pixel"
 
 
-def compare(paths: list[Path]) -> tuple[list[str], list[list[str]], list[str]]:
-    """(metrics, cells by metric and result with * at the best, differences of the protocols)."""
-    results = [read_result(path) for path in paths]
-    first = results[0]["protocol"]
+def compare(named: Sequence[tuple[str, dict[str, Any]]]) -> tuple[list[str], list[list[str]], list[str]]:
+    """(metrics, cells by metric and result with * at the best, differences of protocols) of (name, result) pairs."""
+    results = [result for _, result in named]
     problems = []
-    for path, result in zip(paths[1:], results[1:], strict=True):
-        problems += [f"{path.name}: {fact}" for fact in changed_facts(first, result["protocol"], networks=False)]
+    for name, result in named[1:]:
+        changed = changed_facts(results[0]["protocol"], result["protocol"], networks=False)
+        problems += [f"{name}: {fact}" for fact in changed]
     values: list[dict[str, Any]] = [r["metrics"] for r in results]
     names = [n for n in values[0] if any(isinstance(v.get(n), int | float) for v in values)]
     names += sorted({n for v in values[1:] for n, x in v.items() if n not in values[0] and isinstance(x, int | float)})
@@ -64,13 +64,3 @@ def text_table(names: list[str], rows: list[list[str]], columns: list[str]) -> s
     for name, row in zip(names, rows, strict=True):
         lines.append(name.ljust(first) + "".join(c.rjust(w) for c, w in zip(row, widths, strict=True)))
     return "\n".join(lines)
-
-
-def html_table(names: list[str], rows: list[list[str]], columns: list[str]) -> str:
-    """The table for a page."""
-    head = "".join(f"<th>{escape(c)}</th>" for c in ["metric", *columns])
-    body = "".join(
-        f"<tr><td>{escape(n)}</td>" + "".join(f'<td class="n">{escape(c)}</td>' for c in row) + "</tr>"
-        for n, row in zip(names, rows, strict=True)
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"

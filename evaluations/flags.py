@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -12,8 +11,6 @@ from engine.assets import AssetsConfig
 from engine.config import UserError, load_config, logger, positive
 from engine.distributed import World
 from evaluations.features import EXTRACTORS
-
-FACTS = ("path", "weights", "fingerprint", "stamp")  # of a loaded network, for the protocol
 
 
 def add_asset_flags(parser: argparse.ArgumentParser) -> None:
@@ -63,11 +60,6 @@ def extractor_of(args: argparse.Namespace, world: World) -> nn.Module | None:
         logger.info("--eval-python-path %s is not used: all metrics are computed here", args.eval_python_path)
     name = args.extractor or ("efficientnet_lite0" if args.reference in ("train", "val") else "inception")
     return None if name == "none" else EXTRACTORS[name](assets_of(args)).to(world.device)
-
-
-def facts_of(network: nn.Module) -> dict[str, Any]:
-    """Where a loaded tokenizer or GPT came from."""
-    return {key: getattr(network.provenance, key) for key in FACTS}
 
 
 def reference_path(args: argparse.Namespace) -> Path | None:

@@ -5,6 +5,7 @@
     NPROC_PER_NODE=2 bash scripts/quickstart.sh      the same on two processes
     bash scripts/quickstart.sh --fresh               a new run beside the old one, which stays
     bash scripts/quickstart.sh --short               a few steps of everything, with all losses on: a test, not a result
+    bash scripts/quickstart.sh --complete            also guidance search, validation loss, both probes, AR probing
 
 Running it again continues: finished stages are skipped, a killed one goes on from its last checkpoint.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.checkpoint import write_atomic
@@ -25,6 +27,7 @@ from evaluations.stages import Stage, StageLog, run_stages
 CONFIGS = Path("configs/quickstart")
 GUIDANCE_SCALE = 2.0
 NUM_SAMPLES = {"mnist5k": 1000, "twemoji": 1000}
+IMAGE_SIZES = {"mnist5k": 32, "twemoji": 64}
 SHORT_STEPS = {"tokenizer": 50, "gpt": 30, "classifier": 30}
 
 
@@ -37,6 +40,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="start over in quickstart-2, -3, ...; nothing is deleted")
     parser.add_argument(
         "--short", action="store_true", help="a few steps of everything, all losses on; numbers mean nothing"
+    )
+    parser.add_argument(
+        "--complete", action="store_true", help="also guidance search, validation loss, linear probes, AR probing"
     )
     return parser.parse_args()
 
@@ -84,6 +90,41 @@ def stages_of(args: argparse.Namespace, run: Path) -> list[Stage]:
             "--num-fid-samples", str(samples), "--per-proc-batch-size", "50",
             "--output", str(results / "generation.json"),
         ),
+        *(more_evaluations(args, run, python) if args.complete else []),
+    ]  # fmt: skip
+
+
+def more_evaluations(args: argparse.Namespace, run: Path, python: Callable[..., Stage]) -> list[Stage]:
+    """Guidance search, validation loss, linear probes, principal components, and the chain of AR probing."""
+    tokenizer, gpt, codes, results = run / "tokenizer", run / "gpt", run / "codes", run / "evaluations"
+    pair = ["--vq-ckpt", str(tokenizer), "--gpt-ckpt", str(gpt)]
+    short = ["probe.epochs=2", "probe.warmup_epochs=1"] if args.short else []
+    data = [f"data.name={args.data}", f"data.image_size={IMAGE_SIZES[args.data]}"]
+
+    def probe(name: str, *overrides: str) -> Stage:
+        config, folder = CONFIGS / f"{name}.yaml", f"loop.run_dir={run / name}"
+        own = [*data, f"network.tokenizer={tokenizer}", *overrides, *short]
+        return python(name, "evaluations.linear_probe", "--config", str(config), *own, folder)
+
+    chain = [f"tokenizer={tokenizer}", f"run_dir={run / 'ar_probe'}", f"num_fid_samples={50 if args.short else 200}"]
+    overlay = CONFIGS / args.data / "gpt.yaml"
+    gpt_configs = [str(CONFIGS / "gpt.yaml"), *([str(overlay)] if overlay.is_file() else [])]
+    chain.append(f"gpt_configs=[{','.join(gpt_configs)}]")
+    chain.append(f"gpt_overrides=[loop.steps={20 if args.short else 300}]")
+    chain.append(f"probe_overrides=[{','.join([*data, *short])}]")
+    return [
+        python(
+            "search", "evaluations.search_cfg", *pair, "--num-fid-samples", "50" if args.short else "500",
+            "--per-proc-batch-size", "50", "--scales", "1,1.5,2,2.5,3,4", "--output", str(results / "search.json"),
+        ),
+        python(
+            "val_loss", "evaluations.val_loss", *pair, "--code-path", str(codes),
+            "--output", str(results / "val_loss.json"),
+        ),
+        probe("linear_probe_gpt", f"network.gpt={gpt}"),
+        probe("linear_probe_tokenizer"),
+        python("pca", "evaluations.visualize", "--vq-ckpt", str(tokenizer), "--output", str(results / "pca.npz")),
+        python("ar_probe", "evaluations.ar_probe", "--config", str(CONFIGS / "ar_probe.yaml"), *chain),
     ]  # fmt: skip
 
 

@@ -27,10 +27,18 @@ from engine.datasets import open_source
 from engine.distributed import World, distributed_world
 from evaluations.adm import ImageSet
 from evaluations.codebook import CodeUsage, bits_of, usage_metrics
-from evaluations.flags import add_measure_flags, assets_of, extractor_of, facts_of, output_of, reference_path
+from evaluations.flags import add_measure_flags, assets_of, extractor_of, output_of, reference_path
 from evaluations.images import SourceImages
 from evaluations.protocol import write_result
-from evaluations.reference import Reference, distance, reference_of_file, reference_of_images, require_kind, suite
+from evaluations.reference import (
+    Reference,
+    distance,
+    reference_of_file,
+    reference_of_images,
+    require_kind,
+    require_size,
+    suite,
+)
 from evaluations.rules import RULES, Reconstructor, pair_scores, score_names
 from tokenizer.loading import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
 from tokenizer.losses.backbones import lpips_network
@@ -53,7 +61,10 @@ def parse_args() -> argparse.Namespace:
         "--clear-cache", action="store_true", help="kept for published commands: no files are left over"
     )
     add_measure_flags(parser, reference="val", batch_size=50)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.val_path is None and args.reference != "train":  # the published command names held-out images so
+        args.val_path, args.data_path = args.data_path, None
+    return args
 
 
 @torch.inference_mode()
@@ -117,7 +128,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         "codebook_size": tokenizer.quantizer.codebook_size,
         "num_tokens": tokenizer.num_tokens,
         "precision": "fp32",
-        "tokenizer": facts_of(tokenizer),
+        "tokenizer": tokenizer.provenance.facts(),
     }
     if world.is_main:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -144,6 +155,7 @@ def _given_reference(args, reconstruct, data, extractor, output, world) -> Refer
         reference = reference_of_images(images, "train", extractor, output.parent, world)
     if extractor.metric == "fid":
         require_kind(reference, "reconstruction", args.force_reference)
+    require_size(reference, reconstruct.eval_size)
     return reference
 
 

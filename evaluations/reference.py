@@ -135,11 +135,12 @@ def reference_of_file(
     facts: dict[str, Any] = {"file": path.name, "sha256": file_sha256(path), "kind": kind}
     facts |= {"extractor": extractor.metric, "extractor_weights": extractor.stamp}
     reference = Reference(facts | {"statistics": "stored"}, pool, spatial)
-    if has_images and (keep or pool is None):
-        images = NpzImages(path)
-        of_images = reference_of_images(images, kind, extractor, cache_dir, world, keep=True)
-        reference.features = of_images.features
+    if has_images:
+        images = NpzImages(path, facts["sha256"])
         facts |= {"num_images": len(images), "image_size": images.image_size}
+        if keep or pool is None:
+            of_images = reference_of_images(images, kind, extractor, cache_dir, world, keep=True)
+            reference.features = of_images.features
         if pool is None:
             facts["statistics"] = "of its images"
             reference.pool, reference.spatial = of_images.pool, of_images.spatial

@@ -20,7 +20,7 @@ from engine.config import positive
 from engine.datasets import DataConfig, open_source
 from engine.distributed import World
 from evaluations.adm import ImageSet
-from evaluations.flags import add_measure_flags, facts_of, reference_path
+from evaluations.flags import add_measure_flags, reference_path
 from evaluations.images import SourceImages, own_batches
 from evaluations.reference import (
     Reference,
@@ -109,8 +109,8 @@ class Sampler:
             "reference": reference.facts if reference is not None else None,
             "sampler": {**sampler, "batch_size": self.batch_size},
             "precision": str(self.gpt.output.weight.dtype).removeprefix("torch."),
-            "tokenizer": facts_of(self.tokenizer),
-            "gpt": facts_of(self.gpt),
+            "tokenizer": self.tokenizer.provenance.facts(),
+            "gpt": self.gpt.provenance.facts(),
         }
 
 

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from autoregressive.gpt import GPT
+from autoregressive.train import GPTTrainConfig
 from engine.config import load_config, save_config
 from engine.distributed import World
 from engine.packaged import ArraySource
@@ -57,6 +59,18 @@ def export(folder: Path, config: Any, module: nn.Module) -> Path:
     save_config(config, folder / "config.yaml")
     save_file({k: v.contiguous() for k, v in module.state_dict().items()}, folder / "model.safetensors")
     return folder
+
+
+def export_networks(root: Path) -> None:
+    """`tokenizer` and `other` (the same with other weights), and a `gpt` of two layers over their codes, 4 classes."""
+    config = tokenizer_config()
+    for name, seed in (("tokenizer", 0), ("other", 1)):
+        export(root / name, config, tokenizer_of(config, seed))
+    sizes = "model={width: 16, layers: 2, heads: 2, vocab_size: 32, num_tokens: 8, num_classes: 4}"
+    gpt_config = load_config(GPTTrainConfig, overrides=[sizes])
+    gpt = GPT(gpt_config.model)
+    nn.init.normal_(gpt.output.weight)
+    export(root / "gpt", gpt_config, gpt)
 
 
 def random_images(count: int, size: int = 16, seed: int = 0) -> Tensor:

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from autoregressive import train as gpt_train
 from engine.config import load_config
-from evaluations import classifier
+from evaluations import classifier, linear_probe
 from tokenizer import train as tokenizer_train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -16,6 +16,7 @@ ENTRIES = {  # kind -> the module of its entry, its config, and the check that b
     "tokenizer": (tokenizer_train, tokenizer_train.TokenizerTrainConfig, tokenizer_train.validate),
     "gpt": (gpt_train, gpt_train.GPTTrainConfig, gpt_train.validate),
     "classifier": (classifier, classifier.ClassifierTrainConfig, lambda config: None),
+    "probe": (linear_probe, linear_probe.LinearProbeConfig, linear_probe.validate),
 }
 
 
@@ -37,13 +38,15 @@ def layers_of(path: Path) -> list[Path]:
 def kind_of(path: Path) -> str:
     """The entry that `path` is for, by the sections that only it has."""
     tree = OmegaConf.merge(*(OmegaConf.load(layer) for layer in layers_of(path)))
+    if "probe" in tree:
+        return "probe"
     if "codes" in tree.get("data", {}) or {"vocab_size", "num_tokens"} & set(tree.get("model", {})):
         return "gpt"
     return "classifier" if "max_shift" in tree.get("model", {}) else "tokenizer"
 
 
 def load(path: Path) -> tuple[Any, Any]:
-    """The config of a recipe, and its model on the meta device (None for the classifier)."""
+    """The config of a recipe, and its model on the meta device (None where the entry trains no network of its own)."""
     _, schema, validate = ENTRIES[kind_of(path)]
     config = load_config(schema, layers_of(path))
     return config, validate(config)

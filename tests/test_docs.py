@@ -18,6 +18,8 @@ TRAINERS = {  # entry -> its config
     "tokenizer.train": "TokenizerTrainConfig",
     "autoregressive.train": "GPTTrainConfig",
     "evaluations.classifier": "ClassifierTrainConfig",
+    "evaluations.ar_probe": "ARProbeConfig",
+    "evaluations.linear_probe": "LinearProbeConfig",
 }
 WRAPPERS = {
     "scripts/train_vq.sh": "tokenizer.train",
@@ -26,6 +28,9 @@ WRAPPERS = {
     "scripts/sample_c2i_visualization.sh": "autoregressive.sample",
     "scripts/val.sh": "evaluations.make_reference",
     "scripts/quickstart.sh": "evaluations.quickstart",
+    "scripts/train_lin_probe.sh": "evaluations.linear_probe",
+    "scripts/train_lin_probe_gpt.sh": "evaluations.linear_probe",
+    "scripts/val_loss_c2i.sh": "evaluations.val_loss",
 }
 BY_FLAG = {  # script -> (flag, entry with it, entry without it)
     "scripts/reconstruction.sh": ("--qualitative", "tokenizer.reconstruct", "evaluations.reconstruction"),
@@ -82,7 +87,7 @@ def test_shown_command_is_accepted(page, command, monkeypatch):
         files = [a for a in arguments if a.endswith(".yaml")]
         overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
         assert all((ROOT / f).is_file() for f in files), f"{page}: {files}"
-        load_config(getattr(module, TRAINERS[name]), [ROOT / f for f in files], [*overrides, "data.num_workers=0"])
+        load_config(getattr(module, TRAINERS[name]), [ROOT / f for f in files], overrides)
         return
     monkeypatch.setattr("sys.argv", ["entry", *arguments])
     args = module.parse_args()

@@ -36,6 +36,10 @@ class Provenance:
     stamp: dict[str, Any]
     config: Any
 
+    def facts(self) -> dict[str, Any]:
+        """What a result says about the network."""
+        return {name: getattr(self, name) for name in ("path", "weights", "fingerprint", "stamp")}
+
 
 @dataclass(kw_only=True, slots=True)
 class _ImageSize:
@@ -102,12 +106,15 @@ def _load_published(path: Path, config_path: str | Path | None, weights: str) ->
     return model, Provenance(str(path), picked, "", {}, TokenizerSections(model=sizes.model, data=data))
 
 
-def add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
-    """The documented flags that name a tokenizer."""
+def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """The documented flags that name a tokenizer, or `several` of them, one after the other."""
+    action = "append" if several else "store"
     parser.add_argument(
-        "--vq-ckpt", required=True, help="a run, a checkpoint or an export (folders), or a published file"
+        "--vq-ckpt", required=True, action=action, help="a run, a checkpoint, an export (folders), or a published file"
     )
-    parser.add_argument("--tok-config", "--model-config", help="YAML of the architecture, for a published file")
+    parser.add_argument(
+        "--tok-config", "--model-config", action=action, help="YAML of the architecture, for a published file"
+    )
     parser.add_argument("--quant-way", default="vq", choices=["vq"], help="kept for published commands")
     parser.add_argument(
         "--image-size", type=positive, help="default: that of its training; convolutional tokenizers take others"

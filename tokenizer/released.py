@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from engine.config import ConfigError
 from tokenizer.models.registry import ModelConfig
 
 Rule = tuple[str, str, str]
@@ -59,6 +60,8 @@ def rules_of(config: ModelConfig) -> tuple[Rule, ...]:
     """The rules of the family that a model config describes."""
     if config.name == "llamagen":
         return LLAMAGEN
+    if config.hybrid.qk_norm:
+        raise ConfigError("model.hybrid.qk_norm=true: no published layout has it")
     return HYBRID_1D if config.hybrid.layout == "1d" else HYBRID_2D
 
 
@@ -68,7 +71,7 @@ def published_name(name: str, rules: tuple[Rule, ...]) -> tuple[str, str]:
         match = re.fullmatch(pattern, name)
         if match:
             return match.expand(replacement), layout
-    raise KeyError(f"no published name is known for {name!r}")
+    raise ConfigError(f"no published name is known for {name!r}")
 
 
 def to_published(tensor: Tensor, layout: str) -> Tensor:

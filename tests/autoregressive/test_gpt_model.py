@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoregressive.gpt import GPT, GPTConfig, KVCache, mlp_width
+from autoregressive.released import GPT_NAMES
 from engine.config import ConfigError
+from tokenizer.released import export_state
 
 PUBLISHED = {"b": (111.09, 110.89), "l": (343.17, 342.91), "xl": (775.03, 774.70), "xxl": (1411.37, 1410.97)}
 SMALL = {"width": 16, "layers": 1, "heads": 2}
@@ -204,3 +206,25 @@ def test_residual_dropout_is_on_both_branches_of_a_layer():
 def test_sizes_that_do_not_fit_name_their_key(options, message):
     with pytest.raises(ConfigError, match=message):
         GPT(GPTConfig(**options))
+
+
+@pytest.mark.parametrize("positions", ["learned", "rope2d"])
+def test_qk_norm_normalises_each_head(positions):
+    """Scaling the weights of queries and keys changes nothing with it, and does without; cached steps agree; it has no
+    published layout.
+    """
+    sizes = {"width": 16, "layers": 2, "heads": 2, "vocab_size": 8, "num_tokens": 4, "num_classes": 3}
+    labels, tokens = torch.tensor([0, 2]), torch.randint(0, 8, (2, 4), generator=torch.Generator().manual_seed(0))
+    for qk_norm in (True, False):
+        torch.manual_seed(0)
+        gpt = GPT(GPTConfig(**sizes, positions=positions, qk_norm=qk_norm)).eval()
+        torch.nn.init.normal_(gpt.output.weight)
+        before, cache = gpt(labels, tokens), KVCache(gpt, 2)
+        steps = [gpt.next_logits(labels if t == 0 else tokens[:, t - 1], t, cache) for t in range(4)]
+        torch.testing.assert_close(torch.stack(steps, 1), before, atol=1e-5, rtol=1e-4)
+        for layer in gpt.layers:
+            layer.attention.wqkv.weight.data[:32] *= 40
+        assert torch.allclose(gpt(labels, tokens), before, atol=0.05) == qk_norm
+        if qk_norm:
+            with pytest.raises(ConfigError, match=r"no published name is known for 'layers\.0.attention.q_norm"):
+                export_state(gpt.state_dict(), GPT_NAMES)

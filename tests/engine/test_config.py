@@ -279,6 +279,7 @@ def test_there_are_recipes():
     """The test above would pass on an empty folder."""
     names = {p.name for p in recipes()}
     assert {"VQ_SS256.yaml", "GPT_B256.yaml", "tokenizer.yaml", "gpt.yaml", "full.yaml", "classifier.yaml"} <= names
+    assert {"linear_probe_gpt.yaml", "linear_probe_tokenizer.yaml"} <= names
 
 
 @pytest.mark.parametrize(

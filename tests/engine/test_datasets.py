@@ -10,7 +10,15 @@ import torch
 from PIL import Image, ImageOps
 
 from engine.config import ConfigError, UserError
-from engine.datasets import DataConfig, FolderSource, centre_batch, has_split, open_source, training_item
+from engine.datasets import (
+    DataConfig,
+    FolderSource,
+    centre_batch,
+    has_split,
+    labelled_batch,
+    open_source,
+    training_item,
+)
 from engine.images import ImageError, centre_crop, image_tensor, random_crop
 from engine.packaged import ATTRIBUTION, NUM_HELD_OUT, PACKAGED, PHOTO_CROP
 from engine.stream import position_rng
@@ -107,7 +115,9 @@ def test_an_unreadable_image_is_replaced_and_counted_by_option(folder, caplog):
         assert torch.equal(made["images_u8"], item(stands_in, 50)["images_u8"])
         assert len(caplog.records) == skipped
     assert str(folder / "b" / "003.png") in caplog.text
-    assert torch.equal(centre_batch(source, 8, [1, 3], skip_broken=True)[0], centre_batch(source, 8, [3])[0])
+    images, labels = labelled_batch(source, 8, [1, 7], skip_broken=True)
+    assert torch.equal(images, centre_batch(source, 8, [3, 0]))
+    assert labels.tolist() == source.labels[[3, 0]].tolist() and source.labels[7] != source.labels[0]
     for path in folder.rglob("*.png"):
         truncate(path)
     with pytest.raises(UserError, match="holds no readable image"):

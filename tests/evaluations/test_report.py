@@ -3,16 +3,23 @@
 import json
 import math
 import re
+import shutil
 import xml.dom.minidom
 
+import mini
 import numpy as np
 import pytest
+import torch
 
+from engine.config import UserError
+from engine.datasets import DATASETS
 from evaluations.charts import line_chart, nice_ticks
 from evaluations.protocol import read_result, write_result
 from evaluations.quickstart import collect, run_folder, stages_of, table
 from evaluations.report import write_report
 from evaluations.stages import StageLog
+from evaluations.visualize import parse_args as parse_visualize
+from evaluations.visualize import principal_components, visualize
 
 PROTOCOL = {"data": "mnist5k", "codebook_size": 256, "num_tokens": 16}
 
@@ -28,7 +35,8 @@ def finished(tmp_path):
     sampler = {"sampler": {"guidance_scale": 2.0}}
     write_result(results / "generation.json", metrics | {"label_agreement": 0.95}, sampler)
     images = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
-    np.savez(results / "reconstruction.npz", originals=images, reconstructions=images)
+    scores = {"numbers": np.arange(4), "score_psnr": np.full(9, 20.5), "code_counts": np.array([[3.0, 0.0, 1.0, 2.0]])}
+    np.savez(results / "reconstruction.npz", originals=images, reconstructions=images, **scores)
     names = np.array(["<zero>", "one"])
     facts = {"labels": np.array([0, 0, 1, 1]), "nearest": images, "num_candidates": 4, "class_names": names}
     np.savez(results / "generation.npz", images=images, **facts)
@@ -57,18 +65,73 @@ def test_results_have_exactly_the_promised_keys(finished):
 def test_report_is_one_self_contained_page(finished):
     """Pictures are inside, no file or address is referred to, names are escaped, samples.png is written."""
     (finished / "results.json").write_text(json.dumps(collect(finished, StageLog(finished))))
-    page = write_report(finished).read_text()
+    page = write_report([finished]).read_text()
     assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page.split("<footer>")[0]
-    assert page.count("data:image/png;base64,") == 2 * 4 + 2 * 4
+    assert page.count("data:image/png;base64,") == 2 * 4 + 2 * 4 + 1, "pairs, samples above neighbours, the code map"
+    assert "20.5 dB" in page and "4 codes over the held-out images; 1 never occur" in page
     assert "&lt;zero&gt;" in page and "<zero>" not in page
     assert "It is not FID" in page and "MNIST digits" in page
     assert (finished / "samples.png").is_file()
 
 
-def test_report_names_what_is_missing(finished):
-    (finished / "results.json").write_text(json.dumps(collect(finished, StageLog(finished))))
+def test_report_shows_what_is_there(finished):
+    """Parts without data are left out, metrics that are unavailable are named with the reason."""
     (finished / "evaluations" / "generation.npz").unlink()
-    assert "No samples: evaluations/generation.npz is missing" in write_report(finished).read_text()
+    write_result(finished / "evaluations" / "extra.json", {"gfid": 3.0}, {}, unavailable={"sfid": "no mu_s <here>"})
+    page = write_report([finished]).read_text()
+    assert "Generated images" not in page and "sfid is missing: no mu_s &lt;here&gt;" in page
+    with pytest.raises(UserError, match="neither evaluations"):
+        (finished / "empty").mkdir()
+        write_report([finished / "empty"])
+
+
+def test_a_search_is_drawn_over_the_guidance_scale(finished):
+    """One chart for each metric of the curve."""
+    curve = [{"guidance_scale": s, "metrics": {"gfid": 4 - s, "inception_score": 10 * s}} for s in (1.0, 1.5, 2.0)]
+    write_result(finished / "evaluations" / "search.json", {"best_guidance_scale": 2.0, "gfid": 2.0}, {}, curve=curve)
+    page = write_report([finished]).read_text()
+    assert "gfid over the guidance scale" in page and "inception_score over the guidance scale" in page
+
+
+def test_several_runs_stand_side_by_side(finished, tmp_path):
+    """Ranked where protocols agree; the differences are named where they do not."""
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    metrics = {"psnr": 25.0, "codebook_usage": 0.9}
+    write_result(other / "evaluations" / "reconstruction.json", metrics, PROTOCOL)
+    write_result(other / "evaluations" / "generation.json", {"distinct": 0.5}, {"sampler": {"guidance_scale": 3.0}})
+    page = write_report([finished, other], tmp_path / "both.html").read_text()
+    assert "25*" in page and "other: sampler.guidance_scale: 2.0, then 3.0" in page
+
+
+def test_principal_components_are_those_of_numpy():
+    """Three components over all cells together, scaled to 0..1, the same for every call."""
+    rng = np.random.default_rng(0)
+    features = torch.from_numpy(rng.standard_normal((2, 4, 4, 6)) * np.array([9, 5, 3, 1, 1, 1.0]))
+    found = principal_components(features)
+    flat = features.reshape(-1, 6).numpy() - features.reshape(-1, 6).numpy().mean(0)
+    scores = flat @ np.linalg.eigh(np.cov(flat.T))[1][:, ::-1][:, :3]
+    for i in range(3):
+        assert abs(np.corrcoef(found[..., i].ravel(), scores[:, i])[0, 1]) > 0.98  # the ends are cut off
+    assert found.min() == 0 and found.max() == 1 and np.array_equal(found, principal_components(features))
+
+
+def test_the_figure_shows_tokenizers_side_by_side(tmp_path, monkeypatch):
+    """Images of one class, one strip for each tokenizer; an unknown class is refused with those that there are."""
+    monkeypatch.setitem(DATASETS, "mnist5k", lambda config, split: mini.image_source(20))
+    config = mini.tokenizer_config()
+    paths = [str(mini.export(tmp_path / name, config, mini.tokenizer_of(config, i))) for i, name in enumerate("ab")]
+    flags = ["--vq-ckpt", paths[0], "--vq-ckpt", paths[1], "--device", "cpu", "--output", str(tmp_path / "pca.npz")]
+    monkeypatch.setattr("sys.argv", ["entry", *flags, "--class-name", "2", "--num-images", "3"])
+    visualize(parse_visualize())
+    with np.load(tmp_path / "pca.npz") as stored:
+        assert stored["map_0"].shape == stored["map_1"].shape == stored["originals"].shape == (3, 3, 16, 16)
+        assert stored["names"].tolist() == ["a", "b"] and "decoder block 1" in str(stored["note"])
+        assert not np.array_equal(stored["map_0"], stored["map_1"])
+    assert (tmp_path / "pca.png").is_file()
+    monkeypatch.setattr("sys.argv", ["entry", *flags, "--class-name", "cat"])
+    with pytest.raises(UserError, match="--class-name 'cat' is not a class of mnist5k; it has: 0, 1, 2, 3"):
+        visualize(parse_visualize())
 
 
 def test_result_file_is_complete_or_absent(tmp_path, monkeypatch):
@@ -100,7 +163,7 @@ def test_chart_leaves_out_what_is_not_finite_and_is_valid_svg():
 
 
 class Args:
-    data, short, fresh = "mnist5k", False, False
+    data, short, fresh, complete = "mnist5k", False, False, False
 
 
 def test_a_quick_start_continues_the_newest_run_and_fresh_takes_a_new_folder(tmp_path):
@@ -127,12 +190,14 @@ def test_every_command_of_the_quick_start_is_accepted_by_its_entry(tmp_path, mon
     import importlib
 
     args = Args()
-    args.runs_dir, args.data, args.short = tmp_path, data, short
+    args.runs_dir, args.data, args.short, args.complete = tmp_path, data, short, True
     for stage in stages_of(args, tmp_path / "run"):
         module = importlib.import_module(stage.command[3])
         monkeypatch.setattr("sys.argv", ["entry", *stage.command[4:]])
         if hasattr(module, "parse_args"):
             module.parse_args()
+        elif stage.name == "ar_probe":
+            assert module.parse_cli(module.ARProbeConfig, "")[0].gpt_configs
         else:
             monkeypatch.setattr("sys.argv", ["entry", *stage.command[4:], "--dry-run"])
             module.main()

@@ -128,7 +128,7 @@ def test_equal_protocols_are_ranked(tmp_path):
     a = write(tmp_path, "a", {"gfid": 3.0, "inception_score": 100.0, "codes": [1]})
     changes = {"data": "/b", "sampler": {"seed": 0, "batch_size": 2}, "tokenizer": {"fingerprint": "B"}}
     b = write(tmp_path, "b", {"gfid": 2.0, "inception_score": 90.0, "recall": 0.5}, **changes)
-    names, rows, problems = compare([a, b])
+    names, rows, problems = compare([(p.stem, read_result(p)) for p in (a, b)])
     assert not problems and names == ["gfid", "inception_score", "recall"]
     assert rows == [["3", "2*"], ["100*", "90"], ["-", "0.5"]]
     assert "2*" in text_table(names, rows, ["a", "b"])
@@ -137,7 +137,7 @@ def test_equal_protocols_are_ranked(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"num_images": 9}, "b.json: num_images: 8, then 9"),
+        ({"num_images": 9}, "b: num_images: 8, then 9"),
         ({"reference": {"sha256": "y", "kind": "train"}}, "reference.sha256: 'x', then 'y'"),
         ({"sampler": {"seed": 1, "batch_size": 4}}, "sampler.seed: 0, then 1"),
         ({"rounding": "other"}, "rounding: None, then 'other'"),

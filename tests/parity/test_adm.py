@@ -13,17 +13,16 @@ import goldens
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from engine.assets import AssetsConfig
-from engine.distributed import World
-from evaluations import measure
+from evaluations import make_reference, measure
 from evaluations.features import EXTRACTORS
 from evaluations.protocol import read_result
 
 FOLDER = goldens.ROOT / "adm"
 SETS = ["adm"] if FOLDER.is_dir() else []
 DISTANCE, SCORE, FEATURES = 2e-5, 1e-5, 1e-4  # tolerances stated with the goldens: relative, relative, absolute
-WORLD = World(0, 1, 0, torch.device("cpu"))
 pytestmark = pytest.mark.parametrize("name", SETS)
 
 
@@ -55,15 +54,19 @@ def given(tmp_path_factory):
     return root
 
 
+def run(given, module, *flags):
+    """An entry as a user runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRETRAINED_DIR", str(given))
+        patch.setattr(sys, "argv", ["entry", *map(str, flags), "--allow-unknown-weights", "--device", "cpu"])
+        module.main()
+
+
 @pytest.fixture(scope="module")
 def result(given):
     """What `python -m evaluations.measure` writes."""
     flags = ["--samples", given / "samples.npz", "--gt-npz-path", given / "reference.npz", "--reference-kind", "train"]
-    flags += ["--allow-unknown-weights", "--fp16-emulation", "--output", given / "result.json", "--device", "cpu"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PRETRAINED_DIR", str(given))
-        patch.setattr(sys, "argv", ["measure", *map(str, flags)])
-        measure.evaluate(measure.parse_args(), WORLD)
+    run(given, measure, *flags, "--fp16-emulation", "--output", given / "result.json")
     return read_result(given / "result.json")
 
 
@@ -104,3 +107,21 @@ def test_features_are_those_of_tensorflow(given, name):
             difference = np.abs(extractor(pixels)[kind].numpy() - rows).max()
             goldens.COMPARISONS.append((float(difference), FEATURES, f"adm {key}"))
             assert difference <= FEATURES
+
+
+def test_folders_and_stored_statistics_give_the_same_numbers(given, result, name):
+    """The reference file that `evaluations.make_reference` writes of a folder, samples from PNG files."""
+    for part in ("reference", "samples"):
+        (given / part).mkdir()
+        with np.load(given / f"{part}.npz") as images:
+            for i, pixels in enumerate(images["arr_0"]):
+                Image.fromarray(pixels).save(given / part / f"{i:06d}.png")
+    size, output = stored("config.json")["size"], given / "from_folder.npz"
+    run(given, make_reference, "--data-path", given / "reference", "--image-size", size, "--output", output)
+    flags = ["--samples", given / "samples", "--gt-npz-path", output, "--measured", "reconstruction"]
+    run(given, measure, *flags, "--output", given / "folder.json")
+    found, expected = read_result(given / "folder.json"), result["metrics"]
+    assert found["protocol"]["reference"]["statistics"] == "stored" and found["protocol"]["reference"]["kind"] == "val"
+    assert found["metrics"]["rfid"] == pytest.approx(expected["gfid"], rel=1e-9)
+    for metric in ("sfid", "inception_score", "precision", "recall"):
+        assert found["metrics"][metric] == pytest.approx(expected[metric], rel=1e-9)

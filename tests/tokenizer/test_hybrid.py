@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.config import ConfigError, load_config
+from engine.images import to_float
+from tokenizer.models.attention import MultiheadAttention
 from tokenizer.models.cnn import AdaptiveGroupNorm, CNNConfig, DepthToSpaceUpsample, Downsample, depth_to_space
 from tokenizer.models.query import QueryEncoder, TransformerConfig, multi_level_pooling, pooling_boxes
 from tokenizer.models.registry import ModelConfig, build_tokenizer
+from tokenizer.released import rules_of
 
 PUBLISHED = {  # encoder and decoder size -> parameters with the semantic head (the table of the released models)
     ("small", "small"): 136_073_227,
@@ -356,3 +359,19 @@ def test_queries_of_the_encoder_are_pooled_after_the_embedding():
     embedded = side.embed(F.layer_norm(maps.flatten(2).transpose(1, 2), (6,), side.ln_pre.weight, side.ln_pre.bias))
     means = multi_level_pooling(embedded.transpose(1, 2).reshape(2, 12, 4, 4), 8)
     torch.testing.assert_close(side.features(maps), side.ln_post(side.global_proj(means)))
+
+
+@pytest.mark.parametrize("layout", ["1d", "2d"])
+def test_qk_norm_normalises_queries_and_keys_of_every_attention(layout):
+    """Scaling their weights changes nothing; it has no published layout."""
+    extra = [] if layout == "1d" else ["model.hybrid.layout=2d", "model.hybrid.block=vit", "model.hybrid.num_tokens=16"]
+    config = mini.tokenizer_config("model.hybrid.qk_norm=true", *extra)
+    model = mini.tokenizer_of(config).eval()
+    images = to_float(mini.random_images(2))
+    before = model(images).reconstructions
+    for module in model.modules():
+        if isinstance(module, MultiheadAttention):
+            module.in_proj_weight.data[:32] *= 40
+    torch.testing.assert_close(model(images).reconstructions, before, atol=1e-3, rtol=1e-3)
+    with pytest.raises(ConfigError, match="qk_norm=true: no published layout has it"):
+        rules_of(config.model)

@@ -18,6 +18,7 @@ class MultiheadAttention(nn.Module):
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
+        self.q_norm = self.k_norm = nn.Identity()
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -26,7 +27,13 @@ class MultiheadAttention(nn.Module):
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         inputs = zip((query, key, value), weights, biases, strict=True)
         q, k, v = (F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x, w, b in inputs)
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def add_qk_norm(self) -> None:
+        """Normalises queries and keys of each head from now on (arXiv:2302.05442, section 2)."""
+        width = self.out_proj.in_features // self.heads
+        self.q_norm, self.k_norm = nn.LayerNorm(width), nn.LayerNorm(width)
 
 
 class QFormerBlock(nn.Module):

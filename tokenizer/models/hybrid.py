@@ -15,6 +15,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from engine.config import ConfigError
+from tokenizer.models.attention import MultiheadAttention
 from tokenizer.models.cnn import GIGATOK, CNNConfig, CNNDecoder, CNNEncoder
 from tokenizer.models.grid import GridDecoder, GridEncoder
 from tokenizer.models.output import TokenizerOutput
@@ -30,6 +31,7 @@ class HybridConfig:
     block: Literal["vit", "qformer"] | None = None  # 2d only: type of the transformer blocks
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
+    qk_norm: bool = False  # layer norm of queries and keys in every attention; no published model has it
     num_tokens: int = 256  # 1d: a power of 2; 2d: the number of grid cells
     z_channels: int = 256  # channels between CNN, Q-Former and quantizer
     cnn: CNNConfig = field(default_factory=CNNConfig)
@@ -76,6 +78,9 @@ class HybridTokenizer(nn.Module):
             self.query_encoder = GridEncoder(encoder_dims, grid, z, config.block, std)
             self.query_decoder = GridDecoder(decoder_dims, grid, z, config.block, std, *tail)
         self.decoder = CNNDecoder(config.cnn, z, GIGATOK)
+        for module in self.modules() if config.qk_norm else ():
+            if isinstance(module, MultiheadAttention):
+                module.add_qk_norm()
         if config.init == "released":
             self.apply(_released_init)
         self.decoder.set_adaptive_gain(config.cnn.adaptive_gain)
