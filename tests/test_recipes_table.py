@@ -30,8 +30,8 @@ def test_the_page_is_what_the_generator_makes():
 
 
 def test_every_recipe_is_in_the_page():
-    """Every YAML that trains a tokenizer or a GPT; the quick start has its own page. Each is linked once."""
-    trained = [p for p in recipes() if "quickstart" not in p.parts and kind_of(p) in ("tokenizer", "gpt")]
+    """Every YAML that trains a tokenizer or a GPT, linked once; not the quick start and the evaluations."""
+    trained = [path for path in recipes() if not {"quickstart", "eval"} & set(path.parts)]
     linked = re.findall(r"\]\(\.\./configs/(\S+)\)", PAGE.read_text(encoding="utf-8"))
     assert len(trained) > 30 and sorted(linked) == sorted(map(name_of, trained)), f"FOLDERS lacks a folder, or {CALL}"
 
