@@ -21,14 +21,14 @@ h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.2rem; margin: 2.4
 p, .legend { color: var(--soft); margin: .2rem 0 .8rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .75rem; margin: 1.2rem 0; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem; }
-.card b { display: block; font-size: 1.45rem; } .card span { color: var(--soft); font-size: .84rem; }
+.card { overflow-wrap: anywhere; } .card b { display: block; font-size: 1.45rem; } .card span { color: var(--soft); font-size: .84rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); gap: 1rem; }
 figure { margin: 0; } .chart { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem; }
 figcaption { font-weight: 600; margin-bottom: .3rem; } svg { width: 100%; height: auto; }
 svg text { font-size: 11px; fill: var(--soft); } svg .grid { stroke: var(--line); }
 .legend span { display: inline-block; margin-right: .9rem; font-size: .82rem; } .legend b { color: var(--ink); }
 .legend i { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .35em; }
-table { border-collapse: collapse; width: 100%; } td, th { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: left; }
+table { border-collapse: collapse; min-width: 24rem; } td, th { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: left; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(74px, 1fr)); gap: .5rem; }
 .pair { text-align: center; font-size: .72rem; color: var(--soft); }

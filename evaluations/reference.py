@@ -221,7 +221,7 @@ def suite(
             missing |= dict.fromkeys(("precision", "recall"), f"they need more than {NEIGHBOUR} images in each set")
             return metrics, missing
         pair = reference.features.to(world.device), features.to(world.device)
-        metrics["precision"], metrics["recall"] = precision_recall(*pair)
         if half:
             metrics["precision_fp16"], metrics["recall_fp16"] = precision_recall(*pair, half=True)
+        metrics["precision"], metrics["recall"] = precision_recall(*pair)
     return metrics, missing

@@ -20,7 +20,7 @@ from evaluations.protocol import read_result
 
 LOSSES = ["reconstruction_l2", "reconstruction_l1", "perceptual", "codebook", "commitment", "semantic", "adversarial"]
 EARLY_LOSSES = ["shortcut_l2", "shortcut_l1", "shortcut_perceptual", "shortcut_feature", "discriminator", "lecam"]
-PROBE = {"loss": "loss/", "top-1": "val/top1/"}  # for each rate
+PROBE = [("Loss of each base rate", "nats", {"": "loss/"})]
 CURVES: dict[str, list[tuple[str, str, dict[str, str]]]] = {  # folder -> (title, unit, {shown: key, "" = the same})
     "tokenizer": [
         ("Validation PSNR", "dB", {"weights": "val/psnr", "averaged weights": "val_ema/psnr"}),
@@ -33,8 +33,8 @@ CURVES: dict[str, list[tuple[str, str, dict[str, str]]]] = {  # folder -> (title
         ("Cross entropy per token", "nats", {"training": "loss", "held out": "val/loss", "averaged": "val_ema/loss"}),
         ("Learning rate", "", {"lr": ""}),
     ],
-    "linear_probe_gpt": [("Linear probe of the GPT", "", PROBE)],
-    "linear_probe_tokenizer": [("Linear probe of the tokenizer", "", PROBE)],
+    "linear_probe_gpt": PROBE,
+    "linear_probe_tokenizer": PROBE,
 }
 PERCENT = ("usage", "label_agreement", "distinct", "memorised", "top1", "top5", "share", "accuracy")
 HEADLINES = {  # metric -> what it is, in the order of the cards
@@ -57,6 +57,11 @@ def results_of(run: Path) -> dict[str, dict[str, Any]]:
     """{name: result} of all evaluations of a run, by file name."""
     found = {path.stem: path for path in sorted((run / "evaluations").glob("*.json")) if ".partial" not in path.name}
     found |= {path.parent.name: path for path in sorted(run.glob("linear_probe*/result.json"))}
+    chain = run / "ar_probe"
+    if chain.is_dir():
+        return {n: read_result(path) for n, path in found.items()} | {
+            f"ar_probe/{n}": result for n, result in results_of(chain).items()
+        }
     return {name: read_result(path) for name, path in found.items()}
 
 
@@ -162,6 +167,16 @@ def guidance(run: Path) -> str:
     return f'<h2>Guidance</h2><div class="charts">{"".join(drawn)}</div>' if drawn else ""
 
 
+def probes(run: Path) -> str:
+    """Accuracy of linear probes over their learning rates."""
+    series = {}
+    for name, result in results_of(run).items():
+        rates = result["metrics"].get("top1_per_lr", {})
+        series[name] = sorted((math.log10(float(rate)), top1) for rate, top1 in rates.items())
+    chart = line_chart("Top-1 over log10 of the base rate", {n: p for n, p in series.items() if len(p) > 1}, "share")
+    return f'<h2>Linear probes</h2><div class="charts">{chart}</div>' if chart else ""
+
+
 def samples(run: Path) -> str:
     """Generated images by class, the nearest training image under each; also writes samples.png."""
     path = run / "evaluations" / "generation.npz"
@@ -228,5 +243,5 @@ def numbers(run: Path) -> str:
 
 
 SECTIONS: Sequence[Callable[[Path], str]] = (
-    headline, samples, reconstructions, codebook, guidance, components, curves, numbers,
+    headline, samples, reconstructions, codebook, guidance, probes, components, curves, numbers,
 )  # fmt: skip

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from autoregressive import train as gpt_train
 from engine.config import load_config
-from evaluations import classifier, linear_probe
+from evaluations import ar_probe, classifier, linear_probe
 from tokenizer import train as tokenizer_train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -17,6 +17,7 @@ ENTRIES = {  # kind -> the module of its entry, its config, and the check that b
     "gpt": (gpt_train, gpt_train.GPTTrainConfig, gpt_train.validate),
     "classifier": (classifier, classifier.ClassifierTrainConfig, lambda config: None),
     "probe": (linear_probe, linear_probe.LinearProbeConfig, linear_probe.validate),
+    "chain": (ar_probe, ar_probe.ARProbeConfig, lambda config: None),
 }
 
 
@@ -38,8 +39,8 @@ def layers_of(path: Path) -> list[Path]:
 def kind_of(path: Path) -> str:
     """The entry that `path` is for, by the sections that only it has."""
     tree = OmegaConf.merge(*(OmegaConf.load(layer) for layer in layers_of(path)))
-    if "probe" in tree:
-        return "probe"
+    if "probe" in tree or "gpt_configs" in tree:
+        return "probe" if "probe" in tree else "chain"
     if "codes" in tree.get("data", {}) or {"vocab_size", "num_tokens"} & set(tree.get("model", {})):
         return "gpt"
     return "classifier" if "max_shift" in tree.get("model", {}) else "tokenizer"

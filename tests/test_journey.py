@@ -201,11 +201,13 @@ def test_the_same_training_command_again_changes_nothing(journey):
 
 
 def test_the_report_shows_samples_beside_their_neighbours(journey):
-    """One file without outside references: curves, 12 pairs, 8 samples of each of 10 digits with their neighbours."""
+    """One file without outside references: curves, 12 pairs, 8 samples of each of 10 digits with their neighbours, the
+    map of codes.
+    """
     run, _ = journey
     page = (run / "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:)', page)
-    assert page.count("<img") == 2 * 12 + 2 * 80
+    assert page.count("<img") == 2 * 12 + 2 * 80 + 1
     assert page.count("<svg") >= 6 and "No " not in re.sub(r"<pre>.*?</pre>", "", page, flags=re.S)
     assert Image.open(run / "samples.png").width > 8 * 32
     with np.load(run / "evaluations" / "generation.npz") as stored:

@@ -51,7 +51,8 @@ def test_precision_and_recall_are_those_of_all_distances(monkeypatch, tile, coun
     """For any size of the tiles, with far-away features that would cancel."""
     monkeypatch.setattr(adm, "TILE_ELEMENTS", tile)
     reference, samples = features(count_r, 1, shift=100), features(count_s, 2, shift=100 + shift)
-    assert precision_recall(reference, samples) == pytest.approx(brute_force(reference.numpy(), samples.numpy()))
+    expected = brute_force(reference.numpy(), samples.numpy())
+    assert precision_recall(reference, samples) == pytest.approx(expected)
 
 
 def test_distances_are_never_held_for_all_pairs(monkeypatch):
