@@ -38,7 +38,12 @@ class SamplerSettings:
 
 def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     """The documented flags of the sampler."""
-    parser.add_argument("--cfg-scale", type=float, default=2.0, help="guidance scale, 1 = off (default 2.0)")
+    parser.add_argument(
+        "--cfg-scale",
+        type=float,
+        default=2.0,
+        help="guidance scale, 1 = off (default 2.0; a search starts at the published one)",
+    )
     parser.add_argument("--cfg-schedule", default="constant", choices=sorted(GUIDANCE_SCHEDULES))
     parser.add_argument(
         "--step-start-ratio", type=float, default=0.18, help="schedule step: guided from here (default 0.18)"
