@@ -55,7 +55,7 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
         "--cfg-scale",
         type=several(float),
         default=2.0,
-        help="guidance scale, 1 = off (default 2.0); of all indices of a token, or 1.75,1.8,2,2 of each",
+        help="guidance scale, 1 = off (default 2.0; a search starts at the published one); 1.75,1.8,2,2: of each index",
     )
     parser.add_argument("--cfg-schedule", default="constant", choices=sorted(GUIDANCE_SCHEDULES))
     parser.add_argument(

@@ -25,15 +25,16 @@ def assets_of(args: argparse.Namespace) -> AssetsConfig:
     return load_config(AssetsConfig, overrides=[f"{key}={str(value).lower()}" for key, value in flags.items()])
 
 
-def add_measure_flags(parser: argparse.ArgumentParser, reference: str, batch_size: int) -> None:
-    """Flags of everything that measures images with a feature extractor."""
+def add_measure_flags(parser: argparse.ArgumentParser, reference: str | None, batch_size: int) -> None:
+    """Flags of everything that measures images with a feature extractor; without a default `reference` is a file."""
+    of_data = f"val or train (images of the data, default {reference}), or " if reference else ""
     parser.add_argument(
         "--extractor", choices=[*sorted(EXTRACTORS), "none"],
         help="default: inception where the reference is a file, else efficientnet_lite0",
     )  # fmt: skip
     parser.add_argument(
         "--reference", "--gt-npz-path", default=reference,
-        help=f"val or train (images of the data), or an npz file in ADM's layout (default {reference})",
+        help=f"{of_data}an npz file in ADM's layout",
     )  # fmt: skip
     parser.add_argument("--reference-kind", choices=["train", "val"], help="of a file that does not say it itself")
     parser.add_argument("--force-reference", action="store_true", help="accept a reference of the wrong kind")

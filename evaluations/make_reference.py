@@ -29,7 +29,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data-path", required=True, help="folder with one sub-folder per class, or of images")
     parser.add_argument("--kind", default="val", choices=["val", "train"], help="whose images they are (default val)")
     parser.add_argument("--image-size", type=positive, default=256)
-    parser.add_argument("--num-images", type=int, default=10000, help="crops to store (default 10000; 0 = none)")
+    parser.add_argument("--num-images", type=positive, default=10000, help="crops to store (default 10000)")
+    parser.add_argument("--no-images", action="store_true", help="store statistics only: no precision and recall later")
     parser.add_argument("--per-proc-batch-size", type=positive, default=50)
     parser.add_argument("--output", required=True, type=Path, help="npz file; nothing is overwritten")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
@@ -49,17 +50,27 @@ def write(args: argparse.Namespace, world: World) -> None:
     stored = np.unique(np.linspace(0, len(images) - 1, min(args.num_images, len(images))).round().astype(int))
     place = torch.full((len(images),), -1).index_put_((torch.from_numpy(stored),), torch.arange(len(stored)))
     found = ImageSet(extractor, len(images))
-    writer = NpzWriter(args.output, len(stored), args.image_size, world)
+    writer = NpzWriter(args.output, len(stored), args.image_size, world) if not args.no_images else None
     for ids, pixels in images.batches(args.per_proc_batch_size, world):
         found.update(ids, extractor(pixels.to(world.device)))
-        kept = place[ids] >= 0
-        writer.write(place[ids][kept], pixels[kept])
+        if writer is not None:
+            kept = place[ids] >= 0
+            writer.write(place[ids][kept], pixels[kept])
     (mean, cov), (mean_s, cov_s) = (part.merged(world).gaussian() for part in (found.pool, found.spatial))
     facts = {key: np.array(str(value)) for key, value in images.facts.items()}
     facts |= {"kind": np.array(args.kind), "extractor_weights": np.array(extractor.stamp)}
-    writer.finish(mu=mean, sigma=cov, mu_s=mean_s, sigma_s=cov_s, num_images=np.array(len(images)), **facts)
+    facts |= {"mu": mean, "sigma": cov, "mu_s": mean_s, "sigma_s": cov_s, "num_images": np.array(len(images))}
+    if writer is not None:
+        writer.finish(**facts)
+    elif world.is_main:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = args.output.with_suffix(".tmp.npz")
+        np.savez(temporary, **facts)
+        temporary.replace(args.output)
     if world.is_main:
-        logger.info("%s: statistics of %d images, %d of them stored", args.output, len(images), len(stored))
+        logger.info(
+            "%s: statistics of %d images, %d of them stored", args.output, len(images), len(stored) if writer else 0
+        )
 
 
 def main() -> None:

@@ -34,15 +34,16 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", required=True, help="npz file with arr_0, or a folder of images")
     parser.add_argument("--measured", default="generation", choices=sorted(KINDS), help="what they are")
-    add_measure_flags(parser, reference="", batch_size=50)
+    add_measure_flags(parser, reference=None, batch_size=50)
     parser.set_defaults(extractor="inception")
     return parser.parse_args()
 
 
 @torch.inference_mode()
 def evaluate(args: argparse.Namespace, world: World) -> None:
-    output, path = output_of(args, "result"), reference_path(args)
-    if not args.reference or path is None:
+    output = output_of(args, "result")
+    path = reference_path(args) if args.reference else None
+    if path is None:
         raise UserError("--gt-npz-path (or --reference) names the npz file or folder to measure against")
     images, extractor = open_images(args.samples), extractor_of(args, world)
     if extractor is None:

@@ -44,6 +44,7 @@ from tokenizer.loading import add_image_flags, add_tokenizer_flags, images_from,
 from tokenizer.losses.backbones import lpips_network
 
 SHOWN = 32  # pairs kept for the report
+MIN_LPIPS = 32  # pixels; smaller images vanish in its network
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,6 +56,9 @@ def parse_args() -> argparse.Namespace:
         "--image-size-eval", type=positive, help="measure at this size (LlamaGen: 384 px models at 256)"
     )
     parser.add_argument("--original-resolution", action="store_true", help="whole images, one at a time, padded")
+    parser.add_argument(
+        "--precision-recall", action="store_true", help="also precision and recall (slow without a GPU)"
+    )
     parser.add_argument("--lpips", action="store_true", help="also LPIPS (its networks must lie in PRETRAINED_DIR)")
     parser.add_argument("--sample-dir", help=argparse.SUPPRESS)
     parser.add_argument(
@@ -78,13 +82,17 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     reconstruct, rules = Reconstructor(tokenizer, args), RULES[args.protocol]
     if rules.float_features and extractor is not None and not hasattr(extractor, "of_floats"):
         raise UserError("--protocol wetok measures rFID: use --extractor inception, or none")
+    if args.lpips and not reconstruct.whole and reconstruct.eval_size < MIN_LPIPS:
+        raise UserError(f"--lpips needs images of {MIN_LPIPS} px or more, these have {reconstruct.eval_size}")
     data = images_from(args, tokenizer)
     source = open_source(data, "val")
     if len(source) < 2:
         raise UserError(f"{source.name} has {len(source)} images; statistics need 2 or more")
     reference = _given_reference(args, reconstruct, data, extractor, output, world)
     lpips = {name: network.to(world.device) for name, (network, _) in networks.items()}
-    sets = {name: ImageSet(extractor, len(source)) for name in ("made", "real")} if extractor is not None else {}
+    sets = {}
+    if extractor is not None:
+        sets = {name: ImageSet(extractor, len(source), keep=args.precision_recall) for name in ("made", "real")}
     names = score_names(rules, args.lpips)
     usage, table = CodeUsage(tokenizer.quantizer), torch.zeros(len(names) + 2, len(source), dtype=torch.float64)
     shown, stride = [], max(1, len(source) // SHOWN)
@@ -94,7 +102,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         usage.update(indices)
         resized = reconstruct.eval_size != reconstruct.size
         table[:-2, ids] = pair_scores(rules, made, originals, resized, lpips).cpu()
-        table[-2, ids], table[-1, ids] = float(made.shape[-2] * made.shape[-1]), float(indices.shape[1])
+        table[-2, ids], table[-1, ids] = float(pixels.shape[-2] * pixels.shape[-1]), float(indices.shape[1])
         for name, images in {"made": made, "real": originals}.items():
             if extractor is not None:
                 floats = rules.float_features
@@ -148,11 +156,15 @@ def _given_reference(args, reconstruct, data, extractor, output, world) -> Refer
     path = reference_path(args)
     if extractor is None or (path is None and args.reference == "val"):
         return None
+    if reconstruct.rules.float_features:
+        raise UserError("--protocol wetok measures against the same images, cropped its way: leave out --reference")
     if path is not None:
-        reference = reference_of_file(path, args.reference_kind, extractor, output.parent, world, keep=False)
+        reference = reference_of_file(
+            path, args.reference_kind, extractor, output.parent, world, keep=args.precision_recall
+        )
     else:
         images = SourceImages(open_source(data, "train"), "train", reconstruct.eval_size, data.skip_broken)
-        reference = reference_of_images(images, "train", extractor, output.parent, world)
+        reference = reference_of_images(images, "train", extractor, output.parent, world, args.precision_recall)
     if extractor.metric == "fid":
         require_kind(reference, "reconstruction", args.force_reference)
     require_size(reference, reconstruct.eval_size)
@@ -168,10 +180,11 @@ def _distances(args, sets, reference, source, reconstruct, world) -> tuple[dict[
         facts |= {"num_images": len(source), "statistics": "of the images themselves"}
         facts |= {"extractor": extractor.metric, "extractor_weights": extractor.stamp}
         spatial = own.spatial.merged(world).gaussian() if own.spatial is not None else None
-        reference = Reference(facts, own.pool.merged(world).gaussian(), spatial)
+        features = own.all_features(world) if own.features is not None else None
+        reference = Reference(facts, own.pool.merged(world).gaussian(), spatial, features)
     else:
         real = {f"{extractor.metric}_real": distance(sets["real"], reference, world)}
-    metrics, missing = suite(sets["made"], reference, world, "reconstruction")
+    metrics, missing = suite(sets["made"], reference, world, "reconstruction", args.fp16_emulation)
     return {**metrics, **real, "reference": reference.facts}, missing
 
 

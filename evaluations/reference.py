@@ -150,7 +150,7 @@ def reference_of_file(
         raise UserError(f"{path} has neither mu and sigma nor images (arr_0)")
     if reference.spatial is None:
         reference.missing["sfid"] = reason.format("mu_s, sigma_s")
-    if reference.features is None:
+    if not has_images:
         reference.missing |= dict.fromkeys(("precision", "recall"), reason.format("images (arr_0)"))
     logger.info("reference: %s", ", ".join(f"{k} {v}" for k, v in reference.facts.items()))
     return reference
@@ -210,7 +210,8 @@ def suite(
     metrics = {
         PUBLISHED[measured] if published else f"{network}_{OTHERWISE[measured]}": distance(made, reference, world)
     }
-    missing = dict(reference.missing)
+    wanted = made.features is not None
+    missing = {name: why for name, why in reference.missing.items() if wanted or name not in ("precision", "recall")}
     if made.spatial is not None:
         if reference.spatial is not None:
             metrics["sfid"] = frechet_distance(made.spatial.merged(world).gaussian(), reference.spatial)

@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--clear-cache", action="store_true", help="kept for published commands: no files are left over"
     )
-    parser.set_defaults(cfg_scale=None)
+    parser.set_defaults(cfg_scale=None)  # None: the published start
     return parser.parse_args()
 
 
@@ -71,8 +71,10 @@ def zero_order_search(
     return best
 
 
-def start_of(gpt: GPT, schedule: str) -> float:
-    """Where the released search starts."""
+def start_of(gpt: GPT, schedule: str, tokenizer_path: str = "") -> float:
+    """Where the released search starts; it knows the XXL tokenizer by its name."""
+    if (schedule, gpt.config.size) == ("constant", "b") and "XXL" in tokenizer_path:
+        return 1.75
     starts = STARTS.get(schedule, {None: 2.0})
     return starts.get(gpt.config.size, starts[None])
 
@@ -110,7 +112,15 @@ def search(args: argparse.Namespace, world: World) -> None:
         raise UserError("a search needs a distance: --extractor none cannot be used")
     tokenizer = tokenizer_from(args, world.device)
     gpt = gpt_from(args, tokenizer, world.device)
-    start = args.cfg_scale if args.cfg_scale is not None else start_of(gpt, args.cfg_schedule)
+    start = (
+        args.cfg_scale
+        if args.cfg_scale is not None
+        else start_of(gpt, args.cfg_schedule, f"{args.vq_ckpt} {args.tok_config}")
+    )
+    if not 1 <= start <= args.max_scale:
+        raise UserError(
+            f"the search starts at scale {start:g}, outside 1..--max-scale {args.max_scale:g}; see --cfg-scale"
+        )
     args.cfg_scale = start
     settings, size = settings_of(args), args.image_size_eval or tokenizer.image_size
     data = images_from(args, tokenizer)

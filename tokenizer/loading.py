@@ -161,7 +161,10 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", help="name of the images (folder, loose, mnist5k, twemoji, photos); default: the tokenizer's own"
     )
-    parser.add_argument("--data-path", help="training images: a folder with one sub-folder per class")
+    parser.add_argument(
+        "--data-path",
+        help="training images: a folder with one sub-folder per class; held-out ones where only they count",
+    )
     parser.add_argument("--val-path", help="held-out images, likewise; without sub-folders all files are taken")
     parser.add_argument("--skip-broken", action="store_true", help="replace unreadable images by their successor")
 

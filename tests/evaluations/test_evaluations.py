@@ -162,6 +162,25 @@ def test_reconstruction_keeps_pairs_for_the_report(given, tmp_path, monkeypatch,
     assert np.abs(made.astype(int) - expected.astype(int)).max() <= 1
 
 
+def test_wrong_requests_for_a_reconstruction_are_refused(given, tmp_path, monkeypatch, world):
+    """LPIPS of tiny images, a file under WeTok's rules, which crop differently: told before any work."""
+    monkeypatch.setitem(EXTRACTORS, "inception", SmallInception)
+    with pytest.raises(UserError, match="--lpips needs images of 32 px or more, these have 16"):
+        reconstruct(given, monkeypatch, world, tmp_path / "r.json", "--lpips", "--random-stand-in")
+    monkeypatch.setattr(SmallInception, "of_floats", lambda self, x: None, raising=False)
+    with pytest.raises(UserError, match="measures against the same images"):
+        reconstruct(given, monkeypatch, world, tmp_path / "r.json", "--protocol", "wetok", "--gt-npz-path", "x.npz")
+
+
+def test_precision_and_recall_of_reconstructions_come_on_request(given, tmp_path, monkeypatch, world):
+    """Against the same images, with the emulation where it is asked for."""
+    monkeypatch.setitem(EXTRACTORS, "inception", SmallInception)
+    flags = ["--extractor", "inception", "--precision-recall", "--fp16-emulation"]
+    result = reconstruct(given, monkeypatch, world, tmp_path / "r.json", *flags)
+    assert {"rfid", "precision", "recall", "precision_fp16", "recall_fp16"} <= result["metrics"].keys()
+    assert "unavailable" not in result
+
+
 def assert_same(results, skip=(), rel=1e-4):
     for name, value in results[0].items():
         if name not in skip:

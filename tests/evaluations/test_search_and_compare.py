@@ -58,6 +58,8 @@ def test_the_start_is_the_published_one():
     for size, (step, constant) in sizes.items():
         gpt = SimpleNamespace(config=GPTConfig(size=size))
         assert (start_of(gpt, "step"), start_of(gpt, "constant")) == (step, constant)
+    gpt = SimpleNamespace(config=GPTConfig(size="b"))
+    assert start_of(gpt, "constant", "configs/vq/VQ_XLXXL256.yaml") == 1.75
 
 
 def test_a_curve_survives_a_kill_and_belongs_to_its_settings(tmp_path, world):
