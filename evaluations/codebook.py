@@ -1,51 +1,63 @@
-"""How a set of images uses the codebook: shares, perplexities, bits."""
+"""How a set of images uses the codebook: shares, perplexities, distinct tokens, bits."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from engine.distributed import World
+from tokenizer.quantizers.base import usage_of_counts
 
 MAX_COUNTED = 2**24  # codes of a group; a larger codebook is not counted code by code
+MAX_TOKEN_BITS = 64  # tokens of more bits are not told apart
 
 
 class CodeUsage:
-    """How often each code of each group occurred, over all ranks: counts (G,K)."""
+    """How often each code of each group occurred, and which tokens (all groups together), over all ranks."""
 
     def __init__(self, quantizer: nn.Module) -> None:
-        self.groups, self.size = getattr(quantizer, "num_groups", 1), quantizer.codebook_size
-        self.counts = torch.zeros(self.groups, self.size if self.size <= MAX_COUNTED else 0, dtype=torch.float64)
+        self.sizes = quantizer.group_sizes
+        largest = max(self.sizes)
+        self.counts = torch.zeros(len(self.sizes), largest if largest <= MAX_COUNTED else 0, dtype=torch.float64)
+        self.tokens = torch.zeros(0, dtype=torch.long)  # distinct ones, as numbers
 
     def update(self, indices: Tensor) -> None:
         """Indices (B,N) or (B,N,G)."""
+        columns = indices.reshape(-1, len(self.sizes)).cpu().unbind(1)
         if self.counts.shape[1]:
-            for group, column in enumerate(indices.reshape(-1, self.groups).T.cpu()):
-                self.counts[group] += torch.bincount(column, minlength=self.size)
+            for group, column in enumerate(columns):
+                self.counts[group] += torch.bincount(column, minlength=self.counts.shape[1])
+        number = torch.zeros_like(columns[0])
+        for column, size in zip(columns, self.sizes, strict=True):
+            number = number * size + column  # modulo 2^64, which keeps up to 64 bits apart
+        self.tokens = torch.cat([self.tokens, number]).unique()
 
-    def merged(self, world: World) -> Tensor:
-        return world.sum(self.counts.to(world.device)).cpu()
+    def merged(self, world: World) -> tuple[Tensor, int]:
+        """Counts (G,K) of all ranks, and the number of distinct tokens."""
+        count = torch.zeros(world.size, dtype=torch.long)
+        count[world.rank] = len(self.tokens)
+        lengths = world.sum(count.to(world.device)).cpu()
+        table = torch.zeros(world.size, int(lengths.max()), dtype=torch.long)
+        table[world.rank, : len(self.tokens)] = self.tokens
+        table = world.sum(table.to(world.device)).cpu()
+        rows = [row[:length] for row, length in zip(table, lengths.tolist(), strict=True)]
+        return world.sum(self.counts.to(world.device)).cpu(), len(torch.cat(rows).unique())
 
 
-def usage_metrics(counts: Tensor) -> dict[str, Any]:
-    """`codebook_usage` and `codebook_perplexity` of counts (G,K): means over groups, and with several groups each of
-    them and that of all groups pooled into one table (what WeTok reports).
-    """
-    if not counts.shape[1]:
-        return {}
-    p = counts / counts.sum(1, keepdim=True)
-    used, perplexity = (counts > 0).double().mean(1), torch.exp(-torch.special.xlogy(p, p).sum(1))
-    metrics: dict[str, Any] = {"codebook_usage": used.mean().item(), "codebook_perplexity": perplexity.mean().item()}
-    if len(counts) > 1:
-        metrics |= {"codebook_usage_per_group": used.tolist(), "codebook_perplexity_per_group": perplexity.tolist()}
-        metrics["codebook_usage_pooled"] = (counts.sum(0) > 0).double().mean().item()
+def usage_metrics(counts: Tensor, tokens: int, sizes: tuple[int, ...]) -> dict[str, float]:
+    """`codebook_usage`, `codebook_perplexity` and their parts by group; with several groups `distinct_codes` too."""
+    metrics = {}
+    if counts.shape[1]:
+        found = usage_of_counts(list(counts), sizes, (counts.sum(0) > 0).sum())
+        metrics = {name: value.item() for name, value in found.items()}
+    if len(sizes) > 1 and sum(math.log2(size) for size in sizes) <= MAX_TOKEN_BITS:
+        metrics["distinct_codes"] = tokens
     return metrics
 
 
-def bits_of(tokenizer: nn.Module, pixels: int, tokens: int) -> dict[str, float]:
-    """Bits of the codes of an image of `pixels` pixels, and 24-bit pixels over them."""
-    bits = tokens * getattr(tokenizer.quantizer, "num_groups", 1) * math.log2(tokenizer.quantizer.codebook_size)
+def bits_of(quantizer: nn.Module, pixels: float, tokens: float) -> dict[str, float]:
+    """Bits of the codes of an image of `pixels` pixels and `tokens` tokens, and its 24-bit pixels over them."""
+    bits = tokens * sum(math.log2(size) for size in quantizer.group_sizes)
     return {"bits_per_image": bits, "compression_ratio": 24 * pixels / bits}

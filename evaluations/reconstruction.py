@@ -113,9 +113,10 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
             shown.append((rules.to_uint8(originals[kept]).cpu(), rules.to_uint8(made[kept]).cpu(), ids[kept]))
         bar.update(len(ids) * world.size)
     bar.close()
-    table, counts = world.sum(table.to(world.device)).cpu(), usage.merged(world)
+    table, (counts, distinct) = world.sum(table.to(world.device)).cpu(), usage.merged(world)
     metrics: dict[str, Any] = dict(zip(names, table.mean(1).tolist(), strict=False))
-    metrics |= usage_metrics(counts) | bits_of(tokenizer, *table[-2:].mean(1).tolist())
+    metrics |= usage_metrics(counts, distinct, usage.sizes)
+    metrics |= bits_of(tokenizer.quantizer, *table[-2:].mean(1).tolist())
     missing: dict[str, str] = {}
     if extractor is not None:
         distances, missing = _distances(args, sets, reference, source, reconstruct, world)

@@ -112,11 +112,11 @@ def search(args: argparse.Namespace, world: World) -> None:
         raise UserError("a search needs a distance: --extractor none cannot be used")
     tokenizer = tokenizer_from(args, world.device)
     gpt = gpt_from(args, tokenizer, world.device)
-    start = (
-        args.cfg_scale
-        if args.cfg_scale is not None
-        else start_of(gpt, args.cfg_schedule, f"{args.vq_ckpt} {args.tok_config}")
-    )
+    start = args.cfg_scale
+    if start is None:
+        start = start_of(gpt, args.cfg_schedule, f"{args.vq_ckpt} {args.tok_config}")
+    if isinstance(start, tuple):
+        raise UserError("a search moves one scale, the same for all indices of a token; give one --cfg-scale")
     if not 1 <= start <= args.max_scale:
         raise UserError(
             f"the search starts at scale {start:g}, outside 1..--max-scale {args.max_scale:g}; see --cfg-scale"

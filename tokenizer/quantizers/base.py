@@ -41,13 +41,20 @@ def code_usage(indices: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
     else:
         counts = [column.unique(return_counts=True)[1] for column in columns]
         pooled = torch.tensor(len(torch.cat(columns).unique()))
-    shares = [count.double() / max(1, len(indices)) for count in counts]
+    return usage_of_counts(counts, sizes, pooled)
+
+
+def usage_of_counts(counts: Sequence[Tensor], sizes: Sequence[int], pooled: Tensor) -> dict[str, Tensor]:
+    """`code_usage` from how often the codes of each group occurred; `pooled` is the number of codes that any group
+    used.
+    """
+    shares = [count.double() / count.sum().clamp_min(1) for count in counts]
     used = [(p > 0).double().sum() / size for p, size in zip(shares, sizes, strict=True)]
     perplexity = torch.stack([torch.exp(-torch.special.xlogy(p, p).sum()) for p in shares]).mean()
     usage = {"codebook_usage": torch.stack(used).mean(), "codebook_perplexity": perplexity}
     if len(sizes) > 1:
         groups = {f"codebook_usage_group_{g}": value for g, value in enumerate(used)}
-        usage |= {"codebook_usage_pooled": pooled.double() / largest, **groups}
+        usage |= {"codebook_usage_pooled": pooled.double() / max(sizes), **groups}
     return usage
 
 
