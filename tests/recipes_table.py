@@ -28,7 +28,15 @@ COLUMNS += ["epochs", "rFID", "LPIPS", "gFID", "accuracy, %", "source of the num
 TABLE_5 = "GigaTok, table 5; AR probing; the base there: 1.01, 0.223, 6.10, 61.9"
 TABLE_6 = "GigaTok, table 6; AR probing; the base there: 0.85, 0.212, 5.55, 64.4"
 TABLE_7 = "GigaTok, table 7; AR probing; the base there: 1.22, 0.228, 6.39, 58.6"
-EXPECTED = {  # config -> the last five columns; every number stands in the header of the YAML file too
+# config -> the last five columns; every number stands in the header of the YAML file too
+EXPECTED = {
+    "wetok/WeTok_24": "0.12 | | | | WeTok, table 4, ImageNet 256 px; PSNR 32.06",
+    "wetok/WeTok_48": "0.20 | | | | WeTok, table 4, ImageNet 256 px; PSNR 29.63",
+    "wetok/WeTok_192": "0.60 | | | | WeTok, table 4, ImageNet 256 px; PSNR 24.77",
+    "wetok/WeTok_768": "3.49 | | | | WeTok, table 4, ImageNet 256 px; PSNR 20.77",
+    "wetok/WeTok_f8_imagenet": "0.19 | | | | WeTok, table 3; PSNR 29.69",
+    "wetok/WeTok_f16_imagenet": "0.61 | | | | WeTok, table 3; PSNR 24.50",
+    "wetok/ablation/generative_decoder": "5.37; stage 2 3.90 | | | | WeTok, table 2; PSNR 20.53; stage 2 20.72",
     "vq/VQ_SS256": "1.01 | 0.2226 | | | GigaTok README, S-S",
     "vq/VQ_SB256": "0.89 | 0.2121 | | | GigaTok README, S-B",
     "vq/VQ_BL256": "0.81 | 0.2059 | | | GigaTok README, B-L",
