@@ -132,7 +132,7 @@ class KVCache:
         width, layers, heads = gpt.config.dims()
         like = gpt.token_embedding.weight
         shape = (layers, batch_size, heads, gpt.config.num_tokens, width // heads)
-        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.keys, self.values = (torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(2))
 
     def keep_rows(self, count: int) -> None:
         """Drops all rows of the batch after the first `count`."""
@@ -190,6 +190,8 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """One pre-norm transformer layer."""
 
+    scale_unit = "shard"
+
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.attention = Attention(width, heads, dropout)
@@ -203,6 +205,8 @@ class Layer(nn.Module):
 
 class GPT(nn.Module):
     """See the module docstring."""
+
+    forward_methods = ("next_logits",)  # called from outside beside `forward`
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ key; `--print-config` shows all of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,10 +20,11 @@ from engine.assets import AssetsConfig
 from engine.checkpoint import CheckpointStore
 from engine.config import ConfigError, check_all, lookup, parse_cli, run_entry
 from engine.datasets import DataConfig, ImageSource, centre_batch, has_split, open_source, training_item
-from engine.distributed import World, distributed_world
+from engine.distributed import World, build_device, distributed_world
 from engine.images import to_float
-from engine.loop import LoopConfig, check_batch, fit
+from engine.loop import check_batch, fit
 from engine.optim import OptimConfig, Updater
+from engine.plan import ScaledLoopConfig, count, plan
 from engine.stream import open_stream
 from engine.tracker import Run
 from tokenizer.losses.adversarial import DISCRIMINATORS
@@ -74,7 +75,7 @@ class TokenizerTrainConfig:
     ema_decay: float = 0.0  # 0 = no averaged weights
     data: DataConfig = field(default_factory=DataConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
+    loop: ScaledLoopConfig = field(default_factory=ScaledLoopConfig)
     assets: AssetsConfig = field(default_factory=AssetsConfig)
 
 
@@ -172,12 +173,10 @@ def build_task(
     shared = {"total_steps": config.loop.steps, "world": world}
     has_head = config.model.name == "hybrid" and config.model.hybrid.semantic_layer is not None
     idle_head = has_head and not any(t.name == "semantic" for t in terms)
+    with build_device(world, config.loop):
+        network = build_tokenizer(config.model, config.data.image_size)
     tokenizer = Updater(
-        build_tokenizer(config.model, config.data.image_size),
-        config.optim,
-        ema_decay=config.ema_decay,
-        find_unused=idle_head,
-        **shared,
+        network, config.optim, ema_decay=config.ema_decay, find_unused=idle_head, scale=config.loop, **shared
     )
     discriminator = None
     if config.loss.discriminator.enabled:
@@ -196,6 +195,30 @@ def build_task(
         validation=validation,
         grid=run.grid,
     )
+
+
+def memory_plan(config: TokenizerTrainConfig, model: nn.Module, gpus: int) -> str:
+    """The memory that training `model` (on the meta device) needs, with LPIPS and the discriminator in its loss."""
+    names = {t.name for t in terms_of(config)}
+    assets = replace(config.assets, random_stand_in=True)  # sizes matter, not values
+    perceptual, discriminator = nn.Identity(), nn.Identity()
+    if "perceptual" in names:
+        perceptual, _ = PERCEPTUAL[config.loss.perceptual](assets, False)
+    if "adversarial" in names:
+        discriminator, _ = DISCRIMINATORS[config.loss.discriminator.name](config.loss.discriminator, assets)
+
+    def forward(batch: int) -> list:
+        images = torch.zeros(batch, 3, config.data.image_size, config.data.image_size)
+        asked = {name: name in names for name in ("entropy", "semantic")}
+        output = model(images, shortcut=any(n.startswith("shortcut_") for n in names), **asked)
+        made = [m for m in (output.reconstructions, output.shortcut_reconstructions) if m is not None]
+        seen = [perceptual(m, images) for m in made] if "perceptual" in names else []
+        return [output, *seen, discriminator.logits(made[0]) if "adversarial" in names else None]
+
+    discriminator.eval().requires_grad_(False)
+    beside = 4 * count(perceptual) + 16 * count(discriminator)
+    batch, ema = config.data.global_batch_size, config.ema_decay > 0
+    return plan(model, forward, config.loop, batch, gpus, ema=ema, beside=beside)
 
 
 def validation_images(config: TokenizerTrainConfig) -> Validation | None:
@@ -232,6 +255,7 @@ def train(config: TokenizerTrainConfig, world: World) -> None:
             config,
             keep_last=config.loop.keep_last,
             keep_every=config.loop.keep_every,
+            asynchronous=config.loop.async_save,
             stamp={"networks": task.frozens.stamps, **({"weights": "random", "random": random} if random else {})},
         )
 
@@ -243,8 +267,11 @@ def train(config: TokenizerTrainConfig, world: World) -> None:
 
 
 def main() -> None:
-    config, args = parse_cli(TokenizerTrainConfig, __doc__)
+    config, args = parse_cli(TokenizerTrainConfig, __doc__, plan=True)
     model = validate(config)
+    if args.plan:
+        print(memory_plan(config, model, args.plan))
+        return
     if args.dry_run:
         count = sum(p.numel() for p in model.parameters())
         print(

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.config import ConfigError
-from engine.distributed import full_precision, gather_rows
+from engine.distributed import cut_like, full_precision, gather_rows
 from tokenizer.quantizers.base import Quantized, rotation_trick, straight_through
 from tokenizer.quantizers.entropy import assignment_entropies, rows_per_chunk, squared_distances
 
@@ -139,4 +139,4 @@ class VectorQuantizer(nn.Module):
             sums = torch.zeros_like(centres).index_add_(0, owner, points)
             centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
             centres = self._normalise(centres)
-        self.codebook.copy_(centres)
+        self.codebook.copy_(cut_like(centres, self.codebook))
