@@ -149,7 +149,8 @@ class KVCache:
         (width, layers, heads), config, like = gpt.config.dims(), gpt.config, gpt.class_embedding.weight
         depth = config.head_layers if config.streams else 0
         sizes = 2 * [(layers, config.num_tokens)] + 2 * [(depth, config.num_indices)]
-        empty = [like.new_zeros(n, batch_size, heads, length, width // heads) for n, length in sizes]
+        shapes = [(n, batch_size, heads, length, width // heads) for n, length in sizes]
+        empty = [torch.zeros(shape, dtype=like.dtype, device=like.device) for shape in shapes]
         self.keys, self.values, self.head = empty[0], empty[1], tuple(empty[2:])
 
     def keep_rows(self, count: int) -> None:
@@ -209,6 +210,8 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """One pre-norm transformer layer."""
 
+    scale_unit = "shard"
+
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.attention = Attention(width, heads, dropout)
@@ -222,6 +225,8 @@ class Layer(nn.Module):
 
 class GPT(nn.Module):
     """See the module docstring."""
+
+    forward_methods = ("next_hidden", "index_logits")  # called from outside beside `forward`
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

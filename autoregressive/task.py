@@ -74,8 +74,9 @@ class GPTTask:
             network.eval()
             if self.validation is not None:
                 metrics[f"{prefix}/loss"] = self._loss(network)
-            if self.preview is not None and self.world.is_main:
-                self.preview(network, step, f"{prefix}_{step:08d}")
+            if self.preview is not None:  # on every rank: a sharded network is called by all
+                with autocast(self.world.device, self.precision):
+                    self.preview(network, step, f"{prefix}_{step:08d}")
         return metrics
 
     def _loss(self, network: GPT) -> float:

@@ -21,12 +21,13 @@ from torch import nn
 from autoregressive.codes import CodeStore, code_item
 from autoregressive.generate import Guidance, generate, seeded_draw
 from autoregressive.gpt import GPT, GPTConfig
-from autoregressive.task import GPTTask
+from autoregressive.task import GPTTask, next_token_loss
 from engine.checkpoint import CheckpointStore
 from engine.config import ConfigError, check_all, parse_cli, run_entry
-from engine.distributed import World, distributed_world
-from engine.loop import LoopConfig, check_batch, fit
+from engine.distributed import World, build_device, distributed_world
+from engine.loop import check_batch, fit
 from engine.optim import OptimConfig, Updater
+from engine.plan import ScaledLoopConfig, plan
 from engine.stream import open_stream
 from engine.tracker import Run
 from tokenizer import load_tokenizer
@@ -73,13 +74,24 @@ class GPTTrainConfig:
     ema_decay: float = 0.0  # 0 = no averaged weights
     data: CodesConfig = field(default_factory=CodesConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
+    loop: ScaledLoopConfig = field(default_factory=ScaledLoopConfig)
 
 
 def validate(config: GPTTrainConfig) -> GPT:
     """Checks the sizes and returns the model on the meta device."""
     with torch.device("meta"):
         return GPT(config.model)
+
+
+def memory_plan(config: GPTTrainConfig, model: GPT, gpus: int) -> str:
+    """The memory that training `model` (on the meta device) needs, without that of the tokenizer for previews."""
+    model.rope(0, 1, torch.device("cpu"))  # real, for the cache outlives the plan
+
+    def forward(batch: int) -> torch.Tensor:
+        tokens = torch.zeros(batch, config.model.num_tokens, dtype=torch.long)
+        return next_token_loss(model(tokens[:, 0], tokens), tokens)
+
+    return plan(model, forward, config.loop, config.data.global_batch_size, gpus, ema=config.ema_decay > 0)
 
 
 def check_codes(config: GPTConfig, store: CodeStore) -> None:
@@ -129,9 +141,10 @@ def train(config: GPTTrainConfig, world: World) -> None:
     run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
     try:
         torch.manual_seed(config.loop.seed)
-        gpt = Updater(
-            GPT(config.model), config.optim, total_steps=config.loop.steps, world=world, ema_decay=config.ema_decay
-        )
+        with build_device(world, config.loop):
+            network = GPT(config.model)
+        shared = {"total_steps": config.loop.steps, "world": world, "scale": config.loop}
+        gpt = Updater(network, config.optim, ema_decay=config.ema_decay, **shared)
         task = GPTTask(
             gpt,
             world=world,
@@ -152,6 +165,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
             keep_last=config.loop.keep_last,
             keep_every=config.loop.keep_every,
             stamp={"tokenizer_fingerprint": tokenizer.provenance.fingerprint, "tokenizer": tokenizer.provenance.stamp},
+            asynchronous=config.loop.async_save,
         )
 
         item = code_item(store, config.loop.seed, config.model.class_dropout_prob)
@@ -162,8 +176,11 @@ def train(config: GPTTrainConfig, world: World) -> None:
 
 
 def main() -> None:
-    config, args = parse_cli(GPTTrainConfig, __doc__)
+    config, args = parse_cli(GPTTrainConfig, __doc__, plan=True)
     model = validate(config)
+    if args.plan:
+        print(memory_plan(config, model, args.plan))
+        return
     if args.dry_run:
         print(f"GPT: {sum(p.numel() for p in model.parameters()):,} parameters\nthe config is valid")
         return

@@ -21,6 +21,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,9 +34,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from engine.config import UserError, differences, logger, to_yaml
-from engine.distributed import World
+from engine.distributed import World, cut_like
 
 STEP_NAME = re.compile(r"step_\d{8,}")
 FAILURES = (Exception, CheckpointException)  # torch derives its own from BaseException
@@ -138,7 +140,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Pa
     if problems:
         more = f"\n  ... and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise CheckpointError(f"{source} does not fit this model:\n  " + "\n  ".join(problems[:6]) + more)
-    module.load_state_dict(state, assign=assign)
+    module.load_state_dict({k: cut_like(v, own[k]) for k, v in state.items()}, assign=assign)
 
 
 @contextmanager
@@ -165,16 +167,20 @@ def export_folder(folder: Path, config: Any, state: Mapping[str, Tensor]) -> Non
 
 
 def _tensor_bytes(tree: Any) -> int:
-    if isinstance(tree, Tensor):
-        return tree.numel() * tree.element_size()
-    if isinstance(tree, Mapping):
-        return sum(_tensor_bytes(v) for v in tree.values())
-    return sum(_tensor_bytes(v) for v in tree) if isinstance(tree, (list, tuple)) else 0
+    return sum(t.numel() * t.element_size() for t in tree_leaves(tree) if isinstance(t, Tensor))
+
+
+def _copied(tree: Any) -> Any:
+    """The same tree with its tensors copied to host memory: the originals may change."""
+    return tree_map_only(Tensor, lambda t: t.detach().to("cpu", copy=True), tree)
 
 
 @dataclass
 class CheckpointStore:
-    """The checkpoints of one run. `parts` are `Stateful` objects by name; all ranks call `save` and `load_latest`."""
+    """The checkpoints of one run. `parts` are `Stateful` objects by name; all ranks call `save` and `load_latest`.
+
+    With `asynchronous`, `save` returns once the state is copied to host memory; a thread writes it in the same order.
+    """
 
     run_dir: Path
     world: World
@@ -183,19 +189,39 @@ class CheckpointStore:
     keep_every: int = 0  # and every one whose step is a multiple of this; 0 = none
     frozen_sections: tuple[str, ...] = ("model",)  # config sections, or dotted keys, that must be equal for a resume
     stamp: dict[str, Any] = field(default_factory=dict)  # facts that travel with the weights, such as `weights: random`
+    asynchronous: bool = False
+
+    def __post_init__(self) -> None:
+        self._pool, self._pending = ThreadPoolExecutor(max_workers=1), None  # no thread before the first use
+        self._group = self.world.side_group() if self.asynchronous else None
 
     @property
     def folder(self) -> Path:
         return self.run_dir / "checkpoints"
 
-    def save(self, step: int, parts: Mapping[str, Any], weights: Callable[[], Weights]) -> Path:
-        """Writes the state after `step` updates.
+    def save(self, step: int, parts: Mapping[str, Any], weights: Callable[[], Weights], *, wait: bool = True) -> Path:
+        """Writes the state after `step` updates, once the save before it has ended. With `wait` it is on disk then.
 
         On any failure nothing half-written stays and older checkpoints are untouched.
         """
+        self.wait()
         final = self.folder / f"step_{step:08d}"
         if damage(final) is None:
             return final
+        state, shared = {name: part.state_dict() for name, part in parts.items()}, weights()
+        if wait or not self.asynchronous:
+            self._write(step, final, state, shared)
+        else:
+            self._pending = self._pool.submit(self._write, step, final, _copied(state), _copied(shared))
+        return final
+
+    def wait(self) -> None:
+        """Returns when no save is under way; raises the failure of the last one."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, step: int, final: Path, state: dict[str, Any], weights: Weights) -> None:
         temporary = self.folder / f".writing_{final.name}"
         try:
             if self.world.is_main:
@@ -204,22 +230,20 @@ class CheckpointStore:
                     shutil.rmtree(torn, ignore_errors=True)  # left by a crash inside this method
                 shutil.rmtree(final, ignore_errors=True)  # damaged
                 temporary.mkdir()
-                self._check_space(parts, weights())
-            self.world.barrier()
+                self._check_space(_tensor_bytes(state) + _tensor_bytes(weights))
+            self.world.barrier(self._group)
             with _quiet():
-                dcp.save(dict(parts), checkpoint_id=str(temporary / "state"), no_dist=self.world.size == 1)
-            shared = weights()
+                where, alone = str(temporary / "state"), self.world.size == 1
+                dcp.save(state, checkpoint_id=where, process_group=self._group, no_dist=alone)
             if self.world.is_main:
-                self._finish(temporary, final, step, shared)
+                self._finish(temporary, final, step, weights)
         except FAILURES as error:
             if self.world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise self._explain(_cause(error), final) from error
-        self.world.barrier()
-        return final
+        self.world.barrier(self._group)
 
-    def _check_space(self, parts: Mapping[str, Any], weights: Weights) -> None:
-        need = sum(_tensor_bytes(part.state_dict()) for part in parts.values()) + _tensor_bytes(weights)
+    def _check_space(self, need: int) -> None:
         free = shutil.disk_usage(self.folder).free
         if need > free:
             raise OSError(errno.ENOSPC, f"{need / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free")

@@ -198,15 +198,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def parse_cli(schema: type[T], description: str) -> tuple[T, argparse.Namespace]:
+def parse_cli(schema: type[T], description: str, *, plan: bool = False) -> tuple[T, argparse.Namespace]:
     """The command line of a training entry:
 
-    `--config FILE` (repeatable), `--dry-run`, `--print-config`, `key=value` ...
+    `--config FILE` (repeatable), `--dry-run`, `--print-config`, where asked for `--plan GPUS`, `key=value` ...
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; repeatable, later wins")
     parser.add_argument("--print-config", action="store_true", help="print every key with its value, then exit")
     parser.add_argument("--dry-run", action="store_true", help="check the config and the model's sizes, then exit")
+    if plan:
+        parser.add_argument("--plan", type=positive, metavar="GPUS", help="memory on GPUS GPUs of 80 GB, then exit")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as optim.lr=2e-4")
     args = parser.parse_intermixed_args()
     config = load_config(schema, args.config, args.overrides)

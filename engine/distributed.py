@@ -11,13 +11,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from engine.config import ConfigError
+
+if TYPE_CHECKING:
+    from engine.plan import ScaledLoopConfig
+
+TIMEOUT = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -33,9 +46,13 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def barrier(self) -> None:
+    def barrier(self, group: Any = None) -> None:
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group)
+
+    def side_group(self) -> Any:
+        """All ranks, for collectives in a thread beside those of the training."""
+        return dist.new_group(backend="gloo", timeout=TIMEOUT) if self.size > 1 else None
 
     def sum(self, tensor: Tensor) -> Tensor:
         """`tensor` summed over all ranks (a new tensor)."""
@@ -109,7 +126,7 @@ def distributed_world(device: str = "auto") -> Iterator[World]:
         if "OMP_NUM_THREADS" not in os.environ:
             cores, local_size = len(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
             torch.set_num_threads(max(1, cores // local_size))
-    dist.init_process_group("nccl" if chosen_device.type == "cuda" else "gloo", timeout=timedelta(hours=1))
+    dist.init_process_group("nccl" if chosen_device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield World(rank, size, local_rank, chosen_device)
     finally:
@@ -122,17 +139,78 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def parallelize(module: nn.Module, world: World, find_unused: bool = False) -> nn.Module:
-    """`module` wrapped for data-parallel training; itself in a world of one."""
+def blocks_of(module: nn.Module, *units: str) -> list[nn.Module]:
+    """Modules with an attribute `scale_unit`: `shard` (sharded, compiled, recomputed one by one) or `recompute`."""
+    return [m for m in module.modules() if getattr(m, "scale_unit", None) in (units or ("shard", "recompute"))]
+
+
+def is_sharded(world: World, scale: ScaledLoopConfig | None) -> bool:
+    """Whether networks are cut over the processes; in a world of one there is nothing to cut."""
+    return scale is not None and scale.strategy != "ddp" and world.size > 1
+
+
+def build_device(world: World, scale: ScaledLoopConfig) -> AbstractContextManager:
+    """Where to build a network: one to be sharded has values on the first rank only; `parallelize` hands them out."""
+    return torch.device("meta") if is_sharded(world, scale) and world.rank > 0 else nullcontext()
+
+
+def _shard(module: nn.Module, world: World, scale: ScaledLoopConfig, mesh: DeviceMesh) -> None:
+    """Cuts the parameters of each block, and the rest as one group, in place (FSDP2); between passes all are shards.
+
+    Only blocks are cast to bf16: convolutions, tables, quantizer and codebook stay fp32 (under autocast).
+    """
+    values = module.state_dict() if world.is_main else {}
+    cast = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = cast if scale.precision == "bf16" else MixedPrecisionPolicy()
+    for block in blocks_of(module, "shard"):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    for name in getattr(module, "forward_methods", ()):
+        register_fsdp_forward_method(module, name)
+    if not world.is_main:
+        module.to_empty(device=world.device)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(module, values, options=options)
+
+
+def parallelize(
+    module: nn.Module, ema: nn.Module | None, world: World, scale: ScaledLoopConfig | None, find_unused: bool = False
+) -> nn.Module:
+    """`module` as it is called in training: compiled, checkpointed and spread as `scale` says, or wrapped by DDP; in a
+    world of one the module itself. A sharded one is changed in place, and `ema` alike.
+    """
+    for block in (blocks_of(module, "shard") or [module]) if scale is not None and scale.compile else ():
+        block.forward = torch.compile(block.forward)
+    for block in blocks_of(module) if scale is not None and scale.activation_checkpointing else ():
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    if is_sharded(world, scale):
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) if scale.strategy == "hsdp" else world.size
+        shape, names = ((world.size // local, local), ("machine", "shard")) if local < world.size else ((local,), None)
+        mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
+        for network in (module, ema) if ema is not None else (module,):
+            _shard(network, world, scale, mesh)
+        return module
     if world.size == 1:
         return module
-    return nn.parallel.DistributedDataParallel(
+    return DistributedDataParallel(
         module,
         device_ids=[world.local_rank] if world.device.type == "cuda" else None,
         broadcast_buffers=False,
         find_unused_parameters=find_unused,
         gradient_as_bucket_view=True,
     )
+
+
+def exchange(network: nn.Module, last: bool) -> AbstractContextManager:
+    """DDP exchanges gradients at the `last` micro-batch; shards at each, but between machines (hsdp) at the last."""
+    if isinstance(network, FSDPModule):
+        network.set_requires_all_reduce(last)
+    return network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext()
+
+
+def cut_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A full `tensor`, equal on all ranks, sharded as `like` is."""
+    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

@@ -124,7 +124,7 @@ def fit(
                 last_log, last_step = time.perf_counter(), done
             stop = world.any(bool(received))
             if done == config.steps or done % config.save_every == 0 or stop:
-                store.save(done, task.parts(), task.weights)
+                store.save(done, task.parts(), task.weights, wait=stop or done == config.steps)
             if stop and done < config.steps:
                 origin = received or "on another rank"
                 run.say(f"stopped by signal {origin} after step {done}; the same command continues")

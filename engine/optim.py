@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 
 from engine.config import ConfigError, UserError, lookup
-from engine.distributed import World, parallelize
+from engine.distributed import World, exchange, is_sharded, parallelize
+
+if TYPE_CHECKING:
+    from engine.plan import ScaledLoopConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -112,8 +117,8 @@ class Updater:
     """One trained network.
 
     `module` is the plain network, `network` the one to call in training (wrapped for data parallelism), `ema` its
-    averaged copy or None. `step` sets the learning rate, clips, updates and averages; a non-finite gradient skips the
-    update.
+    averaged copy or None. Where `scale` shards them, all ranks must call them together. `step` sets the learning
+    rate, clips, updates and averages; a non-finite gradient skips the update.
     """
 
     def __init__(
@@ -125,13 +130,14 @@ class Updater:
         world: World,
         ema_decay: float = 0.0,
         find_unused: bool = False,
+        scale: ScaledLoopConfig | None = None,
     ) -> None:
         if not 0 <= ema_decay < 1:
             raise ConfigError(f"ema_decay={ema_decay} must lie in [0, 1); 0 = no averaged weights")
         self.config, self.total_steps, self.world, self.ema_decay = config, total_steps, world, ema_decay
-        self.module = module.to(world.device)
+        self.module = module if is_sharded(world, scale) else module.to(world.device)  # shards move one by one
         self.ema = copy.deepcopy(self.module).eval().requires_grad_(False) if ema_decay > 0 else None
-        self.network = parallelize(self.module, world, find_unused)
+        self.network = parallelize(self.module, self.ema, world, scale, find_unused)
         trained = [p for p in module.parameters() if p.requires_grad]
         matrices = [p for p in trained if p.ndim >= 2 or config.decay_params == "all"]
         vectors = [p for p in trained if p.ndim < 2 and config.decay_params == "matrices"]
@@ -155,11 +161,9 @@ class Updater:
                 moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
                 self.optimizer.state[p] = {"step": step, **moments}
 
-    @contextmanager
-    def accumulating(self, last: bool) -> Iterator[None]:
-        """Surrounds forward *and* backward of one micro-batch: gradients are exchanged at the `last` one only."""
-        with nullcontext() if last or self.world.size == 1 else self.network.no_sync():
-            yield
+    def accumulating(self, last: bool) -> AbstractContextManager:
+        """Surrounds forward *and* backward of one micro-batch: gradients are exchanged where `exchange` says."""
+        return exchange(self.network, last)
 
     def step(self, step: int, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One update from the gradients that backward left. `terms` are the loss terms, to name a non-finite one.
@@ -170,6 +174,7 @@ class Updater:
             self._set_lr(step)
         limit = self.config.max_grad_norm if self.config.max_grad_norm > 0 else math.inf
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if torch.isfinite(norm):  # equal on all ranks: gradients are already averaged
             self.bad_in_a_row = 0
             self.optimizer.step()
@@ -229,8 +234,9 @@ class Updater:
         self.num_skipped, self.bad_in_a_row = (int(v) for v in state["counters"])
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """{"model": state dict, "ema": state dict} of plain tensors, to be shared without the training state."""
-        named = {"model": self.module.state_dict()}
-        if self.ema is not None:
-            named["ema"] = self.ema.state_dict()
-        return named
+        """{"model": state dict, "ema": state dict} of whole tensors on the CPU, to be shared. All ranks call it, the
+        main process gets them.
+        """
+        networks = {"model": self.module} | ({"ema": self.ema} if self.ema is not None else {})
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return {name: get_model_state_dict(network, options=options) for name, network in networks.items()}

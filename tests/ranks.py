@@ -1,7 +1,10 @@
 """Runs a function on several processes that form a gloo group, as torchrun would, in a fraction of its time."""
 
+import functools
 import os
+import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,3 +40,26 @@ def on_ranks(size: int, folder: Path, function: Callable, *args) -> None:
             for process in processes.processes:
                 process.kill()
             raise TimeoutError(f"{size} processes did not end in {TIMEOUT} s: they wait for each other")
+
+
+def aside(test: Callable) -> Callable:
+    """The test in a process of its own: tensors without storage start threads with which later tests cannot fork."""
+
+    @functools.wraps(test)
+    def run(*args, **fixtures):
+        with tempfile.NamedTemporaryFile("r+") as report:
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    test(*args, **fixtures)
+                    code = 0
+                except BaseException:
+                    report.write(traceback.format_exc())
+                    report.flush()
+                finally:
+                    os._exit(code)
+            _, status = os.waitpid(child, 0)
+            assert status == 0, report.read()
+
+    return run

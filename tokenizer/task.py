@@ -235,14 +235,15 @@ class TokenizerTask:
         packed |= {name: value.item() for name, value in usage.items() if name.startswith("codebook_usage")}
         if network.quantizer.num_groups > 1:
             packed["distinct_codes"] = len(tokens.unique(dim=0))
-        if self.grid is not None and self.world.is_main:
+        if self.grid is not None:  # on every rank: a sharded network is called by all
             self._write_grid(network, prefix, step)
         return {f"{prefix}/{name}": value for name, value in packed.items()}
 
     def _write_grid(self, network: nn.Module, prefix: str, step: int) -> None:
         stride = max(1, len(self.validation.images_u8) // GRID_IMAGES)
         images = to_float(self.validation.images_u8[::stride][:GRID_IMAGES].to(self.world.device))
-        made = network(images, quantize=step - 1 >= self.warmup_steps).reconstructions
+        with autocast(self.world.device, self.precision):
+            made = network(images, quantize=step - 1 >= self.warmup_steps).reconstructions
         self.grid(f"{prefix}_{step:08d}", torch.cat([images, made]), GRID_IMAGES)
 
 

@@ -30,10 +30,11 @@ from engine.checkpoint import (
 )
 from engine.config import ConfigError, check_all, lookup, parse_cli, run_entry
 from engine.datasets import DataConfig, ImageSource, centre_batch, has_split, open_source, training_item
-from engine.distributed import World, distributed_world
+from engine.distributed import World, build_device, cut_like, distributed_world
 from engine.images import to_float
-from engine.loop import LoopConfig, check_batch, fit
+from engine.loop import check_batch, fit
 from engine.optim import OptimConfig, Updater
+from engine.plan import ScaledLoopConfig, count, plan
 from engine.stream import open_stream
 from engine.tracker import Run
 from tokenizer.losses.adversarial import DISCRIMINATORS
@@ -96,7 +97,7 @@ class TokenizerTrainConfig:
     ema_decay: float = 0.0  # 0 = no averaged weights
     data: DataConfig = field(default_factory=DataConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
+    loop: ScaledLoopConfig = field(default_factory=ScaledLoopConfig)
     assets: AssetsConfig = field(default_factory=AssetsConfig)
     init: str = ""  # tokenizer to start from (a run, a checkpoint, an exported folder); empty = from random weights
     phases: list[PhaseConfig] = field(default_factory=list)  # instead of loop.steps and optim.lr; empty = one training
@@ -222,12 +223,10 @@ def build_task(
     shared = {"total_steps": config.loop.steps, "world": world}
     has_head = config.model.name == "hybrid" and config.model.hybrid.semantic_layer is not None
     idle_head = has_head and not any(t.name == "semantic" for t in terms)
+    with build_device(world, config.loop):
+        network = build_tokenizer(config.model, config.data.image_size)
     tokenizer = Updater(
-        build_tokenizer(config.model, config.data.image_size),
-        config.optim,
-        ema_decay=config.ema_decay,
-        find_unused=idle_head,
-        **shared,
+        network, config.optim, ema_decay=config.ema_decay, find_unused=idle_head, scale=config.loop, **shared
     )
     discriminator = None
     if config.loss.discriminator.enabled:
@@ -267,13 +266,38 @@ def start_from(
             if config.model.wetok.generative_decoder:  # its frozen encoder is the raw one
                 state = {k: v if k.startswith("decoder.") else raw[k] for k, v in state.items()}
                 state = widened(state, network.state_dict())
-            load_strict(network, state, found.folder)
+            own = network.state_dict()  # may be shards
+            load_strict(network, {k: cut_like(v, own[k]) if k in own else v for k, v in state.items()}, found.folder)
 
 
 def stamp_of(frozens: Frozens) -> dict:
     """What checkpoints say about the frozen networks of the loss."""
     random = sorted(name for name, stamp in frozens.stamps.items() if stamp == "random")
     return {"networks": frozens.stamps, **({"weights": "random", "random": random} if random else {})}
+
+
+def memory_plan(config: TokenizerTrainConfig, model: nn.Module, gpus: int) -> str:
+    """The memory that training `model` (on the meta device) needs, with LPIPS and the discriminator in its loss."""
+    names = {t.name for t in terms_of(config)}
+    assets = replace(config.assets, random_stand_in=True)  # sizes matter, not values
+    perceptual, discriminator = nn.Identity(), nn.Identity()
+    if "perceptual" in names:
+        perceptual, _ = PERCEPTUAL[config.loss.perceptual](assets, False)
+    if "adversarial" in names:
+        discriminator, _ = DISCRIMINATORS[config.loss.discriminator.name](config.loss.discriminator, assets)
+
+    def forward(batch: int) -> list:
+        images = torch.zeros(batch, 3, config.data.image_size, config.data.image_size)
+        asked = {name: name in names for name in ("entropy", "semantic")}
+        output = model(images, shortcut=any(n.startswith("shortcut_") for n in names), **asked)
+        made = [m for m in (output.reconstructions, output.shortcut_reconstructions) if m is not None]
+        seen = [perceptual(m, images) for m in made] if "perceptual" in names else []
+        return [output, *seen, discriminator.logits(made[0]) if "adversarial" in names else None]
+
+    discriminator.eval().requires_grad_(False)
+    beside = 4 * count(perceptual) + 16 * count(discriminator)
+    batch, ema = config.data.global_batch_size, config.ema_decay > 0
+    return plan(model, forward, config.loop, batch, gpus, ema=ema, beside=beside)
 
 
 def validation_images(config: TokenizerTrainConfig) -> Validation | None:
@@ -323,6 +347,7 @@ def train_phase(
             keep_last=config.loop.keep_last,
             keep_every=config.loop.keep_every,
             stamp=stamp_of(task.frozens),
+            asynchronous=config.loop.async_save,
         )
         start_from(task, config, previous, world)
 
@@ -335,8 +360,11 @@ def train_phase(
 
 
 def main() -> None:
-    config, args = parse_cli(TokenizerTrainConfig, __doc__)
+    config, args = parse_cli(TokenizerTrainConfig, __doc__, plan=True)
     model = validate(config)
+    if args.plan:
+        print(memory_plan(config, model, args.plan))
+        return
     if args.dry_run:
         for own in phases_of(config):
             print(f"{own.loop.run_dir}: {own.loop.steps:,} steps\n{terms_table(terms_of(own), own.loop.steps)}")

@@ -39,6 +39,8 @@ class MultiheadAttention(nn.Module):
 class QFormerBlock(nn.Module):
     """Self-attention, cross-attention to a memory, MLP. Positions are added to queries and keys, never to values."""
 
+    scale_unit = "shard"
+
     def __init__(self, width: int, heads: int, mlp_ratio: int = 4) -> None:
         super().__init__()
         self.self_attn = MultiheadAttention(width, heads)
@@ -58,6 +60,8 @@ class QFormerBlock(nn.Module):
 
 class ViTBlock(nn.Module):
     """Pre-norm self-attention and MLP; positions are added once, before the first block."""
+
+    scale_unit = "shard"
 
     def __init__(self, width: int, heads: int, mlp_ratio: int = 4) -> None:
         super().__init__()

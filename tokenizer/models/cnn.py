@@ -87,6 +87,8 @@ def depth_to_space(x: Tensor) -> Tensor:
 class ResBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x))))))."""
 
+    scale_unit = "recompute"
+
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=NORM_EPS)

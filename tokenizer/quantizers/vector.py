@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.config import ConfigError
-from engine.distributed import full_precision, gather_rows
+from engine.distributed import cut_like, full_precision, gather_rows
 from tokenizer.quantizers.base import Quantized, Quantizer, entropy_terms, rotation_trick, straight_through
 from tokenizer.quantizers.entropy import LOG_EPS, assignment_entropies, rows_per_chunk, squared_distances
 
@@ -131,7 +131,7 @@ class VectorQuantizer(Quantizer):
             sums = torch.zeros_like(centres).index_add_(0, owner, points)
             centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
             centres = self._normalise(centres)
-        self.codebook.copy_(centres)
+        self.codebook.copy_(cut_like(centres, self.codebook))
 
 
 @dataclass(kw_only=True, slots=True)
