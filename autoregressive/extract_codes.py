@@ -102,7 +102,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with distributed_world(args.device) as world:
+    with distributed_world(args.device, tf32=False) as world:
         tokenizer = tokenizer_from(args, world.device)
         data = images_from(args, tokenizer)
         splits = args.split or [s for s in ("train", "val") if has_split(data, s)]

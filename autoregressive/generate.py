@@ -6,6 +6,7 @@ nor on the number of processes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
@@ -49,7 +50,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         lookup(GUIDANCE_SCHEDULES, self.schedule, "guidance_schedule")
-        if min(self.scale if isinstance(self.scale, tuple) else (self.scale,)) < 1:
+        if not all(1 <= s < math.inf for s in (self.scale if isinstance(self.scale, tuple) else (self.scale,))):
             raise ConfigError(f"guidance_scale={self.scale} must be 1 (off) or more")
 
     def scales(self, num_tokens: int) -> list[float]:

@@ -88,8 +88,8 @@ def memory_plan(config: GPTTrainConfig, model: GPT, gpus: int) -> str:
     model.rope(0, 1, torch.device("cpu"))  # real, for the cache outlives the plan
 
     def forward(batch: int) -> torch.Tensor:
-        tokens = torch.zeros(batch, config.model.num_tokens, dtype=torch.long)
-        return next_token_loss(model(tokens[:, 0], tokens), tokens)
+        tokens = torch.zeros(batch, *config.model.token_shape, dtype=torch.long)
+        return next_token_loss(model(torch.zeros(batch, dtype=torch.long), tokens), tokens)
 
     return plan(model, forward, config.loop, config.data.global_batch_size, gpus, ema=config.ema_decay > 0)
 

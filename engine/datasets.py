@@ -21,6 +21,8 @@ from engine.images import IMAGE_SUFFIXES, ImageError, centre_crop, image_tensor,
 from engine.packaged import PACKAGED
 from engine.stream import position_rng
 
+HASHED_FILES = 2048  # whose content enters the identity of a folder
+
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
@@ -64,7 +66,10 @@ class ImageSource(Protocol):
     def image(self, index: int) -> Image.Image: ...
     def where(self, index: int) -> str: ...
     def identity(self) -> str:
-        """A name that changes when the images do."""
+        """A name that changes when the images do, the same on every machine."""
+
+    def version(self) -> str:
+        """Likewise, for files on this machine: it notices any change."""
 
 
 class FolderSource:
@@ -114,11 +119,18 @@ class FolderSource:
         return str(self.paths[index])
 
     def identity(self) -> str:
-        """SHA-256 over names and sizes of all files."""
+        """SHA-256 over names and sizes of all files, and the content of evenly spread ones (all of a small set)."""
         digest = hashlib.sha256()
         for path in self.paths:
             digest.update(f"{path.relative_to(self.name)} {path.stat().st_size}\n".encode())
+        for path in self.paths[:: -(-len(self.paths) // HASHED_FILES)]:
+            digest.update(path.read_bytes())
         return digest.hexdigest()[:16]
+
+    def version(self) -> str:
+        """A name that changes when any file is written anew; it is that of this machine alone."""
+        times = "".join(f"{path.stat().st_mtime_ns} " for path in self.paths)
+        return hashlib.sha256(times.encode()).hexdigest()[:16]
 
 
 class LooseSource(FolderSource):

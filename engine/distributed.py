@@ -93,8 +93,8 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     return torch.distributed.nn.functional.all_reduce(tensor) / dist.get_world_size()
 
 
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a device; `auto` takes a GPU where there is one."""
+def pick_device(name: str, local_rank: int = 0, tf32: bool = True) -> torch.device:
+    """`auto`, `cpu` or `cuda` as a device; `auto` takes a GPU where there is one, with or without TF32."""
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device={name!r} is not known; choose one of: auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
@@ -102,21 +102,23 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
     return torch.device("cuda", local_rank)
 
 
 @contextmanager
-def distributed_world(device: str = "auto") -> Iterator[World]:
-    """The world of this process: joins the group that torchrun describes, and leaves it at the end."""
+def distributed_world(device: str = "auto", tf32: bool = True) -> Iterator[World]:
+    """The world of this process: joins the group that torchrun describes, and leaves it at the end. Without `tf32`
+    fp32 is fp32 on a GPU too: for codes and measurements.
+    """
     if dist.is_initialized():  # the caller owns the group
         rank, size = dist.get_rank(), dist.get_world_size()
-        yield World(rank, size, rank, pick_device(device, rank))
+        yield World(rank, size, rank, pick_device(device, rank, tf32))
         return
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-    chosen_device = pick_device(device, local_rank)
+    chosen_device = pick_device(device, local_rank, tf32)
     if size == 1:
         yield World(0, 1, 0, chosen_device)
         return

@@ -28,7 +28,8 @@ def read_image(path: str | Path) -> Image.Image:
             return image.convert("RGB")
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(
-            f"{path} is not a readable image ({error}); remove it, or train with data.skip_broken=true"
+            f"{path} is not a readable image ({error}); remove it, or skip such files "
+            "(data.skip_broken=true, --skip-broken)"
         ) from error
 
 

@@ -62,6 +62,9 @@ class ArraySource:
         """Fixed by the package and the split."""
         return f"{self.name} {len(self)}"
 
+    def version(self) -> str:
+        return self.identity()
+
     def where(self, index: int) -> str:
         return self.index_of[index] if self.index_of else f"{self.name}[{index}]"
 

@@ -10,6 +10,7 @@ is not, the differences are printed, nothing is ranked, and the exit code is 3.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from engine.config import UserError, run_entry
@@ -32,11 +33,14 @@ def main() -> None:
     columns = [f"{path.parent.name}/{path.stem}" for path in args.results]
     names, rows, problems = compare([(c, read_result(path)) for c, path in zip(columns, args.results, strict=True)])
     print(text_table(names, rows, columns))
+    versions = {json.dumps(read_result(path).get("libraries")) for path in args.results}
+    if len(versions) > 1:
+        print("the library versions differ: see `libraries` in the files")
     share = differing_images(args.results)
     if share:
         print(share)
     if problems:
-        print("\nnot ranked: the protocols differ from that of the first result:")
+        print("\nnot ranked where the protocols differ from that of the first result:")
         print("\n".join(f"  {problem}" for problem in problems))
         raise SystemExit(NOT_COMPARABLE)
     print("\n* best; the protocols are equal")

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from evaluations.protocol import changed_facts
+from evaluations.protocol import changed_facts, unranked
 
 SMALLER_IS_BETTER = ("fid", "frechet", "lpips", "loss", "memorised", "bits", "seconds")
+NO_QUALITY = ("_noise", "_real", "_stderr")  # endings of metrics that say nothing about a network
 NOT_RANKED = ("best_guidance_scale", "best_base_lr", "precision_fp16", "recall_fp16")
 
 
@@ -43,6 +44,8 @@ def compare(named: Sequence[tuple[str, dict[str, Any]]]) -> tuple[list[str], lis
     for name, result in named[1:]:
         changed = changed_facts(results[0]["protocol"], result["protocol"], networks=False)
         problems += [f"{name}: {fact}" for fact in changed]
+    general, partly = bool(problems), unranked([result["protocol"] for result in results])
+    problems += sorted({f"only for some metrics: {fact}" for facts in partly.values() for fact in facts})
     values: list[dict[str, Any]] = [r["metrics"] for r in results]
     names = [n for n in values[0] if any(isinstance(v.get(n), int | float) for v in values)]
     names += sorted({n for v in values[1:] for n, x in v.items() if n not in values[0] and isinstance(x, int | float)})
@@ -50,7 +53,8 @@ def compare(named: Sequence[tuple[str, dict[str, Any]]]) -> tuple[list[str], lis
     for name in names:
         found = [v.get(name) for v in values]
         best = None
-        if not problems and len(results) > 1 and None not in found and name not in NOT_RANKED:
+        ranked = not general and not name.startswith(tuple(partly)) and not name.endswith(NO_QUALITY)
+        if ranked and len(results) > 1 and None not in found and name not in NOT_RANKED:
             best = better(name, found)
         rows.append(["-" if v is None else f"{v:.5g}{'*' if v == best else ''}" for v in found])
     return names, rows, problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from torch import nn
@@ -49,6 +50,14 @@ def add_measure_flags(parser: argparse.ArgumentParser, reference: str | None, ba
 def output_of(args: argparse.Namespace, name: str) -> Path:
     """--output, or `name`.json in the sample folder of the published commands."""
     if args.output is not None:
+        if args.output.suffix != ".json" or args.output.is_dir():
+            raise UserError(f"--output {args.output} must be the name of a .json file")
+        try:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output {args.output}: its folder cannot be made: {error}") from error
+        if not os.access(args.output.parent, os.W_OK):
+            raise UserError(f"--output {args.output}: its folder cannot be written")
         return args.output
     if getattr(args, "sample_dir", None) is None:
         raise UserError("--output FILE.json is missing: where the result is written")

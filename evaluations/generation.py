@@ -26,6 +26,7 @@ from torch import Tensor
 from autoregressive.codes import CodeStore
 from autoregressive.loading import gpt_from
 from autoregressive.sampling import sample_images, settings_of
+from engine.checkpoint import fingerprint
 from engine.config import UserError, logger, run_entry
 from engine.datasets import DataConfig, ImageSource, centre_batch, has_split, open_source
 from engine.distributed import World, distributed_world
@@ -33,7 +34,7 @@ from engine.images import to_pil
 from evaluations.adm import ImageSet
 from evaluations.flags import extractor_of, output_of
 from evaluations.images import NpzWriter
-from evaluations.protocol import write_result
+from evaluations.protocol import write_arrays, write_result
 from evaluations.reference import distance, suite
 from evaluations.sampled import Sampler, add_sampled_flags, labels_of, reference_of
 from evaluations.small_cnn import classify, load_classifier
@@ -86,8 +87,12 @@ class Export:
         self.folder, self.writer = args.sample_dir, None
         if args.export == "npz":
             self.writer = NpzWriter(self.folder / "samples.npz", args.num_fid_samples, size, world)
-        else:
-            (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        elif (self.folder / "samples").is_dir() and any((self.folder / "samples").iterdir()):
+            raise UserError(
+                f"{self.folder / 'samples'} holds pictures already; remove them or give another --sample-dir"
+            )
+        world.barrier()
+        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
 
     def write(self, ids: Tensor, images: Tensor) -> None:
         if self.writer is not None:
@@ -147,15 +152,23 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         metrics |= sequence_shares(tokens.flatten(1).numpy(), store.codes)
     else:
         metrics["distinct"] = len(np.unique(tokens.flatten(1).numpy(), axis=0)) / count
-    arrays = _examples(args, sampler, data) if has_split(data, "train") else {}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(output.with_suffix(".npz"), checksums=checksums.numpy(), **arrays)
-    write_result(output, metrics, sampler.protocol(reference), unavailable=missing, timing=timing)
+    protocol = sampler.protocol(reference)
+    protocol["classifier"] = {"fingerprint": fingerprint(classifier)} if classifier is not None else None
+    keys = ("fingerprint", "data", "num_images", "views")
+    protocol["training_codes"] = {k: getattr(store.manifest, k) for k in keys} if store is not None else None
+    write_arrays(output, checksums=checksums.numpy())
+    write_result(output, metrics, protocol, unavailable=missing, timing=timing)
+    try:  # hours of work are safe by now
+        write_arrays(output, checksums=checksums.numpy(), **_examples(args, sampler, data))
+    except UserError as error:
+        logger.warning("no examples for the report: %s", error)
     logger.info("%s: %s", output, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
 
 
 def _examples(args: argparse.Namespace, sampler: Sampler, data: DataConfig) -> dict[str, np.ndarray]:
     """The first samples of each class and the training image nearest to each, for the report."""
+    if not has_split(data, "train"):
+        raise UserError("the data names no training images")
     source: ImageSource = open_source(data, "train")
     classes = min(SHOWN_CLASSES, sampler.gpt.config.num_classes)
     labels = torch.arange(classes).repeat_interleave(SHOWN_PER_CLASS)
@@ -177,7 +190,7 @@ def _examples(args: argparse.Namespace, sampler: Sampler, data: DataConfig) -> d
 
 def main() -> None:
     args = parse_args()
-    with distributed_world(args.device) as world:
+    with distributed_world(args.device, tf32=False) as world:
         evaluate(args, world)
 
 

@@ -31,6 +31,7 @@ class ImageSequence(Protocol):
 
     image_size: int | None
     facts: dict[str, Any]
+    version: str  # changes when the files do, on this machine: for caches
 
     def __len__(self) -> int: ...
     def batches(self, size: int, world: World) -> Batches: ...
@@ -48,6 +49,8 @@ class SourceImages:
         self.source, self.image_size, self.skip_broken = source, image_size, skip_broken
         crop = "centre" if image_size is not None else "none"
         self.facts = {"data": source.name, "split": split, "crop": crop, "content": source.identity()}
+        self.facts["skip_broken"] = skip_broken
+        self.version = source.version()
         if image_size is None:
             self.image_size = read_source(source, 0, skip_broken)[0].width
 
@@ -81,6 +84,7 @@ class NpzImages:
         self.image_size = shape[1]
         content = sha256 or file_sha256(path)  # of a file of 10 GB it takes half a minute
         self.facts = {"data": str(path), "split": "file", "crop": "none", "content": content}
+        self.version = content
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -126,14 +130,14 @@ def _rows(path: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
         yield file, shape
 
 
-def open_images(path: str | Path) -> NpzImages | SourceImages:
+def open_images(path: str | Path, key: str = "--samples") -> NpzImages | SourceImages:
     """The images of an npz file, or all image files under a folder, as they are."""
     path = Path(path)
     if path.suffix == ".npz":
         if not path.is_file():
             raise UserError(f"{path} does not exist")
         return NpzImages(path)
-    return SourceImages(LooseSource(str(path), "--samples"), "folder", None)
+    return SourceImages(LooseSource(str(path), key), "folder", None)
 
 
 class NpzWriter:

@@ -75,7 +75,7 @@ def write(args: argparse.Namespace, world: World) -> None:
 
 def main() -> None:
     args = parse_args()
-    with distributed_world(args.device) as world:
+    with distributed_world(args.device, tf32=False) as world:
         write(args, world)
 
 

@@ -54,7 +54,9 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     elif args.reference_kind is None:
         raise UserError(f"say whose images {path} holds: --reference-kind train or val")
     else:
-        reference = reference_of_images(open_images(path), args.reference_kind, extractor, output.parent, world, keep)
+        reference = reference_of_images(
+            open_images(path, "--reference"), args.reference_kind, extractor, output.parent, world, keep
+        )
     require_kind(reference, args.measured, args.force_reference)
     require_size(reference, images.image_size)
     made = features_of(images, extractor, world, keep, "features", args.per_proc_batch_size)
@@ -68,7 +70,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
 
 def main() -> None:
     args = parse_args()
-    with distributed_world(args.device) as world:
+    with distributed_world(args.device, tf32=False) as world:
         evaluate(args, world)
 
 

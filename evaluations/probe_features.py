@@ -162,10 +162,11 @@ def read_features(
     """
     source = open_source(data, split)
     images = {"data": source.name, "split": split, "content": source.identity(), "image_size": network.image_size}
-    facts = {**network.identity, **images, "batch_size": batch_size}
+    kept = {"skip_broken": data.skip_broken, "version": source.version()}
+    facts = {**network.identity, **images, **kept, "batch_size": batch_size}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     path, count = folder / f"features_{key}.npy", len(source)
-    if not path.is_file():
+    if world.any(not path.is_file()):
         record = np.dtype([("features", np.float32, (network.dim,)), ("label", np.int64)])
         temporary = path.with_suffix(".tmp.npy")
         if world.is_main:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from engine.checkpoint import write_atomic
 from engine.config import UserError
@@ -28,7 +31,17 @@ def library_versions() -> dict[str, str]:
 
 # What may differ between two numbers that are compared: the networks, and facts that change no definition of a number.
 COMPARED = ("tokenizer", "gpt", "samples")
-INCIDENTAL = ("sampler.batch_size", "codebook_size", "num_tokens", "data", "reference.data", "reference.file")
+INCIDENTAL = (
+    "sampler.batch_size", "codebook_size", "num_tokens", "data", "train_data", "reference.data", "reference.file",
+    "read_batch_size", "layer", "image_size",
+)  # fmt: skip
+# Facts that only some metrics depend on: where they differ, the metrics whose names begin so are not ranked.
+OF_METRICS = {
+    "reference": ("rfid", "gfid", "sfid", "fid", "frechet", "inception_score", "precision", "recall"),
+    "lpips_weights": ("lpips",),
+    "classifier": ("label_agreement",),
+    "training_codes": ("memorised",),
+}
 
 
 def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -49,8 +62,19 @@ def changed_facts(one: Mapping[str, Any], other: Mapping[str, Any], networks: bo
     a, b = flat_facts(one), flat_facts(other)
     keys = [k for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
     if not networks:
-        keys = [k for k in keys if k.split(".")[0] not in COMPARED and k not in INCIDENTAL]
+        keys = [k for k in keys if k.split(".")[0] not in (*COMPARED, *OF_METRICS) and k not in INCIDENTAL]
     return [f"{k}: {a.get(k)!r}, then {b.get(k)!r}" for k in keys]
+
+
+def unranked(protocols: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """{beginning of a metric's name: differences} of facts that only some metrics depend on."""
+    found: dict[str, list[str]] = {}
+    for section, metrics in OF_METRICS.items():
+        parts = [{section: protocol.get(section)} for protocol in protocols]
+        changed = [fact for part in parts[1:] for fact in changed_facts(parts[0], part)]
+        changed = [fact for fact in changed if fact.split(":")[0] not in INCIDENTAL]
+        found |= {metric: changed for metric in metrics if changed}
+    return found
 
 
 def write_result(path: Path, metrics: dict[str, Any], protocol: dict[str, Any], **more: dict[str, Any]) -> None:
@@ -61,6 +85,14 @@ def write_result(path: Path, metrics: dict[str, Any], protocol: dict[str, Any], 
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {"metrics": metrics, "protocol": protocol, "libraries": library_versions()}
     write_atomic(path, json.dumps(result | {name: part for name, part in more.items() if part}, indent=1))
+
+
+def write_arrays(output: Path, **arrays: Any) -> None:
+    """Writes arrays beside a result, as .npz, in one piece."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_suffix(f".{os.getpid()}.tmp.npz")
+    np.savez(temporary, **arrays)
+    temporary.replace(output.with_suffix(".npz"))
 
 
 def read_result(path: str | Path) -> dict[str, Any]:

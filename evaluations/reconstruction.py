@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -29,7 +28,7 @@ from evaluations.adm import ImageSet
 from evaluations.codebook import CodeUsage, bits_of, usage_metrics
 from evaluations.flags import add_measure_flags, assets_of, extractor_of, output_of, reference_path
 from evaluations.images import SourceImages
-from evaluations.protocol import write_result
+from evaluations.protocol import write_arrays, write_result
 from evaluations.reference import (
     Reference,
     distance,
@@ -128,6 +127,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         "data": source.name,
         "split": "val",
         "content": source.identity(),
+        "skip_broken": data.skip_broken,
         "crop": "none, padded to the factor" if reconstruct.whole else rules.crop_name,
         "image_size": "original" if reconstruct.whole else reconstruct.size,
         "image_size_eval": "original" if reconstruct.whole else reconstruct.eval_size,
@@ -140,13 +140,12 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         "tokenizer": tokenizer.provenance.facts(),
     }
     if world.is_main:
-        output.parent.mkdir(parents=True, exist_ok=True)
         names_shown = ("originals", "reconstructions", "numbers")
         pairs = {
             n: torch.cat(parts)[:SHOWN].numpy() for n, parts in zip(names_shown, zip(*shown, strict=True), strict=False)
         }
         scores = {f"score_{name}": row for name, row in zip(names, table.numpy(), strict=False)}
-        np.savez(output.with_suffix(".npz"), code_counts=counts.numpy(), **pairs, **scores)
+        write_arrays(output, code_counts=counts.numpy(), **pairs, **scores)
         write_result(output, metrics, protocol, unavailable=missing)
         shown_metrics = {k: v for k, v in metrics.items() if isinstance(v, float)}
         logger.info("%s: %s", output, "  ".join(f"{k} {v:.4g}" for k, v in shown_metrics.items()))
@@ -191,7 +190,7 @@ def _distances(args, sets, reference, source, reconstruct, world) -> tuple[dict[
 
 def main() -> None:
     args = parse_args()
-    with distributed_world(args.device) as world:
+    with distributed_world(args.device, tf32=False) as world:
         evaluate(args, world)
 
 

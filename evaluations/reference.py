@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import zipfile
 from dataclasses import dataclass, field
@@ -72,9 +73,11 @@ def reference_of_images(
     """
     facts = {**images.facts, "kind": kind, "num_images": len(images), "image_size": images.image_size}
     facts |= {"extractor": extractor.metric, "extractor_weights": extractor.stamp}
-    key = hashlib.sha256(json.dumps({**facts, "features": keep}, sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        json.dumps({**facts, "features": keep, "version": images.version}, sort_keys=True).encode()
+    ).hexdigest()[:16]
     path = cache_dir / f"reference_{key}.npz"
-    if not path.is_file():
+    if world.any(not path.is_file()):
         found = features_of(images, extractor, world, keep, f"reference features ({facts['split']})")
         gaussians = {"pool": found.pool.merged(world).gaussian()}
         if found.spatial is not None:
@@ -82,15 +85,19 @@ def reference_of_images(
         kept = {"features": found.all_features(world).numpy()} if keep else {}
         if world.is_main:
             cache_dir.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp.npz")
+            temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
             arrays = {f"{name}_{part}": g[i] for name, g in gaussians.items() for i, part in enumerate(("mean", "cov"))}
             np.savez(temporary, **arrays, **kept)
             temporary.replace(path)
             logger.info("reference statistics of %d images: %s", len(images), path)
         world.barrier()
-    with np.load(path, allow_pickle=False) as stored:
-        gaussians = {n: (stored[f"{n}_mean"], stored[f"{n}_cov"]) for n in ("pool", "spatial") if f"{n}_mean" in stored}
-        features = torch.from_numpy(stored["features"]) if keep else None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            names = [n for n in ("pool", "spatial") if f"{n}_mean" in stored]
+            gaussians = {n: (stored[f"{n}_mean"], stored[f"{n}_cov"]) for n in names}
+            features = torch.from_numpy(stored["features"]) if keep else None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"the kept statistics {path} are damaged ({error}); remove the file") from error
     return Reference(facts, gaussians["pool"], gaussians.get("spatial"), features)
 
 
@@ -125,6 +132,7 @@ def reference_of_file(
             pool = _gaussian(path, stored, "mu", "sigma", extractor.dim)
             spatial = _gaussian(path, stored, "mu_s", "sigma_s", extractor.spatial_dim)
             has_images = "arr_0" in stored.files
+            behind = int(stored["num_images"]) if "num_images" in stored.files else "unknown"
             weights = str(stored["extractor_weights"]) if "extractor_weights" in stored.files else None
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         if isinstance(error, UserError):
@@ -134,15 +142,16 @@ def reference_of_file(
         raise UserError(f"{path} was made with the Inception weights {weights}, these are {extractor.stamp}")
     facts: dict[str, Any] = {"file": path.name, "sha256": file_sha256(path), "kind": kind}
     facts |= {"extractor": extractor.metric, "extractor_weights": extractor.stamp}
+    facts["num_images"] = behind  # of mu and sigma
     reference = Reference(facts | {"statistics": "stored"}, pool, spatial)
     if has_images:
         images = NpzImages(path, facts["sha256"])
-        facts |= {"num_images": len(images), "image_size": images.image_size}
+        facts |= {"num_stored_images": len(images), "image_size": images.image_size}
         if keep or pool is None:
             of_images = reference_of_images(images, kind, extractor, cache_dir, world, keep=True)
             reference.features = of_images.features
         if pool is None:
-            facts["statistics"] = "of its images"
+            facts |= {"statistics": "of its images", "num_images": len(images)}
             reference.pool, reference.spatial = of_images.pool, of_images.spatial
         reference.facts = {"statistics": "stored", **facts}
     reason = f"{path.name} has no {{}}"

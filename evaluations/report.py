@@ -55,7 +55,7 @@ def comparison(runs: list[Path]) -> str:
         note = "<p>* best; the protocols are equal.</p>"
         if problems:
             listed = "".join(f"<li>{escape(problem)}</li>" for problem in problems[:12])
-            note = f'<div class="note">Not ranked: the protocols differ.<ul>{listed}</ul></div>'
+            note = f'<div class="note">Not ranked where the protocols differ.<ul>{listed}</ul></div>'
         parts.append(f"<h2>{escape(name)}</h2>{table(['metric', *(run.name for run, _ in having)], body)}{note}")
     return "".join(parts) or "<p>No kind of result is in two of the runs.</p>"
 

@@ -120,5 +120,6 @@ def pair_scores(rules: Rules, made: Tensor, originals: Tensor, resized: bool, ne
     with full_precision(made.device):
         for name, network in networks.items():
             scores[name] = network(made.clamp(-1, 1), originals).flatten().double()
-            scores["lpips_raw"] = network(made, originals).flatten().double()
+            if name == "lpips":
+                scores["lpips_raw"] = network(made, originals).flatten().double()
     return torch.stack([scores[name] for name in score_names(rules, bool(networks))])

@@ -84,8 +84,13 @@ class Curve:
 
     def __init__(self, path: Path, settings: dict[str, Any], world: World) -> None:
         self.path, self.settings, self.world, self.rows = path, json.loads(json.dumps(settings)), world, {}
+        self.missing: dict[str, str] = {}
         if path.is_file():
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                stored = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"{path} is damaged ({error}); remove it") from error
+            self.missing = stored.get("unavailable", {})
             changed = changed_facts(stored["settings"], self.settings)
             if changed:
                 raise UserError(
@@ -97,7 +102,10 @@ class Curve:
         self.rows[scale] = metrics
         if self.world.is_main:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.path, json.dumps({"settings": self.settings, "rows": self.listed()}, indent=1))
+            write_atomic(
+                self.path,
+                json.dumps({"settings": self.settings, "rows": self.listed(), "unavailable": self.missing}, indent=1),
+            )
 
     def listed(self) -> list[dict[str, Any]]:
         return [{"guidance_scale": scale, "metrics": self.rows[scale]} for scale in sorted(self.rows)]
@@ -105,7 +113,7 @@ class Curve:
 
 def search(args: argparse.Namespace, world: World) -> None:
     output = output_of(args, "search")
-    if args.step <= 0 or (args.coarse_step is not None and args.coarse_step <= 0):
+    if not 0 < args.step < math.inf or not 0 < (args.coarse_step or 1) < math.inf:
         raise UserError("--step and --coarse-step must be above 0")
     extractor = extractor_of(args, world)
     if extractor is None:
@@ -128,19 +136,25 @@ def search(args: argparse.Namespace, world: World) -> None:
     labels = labels_of(args.labels, args.num_fid_samples, gpt.config.num_classes, settings.seed)
     sampler = Sampler(gpt, tokenizer, settings, labels, args.labels, args.per_proc_batch_size, size, world)
     facts = sampler.protocol(reference)
-    del facts["sampler"]["guidance_scale"]
+    for section, key in (("sampler", "guidance_scale"), ("tokenizer", "path"), ("gpt", "path")):
+        facts[section].pop(key, None)
+    facts["fp16_emulation"] = args.fp16_emulation
+    if output.is_file():
+        raise UserError(f"{output} holds a finished search; give another --output, or remove it")
     curve = Curve(output.with_suffix(".partial.json"), facts, world)
     world.barrier()
 
     def measure(scale: float) -> float:
         if scale not in curve.rows:
             sampler.settings = replace(settings, guidance=replace(settings.guidance, scale=scale))
-            curve.add(scale, measured(sampler, extractor, reference, args.fp16_emulation)[0])
+            metrics, missing = measured(sampler, extractor, reference, args.fp16_emulation)
+            curve.add(scale, metrics)
+            curve.missing |= missing
         value = next(iter(curve.rows[scale].values()))
         logger.info("guidance scale %g: %s", scale, "  ".join(f"{k} {v:.4g}" for k, v in curve.rows[scale].items()))
         return value
 
-    if args.scales:
+    if args.scales is not None:
         best = min(scales_of(args.scales), key=measure)
     else:
         if args.coarse_step is not None:
@@ -149,7 +163,7 @@ def search(args: argparse.Namespace, world: World) -> None:
     sampler.settings = replace(settings, guidance=replace(settings.guidance, scale=best))
     if world.is_main:
         metrics = {"best_guidance_scale": best, **curve.rows[best]}
-        write_result(output, metrics, sampler.protocol(reference), curve=curve.listed())
+        write_result(output, metrics, sampler.protocol(reference), curve=curve.listed(), unavailable=curve.missing)
         curve.path.unlink()
         logger.info("best guidance scale %g; %s", best, output)
 
@@ -160,14 +174,15 @@ def scales_of(text: str) -> list[float]:
         scales = [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--scales {text!r} must be numbers separated by commas, such as 1,1.5,2") from None
-    if min(scales) < 1:
-        raise UserError(f"--scales has {min(scales):g}; a guidance scale is 1 (off) or more")
+    bad = [scale for scale in scales if not 1 <= scale < math.inf]
+    if bad:
+        raise UserError(f"--scales has {bad[0]:g}; a guidance scale is 1 (off) or more")
     return scales
 
 
 def main() -> None:
     args = parse_args()
-    with distributed_world(args.device) as world:
+    with distributed_world(args.device, tf32=False) as world:
         search(args, world)
 
 

@@ -59,7 +59,17 @@ def open_codes(args: argparse.Namespace, tokenizer: nn.Module) -> tuple[Read, li
             images, labels = labelled_batch(source, tokenizer.image_size, rows, data.skip_broken)
             return tokenizer.encode(to_float(images.to(device))).indices, labels
 
-        return encode, source.class_names, {"num_images": len(source), "data": source.name, "crop": "centre"}
+        return (
+            encode,
+            source.class_names,
+            {
+                "num_images": len(source),
+                "data": source.name,
+                "content": source.identity(),
+                "skip_broken": data.skip_broken,
+                "crop": "centre",
+            },
+        )
     if args.data or args.val_path:
         raise UserError("give either --code-path, or --data or --val-path")
     store = CodeStore(args.code_path, "val")
@@ -113,7 +123,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
 
 def main() -> None:
     args = parse_args()
-    with distributed_world(args.device) as world:
+    with distributed_world(args.device, tf32=False) as world:
         evaluate(args, world)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from engine.checkpoint import find_weights, fingerprint, load_strict, read_weights
 from engine.config import ConfigError, load_sections, positive
 from engine.datasets import DataConfig
+from engine.packaged import PACKAGED
 from tokenizer import released
 from tokenizer.models.registry import ModelConfig, build_tokenizer
 from tokenizer.models.wetok import FIRST_CONV
@@ -173,6 +174,8 @@ def images_from(args: argparse.Namespace, tokenizer: nn.Module) -> DataConfig:
     """The images that the flags name, at the tokenizer's size; without flags those of its own config."""
     own = tokenizer.provenance.config.data
     name = args.data
+    if name in PACKAGED and (args.data_path or args.val_path):
+        raise ConfigError(f"--data {name} is shipped by a package; leave out --data-path and --val-path")
     if name is None and (args.data_path or args.val_path):
         only = args.val_path if args.data_path is None else None
         name = (

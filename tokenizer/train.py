@@ -30,7 +30,7 @@ from engine.checkpoint import (
 )
 from engine.config import ConfigError, check_all, lookup, parse_cli, run_entry
 from engine.datasets import DataConfig, ImageSource, centre_batch, has_split, open_source, training_item
-from engine.distributed import World, build_device, cut_like, distributed_world
+from engine.distributed import World, build_device, distributed_world
 from engine.images import to_float
 from engine.loop import check_batch, fit
 from engine.optim import OptimConfig, Updater
@@ -266,8 +266,7 @@ def start_from(
             if config.model.wetok.generative_decoder:  # its frozen encoder is the raw one
                 state = {k: v if k.startswith("decoder.") else raw[k] for k, v in state.items()}
                 state = widened(state, network.state_dict())
-            own = network.state_dict()  # may be shards
-            load_strict(network, {k: cut_like(v, own[k]) if k in own else v for k, v in state.items()}, found.folder)
+            load_strict(network, state, found.folder)
 
 
 def stamp_of(frozens: Frozens) -> dict:

@@ -133,6 +133,7 @@ def test_reconstruction_says_how_its_numbers_were_made(given, tmp_path, monkeypa
         "num_images": 30,
         "image_size": 16,
         "crop": "centre",
+        "skip_broken": False,
         "extractor": "frechet_lite0",
         "extractor_weights": Lite0Extractor(AssetsConfig()).stamp,
     }

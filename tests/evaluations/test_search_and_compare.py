@@ -1,16 +1,21 @@
 """The guidance search finds what an exhaustive grid finds; results are ranked only where protocols agree."""
 
+import os
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from autoregressive.generate import Guidance
 from autoregressive.gpt import GPTConfig
 from engine.config import UserError
+from engine.datasets import FolderSource
 from evaluations import compare as compare_entry
 from evaluations import search_cfg
 from evaluations.comparison import compare, differing_images, text_table
+from evaluations.flags import output_of
 from evaluations.protocol import read_result, write_result
 from evaluations.search_cfg import Curve, scales_of, start_of, zero_order_search
 
@@ -89,7 +94,15 @@ def test_the_entry_returns_the_best_scale_with_its_curve(tmp_path, monkeypatch, 
         "images_from": lambda *a: None, "reference_of": lambda *a: None,
     }.items():  # fmt: skip
         monkeypatch.setattr(search_cfg, name, value)
-    monkeypatch.setattr(search_cfg.Sampler, "protocol", lambda self, r: {"sampler": {"guidance_scale": 0, "seed": 0}})
+    monkeypatch.setattr(
+        search_cfg.Sampler,
+        "protocol",
+        lambda self, r: {
+            "sampler": {"guidance_scale": 0, "seed": 0},
+            "tokenizer": {"path": "t"},
+            "gpt": {"path": "g"},
+        },
+    )
 
     def measured(sampler, *rest):
         scale = sampler.settings.guidance.scale
@@ -169,3 +182,44 @@ def test_what_is_no_result_is_refused(tmp_path):
         (tmp_path / f"{name}.json").write_text(content)
         with pytest.raises(UserError, match="is not a result of an evaluation"):
             read_result(tmp_path / f"{name}.json")
+
+
+def test_a_fact_of_some_metrics_leaves_the_others_ranked(tmp_path):
+    """Another reference concerns distances, not PSNR; noise and standard errors are never ranked."""
+    metrics = {"rfid": 2.0, "psnr": 20.0, "val_loss_stderr": 0.1}
+    a = write(tmp_path, "a", metrics)
+    b = write(tmp_path, "b", metrics | {"psnr": 21.0}, reference={"sha256": "y"}, classifier={"fingerprint": "c"})
+    names, rows, problems = compare([(p.stem, read_result(p)) for p in (a, b)])
+    assert dict(zip(names, rows, strict=True)) == {
+        "rfid": ["2", "2"], "psnr": ["20", "21*"], "val_loss_stderr": ["0.1", "0.1"],
+    }  # fmt: skip
+    assert any("only for some metrics: reference.sha256: 'x', then 'y'" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "0.5"])
+def test_a_scale_that_is_no_number_is_refused(bad):
+    with pytest.raises(UserError, match=r"is 1 .off. or more"):
+        scales_of(bad)
+    with pytest.raises(UserError, match=r"must be 1 .off. or more"):
+        Guidance(scale=float(bad))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("x.npz", "must be the name of a .json file"), (".", "must be the name")]
+)
+def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path, name, message):
+    with pytest.raises(UserError, match=message):
+        output_of(SimpleNamespace(output=tmp_path / name), "result")
+
+
+def test_a_folder_is_known_by_its_content(tmp_path):
+    """Other pixels in files of the same names and sizes give another identity, and a rewritten file another version."""
+    path = tmp_path / "a" / "x.bmp"
+    path.parent.mkdir()
+    Image.new("RGB", (8, 8), "black").save(path)
+    before = FolderSource(str(tmp_path), "data.root")
+    facts = before.identity(), before.version()
+    Image.new("RGB", (8, 8), "white").save(path)
+    os.utime(path, ns=(1, 1))
+    after = FolderSource(str(tmp_path), "data.root")
+    assert after.identity() != facts[0] and after.version() != facts[1]
