@@ -6,9 +6,13 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
+import platform
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +20,47 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.config import UserError, logger, save_config
-from engine.distributed import World
+from engine.distributed import World, device_facts
+from engine.health import warnings_of
 from engine.images import save_grid
 
+LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "timm", "omegaconf", "safetensors")
+# What of the environment can change a run. Named one by one: anything else may be a secret.
+ENVIRONMENT = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "PYTORCH_CUDA_ALLOC_CONF", "NCCL_ALGO", "NCCL_PROTO", "GLOO_SOCKET_IFNAME",
+    "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_JOB_ID", "SLURM_NTASKS", "PRETRAINED_DIR", "IMGNET_ROOT", "ALLOW_DOWNLOAD",
+)  # fmt: skip
 
-def _git_sha() -> str:
-    """The commit of the working directory, or `unknown` outside a git checkout."""
+
+def _git(*arguments: str) -> str:
+    """The output of git in the working directory, or `unknown` outside a git checkout."""
     try:
-        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+        result = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return result.stdout.strip() or "unknown"
+    return result.stdout.strip() if result.returncode == 0 else "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def start_record(world: World) -> dict[str, Any]:
+    """How this process was started: command, code, libraries, device, and the environment that matters."""
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "time": round(time.time(), 3),
+        "command": sys.argv,
+        "git": {"sha": _git("rev-parse", "HEAD"), "dirty": changed if changed == "unknown" else bool(changed)},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
+        "device": device_facts(world),
+        "processes": world.size,
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+    }
 
 
 def _wandb_run(run_dir: Path, project: str) -> Any:
@@ -46,6 +80,7 @@ class Run:
         self.dir, self.config, self.world = Path(run_dir), config, world
         self.bar: tqdm | None = None
         self._wandb = None
+        self._before: dict[frozenset[str], Mapping[str, float]] = {}  # the last record of each kind
         if not world.is_main:
             return
         try:
@@ -68,10 +103,13 @@ class Run:
             self._wandb = _wandb_run(self.dir, wandb_project)
 
     def write_config(self) -> None:
-        """Notes config and commit, once it is certain that this run goes on with them."""
+        """Notes config, commit and the circumstances of this start, once it is certain that this run goes on."""
         if self.world.is_main:
             save_config(self.config, self.dir / "config.yaml")
-            (self.dir / "git_sha.txt").write_text(_git_sha() + "\n", encoding="utf-8")
+            record = start_record(self.world)
+            (self.dir / "git_sha.txt").write_text(record["git"]["sha"] + "\n", encoding="utf-8")
+            with (self.dir / "starts.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
 
     def say(self, text: str) -> None:
         """One line (or table) for people, on the console and in log.txt."""
@@ -99,6 +137,10 @@ class Run:
         if self.bar is not None and not self.bar.disable:
             self.bar.set_postfix_str(text[:100], refresh=False)
         self.say(f"step {step}: {text}")
+        kind = frozenset(k.partition("/")[0] for k in metrics if "/" in k)
+        for warning in warnings_of(metrics, self._before.get(kind, {})):
+            self.say(f"step {step}: {warning}")
+        self._before[kind] = dict(metrics)
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=step)
 
@@ -119,17 +161,23 @@ class Run:
             self._wandb.finish()
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines; torn ones are dropped."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:  # the last line of a killed run
+            continue
+    return found
+
+
 def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
     """The records of a run by ascending step; where a resume repeated a step, the later record counts.
 
     Torn lines are dropped.
     """
-    path = Path(run_dir) / "metrics.jsonl"
     records: dict[tuple[int, tuple[str, ...]], dict[str, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed run
-            continue
+    for record in read_lines(Path(run_dir) / "metrics.jsonl"):
         records[(record["step"], tuple(sorted(record)))] = record
     return sorted(records.values(), key=lambda r: r["step"])

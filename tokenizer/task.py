@@ -219,6 +219,7 @@ class TokenizerTask:
                 values = self.term_values(output, images, step - 1)
             seen.index_fill_(0, output.quantized.indices.flatten(), 1.0)
             values["psnr"] = psnr(to_uint8(output.reconstructions), references).clamp_max(100).mean()
+            values["clipped_share"] = (output.reconstructions.abs() > 1.05).float().mean()  # lost when made uint8
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value.double() * len(rows)
         packed = {name: self.world.sum(value).item() / len(images_u8) for name, value in sorted(sums.items())}

@@ -251,7 +251,7 @@ def main() -> None:
             f"tokenizer: {count:,} parameters\n{terms_table(terms_of(config), config.loop.steps)}\nthe config is valid"
         )
         return
-    with distributed_world(config.loop.device) as world:
+    with distributed_world(config.loop.device, config.loop.deterministic) as world:
         train(config, world)
 
 
