@@ -86,7 +86,9 @@ class Run:
         try:
             (self.dir / "samples").mkdir(parents=True, exist_ok=True)
             self._lock = (self.dir / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system, however this process ends
+            # freed by the system, however this process ends; unlike flock not shared with loader processes, which may
+            # outlive a killed run for seconds
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with (self.dir / "metrics.jsonl").open("a+b") as file:
                 file.seek(max(0, file.tell() - 1))
                 if file.read() not in (b"", b"\n"):  # a killed run tore the last line: the next record starts anew

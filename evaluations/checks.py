@@ -108,26 +108,28 @@ Check = Callable[[Evidence], str | None]
 
 
 # ---------------------------------------------------------------------------------------------- the codebook
+def imbalanced_codes(counts: torch.Tensor) -> tuple[str | None, str | None]:
+    """Evidence of (collapse, dead codes) in counts (G,K), named by group where there are several."""
+    size, collapsed, dead = counts.shape[1], [], []
+    for group, row in enumerate(counts):
+        where, found = f"group {group}: " if len(counts) > 1 else "", usage_metrics(row[None])
+        if found["codebook_perplexity"] < max(0.05 * size, 1.2):
+            collapsed.append(f"{where}perplexity {found['codebook_perplexity']:.1f} of {size} codes")
+        if found["codebook_usage"] < 0.75:
+            dead.append(f"{where}{1 - found['codebook_usage']:.0%}")
+    return ", ".join(collapsed) or None, ", ".join(dead) or None
+
+
 def codebook_collapse(run: Evidence) -> str | None:
     """Perplexity below 5 % of the codes: at a uniform use it is 100 %, healthy runs reach 50 % and more."""
-    if run.code_counts is None:
-        return None
-    size = run.code_counts.shape[1]
-    for group, counts in enumerate(run.code_counts):
-        perplexity = usage_metrics(counts[None])["codebook_perplexity"]
-        if perplexity < max(0.05 * size, 1.2):
-            where = f"group {group}: " if len(run.code_counts) > 1 else ""
-            return f"{where}perplexity {perplexity:.1f} of {size} codes over the recent training tokens"
-    return None
+    found = None if run.code_counts is None else imbalanced_codes(run.code_counts)[0]
+    return found and f"{found} over the recent training tokens"
 
 
 def dead_codes(run: Evidence) -> str | None:
     """More than a quarter of the codes unused among at least four tokens a code (2 % would be chance)."""
-    if run.code_counts is None:
-        return None
-    unused = (run.code_counts == 0).double().mean(1)
-    bad = [f"group {g}: {v:.0%}" if len(unused) > 1 else f"{v:.0%}" for g, v in enumerate(unused.tolist()) if v > 0.25]
-    return f"unused codes among the recent training tokens: {', '.join(bad)}" if bad else None
+    found = None if run.code_counts is None else imbalanced_codes(run.code_counts)[1]
+    return found and f"unused codes among the recent training tokens: {found}"
 
 
 def _share(run: Evidence, name: str) -> float | None:
@@ -138,9 +140,14 @@ def _share(run: Evidence, name: str) -> float | None:
 
 
 def commitment_imbalance(run: Evidence) -> str | None:
-    """Commitment worth more than twice the picture terms: the encoder then serves the codebook, not the image."""
-    share = _share(run, "commitment")
-    return f"weighted commitment loss is {share:.1f} x the picture terms" if share and share > 2 else None
+    """Commitment above 2 x the picture terms (the encoder serves the codebook), or an error so small (a hundredth of
+    what thousands of codes leave) that latents are glued to their codes.
+    """
+    share, value = _share(run, "commitment"), run.late("commitment")
+    if share and share > 2:
+        return f"weighted commitment loss is {share:.1f} x the picture terms"
+    glued = value is not None and value < 1e-4
+    return f"commitment {value:.2g}: latents sit on their codes and no longer change them" if glued else None
 
 
 def entropy_imbalance(run: Evidence) -> str | None:
@@ -297,7 +304,7 @@ def unfinished(run: Evidence) -> str | None:
     if lock.is_file():
         with lock.open() as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return None  # it is running
     return f"ended at step {run.step} of {steps}; {len(run.folders)} checkpoints"

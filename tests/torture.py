@@ -179,7 +179,7 @@ def prepare(root: Path, torchrun: bool) -> list[Case]:
     cases = []
     for size in (1, 2):
         cases += [
-            Case(f"tokenizer x{size}", "tokenizer.train", image, size),
+            Case(f"tokenizer x{size}", "tokenizer.train", (*image, f"data.num_workers={2 - size}"), size),
             Case(f"gpt x{size}", "autoregressive.train", (*gpt, *often, "ema_decay=0.9"), size),
             Case(f"probe x{size}", "evaluations.linear_probe", probe, size),
         ]
