@@ -247,8 +247,11 @@ class Torture:
         """Waits for the drawn moment and kills; False where the run ended before."""
         behind = self.in_write < 0.3 * (self.kills + 1)
         aimed = self.draw.random() < (0.6 if behind else 0.2)
-        begin = time.monotonic()
-        moment = begin + self.draw.random() * truth.seconds * (0.8 if aimed else 1.1) + (8 if case.torchrun else 0)
+        starts, begin = run_dir / "starts.jsonl", time.monotonic()
+        before = starts.stat().st_size if starts.is_file() else 0
+        while case.torchrun and not started.ended() and (not starts.is_file() or starts.stat().st_size == before):
+            time.sleep(0.01)  # torchrun imports for many seconds, which the drawn time does not count
+        moment = time.monotonic() + self.draw.random() * truth.seconds * (0.8 if aimed else 1.1)
         while time.monotonic() < moment or (aimed and not writing(run_dir)):
             if started.ended():
                 return False

@@ -128,7 +128,7 @@ def test_a_folder_has_one_run_and_is_free_once_that_is_killed(tmp_path, world):
     process.start()
     helper = mine.recv()
     try:
-        with pytest.raises(UserError, match="is in use by another process; wait, or set loop.run_dir"):
+        with pytest.raises(UserError, match=r"is in use by another process; wait, or set loop.run_dir"):
             open_run(tmp_path / "run", world)
         process.kill()
         process.join()
