@@ -184,7 +184,7 @@ def main() -> None:
     if args.dry_run:
         print(f"GPT: {sum(p.numel() for p in model.parameters()):,} parameters\nthe config is valid")
         return
-    with distributed_world(config.loop.device) as world:
+    with distributed_world(config.loop.device, config.loop.deterministic) as world:
         train(config, world)
 
 

@@ -80,13 +80,20 @@ def write_atomic(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """The hash of a manifest's content, which it carries itself: its step and stamp are in no file that it lists."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a checkpoint folder, or None where it is missing or unreadable."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError):
         return None
-    return manifest if isinstance(manifest, dict) and {"step", "files"} <= manifest.keys() else None
+    if not isinstance(manifest, dict) or not {"step", "files"} <= manifest.keys():
+        return None
+    return manifest if manifest.pop("digest", None) in (None, _digest(manifest)) else None
 
 
 def damage(folder: Path) -> str | None:
@@ -257,7 +264,8 @@ class CheckpointStore:
             _sync(path)
         entries = {str(p.relative_to(temporary)): {"size": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
         manifest = {"step": step, "stamp": self.stamp, "files": entries}
-        write_atomic(temporary / "manifest.json", json.dumps(manifest, indent=1))
+        text = json.dumps(manifest | {"digest": _digest(json.loads(json.dumps(manifest)))}, indent=1)
+        write_atomic(temporary / "manifest.json", text)
         _sync(temporary)
         temporary.rename(final)
         _sync(self.folder)
@@ -349,13 +357,14 @@ def find_weights(path: str | Path, prefer: str, what: str) -> WeightsFile:
         if not checkpoints:
             raise CheckpointError(f"{what} {folder} holds neither model.safetensors nor a finished checkpoint")
         folder = checkpoints[-1]
-    has_ema = (folder / "ema.safetensors").is_file()
+    manifest = read_manifest(folder)
+    listed = manifest is not None and "ema.safetensors" in manifest["files"]  # then a lost file is an error
+    has_ema = listed or (folder / "ema.safetensors").is_file()
     kind = ("ema" if has_ema else "model") if prefer == "auto" else prefer
     if not (folder / f"{kind}.safetensors").is_file():
         raise CheckpointError(
             f"{what} {folder} has no {kind}.safetensors; use weights={'model' if kind == 'ema' else 'ema'}"
         )
-    manifest = read_manifest(folder)
     if manifest is not None:
         entry, file = manifest["files"].get(f"{kind}.safetensors"), folder / f"{kind}.safetensors"
         if entry is None or entry["size"] != file.stat().st_size or entry["sha256"] != file_sha256(file):

@@ -95,7 +95,7 @@ def read_yaml(path: str | Path) -> DictConfig:
         raise ConfigError(f"config file {path} does not exist{hint}")
     try:
         node = OmegaConf.load(path)
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except (YAMLError, OSError, ValueError, OmegaConfBaseException) as error:  # OSError: a bare number, says OmegaConf
         raise ConfigError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(node, DictConfig):
         raise ConfigError(f"{path} must hold a mapping of keys, not {type(node).__name__}")
@@ -118,7 +118,7 @@ def merge_config(schema: type[T], sources: Iterable[tuple[str, DictConfig | Sequ
             problem = _translate(error, source)
             key = getattr(error, "full_key", None) or ""
             raise ConfigError(f"{problem}{_accepted(base, key) if 'not in' in str(problem) else ''}") from error
-        except YAMLError as error:
+        except (YAMLError, UnicodeError) as error:
             raise ConfigError(f"{source}: not readable: {' '.join(str(error).split())}") from error
     try:
         return OmegaConf.to_object(merged)

@@ -108,10 +108,44 @@ def pick_device(name: str, local_rank: int = 0, tf32: bool = True) -> torch.devi
 
 
 @contextmanager
-def distributed_world(device: str = "auto", tf32: bool = True) -> Iterator[World]:
-    """The world of this process: joins the group that torchrun describes, and leaves it at the end. Without `tf32`
-    fp32 is fp32 on a GPU too: for codes and measurements.
+def _reproducible(enabled: bool) -> Iterator[None]:
+    """Only algorithms that give the same bits in every run (docs/exactness.md); one without such a form is an error."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.deterministic = before[1]
+
+
+def device_facts(world: World) -> dict[str, str | int]:
+    """What this rank computes on."""
+    if world.device.type == "cpu":
+        return {
+            "type": "cpu",
+            "threads": torch.get_num_threads(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+        }
+    name, cudnn = torch.cuda.get_device_name(world.device), torch.backends.cudnn.version()
+    visible = torch.cuda.device_count()
+    return {"type": "cuda", "name": name, "cuda": torch.version.cuda, "cudnn": cudnn, "visible": visible}
+
+
+@contextmanager
+def distributed_world(device: str = "auto", deterministic: bool = False, tf32: bool = True) -> Iterator[World]:
+    """The world of this process: joins the group that torchrun describes, and leaves it at the end. `deterministic`
+    allows only algorithms whose bits repeat. Without `tf32` fp32 is fp32 on a GPU too: for codes and measurements.
     """
+    with _reproducible(deterministic), _join(device, tf32) as world:
+        yield world
+
+
+@contextmanager
+def _join(device: str, tf32: bool) -> Iterator[World]:
     if dist.is_initialized():  # the caller owns the group
         rank, size = dist.get_rank(), dist.get_world_size()
         yield World(rank, size, rank, pick_device(device, rank, tf32))

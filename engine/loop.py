@@ -36,6 +36,7 @@ class LoopConfig:
     keep_every: int = 0  # and every one whose step is a multiple of this; 0 = none
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "fp32"  # fp32 | bf16 (autocast; quantizer, entropy, perceptual and cosine losses stay fp32)
+    deterministic: bool = False  # only algorithms whose bits repeat: slower on a GPU; see docs/exactness.md
     wandb_project: str = ""  # empty = no wandb
 
     def __post_init__(self) -> None:

@@ -6,9 +6,13 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
+import platform
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +21,47 @@ from tqdm import tqdm
 
 from engine.checkpoint import phase_folders
 from engine.config import UserError, logger, save_config
-from engine.distributed import World
+from engine.distributed import World, device_facts
+from engine.health import warnings_of
 from engine.images import save_grid
 
+LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "timm", "omegaconf", "safetensors")
+# What of the environment can change a run. Named one by one: anything else may be a secret.
+ENVIRONMENT = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "PYTORCH_CUDA_ALLOC_CONF", "NCCL_ALGO", "NCCL_PROTO", "GLOO_SOCKET_IFNAME",
+    "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_JOB_ID", "SLURM_NTASKS", "PRETRAINED_DIR", "IMGNET_ROOT", "ALLOW_DOWNLOAD",
+)  # fmt: skip
 
-def _git_sha() -> str:
-    """The commit of the working directory, or `unknown` outside a git checkout."""
+
+def _git(*arguments: str) -> str:
+    """The output of git in the working directory, or `unknown` outside a git checkout."""
     try:
-        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+        result = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return result.stdout.strip() or "unknown"
+    return result.stdout.strip() if result.returncode == 0 else "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def start_record(world: World) -> dict[str, Any]:
+    """How this process was started: command, code, libraries, device, and the environment that matters."""
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "time": round(time.time(), 3),
+        "command": sys.argv,
+        "git": {"sha": _git("rev-parse", "HEAD"), "dirty": changed if changed == "unknown" else bool(changed)},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
+        "device": device_facts(world),
+        "processes": world.size,
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+    }
 
 
 def _wandb_run(run_dir: Path, project: str) -> Any:
@@ -47,12 +81,15 @@ class Run:
         self.dir, self.config, self.world = Path(run_dir), config, world
         self.bar: tqdm | None = None
         self._wandb = None
+        self._before: dict[frozenset[str], Mapping[str, float]] = {}  # the last record of each kind
         if not world.is_main:
             return
         try:
             (self.dir / "samples").mkdir(parents=True, exist_ok=True)
             self._lock = (self.dir / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system, however this process ends
+            # freed by the system, however this process ends; unlike flock not shared with loader processes, which may
+            # outlive a killed run for seconds
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with (self.dir / "metrics.jsonl").open("a+b") as file:
                 file.seek(max(0, file.tell() - 1))
                 if file.read() not in (b"", b"\n"):  # a killed run tore the last line: the next record starts anew
@@ -69,10 +106,13 @@ class Run:
             self._wandb = _wandb_run(self.dir, wandb_project)
 
     def write_config(self) -> None:
-        """Notes config and commit, once it is certain that this run goes on with them."""
+        """Notes config, commit and the circumstances of this start, once it is certain that this run goes on."""
         if self.world.is_main:
             save_config(self.config, self.dir / "config.yaml")
-            (self.dir / "git_sha.txt").write_text(_git_sha() + "\n", encoding="utf-8")
+            record = start_record(self.world)
+            (self.dir / "git_sha.txt").write_text(record["git"]["sha"] + "\n", encoding="utf-8")
+            with (self.dir / "starts.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
 
     def say(self, text: str) -> None:
         """One line (or table) for people, on the console and in log.txt."""
@@ -100,6 +140,10 @@ class Run:
         if self.bar is not None and not self.bar.disable:
             self.bar.set_postfix_str(text[:100], refresh=False)
         self.say(f"step {step}: {text}")
+        kind = frozenset(k.partition("/")[0] for k in metrics if "/" in k)
+        for warning in warnings_of(metrics, self._before.get(kind, {})):
+            self.say(f"step {step}: {warning}")
+        self._before[kind] = dict(metrics)
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=step)
 
@@ -120,6 +164,17 @@ class Run:
             self._wandb.finish()
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines; torn ones are dropped."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:  # the last line of a killed run
+            continue
+    return found
+
+
 def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
     """The records of a run by ascending step; where a resume repeated a step, the later record counts.
 
@@ -127,12 +182,8 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
     """
     records: dict[tuple[int, tuple[str, ...]], dict[str, float]] = {}
     for folder in phase_folders(Path(run_dir)) or [Path(run_dir)]:
-        path, before = folder / "metrics.jsonl", max((step for step, _ in records), default=0)
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:  # the last line of a killed run
-                continue
+        before = max((step for step, _ in records), default=0)
+        for record in read_lines(folder / "metrics.jsonl"):
             record["step"] += before
             records[(record["step"], tuple(sorted(record)))] = record
     return sorted(records.values(), key=lambda r: r["step"])

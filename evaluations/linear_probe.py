@@ -268,7 +268,7 @@ def main() -> None:
     if args.dry_run:
         print("the config is valid")
         return
-    with distributed_world(config.loop.device) as world:
+    with distributed_world(config.loop.device, config.loop.deterministic) as world:
         train(config, world)
 
 

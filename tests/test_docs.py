@@ -37,7 +37,7 @@ BY_FLAG = {  # script -> (flag, entry with it, entry without it)
     "scripts/reconstruction.sh": ("--qualitative", "tokenizer.reconstruct", "evaluations.reconstruction"),
     "scripts/sample_c2i_search_cfg.sh": ("--search", "evaluations.search_cfg", "evaluations.generation"),
 }
-SHELL_ONLY = {"env_install.sh", "scripts/test.sh", "scripts/launch.sh", "set_env_vars.sh"}
+SHELL_ONLY = {"env_install.sh", "scripts/test.sh", "scripts/launch.sh", "scripts/torture.sh", "set_env_vars.sh"}
 
 
 def commands_of(text: str) -> list[str]:

@@ -227,6 +227,7 @@ class TokenizerTask:
             seen = indices.new_zeros(len(images_u8), *indices.shape[1:]) if seen is None else seen
             seen[rows] = indices
             values["psnr"] = psnr(to_uint8(output.reconstructions), references).clamp_max(100).mean()
+            values["clipped_share"] = (output.reconstructions.abs() > 1.05).float().mean()  # lost when made uint8
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value.double() * len(rows)
         packed = {name: self.world.sum(value).item() / len(images_u8) for name, value in sorted(sums.items())}

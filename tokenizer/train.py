@@ -369,7 +369,7 @@ def main() -> None:
             print(f"{own.loop.run_dir}: {own.loop.steps:,} steps\n{terms_table(terms_of(own), own.loop.steps)}")
         print(f"tokenizer: {sum(p.numel() for p in model.parameters()):,} parameters\nthe config is valid")
         return
-    with distributed_world(config.loop.device) as world:
+    with distributed_world(config.loop.device, config.loop.deterministic) as world:
         train(config, world)
 
 

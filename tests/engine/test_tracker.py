@@ -2,6 +2,12 @@
 
 import json
 import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -9,7 +15,7 @@ import torch
 from engine.config import UserError, load_config, logger
 from engine.distributed import World
 from engine.loop import LoopConfig
-from engine.tracker import Run, read_metrics
+from engine.tracker import Run, read_lines, read_metrics, start_record
 
 
 def open_run(folder, world) -> Run:
@@ -99,3 +105,67 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, world):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"run folder .*file/run cannot be written"):
         open_run(tmp_path / "file" / "run", world)
+
+
+def hold(run_dir, world, pipe):
+    """Another process with a run in `run_dir`, and a child of its own, as a data loader has."""
+    run = open_run(run_dir, world)  # kept: the lock goes with the object
+    helper = os.fork()
+    if helper == 0:
+        time.sleep(60)
+        os._exit(0)
+    pipe.send(helper)
+    time.sleep(60)
+    run.close()
+
+
+def test_a_folder_has_one_run_and_is_free_once_that_is_killed(tmp_path, world):
+    """A second run is refused and harms nothing; after SIGKILL the folder is free at once. Regression: helper processes
+    of a killed run, which live a little longer, kept the lock, and the same command was refused.
+    """
+    mine, theirs = multiprocessing.get_context("fork").Pipe()
+    process = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path / "run", world, theirs))
+    process.start()
+    helper = mine.recv()
+    try:
+        with pytest.raises(UserError, match=r"is in use by another process; wait, or set loop.run_dir"):
+            open_run(tmp_path / "run", world)
+        process.kill()
+        process.join()
+        open_run(tmp_path / "run", world).close()
+    finally:
+        process.kill()
+        os.kill(helper, signal.SIGKILL)
+
+
+def test_every_start_is_on_record(tmp_path, world, monkeypatch):
+    """Command, code, libraries, device and the variables that matter, one line a start; nothing else of the
+    environment.
+    """
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("WANDB_API_KEY", "hunter2")
+    for _ in range(2):
+        run = open_run(tmp_path / "run", world)
+        run.write_config()
+        run.close()
+    text = (tmp_path / "run" / "starts.jsonl").read_text()
+    records = read_lines(tmp_path / "run" / "starts.jsonl")
+    assert len(records) == 2 and "hunter2" not in text
+    for record in records:
+        assert record["command"] == sys.argv and record["processes"] == 1
+        assert {"python", "torch", "numpy"} <= set(record["versions"]) and record["device"]["type"] == "cpu"
+        assert record["environment"]["OMP_NUM_THREADS"] == "1" and set(record["git"]) == {"sha", "dirty"}
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_the_record_says_whether_the_code_was_changed(changed, tmp_path, world, monkeypatch):
+    """`dirty` is true where tracked files differ from the commit; outside of git both are unknown."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t"]
+    (tmp_path / "code.py").write_text("1")
+    monkeypatch.chdir(tmp_path)
+    assert start_record(world)["git"] == {"sha": "unknown", "dirty": "unknown"}
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    (tmp_path / "code.py").write_text("2" if changed else "1")
+    found = start_record(world)["git"]
+    assert found["dirty"] is changed and len(found["sha"]) == 40

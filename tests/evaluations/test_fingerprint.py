@@ -1,0 +1,74 @@
+"""The fingerprint: equal for equal runs, different for any change of state, step or data, and nothing else."""
+
+import re
+import shutil
+
+import pytest
+import tiny
+
+import evaluations.fingerprint
+import tokenizer.train
+from engine.checkpoint import CheckpointError, checkpoint_folders
+from engine.stream import index_at
+from evaluations.fingerprint import digests, next_ids, whole
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, image_folder, world):
+    root = tmp_path_factory.mktemp("fingerprint")
+    tokenizer.train.train(tiny.tokenizer_config(root / "run", image_folder, *tiny.GAN, "loop.save_every=3"), world)
+    return root / "run"
+
+
+def trained(folder, image_folder, world, *options):
+    tokenizer.train.train(tiny.tokenizer_config(folder, image_folder, *tiny.GAN, *options), world)
+    return digests(folder)
+
+
+def changed(one, other) -> set[str]:
+    assert one.keys() == other.keys() and (whole(one) == whole(other)) == (one == other)
+    return {name for name in one if one[name] != other[name]}
+
+
+def test_it_covers_every_part(run):
+    networks = {f"{n}.{p}" for n in ("tokenizer", "discriminator") for p in ("model", "optimizer", "counters")}
+    assert set(digests(run)) == networks | {"tokenizer.ema", "step", "next 8 sample ids"}
+
+
+def test_equal_runs_are_equal_wherever_they_lie(run, image_folder, tmp_path, world):
+    """Another folder, other logging, a copy of the images, a resume in between: the same bits, the same digest."""
+    shutil.copytree(image_folder, tmp_path / "elsewhere")
+    assert changed(digests(run), trained(tmp_path / "a", tmp_path / "elsewhere", world, "loop.log_every=2")) == set()
+    shutil.copytree(run, tmp_path / "b")
+    shutil.rmtree(checkpoint_folders(tmp_path / "b")[-1])
+    assert changed(digests(run), trained(tmp_path / "b", image_folder, world)) == set()
+
+
+def test_what_differs_is_told_by_part(run, image_folder, tmp_path, world):
+    """Another EMA changes the EMA alone; another seed everything but the step and the counters."""
+    assert changed(digests(run), trained(tmp_path / "a", image_folder, world, "ema_decay=0.8")) == {"tokenizer.ema"}
+    seeded = changed(digests(run), trained(tmp_path / "b", image_folder, world, "loop.seed=1"))
+    assert seeded == set(digests(run)) - {"step", "tokenizer.counters", "discriminator.counters"}
+    earlier = changed(digests(run), digests(checkpoint_folders(run)[0]))
+    assert {"step", "next 8 sample ids", "tokenizer.model", "discriminator.optimizer"} <= earlier
+
+
+def test_sample_ids_are_those_the_next_updates_see(run):
+    config = evaluations.fingerprint.read_yaml(run / "config.yaml")
+    assert next_ids(config, 6) == [index_at(0, 6 * 4 + i, 24) for i in range(8)]
+
+
+def test_the_entry_prints_one_digest_and_on_request_the_parts(run, entry):
+    code, out, _ = entry(evaluations.fingerprint.main, run)
+    assert code == 0 and re.fullmatch(r"[0-9a-f]{64}\n", out) and out.strip() == whole(digests(run))
+    lines = entry(evaluations.fingerprint.main, run, "--parts")[1].splitlines()
+    assert lines[0] == out.strip() and len(lines) == 1 + len(digests(run))
+
+
+def test_damage_and_absence_are_named(run, tmp_path, entry):
+    assert entry(evaluations.fingerprint.main, tmp_path)[0] == 2
+    shutil.copytree(run, tmp_path / "run")
+    path = next((checkpoint_folders(tmp_path / "run")[-1] / "state").glob("*.distcp"))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"is damaged: state/.*bytes instead of"):
+        digests(tmp_path / "run")
