@@ -112,7 +112,7 @@ def imbalanced_codes(counts: torch.Tensor) -> tuple[str | None, str | None]:
     """Evidence of (collapse, dead codes) in counts (G,K), named by group where there are several."""
     size, collapsed, dead = counts.shape[1], [], []
     for group, row in enumerate(counts):
-        where, found = f"group {group}: " if len(counts) > 1 else "", usage_metrics(row[None])
+        where, found = f"group {group}: " if len(counts) > 1 else "", usage_metrics(row[None], 0, (len(row),))
         if found["codebook_perplexity"] < max(0.05 * size, 1.2):
             collapsed.append(f"{where}perplexity {found['codebook_perplexity']:.1f} of {size} codes")
         if found["codebook_usage"] < 0.75:

@@ -36,7 +36,9 @@ def examine(run: Evidence) -> list[Finding]:
 def main() -> None:
     args, total = parse_args(), 0
     folders = (
-        [args.run] if (args.run / "config.yaml").is_file() else sorted(p.parent for p in args.run.glob("*/config.yaml"))
+        [args.run]
+        if (args.run / "config.yaml").is_file()
+        else sorted(p.parent for p in args.run.glob("*/metrics.jsonl") if (p.parent / "config.yaml").is_file())
     )
     if not folders:
         raise UserError(f"{args.run} is neither a run nor a folder of runs: there is no config.yaml")

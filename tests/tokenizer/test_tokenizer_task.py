@@ -276,12 +276,14 @@ def test_validation_covers_every_term_for_both_sets_of_weights(task):
             values, made = plain_terms(network, task.discriminator.module, task, images)
             codes = network.encode(images).indices
         names = {name for name in metrics if name.startswith(f"{prefix}/")}
-        extra = {"psnr", "codebook_usage", "sample_entropy", "codebook_entropy"}
+        extra = {"psnr", "codebook_usage", "sample_entropy", "codebook_entropy", "clipped_share"}
         assert {n.removeprefix(f"{prefix}/") for n in names} == WEIGHTS[3].keys() | extra
         for name in WEIGHTS[3].keys() - {"entropy"}:
             assert metrics[f"{prefix}/{name}"] == pytest.approx(values[name].item(), rel=1e-3, abs=1e-5), name
         assert metrics[f"{prefix}/psnr"] == pytest.approx(psnr(to_uint8(made), HELD_OUT).mean().item(), abs=0.02)
         assert metrics[f"{prefix}/codebook_usage"] == len(codes.unique()) / 32
+        clipped = (made.abs() > 1.05).double().mean().item()
+        assert metrics[f"{prefix}/clipped_share"] == pytest.approx(clipped, abs=1e-4)
     assert metrics["val/reconstruction_l2"] != metrics["val_ema/reconstruction_l2"]
 
 
