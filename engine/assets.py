@@ -56,15 +56,10 @@ TIMM_VITS = {  # asset -> model of timm, whose file at https://huggingface.co/ti
     "clip_b": "vit_base_patch16_clip_224.openai",
     "siglip_so400m": "vit_so400m_patch14_siglip_224.webli",
 }
+TORCHVISION = "torchvision, https://download.pytorch.org/models"
 ASSETS = {
-    "vgg16": Asset(
-        "vgg16-397923af.pth", "397923af", "torchvision, https://download.pytorch.org/models/vgg16-397923af.pth"
-    ),
-    "alexnet": Asset(
-        "alexnet-owt-7be5be79.pth",
-        "7be5be79",
-        "torchvision, https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-    ),
+    "vgg16": Asset("vgg16-397923af.pth", "397923af", f"{TORCHVISION}/vgg16-397923af.pth"),
+    "alexnet": Asset("alexnet-owt-7be5be79.pth", "7be5be79", f"{TORCHVISION}/alexnet-owt-7be5be79.pth"),
     "inception": Asset(
         "weights-inception-2015-12-05-6726825d.pth",
         "6726825d",

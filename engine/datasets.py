@@ -1,11 +1,9 @@
-"""Image data sets: a folder in ImageNet layout, or a set that a package ships; and how an image becomes a training
+"""Image data sets by name: folders, tar files, or a set that a package ships; and how an image becomes a training
 sample.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +15,21 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from engine.config import ConfigError, UserError, logger, lookup
-from engine.images import IMAGE_SUFFIXES, ImageError, centre_crop, image_tensor, random_crop, read_image
+from engine.folders import FolderSource, LooseSource, has_class_folders
+from engine.images import ImageError, centre_crop, image_tensor, random_crop
 from engine.packaged import PACKAGED
+from engine.shards import ShardSource, is_shards
 from engine.stream import position_rng
 
-HASHED_FILES = 2048  # whose content enters the identity of a folder
+ON_DISK: dict[str, type] = {"folder": FolderSource, "loose": LooseSource, "shards": ShardSource}
 
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
     """Where images come from and how they are cropped."""
 
-    name: str = "folder"  # folder | loose (one label for all) | mnist5k | twemoji | photos
-    root: str = ""  # folder: one sub-folder per class (ImageNet layout); loose: image files at any depth
+    name: str = "folder"  # folder | loose (one label for all) | shards (tar files) | mnist5k | twemoji | photos
+    root: str = ""  # folder: one sub-folder per class; loose: files at any depth; shards: folder or a-{000..123}.tar
     val_root: str = ""  # held-out images of the same layout; empty = no validation
     image_size: int = 256  # pixels, side of the square crop
     global_batch_size: int = 256  # images per optimizer step, over all ranks and micro-batches
@@ -72,91 +72,12 @@ class ImageSource(Protocol):
         """Likewise, for files on this machine: it notices any change."""
 
 
-class FolderSource:
-    """A folder in ImageNet layout: one sub-folder per class, classes and files in alphabetical order.
-
-    A missing folder, a class folder without images, or a file that is not an image is an error that names it; with
-    `skip_broken` such files are left out and counted.
-    """
-
-    def __init__(self, root: str, key: str, skip_broken: bool = False) -> None:
-        folder = Path(root)
-        if not root or not folder.is_dir():
-            raise UserError(f"{key}={root!r} is not a folder; give one with a sub-folder per class")
-        self.name, self.skip_broken = str(folder), skip_broken
-        self.class_names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-        if not self.class_names:
-            raise UserError(f"{key}={root!r} has no class folders (expected one sub-folder of images per class)")
-        self.paths: list[Path] = []
-        labels: list[int] = []
-        strangers = 0
-        for label, class_name in enumerate(self.class_names):
-            entries = sorted(entry.name for entry in os.scandir(folder / class_name))
-            kept = [name for name in entries if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-            if len(kept) != len(entries):
-                stranger = next(name for name in entries if name not in kept)
-                strangers += len(entries) - len(kept)
-                if not skip_broken:
-                    raise ImageError(
-                        f"{folder / class_name / stranger} is not an image file "
-                        f"(accepted: {' '.join(sorted(IMAGE_SUFFIXES))}); remove it, or set data.skip_broken=true"
-                    )
-            if not kept:
-                raise UserError(f"class folder {folder / class_name} holds no images; remove it or fill it")
-            self.paths += [folder / class_name / name for name in kept]
-            labels += [label] * len(kept)
-        if strangers:
-            logger.warning("%s: left out %d files that are not images", folder, strangers)
-        self.labels = np.array(labels, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def image(self, index: int) -> Image.Image:
-        return read_image(self.paths[index])
-
-    def where(self, index: int) -> str:
-        return str(self.paths[index])
-
-    def identity(self) -> str:
-        """SHA-256 over names and sizes of all files, and the content of evenly spread ones (all of a small set)."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            digest.update(f"{path.relative_to(self.name)} {path.stat().st_size}\n".encode())
-        for path in self.paths[:: -(-len(self.paths) // HASHED_FILES)]:
-            digest.update(path.read_bytes())
-        return digest.hexdigest()[:16]
-
-    def version(self) -> str:
-        """A name that changes when any file is written anew; it is that of this machine alone."""
-        times = "".join(f"{path.stat().st_mtime_ns} " for path in self.paths)
-        return hashlib.sha256(times.encode()).hexdigest()[:16]
-
-
-class LooseSource(FolderSource):
-    """All image files under a folder, at any depth, with one label; other files are counted and ignored."""
-
-    def __init__(self, root: str, key: str, skip_broken: bool = False) -> None:
-        folder = Path(root)
-        if not root or not folder.is_dir():
-            raise UserError(f"{key}={str(root)!r} is not a folder of images")
-        self.name, self.skip_broken, self.class_names = str(folder), skip_broken, ["all"]
-        files = sorted(p for p in folder.rglob("*") if p.is_file())
-        self.paths = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-        if not self.paths:
-            raise UserError(f"{key}={str(root)!r} holds no image files (accepted: {' '.join(sorted(IMAGE_SUFFIXES))})")
-        if len(self.paths) < len(files):
-            ignored = len(files) - len(self.paths)
-            logger.info("%s: %d images; ignored %d other files", folder, len(self.paths), ignored)
-        self.labels = np.zeros(len(self.paths), dtype=np.int64)
-
-
-def _folder(kind: type[FolderSource]) -> Callable[[DataConfig, str], ImageSource]:
-    def open_folder(config: DataConfig, split: str) -> ImageSource:
+def _on_disk(kind: type) -> Callable[[DataConfig, str], ImageSource]:
+    def open_files(config: DataConfig, split: str) -> ImageSource:
         root, key = (config.root, "data.root") if split == "train" else (config.val_root, "data.val_root")
         return kind(root, key, config.skip_broken)
 
-    return open_folder
+    return open_files
 
 
 def _packaged(name: str) -> Callable[[DataConfig, str], ImageSource]:
@@ -164,8 +85,7 @@ def _packaged(name: str) -> Callable[[DataConfig, str], ImageSource]:
 
 
 DATASETS: dict[str, Callable[[DataConfig, str], ImageSource]] = {
-    "folder": _folder(FolderSource),
-    "loose": _folder(LooseSource),
+    **{name: _on_disk(kind) for name, kind in ON_DISK.items()},
     **{name: _packaged(name) for name in PACKAGED},
 }
 
@@ -177,7 +97,12 @@ def open_source(config: DataConfig, split: str) -> ImageSource:
 
 def has_split(config: DataConfig, split: str) -> bool:
     """Whether the data config names images for `split`."""
-    return config.name not in ("folder", "loose") or bool(config.root if split == "train" else config.val_root)
+    return config.name not in ON_DISK or bool(config.root if split == "train" else config.val_root)
+
+
+def kind_of(root: str | Path) -> str:
+    """The name of the data set that a path holds, by what lies there."""
+    return "folder" if has_class_folders(root) else "shards" if is_shards(root) else "loose"
 
 
 def read_source(source: ImageSource, index: int, skip_broken: bool) -> tuple[Image.Image, int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +22,21 @@ class ImageError(UserError):
     """An image file that cannot be decoded; the message names it."""
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """An image file as RGB. A truncated or non-image file is an `ImageError` that names it."""
+def decode_image(read: Callable[[], bytes], where: str) -> Image.Image:
+    """The content of an image file as RGB. What is lost, truncated or no image is an `ImageError` that says `where`."""
     try:
-        with Image.open(io.BytesIO(Path(path).read_bytes())) as image:
+        with Image.open(io.BytesIO(read())) as image:
             return image.convert("RGB")
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(
-            f"{path} is not a readable image ({error}); remove it, or skip such files "
+            f"{where} is not a readable image ({error}); remove it, or skip such files "
             "(data.skip_broken=true, --skip-broken)"
         ) from error
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """An image file as RGB; see `decode_image`."""
+    return decode_image(Path(path).read_bytes, str(path))
 
 
 def to_float(images_u8: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ from tqdm import tqdm
 from engine.checkpoint import phase_folders
 from engine.config import UserError, logger, save_config
 from engine.distributed import World, device_facts
-from engine.health import warnings_of
+from engine.health import SIGNS, Sign, warnings_of
 from engine.images import save_grid
 
-LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "timm", "omegaconf", "safetensors")
+LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "pillow", "timm", "lpips", "torch-fidelity", "omegaconf")
 # What of the environment can change a run. Named one by one: anything else may be a secret.
 ENVIRONMENT = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE",
@@ -43,11 +43,9 @@ def _git(*arguments: str) -> str:
     return result.stdout.strip() if result.returncode == 0 else "unknown"
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+def library_versions() -> dict[str, str]:
+    """Versions of what can change a number."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 def start_record(world: World) -> dict[str, Any]:
@@ -57,7 +55,7 @@ def start_record(world: World) -> dict[str, Any]:
         "time": round(time.time(), 3),
         "command": sys.argv,
         "git": {"sha": _git("rev-parse", "HEAD"), "dirty": changed if changed == "unknown" else bool(changed)},
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
+        "versions": library_versions(),
         "device": device_facts(world),
         "processes": world.size,
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
@@ -79,6 +77,7 @@ class Run:
 
     def __init__(self, run_dir: str | Path, config: Any, world: World, wandb_project: str = "") -> None:
         self.dir, self.config, self.world = Path(run_dir), config, world
+        self.signs: Mapping[str, Sign] = SIGNS  # of trouble, said in the log
         self.bar: tqdm | None = None
         self._wandb = None
         self._before: dict[frozenset[str], Mapping[str, float]] = {}  # the last record of each kind
@@ -141,7 +140,7 @@ class Run:
             self.bar.set_postfix_str(text[:100], refresh=False)
         self.say(f"step {step}: {text}")
         kind = frozenset(k.partition("/")[0] for k in metrics if "/" in k)
-        for warning in warnings_of(metrics, self._before.get(kind, {})):
+        for warning in warnings_of(metrics, self._before.get(kind, {}), self.signs):
             self.say(f"step {step}: {warning}")
         self._before[kind] = dict(metrics)
         if self._wandb is not None:

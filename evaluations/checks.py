@@ -21,11 +21,11 @@ from engine.checkpoint import checkpoint_folders, read_manifest
 from engine.config import UserError, flatten, read_yaml
 from engine.datasets import DataConfig, centre_batch, has_split, open_source
 from engine.distributed import autocast
-from engine.health import CLIPPED, STRONG
 from engine.images import to_float
 from engine.tracker import read_lines, read_metrics
 from evaluations.codebook import usage_metrics
 from tokenizer import load_tokenizer
+from tokenizer.health import CLIPPED, STRONG
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CURVES = CONFIGS / "quickstart" / "reference_curves.json"

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from engine.checkpoint import file_sha256
 from engine.config import UserError
-from engine.datasets import ImageSource, LooseSource, centre_batch, read_source
+from engine.datasets import ImageSource, centre_batch, read_source
 from engine.distributed import World
+from engine.folders import LooseSource
 from engine.images import image_tensor
 
 Batches = Iterator[tuple[Tensor, Tensor]]

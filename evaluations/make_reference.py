@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from engine.config import UserError, logger, positive, run_entry
-from engine.datasets import FolderSource, LooseSource
+from engine.datasets import ON_DISK, kind_of
 from engine.distributed import World, distributed_world
 from evaluations.adm import ImageSet
 from evaluations.features import InceptionExtractor
@@ -26,7 +26,9 @@ from evaluations.images import NpzWriter, SourceImages
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-path", required=True, help="folder with one sub-folder per class, or of images")
+    parser.add_argument(
+        "--data-path", required=True, help="folder with one sub-folder per class, or of images, or tar files"
+    )
     parser.add_argument("--kind", default="val", choices=["val", "train"], help="whose images they are (default val)")
     parser.add_argument("--image-size", type=positive, default=256)
     parser.add_argument("--num-images", type=positive, default=10000, help="crops to store (default 10000)")
@@ -42,9 +44,7 @@ def parse_args() -> argparse.Namespace:
 def write(args: argparse.Namespace, world: World) -> None:
     if args.output.suffix != ".npz" or args.output.exists():
         raise UserError(f"--output {args.output} must be an npz file that does not exist yet")
-    folder = Path(args.data_path)
-    has_classes = folder.is_dir() and any(p.is_dir() for p in folder.iterdir())
-    source = (FolderSource if has_classes else LooseSource)(args.data_path, "--data-path")
+    source = ON_DISK[kind_of(args.data_path)](args.data_path, "--data-path")
     images = SourceImages(source, args.kind, args.image_size)
     extractor = InceptionExtractor(assets_of(args)).to(world.device)
     stored = np.unique(np.linspace(0, len(images) - 1, min(args.num_images, len(images))).round().astype(int))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +12,7 @@ import numpy as np
 
 from engine.checkpoint import write_atomic
 from engine.config import UserError
-
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "torch-fidelity", "lpips")
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that can change a number."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
+from engine.tracker import library_versions
 
 # What may differ between two numbers that are compared: the networks, and facts that change no definition of a number.
 COMPARED = ("tokenizer", "gpt", "samples")

@@ -6,6 +6,7 @@
     NPROC_PER_NODE=2 bash scripts/quickstart.sh      the same on two processes
     bash scripts/quickstart.sh --fresh               a new run beside the old one, which stays
     bash scripts/quickstart.sh --short               a few steps of everything, with all losses on: a test, not a result
+    bash scripts/quickstart.sh --seed 2              other initial weights and another order: how far do numbers move?
     bash scripts/quickstart.sh --complete            also guidance search, validation loss, both probes, AR probing
 
 Running it again continues: finished stages are skipped, a killed one goes on from its last checkpoint.
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine.checkpoint import write_atomic
-from engine.config import UserError, logger, run_entry
+from engine.config import UserError, logger, positive, run_entry
 from engine.packaged import ATTRIBUTION
 from engine.tracker import read_metrics
 from evaluations.protocol import read_result
@@ -44,6 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--short", action="store_true", help="a few steps of everything, all losses on; numbers mean nothing"
     )
+    parser.add_argument("--seed", type=positive, help="of all trainings; default: that of their YAMLs (0)")
     parser.add_argument(
         "--complete", action="store_true", help="also guidance search, validation loss, linear probes, AR probing"
     )
@@ -56,7 +58,7 @@ def run_folder(args: argparse.Namespace) -> Path:
         "" if args.system == "gigatok" else f"-{args.system}",
         "" if args.data == "mnist5k" else f"-{args.data}",
     )
-    name = f"quickstart{system}{data}" + ("-short" if args.short else "")
+    name = f"quickstart{system}{data}" + (f"-seed{args.seed}" if args.seed else "") + ("-short" if args.short else "")
     first = args.runs_dir / name
     numbered = [first, *(args.runs_dir / f"{name}-{n}" for n in range(2, 1000))]
     unused = next(i for i, folder in enumerate(numbered) if not folder.exists())
@@ -76,9 +78,10 @@ def stages_of(args: argparse.Namespace, run: Path) -> list[Stage]:
             overrides = (*overrides, SHORT_PHASES)
         elif args.short and name == "tokenizer":
             configs.append(CONFIGS / "full.yaml")
+        seed = [f"loop.seed={args.seed}"] if args.seed else []
         short = [f"loop.steps={SHORT_STEPS[name]}", "loop.log_every=10", "loop.eval_every=0"] if args.short else []
         flags = [part for path in configs for part in ("--config", str(path))]
-        return python(name, module, *flags, f"loop.run_dir={run / name}", *overrides, *short)
+        return python(name, module, *flags, f"loop.run_dir={run / name}", *seed, *overrides, *short)
 
     tokenizer, gpt, codes, results = run / "tokenizer", run / "gpt", run / "codes", run / "evaluations"
     has_classifier = args.data == "mnist5k"

@@ -22,14 +22,7 @@ from engine.distributed import World
 from evaluations.adm import ImageSet
 from evaluations.flags import add_measure_flags, reference_path
 from evaluations.images import SourceImages, own_batches
-from evaluations.reference import (
-    Reference,
-    reference_of_file,
-    reference_of_images,
-    require_kind,
-    require_size,
-    suite,
-)
+from evaluations.reference import Reference, reference_of_file, reference_of_images, require_kind, require_size, suite
 from tokenizer.loading import add_image_flags, add_tokenizer_flags
 
 LABEL_STREAM = 0x1ABE1  # keeps random labels apart from other random numbers of the same seed

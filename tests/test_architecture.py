@@ -29,8 +29,27 @@ LAYERS = {
     "autoregressive": ["engine", "autoregressive", *PUBLIC_TOKENIZER],
     "evaluations": ["engine", "tokenizer", "autoregressive", "evaluations"],
 }  # fmt: skip
-ENGINE_LIBRARIES = {"torch", "torchvision", "numpy", "PIL", "tqdm", "omegaconf", "yaml", "safetensors", "wandb"}
-LEAF_ONLY = {"timm", "lpips", "torch_fidelity", "wandb", "scipy", "matplotlib"}  # imported inside functions
+ENGINE_LIBRARIES = {
+    "torch",
+    "torchvision",
+    "numpy",
+    "PIL",
+    "tqdm",
+    "omegaconf",
+    "yaml",
+    "safetensors",
+    "wandb",
+    "webdataset",
+}
+LEAF_ONLY = {
+    "webdataset",
+    "timm",
+    "lpips",
+    "torch_fidelity",
+    "wandb",
+    "scipy",
+    "matplotlib",
+}  # imported inside functions
 
 
 def module_of(path: Path) -> str:

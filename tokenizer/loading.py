@@ -12,7 +12,7 @@ from torch import nn
 
 from engine.checkpoint import find_weights, fingerprint, load_strict, read_weights
 from engine.config import ConfigError, load_sections, positive
-from engine.datasets import DataConfig
+from engine.datasets import DataConfig, kind_of
 from engine.packaged import PACKAGED
 from tokenizer import released
 from tokenizer.models.registry import ModelConfig, build_tokenizer
@@ -160,13 +160,17 @@ def tokenizer_from(args: argparse.Namespace, device: torch.device | str) -> nn.M
 def add_image_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that name images for a trained tokenizer."""
     parser.add_argument(
-        "--data", help="name of the images (folder, loose, mnist5k, twemoji, photos); default: the tokenizer's own"
+        "--data",
+        help="name of the images (folder, loose, shards, mnist5k, twemoji, photos); default: the tokenizer's own",
     )
     parser.add_argument(
         "--data-path",
-        help="training images: a folder with one sub-folder per class; held-out ones where only they count",
+        help="training images: a folder of class folders, or tar files; held-out ones where only they count",
     )
-    parser.add_argument("--val-path", help="held-out images, likewise; without sub-folders all files are taken")
+    parser.add_argument(
+        "--val-path",
+        help="held-out images, likewise; of a folder without sub-folders or tar files all images are taken",
+    )
     parser.add_argument("--skip-broken", action="store_true", help="replace unreadable images by their successor")
 
 
@@ -177,10 +181,9 @@ def images_from(args: argparse.Namespace, tokenizer: nn.Module) -> DataConfig:
     if name in PACKAGED and (args.data_path or args.val_path):
         raise ConfigError(f"--data {name} is shipped by a package; leave out --data-path and --val-path")
     if name is None and (args.data_path or args.val_path):
-        only = args.val_path if args.data_path is None else None
-        name = (
-            "loose" if only and Path(only).is_dir() and not any(p.is_dir() for p in Path(only).iterdir()) else "folder"
-        )
+        name = kind_of(args.data_path or args.val_path)
+        if args.data_path is not None and name == "loose":
+            name = "folder"  # training images have classes
     changes = {"name": name, "root": args.data_path, "val_root": args.val_path}
     changes = {key: value for key, value in changes.items() if value is not None}
     broken = own.skip_broken or args.skip_broken

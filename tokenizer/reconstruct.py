@@ -18,17 +18,11 @@ from tqdm import tqdm
 
 from engine.assets import AssetError, AssetsConfig
 from engine.config import UserError, load_config, logger, positive, run_entry
-from engine.datasets import DataConfig, LooseSource, open_source
+from engine.datasets import DataConfig, open_source
 from engine.distributed import distributed_world
+from engine.folders import LooseSource
 from engine.image_metrics import psnr
-from engine.images import (
-    centre_crop,
-    image_tensor,
-    save_grid,
-    to_float,
-    to_pil,
-    to_uint8,
-)
+from engine.images import centre_crop, image_tensor, save_grid, to_float, to_pil, to_uint8
 from tokenizer.loading import add_tokenizer_flags, tokenizer_from
 from tokenizer.losses.backbones import lpips_network
 from tokenizer.losses.perceptual import LPIPSLoss

@@ -29,7 +29,7 @@ from engine.checkpoint import (
     read_weights,
 )
 from engine.config import ConfigError, check_all, lookup, parse_cli, run_entry
-from engine.datasets import DataConfig, ImageSource, centre_batch, has_split, open_source, training_item
+from engine.datasets import ON_DISK, DataConfig, ImageSource, centre_batch, has_split, open_source, training_item
 from engine.distributed import World, build_device, distributed_world
 from engine.images import to_float
 from engine.loop import check_batch, fit
@@ -37,6 +37,7 @@ from engine.optim import OptimConfig, Updater
 from engine.plan import ScaledLoopConfig, count, plan
 from engine.stream import open_stream
 from engine.tracker import Run
+from tokenizer.health import SIGNS
 from tokenizer.losses.adversarial import DISCRIMINATORS
 from tokenizer.losses.perceptual import PERCEPTUAL
 from tokenizer.losses.semantic import TEACHERS
@@ -216,7 +217,7 @@ def build_task(
     torch.manual_seed(config.loop.seed)
     terms = terms_of(config)
     frozens = frozen_networks(config, world)
-    cacheable = config.data.name not in ("folder", "loose") and not config.data.augmented
+    cacheable = config.data.name not in ON_DISK and not config.data.augmented
     if frozens.teacher is not None and cacheable:
         run.say(f"computing the features of {config.semantic.teacher} for {len(train)} training images, once")
         frozens.teacher_cache = cached_features(frozens.teacher, train, config.data.image_size, world)
@@ -330,6 +331,7 @@ def train_phase(
     if validation is not None and len(validation.images_u8) < world.size:
         raise ConfigError(f"validation.num_images must be {world.size} or more, one image a process")
     run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
+    run.signs = SIGNS
     try:
         task = build_task(config, world, run, source, validation)
         count = sum(p.numel() for p in task.tokenizer.module.parameters())

@@ -12,13 +12,13 @@ from PIL import Image, ImageOps
 from engine.config import ConfigError, UserError
 from engine.datasets import (
     DataConfig,
-    FolderSource,
     centre_batch,
     has_split,
     labelled_batch,
     open_source,
     training_item,
 )
+from engine.folders import FolderSource
 from engine.images import ImageError, centre_crop, image_tensor, random_crop
 from engine.packaged import ATTRIBUTION, NUM_HELD_OUT, PACKAGED, PHOTO_CROP
 from engine.stream import position_rng
@@ -162,7 +162,10 @@ def test_splits_that_a_config_names():
 @pytest.mark.parametrize(
     ("setting", "key"),
     [
-        ({"name": "mnist"}, "data.name='mnist' is not known; choose one of: folder, loose, mnist5k, photos, twemoji"),
+        (
+            {"name": "mnist"},
+            "data.name='mnist' is not known; choose one of: folder, loose, mnist5k, photos, shards, twemoji",
+        ),
         ({"image_size": 4}, "data.image_size=4"),
         ({"flip_prob": 1.5}, "data.flip_prob=1.5"),
         ({"num_workers": -1}, "data.num_workers"),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from engine.config import UserError
-from engine.datasets import LooseSource
+from engine.folders import LooseSource
 from engine.images import to_pil
 from evaluations import adm
 from evaluations.adm import ImageSet, InceptionScore, precision_recall

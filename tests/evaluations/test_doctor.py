@@ -23,6 +23,7 @@ from evaluations.checks import CHECKS, Evidence, imbalanced_codes
 from evaluations.data_checks import data_findings
 from evaluations.doctor import examine
 from tokenizer import load_tokenizer
+from tokenizer.health import SIGNS
 
 HEALTHY = [
     "loop={device: cpu, steps: 60, log_every: 3, eval_every: 15, save_every: 100}",
@@ -249,7 +250,7 @@ def test_missing_data_is_a_finding_and_no_crash(place):
     ],
 )
 def test_signs_in_single_records(now, before, said):
-    found = warnings_of(now, before)
+    found = warnings_of(now, before, SIGNS)
     assert (len(found) == 1 and said in found[0]) if said else found == []
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from autoregressive.generate import Guidance
 from autoregressive.gpt import GPTConfig
 from engine.config import UserError
-from engine.datasets import FolderSource
+from engine.folders import FolderSource
 from evaluations import compare as compare_entry
 from evaluations import search_cfg
 from evaluations.comparison import compare, differing_images, text_table

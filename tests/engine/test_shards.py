@@ -1,0 +1,171 @@
+"""engine/shards.py: images in tar files, in an order that depends on seed and position only."""
+
+import gzip
+import io
+import tarfile
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import webdataset
+
+from engine.config import UserError, load_config
+from engine.datasets import DataConfig, kind_of, open_source, training_item
+from engine.distributed import World
+from engine.folders import FolderSource
+from engine.images import ImageError
+from engine.shards import ShardSource
+from engine.stream import open_stream
+from tokenizer.train import TokenizerTrainConfig
+
+PER_CLASS = 5
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "visual-tokenizers"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten images in class folders."""
+    tiny.write_images(tmp_path / "images", per_class=PER_CLASS, seed=0)
+    return FolderSource(str(tmp_path / "images"), "data.root")
+
+
+def written(root: Path, folder: FolderSource, labelled: bool = True, count: int = 4) -> Path:
+    """The images of `folder` as shards of `count`, made by webdataset's own writer."""
+    root.mkdir()
+    with webdataset.ShardWriter(str(root / "train-%06d.tar"), maxcount=count, verbose=0) as writer:
+        for i, path in enumerate(folder.paths):
+            label = {"cls": int(folder.labels[i])} if labelled else {}
+            writer.write({"__key__": f"a/{i:04d}", "png": path.read_bytes(), "json": {"i": i}, **label})
+    return root
+
+
+@pytest.fixture
+def shards(tmp_path, folder):
+    return written(tmp_path / "shards", folder)
+
+
+def pixels(source, index: int) -> np.ndarray:
+    return np.asarray(source.image(index))
+
+
+def test_shards_hold_what_webdataset_reads_from_them(shards, folder):
+    """Same images, labels and order as the package's own reader gives, and as the folder that they were made of."""
+    source = ShardSource(str(shards), "data.root")
+    paths = [str(path) for path in sorted(shards.glob("*.tar"))]
+    theirs = list(webdataset.WebDataset(paths, shardshuffle=False).decode("rgb8").to_tuple("png", "cls"))
+    assert len(paths) == 3 and len(source) == len(theirs) == len(folder) == 2 * PER_CLASS
+    for index, (image, label) in enumerate(theirs):
+        assert np.array_equal(pixels(source, index), image) and source.labels[index] == label
+        assert np.array_equal(pixels(source, index), pixels(folder, index))
+    assert source.labels.tolist() == folder.labels.tolist() and source.class_names == ["0", "1"]
+
+
+def test_training_sees_the_same_samples_from_shards_as_from_a_folder(shards, folder):
+    """Batches are equal, tensor by tensor, for one and for two ranks, from the start and from the middle."""
+    config = load_config(DataConfig, overrides=["image_size=8", "global_batch_size=4", "num_workers=0"])
+    loop = load_config(TokenizerTrainConfig, overrides=["loop.seed=5"]).loop
+    for size in (1, 2):
+        for rank in range(size):
+            world = World(rank, size, rank, torch.device("cpu"))
+            for start in (0, 3):
+                ours, theirs = (
+                    list(islice(open_stream(training_item(s, config, 5), len(s), config, loop, world)(start), 4))
+                    for s in (ShardSource(str(shards), "data.root"), folder)
+                )
+                for a, b in zip(ours, theirs, strict=True):
+                    assert all(torch.equal(a[key], b[key]) for key in b)
+
+
+def test_patterns_folders_and_data_configs_name_the_same_shards(shards):
+    """A folder, a pattern with braces, data.root and data.val_root."""
+    pattern = str(shards / "train-{000000..000002}.tar")
+    sources = [ShardSource(str(shards), "data.root"), ShardSource(pattern, "data.root")]
+    for key, split in (("root", "train"), ("val_root", "val")):
+        config = load_config(DataConfig, overrides=["name=shards", f"{key}={shards}"])
+        sources.append(open_source(config, split))
+    assert len({source.identity() for source in sources}) == 1
+    assert [kind_of(p) for p in (shards, pattern, shards.parent, shards.parent / "images" / "cat")] == [
+        "shards", "shards", "folder", "loose",
+    ]  # fmt: skip
+
+
+def test_places_are_looked_up_once_and_again_when_a_shard_changes(shards, folder, cache, monkeypatch):
+    """The second start reads no shard; a shard that is written anew is read anew."""
+    before = ShardSource(str(shards), "data.root")
+    identity = before.identity()
+    assert len(list(cache.glob("*.npy"))) == 1
+    monkeypatch.setattr("engine.shards._scan", lambda *_: pytest.fail("read again"))
+    again = ShardSource(str(shards), "data.root")
+    assert again.version() == before.version() and np.array_equal(again.starts, before.starts)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
+    (shards / "train-000002.tar").unlink()
+    assert len(ShardSource(str(shards), "data.root")) == 8
+    assert ShardSource(str(shards), "data.root").identity() != identity
+
+
+def test_images_without_labels_are_one_class(tmp_path, folder):
+    source = ShardSource(str(written(tmp_path / "plain", folder, labelled=False)), "data.root")
+    assert source.class_names == ["all"] and source.labels.tolist() == [0] * 10
+
+
+def add(path: Path, **files: bytes) -> None:
+    """Adds files to a tar; `__` in a name stands for the dot."""
+    with tarfile.open(path, "a") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name.replace("__", "."))
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def test_a_broken_image_is_named_and_skipped_only_when_asked(shards):
+    """The error names shard and byte; with skip_broken the next image stands in for it and is counted."""
+    add(shards / "train-000001.tar", b1__jpg=b"no image", b1__cls=b"1")
+    source = ShardSource(str(shards), "data.root")
+    broken = 8
+    with pytest.raises(ImageError, match=r"train-000001.tar \(image at byte \d+\) is not a readable image"):
+        source.image(broken)
+    config = load_config(DataConfig, overrides=["image_size=8", "skip_broken=true"])
+    item = training_item(source, config, 0)(broken, 0)
+    assert int(item["skipped_images"]) == 1 and int(item["index"]) == broken + 1
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"b__png": b"x", "b__jpg": b"y"}, "train-000001.tar: sample b has two images"),
+        ({"b__cls": b"1"}, "train-000001.tar: sample b has a label and no image"),
+        ({"b__png": b"x", "b__cls": b"dog"}, "b.cls holds b'dog'; a label is a number from 0"),
+        ({"b__png": b"x"}, r"train-000001.tar \(image at byte \d+\) has no label, others have one"),
+    ],
+)
+def test_samples_that_cannot_be_right_are_errors(shards, files, message):
+    add(shards / "train-000001.tar", **files)
+    with pytest.raises(UserError, match=message):
+        ShardSource(str(shards), "data.root")
+
+
+def test_torn_packed_missing_and_distant_shards_are_errors(shards):
+    """The message says which file, and what is accepted."""
+    whole = (shards / "train-000001.tar").read_bytes()
+    cuts = [whole[:512], whole[: len(whole) // 3], whole[: len(whole) // 512 // 2 * 512]]
+    for content in (*cuts, b"", b"not a tar", gzip.compress(whole)):
+        (shards / "train-000001.tar").write_bytes(content)
+        with pytest.raises(UserError, match=r"train-000001.tar is not a readable tar file without compression"):
+            ShardSource(str(shards), "data.root")
+    for root, message in {
+        str(shards / "train-{000000..000004}.tar"): "train-000003.tar does not exist .2 of 5 are missing",
+        "https://example.org/a-{0..3}.tar": "names no tar files on this machine",
+        str(shards.parent / "images" / "cat"): "names no tar files on this machine; accepted: a folder",
+        "": "data.root='' names no tar files",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            ShardSource(root, "data.root")
