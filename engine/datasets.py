@@ -30,7 +30,7 @@ class DataConfig:
 
     name: str = "folder"  # folder | loose (one label for all) | shards (tar files) | mnist5k | twemoji | photos
     root: str = ""  # folder: one sub-folder per class; loose: files at any depth; shards: folder or a-{000..123}.tar
-    val_root: str = ""  # held-out images of the same layout; empty = no validation
+    val_root: str = ""  # held-out images of the same layout (shards: or of any); empty = no validation
     image_size: int = 256  # pixels, side of the square crop
     global_batch_size: int = 256  # images per optimizer step, over all ranks and micro-batches
     num_workers: int = 8  # loader processes per rank; 0 = in the training process
@@ -72,10 +72,12 @@ class ImageSource(Protocol):
         """Likewise, for files on this machine: it notices any change."""
 
 
-def _on_disk(kind: type) -> Callable[[DataConfig, str], ImageSource]:
+def _on_disk(name: str) -> Callable[[DataConfig, str], ImageSource]:
     def open_files(config: DataConfig, split: str) -> ImageSource:
-        root, key = (config.root, "data.root") if split == "train" else (config.val_root, "data.val_root")
-        return kind(root, key, config.skip_broken)
+        if split == "train":
+            return ON_DISK[name](config.root, "data.root", config.skip_broken)
+        kind = kind_of(config.val_root) if name == "shards" else name  # beside shards, held-out images may be files
+        return ON_DISK[kind](config.val_root, "data.val_root", config.skip_broken)
 
     return open_files
 
@@ -85,7 +87,7 @@ def _packaged(name: str) -> Callable[[DataConfig, str], ImageSource]:
 
 
 DATASETS: dict[str, Callable[[DataConfig, str], ImageSource]] = {
-    **{name: _on_disk(kind) for name, kind in ON_DISK.items()},
+    **{name: _on_disk(name) for name in ON_DISK},
     **{name: _packaged(name) for name in PACKAGED},
 }
 

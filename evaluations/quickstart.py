@@ -65,6 +65,12 @@ def run_folder(args: argparse.Namespace) -> Path:
     return numbered[unused] if args.fresh or unused == 0 else numbered[unused - 1]
 
 
+def configs_of(args: argparse.Namespace, name: str) -> list[Path]:
+    """The YAML of a training, that of the system where it has its own, and the overlay of the data."""
+    own, overlay = CONFIGS / args.system / f"{name}.yaml", CONFIGS / args.data / f"{name}.yaml"
+    return [own if own.is_file() else CONFIGS / f"{name}.yaml", *([overlay] if overlay.is_file() else [])]
+
+
 def stages_of(args: argparse.Namespace, run: Path) -> list[Stage]:
     """The commands of the journey; each can be typed by hand."""
 
@@ -72,8 +78,7 @@ def stages_of(args: argparse.Namespace, run: Path) -> list[Stage]:
         return Stage(name, ["bash", "scripts/launch.sh", "-m", module, *rest])
 
     def train(name: str, module: str, *overrides: str) -> Stage:
-        own, overlay = CONFIGS / args.system / f"{name}.yaml", CONFIGS / args.data / f"{name}.yaml"
-        configs = [own if own.is_file() else CONFIGS / f"{name}.yaml", *([overlay] if overlay.is_file() else [])]
+        configs = configs_of(args, name)
         if args.short and name == "tokenizer" and args.system == "wetok":
             overrides = (*overrides, SHORT_PHASES)
         elif args.short and name == "tokenizer":
@@ -119,9 +124,7 @@ def more_evaluations(args: argparse.Namespace, run: Path, python: Callable[..., 
         return python(name, "evaluations.linear_probe", "--config", str(config), *own, folder)
 
     chain = [f"tokenizer={tokenizer}", f"run_dir={run / 'ar_probe'}", f"num_fid_samples={50 if args.short else 200}"]
-    overlay = CONFIGS / args.data / "gpt.yaml"
-    gpt_configs = [str(CONFIGS / "gpt.yaml"), *([str(overlay)] if overlay.is_file() else [])]
-    chain.append(f"gpt_configs=[{','.join(gpt_configs)}]")
+    chain.append(f"gpt_configs=[{','.join(map(str, configs_of(args, 'gpt')))}]")
     chain.append(f"gpt_overrides=[loop.steps={20 if args.short else 300}]")
     chain.append(f"probe_overrides=[{','.join([*data, *short])}]")
     return [
@@ -195,8 +198,8 @@ def main() -> None:
     args = parse_args()
     if not CONFIGS.is_dir():
         raise UserError("run this from the root of the repository: bash scripts/quickstart.sh")
-    if args.system == "wetok" and (args.data != "mnist5k" or args.complete):
-        raise UserError("--system wetok has settings for --data mnist5k only, without --complete")
+    if args.system == "wetok" and args.data != "mnist5k":
+        raise UserError(f"--system wetok has settings for --data mnist5k only, not for {args.data}")
     run = run_folder(args)
     logger.info("quick start on %s in %s (%s)", args.data, run, ATTRIBUTION[args.data])
     log = run_stages(run, stages_of(args, run))

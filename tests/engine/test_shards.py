@@ -97,6 +97,13 @@ def test_patterns_folders_and_data_configs_name_the_same_shards(shards):
     ]  # fmt: skip
 
 
+def test_beside_shards_held_out_images_may_lie_in_a_folder(shards, folder):
+    """The recipes train on tar files and validate on ImageNet's folder, or on any folder of images."""
+    for root, count in ((folder.name, 10), (f"{folder.name}/cat", 5), (str(shards), 10)):
+        config = load_config(DataConfig, overrides=["name=shards", f"root={shards}", f"val_root={root}"])
+        assert len(open_source(config, "val")) == count and len(open_source(config, "train")) == 10
+
+
 def test_places_are_looked_up_once_and_again_when_a_shard_changes(shards, folder, cache, monkeypatch):
     """The second start reads no shard; a shard that is written anew is read anew."""
     before = ShardSource(str(shards), "data.root")
