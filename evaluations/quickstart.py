@@ -205,7 +205,7 @@ def main() -> None:
     log = run_stages(run, stages_of(args, run))
     write_atomic(run / "results.json", json.dumps(collect(run, log), indent=1))
     report = Stage(
-        "report", ["env", "NPROC_PER_NODE=1", "bash", "scripts/launch.sh", "-m", "evaluations.report", str(run)]
+        "report", ["env", "NPROC_PER_NODE=1", "bash", "scripts/launch.sh", "-m", "evaluations.report", str(run)], True
     )
     log = run_stages(run, [report])
     results = collect(run, log)

@@ -27,6 +27,7 @@ class Stage:
 
     name: str
     command: list[str]
+    always: bool = False  # run each time: it is quick, and shows what may have become more
 
 
 class StageError(UserError):
@@ -64,7 +65,7 @@ def run_stages(run_dir: Path, stages: list[Stage]) -> StageLog:
     run_dir.mkdir(parents=True, exist_ok=True)
     log = StageLog(run_dir)
     for number, stage in enumerate(stages, start=1):
-        if log.done(stage.name):
+        if log.done(stage.name) and not stage.always:
             logger.info("[%d/%d] %s: done before, skipped", number, len(stages), stage.name)
             continue
         logger.info("[%d/%d] %s: %s", number, len(stages), stage.name, " ".join(stage.command))
@@ -74,7 +75,7 @@ def run_stages(run_dir: Path, stages: list[Stage]) -> StageLog:
 
 
 def _run(stage: Stage, log: StageLog) -> None:
-    before = log.stages.get(stage.name, {}).get("seconds", 0.0)
+    before = 0.0 if log.done(stage.name) else log.stages.get(stage.name, {}).get("seconds", 0.0)
     start = time.monotonic()
     process = subprocess.Popen(stage.command, preexec_fn=_die_with_parent)
     stopping = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))

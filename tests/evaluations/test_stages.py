@@ -52,6 +52,17 @@ def test_stages_run_once_and_in_order(tmp_path):
     assert json.loads((tmp_path / "run" / "stages.json").read_text()).keys() == {"one", "two", "three"}
 
 
+def test_what_shows_the_others_is_made_each_time(tmp_path):
+    """A report of a run that was finished before shows the stages that came later; its seconds are those of one time."""
+    for names in (["one"], ["one", "two"]):
+        run_stages(tmp_path / "run", [append(tmp_path, name) for name in names])
+        log = run_stages(tmp_path / "run", [Stage("report", ["sh", "-c", f"echo report >> {tmp_path}/trace"], True)])
+    assert trace(tmp_path) == ["one", "report", "two", "report"]
+    log.note("report", 100.0, True)
+    again = run_stages(tmp_path / "run", [Stage("report", ["true"], True)])
+    assert again.seconds()["report"] < 50
+
+
 def test_a_failed_stage_stops_the_rest_and_is_run_again(tmp_path):
     """The message names the stage and its exit code; the same call goes on with that stage."""
     with pytest.raises(StageError, match="stage 'two' ended with exit code 3; the same command continues it"):
