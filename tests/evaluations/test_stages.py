@@ -53,7 +53,7 @@ def test_stages_run_once_and_in_order(tmp_path):
 
 
 def test_what_shows_the_others_is_made_each_time(tmp_path):
-    """A report of a run that was finished before shows the stages that came later; its seconds are those of one time."""
+    """A report of a run that was finished shows the stages that came later; its seconds are those of one time."""
     for names in (["one"], ["one", "two"]):
         run_stages(tmp_path / "run", [append(tmp_path, name) for name in names])
         log = run_stages(tmp_path / "run", [Stage("report", ["sh", "-c", f"echo report >> {tmp_path}/trace"], True)])
