@@ -60,12 +60,13 @@ class TokenizerTask:
         validation: Validation | None,
         grid: Any = None,
         game: DiscriminatorConfig | None = None,
+        warmup_steps: int = 0,
     ) -> None:
         self.tokenizer, self.discriminator, self.frozens, self.terms = tokenizer, discriminator, frozens, terms
         self.world, self.precision, self.validation = world, precision, validation
         self.grid = grid  # callable (name, images, columns) that writes an image grid, or None
         self.skipped_images = torch.zeros((), device=world.device)  # replaced ones, on this rank, in this process
-        self.warmup_steps = getattr(tokenizer.module.quantizer, "warmup_steps", 0)
+        self.warmup_steps = warmup_steps  # steps without quantization
         self.game = game or DiscriminatorConfig()
         self.lecam = LeCam(self.game.lecam_decay, world.device) if self.game.lecam_weight > 0 else None
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from engine.assets import AssetsConfig
 from engine.checkpoint import (
+    CheckpointError,
     CheckpointStore,
     checkpoint_folders,
     find_weights,
@@ -100,7 +101,7 @@ class TokenizerTrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     loop: ScaledLoopConfig = field(default_factory=ScaledLoopConfig)
     assets: AssetsConfig = field(default_factory=AssetsConfig)
-    init: str = ""  # tokenizer to start from (a run, a checkpoint, an exported folder); empty = from random weights
+    init: str = ""  # tokenizer to start from (run, checkpoint, exported folder), whose quantizer's warm-up is over
     phases: list[PhaseConfig] = field(default_factory=list)  # instead of loop.steps and optim.lr; empty = one training
 
 
@@ -117,6 +118,11 @@ def phases_of(config: TokenizerTrainConfig) -> list[TokenizerTrainConfig]:
             raise ConfigError(f"phases: number {number} cannot change generative_decoder of {model.name} from {before}")
         result.append(replace(config, phases=[], init=init, loop=loop, optim=optim, model=model))
     return result or [config]
+
+
+def warmup_of(config: TokenizerTrainConfig) -> int:
+    """Steps without quantization: none in later phases, nor where training starts from a tokenizer."""
+    return 0 if config.init else config.model.quantizer.warmup_steps
 
 
 def validate(config: TokenizerTrainConfig) -> nn.Module:
@@ -143,7 +149,7 @@ def validate(config: TokenizerTrainConfig) -> nn.Module:
                 f"{config.semantic.teacher} has {dim} channels"
             )
     quantizer = config.model.quantizer
-    if quantizer.warmup_steps >= config.loop.steps:
+    if warmup_of(config) >= config.loop.steps:
         key = f"model.quantizer.{quantizer.name}.warmup_steps"
         problems.append(f"{key}={quantizer.warmup_steps} must be below loop.steps={config.loop.steps}")
     if config.loss.entropy_weight > 0 and quantizer.name in QUANTIZERS and "entropy" not in quantizer.loss_names:
@@ -176,7 +182,7 @@ def terms_of(config: TokenizerTrainConfig) -> list:
     semantic_weight = config.semantic.weight if config.semantic.teacher else 0.0
     quantizer = config.model.quantizer
     own = frozenset() if config.model.wetok.generative_decoder else quantizer.loss_names  # then it is frozen
-    return loss_terms(config.loss, semantic_weight, quantizer.warmup_steps, own)
+    return loss_terms(config.loss, semantic_weight, warmup_of(config), own)
 
 
 def frozen_networks(config: TokenizerTrainConfig, world: World) -> Frozens:
@@ -246,6 +252,7 @@ def build_task(
         validation=validation,
         grid=run.grid,
         game=config.loss.discriminator,
+        warmup_steps=warmup_of(config),
     )
 
 
@@ -257,7 +264,8 @@ def start_from(
     """
     if previous is not None and previous.model == config.model:
         store = CheckpointStore(Path(config.init), world, previous, stamp=stamp_of(task.frozens))
-        assert store.load_latest(task.parts()) == previous.loop.steps
+        if store.load_latest(task.parts()) != previous.loop.steps:
+            raise CheckpointError(f"the last checkpoint of {config.init} is damaged; remove it to train its end again")
     elif config.init:
         found = find_weights(config.init, "model", "tokenizer")
         raw, averaged = read_weights(found.path), found.folder / "ema.safetensors"

@@ -174,3 +174,24 @@ def test_phases_of_another_tokenizer_change_steps_and_rate_only(tmp_path, image_
     config.phases[1].generative_decoder = True
     with pytest.raises(ConfigError, match="number 2 cannot change generative_decoder of hybrid from False"):
         phases_of(config)
+
+
+def test_the_warm_up_of_a_quantizer_is_in_the_first_phase_only(tmp_path, image_folder, world, monkeypatch):
+    """The second phase goes on from the codebook that k-means made, and quantizes from its first step."""
+    asked, real = [], TokenizerTask._request
+
+    def watched(self, step):
+        asked.append(real(self, step)["quantize"])
+        return real(self, step)
+
+    monkeypatch.setattr(TokenizerTask, "_request", watched)
+    own = "model.quantizer.vq={codebook_size: 16, codebook_dim: 4, warmup_steps: 7, init: kmeans}"
+    phases = "phases=[{steps: 8, lr: 1e-3}, {steps: 1, lr: 1e-30}]"
+    config = tiny.tokenizer_config(tmp_path / "run", image_folder, own, phases)
+    tokenizer.train.train(config, world)
+    assert asked == [False] * 7 + [True] * 4  # a step and a validation each
+    first, second = (weights(tmp_path / "run", phase)["quantizer.codebook"] for phase in (1, 2))
+    torch.testing.assert_close(second, first, rtol=1e-6, atol=1e-6)
+    alone = tiny.tokenizer_config(tmp_path / "alone", image_folder, own, f"init={tmp_path / 'run'}", "loop.steps=1")
+    tokenizer.train.train(alone, world)
+    assert asked[11:] == [True] * 2

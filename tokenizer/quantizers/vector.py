@@ -61,7 +61,6 @@ class VectorQuantizer(Quantizer):
         # A window in the released layout: its initial zeros count as code 0 until it is full.
         super().__init__((config.codebook_size,), config.codebook_dim, unseen=0)
         self.config = config
-        self.warmup_steps = config.warmup_steps
         codebook = torch.empty(self.codebook_size, self.codebook_dim).uniform_(
             -1 / self.codebook_size, 1 / self.codebook_size
         )
