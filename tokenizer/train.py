@@ -372,7 +372,8 @@ def main() -> None:
     config, args = parse_cli(TokenizerTrainConfig, __doc__, plan=True)
     model = validate(config)
     if args.plan:
-        print(memory_plan(config, model, args.plan))
+        for own in phases_of(config):
+            print(f"{own.loop.run_dir}:\n{memory_plan(own, validate(own), args.plan)}")
         return
     if args.dry_run:
         for own in phases_of(config):
