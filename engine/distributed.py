@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -26,9 +26,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from engine.config import ConfigError
-
-if TYPE_CHECKING:
-    from engine.plan import ScaledLoopConfig
 
 TIMEOUT = timedelta(hours=1)
 
@@ -72,9 +69,7 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """True on every rank if `flag` is true on one of them."""
-        if self.size == 1:
-            return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item() > 0)
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)).item() > 0)
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
@@ -175,22 +170,31 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+class Scale(Protocol):
+    """The part of a loop config that says how a network is spread; see `engine.plan.ScaledLoopConfig`."""
+
+    strategy: str
+    precision: str
+    activation_checkpointing: bool
+    compile: bool
+
+
 def blocks_of(module: nn.Module, *units: str) -> list[nn.Module]:
     """Modules with an attribute `scale_unit`: `shard` (sharded, compiled, recomputed one by one) or `recompute`."""
     return [m for m in module.modules() if getattr(m, "scale_unit", None) in (units or ("shard", "recompute"))]
 
 
-def is_sharded(world: World, scale: ScaledLoopConfig | None) -> bool:
+def is_sharded(world: World, scale: Scale | None) -> bool:
     """Whether networks are cut over the processes; in a world of one there is nothing to cut."""
     return scale is not None and scale.strategy != "ddp" and world.size > 1
 
 
-def build_device(world: World, scale: ScaledLoopConfig) -> AbstractContextManager:
+def build_device(world: World, scale: Scale) -> AbstractContextManager:
     """Where to build a network: one to be sharded has values on the first rank only; `parallelize` hands them out."""
     return torch.device("meta") if is_sharded(world, scale) and world.rank > 0 else nullcontext()
 
 
-def _shard(module: nn.Module, world: World, scale: ScaledLoopConfig, mesh: DeviceMesh) -> None:
+def _shard(module: nn.Module, world: World, scale: Scale, mesh: DeviceMesh) -> None:
     """Cuts the parameters of each block, and the rest as one group, in place (FSDP2); between passes all are shards.
 
     Only blocks are cast to bf16: convolutions, tables, quantizer and codebook stay fp32 (under autocast).
@@ -210,7 +214,7 @@ def _shard(module: nn.Module, world: World, scale: ScaledLoopConfig, mesh: Devic
 
 
 def parallelize(
-    module: nn.Module, ema: nn.Module | None, world: World, scale: ScaledLoopConfig | None, find_unused: bool = False
+    module: nn.Module, ema: nn.Module | None, world: World, scale: Scale | None, find_unused: bool = False
 ) -> nn.Module:
     """`module` as it is called in training: compiled, checkpointed and spread as `scale` says, or wrapped by DDP; in a
     world of one the module itself. A sharded one is changed in place, and `ema` alike.
