@@ -373,7 +373,7 @@ def main() -> None:
     model = validate(config)
     if args.plan:
         for own in phases_of(config):
-            print(f"{own.loop.run_dir}:\n{memory_plan(own, validate(own), args.plan)}")
+            print(f"{own.loop.run_dir}: {memory_plan(own, validate(own), args.plan)}")
         return
     if args.dry_run:
         for own in phases_of(config):
