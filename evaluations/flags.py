@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
 
 from engine.assets import AssetsConfig
 from engine.config import UserError, load_config, logger, positive
-from engine.distributed import World
+from engine.datasets import DataConfig, open_source
+from engine.distributed import World, distributed_world
 from evaluations.features import EXTRACTORS
+from evaluations.images import SourceImages
+from evaluations.reference import Reference, reference_of_file, reference_of_images, require_kind, require_size
 
 
 def add_asset_flags(parser: argparse.ArgumentParser) -> None:
@@ -75,3 +79,34 @@ def extractor_of(args: argparse.Namespace, world: World) -> nn.Module | None:
 def reference_path(args: argparse.Namespace) -> Path | None:
     """The reference file that the flags name, or None for images of the data."""
     return None if args.reference in ("train", "val") else Path(args.reference).expanduser()
+
+
+def reference_from(
+    args: argparse.Namespace,
+    measured: str,
+    data: DataConfig,
+    size: int,
+    extractor: nn.Module,
+    folder: Path,
+    world: World,
+    keep: bool,
+) -> Reference:
+    """The reference that the flags name for a `measured` (generation | reconstruction), checked: a file, or images of
+    `data` at `size`. `folder` keeps computed statistics; `keep`: features too, for precision and recall.
+    """
+    path = reference_path(args)
+    if path is not None:
+        reference = reference_of_file(path, args.reference_kind, extractor, folder, world, keep)
+    else:
+        images = SourceImages(open_source(data, args.reference), args.reference, size, data.skip_broken)
+        reference = reference_of_images(images, args.reference, extractor, folder, world, keep)
+    if extractor.metric == "fid":
+        require_kind(reference, measured, args.force_reference)
+    require_size(reference, size)
+    return reference
+
+
+def run_evaluation(args: argparse.Namespace, evaluate: Callable[[argparse.Namespace, World], None]) -> None:
+    """Runs `evaluate` on the device of the flags, alone or as one of the processes that torchrun started."""
+    with distributed_world(args.device, tf32=False) as world:  # numbers of a GPU are those of a CPU
+        evaluate(args, world)

@@ -29,14 +29,14 @@ from autoregressive.sampling import sample_images, settings_of
 from engine.checkpoint import fingerprint
 from engine.config import UserError, logger, run_entry
 from engine.datasets import DataConfig, ImageSource, centre_batch, has_split, open_source
-from engine.distributed import World, distributed_world
+from engine.distributed import World
 from engine.images import to_pil
 from evaluations.adm import ImageSet
-from evaluations.flags import extractor_of, output_of
+from evaluations.flags import extractor_of, output_of, reference_from, run_evaluation
 from evaluations.images import NpzWriter
 from evaluations.protocol import write_arrays, write_result
 from evaluations.reference import distance, suite
-from evaluations.sampled import Sampler, add_sampled_flags, labels_of, reference_of
+from evaluations.sampled import Sampler, add_sampled_flags, labels_of
 from evaluations.small_cnn import classify, load_classifier
 from tokenizer.loading import images_from, tokenizer_from
 
@@ -114,14 +114,15 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     if store is not None:  # hours before it is needed
         store.require(tokenizer.provenance.fingerprint, args.vq_ckpt)
     data, size, count = images_from(args, tokenizer), args.image_size_eval or tokenizer.image_size, args.num_fid_samples
-    reference = reference_of(args, data, size, extractor, output.parent, world)
+    reference, is_fid = None, extractor is not None and extractor.metric == "fid"
+    if extractor is not None:
+        reference = reference_from(args, "generation", data, size, extractor, output.parent, world, keep=is_fid)
     labels = labels_of(args.labels, count, gpt.config.num_classes, settings.seed)
     sampler = Sampler(gpt, tokenizer, settings, labels, args.labels, args.per_proc_batch_size, size, world)
     classifier = load_classifier(args.classifier) if args.classifier is not None else None
     export = Export(args, size, world) if args.export else None
-    with_noise = extractor is not None and extractor.metric != "fid"  # a scale for the offline metric; FID has its own
-    made = ImageSet(extractor, count, keep=not with_noise) if extractor is not None else None
-    noise = ImageSet(extractor, count) if with_noise else None
+    made = ImageSet(extractor, count, keep=is_fid) if extractor is not None else None
+    noise = ImageSet(extractor, count) if made is not None and not is_fid else None  # a scale for the offline metric
     tokens = torch.zeros(count, *gpt.config.token_shape, dtype=torch.long)
     checksums, right = torch.zeros(count, dtype=torch.long), torch.zeros(1, dtype=torch.float64)
     for ids, made_tokens, images in sampler.batches():
@@ -189,9 +190,7 @@ def _examples(args: argparse.Namespace, sampler: Sampler, data: DataConfig) -> d
 
 
 def main() -> None:
-    args = parse_args()
-    with distributed_world(args.device, tf32=False) as world:
-        evaluate(args, world)
+    run_evaluation(parse_args(), evaluate)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ import torch
 
 from engine.config import UserError, logger, positive, run_entry
 from engine.datasets import ON_DISK, kind_of
-from engine.distributed import World, distributed_world
+from engine.distributed import World
 from evaluations.adm import ImageSet
 from evaluations.features import InceptionExtractor
-from evaluations.flags import add_asset_flags, assets_of
+from evaluations.flags import add_asset_flags, assets_of, run_evaluation
 from evaluations.images import NpzWriter, SourceImages
 
 
@@ -74,9 +74,7 @@ def write(args: argparse.Namespace, world: World) -> None:
 
 
 def main() -> None:
-    args = parse_args()
-    with distributed_world(args.device, tf32=False) as world:
-        write(args, world)
+    run_evaluation(parse_args(), write)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import argparse
 import torch
 
 from engine.config import UserError, logger, run_entry
-from engine.distributed import World, distributed_world
-from evaluations.flags import add_measure_flags, extractor_of, output_of, reference_path
+from engine.distributed import World
+from evaluations.flags import add_measure_flags, extractor_of, output_of, reference_path, run_evaluation
 from evaluations.images import open_images
 from evaluations.protocol import write_result
 from evaluations.reference import (
@@ -69,9 +69,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
 
 
 def main() -> None:
-    args = parse_args()
-    with distributed_world(args.device, tf32=False) as world:
-        evaluate(args, world)
+    run_evaluation(parse_args(), evaluate)
 
 
 if __name__ == "__main__":

@@ -23,21 +23,12 @@ from tqdm import tqdm
 
 from engine.config import UserError, logger, positive, run_entry
 from engine.datasets import open_source
-from engine.distributed import World, distributed_world
+from engine.distributed import World
 from evaluations.adm import ImageSet
 from evaluations.codebook import CodeUsage, bits_of, usage_metrics
-from evaluations.flags import add_measure_flags, assets_of, extractor_of, output_of, reference_path
-from evaluations.images import SourceImages
+from evaluations.flags import add_measure_flags, assets_of, extractor_of, output_of, reference_from, run_evaluation
 from evaluations.protocol import write_arrays, write_result
-from evaluations.reference import (
-    Reference,
-    distance,
-    reference_of_file,
-    reference_of_images,
-    require_kind,
-    require_size,
-    suite,
-)
+from evaluations.reference import Reference, distance, suite
 from evaluations.rules import RULES, Reconstructor, pair_scores, score_names
 from tokenizer.loading import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
 from tokenizer.losses.backbones import lpips_network
@@ -153,22 +144,12 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
 
 def _given_reference(args, reconstruct, data, extractor, output, world) -> Reference | None:
     """The reference that is not the images themselves, or None."""
-    path = reference_path(args)
-    if extractor is None or (path is None and args.reference == "val"):
+    if extractor is None or args.reference == "val":
         return None
     if reconstruct.rules.float_features:
         raise UserError("--protocol wetok measures against the same images, cropped its way: leave out --reference")
-    if path is not None:
-        reference = reference_of_file(
-            path, args.reference_kind, extractor, output.parent, world, keep=args.precision_recall
-        )
-    else:
-        images = SourceImages(open_source(data, "train"), "train", reconstruct.eval_size, data.skip_broken)
-        reference = reference_of_images(images, "train", extractor, output.parent, world, args.precision_recall)
-    if extractor.metric == "fid":
-        require_kind(reference, "reconstruction", args.force_reference)
-    require_size(reference, reconstruct.eval_size)
-    return reference
+    size, keep = reconstruct.eval_size, args.precision_recall
+    return reference_from(args, "reconstruction", data, size, extractor, output.parent, world, keep)
 
 
 def _distances(args, sets, reference, source, reconstruct, world) -> tuple[dict[str, Any], dict[str, str]]:
@@ -189,9 +170,7 @@ def _distances(args, sets, reference, source, reconstruct, world) -> tuple[dict[
 
 
 def main() -> None:
-    args = parse_args()
-    with distributed_world(args.device, tf32=False) as world:
-        evaluate(args, world)
+    run_evaluation(parse_args(), evaluate)
 
 
 if __name__ == "__main__":

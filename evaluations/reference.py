@@ -142,8 +142,8 @@ def reference_of_file(
         raise UserError(f"{path} was made with the Inception weights {weights}, these are {extractor.stamp}")
     facts: dict[str, Any] = {"file": path.name, "sha256": file_sha256(path), "kind": kind}
     facts |= {"extractor": extractor.metric, "extractor_weights": extractor.stamp}
-    facts["num_images"] = behind  # of mu and sigma
-    reference = Reference(facts | {"statistics": "stored"}, pool, spatial)
+    facts |= {"num_images": behind, "statistics": "stored"}  # of mu and sigma
+    reference = Reference(facts, pool, spatial)
     if has_images:
         images = NpzImages(path, facts["sha256"])
         facts |= {"num_stored_images": len(images), "image_size": images.image_size}
@@ -153,7 +153,6 @@ def reference_of_file(
         if pool is None:
             facts |= {"statistics": "of its images", "num_images": len(images)}
             reference.pool, reference.spatial = of_images.pool, of_images.spatial
-        reference.facts = {"statistics": "stored", **facts}
     reason = f"{path.name} has no {{}}"
     if reference.pool is None:
         raise UserError(f"{path} has neither mu and sigma nor images (arr_0)")
@@ -178,20 +177,19 @@ def _gaussian(path: Path, stored: Any, mean_key: str, cov_key: str, dim: int) ->
     return mean, cov
 
 
-def require_kind(reference: Reference, measured: str, forced: bool) -> bool:
-    """Whether the reference is of the kind that `measured` (generation | reconstruction) is published with; an error
-    where it is not, unless forced.
+def require_kind(reference: Reference, measured: str, forced: bool) -> None:
+    """An error, or where it is `forced` a warning, unless the reference is of the kind that `measured` (generation |
+    reconstruction) is published with.
     """
     wanted, found = KINDS[measured], reference.facts["kind"]
     if found == wanted:
-        return True
+        return
     if not forced:
         raise UserError(
             f"a {measured} is measured against a reference of kind {wanted}, this one is {found} "
             f"({reference.facts.get('file') or reference.facts.get('data')}); to do it all the same: --force-reference"
         )
     logger.warning("%s measured against a reference of kind %s: not a published protocol", measured, found)
-    return False
 
 
 def require_size(reference: Reference, image_size: int) -> None:

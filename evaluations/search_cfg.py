@@ -26,10 +26,10 @@ from autoregressive.loading import gpt_from
 from autoregressive.sampling import settings_of
 from engine.checkpoint import write_atomic
 from engine.config import UserError, logger, run_entry
-from engine.distributed import World, distributed_world
-from evaluations.flags import extractor_of, output_of
+from engine.distributed import World
+from evaluations.flags import extractor_of, output_of, reference_from, run_evaluation
 from evaluations.protocol import changed_facts, write_result
-from evaluations.sampled import Sampler, add_sampled_flags, labels_of, measured, reference_of
+from evaluations.sampled import Sampler, add_sampled_flags, labels_of, measured
 from tokenizer.loading import images_from, tokenizer_from
 
 STARTS = {  # schedule -> size of the GPT -> scale at which the released search starts
@@ -132,7 +132,8 @@ def search(args: argparse.Namespace, world: World) -> None:
     args.cfg_scale = start
     settings, size = settings_of(args), args.image_size_eval or tokenizer.image_size
     data = images_from(args, tokenizer)
-    reference = reference_of(args, data, size, extractor, output.parent, world)
+    keep = extractor.metric == "fid"
+    reference = reference_from(args, "generation", data, size, extractor, output.parent, world, keep)
     labels = labels_of(args.labels, args.num_fid_samples, gpt.config.num_classes, settings.seed)
     sampler = Sampler(gpt, tokenizer, settings, labels, args.labels, args.per_proc_batch_size, size, world)
     facts = sampler.protocol(reference)
@@ -181,9 +182,7 @@ def scales_of(text: str) -> list[float]:
 
 
 def main() -> None:
-    args = parse_args()
-    with distributed_world(args.device, tf32=False) as world:
-        search(args, world)
+    run_evaluation(parse_args(), search)
 
 
 if __name__ == "__main__":

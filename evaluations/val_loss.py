@@ -26,8 +26,9 @@ from autoregressive.loading import add_gpt_flags, gpt_from
 from autoregressive.task import next_token_loss
 from engine.config import ConfigError, UserError, logger, positive, run_entry
 from engine.datasets import labelled_batch, open_source
-from engine.distributed import World, distributed_world
+from engine.distributed import World
 from engine.images import to_float
+from evaluations.flags import run_evaluation
 from evaluations.protocol import write_result
 from tokenizer.loading import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
 
@@ -122,9 +123,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
 
 
 def main() -> None:
-    args = parse_args()
-    with distributed_world(args.device, tf32=False) as world:
-        evaluate(args, world)
+    run_evaluation(parse_args(), evaluate)
 
 
 if __name__ == "__main__":

@@ -90,8 +90,9 @@ def test_the_entry_returns_the_best_scale_with_its_curve(tmp_path, monkeypatch, 
     sizes = {"vocab_size": 8, "num_tokens": 4, "num_classes": 2, "width": 8, "layers": 1, "heads": 1}
     gpt, tokenizer = SimpleNamespace(config=GPTConfig(**sizes)), SimpleNamespace(image_size=16)
     for name, value in {
-        "tokenizer_from": lambda *a: tokenizer, "gpt_from": lambda *a: gpt, "extractor_of": lambda *a: object(),
-        "images_from": lambda *a: None, "reference_of": lambda *a: None,
+        "tokenizer_from": lambda *a: tokenizer, "gpt_from": lambda *a: gpt,
+        "extractor_of": lambda *a: SimpleNamespace(metric="fid"),
+        "images_from": lambda *a: None, "reference_from": lambda *a: None,
     }.items():  # fmt: skip
         monkeypatch.setattr(search_cfg, name, value)
     monkeypatch.setattr(
