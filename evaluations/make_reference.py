@@ -22,6 +22,7 @@ from evaluations.adm import ImageSet
 from evaluations.features import InceptionExtractor
 from evaluations.flags import add_asset_flags, assets_of, run_evaluation
 from evaluations.images import NpzWriter, SourceImages
+from evaluations.protocol import write_arrays
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,10 +64,7 @@ def write(args: argparse.Namespace, world: World) -> None:
     if writer is not None:
         writer.finish(**facts)
     elif world.is_main:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = args.output.with_suffix(".tmp.npz")
-        np.savez(temporary, **facts)
-        temporary.replace(args.output)
+        write_arrays(args.output, **facts)
     if world.is_main:
         logger.info(
             "%s: statistics of %d images, %d of them stored", args.output, len(images), len(stored) if writer else 0

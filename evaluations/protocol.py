@@ -72,12 +72,12 @@ def write_result(path: Path, metrics: dict[str, Any], protocol: dict[str, Any], 
     write_atomic(path, json.dumps(result | {name: part for name, part in more.items() if part}, indent=1))
 
 
-def write_arrays(output: Path, **arrays: Any) -> None:
-    """Writes arrays beside a result, as .npz, in one piece."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_suffix(f".{os.getpid()}.tmp.npz")
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Writes arrays as .npz, in one piece: `path`, or the file beside a result `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     np.savez(temporary, **arrays)
-    temporary.replace(output.with_suffix(".npz"))
+    temporary.replace(path.with_suffix(".npz"))
 
 
 def read_result(path: str | Path) -> dict[str, Any]:

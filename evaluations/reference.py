@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import zipfile
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from engine.config import UserError, logger
 from engine.distributed import World
 from evaluations.adm import NEIGHBOUR, ImageSet, precision_recall
 from evaluations.images import ImageSequence, NpzImages
+from evaluations.protocol import write_arrays
 from evaluations.statistics import Gaussian, frechet_distance
 
 BATCH = 50
@@ -84,11 +84,8 @@ def reference_of_images(
             gaussians["spatial"] = found.spatial.merged(world).gaussian()
         kept = {"features": found.all_features(world).numpy()} if keep else {}
         if world.is_main:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
             arrays = {f"{name}_{part}": g[i] for name, g in gaussians.items() for i, part in enumerate(("mean", "cov"))}
-            np.savez(temporary, **arrays, **kept)
-            temporary.replace(path)
+            write_arrays(path, **arrays, **kept)
             logger.info("reference statistics of %d images: %s", len(images), path)
         world.barrier()
     try:
