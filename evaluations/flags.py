@@ -44,11 +44,32 @@ def add_measure_flags(parser: argparse.ArgumentParser, reference: str | None, ba
     parser.add_argument("--reference-kind", choices=["train", "val"], help="of a file that does not say it itself")
     parser.add_argument("--force-reference", action="store_true", help="accept a reference of the wrong kind")
     parser.add_argument("--fp16-emulation", action="store_true", help="also precision and recall as TensorFlow rounds")
-    parser.add_argument("--per-proc-batch-size", type=positive, default=batch_size)
-    parser.add_argument("--output", type=Path, help="result file (JSON); arrays for the report go beside it as .npz")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--eval-python-path", help="not needed: kept for published commands")
+    add_output_flags(parser, batch_size)
     add_asset_flags(parser)
+
+
+def add_output_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    """Flags of everything that writes a result: where, on which device, how many images at a time."""
+    parser.add_argument("--per-proc-batch-size", type=positive, default=batch_size)
+    parser.add_argument("--output", type=Path, help="result file (JSON); arrays beside it as .npz")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+
+
+def add_published_flags(parser: argparse.ArgumentParser) -> None:
+    """Further flags of the published evaluation commands."""
+    parser.add_argument(
+        "--image-size-eval", type=positive, help="measure at this size (LlamaGen: 384 px models at 256)"
+    )
+    parser.add_argument("--sample-dir", type=Path, help="folder of exported images, and of the result without --output")
+    parser.add_argument("--clear-cache", action="store_true", help="not needed: no files are left over")
+
+
+def held_out(args: argparse.Namespace) -> argparse.Namespace:
+    """The same flags with --data-path as --val-path: so the published commands name held-out images."""
+    if args.val_path is None:
+        args.val_path, args.data_path = args.data_path, None
+    return args
 
 
 def output_of(args: argparse.Namespace, name: str) -> Path:

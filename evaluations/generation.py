@@ -50,10 +50,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--code-path", type=Path, help="training codes, to count memorised sequences")
     parser.add_argument("--classifier", type=Path, help="folder of a classifier (evaluations.classifier)")
     parser.add_argument("--export", choices=["npz", "png"], help="also write the images, under --sample-dir")
-    parser.add_argument("--sample-dir", type=Path, help="folder of --export, and of the result without --output")
-    parser.add_argument(
-        "--clear-cache", action="store_true", help="kept for published commands: no files are left over"
-    )
     return parser.parse_args()
 
 

@@ -31,6 +31,7 @@ from engine.config import ConfigError
 from engine.datasets import DataConfig, labelled_batch, open_source
 from engine.distributed import World, autocast
 from engine.images import to_float
+from evaluations.images import own_batches
 from tokenizer import load_tokenizer
 from tokenizer.models.registry import build_tokenizer
 
@@ -172,13 +173,12 @@ def read_features(
         if world.is_main:
             np.lib.format.open_memmap(temporary, mode="w+", dtype=record, shape=(count,)).flush()
         world.barrier()
-        starts = range(0, count, batch_size)[world.rank :: world.size]
-        for start in tqdm(starts, desc=f"features of {split}", disable=None if world.is_main else True):
-            indices = range(start, min(start + batch_size, count))
-            crops, labels = labelled_batch(source, network.image_size, indices, data.skip_broken)
-            rows = np.empty(len(indices), dtype=record)
+        batches = own_batches(count, batch_size, world)
+        for ids in tqdm(batches, desc=f"features of {split}", disable=None if world.is_main else True):
+            crops, labels = labelled_batch(source, network.image_size, ids.numpy(), data.skip_broken)
+            rows = np.empty(len(ids), dtype=record)
             rows["features"], rows["label"] = network(crops).cpu().numpy(), labels.numpy()
-            write_rows(temporary, start, rows)
+            write_rows(temporary, int(ids[0]), rows)
         world.barrier()
         if world.is_main:
             temporary.replace(path)

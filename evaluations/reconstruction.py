@@ -21,12 +21,21 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from engine.config import UserError, logger, positive, run_entry
+from engine.config import UserError, logger, run_entry
 from engine.datasets import open_source
 from engine.distributed import World
 from evaluations.adm import ImageSet
 from evaluations.codebook import CodeUsage, bits_of, usage_metrics
-from evaluations.flags import add_measure_flags, assets_of, extractor_of, output_of, reference_from, run_evaluation
+from evaluations.flags import (
+    add_measure_flags,
+    add_published_flags,
+    assets_of,
+    extractor_of,
+    held_out,
+    output_of,
+    reference_from,
+    run_evaluation,
+)
 from evaluations.protocol import write_arrays, write_result
 from evaluations.reference import Reference, distance, suite
 from evaluations.rules import RULES, Reconstructor, pair_scores, score_names
@@ -42,23 +51,15 @@ def parse_args() -> argparse.Namespace:
     add_tokenizer_flags(parser)
     add_image_flags(parser)
     parser.add_argument("--protocol", default="adm", choices=sorted(RULES))
-    parser.add_argument(
-        "--image-size-eval", type=positive, help="measure at this size (LlamaGen: 384 px models at 256)"
-    )
     parser.add_argument("--original-resolution", action="store_true", help="whole images, one at a time, padded")
     parser.add_argument(
         "--precision-recall", action="store_true", help="also precision and recall (slow without a GPU)"
     )
     parser.add_argument("--lpips", action="store_true", help="also LPIPS (its networks must lie in PRETRAINED_DIR)")
-    parser.add_argument("--sample-dir", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--clear-cache", action="store_true", help="kept for published commands: no files are left over"
-    )
     add_measure_flags(parser, reference="val", batch_size=50)
+    add_published_flags(parser)
     args = parser.parse_args()
-    if args.val_path is None and args.reference != "train":  # the published command names held-out images so
-        args.val_path, args.data_path = args.data_path, None
-    return args
+    return args if args.reference == "train" else held_out(args)
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from autoregressive.sampling import SamplerSettings, add_sampler_flags, sample_i
 from engine.config import positive
 from engine.distributed import World
 from evaluations.adm import ImageSet
-from evaluations.flags import add_measure_flags
+from evaluations.flags import add_measure_flags, add_published_flags
 from evaluations.images import own_batches
 from evaluations.reference import Reference, suite
 from tokenizer.loading import add_image_flags, add_tokenizer_flags
@@ -36,11 +36,9 @@ def add_sampled_flags(parser: argparse.ArgumentParser) -> None:
         "--labels", default="balanced", choices=["balanced", "random"],
         help="balanced: sample i has class i modulo the number of classes; random: as published",
     )  # fmt: skip
-    parser.add_argument(
-        "--image-size-eval", type=positive, help="measure at this size (LlamaGen: 384 px models at 256)"
-    )
     add_sampler_flags(parser)
     add_measure_flags(parser, reference="train", batch_size=32)
+    add_published_flags(parser)
 
 
 def labels_of(mode: str, count: int, num_classes: int, seed: int) -> Tensor:

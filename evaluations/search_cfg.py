@@ -47,10 +47,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--coarse-step", type=float, help="search with this step first, then from there with --step")
     parser.add_argument("--max-scale", type=float, default=math.inf)
     parser.add_argument("--scales", help='measure exactly these instead, such as "1,1.5,2"')
-    parser.add_argument("--sample-dir", type=Path, help="folder of the result without --output")
-    parser.add_argument(
-        "--clear-cache", action="store_true", help="kept for published commands: no files are left over"
-    )
     parser.set_defaults(cfg_scale=None)  # None: the published start
     return parser.parse_args()
 
