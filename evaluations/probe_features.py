@@ -99,6 +99,11 @@ def _of_tokenizer(config: NetworkConfig, networks: dict[str, nn.Module]) -> tupl
     return lambda images, training: read(tokenizer.encode_features(images)), None
 
 
+def decoder_tokens(tokenizer: nn.Module, images: Tensor, layer: int) -> Tensor:
+    """Tokens (B,N,C) of the transformer decoder after block `layer` (from 1), decoding the codes of images."""
+    return tokenizer.query_decoder.features(tokenizer.post_quant_proj(tokenizer.encode(images).z_q), layer)[0]
+
+
 def _of_decoder(config: NetworkConfig, networks: dict[str, nn.Module]) -> tuple[Tokens, int]:
     tokenizer = networks["tokenizer"]
     decoder = getattr(tokenizer, "query_decoder", None)
@@ -107,11 +112,7 @@ def _of_decoder(config: NetworkConfig, networks: dict[str, nn.Module]) -> tuple[
             f"network.source=decoder: {config.tokenizer} has no transformer decoder; use tokenizer or gpt"
         )
     layer = _chosen_layer(config, decoder.semantic_layer, len(decoder.transformer))
-
-    def tokens(images: Tensor, training: bool) -> Tensor:
-        return decoder.features(tokenizer.post_quant_proj(tokenizer.encode(images).z_q), layer)[0]
-
-    return tokens, layer
+    return lambda images, training: decoder_tokens(tokenizer, images, layer), layer
 
 
 SOURCES = {"gpt": _of_gpt, "tokenizer": _of_tokenizer, "decoder": _of_decoder}

@@ -29,6 +29,11 @@ class Stage:
     command: list[str]
 
 
+def python(name: str, module: str, *arguments: str) -> Stage:
+    """A stage that runs a module of this project, on the processes that the environment asks for."""
+    return Stage(name, ["bash", "scripts/launch.sh", "-m", module, *arguments])
+
+
 class StageError(UserError):
     """A stage that failed or was stopped."""
 

@@ -25,6 +25,7 @@ from engine.config import UserError, logger, positive, run_entry
 from engine.datasets import ImageSource, centre_batch, open_source
 from engine.distributed import pick_device
 from engine.images import save_grid, to_float
+from evaluations.probe_features import decoder_tokens
 from evaluations.protocol import write_arrays
 from tokenizer.loading import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
 
@@ -66,8 +67,7 @@ def grid_features(tokenizer: nn.Module, images: Tensor, layer: int | None) -> tu
     layer = layer or decoder.semantic_layer or len(decoder.transformer)
     if layer > len(decoder.transformer):
         raise UserError(f"--layer {layer}: the decoder has {len(decoder.transformer)} blocks")
-    latents = tokenizer.post_quant_proj(tokenizer.encode(images).z_q)
-    tokens = decoder.features(latents, layer)[0]
+    tokens = decoder_tokens(tokenizer, images, layer)
     return tokens.unflatten(1, (decoder.grid, decoder.grid)), f"decoder block {layer}"
 
 
