@@ -80,22 +80,21 @@ class Export:
     def __init__(self, args: argparse.Namespace, size: int, world: World) -> None:
         if args.sample_dir is None:
             raise UserError("--export needs --sample-dir, the folder for the images")
-        self.folder, self.writer = args.sample_dir, None
+        self.folder, self.writer = args.sample_dir / "samples", None
         if args.export == "npz":
-            self.writer = NpzWriter(self.folder / "samples.npz", args.num_fid_samples, size, world)
-        elif (self.folder / "samples").is_dir() and any((self.folder / "samples").iterdir()):
-            raise UserError(
-                f"{self.folder / 'samples'} holds pictures already; remove them or give another --sample-dir"
-            )
+            self.writer = NpzWriter(args.sample_dir / "samples.npz", args.num_fid_samples, size, world)
+            return
+        if self.folder.is_dir() and any(self.folder.iterdir()):
+            raise UserError(f"{self.folder} holds pictures already; remove them or give another --sample-dir")
         world.barrier()
-        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, ids: Tensor, images: Tensor) -> None:
         if self.writer is not None:
             self.writer.write(ids, images)
             return
         for number, image in zip(ids.tolist(), images, strict=True):
-            to_pil(image).save(self.folder / "samples" / f"{number:06d}.png")
+            to_pil(image).save(self.folder / f"{number:06d}.png")
 
 
 @torch.inference_mode()
@@ -156,13 +155,13 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     write_arrays(output, checksums=checksums.numpy())
     write_result(output, metrics, protocol, unavailable=missing, timing=timing)
     try:  # hours of work are safe by now
-        write_arrays(output, checksums=checksums.numpy(), **_examples(args, sampler, data))
+        write_arrays(output, checksums=checksums.numpy(), **_examples(sampler, data))
     except UserError as error:
         logger.warning("no examples for the report: %s", error)
     logger.info("%s: %s", output, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
 
 
-def _examples(args: argparse.Namespace, sampler: Sampler, data: DataConfig) -> dict[str, np.ndarray]:
+def _examples(sampler: Sampler, data: DataConfig) -> dict[str, np.ndarray]:
     """The first samples of each class and the training image nearest to each, for the report."""
     if not has_split(data, "train"):
         raise UserError("the data names no training images")

@@ -79,6 +79,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     source = open_source(data, "val")
     if len(source) < 2:
         raise UserError(f"{source.name} has {len(source)} images; statistics need 2 or more")
+    facts = {"data": source.name, "split": "val", "content": source.identity()}
     reference = _given_reference(args, reconstruct, data, extractor, output, world)
     lpips = {name: network.to(world.device) for name, (network, _) in networks.items()}
     sets = {}
@@ -110,15 +111,13 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     metrics |= bits_of(tokenizer.quantizer, *table[-2:].mean(1).tolist())
     missing: dict[str, str] = {}
     if extractor is not None:
-        distances, missing = _distances(args, sets, reference, source, reconstruct, world)
+        distances, missing = _distances(args, sets, reference, facts, world)
         metrics |= distances
     protocol = {
         "kind": "reconstruction",
         "name": args.protocol,
         "num_images": len(source),
-        "data": source.name,
-        "split": "val",
-        "content": source.identity(),
+        **facts,
         "skip_broken": data.skip_broken,
         "crop": "none, padded to the factor" if reconstruct.whole else rules.crop_name,
         "image_size": "original" if reconstruct.whole else reconstruct.size,
@@ -153,13 +152,14 @@ def _given_reference(args, reconstruct, data, extractor, output, world) -> Refer
     return reference_from(args, "reconstruction", data, size, extractor, output.parent, world, keep)
 
 
-def _distances(args, sets, reference, source, reconstruct, world) -> tuple[dict[str, Any], dict[str, str]]:
-    """Distances of the reconstructions, and of the originals where they are not the reference; its facts."""
+def _distances(args, sets, reference, images, world) -> tuple[dict[str, Any], dict[str, str]]:
+    """Distances of the reconstructions, and of the originals where they are not the reference; its facts. `images` are
+    those of the originals.
+    """
     extractor, real = sets["made"].extractor, {}
     if reference is None:
         own = sets["real"]
-        facts = {"data": source.name, "split": "val", "kind": "val", "content": source.identity()}
-        facts |= {"num_images": len(source), "statistics": "of the images themselves"}
+        facts = {**images, "kind": "val", "num_images": own.count, "statistics": "of the images themselves"}
         facts |= {"extractor": extractor.metric, "extractor_weights": extractor.stamp}
         spatial = own.spatial.merged(world).gaussian() if own.spatial is not None else None
         features = own.all_features(world) if own.features is not None else None
