@@ -8,7 +8,7 @@
 From a start the scale moves by --step to the better neighbour until both are worse; --coarse-step searches with a
 wider step first. Without --cfg-scale the start is the published one of the size and schedule. Every scale that was
 measured is kept in OUTPUT.partial.json with all settings, so that a killed search goes on; OUTPUT is written at the end
-and holds the best scale, its metrics, and the curve.
+and holds the best scale, its metrics, and the curve. A finished search is not done again: the same command leaves it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from engine.checkpoint import write_atomic
 from engine.config import UserError, logger, run_entry
 from engine.distributed import World
 from evaluations.flags import extractor_of, output_of, reference_from, run_evaluation
-from evaluations.protocol import changed_facts, write_result
+from evaluations.protocol import changed_facts, read_result, write_result
 from evaluations.sampled import Sampler, add_sampled_flags, labels_of, measured
 from tokenizer.loading import images_from, tokenizer_from
 
@@ -94,8 +94,9 @@ class Curve:
                 )
             self.rows = {row["guidance_scale"]: row["metrics"] for row in stored["rows"]}
 
-    def add(self, scale: float, metrics: dict[str, float]) -> None:
+    def add(self, scale: float, metrics: dict[str, float], missing: dict[str, str]) -> None:
         self.rows[scale] = metrics
+        self.missing |= missing
         if self.world.is_main:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(
@@ -136,17 +137,26 @@ def search(args: argparse.Namespace, world: World) -> None:
     for section, key in (("sampler", "guidance_scale"), ("tokenizer", "path"), ("gpt", "path")):
         facts[section].pop(key, None)
     facts["fp16_emulation"] = args.fp16_emulation
-    if output.is_file():
-        raise UserError(f"{output} holds a finished search; give another --output, or remove it")
     curve = Curve(output.with_suffix(".partial.json"), facts, world)
+    plan = {name: getattr(args, name) for name in ("cfg_scale", "step", "coarse_step", "scales")}
+    plan = {**curve.settings, "search": plan | {"max_scale": f"{args.max_scale:g}"}}
+    if output.is_file():  # a pipeline may be killed before it notes that this was its end
+        changed = changed_facts(read_result(output).get("settings", {}), plan)
+        if changed:
+            raise UserError(
+                f"{output} holds a finished search with other settings ({'; '.join(changed)[:500]}); "
+                "give another --output, or remove it"
+            )
+        if world.is_main:
+            curve.path.unlink(missing_ok=True)
+            logger.info("%s holds this search, finished before", output)
+        return
     world.barrier()
 
     def measure(scale: float) -> float:
         if scale not in curve.rows:
             sampler.settings = replace(settings, guidance=replace(settings.guidance, scale=scale))
-            metrics, missing = measured(sampler, extractor, reference, args.fp16_emulation)
-            curve.add(scale, metrics)
-            curve.missing |= missing
+            curve.add(scale, *measured(sampler, extractor, reference, args.fp16_emulation))
         value = next(iter(curve.rows[scale].values()))
         logger.info("guidance scale %g: %s", scale, "  ".join(f"{k} {v:.4g}" for k, v in curve.rows[scale].items()))
         return value
@@ -160,7 +170,8 @@ def search(args: argparse.Namespace, world: World) -> None:
     sampler.settings = replace(settings, guidance=replace(settings.guidance, scale=best))
     if world.is_main:
         metrics = {"best_guidance_scale": best, **curve.rows[best]}
-        write_result(output, metrics, sampler.protocol(reference), curve=curve.listed(), unavailable=curve.missing)
+        more = {"curve": curve.listed(), "unavailable": curve.missing, "settings": plan}
+        write_result(output, metrics, sampler.protocol(reference), **more)
         curve.path.unlink()
         logger.info("best guidance scale %g; %s", best, output)
 
