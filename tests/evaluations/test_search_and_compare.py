@@ -87,7 +87,7 @@ def test_scales_that_are_none_are_refused(text, message):
 
 @pytest.fixture
 def search(tmp_path, monkeypatch, world):
-    """`search(*flags)` with distances to 2.5 instead of measured ones; `search.calls`: their scales. The third fails."""
+    """`search(*flags)` with distances to 2.5 instead of measured ones; `search.calls`: the scales. The third fails."""
     sizes = {"vocab_size": 8, "num_tokens": 4, "num_classes": 2, "width": 8, "layers": 1, "heads": 1}
     gpt, tokenizer = SimpleNamespace(config=GPTConfig(**sizes)), SimpleNamespace(image_size=16)
     for name, value in {
