@@ -158,7 +158,6 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         write_arrays(output, checksums=checksums.numpy(), **_examples(sampler, data))
     except UserError as error:
         logger.warning("no examples for the report: %s", error)
-    logger.info("%s: %s", output, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
 
 
 def _examples(sampler: Sampler, data: DataConfig) -> dict[str, np.ndarray]:

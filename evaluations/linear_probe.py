@@ -258,7 +258,6 @@ def train(config: LinearProbeConfig, world: World) -> None:
         }
         if world.is_main:
             write_result(run.dir / "result.json", metrics, protocol)
-            run.say(f"{run.dir / 'result.json'}: {metrics}")
     finally:
         run.close()
 

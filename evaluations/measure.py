@@ -14,7 +14,7 @@ import argparse
 
 import torch
 
-from engine.config import UserError, logger, run_entry
+from engine.config import UserError, run_entry
 from engine.distributed import World
 from evaluations.flags import add_measure_flags, extractor_of, output_of, reference_path, run_evaluation
 from evaluations.images import open_images
@@ -65,7 +65,6 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     protocol = {"kind": args.measured, **facts, "reference": reference.facts, "samples": images.facts}
     if world.is_main:
         write_result(output, metrics, protocol, unavailable=missing)
-        logger.info("%s: %s", output, "  ".join(f"{k} {v:.6g}" for k, v in metrics.items()))
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from engine.config import UserError, logger, run_entry
+from engine.config import UserError, run_entry
 from engine.datasets import open_source
 from engine.distributed import World
 from evaluations.adm import ImageSet
@@ -80,7 +80,12 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     if len(source) < 2:
         raise UserError(f"{source.name} has {len(source)} images; statistics need 2 or more")
     facts = {"data": source.name, "split": "val", "content": source.identity()}
-    reference = _given_reference(args, reconstruct, data, extractor, output, world)
+    reference = None  # the images themselves, unless the flags name others
+    if extractor is not None and args.reference != "val":
+        if rules.float_features:
+            raise UserError("--protocol wetok measures against the same images, cropped its way: leave out --reference")
+        size, keep = reconstruct.eval_size, args.precision_recall
+        reference = reference_from(args, "reconstruction", data, size, extractor, output.parent, world, keep)
     lpips = {name: network.to(world.device) for name, (network, _) in networks.items()}
     sets = {}
     if extractor is not None:
@@ -138,18 +143,6 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         scores = {f"score_{name}": row for name, row in zip(names, table.numpy(), strict=False)}
         write_arrays(output, code_counts=counts.numpy(), **pairs, **scores)
         write_result(output, metrics, protocol, unavailable=missing)
-        shown_metrics = {k: v for k, v in metrics.items() if isinstance(v, float)}
-        logger.info("%s: %s", output, "  ".join(f"{k} {v:.4g}" for k, v in shown_metrics.items()))
-
-
-def _given_reference(args, reconstruct, data, extractor, output, world) -> Reference | None:
-    """The reference that is not the images themselves, or None."""
-    if extractor is None or args.reference == "val":
-        return None
-    if reconstruct.rules.float_features:
-        raise UserError("--protocol wetok measures against the same images, cropped its way: leave out --reference")
-    size, keep = reconstruct.eval_size, args.precision_recall
-    return reference_from(args, "reconstruction", data, size, extractor, output.parent, world, keep)
 
 
 def _distances(args, sets, reference, images, world) -> tuple[dict[str, Any], dict[str, str]]:

@@ -33,10 +33,7 @@ from evaluations.statistics import Gaussian, frechet_distance
 
 BATCH = 50
 PUBLISHED = {"generation": "gfid", "reconstruction": "rfid"}
-OTHERWISE = {
-    "generation": "generated",
-    "reconstruction": "reconstruction",
-}  # suffix where it is not the published number
+OTHERWISE = {"generation": "generated", "reconstruction": "reconstruction"}  # suffix of a number of another kind
 KINDS = {"generation": "train", "reconstruction": "val"}  # what is measured -> the kind of its reference
 TRAIN_STATISTICS = re.compile(r"VIRTUAL_imagenet\d+_labeled\.npz")  # ADM's files: statistics of the whole training set
 

@@ -173,7 +173,6 @@ def search(args: argparse.Namespace, world: World) -> None:
         more = {"curve": curve.listed(), "unavailable": curve.missing, "settings": plan}
         write_result(output, metrics, sampler.protocol(reference), **more)
         curve.path.unlink()
-        logger.info("best guidance scale %g; %s", best, output)
 
 
 def scales_of(text: str) -> list[float]:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from autoregressive.codes import CENTRE_VIEW, CodeStore
 from autoregressive.loading import add_gpt_flags, gpt_from
 from autoregressive.task import next_token_loss
-from engine.config import ConfigError, UserError, logger, run_entry
+from engine.config import ConfigError, UserError, run_entry
 from engine.datasets import labelled_batch, open_source
 from engine.distributed import World
 from engine.images import to_float
@@ -106,7 +106,6 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         "precision": str(gpt.class_embedding.weight.dtype).removeprefix("torch."),
     }
     write_result(output, metrics, protocol)
-    logger.info("%s: %s", output, "  ".join(f"{k} {v:.5g}" for k, v in metrics.items()))
 
 
 def main() -> None:
