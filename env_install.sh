@@ -27,7 +27,7 @@ constraints=${CONSTRAINTS:-}
 
 while [ $# -gt 0 ]; do
     case "$1" in
-        --help | -h) sed -n '2,/^set/{/^#/p;}' "$0" | cut -c 3- && exit ;;
+        --help | -h) usage && exit ;;
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
         --extras | --env | --python | --torch-index | --constraints)
             [ $# -ge 2 ] || die "$1 needs a value; see: bash env_install.sh --help"

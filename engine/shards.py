@@ -44,12 +44,9 @@ def is_shards(root: str | Path) -> bool:
 
 def shard_paths(root: str, key: str) -> list[Path]:
     """The tar files of a folder, in alphabetical order, or those of a pattern such as `train-{000000..000123}.tar`."""
-    if Path(root).is_dir():
-        paths = sorted(Path(root).glob("*.tar"))
-    elif root.endswith(".tar") and ":" not in root:
+    paths = sorted(Path(root).glob("*.tar"))
+    if not paths and root.endswith(".tar") and ":" not in root:
         paths = [Path(url) for url in webdataset().shardlists.expand_urls(root)]
-    else:
-        paths = []
     if not paths:
         raise UserError(f"{key}={root!r} names no tar files on this machine; accepted: a folder, a-{{0000..0123}}.tar")
     missing = [path for path in paths if not path.is_file()]
@@ -99,7 +96,10 @@ def _index(paths: list[Path], skip_broken: bool) -> np.ndarray:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visual-tokenizers"
     kept = cache / f"shards-{digest}.npy"
     if kept.is_file():
-        return np.load(kept, allow_pickle=False)
+        try:
+            return np.load(kept, allow_pickle=False).reshape(-1, 4)
+        except (OSError, ValueError, EOFError) as error:
+            logger.warning("the kept places of images %s are damaged (%s): they are looked up anew", kept, error)
     shards = tqdm(paths, desc="looking up images", unit="shard", disable=None)
     rows = [(shard, *found) for shard, path in enumerate(shards) for found in _scan(path, skip_broken)]
     index = np.array(rows, dtype=np.int64).reshape(-1, 4)

@@ -18,7 +18,7 @@ from pathlib import Path
 from engine.checkpoint import write_atomic
 from engine.config import ConfigError, logger, parse_cli, run_entry, save_config
 from evaluations.protocol import read_result
-from evaluations.stages import Stage, run_stages
+from evaluations.stages import Stage, python, run_stages
 
 VIEWS = {"centre": [], "flip": ["--flip"], "ten-crop": ["--ten-crop"]}
 
@@ -51,9 +51,6 @@ def stages_of(config: ARProbeConfig) -> list[Stage]:
     run = Path(config.run_dir)
     codes, gpt, results, tokenizer = run / "codes", run / "gpt", run / "evaluations", config.tokenizer
     pair = ["--vq-ckpt", tokenizer, "--gpt-ckpt", str(gpt)]
-
-    def python(name: str, module: str, *arguments: str) -> Stage:
-        return Stage(name, ["bash", "scripts/launch.sh", "-m", module, *arguments])
 
     def configs(files: list[str]) -> list[str]:
         return [part for file in files for part in ("--config", file)]

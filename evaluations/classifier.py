@@ -52,13 +52,8 @@ class ClassifierTask:
     """See `engine.loop.Task`."""
 
     def __init__(self, network: Updater, images_u8: Tensor, labels: Tensor, max_shift: int, world: World) -> None:
-        self.network, self.images_u8, self.labels, self.max_shift, self.world = (
-            network,
-            images_u8,
-            labels,
-            max_shift,
-            world,
-        )
+        self.network, self.max_shift, self.world = network, max_shift, world
+        self.images_u8, self.labels = images_u8, labels  # held out
 
     def parts(self) -> Mapping[str, Any]:
         return {"classifier": self.network}

@@ -29,14 +29,14 @@ from autoregressive.sampling import sample_images, settings_of
 from engine.checkpoint import fingerprint
 from engine.config import UserError, logger, run_entry
 from engine.datasets import DataConfig, ImageSource, centre_batch, has_split, open_source
-from engine.distributed import World, distributed_world
+from engine.distributed import World
 from engine.images import to_pil
 from evaluations.adm import ImageSet
-from evaluations.flags import extractor_of, output_of
+from evaluations.flags import extractor_of, output_of, reference_from, run_evaluation
 from evaluations.images import NpzWriter
 from evaluations.protocol import write_arrays, write_result
 from evaluations.reference import distance, suite
-from evaluations.sampled import Sampler, add_sampled_flags, labels_of, reference_of
+from evaluations.sampled import Sampler, add_sampled_flags, labels_of
 from evaluations.small_cnn import classify, load_classifier
 from tokenizer.loading import images_from, tokenizer_from
 
@@ -50,10 +50,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--code-path", type=Path, help="training codes, to count memorised sequences")
     parser.add_argument("--classifier", type=Path, help="folder of a classifier (evaluations.classifier)")
     parser.add_argument("--export", choices=["npz", "png"], help="also write the images, under --sample-dir")
-    parser.add_argument("--sample-dir", type=Path, help="folder of --export, and of the result without --output")
-    parser.add_argument(
-        "--clear-cache", action="store_true", help="kept for published commands: no files are left over"
-    )
     return parser.parse_args()
 
 
@@ -84,22 +80,21 @@ class Export:
     def __init__(self, args: argparse.Namespace, size: int, world: World) -> None:
         if args.sample_dir is None:
             raise UserError("--export needs --sample-dir, the folder for the images")
-        self.folder, self.writer = args.sample_dir, None
+        self.folder, self.writer = args.sample_dir / "samples", None
         if args.export == "npz":
-            self.writer = NpzWriter(self.folder / "samples.npz", args.num_fid_samples, size, world)
-        elif (self.folder / "samples").is_dir() and any((self.folder / "samples").iterdir()):
-            raise UserError(
-                f"{self.folder / 'samples'} holds pictures already; remove them or give another --sample-dir"
-            )
+            self.writer = NpzWriter(args.sample_dir / "samples.npz", args.num_fid_samples, size, world)
+            return
+        if self.folder.is_dir() and any(self.folder.iterdir()):
+            raise UserError(f"{self.folder} holds pictures already; remove them or give another --sample-dir")
         world.barrier()
-        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, ids: Tensor, images: Tensor) -> None:
         if self.writer is not None:
             self.writer.write(ids, images)
             return
         for number, image in zip(ids.tolist(), images, strict=True):
-            to_pil(image).save(self.folder / "samples" / f"{number:06d}.png")
+            to_pil(image).save(self.folder / f"{number:06d}.png")
 
 
 @torch.inference_mode()
@@ -114,14 +109,15 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     if store is not None:  # hours before it is needed
         store.require(tokenizer.provenance.fingerprint, args.vq_ckpt)
     data, size, count = images_from(args, tokenizer), args.image_size_eval or tokenizer.image_size, args.num_fid_samples
-    reference = reference_of(args, data, size, extractor, output.parent, world)
+    reference, is_fid = None, extractor is not None and extractor.metric == "fid"
+    if extractor is not None:
+        reference = reference_from(args, "generation", data, size, extractor, output.parent, world, keep=is_fid)
     labels = labels_of(args.labels, count, gpt.config.num_classes, settings.seed)
     sampler = Sampler(gpt, tokenizer, settings, labels, args.labels, args.per_proc_batch_size, size, world)
     classifier = load_classifier(args.classifier) if args.classifier is not None else None
     export = Export(args, size, world) if args.export else None
-    with_noise = extractor is not None and extractor.metric != "fid"  # a scale for the offline metric; FID has its own
-    made = ImageSet(extractor, count, keep=not with_noise) if extractor is not None else None
-    noise = ImageSet(extractor, count) if with_noise else None
+    made = ImageSet(extractor, count, keep=is_fid) if extractor is not None else None
+    noise = ImageSet(extractor, count) if made is not None and not is_fid else None  # a scale for the offline metric
     tokens = torch.zeros(count, *gpt.config.token_shape, dtype=torch.long)
     checksums, right = torch.zeros(count, dtype=torch.long), torch.zeros(1, dtype=torch.float64)
     for ids, made_tokens, images in sampler.batches():
@@ -159,13 +155,12 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     write_arrays(output, checksums=checksums.numpy())
     write_result(output, metrics, protocol, unavailable=missing, timing=timing)
     try:  # hours of work are safe by now
-        write_arrays(output, checksums=checksums.numpy(), **_examples(args, sampler, data))
+        write_arrays(output, checksums=checksums.numpy(), **_examples(sampler, data))
     except UserError as error:
         logger.warning("no examples for the report: %s", error)
-    logger.info("%s: %s", output, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
 
 
-def _examples(args: argparse.Namespace, sampler: Sampler, data: DataConfig) -> dict[str, np.ndarray]:
+def _examples(sampler: Sampler, data: DataConfig) -> dict[str, np.ndarray]:
     """The first samples of each class and the training image nearest to each, for the report."""
     if not has_split(data, "train"):
         raise UserError("the data names no training images")
@@ -189,9 +184,7 @@ def _examples(args: argparse.Namespace, sampler: Sampler, data: DataConfig) -> d
 
 
 def main() -> None:
-    args = parse_args()
-    with distributed_world(args.device, tf32=False) as world:
-        evaluate(args, world)
+    run_evaluation(parse_args(), evaluate)
 
 
 if __name__ == "__main__":

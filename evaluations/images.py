@@ -23,6 +23,7 @@ from engine.datasets import ImageSource, centre_batch, read_source
 from engine.distributed import World
 from engine.folders import LooseSource
 from engine.images import image_tensor
+from evaluations.protocol import write_arrays
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -167,7 +168,5 @@ class NpzWriter:
         self.table.flush()
         self.world.barrier()
         if self.world.is_main:
-            temporary = self.path.with_suffix(".tmp.npz")
-            np.savez(temporary, arr_0=self.table, **arrays)
-            temporary.replace(self.path)
+            write_arrays(self.path, arr_0=self.table, **arrays)
             self.rows.unlink()

@@ -32,6 +32,7 @@ from engine.distributed import World, distributed_world
 from engine.loop import Batch, LoopConfig, check_batch, fit
 from engine.stream import open_stream
 from engine.tracker import Run
+from evaluations.images import own_batches
 from evaluations.probe_features import NetworkConfig, ProbedNetwork, network_problems, read_features
 from evaluations.protocol import write_result
 
@@ -167,8 +168,8 @@ class ProbeTask:
         """Of each rate: shares `top1` and `top5`, and the mean cross entropy in nats, over all held-out images."""
         records, norm, device = self.held_out(), self.norm.eval(), self.world.device
         sums = torch.zeros(len(self.heads), 3, dtype=torch.float64, device=device)
-        for start in range(0, len(records), EVAL_BATCH)[self.world.rank :: self.world.size]:
-            rows = records[start : start + EVAL_BATCH]
+        for ids in own_batches(len(records), EVAL_BATCH, self.world):
+            rows = records[ids.numpy()]
             x, labels = (torch.from_numpy(rows[name].copy()).to(device) for name in ("features", "label"))
             for own, head in zip(sums, self.heads.values(), strict=True):
                 logits = head(norm(x))
@@ -257,7 +258,6 @@ def train(config: LinearProbeConfig, world: World) -> None:
         }
         if world.is_main:
             write_result(run.dir / "result.json", metrics, protocol)
-            run.say(f"{run.dir / 'result.json'}: {metrics}")
     finally:
         run.close()
 

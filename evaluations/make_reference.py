@@ -17,11 +17,12 @@ import torch
 
 from engine.config import UserError, logger, positive, run_entry
 from engine.datasets import ON_DISK, kind_of
-from engine.distributed import World, distributed_world
+from engine.distributed import World
 from evaluations.adm import ImageSet
 from evaluations.features import InceptionExtractor
-from evaluations.flags import add_asset_flags, assets_of
+from evaluations.flags import add_asset_flags, assets_of, run_evaluation
 from evaluations.images import NpzWriter, SourceImages
+from evaluations.protocol import write_arrays
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,10 +64,7 @@ def write(args: argparse.Namespace, world: World) -> None:
     if writer is not None:
         writer.finish(**facts)
     elif world.is_main:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = args.output.with_suffix(".tmp.npz")
-        np.savez(temporary, **facts)
-        temporary.replace(args.output)
+        write_arrays(args.output, **facts)
     if world.is_main:
         logger.info(
             "%s: statistics of %d images, %d of them stored", args.output, len(images), len(stored) if writer else 0
@@ -74,9 +72,7 @@ def write(args: argparse.Namespace, world: World) -> None:
 
 
 def main() -> None:
-    args = parse_args()
-    with distributed_world(args.device, tf32=False) as world:
-        write(args, world)
+    run_evaluation(parse_args(), write)
 
 
 if __name__ == "__main__":

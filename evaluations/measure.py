@@ -14,9 +14,9 @@ import argparse
 
 import torch
 
-from engine.config import UserError, logger, run_entry
-from engine.distributed import World, distributed_world
-from evaluations.flags import add_measure_flags, extractor_of, output_of, reference_path
+from engine.config import UserError, run_entry
+from engine.distributed import World
+from evaluations.flags import add_measure_flags, extractor_of, output_of, reference_path, run_evaluation
 from evaluations.images import open_images
 from evaluations.protocol import write_result
 from evaluations.reference import (
@@ -65,13 +65,10 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     protocol = {"kind": args.measured, **facts, "reference": reference.facts, "samples": images.facts}
     if world.is_main:
         write_result(output, metrics, protocol, unavailable=missing)
-        logger.info("%s: %s", output, "  ".join(f"{k} {v:.6g}" for k, v in metrics.items()))
 
 
 def main() -> None:
-    args = parse_args()
-    with distributed_world(args.device, tf32=False) as world:
-        evaluate(args, world)
+    run_evaluation(parse_args(), evaluate)
 
 
 if __name__ == "__main__":

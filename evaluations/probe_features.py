@@ -31,6 +31,7 @@ from engine.config import ConfigError
 from engine.datasets import DataConfig, labelled_batch, open_source
 from engine.distributed import World, autocast
 from engine.images import to_float
+from evaluations.images import own_batches
 from tokenizer import load_tokenizer
 from tokenizer.models.registry import build_tokenizer
 
@@ -98,6 +99,11 @@ def _of_tokenizer(config: NetworkConfig, networks: dict[str, nn.Module]) -> tupl
     return lambda images, training: read(tokenizer.encode_features(images)), None
 
 
+def decoder_tokens(tokenizer: nn.Module, images: Tensor, layer: int) -> Tensor:
+    """Tokens (B,N,C) of the transformer decoder after block `layer` (from 1), decoding the codes of images."""
+    return tokenizer.query_decoder.features(tokenizer.post_quant_proj(tokenizer.encode(images).z_q), layer)[0]
+
+
 def _of_decoder(config: NetworkConfig, networks: dict[str, nn.Module]) -> tuple[Tokens, int]:
     tokenizer = networks["tokenizer"]
     decoder = getattr(tokenizer, "query_decoder", None)
@@ -106,11 +112,7 @@ def _of_decoder(config: NetworkConfig, networks: dict[str, nn.Module]) -> tuple[
             f"network.source=decoder: {config.tokenizer} has no transformer decoder; use tokenizer or gpt"
         )
     layer = _chosen_layer(config, decoder.semantic_layer, len(decoder.transformer))
-
-    def tokens(images: Tensor, training: bool) -> Tensor:
-        return decoder.features(tokenizer.post_quant_proj(tokenizer.encode(images).z_q), layer)[0]
-
-    return tokens, layer
+    return lambda images, training: decoder_tokens(tokenizer, images, layer), layer
 
 
 SOURCES = {"gpt": _of_gpt, "tokenizer": _of_tokenizer, "decoder": _of_decoder}
@@ -172,13 +174,12 @@ def read_features(
         if world.is_main:
             np.lib.format.open_memmap(temporary, mode="w+", dtype=record, shape=(count,)).flush()
         world.barrier()
-        starts = range(0, count, batch_size)[world.rank :: world.size]
-        for start in tqdm(starts, desc=f"features of {split}", disable=None if world.is_main else True):
-            indices = range(start, min(start + batch_size, count))
-            crops, labels = labelled_batch(source, network.image_size, indices, data.skip_broken)
-            rows = np.empty(len(indices), dtype=record)
+        batches = own_batches(count, batch_size, world)
+        for ids in tqdm(batches, desc=f"features of {split}", disable=None if world.is_main else True):
+            crops, labels = labelled_batch(source, network.image_size, ids.numpy(), data.skip_broken)
+            rows = np.empty(len(ids), dtype=record)
             rows["features"], rows["label"] = network(crops).cpu().numpy(), labels.numpy()
-            write_rows(temporary, start, rows)
+            write_rows(temporary, int(ids[0]), rows)
         world.barrier()
         if world.is_main:
             temporary.replace(path)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from engine.checkpoint import write_atomic
-from engine.config import UserError
+from engine.config import UserError, logger
 from engine.tracker import library_versions
 
 # What may differ between two numbers that are compared: the networks, and facts that change no definition of a number.
@@ -63,21 +63,24 @@ def unranked(protocols: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def write_result(path: Path, metrics: dict[str, Any], protocol: dict[str, Any], **more: dict[str, Any]) -> None:
-    """Writes `{metrics, protocol, libraries}` as JSON, in one piece: a result file is either complete or not there.
+    """Writes `{metrics, protocol, libraries}` as JSON, in one piece: a result file is either complete or not there. The
+    log says the numbers.
 
     `more` are further sections, left out where empty: `unavailable` (metrics that are missing, and why), `timing`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {"metrics": metrics, "protocol": protocol, "libraries": library_versions()}
     write_atomic(path, json.dumps(result | {name: part for name, part in more.items() if part}, indent=1))
+    shown = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    logger.info("%s: %s", path, "  ".join(f"{name} {value:.5g}" for name, value in shown.items()))
 
 
-def write_arrays(output: Path, **arrays: Any) -> None:
-    """Writes arrays beside a result, as .npz, in one piece."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_suffix(f".{os.getpid()}.tmp.npz")
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Writes arrays as .npz, in one piece: `path`, or the file beside a result `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     np.savez(temporary, **arrays)
-    temporary.replace(output.with_suffix(".npz"))
+    temporary.replace(path.with_suffix(".npz"))
 
 
 def read_result(path: str | Path) -> dict[str, Any]:

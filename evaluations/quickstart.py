@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from engine.checkpoint import write_atomic
@@ -24,7 +23,7 @@ from engine.config import UserError, logger, positive, run_entry
 from engine.packaged import ATTRIBUTION
 from engine.tracker import read_metrics
 from evaluations.protocol import read_result
-from evaluations.stages import Stage, StageLog, run_stages
+from evaluations.stages import Stage, StageLog, python, run_stages
 
 CONFIGS = Path("configs/quickstart")
 GUIDANCE_SCALE = 2.0
@@ -74,9 +73,6 @@ def configs_of(args: argparse.Namespace, name: str) -> list[Path]:
 def stages_of(args: argparse.Namespace, run: Path) -> list[Stage]:
     """The commands of the journey; each can be typed by hand."""
 
-    def python(name: str, module: str, *rest: str) -> Stage:
-        return Stage(name, ["bash", "scripts/launch.sh", "-m", module, *rest])
-
     def train(name: str, module: str, *overrides: str) -> Stage:
         configs = configs_of(args, name)
         if args.short and name == "tokenizer" and args.system == "wetok":
@@ -107,11 +103,11 @@ def stages_of(args: argparse.Namespace, run: Path) -> list[Stage]:
             "--num-fid-samples", str(samples), "--per-proc-batch-size", "50",
             "--output", str(results / "generation.json"),
         ),
-        *(more_evaluations(args, run, python) if args.complete else []),
+        *(more_evaluations(args, run) if args.complete else []),
     ]  # fmt: skip
 
 
-def more_evaluations(args: argparse.Namespace, run: Path, python: Callable[..., Stage]) -> list[Stage]:
+def more_evaluations(args: argparse.Namespace, run: Path) -> list[Stage]:
     """Guidance search, validation loss, linear probes, principal components, and the chain of AR probing."""
     tokenizer, gpt, codes, results = run / "tokenizer", run / "gpt", run / "codes", run / "evaluations"
     pair = ["--vq-ckpt", str(tokenizer), "--gpt-ckpt", str(gpt)]

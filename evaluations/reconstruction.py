@@ -21,23 +21,23 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from engine.config import UserError, logger, positive, run_entry
+from engine.config import UserError, run_entry
 from engine.datasets import open_source
-from engine.distributed import World, distributed_world
+from engine.distributed import World
 from evaluations.adm import ImageSet
 from evaluations.codebook import CodeUsage, bits_of, usage_metrics
-from evaluations.flags import add_measure_flags, assets_of, extractor_of, output_of, reference_path
-from evaluations.images import SourceImages
-from evaluations.protocol import write_arrays, write_result
-from evaluations.reference import (
-    Reference,
-    distance,
-    reference_of_file,
-    reference_of_images,
-    require_kind,
-    require_size,
-    suite,
+from evaluations.flags import (
+    add_measure_flags,
+    add_published_flags,
+    assets_of,
+    extractor_of,
+    held_out,
+    output_of,
+    reference_from,
+    run_evaluation,
 )
+from evaluations.protocol import write_arrays, write_result
+from evaluations.reference import Reference, distance, suite
 from evaluations.rules import RULES, Reconstructor, pair_scores, score_names
 from tokenizer.loading import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
 from tokenizer.losses.backbones import lpips_network
@@ -51,23 +51,15 @@ def parse_args() -> argparse.Namespace:
     add_tokenizer_flags(parser)
     add_image_flags(parser)
     parser.add_argument("--protocol", default="adm", choices=sorted(RULES))
-    parser.add_argument(
-        "--image-size-eval", type=positive, help="measure at this size (LlamaGen: 384 px models at 256)"
-    )
     parser.add_argument("--original-resolution", action="store_true", help="whole images, one at a time, padded")
     parser.add_argument(
         "--precision-recall", action="store_true", help="also precision and recall (slow without a GPU)"
     )
     parser.add_argument("--lpips", action="store_true", help="also LPIPS (its networks must lie in PRETRAINED_DIR)")
-    parser.add_argument("--sample-dir", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--clear-cache", action="store_true", help="kept for published commands: no files are left over"
-    )
     add_measure_flags(parser, reference="val", batch_size=50)
+    add_published_flags(parser)
     args = parser.parse_args()
-    if args.val_path is None and args.reference != "train":  # the published command names held-out images so
-        args.val_path, args.data_path = args.data_path, None
-    return args
+    return args if args.reference == "train" else held_out(args)
 
 
 @torch.inference_mode()
@@ -87,7 +79,13 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     source = open_source(data, "val")
     if len(source) < 2:
         raise UserError(f"{source.name} has {len(source)} images; statistics need 2 or more")
-    reference = _given_reference(args, reconstruct, data, extractor, output, world)
+    facts = {"data": source.name, "split": "val", "content": source.identity()}
+    reference = None  # the images themselves, unless the flags name others
+    if extractor is not None and args.reference != "val":
+        if rules.float_features:
+            raise UserError("--protocol wetok measures against the same images, cropped its way: leave out --reference")
+        size, keep = reconstruct.eval_size, args.precision_recall
+        reference = reference_from(args, "reconstruction", data, size, extractor, output.parent, world, keep)
     lpips = {name: network.to(world.device) for name, (network, _) in networks.items()}
     sets = {}
     if extractor is not None:
@@ -118,15 +116,13 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     metrics |= bits_of(tokenizer.quantizer, *table[-2:].mean(1).tolist())
     missing: dict[str, str] = {}
     if extractor is not None:
-        distances, missing = _distances(args, sets, reference, source, reconstruct, world)
+        distances, missing = _distances(args, sets, reference, facts, world)
         metrics |= distances
     protocol = {
         "kind": "reconstruction",
         "name": args.protocol,
         "num_images": len(source),
-        "data": source.name,
-        "split": "val",
-        "content": source.identity(),
+        **facts,
         "skip_broken": data.skip_broken,
         "crop": "none, padded to the factor" if reconstruct.whole else rules.crop_name,
         "image_size": "original" if reconstruct.whole else reconstruct.size,
@@ -147,37 +143,16 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         scores = {f"score_{name}": row for name, row in zip(names, table.numpy(), strict=False)}
         write_arrays(output, code_counts=counts.numpy(), **pairs, **scores)
         write_result(output, metrics, protocol, unavailable=missing)
-        shown_metrics = {k: v for k, v in metrics.items() if isinstance(v, float)}
-        logger.info("%s: %s", output, "  ".join(f"{k} {v:.4g}" for k, v in shown_metrics.items()))
 
 
-def _given_reference(args, reconstruct, data, extractor, output, world) -> Reference | None:
-    """The reference that is not the images themselves, or None."""
-    path = reference_path(args)
-    if extractor is None or (path is None and args.reference == "val"):
-        return None
-    if reconstruct.rules.float_features:
-        raise UserError("--protocol wetok measures against the same images, cropped its way: leave out --reference")
-    if path is not None:
-        reference = reference_of_file(
-            path, args.reference_kind, extractor, output.parent, world, keep=args.precision_recall
-        )
-    else:
-        images = SourceImages(open_source(data, "train"), "train", reconstruct.eval_size, data.skip_broken)
-        reference = reference_of_images(images, "train", extractor, output.parent, world, args.precision_recall)
-    if extractor.metric == "fid":
-        require_kind(reference, "reconstruction", args.force_reference)
-    require_size(reference, reconstruct.eval_size)
-    return reference
-
-
-def _distances(args, sets, reference, source, reconstruct, world) -> tuple[dict[str, Any], dict[str, str]]:
-    """Distances of the reconstructions, and of the originals where they are not the reference; its facts."""
+def _distances(args, sets, reference, images, world) -> tuple[dict[str, Any], dict[str, str]]:
+    """Distances of the reconstructions, and of the originals where they are not the reference; its facts. `images` are
+    those of the originals.
+    """
     extractor, real = sets["made"].extractor, {}
     if reference is None:
         own = sets["real"]
-        facts = {"data": source.name, "split": "val", "kind": "val", "content": source.identity()}
-        facts |= {"num_images": len(source), "statistics": "of the images themselves"}
+        facts = {**images, "kind": "val", "num_images": own.count, "statistics": "of the images themselves"}
         facts |= {"extractor": extractor.metric, "extractor_weights": extractor.stamp}
         spatial = own.spatial.merged(world).gaussian() if own.spatial is not None else None
         features = own.all_features(world) if own.features is not None else None
@@ -189,9 +164,7 @@ def _distances(args, sets, reference, source, reconstruct, world) -> tuple[dict[
 
 
 def main() -> None:
-    args = parse_args()
-    with distributed_world(args.device, tf32=False) as world:
-        evaluate(args, world)
+    run_evaluation(parse_args(), evaluate)
 
 
 if __name__ == "__main__":

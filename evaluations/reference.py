@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import zipfile
 from dataclasses import dataclass, field
@@ -29,14 +28,12 @@ from engine.config import UserError, logger
 from engine.distributed import World
 from evaluations.adm import NEIGHBOUR, ImageSet, precision_recall
 from evaluations.images import ImageSequence, NpzImages
+from evaluations.protocol import write_arrays
 from evaluations.statistics import Gaussian, frechet_distance
 
 BATCH = 50
 PUBLISHED = {"generation": "gfid", "reconstruction": "rfid"}
-OTHERWISE = {
-    "generation": "generated",
-    "reconstruction": "reconstruction",
-}  # suffix where it is not the published number
+OTHERWISE = {"generation": "generated", "reconstruction": "reconstruction"}  # suffix of a number of another kind
 KINDS = {"generation": "train", "reconstruction": "val"}  # what is measured -> the kind of its reference
 TRAIN_STATISTICS = re.compile(r"VIRTUAL_imagenet\d+_labeled\.npz")  # ADM's files: statistics of the whole training set
 
@@ -84,11 +81,8 @@ def reference_of_images(
             gaussians["spatial"] = found.spatial.merged(world).gaussian()
         kept = {"features": found.all_features(world).numpy()} if keep else {}
         if world.is_main:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
             arrays = {f"{name}_{part}": g[i] for name, g in gaussians.items() for i, part in enumerate(("mean", "cov"))}
-            np.savez(temporary, **arrays, **kept)
-            temporary.replace(path)
+            write_arrays(path, **arrays, **kept)
             logger.info("reference statistics of %d images: %s", len(images), path)
         world.barrier()
     try:
@@ -142,8 +136,8 @@ def reference_of_file(
         raise UserError(f"{path} was made with the Inception weights {weights}, these are {extractor.stamp}")
     facts: dict[str, Any] = {"file": path.name, "sha256": file_sha256(path), "kind": kind}
     facts |= {"extractor": extractor.metric, "extractor_weights": extractor.stamp}
-    facts["num_images"] = behind  # of mu and sigma
-    reference = Reference(facts | {"statistics": "stored"}, pool, spatial)
+    facts |= {"num_images": behind, "statistics": "stored"}  # of mu and sigma
+    reference = Reference(facts, pool, spatial)
     if has_images:
         images = NpzImages(path, facts["sha256"])
         facts |= {"num_stored_images": len(images), "image_size": images.image_size}
@@ -153,7 +147,6 @@ def reference_of_file(
         if pool is None:
             facts |= {"statistics": "of its images", "num_images": len(images)}
             reference.pool, reference.spatial = of_images.pool, of_images.spatial
-        reference.facts = {"statistics": "stored", **facts}
     reason = f"{path.name} has no {{}}"
     if reference.pool is None:
         raise UserError(f"{path} has neither mu and sigma nor images (arr_0)")
@@ -178,20 +171,19 @@ def _gaussian(path: Path, stored: Any, mean_key: str, cov_key: str, dim: int) ->
     return mean, cov
 
 
-def require_kind(reference: Reference, measured: str, forced: bool) -> bool:
-    """Whether the reference is of the kind that `measured` (generation | reconstruction) is published with; an error
-    where it is not, unless forced.
+def require_kind(reference: Reference, measured: str, forced: bool) -> None:
+    """An error, or where it is `forced` a warning, unless the reference is of the kind that `measured` (generation |
+    reconstruction) is published with.
     """
     wanted, found = KINDS[measured], reference.facts["kind"]
     if found == wanted:
-        return True
+        return
     if not forced:
         raise UserError(
             f"a {measured} is measured against a reference of kind {wanted}, this one is {found} "
             f"({reference.facts.get('file') or reference.facts.get('data')}); to do it all the same: --force-reference"
         )
     logger.warning("%s measured against a reference of kind %s: not a published protocol", measured, found)
-    return False
 
 
 def require_size(reference: Reference, image_size: int) -> None:

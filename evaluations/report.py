@@ -18,7 +18,7 @@ from engine.config import UserError, logger, run_entry
 from engine.packaged import ATTRIBUTION
 from evaluations.comparison import compare
 from evaluations.page import page, table
-from evaluations.sections import SECTIONS, results_of
+from evaluations.sections import SECTIONS, RunFolder
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,52 +28,53 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check(run: Path) -> None:
-    """An error where a folder has nothing to show."""
-    if not run.is_dir():
-        raise UserError(f"{run} is not a folder")
-    if not results_of(run) and not list(run.glob("*/metrics.jsonl")):
-        raise UserError(f"{run} has neither evaluations/*.json nor a trained network; is it the folder of a run?")
+def opened(path: Path) -> RunFolder:
+    """The run in a folder; an error where it has nothing to show."""
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder")
+    run = RunFolder(path)
+    if not run.results and not list(path.glob("*/metrics.jsonl")):
+        raise UserError(f"{path} has neither evaluations/*.json nor a trained network; is it the folder of a run?")
+    return run
 
 
-def attribution(runs: list[Path]) -> str:
+def attribution(runs: list[RunFolder]) -> str:
     """Who made the images that are shown."""
-    data = {str(result["protocol"].get("data")) for run in runs for result in results_of(run).values()}
+    data = {str(result["protocol"].get("data")) for run in runs for result in run.results.values()}
     lines = [ATTRIBUTION[name] for name in sorted(data) if name in ATTRIBUTION]
     return f"<footer>{escape(' '.join(lines))}</footer>" if lines else ""
 
 
-def comparison(runs: list[Path]) -> str:
+def comparison(runs: list[RunFolder]) -> str:
     """One table for each kind of result that two or more of the runs have."""
-    parts, found = [], [results_of(run) for run in runs]
-    for name in sorted({n for results in found for n in results}):
-        having = [(run, results[name]) for run, results in zip(runs, found, strict=True) if name in results]
+    parts = []
+    for name in sorted({n for run in runs for n in run.results}):
+        having = [(run.path.name, run.results[name]) for run in runs if name in run.results]
         if len(having) < 2:
             continue
-        metrics, rows, problems = compare([(run.name, result) for run, result in having])
+        metrics, rows, problems = compare(having)
         body = [[metric, *row] for metric, row in zip(metrics, rows, strict=True)]
         note = "<p>* best; the protocols are equal.</p>"
         if problems:
             listed = "".join(f"<li>{escape(problem)}</li>" for problem in problems[:12])
             note = f'<div class="note">Not ranked where the protocols differ.<ul>{listed}</ul></div>'
-        parts.append(f"<h2>{escape(name)}</h2>{table(['metric', *(run.name for run, _ in having)], body)}{note}")
+        parts.append(f"<h2>{escape(name)}</h2>{table(['metric', *(run for run, _ in having)], body)}{note}")
     return "".join(parts) or "<p>No kind of result is in two of the runs.</p>"
 
 
-def write_report(runs: list[Path], output: Path | None = None) -> Path:
+def write_report(folders: list[Path], output: Path | None = None) -> Path:
     """Writes the page; returns its path."""
-    for run in runs:
-        check(run)
+    runs = [opened(folder) for folder in folders]
     if len(runs) == 1:
-        path, title = output or runs[0] / "report.html", runs[0].name
+        path, title = output or folders[0] / "report.html", folders[0].name
         body = [f"<h1>{escape(title)}</h1>", *(section(runs[0]) for section in SECTIONS)]
     else:
-        path, title = output or Path("comparison.html"), " / ".join(run.name for run in runs)
+        path, title = output or Path("comparison.html"), " / ".join(folder.name for folder in folders)
         body = [f"<h1>{escape(title)}</h1>", comparison(runs)]
         for section in SECTIONS[:-1]:
             for run in runs:
                 part = section(run)
-                body.append(f"<details open><summary>{escape(run.name)}</summary>{part}</details>" if part else "")
+                body.append(f"<details open><summary>{escape(run.path.name)}</summary>{part}</details>" if part else "")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page(title, [*body, attribution(runs)]), encoding="utf-8")
     return path

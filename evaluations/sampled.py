@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,11 @@ from autoregressive.gpt import GPT
 from autoregressive.loading import add_gpt_flags
 from autoregressive.sampling import SamplerSettings, add_sampler_flags, sample_images
 from engine.config import positive
-from engine.datasets import DataConfig, open_source
 from engine.distributed import World
 from evaluations.adm import ImageSet
-from evaluations.flags import add_measure_flags, reference_path
-from evaluations.images import SourceImages, own_batches
-from evaluations.reference import Reference, reference_of_file, reference_of_images, require_kind, require_size, suite
+from evaluations.flags import add_measure_flags, add_published_flags
+from evaluations.images import own_batches
+from evaluations.reference import Reference, suite
 from tokenizer.loading import add_image_flags, add_tokenizer_flags
 
 LABEL_STREAM = 0x1ABE1  # keeps random labels apart from other random numbers of the same seed
@@ -38,11 +36,9 @@ def add_sampled_flags(parser: argparse.ArgumentParser) -> None:
         "--labels", default="balanced", choices=["balanced", "random"],
         help="balanced: sample i has class i modulo the number of classes; random: as published",
     )  # fmt: skip
-    parser.add_argument(
-        "--image-size-eval", type=positive, help="measure at this size (LlamaGen: 384 px models at 256)"
-    )
     add_sampler_flags(parser)
     add_measure_flags(parser, reference="train", batch_size=32)
+    add_published_flags(parser)
 
 
 def labels_of(mode: str, count: int, num_classes: int, seed: int) -> Tensor:
@@ -105,24 +101,6 @@ class Sampler:
             "tokenizer": self.tokenizer.provenance.facts(),
             "gpt": self.gpt.provenance.facts(),
         }
-
-
-def reference_of(
-    args: argparse.Namespace, data: DataConfig, size: int, extractor: nn.Module | None, folder: Path, world: World
-) -> Reference | None:
-    """The reference of generated images that the flags name, checked; None without an extractor."""
-    if extractor is None:
-        return None
-    path, keep = reference_path(args), extractor.metric == "fid"
-    if path is not None:
-        reference = reference_of_file(path, args.reference_kind, extractor, folder, world, keep)
-    else:
-        images = SourceImages(open_source(data, args.reference), args.reference, size, data.skip_broken)
-        reference = reference_of_images(images, args.reference, extractor, folder, world, keep)
-    if keep:
-        require_kind(reference, "generation", args.force_reference)
-    require_size(reference, size)
-    return reference
 
 
 def measured(

@@ -8,7 +8,7 @@
 From a start the scale moves by --step to the better neighbour until both are worse; --coarse-step searches with a
 wider step first. Without --cfg-scale the start is the published one of the size and schedule. Every scale that was
 measured is kept in OUTPUT.partial.json with all settings, so that a killed search goes on; OUTPUT is written at the end
-and holds the best scale, its metrics, and the curve.
+and holds the best scale, its metrics, and the curve. A finished search is not done again: the same command leaves it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from autoregressive.loading import gpt_from
 from autoregressive.sampling import settings_of
 from engine.checkpoint import write_atomic
 from engine.config import UserError, logger, run_entry
-from engine.distributed import World, distributed_world
-from evaluations.flags import extractor_of, output_of
-from evaluations.protocol import changed_facts, write_result
-from evaluations.sampled import Sampler, add_sampled_flags, labels_of, measured, reference_of
+from engine.distributed import World
+from evaluations.flags import extractor_of, output_of, reference_from, run_evaluation
+from evaluations.protocol import changed_facts, read_result, write_result
+from evaluations.sampled import Sampler, add_sampled_flags, labels_of, measured
 from tokenizer.loading import images_from, tokenizer_from
 
 STARTS = {  # schedule -> size of the GPT -> scale at which the released search starts
@@ -47,10 +47,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--coarse-step", type=float, help="search with this step first, then from there with --step")
     parser.add_argument("--max-scale", type=float, default=math.inf)
     parser.add_argument("--scales", help='measure exactly these instead, such as "1,1.5,2"')
-    parser.add_argument("--sample-dir", type=Path, help="folder of the result without --output")
-    parser.add_argument(
-        "--clear-cache", action="store_true", help="kept for published commands: no files are left over"
-    )
     parser.set_defaults(cfg_scale=None)  # None: the published start
     return parser.parse_args()
 
@@ -98,8 +94,9 @@ class Curve:
                 )
             self.rows = {row["guidance_scale"]: row["metrics"] for row in stored["rows"]}
 
-    def add(self, scale: float, metrics: dict[str, float]) -> None:
+    def add(self, scale: float, metrics: dict[str, float], missing: dict[str, str]) -> None:
         self.rows[scale] = metrics
+        self.missing |= missing
         if self.world.is_main:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(
@@ -132,24 +129,34 @@ def search(args: argparse.Namespace, world: World) -> None:
     args.cfg_scale = start
     settings, size = settings_of(args), args.image_size_eval or tokenizer.image_size
     data = images_from(args, tokenizer)
-    reference = reference_of(args, data, size, extractor, output.parent, world)
+    keep = extractor.metric == "fid"
+    reference = reference_from(args, "generation", data, size, extractor, output.parent, world, keep)
     labels = labels_of(args.labels, args.num_fid_samples, gpt.config.num_classes, settings.seed)
     sampler = Sampler(gpt, tokenizer, settings, labels, args.labels, args.per_proc_batch_size, size, world)
     facts = sampler.protocol(reference)
     for section, key in (("sampler", "guidance_scale"), ("tokenizer", "path"), ("gpt", "path")):
         facts[section].pop(key, None)
     facts["fp16_emulation"] = args.fp16_emulation
-    if output.is_file():
-        raise UserError(f"{output} holds a finished search; give another --output, or remove it")
     curve = Curve(output.with_suffix(".partial.json"), facts, world)
+    plan = {name: getattr(args, name) for name in ("cfg_scale", "step", "coarse_step", "scales")}
+    plan = {**curve.settings, "search": plan | {"max_scale": f"{args.max_scale:g}"}}
+    if output.is_file():  # a pipeline may be killed before it notes that this was its end
+        changed = changed_facts(read_result(output).get("settings", {}), plan)
+        if changed:
+            raise UserError(
+                f"{output} holds a finished search with other settings ({'; '.join(changed)[:500]}); "
+                "give another --output, or remove it"
+            )
+        if world.is_main:
+            curve.path.unlink(missing_ok=True)
+            logger.info("%s holds this search, finished before", output)
+        return
     world.barrier()
 
     def measure(scale: float) -> float:
         if scale not in curve.rows:
             sampler.settings = replace(settings, guidance=replace(settings.guidance, scale=scale))
-            metrics, missing = measured(sampler, extractor, reference, args.fp16_emulation)
-            curve.add(scale, metrics)
-            curve.missing |= missing
+            curve.add(scale, *measured(sampler, extractor, reference, args.fp16_emulation))
         value = next(iter(curve.rows[scale].values()))
         logger.info("guidance scale %g: %s", scale, "  ".join(f"{k} {v:.4g}" for k, v in curve.rows[scale].items()))
         return value
@@ -163,9 +170,9 @@ def search(args: argparse.Namespace, world: World) -> None:
     sampler.settings = replace(settings, guidance=replace(settings.guidance, scale=best))
     if world.is_main:
         metrics = {"best_guidance_scale": best, **curve.rows[best]}
-        write_result(output, metrics, sampler.protocol(reference), curve=curve.listed(), unavailable=curve.missing)
+        more = {"curve": curve.listed(), "unavailable": curve.missing, "settings": plan}
+        write_result(output, metrics, sampler.protocol(reference), **more)
         curve.path.unlink()
-        logger.info("best guidance scale %g; %s", best, output)
 
 
 def scales_of(text: str) -> list[float]:
@@ -181,9 +188,7 @@ def scales_of(text: str) -> list[float]:
 
 
 def main() -> None:
-    args = parse_args()
-    with distributed_world(args.device, tf32=False) as world:
-        search(args, world)
+    run_evaluation(parse_args(), search)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The parts of a report. Each takes the folder of a run and gives HTML, or empty text where it has nothing for it."""
+"""The parts of a report. Each takes a run and gives HTML, or empty text where it has nothing for it."""
 
 from __future__ import annotations
 
@@ -57,18 +57,29 @@ def results_of(run: Path) -> dict[str, dict[str, Any]]:
     """{name: result} of all evaluations of a run, by file name."""
     found = {path.stem: path for path in sorted((run / "evaluations").glob("*.json")) if ".partial" not in path.name}
     found |= {path.parent.name: path for path in sorted(run.glob("linear_probe*/result.json"))}
-    chain = run / "ar_probe"
-    if chain.is_dir():
-        return {n: read_result(path) for n, path in found.items()} | {
-            f"ar_probe/{n}": result for n, result in results_of(chain).items()
-        }
-    return {name: read_result(path) for name, path in found.items()}
+    results, chain = {name: read_result(path) for name, path in found.items()}, run / "ar_probe"
+    return results | ({f"{chain.name}/{n}": r for n, r in results_of(chain).items()} if chain.is_dir() else {})
 
 
-def headline(run: Path) -> str:
+class RunFolder:
+    """The folder of a run and its results, read once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.results = path, results_of(path)
+
+    def arrays(self, name: str, needed: str) -> dict[str, np.ndarray]:
+        """The arrays beside the result `name`; nothing where there are none, or not the one that is `needed`."""
+        path = self.path / "evaluations" / f"{name}.npz"
+        if not path.is_file():
+            return {}
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored) if needed in stored.files else {}
+
+
+def headline(run: RunFolder) -> str:
     """The most wanted numbers as cards."""
     picked = {}
-    for name, result in results_of(run).items():
+    for name, result in run.results.items():
         for metric, value in result["metrics"].items():
             if metric in HEADLINES and isinstance(value, int | float):
                 where = f" ({name})" if metric == "top1" else ""
@@ -77,11 +88,11 @@ def headline(run: Path) -> str:
     return cards([(shown(metric, picked[metric, where]), HEADLINES[metric] + where) for metric, where in order])
 
 
-def curves(run: Path) -> str:
+def curves(run: RunFolder) -> str:
     """What training recorded, one group of charts for each trained network."""
     groups = []
     for folder, charts in CURVES.items():
-        records = read_metrics(run / folder)
+        records = read_metrics(run.path / folder)
         drawn = []
         for title, unit, names in charts:
             keys = {name: key or name for name, key in names.items()}
@@ -96,21 +107,17 @@ def curves(run: Path) -> str:
     return "".join(groups)
 
 
-def reconstructions(run: Path) -> str:
+def reconstructions(run: RunFolder) -> str:
     """Held-out originals above their reconstructions, with the scores of each pair."""
-    path = run / "evaluations" / "reconstruction.npz"
-    if not path.is_file():
+    stored = run.arrays("reconstruction", "originals")
+    if not stored:
         return ""
-    with np.load(path, allow_pickle=False) as stored:
-        if "originals" not in stored.files:
-            return ""
-        pairs = zip(stored["originals"], stored["reconstructions"], stored["numbers"], strict=True)
-        scores = {name: stored[f"score_{name}"] for name in ("psnr", "lpips") if f"score_{name}" in stored.files}
-        cells = []
-        for original, made, number in pairs:
-            line = "<br>".join(f"{values[number]:.1f} dB" if n == "psnr" else f"{n} {values[number]:.3f}"
-                               for n, values in scores.items())  # fmt: skip
-            cells.append(f'<div class="pair">{picture(original)}{picture(made)}{line}</div>')
+    scores = {name: stored[f"score_{name}"] for name in ("psnr", "lpips") if f"score_{name}" in stored}
+    cells = []
+    for original, made, number in zip(*(stored[n] for n in ("originals", "reconstructions", "numbers")), strict=True):
+        line = "<br>".join(f"{values[number]:.1f} dB" if n == "psnr" else f"{n} {values[number]:.3f}"
+                           for n, values in scores.items())  # fmt: skip
+        cells.append(f'<div class="pair">{picture(original)}{picture(made)}{line}</div>')
     return (
         "<h2>Reconstructions</h2><p>Held-out images: original above, reconstruction from its codes below.</p>"
         f'<div class="pairs">{"".join(cells)}</div>'
@@ -127,13 +134,9 @@ def heat(values: np.ndarray) -> np.ndarray:
     return colour.round().astype(np.uint8).transpose(2, 0, 1)
 
 
-def codebook(run: Path) -> str:
+def codebook(run: RunFolder) -> str:
     """How often each code of each group occurs: sorted frequencies, and a map of all codes."""
-    path = run / "evaluations" / "reconstruction.npz"
-    if not path.is_file():
-        return ""
-    with np.load(path, allow_pickle=False) as stored:
-        counts = stored["code_counts"] if "code_counts" in stored.files else np.zeros((0, 0))
+    counts = run.arrays("reconstruction", "code_counts").get("code_counts", np.zeros((0, 0)))
     if not counts.size:
         return ""
     size, series, maps = counts.shape[1], {}, []
@@ -155,10 +158,10 @@ def codebook(run: Path) -> str:
     )
 
 
-def guidance(run: Path) -> str:
+def guidance(run: RunFolder) -> str:
     """Distance and score over the guidance scale, for every search of the run."""
     drawn = []
-    for name, result in results_of(run).items():
+    for name, result in run.results.items():
         rows = result.get("curve", [])
         metrics = {m for row in rows for m in row["metrics"] if m not in ("precision_fp16", "recall_fp16")}
         for metric in sorted(metrics):
@@ -167,27 +170,25 @@ def guidance(run: Path) -> str:
     return f'<h2>Guidance</h2><div class="charts">{"".join(drawn)}</div>' if drawn else ""
 
 
-def probes(run: Path) -> str:
+def probes(run: RunFolder) -> str:
     """Accuracy of linear probes over their learning rates."""
     series = {}
-    for name, result in results_of(run).items():
+    for name, result in run.results.items():
         rates = result["metrics"].get("top1_per_lr", {})
         series[name] = sorted((math.log10(float(rate)), top1) for rate, top1 in rates.items())
     chart = line_chart("Top-1 over log10 of the base rate", {n: p for n, p in series.items() if len(p) > 1}, "share")
     return f'<h2>Linear probes</h2><div class="charts">{chart}</div>' if chart else ""
 
 
-def samples(run: Path) -> str:
+def samples(run: RunFolder) -> str:
     """Generated images by class, the nearest training image under each; also writes samples.png."""
-    path = run / "evaluations" / "generation.npz"
-    if not path.is_file():
+    stored = run.arrays("generation", "images")
+    if not stored:
         return ""
-    with np.load(path, allow_pickle=False) as stored:
-        if "images" not in stored.files:
-            return ""
-        images, labels, nearest, names = stored["images"], stored["labels"], stored["nearest"], stored["class_names"]
-        candidates = int(stored["num_candidates"])
-    save_grid(run / "samples.png", to_float(torch.from_numpy(images)), columns=8, zoom=max(1, 96 // images.shape[-1]))
+    images, labels, nearest, names = (stored[n] for n in ("images", "labels", "nearest", "class_names"))
+    save_grid(
+        run.path / "samples.png", to_float(torch.from_numpy(images)), columns=8, zoom=max(1, 96 // images.shape[-1])
+    )
     rows = []
     for label in np.unique(labels):
         cells = [
@@ -199,32 +200,32 @@ def samples(run: Path) -> str:
         )
     return (
         "<h2>Generated images</h2><p>One class a row. Under each sample, faded: the nearest in pixels of "
-        f"{candidates:,} training images. A sample that equals its neighbour would be memorised.</p>" + "".join(rows)
+        f"{int(stored['num_candidates']):,} training images. A sample that equals its neighbour would be memorised.</p>"
+        + "".join(rows)
     )
 
 
-def components(run: Path) -> str:
+def components(run: RunFolder) -> str:
     """Principal components of inner features (evaluations.visualize)."""
     parts = []
-    for path in sorted((run / "evaluations").glob("pca*.npz")):
-        with np.load(path, allow_pickle=False) as stored:
-            columns = {"originals": stored["originals"]}
-            columns |= {str(n): stored[f"map_{i}"] for i, n in enumerate(stored["names"])}
-            note = str(stored["note"])
+    for path in sorted((run.path / "evaluations").glob("pca*.npz")):
+        stored = run.arrays(path.stem, "note")
+        columns = {"originals": stored["originals"]}
+        columns |= {str(n): stored[f"map_{i}"] for i, n in enumerate(stored["names"])}
         zoom = max(1, 96 // columns["originals"].shape[-1])
         for name, images in columns.items():
             strip = np.concatenate([np.pad(i, ((0, 0), (1, 1), (1, 1)), constant_values=255) for i in images], axis=2)
             parts.append(f'<p>{escape(name)}</p><div class="scroll">{picture(strip, "wide", zoom)}</div>')
-        parts.append(f"<p>{escape(note)}</p>")
+        parts.append(f"<p>{escape(str(stored['note']))}</p>")
     return "<h2>Principal components of the decoder's features</h2>" + "".join(parts) if parts else ""
 
 
-def numbers(run: Path) -> str:
+def numbers(run: RunFolder) -> str:
     """Every metric with how it was made, what is missing and why, and where the time went."""
     parts = ["<h2>Numbers and how they were made</h2>"]
-    if any("lite0" in m for result in results_of(run).values() for m in result["metrics"]):
+    if any("lite0" in m for result in run.results.values() for m in result["metrics"]):
         parts.append("<p>frechet_lite0 is a Frechet distance of EfficientNet-Lite0 features. It is not FID.</p>")
-    for name, result in results_of(run).items():
+    for name, result in run.results.items():
         metrics = {m: v for m, v in result["metrics"].items() if isinstance(v, int | float)}
         timing = result.get("timing", {})
         rows = [[m, shown(m, v)] for m, v in (metrics | timing).items()]
@@ -235,13 +236,13 @@ def numbers(run: Path) -> str:
             f"<h3>{escape(name)}</h3>{table(['metric', ''], rows)}{missing}"
             f"<details><summary>protocol</summary><pre>{text}</pre></details>"
         )
-    stages = run / "stages.json"
+    stages = run.path / "stages.json"
     if stages.is_file():
         spent = {n: e["seconds"] for n, e in json.loads(stages.read_text(encoding="utf-8")).items()}
         parts.append(f"<h3>time</h3>{table(['stage', 'seconds'], [[n, f'{s:.0f}'] for n, s in spent.items()])}")
     return "".join(parts)
 
 
-SECTIONS: Sequence[Callable[[Path], str]] = (
+SECTIONS: Sequence[Callable[[RunFolder], str]] = (
     headline, samples, reconstructions, codebook, guidance, probes, components, curves, numbers,
 )  # fmt: skip

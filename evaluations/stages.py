@@ -30,6 +30,11 @@ class Stage:
     always: bool = False  # run each time: it is quick, and shows what may have become more
 
 
+def python(name: str, module: str, *arguments: str) -> Stage:
+    """A stage that runs a module of this project, on the processes that the environment asks for."""
+    return Stage(name, ["bash", "scripts/launch.sh", "-m", module, *arguments])
+
+
 class StageError(UserError):
     """A stage that failed or was stopped."""
 

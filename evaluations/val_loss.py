@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -24,14 +25,16 @@ from tqdm import tqdm
 from autoregressive.codes import CENTRE_VIEW, CodeStore
 from autoregressive.loading import add_gpt_flags, gpt_from
 from autoregressive.task import next_token_loss
-from engine.config import ConfigError, UserError, logger, positive, run_entry
+from engine.config import ConfigError, UserError, run_entry
 from engine.datasets import labelled_batch, open_source
-from engine.distributed import World, distributed_world
+from engine.distributed import World
 from engine.images import to_float
+from evaluations.flags import add_output_flags, held_out, output_of, run_evaluation
+from evaluations.images import own_batches
 from evaluations.protocol import write_result
 from tokenizer.loading import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
 
-Read = Callable[[range], tuple[Tensor, Tensor]]  # rows -> tokens (B,N), labels (B,)
+Read = Callable[[np.ndarray], tuple[Tensor, Tensor]]  # numbers of images (B,) -> tokens (B,N), labels (B,)
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,13 +43,8 @@ def parse_args() -> argparse.Namespace:
     add_gpt_flags(parser)
     parser.add_argument("--code-path", type=Path, help="codes of the tokenizer, with a split `val`, instead of images")
     add_image_flags(parser)
-    parser.add_argument("--per-proc-batch-size", type=positive, default=32)
-    parser.add_argument("--output", type=Path, required=True, help="result file (JSON)")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    args = parser.parse_args()
-    if args.val_path is None:  # the published command names held-out images so
-        args.val_path, args.data_path = args.data_path, None
-    return args
+    add_output_flags(parser, batch_size=32)
+    return held_out(parser.parse_args())
 
 
 def open_codes(args: argparse.Namespace, tokenizer: nn.Module) -> tuple[Read, list[str], dict[str, Any]]:
@@ -55,30 +53,21 @@ def open_codes(args: argparse.Namespace, tokenizer: nn.Module) -> tuple[Read, li
         data = images_from(args, tokenizer)
         source, device = open_source(data, "val"), tokenizer.quant_proj.weight.device
 
-        def encode(rows: range) -> tuple[Tensor, Tensor]:
+        def encode(rows: np.ndarray) -> tuple[Tensor, Tensor]:
             images, labels = labelled_batch(source, tokenizer.image_size, rows, data.skip_broken)
             return tokenizer.encode(to_float(images.to(device))).indices, labels
 
-        return (
-            encode,
-            source.class_names,
-            {
-                "num_images": len(source),
-                "data": source.name,
-                "content": source.identity(),
-                "skip_broken": data.skip_broken,
-                "crop": "centre",
-            },
-        )
+        facts = {"num_images": len(source), "data": source.name, "content": source.identity()}
+        return encode, source.class_names, facts | {"skip_broken": data.skip_broken, "crop": "centre"}
     if args.data or args.val_path:
         raise UserError("give either --code-path, or --data or --val-path")
     store = CodeStore(args.code_path, "val")
     store.require(tokenizer.provenance.fingerprint, args.vq_ckpt)
     manifest = store.manifest
 
-    def stored(rows: range) -> tuple[Tensor, Tensor]:
+    def stored(rows: np.ndarray) -> tuple[Tensor, Tensor]:
         tokens = [store.tokens(i, CENTRE_VIEW[manifest.views]) for i in rows]
-        return torch.stack(tokens), torch.from_numpy(store.labels[rows.start : rows.stop])
+        return torch.stack(tokens), torch.from_numpy(store.labels[rows])
 
     crop = "centre of 1.1 times the size" if manifest.views == "ten-crop" else "centre"
     return stored, manifest.class_names, {"num_images": len(store), "data": manifest.data, "crop": crop}
@@ -86,6 +75,7 @@ def open_codes(args: argparse.Namespace, tokenizer: nn.Module) -> tuple[Read, li
 
 @torch.inference_mode()
 def evaluate(args: argparse.Namespace, world: World) -> None:
+    output = output_of(args, "val_loss")
     tokenizer = tokenizer_from(args, world.device)
     gpt = gpt_from(args, tokenizer, world.device)
     read, class_names, facts = open_codes(args, tokenizer)
@@ -94,14 +84,12 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         raise ConfigError(f"{facts['data']} has {len(class_names)} classes, the GPT {gpt.config.num_classes}")
     if count < 2:
         raise UserError(f"{facts['data']} has {count} images; a standard error needs 2 or more")
-    # whole batches are dealt to the ranks: each image is computed in the same batch for any number of them
     losses = torch.zeros(count, dtype=torch.float64, device=world.device)
-    starts = range(0, count, args.per_proc_batch_size)[world.rank :: world.size]
-    for start in tqdm(starts, desc="validation loss", disable=None if world.is_main else True):
-        rows = range(start, min(start + args.per_proc_batch_size, count))
-        tokens, labels = (t.to(world.device) for t in read(rows))
+    batches = own_batches(count, args.per_proc_batch_size, world)
+    for ids in tqdm(batches, desc="validation loss", disable=None if world.is_main else True):
+        tokens, labels = (t.to(world.device) for t in read(ids.numpy()))
         pairs = zip(gpt(labels, tokens), tokens, strict=True)
-        losses[rows.start : rows.stop] = torch.stack([next_token_loss(logits[None], t[None]) for logits, t in pairs])
+        losses[ids] = torch.stack([next_token_loss(logits[None], t[None]) for logits, t in pairs]).double()
     losses = world.sum(losses)
     if not world.is_main:
         return
@@ -117,14 +105,11 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         "gpt": gpt.provenance.facts(),
         "precision": str(gpt.class_embedding.weight.dtype).removeprefix("torch."),
     }
-    write_result(args.output, metrics, protocol)
-    logger.info("%s: %s", args.output, "  ".join(f"{k} {v:.5g}" for k, v in metrics.items()))
+    write_result(output, metrics, protocol)
 
 
 def main() -> None:
-    args = parse_args()
-    with distributed_world(args.device, tf32=False) as world:
-        evaluate(args, world)
+    run_evaluation(parse_args(), evaluate)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from engine.config import UserError, logger, positive, run_entry
 from engine.datasets import ImageSource, centre_batch, open_source
 from engine.distributed import pick_device
 from engine.images import save_grid, to_float
+from evaluations.probe_features import decoder_tokens
+from evaluations.protocol import write_arrays
 from tokenizer.loading import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
 
 COMPONENTS, LOW, HIGH = 3, 1, 99  # percentiles that become 0 and 255
@@ -65,8 +67,7 @@ def grid_features(tokenizer: nn.Module, images: Tensor, layer: int | None) -> tu
     layer = layer or decoder.semantic_layer or len(decoder.transformer)
     if layer > len(decoder.transformer):
         raise UserError(f"--layer {layer}: the decoder has {len(decoder.transformer)} blocks")
-    latents = tokenizer.post_quant_proj(tokenizer.encode(images).z_q)
-    tokens = decoder.features(latents, layer)[0]
+    tokens = decoder_tokens(tokenizer, images, layer)
     return tokens.unflatten(1, (decoder.grid, decoder.grid)), f"decoder block {layer}"
 
 
@@ -105,10 +106,9 @@ def visualize(args: argparse.Namespace) -> None:
     sizes = {tuple(images.shape) for images in columns.values()}
     if len(sizes) > 1:
         raise UserError("the tokenizers have different image sizes; give --image-size or compare those of one size")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     note = f"Class {class_name} of {source.name}; {'; '.join(layers)}."
     arrays = {name: images.numpy() for name, images in columns.items()}
-    np.savez(args.output.with_suffix(".npz"), names=np.array(labels), note=np.array(note), **arrays)
+    write_arrays(args.output, names=np.array(labels), note=np.array(note), **arrays)
     picture = args.output.with_suffix(".png")
     size = originals.shape[-1]
     save_grid(picture, to_float(torch.cat(list(columns.values()))), len(originals), zoom=max(1, 96 // size))

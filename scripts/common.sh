@@ -8,6 +8,12 @@ die() {
     exit 1
 }
 
+# Prints the comment at the head of the script that runs.
+usage() { sed -n '2,/^set/{/^#/p;}' "$0" | cut -c 3-; }
+
+# Whether --help is among the arguments.
+asks_for_help() { case " $* " in *" --help "* | *" -h "*) ;; *) return 1 ;; esac; }
+
 # The folder of the active virtual environment, else of the active conda environment, else nothing.
 active_env() {
     printf '%s\n' "${VIRTUAL_ENV:-${CONDA_PREFIX:-}}"
@@ -67,4 +73,14 @@ config_arguments() {
     esac
     [ -n "$config" ] || die "name a YAML file as first argument or in $variable. $(sed -n '2s/^# //p' "$0")"
     arguments=(--config "$config" "$@")
+}
+
+# For a script of two modes: runs the module $2 if the flag $1 is among the arguments that follow, else the module $3.
+launch_by_flag() {
+    local flag=$1 with_flag=$2 module=$3 argument
+    shift 3
+    for argument in "$@"; do
+        if [ "$argument" = "$flag" ]; then module=$with_flag; fi
+    done
+    exec bash "$REPO_ROOT/scripts/launch.sh" -m "$module" "$@"
 }

@@ -9,7 +9,6 @@
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
-usage() { sed -n '2,/^set/{/^#/p;}' "${BASH_SOURCE[0]}" | cut -c 3-; }
 case "${1:-}" in
     --help | -h) usage && exit ;;
     "") usage >&2 && exit 2 ;;

@@ -4,4 +4,5 @@ set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 cd -- "$REPO_ROOT"
 export PYTHONPATH="$PWD:$PWD/tests" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
-exec "$(find_python)" tests/torture.py "$@"
+python=$(find_python)
+exec "$python" tests/torture.py "$@"

@@ -62,9 +62,8 @@ def load_tokenizer(
     """A tokenizer in evaluation mode from a run folder, a checkpoint, an exported folder, or a published file.
 
     A published `.pt` file needs `config`, the YAML of its architecture; WeTok's `.ckpt` shows its own. `weights`:
-    `ema`, `model`, or `auto` (ema where
-    there is one). The result has an attribute `provenance`. Another kind of network, another size, or a damaged file is
-    an error; nothing loads partly.
+    `ema`, `model`, or `auto` (ema where there is one). The result has an attribute `provenance`. Another kind of
+    network, another size, or a damaged file is an error; nothing loads partly.
     """
     if is_published(path):
         model, provenance = _load_published(Path(path), config, weights)

@@ -119,6 +119,18 @@ def test_places_are_looked_up_once_and_again_when_a_shard_changes(shards, folder
     assert ShardSource(str(shards), "data.root").identity() != identity
 
 
+@pytest.mark.parametrize("damage", [lambda c: b"", lambda c: c[:40], lambda c: c[:-16], lambda c: b"x" * len(c)])
+def test_damaged_places_are_looked_up_anew(shards, cache, caplog, damage):
+    """An empty, cut or overwritten file of the cache is as good as none: a line in the log, and a sound file again."""
+    before = ShardSource(str(shards), "data.root")
+    (kept,) = cache.glob("*.npy")
+    content = kept.read_bytes()
+    kept.write_bytes(damage(content))
+    again = ShardSource(str(shards), "data.root")
+    assert np.array_equal(again.starts, before.starts) and again.identity() == before.identity()
+    assert f"{kept} are damaged" in caplog.text and kept.read_bytes() == content
+
+
 def test_images_without_labels_are_one_class(tmp_path, folder):
     source = ShardSource(str(written(tmp_path / "plain", folder, labelled=False)), "data.root")
     assert source.class_names == ["all"] and source.labels.tolist() == [0] * 10

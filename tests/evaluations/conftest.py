@@ -1,9 +1,24 @@
-"""A fixed seed, so that no test depends on those before it."""
+"""A fixed seed, so that no test depends on those before it; what the tests of probes share."""
 
 import pytest
 import torch
+from probes import IMAGES, export_all
+
+from engine.datasets import DATASETS
 
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def probe_images(monkeypatch):
+    """24 training and 14 held-out images of 4 classes under the name of a packaged set."""
+    monkeypatch.setitem(DATASETS, "mnist5k", lambda config, split: IMAGES[split])
+
+
+@pytest.fixture(scope="session")
+def probed(tmp_path_factory):
+    """A folder with the networks that are probed. Read only."""
+    return export_all(tmp_path_factory.mktemp("probed"))

@@ -1,13 +1,17 @@
 """Counts of generated code sequences, nearest training images, extractors and their names."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from engine.assets import AssetError, AssetsConfig
 from engine.checkpoint import CheckpointError
+from engine.config import UserError
 from evaluations.features import EXTRACTORS
-from evaluations.generation import nearest_training, noise_images, sequence_shares
+from evaluations.generation import Export, nearest_training, noise_images, sequence_shares
 
 STAND_IN = AssetsConfig(pretrained_dir="", random_stand_in=True)
 
@@ -31,6 +35,24 @@ def test_noise_is_uniform_and_depends_on_the_seed_only():
     noise = noise_images(4, 32, seed=3)
     assert torch.equal(noise, noise_images(4, 32, seed=3)) and not torch.equal(noise, noise_images(4, 32, seed=4))
     assert noise.float().mean() == pytest.approx(127.5, abs=3) and noise.min() == 0 and noise.max() == 255
+
+
+@pytest.mark.parametrize(("kind", "files"), [("png", ["samples", "samples/000003.png"]), ("npz", ["samples.npz"])])
+def test_an_export_holds_the_images_and_nothing_else(tmp_path, world, kind, files):
+    """Pictures by number, or one npz file; a second export into the same folder is refused."""
+    args = SimpleNamespace(export=kind, sample_dir=tmp_path, num_fid_samples=4)
+    export, image = Export(args, 8, world), noise_images(1, 8, seed=0)
+    export.write(torch.tensor([3]), image)
+    if export.writer is not None:
+        export.writer.finish()
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == files
+    if kind == "png":
+        stored = np.asarray(Image.open(tmp_path / "samples/000003.png"))
+    else:
+        stored = np.load(tmp_path / "samples.npz")["arr_0"][3]
+    assert np.array_equal(stored, image[0].permute(1, 2, 0).numpy())
+    with pytest.raises(UserError, match=r"samples holds pictures already|samples\.npz exists already"):
+        Export(args, 8, world)
 
 
 def test_only_inception_may_be_called_fid():

@@ -12,7 +12,7 @@ import mini
 import numpy as np
 import pytest
 import torch
-from probes import IMAGES, config_of, export_all
+from probes import IMAGES, config_of
 from ranks import on_ranks
 from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
@@ -29,15 +29,7 @@ from tokenizer import load_tokenizer
 DRAWING = threading.Lock()  # ranks that are threads share the random numbers
 
 
-@pytest.fixture(autouse=True)
-def packaged(monkeypatch):
-    """24 training and 14 held-out images of 4 classes under the name of a packaged set."""
-    monkeypatch.setitem(DATASETS, "mnist5k", lambda config, split: IMAGES[split])
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory):
-    return export_all(tmp_path_factory.mktemp("given"))
+pytestmark = pytest.mark.usefixtures("probe_images")
 
 
 def task_of(records, world, *overrides, dim=None, classes=4, steps=6) -> ProbeTask:
@@ -232,9 +224,9 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
-def test_a_restart_is_exact(variant, given, tmp_path, world):
+def test_a_restart_is_exact(variant, probed, tmp_path, world):
     """From update 3: weights, momentum, running statistics, records and the result are bit for bit those of one go."""
-    config = config_of(given, tmp_path / "a", *VARIANTS[variant])
+    config = config_of(probed, tmp_path / "a", *VARIANTS[variant])
     train(config, world)
     expected = final(tmp_path / "a", tmp_path)
     assert any(name.startswith("momentum") and value.any() for name, value in expected["tensors"].items())
@@ -252,11 +244,11 @@ def test_a_restart_is_exact(variant, given, tmp_path, world):
 
 
 @pytest.mark.parametrize("features", ["cached", "augmented"])
-def test_two_processes_train_the_same_probe(features, given, tmp_path, world):
+def test_two_processes_train_the_same_probe(features, probed, tmp_path, world):
     """Order, crops, flips and statistics belong to positions and to the global batch."""
     options = [f"probe.features={features}"]
-    train(config_of(given, tmp_path / "one", *options), world)
-    on_ranks(2, tmp_path / "a", lambda w: train(config_of(given, tmp_path / "two", *options), w))
+    train(config_of(probed, tmp_path / "one", *options), world)
+    on_ranks(2, tmp_path / "a", lambda w: train(config_of(probed, tmp_path / "two", *options), w))
     x, y = (read_weights(find_weights(tmp_path / name, "model", "probe").path) for name in ("one", "two"))
     for name, value in x.items():
         torch.testing.assert_close(value, y[name], rtol=1e-4, atol=1e-6)
@@ -265,13 +257,13 @@ def test_two_processes_train_the_same_probe(features, given, tmp_path, world):
     assert one == two
 
 
-def test_augmented_images_change_from_epoch_to_epoch(given, tmp_path, world, monkeypatch):
+def test_augmented_images_change_from_epoch_to_epoch(probed, tmp_path, world, monkeypatch):
     """Each epoch shows every image once, in other crops; cached features never change."""
     seen = []
     step = ProbeTask.train_step
     monkeypatch.setattr(ProbeTask, "train_step", lambda s, b, n: seen.append(b[0]) or step(s, b, n))
-    train(config_of(given, tmp_path / "a", "probe.features=augmented"), world)
-    train(config_of(given, tmp_path / "b"), world)
+    train(config_of(probed, tmp_path / "a", "probe.features=augmented"), world)
+    train(config_of(probed, tmp_path / "b"), world)
     for name, fresh, batches in (("images_u8", True, seen[:6]), ("features", False, seen[6:])):
         epochs = [torch.cat([b[name] for b in part]).flatten(1).tolist() for part in (batches[:3], batches[3:])]
         assert (sorted(epochs[0]) != sorted(epochs[1])) == fresh
@@ -279,8 +271,8 @@ def test_augmented_images_change_from_epoch_to_epoch(given, tmp_path, world, mon
         assert torch.equal(labels[0], labels[1]) and labels[0].tolist() == sorted(IMAGES["train"].labels)
 
 
-def test_result_says_how_it_was_made(given, tmp_path, world):
-    train(config_of(given, tmp_path / "a", "network.random_weights=true"), world)
+def test_result_says_how_it_was_made(probed, tmp_path, world):
+    train(config_of(probed, tmp_path / "a", "network.random_weights=true"), world)
     text = (tmp_path / "a" / "result.json").read_text()
     result = json.loads(text, parse_constant=lambda name: pytest.fail(name))
     metrics, protocol = result["metrics"], result["protocol"]
@@ -303,11 +295,11 @@ def test_result_says_how_it_was_made(given, tmp_path, world):
 
 # ---------------------------------------------------------------------------------------------- bad input
 @pytest.fixture
-def refused(given, tmp_path, entry):
+def refused(probed, tmp_path, entry):
     """`refused(override, ..., says=...)`: the command ends with code 2 and one message; no result is left."""
 
     def check(*overrides, says, run_dir="refused"):
-        save_config(config_of(given, tmp_path / run_dir), tmp_path / "probe.yaml")
+        save_config(config_of(probed, tmp_path / run_dir), tmp_path / "probe.yaml")
         arguments = ["--config", tmp_path / "probe.yaml", *overrides]
         code, _, err = entry(linear_probe.main, *arguments)
         assert code == 2 and says in err and "Traceback" not in err, err
@@ -316,7 +308,7 @@ def refused(given, tmp_path, entry):
     return check
 
 
-def test_what_does_not_fit_is_refused(refused, given, monkeypatch):
+def test_what_does_not_fit_is_refused(refused, probed, monkeypatch):
     """Every message names the key, what was found and what is accepted."""
     tokenizer = ["network.source=tokenizer", "network.gpt=''"]
     decoder = ["network.source=decoder", "network.gpt=''"]
@@ -324,17 +316,17 @@ def test_what_does_not_fit_is_refused(refused, given, monkeypatch):
     refused("network.layer=0", says="network.layer=0 must lie in 1..2")
     refused(*decoder, "network.layer=9", says="must lie in 1..2, the layers of the decoder")
     refused(
-        *decoder, f"network.tokenizer={given / 'headless'}", says="has no semantic layer; set network.layer to 1..2"
+        *decoder, f"network.tokenizer={probed / 'headless'}", says="has no semantic layer; set network.layer to 1..2"
     )
-    refused(*decoder, f"network.tokenizer={given / 'cnn'}", says="has no transformer decoder")
+    refused(*decoder, f"network.tokenizer={probed / 'cnn'}", says="has no transformer decoder")
     refused(*tokenizer, "network.layer=1", says="layer is for source=gpt and decoder")
-    refused(*tokenizer, f"network.tokenizer={given / 'cnn'}", "network.after_projection=true", says="no transformer")
+    refused(*tokenizer, f"network.tokenizer={probed / 'cnn'}", "network.after_projection=true", says="no transformer")
     refused(*tokenizer, "network.gpt_dropout=true", says="gpt_dropout is for source=gpt")
     refused("network.after_projection=true", says="after_projection is for source=tokenizer")
     refused("network.gpt=''", "network.tokenizer=''", says="network.tokenizer must name a tokenizer")
     refused("network.gpt_dropout=true", says="network.gpt_dropout needs probe.features=augmented")
     refused("network.source=teacher", says="teacher")
-    refused(f"network.tokenizer={given / '2d'}", says="the GPT has 32 codes and 8 tokens, the tokenizer 32 and 16")
+    refused(f"network.tokenizer={probed / '2d'}", says="the GPT has 32 codes and 8 tokens, the tokenizer 32 and 16")
     refused("data.name=folder", "data.root=x", says="data.val_root is empty: the probe is measured on held-out images")
     refused("data.image_size=32", says="data.image_size=32, but the tokenizer is for 16")
     refused("data.global_batch_size=32", says="but there are only 24 images")
@@ -349,22 +341,22 @@ def test_what_does_not_fit_is_refused(refused, given, monkeypatch):
     refused(says="different classes")
 
 
-def test_a_gpt_of_other_codes_is_refused(refused, given, tmp_path, monkeypatch):
+def test_a_gpt_of_other_codes_is_refused(refused, probed, tmp_path, monkeypatch):
     """By the fingerprint that its checkpoint carries, not by sizes."""
     load = linear_probe.ProbedNetwork.__init__.__globals__["load_gpt"]
 
     def stamped(*args, **options):
         gpt = load(*args, **options)
-        gpt.provenance.stamp["tokenizer_fingerprint"] = load_tokenizer(given / "other").provenance.fingerprint
+        gpt.provenance.stamp["tokenizer_fingerprint"] = load_tokenizer(probed / "other").provenance.fingerprint
         return gpt
 
     monkeypatch.setattr("evaluations.probe_features.load_gpt", stamped)
     refused(says="was trained on codes of tokenizer")
 
 
-def test_a_run_goes_on_only_with_the_same_features_and_settings(given, tmp_path, world):
+def test_a_run_goes_on_only_with_the_same_features_and_settings(probed, tmp_path, world):
     """Another layer, network, batch or rate: refused before anything is read; the run stays as it was."""
-    train(config_of(given, tmp_path / "a"), world)
+    train(config_of(probed, tmp_path / "a"), world)
     kept = sorted(p.name for p in (tmp_path / "a").iterdir())
     for override, says in (
         ("network.layer=2", "stamp features"),
@@ -374,5 +366,5 @@ def test_a_run_goes_on_only_with_the_same_features_and_settings(given, tmp_path,
         ("loop.seed=1", "loop.seed"),
     ):
         with pytest.raises(CheckpointError, match=says):
-            train(config_of(given, tmp_path / "a", override), world)
+            train(config_of(probed, tmp_path / "a", override), world)
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == kept

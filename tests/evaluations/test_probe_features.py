@@ -4,7 +4,7 @@ import mini
 import numpy as np
 import pytest
 import torch
-from probes import IMAGES, config_of, export_all, network_of, pixels
+from probes import IMAGES, config_of, network_of, pixels
 from torch import nn
 
 from autoregressive import load_gpt
@@ -13,16 +13,7 @@ from engine.images import to_float
 from evaluations.probe_features import ProbedNetwork, read_features
 from tokenizer import load_tokenizer
 
-
-@pytest.fixture(autouse=True)
-def packaged(monkeypatch):
-    """24 training and 14 held-out images of 4 classes under the name of a packaged set."""
-    monkeypatch.setitem(DATASETS, "mnist5k", lambda config, split: IMAGES[split])
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory):
-    return export_all(tmp_path_factory.mktemp("given"))
+pytestmark = pytest.mark.usefixtures("probe_images")
 
 
 def output_of(module: nn.Module, call) -> torch.Tensor:
@@ -35,21 +26,21 @@ def output_of(module: nn.Module, call) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("layer", "read"), [(None, 1), (1, 1), (2, 2)])
-def test_features_of_a_gpt_are_mean_hidden_states_of_the_null_class(given, layer, read):
+def test_features_of_a_gpt_are_mean_hidden_states_of_the_null_class(probed, layer, read):
     """After layer L // 2 = 1 of 2, or the one that is named; over all positions, the class position included."""
-    tokenizer, gpt, images = load_tokenizer(given / "tokenizer"), load_gpt(given / "gpt"), pixels("val")
+    tokenizer, gpt, images = load_tokenizer(probed / "tokenizer"), load_gpt(probed / "gpt"), pixels("val")
     codes = tokenizer.encode(to_float(images)).indices
     hidden = output_of(gpt.layers[read - 1], lambda: gpt(torch.full((14,), 4), codes))
-    network = network_of(given, layer=layer)
+    network = network_of(probed, layer=layer)
     torch.testing.assert_close(network(images), hidden.mean(1))
     assert (network.dim, network.facts["layer"]) == (16, read)
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "2d"])
-def test_features_of_a_tokenizer_are_mean_tokens(given, name):
+def test_features_of_a_tokenizer_are_mean_tokens(probed, name):
     """Encoder: before and after the projection. Decoder: after its semantic layer 1, or layer 2."""
-    tokenizer, images = load_tokenizer(given / name), pixels("val")
-    own = {"tokenizer": str(given / name)}
+    tokenizer, images = load_tokenizer(probed / name), pixels("val")
+    own = {"tokenizer": str(probed / name)}
 
     def run():
         return tokenizer.decode_indices(tokenizer.encode(to_float(images)).indices)
@@ -61,52 +52,52 @@ def test_features_of_a_tokenizer_are_mean_tokens(given, name):
         (tokenizer.query_decoder.transformer[1], {"source": "decoder", "layer": 2}),
     ]
     for module, options in cases:
-        found = network_of(given, **own, **options)(images)
+        found = network_of(probed, **own, **options)(images)
         torch.testing.assert_close(found, output_of(module, run).mean(1), rtol=1e-4, atol=1e-5)
 
 
-def test_features_of_a_plain_cnn_are_the_mean_of_its_map(given):
-    tokenizer, images = load_tokenizer(given / "cnn"), pixels("val")
-    found = network_of(given, tokenizer=str(given / "cnn"), source="tokenizer")(images)
+def test_features_of_a_plain_cnn_are_the_mean_of_its_map(probed):
+    tokenizer, images = load_tokenizer(probed / "cnn"), pixels("val")
+    found = network_of(probed, tokenizer=str(probed / "cnn"), source="tokenizer")(images)
     torch.testing.assert_close(found, tokenizer.encoder(to_float(images)).mean((2, 3)))
 
 
-def test_dropout_acts_only_where_it_is_asked_for_and_only_in_training(given):
+def test_dropout_acts_only_where_it_is_asked_for_and_only_in_training(probed):
     """Two passes of training images are equal, unless `gpt_dropout` is on; held-out features never change."""
     images = pixels("val")
-    expected = network_of(given)(images)
+    expected = network_of(probed)(images)
     for dropout in (False, True):
-        network = network_of(given, gpt_dropout=dropout)
+        network = network_of(probed, gpt_dropout=dropout)
         first, second = network(images, True), network(images, True)
         assert torch.equal(first, second) != dropout
         assert torch.equal(first, expected) != dropout
         assert torch.equal(network(images), expected)
 
 
-def test_random_weights_are_drawn_with_the_seed_and_stamped(given):
+def test_random_weights_are_drawn_with_the_seed_and_stamped(probed):
     """Only the probed network is replaced; the same seed gives the same one."""
-    images, trained, again = pixels("val"), network_of(given), network_of(given, random_weights=True)
-    drawn = network_of(given, random_weights=True)
+    images, trained, again = pixels("val"), network_of(probed), network_of(probed, random_weights=True)
+    drawn = network_of(probed, random_weights=True)
     assert torch.equal(drawn(images), again(images)) and not torch.equal(drawn(images), trained(images))
     assert drawn.provenance["gpt"]["weights"] == "random" and drawn.provenance["tokenizer"]["weights"] == "model"
     assert drawn.identity == again.identity and drawn.identity["gpt"] != trained.identity["gpt"]
-    other = {"source": "tokenizer", "tokenizer": str(given / "other")}
-    encoder = network_of(given, **other, random_weights=True)
+    other = {"source": "tokenizer", "tokenizer": str(probed / "other")}
+    encoder = network_of(probed, **other, random_weights=True)
     assert encoder.provenance["tokenizer"]["weights"] == "random"
-    assert not torch.equal(encoder(images), network_of(given, **other)(images))
+    assert not torch.equal(encoder(images), network_of(probed, **other)(images))
 
 
-def test_features_are_read_once_and_only_found_by_the_same_network(given, tmp_path, world, monkeypatch):
+def test_features_are_read_once_and_only_found_by_the_same_network(probed, tmp_path, world, monkeypatch):
     """Centre crops and labels of all images, bitwise the same file from one rank or three; other networks read anew."""
-    data = config_of(given).data
-    network = network_of(given)
+    data = config_of(probed).data
+    network = network_of(probed)
     records = read_features(network, data, "train", tmp_path, 5, world)
     expected = torch.cat([network(chunk) for chunk in pixels("train").split(5)])
     assert np.array_equal(records["features"], expected.numpy())
     assert np.array_equal(records["label"], IMAGES["train"].labels)
     shared = tmp_path / "shared"
     shared.mkdir()
-    mini.on_ranks(3, lambda w: read_features(network_of(given), data, "train", shared, 5, w))
+    mini.on_ranks(3, lambda w: read_features(network_of(probed), data, "train", shared, 5, w))
     (alone,), (together,) = tmp_path.glob("*.npy"), shared.glob("*.npy")
     assert alone.read_bytes() == together.read_bytes() and alone.name == together.name
     monkeypatch.setattr(ProbedNetwork, "__call__", lambda *args: pytest.fail("read again"))
@@ -114,5 +105,5 @@ def test_features_are_read_once_and_only_found_by_the_same_network(given, tmp_pa
     monkeypatch.undo()
     monkeypatch.setitem(DATASETS, "mnist5k", lambda config, split: IMAGES[split])
     read_features(network, data, "val", tmp_path, 5, world)
-    read_features(network_of(given, layer=2), data, "train", tmp_path, 5, world)
+    read_features(network_of(probed, layer=2), data, "train", tmp_path, 5, world)
     assert len(list(tmp_path.glob("*.npy"))) == 3

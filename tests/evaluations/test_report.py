@@ -165,7 +165,7 @@ def test_chart_leaves_out_what_is_not_finite_and_is_valid_svg():
 class Args:
     system = "gigatok"
 
-    data, short, fresh, complete = "mnist5k", False, False, False
+    data, short, fresh, complete, seed = "mnist5k", False, False, False, None
 
 
 def test_a_quick_start_continues_the_newest_run_and_fresh_takes_a_new_folder(tmp_path):

@@ -1,5 +1,6 @@
 """The guidance search finds what an exhaustive grid finds; results are ranked only where protocols agree."""
 
+import json
 import os
 import sys
 from types import SimpleNamespace
@@ -70,9 +71,9 @@ def test_the_start_is_the_published_one():
 def test_a_curve_survives_a_kill_and_belongs_to_its_settings(tmp_path, world):
     """What was measured is not measured again; other settings are refused by name."""
     path = tmp_path / "search.partial.json"
-    Curve(path, {"num_images": 8, "sampler": {"seed": 0}}, world).add(1.5, {"gfid": 3.0})
+    Curve(path, {"num_images": 8, "sampler": {"seed": 0}}, world).add(1.5, {"gfid": 3.0}, {"sfid": "why"})
     again = Curve(path, {"num_images": 8, "sampler": {"seed": 0}}, world)
-    assert again.rows == {1.5: {"gfid": 3.0}}
+    assert again.rows == {1.5: {"gfid": 3.0}} and again.missing == {"sfid": "why"}
     with pytest.raises(UserError, match=r"other settings \(sampler.seed: 0, then 1\); use another --output"):
         Curve(path, {"num_images": 8, "sampler": {"seed": 1}}, world)
 
@@ -84,14 +85,15 @@ def test_scales_that_are_none_are_refused(text, message):
     assert scales_of("1, 2.5") == [1.0, 2.5]
 
 
-def test_the_entry_returns_the_best_scale_with_its_curve(tmp_path, monkeypatch, world):
-    """Measured distances decide; a search that was stopped measures only what is missing."""
-    calls = []
+@pytest.fixture
+def search(tmp_path, monkeypatch, world):
+    """`search(*flags)` with distances to 2.5 instead of measured ones; `search.calls`: the scales. The third fails."""
     sizes = {"vocab_size": 8, "num_tokens": 4, "num_classes": 2, "width": 8, "layers": 1, "heads": 1}
     gpt, tokenizer = SimpleNamespace(config=GPTConfig(**sizes)), SimpleNamespace(image_size=16)
     for name, value in {
-        "tokenizer_from": lambda *a: tokenizer, "gpt_from": lambda *a: gpt, "extractor_of": lambda *a: object(),
-        "images_from": lambda *a: None, "reference_of": lambda *a: None,
+        "tokenizer_from": lambda *a: tokenizer, "gpt_from": lambda *a: gpt,
+        "extractor_of": lambda *a: SimpleNamespace(metric="fid"),
+        "images_from": lambda *a: None, "reference_from": lambda *a: None,
     }.items():  # fmt: skip
         monkeypatch.setattr(search_cfg, name, value)
     monkeypatch.setattr(
@@ -106,23 +108,56 @@ def test_the_entry_returns_the_best_scale_with_its_curve(tmp_path, monkeypatch, 
 
     def measured(sampler, *rest):
         scale = sampler.settings.guidance.scale
-        calls.append(scale)
-        if len(calls) == 3:
+        run.calls.append(scale)
+        if len(run.calls) == 3:
             raise KeyboardInterrupt
-        return {"gfid": abs(scale - 2.5), "precision": scale}, {}
+        return {"gfid": abs(scale - 2.5), "precision": scale}, {"recall": "why"} if scale == 2.25 else {}
+
+    def run(*flags):
+        own = ["--vq-ckpt", "t", "--gpt-ckpt", "g", "--cfg-scale", "2", "--output", str(tmp_path / "s.json")]
+        monkeypatch.setattr(sys, "argv", ["search", *own, *flags])
+        search_cfg.search(search_cfg.parse_args(), world)
 
     monkeypatch.setattr(search_cfg, "measured", measured)
-    flags = ["--vq-ckpt", "t", "--gpt-ckpt", "g", "--cfg-scale", "2", "--output", str(tmp_path / "s.json")]
-    monkeypatch.setattr(sys, "argv", ["search", *flags])
+    run.calls = []
+    return run
+
+
+def test_the_entry_returns_the_best_scale_with_its_curve(tmp_path, search):
+    """Measured distances decide; a search that was stopped measures only what is missing, and still knows what could
+    not be measured (that of the last scale before a kill was lost).
+    """
     with pytest.raises(KeyboardInterrupt):
-        search_cfg.search(search_cfg.parse_args(), world)
+        search()
     assert not (tmp_path / "s.json").exists() and (tmp_path / "s.partial.json").exists()
-    search_cfg.search(search_cfg.parse_args(), world)
-    assert calls == [2.0, 2.25, 2.5, 2.5, 2.75]
+    search()
+    assert search.calls == [2.0, 2.25, 2.5, 2.5, 2.75]
     result = read_result(tmp_path / "s.json")
     assert result["metrics"] == {"best_guidance_scale": 2.5, "gfid": 0.0, "precision": 2.5}
     assert [row["guidance_scale"] for row in result["curve"]] == [2.0, 2.25, 2.5, 2.75]
+    assert result["unavailable"] == {"recall": "why"}
     assert not (tmp_path / "s.partial.json").exists()
+
+
+def test_a_finished_search_is_left_as_it_is(tmp_path, search, caplog):
+    """A pipeline that was killed before it noted the end of its search goes on; other settings are refused by name."""
+    search("--scales", "1,2")
+    output, partial = tmp_path / "s.json", tmp_path / "s.partial.json"
+    before, result = output.read_bytes(), read_result(output)
+    settings = {name: value for name, value in result["settings"].items() if name != "search"}
+    partial.write_text(json.dumps({"settings": settings, "rows": result["curve"]}))  # killed before it was removed
+    caplog.set_level("INFO")
+    search("--scales", "1,2")
+    assert search.calls == [1.0, 2.0] and output.read_bytes() == before and not partial.exists()
+    assert "holds this search, finished before" in caplog.text
+    for flags, named in {
+        ("--scales", "1,3"): "search.scales: '1,2', then '1,3'",
+        (): "search.scales: '1,2', then None",
+        ("--scales", "1,2", "--fp16-emulation"): "fp16_emulation: False, then True",
+    }.items():
+        with pytest.raises(UserError, match=f"holds a finished search with other settings .{named}"):
+            search(*flags)
+    assert search.calls == [1.0, 2.0] and output.read_bytes() == before
 
 
 # ---------------------------------------------------------------------------------------------- comparison

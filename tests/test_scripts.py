@@ -1,0 +1,86 @@
+"""The shell scripts: --help installs nothing, and each runs the module that it is for."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = {
+    "benchmark": "evaluations.memory",
+    "extract_code_c2i": "autoregressive.extract_codes",
+    "quickstart": "evaluations.quickstart",
+    "reconstruction": "evaluations.reconstruction",
+    "sample_c2i_search_cfg": "evaluations.generation",
+    "sample_c2i_visualization": "autoregressive.sample",
+    "train_c2i": "autoregressive.train",
+    "train_lin_probe": "evaluations.linear_probe",
+    "train_lin_probe_gpt": "evaluations.linear_probe",
+    "train_vq": "tokenizer.train",
+    "val": "evaluations.make_reference",
+    "val_loss_c2i": "evaluations.val_loss",
+}
+OTHERS = {"launch", "test", "torture"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """`run(script, *arguments)` in a copy of the scripts whose python and installer only say what they were asked."""
+    copy, active = tmp_path / "copy", tmp_path / "env"
+    shutil.copytree(ROOT / "scripts", copy / "scripts")
+    shutil.copy(ROOT / "set_env_vars.sh", copy)
+    (copy / "env_install.sh").write_text('echo "installs $*"\n')
+    (active / "bin").mkdir(parents=True)
+
+    def call(script, *arguments, installed=True):
+        if installed:  # `python -` is the question whether all packages are there
+            (active / "bin" / "python").write_text('#!/bin/sh\n[ "$1" = - ] || echo "python $*"\n')
+            (active / "bin" / "python").chmod(0o755)
+        environment = {"PATH": os.environ["PATH"], "VIRTUAL_ENV": str(active)}
+        command = ["bash", f"copy/scripts/{script}.sh", *arguments]  # from another folder, by a relative path
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    return call
+
+
+def test_every_script_is_tested():
+    names = {path.stem for path in (ROOT / "scripts").glob("*.sh")}
+    assert names == {*MODULES, *OTHERS, "common", "slurm_example"}
+
+
+@pytest.mark.parametrize("script", MODULES)
+def test_help_is_that_of_the_module(run, script):
+    """Once there is an environment; nothing is installed."""
+    done = run(script, "--help")
+    assert (done.returncode, done.stdout) == (0, f"python -m {MODULES[script]} --help\n"), done.stderr
+
+
+@pytest.mark.parametrize("script", ["quickstart", "test", "launch"])
+def test_help_needs_no_environment(run, script):
+    """Of scripts that would install one, and of the one that runs modules: the comment at their head."""
+    done = run(script, "--help", installed=False)
+    first = (ROOT / "scripts" / f"{script}.sh").read_text().splitlines()[1].removeprefix("# ")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, first), done.stderr
+
+
+@pytest.mark.parametrize("script", [*MODULES, "torture"])
+def test_without_an_environment_a_script_says_how_to_get_one(run, script):
+    """A wrapper neither installs nor fails without a word; the quick start installs."""
+    done = run(script, "--config", "x.yaml", installed=False)
+    assert done.returncode == 1 and "run: bash env_install.sh" in done.stderr
+    assert done.stdout == ("installs --env venv --extras quickstart\n" if script == "quickstart" else "")
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "module"),
+    [
+        ("reconstruction", "--qualitative", "tokenizer.reconstruct"),
+        ("sample_c2i_search_cfg", "--search", "evaluations.search_cfg"),
+    ],
+)
+def test_a_flag_picks_the_module(run, script, flag, module):
+    """Wherever it stands among the arguments, which are handed on as they are."""
+    assert run(script, "--x", "a b", flag).stdout == f"python -m {module} --x a b {flag}\n"
+    assert run(script, "--x", f"a{flag}").stdout == f"python -m {MODULES[script]} --x a{flag}\n"
