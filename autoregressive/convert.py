@@ -6,7 +6,8 @@
     python -m autoregressive.convert --gpt-ckpt runs/GPT_wetok_B --output GPT_wetok_B.ckpt
 
 A published file becomes a folder with config.yaml and model.safetensors, which every command takes; a folder of ours
-becomes a file in the published layout. Nothing is overwritten.
+becomes a file in the published layout. Nothing is overwritten. WeTok's files carry the tokenizer too; this program
+writes GPTs alone.
 """
 
 from __future__ import annotations

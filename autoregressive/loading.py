@@ -58,7 +58,8 @@ def _load_published(path: Path, config: str | Path | GPTConfig | None, weights: 
             f"{path} is a published file: name its architecture (--gpt-model GPT-B, or --gpt-config FILE)"
         )
     model = config if isinstance(config, GPTConfig) else load_sections(GPTSections, config).model
-    state, picked = read_published(path, ("model", "module", "state_dict"), weights)
+    # WeTok's files hold raw weights of a GPT alone; --weights then speaks of the tokenizer
+    state, picked = read_published(path, ("model", "module", "state_dict"), "auto" if model.streams else weights)
     state = part_of(state, GPT_PART)
     if not is_gpt(state):
         raise ConfigError(f"{path} holds no GPT (it has no tok_embeddings.weight); is it a tokenizer?")

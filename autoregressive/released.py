@@ -22,8 +22,15 @@ WETOK_NAMES: tuple[Rule, ...] = (
 )
 
 
+TWO_TABLES: tuple[Rule, ...] = tuple(  # of a token of two indices
+    (rf"head\.tables\.{number}\.weight", f"{name}_emb.weight", "same") for number, name in enumerate(("pre", "post"))
+)
+
+
 def rules_of(config: GPTConfig) -> tuple[Rule, ...]:
     """The names of the family that a config describes."""
+    if len(config.streams) == 2:
+        return TWO_TABLES + WETOK_NAMES
     return WETOK_NAMES if config.streams else GPT_NAMES
 
 

@@ -163,14 +163,19 @@ def _cause(error: BaseException) -> BaseException:
     return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
 
 
-def export_folder(folder: Path, config: Any, state: Mapping[str, Tensor]) -> None:
-    """Writes weights without training state: config.yaml and model.safetensors, in one piece, where nothing is yet."""
+def export_folder(folder: Path, config: Any, weights: Weights) -> None:
+    """Writes weights (`model`, also `ema`) without training state, and config.yaml, in one piece, where nothing is."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / "model.safetensors")
-    (temporary / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    _write_weights(temporary, weights, config)
     temporary.rename(folder)
+
+
+def _write_weights(folder: Path, weights: Weights, config: Any) -> None:
+    for name, state in weights.items():
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / f"{name}.safetensors")
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
 
 def _tensor_bytes(tree: Any) -> int:
@@ -256,9 +261,7 @@ class CheckpointStore:
             raise OSError(errno.ENOSPC, f"{need / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free")
 
     def _finish(self, temporary: Path, final: Path, step: int, weights: Weights) -> None:
-        for name, state in weights.items():
-            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / f"{name}.safetensors")
-        (temporary / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+        _write_weights(temporary, weights, self.config)
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         for path in files:
             _sync(path)

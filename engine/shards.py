@@ -3,7 +3,7 @@
     shard-000000.tar:  0001.jpg  0001.cls  0002.jpg  0002.cls ...     .cls holds the label as text; without any: label 0
 
 WebDataset itself reads a tar from its start and shuffles in a buffer, so the order of its samples depends on the number
-of processes and a restart loses its place. Here the place of every image is looked up once (28 bytes an image, kept for
+of processes and a restart loses its place. Here the place of every image is looked up once (40 bytes an image, kept for
 the next start in $XDG_CACHE_HOME), and any image is read by its number: the order is the same pure function of
 (seed, position) as for folders. Names of shards and samples follow the package webdataset. Shards are local and not
 compressed; images are compressed already.
@@ -25,7 +25,7 @@ from engine.config import UserError, logger
 from engine.folders import identity_of, version_of
 from engine.images import IMAGE_SUFFIXES, ImageError, decode_image
 
-LABEL_SUFFIX, MAX_LABEL_BYTES = ".cls", 32
+LABEL_SUFFIX, MAX_LABEL_BYTES, MAX_CLASSES = ".cls", 32, 10**6
 
 
 def webdataset() -> Any:
@@ -59,18 +59,20 @@ def _scan(path: Path, skip_broken: bool) -> list[list[int]]:
     """[first byte, size, label or -1] of the images of one shard, in the order of the file."""
     split = webdataset().tariterators.base_plus_ext
     samples: dict[str, list[int]] = {}
+    odd = 0  # images that WebDataset's rule (the name ends at its first dot) gives another kind
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 name, suffix = split(member.name)
                 suffix = f".{(suffix or '').lower()}"
                 if suffix not in {LABEL_SUFFIX, *IMAGE_SUFFIXES} or not member.isreg():
+                    odd += Path(member.name).suffix.lower() in IMAGE_SUFFIXES
                     continue
                 row = samples.setdefault(name, [-1, 0, -1])
                 if suffix == LABEL_SUFFIX:
                     text = tar.extractfile(member).read(MAX_LABEL_BYTES)
-                    if not text.strip().isdigit():
-                        raise UserError(f"{path}: {member.name} holds {text!r}; a label is a number from 0")
+                    if not text.strip().isdigit() or len(text) == MAX_LABEL_BYTES or int(text) >= MAX_CLASSES:
+                        raise UserError(f"{path}: {member.name} holds {text!r}; a label is from 0 to {MAX_CLASSES - 1}")
                     row[2] = int(text)
                 elif row[0] >= 0:
                     raise UserError(f"{path}: sample {name} has two images; a sample is one image and its label")
@@ -84,8 +86,8 @@ def _scan(path: Path, skip_broken: bool) -> list[list[int]]:
     lonely = [name for name, row in samples.items() if row[0] < 0]
     if lonely and not skip_broken:
         raise ImageError(f"{path}: sample {lonely[0]} has a label and no image; mend it, or set data.skip_broken=true")
-    if lonely:
-        logger.warning("%s: left out %d labels without image", path, len(lonely))
+    if lonely or odd:
+        logger.warning("%s: left out %d labels without image, %d images named a.b.png", path, len(lonely), odd)
     return [row for row in samples.values() if row[0] >= 0]
 
 
@@ -101,8 +103,8 @@ def _index(paths: list[Path], skip_broken: bool) -> np.ndarray:
         except (OSError, ValueError, EOFError) as error:
             logger.warning("the kept places of images %s are damaged (%s): they are looked up anew", kept, error)
     shards = tqdm(paths, desc="looking up images", unit="shard", disable=None)
-    rows = [(shard, *found) for shard, path in enumerate(shards) for found in _scan(path, skip_broken)]
-    index = np.array(rows, dtype=np.int64).reshape(-1, 4)
+    parts = [np.array(_scan(path, skip_broken), dtype=np.int64).reshape(-1, 3) for path in shards]
+    index = np.column_stack([np.repeat(np.arange(len(paths)), list(map(len, parts))), np.concatenate(parts)])
     try:
         cache.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_name(f".{kept.stem}.{os.getpid()}.npy")

@@ -11,6 +11,7 @@ from engine.distributed import World
 from tokenizer.quantizers.base import usage_of_counts
 
 MAX_COUNTED = 2**24  # codes of a group; a larger codebook is not counted code by code
+MIN_PENDING = 2**20  # tokens
 MAX_TOKEN_BITS = 64  # tokens of more bits are not told apart
 
 
@@ -22,6 +23,7 @@ class CodeUsage:
         largest = max(self.sizes)
         self.counts = torch.zeros(len(self.sizes), largest if largest <= MAX_COUNTED else 0, dtype=torch.float64)
         self.tokens = torch.zeros(0, dtype=torch.long)  # distinct ones, as numbers
+        self.pending: list[Tensor] = []  # not yet among them: sorting at every batch would be quadratic
 
     def update(self, indices: Tensor) -> None:
         """Indices (B,N) or (B,N,G)."""
@@ -32,10 +34,16 @@ class CodeUsage:
         number = torch.zeros_like(columns[0])
         for column, size in zip(columns, self.sizes, strict=True):
             number = number * size + column  # modulo 2^64, which keeps up to 64 bits apart
-        self.tokens = torch.cat([self.tokens, number]).unique()
+        self.pending.append(number)
+        if sum(map(len, self.pending)) > max(MIN_PENDING, len(self.tokens)):
+            self._settle()
+
+    def _settle(self) -> None:
+        self.tokens, self.pending = torch.cat([self.tokens, *self.pending]).unique(), []
 
     def merged(self, world: World) -> tuple[Tensor, int]:
         """Counts (G,K) of all ranks, and the number of distinct tokens."""
+        self._settle()
         count = torch.zeros(world.size, dtype=torch.long)
         count[world.rank] = len(self.tokens)
         lengths = world.sum(count.to(world.device)).cpu()
@@ -55,6 +63,16 @@ def usage_metrics(counts: Tensor, tokens: int, sizes: tuple[int, ...]) -> dict[s
     if len(sizes) > 1 and sum(math.log2(size) for size in sizes) <= MAX_TOKEN_BITS:
         metrics["distinct_codes"] = tokens
     return metrics
+
+
+def not_counted(sizes: tuple[int, ...]) -> dict[str, str]:
+    """Which of these metrics a codebook is too large for, and why."""
+    missing = {}
+    if max(sizes) > MAX_COUNTED:
+        missing["codebook_usage"] = f"an index has {max(sizes):,} codes; up to {MAX_COUNTED:,} are counted one by one"
+    if sum(math.log2(size) for size in sizes) > MAX_TOKEN_BITS:
+        missing["distinct_codes"] = f"a token has more than {MAX_TOKEN_BITS} bits; such tokens are not told apart"
+    return missing
 
 
 def bits_of(quantizer: nn.Module, pixels: float, tokens: float) -> dict[str, float]:

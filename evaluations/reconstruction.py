@@ -25,7 +25,7 @@ from engine.config import UserError, run_entry
 from engine.datasets import open_source
 from engine.distributed import World
 from evaluations.adm import ImageSet
-from evaluations.codebook import CodeUsage, bits_of, usage_metrics
+from evaluations.codebook import CodeUsage, bits_of, not_counted, usage_metrics
 from evaluations.flags import (
     add_measure_flags,
     add_published_flags,
@@ -114,9 +114,10 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     metrics: dict[str, Any] = dict(zip(names, table.mean(1).tolist(), strict=False))
     metrics |= usage_metrics(counts, distinct, usage.sizes)
     metrics |= bits_of(tokenizer.quantizer, *table[-2:].mean(1).tolist())
-    missing: dict[str, str] = {}
+    missing = not_counted(usage.sizes)
     if extractor is not None:
-        distances, missing = _distances(args, sets, reference, facts, world)
+        distances, unmeasured = _distances(args, sets, reference, facts, world)
+        missing |= unmeasured
         metrics |= distances
     protocol = {
         "kind": "reconstruction",

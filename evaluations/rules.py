@@ -57,12 +57,12 @@ RULES = {
 }  # fmt: skip
 
 
-def pad_to(images: Tensor, factor: int) -> tuple[Tensor, tuple[slice, slice]]:
-    """Images (B,3,H,W) padded with 0 (mid grey) on all sides to multiples of `factor`, and the window of the original;
-    the left and upper margins are the smaller ones.
+def pad_to(images: Tensor, factor: int, min_cells: int = 1) -> tuple[Tensor, tuple[slice, slice]]:
+    """Images (B,3,H,W) padded with 0 (mid grey) on all sides to multiples of `factor`, `min_cells` of them or more, and
+    the window of the original; the left and upper margins are the smaller ones.
     """
     height, width = images.shape[-2:]
-    down, right = -height % factor, -width % factor
+    down, right = (max(-side % factor, min_cells * factor - side) for side in (height, width))
     top, left = down // 2, right // 2
     padded = F.pad(images, (left, right - left, top, down - top))
     return padded, (slice(top, top + height), slice(left, left + width))
@@ -93,7 +93,7 @@ class Reconstructor:
     def __call__(self, originals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         images = to_float(originals)
         if self.whole:
-            padded, window = pad_to(images, self.tokenizer.factor)
+            padded, window = pad_to(images, self.tokenizer.factor, self.tokenizer.min_cells)
             grid = (padded.shape[2] // self.tokenizer.factor, padded.shape[3] // self.tokenizer.factor)
             indices = self.tokenizer.encode(padded).indices
             return images, self.tokenizer.decode_indices(indices, grid)[:, :, *window], indices

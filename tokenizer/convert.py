@@ -5,8 +5,8 @@
     python -m tokenizer.convert --vq-ckpt runs/VQ_SS256 --output VQ_SS256.pt
     python -m tokenizer.convert --vq-ckpt WeTok.ckpt --output converted/WeTok      (WeTok: no YAML, and .ckpt both ways)
 
-A published file becomes a folder with config.yaml and model.safetensors, which every command takes; a folder of ours
-becomes a file in the published layout. Nothing is overwritten.
+A published file becomes a folder with config.yaml and model.safetensors (of WeTok also ema.safetensors, where the file
+has both), which every command takes; a folder of ours becomes a file in the published layout. Nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import argparse
 
 from torch import Tensor, nn
 
-from engine.config import run_entry
+from engine.config import logger, run_entry
 from tokenizer import load_tokenizer
 from tokenizer.published import add_conversion_flags, convert
-from tokenizer.released import export_state, flattened, rules_of
+from tokenizer.released import export_state, flattened, rules_of, wetok_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,16 +35,27 @@ def main() -> None:
         state = export_state(tokenizer.state_dict(), rules_of(config))
         if config.name != "wetok":
             return {"model": state}
+        if wetok_config(state).quantizer != config.quantizer:
+            logger.warning(
+                "a file does not say its groups; name this tokenizer's YAML wherever %s is read", args.output
+            )
         if tokenizer.provenance.weights == "ema":  # raw and averaged weights in one state dict
             raw = load_tokenizer(args.vq_ckpt, weights="model")
             averaged = {flattened(name): tensor for name, tensor in state.items()}
             state = export_state(raw.state_dict(), rules_of(config)) | averaged
         return {"state_dict": state}
 
+    def ours(tokenizer: nn.Module) -> dict[str, dict[str, Tensor]]:
+        facts = tokenizer.provenance
+        if facts.config.model.name != "wetok" or args.weights != "auto" or facts.weights != "ema":
+            return {"model": tokenizer.state_dict()}
+        raw = load_tokenizer(args.vq_ckpt, config=args.tok_config, weights="model")
+        return {"model": raw.state_dict(), "ema": tokenizer.state_dict()}
+
     def load() -> nn.Module:
         return load_tokenizer(args.vq_ckpt, config=args.tok_config, weights=args.weights)
 
-    convert(args.vq_ckpt, args.output, load, published)
+    convert(args.vq_ckpt, args.output, load, published, ours)
 
 
 if __name__ == "__main__":

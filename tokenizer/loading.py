@@ -40,7 +40,9 @@ class Provenance:
 
     def facts(self) -> dict[str, Any]:
         """What a result says about the network."""
-        return {name: getattr(self, name) for name in ("path", "weights", "fingerprint", "stamp")}
+        facts = {name: getattr(self, name) for name in ("path", "weights", "fingerprint", "stamp")}
+        wetok = getattr(self.config.model, "wetok", None)
+        return facts | ({"noise_seed": wetok.noise_seed} if wetok is not None and wetok.generative_decoder else {})
 
 
 @dataclass(kw_only=True, slots=True)
@@ -104,9 +106,9 @@ def _load_published(path: Path, config_path: str | Path | None, weights: str) ->
         sizes.model.hybrid.semantic_dim = head.shape[0]  # the file knows the width of its training-only head
     with torch.device("meta"):
         model = build_tokenizer(sizes.model, sizes.data.image_size)
-        if sizes.model.name == "wetok" and FIRST_CONV in state:  # as wide again: a generative decoder
-            wide = state[FIRST_CONV].shape[1] == 2 * model.quantizer.codebook_dim
-            sizes.model.wetok.generative_decoder = wide
+        first = state.get(FIRST_CONV, state.get(released.flattened(FIRST_CONV)))
+        if sizes.model.name == "wetok" and first is not None:  # as wide again: a generative decoder
+            sizes.model.wetok.generative_decoder = first.shape[1] == 2 * model.quantizer.codebook_dim
             model = build_tokenizer(sizes.model, sizes.data.image_size)
     rules, own = released.rules_of(sizes.model), model.state_dict()
     if sizes.model.name == "wetok":
@@ -142,11 +144,16 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False) 
     parser.add_argument(
         "--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema where there is one"
     )
+    parser.add_argument("--noise-seed", type=int, help="of a generative decoder; default: that of its config (0)")
 
 
 def tokenizer_from(args: argparse.Namespace, device: torch.device | str) -> nn.Module:
     """The tokenizer that the flags name, for images of `--image-size` pixels."""
     tokenizer = load_tokenizer(args.vq_ckpt, config=args.tok_config, weights=args.weights, device=device)
+    if args.noise_seed is not None:
+        if not getattr(getattr(tokenizer, "config", None), "generative_decoder", False):
+            raise ConfigError(f"--noise-seed {args.noise_seed}: the tokenizer {args.vq_ckpt} has no generative decoder")
+        tokenizer.config.noise_seed = args.noise_seed  # the same object as in its provenance
     if args.image_size not in (None, tokenizer.image_size):
         if not hasattr(tokenizer, "set_image_size"):  # positions are learned: one size
             raise ConfigError(

@@ -106,8 +106,11 @@ def convert(
     output: Path,
     load: Callable[[], nn.Module],
     published: Callable[[nn.Module], Mapping[str, Mapping[str, Tensor]]],
+    ours: Callable[[nn.Module], Mapping[str, Mapping[str, Tensor]]] = lambda network: {"model": network.state_dict()},
 ) -> None:
-    """Published file -> folder of ours, or back: `published` gives the content of the file. Nothing is overwritten."""
+    """Published file -> folder of ours, or back: `published` gives the content of the file, `ours` the weights of the
+    folder. Nothing is overwritten.
+    """
     to_published = output.suffix in (".pt", ".ckpt")
     if to_published == is_published(source):
         raise UserError(f"{source} and --output must be a published file and a folder of ours, in either order")
@@ -118,5 +121,5 @@ def convert(
     if to_published:
         write_published(output, published(network))
     else:
-        export_folder(output, facts.config, network.state_dict())
+        export_folder(output, facts.config, ours(network))
     logger.info("%s (%s weights, fingerprint %s) -> %s", source, facts.weights, facts.fingerprint[:16], output)

@@ -82,10 +82,12 @@ def _wetok(levels: int) -> tuple[Rule, ...]:
 
 def rules_of(config: ModelConfig) -> tuple[Rule, ...]:
     """The rules of the family that a model config describes."""
-    if config.name == "llamagen":
-        return LLAMAGEN
     if config.name == "wetok":
         return _wetok(len(config.wetok.cnn.channel_multipliers))
+    if config.quantizer.name != "vq":
+        raise ConfigError(f"model.quantizer.name={config.quantizer.name}: no published layout of {config.name} has it")
+    if config.name == "llamagen":
+        return LLAMAGEN
     if config.hybrid.qk_norm:
         raise ConfigError("model.hybrid.qk_norm=true: no published layout has it")
     return HYBRID_1D if config.hybrid.layout == "1d" else HYBRID_2D
@@ -181,6 +183,8 @@ def wetok_config(state: Mapping[str, Tensor]) -> ModelConfig | None:
         decoder_res_blocks=count("decoder.up.0.block."),
         mid_blocks=count("encoder.mid_block."),
     )
+    if channels % GROUP_BITS:
+        raise ConfigError(f"{channels} latent channels are no groups of {GROUP_BITS} bits: name the file's YAML")
     config.quantizer.name = "gq"
     config.quantizer.gq = GQConfig(num_groups=channels // GROUP_BITS, group_dim=GROUP_BITS)
     return config
@@ -211,4 +215,5 @@ def averaged_or_raw(
 
 def is_gpt(published: Mapping[str, Tensor]) -> bool:
     """Whether a published state dict is that of a GPT."""
-    return "tok_embeddings.weight" in published or "class_emb.embedding_table.weight" in published
+    names = {name.removeprefix(GPT_PART) for name in published}
+    return bool(names & {"tok_embeddings.weight", "class_emb.embedding_table.weight"})

@@ -123,7 +123,8 @@ class TokenizerTask:
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(micro_batches)
         sums |= self.tokenizer.step(step, sums)
         sums["skipped_images"] = self.skipped_images * self.world.size  # its mean over ranks is the number of all
-        return sums | self.tokenizer.module.quantizer.usage(), pairs
+        quantizer = self.tokenizer.module.quantizer
+        return sums | (quantizer.usage() if quantizer.training else {}), pairs  # a frozen one remembers nothing
 
     def update_discriminator(self, pairs: list[tuple[Tensor, Tensor]], step: int) -> dict[str, Tensor]:
         """One update on the images that the tokenizer saw and made in this step, before its update."""

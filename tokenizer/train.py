@@ -12,6 +12,7 @@ key; `--print-config` shows all of them.
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,10 +27,11 @@ from engine.checkpoint import (
     checkpoint_folders,
     find_weights,
     load_strict,
+    phase_folders,
     read_manifest,
     read_weights,
 )
-from engine.config import ConfigError, check_all, lookup, parse_cli, run_entry
+from engine.config import ConfigError, check_all, logger, lookup, parse_cli, run_entry
 from engine.datasets import ON_DISK, DataConfig, ImageSource, centre_batch, has_split, open_source, training_item
 from engine.distributed import World, build_device, distributed_world
 from engine.images import to_float
@@ -116,8 +118,16 @@ def phases_of(config: TokenizerTrainConfig) -> list[TokenizerTrainConfig]:
         model.wetok.generative_decoder = phase.generative_decoder
         if phase.generative_decoder != before and (before or model.name != "wetok"):
             raise ConfigError(f"phases: number {number} cannot change generative_decoder of {model.name} from {before}")
-        result.append(replace(config, phases=[], init=init, loop=loop, optim=optim, model=model))
+        loss = _after(sum(own.loop.steps for own in result), config.loss)
+        result.append(replace(config, phases=[], init=init, loop=loop, optim=optim, model=model, loss=loss))
     return result or [config]
+
+
+def _after(steps: int, loss: LossConfig) -> LossConfig:
+    """The terms of a phase that begins after `steps` updates: where terms begin and end counts over all phases."""
+    discriminator = replace(loss.discriminator, start_step=max(1, loss.discriminator.start_step - steps))
+    shortcut = replace(loss.shortcut, end_step=max(0, loss.shortcut.end_step - steps))
+    return replace(loss, discriminator=discriminator, shortcut=shortcut)
 
 
 def warmup_of(config: TokenizerTrainConfig) -> int:
@@ -322,11 +332,29 @@ def train(config: TokenizerTrainConfig, world: World) -> None:
     """Trains all phases to the end, or continues where an earlier call stopped."""
     done, previous = 0, None
     phases = phases_of(config)
+    _check_begun(config, phases)
     for own in phases:
-        saved = [read_manifest(folder)["step"] for folder in checkpoint_folders(Path(own.loop.run_dir))]
-        if own is phases[-1] or max(saved, default=0) < own.loop.steps:
+        if own is phases[-1] or _steps_done(Path(own.loop.run_dir)) < own.loop.steps:
             train_phase(own, world, previous, done)
         done, previous = done + own.loop.steps, own
+
+
+def _steps_done(run_dir: Path) -> int:
+    return max((read_manifest(folder)["step"] for folder in checkpoint_folders(run_dir)), default=0)
+
+
+def _check_begun(config: TokenizerTrainConfig, phases: list[TokenizerTrainConfig]) -> None:
+    """An error where a later phase began from another end of an earlier one than the config now says."""
+    found = phase_folders(Path(config.loop.run_dir))
+    if len(found) > len(phases) or (found and not config.phases):
+        raise ConfigError(f"{found[-1]} was trained, but the config has {len(config.phases)} phases; use a new run_dir")
+    for own, later in itertools.pairwise(phases):
+        steps = _steps_done(Path(own.loop.run_dir))
+        if steps > own.loop.steps or (steps != own.loop.steps and _steps_done(Path(later.loop.run_dir))):
+            raise ConfigError(
+                f"{own.loop.run_dir} ends at step {steps}, its phase has {own.loop.steps} steps, and {later.loop.run_dir} "
+                "begins there: phases that were trained keep their length; use another loop.run_dir"
+            )
 
 
 def train_phase(
@@ -375,6 +403,8 @@ def main() -> None:
         for own in phases_of(config):
             print(f"{own.loop.run_dir}: {memory_plan(own, validate(own), args.plan)}")
         return
+    if config.phases:
+        logger.info("phases: they say steps and rates; loop.steps and optim.lr are not used")
     if args.dry_run:
         for own in phases_of(config):
             print(f"{own.loop.run_dir}: {own.loop.steps:,} steps\n{terms_table(terms_of(own), own.loop.steps)}")

@@ -11,7 +11,7 @@ import autoregressive.convert
 import tokenizer.convert
 from autoregressive import load_gpt
 from autoregressive.gpt import GPT, GPTConfig
-from autoregressive.released import WETOK_NAMES
+from autoregressive.released import rules_of as gpt_rules
 from engine.checkpoint import CheckpointError
 from engine.config import ConfigError, save_config
 from tokenizer import load_tokenizer
@@ -143,16 +143,22 @@ def test_the_file_of_a_gpt_carries_its_tokenizer(tmp_path):
     """One file gives both: the GPT, and the raw tokenizer that it was trained with."""
     net, config = gpt()
     raw = network(0)
-    state = {f"transformer.{k}": v for k, v in export_state(net.state_dict(), WETOK_NAMES).items()}
+    state = {f"transformer.{k}": v for k, v in export_state(net.state_dict(), gpt_rules(config)).items()}
+    assert {"transformer.pre_emb.weight", "transformer.post_emb.weight"} <= state.keys()  # of a token of two indices
     state |= {f"first_stage_model.{k}": v for k, v in export_state(raw.state_dict(), rules_of(model_config())).items()}
     path = write(tmp_path / "ar.ckpt", state)
     loaded = load_gpt(path, config=config)
+    for weights in ("ema", "model"):  # which speak of the tokenizer beside it: a GPT's file has no averages
+        assert same(load_gpt(path, config=config, weights=weights), net)
     labels, tokens = torch.tensor([0, 1]), torch.randint(0, 256, (2, 16, 2))
     torch.testing.assert_close(loaded(labels, tokens), net(labels, tokens))
     assert same(load_tokenizer(path), raw)
     state["transformer.extra.weight"] = torch.ones(1)
     with pytest.raises(CheckpointError, match=r"unexpected: extra\.weight"):
         load_gpt(write(tmp_path / "more.ckpt", state), config=config)
+    alone = {k: v for k, v in state.items() if k.startswith("transformer.")}
+    with pytest.raises(ConfigError, match="holds a GPT, not a tokenizer"):
+        load_tokenizer(write(tmp_path / "alone.ckpt", alone))
     with pytest.raises(ConfigError, match="holds no GPT"):
         load_gpt(write(tmp_path / "tok.ckpt", published(raw, None)), config=config)
 
@@ -160,19 +166,15 @@ def test_the_file_of_a_gpt_carries_its_tokenizer(tmp_path):
 # ---------------------------------------------------------------------------------------------- converters
 @pytest.mark.parametrize("generative", [False, True])
 def test_tokenizer_conversion_both_ways(generative, tmp_path, entry):
-    """Published file -> folder -> file; a folder with both sets of weights gives a file with both."""
+    """Published file -> folder -> file, with both sets of weights all the way; training goes on from the raw ones."""
     raw, averaged = network(0, generative), network(1, generative)
     path = write(tmp_path / "WeTok.ckpt", published(raw, averaged))
     run = lambda *a: entry(tokenizer.convert.main, *a)  # noqa: E731
     code, _, err = run("--vq-ckpt", path, "--output", tmp_path / "folder")
     assert code == 0, err
     assert same(load_tokenizer(tmp_path / "folder"), averaged)
-    mixed = tmp_path / "folder"
-    from safetensors.torch import save_file
-
-    (mixed / "model.safetensors").rename(mixed / "ema.safetensors")
-    save_file({k: v.contiguous() for k, v in raw.state_dict().items()}, mixed / "model.safetensors")
-    code, _, err = run("--vq-ckpt", mixed, "--output", tmp_path / "back.ckpt")
+    assert same(load_tokenizer(tmp_path / "folder", weights="model"), raw)
+    code, _, err = run("--vq-ckpt", tmp_path / "folder", "--output", tmp_path / "back.ckpt")
     assert code == 0, err
     back = torch.load(tmp_path / "back.ckpt", weights_only=True)["state_dict"]
     wanted = {k: v for k, v in published(raw, averaged).items() if "loss" not in k}
@@ -185,7 +187,7 @@ def test_gpt_conversion_both_ways(tmp_path, entry):
 
     net, config = gpt()
     save_config(GPTSections(model=config), tmp_path / "gpt.yaml")
-    exported = export_state(net.state_dict(), WETOK_NAMES)
+    exported = export_state(net.state_dict(), gpt_rules(config))
     path = write(tmp_path / "ar.ckpt", {f"transformer.{k}": v for k, v in exported.items()})
     run = lambda *a: entry(autoregressive.convert.main, *a)  # noqa: E731
     code, _, err = run("--gpt-ckpt", path, "--gpt-config", tmp_path / "gpt.yaml", "--output", tmp_path / "folder")

@@ -98,6 +98,7 @@ class LeCam:
     def __call__(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         real, fake = real_logits.float(), fake_logits.float()
         means = mean_over_ranks(torch.stack([real.mean(), fake.mean()]).detach())
+        means = torch.where(means.isfinite(), means, self.averages)  # that update is skipped; the averages live on
         self.averages = self.averages.lerp(means, 1 - self.decay)
         average_real, average_fake = self.averages
         return F.relu(real - average_fake).square().mean() + F.relu(average_real - fake).square().mean()

@@ -44,11 +44,11 @@ class GQConfig:
     max_entropy_mb: int = 512  # a codebook entropy that needs more memory is refused
 
     def __post_init__(self) -> None:
-        if min(self.num_groups, self.group_dim, self.max_entropy_mb) < 1 or self.codebook_entropy_weight < 0:
+        if min(self.num_groups, self.group_dim, self.max_entropy_mb) < 1 or not self.codebook_entropy_weight >= 0:
             raise ConfigError(
                 "model.quantizer.gq: num_groups, group_dim, max_entropy_mb: from 1; codebook_entropy_weight: from 0"
             )
-        if self.entropy_temperature <= 0:
+        if not self.entropy_temperature > 0:
             raise ConfigError(f"model.quantizer.gq.entropy_temperature={self.entropy_temperature} must be above 0")
         channels = self.num_groups * self.group_dim
         if not 1 <= min(self.bits) <= max(self.bits) <= MAX_BITS or sum(self.bits) != channels:
