@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from engine.config import UserError, differences, logger, to_yaml
+from engine.config import UserError, differences, logger, save_config
 from engine.distributed import World, cut_like
 
 STEP_NAME = re.compile(r"step_\d{8,}")
@@ -169,7 +169,7 @@ def export_folder(folder: Path, config: Any, state: Mapping[str, Tensor]) -> Non
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / "model.safetensors")
-    (temporary / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    save_config(config, temporary / "config.yaml")
     temporary.rename(folder)
 
 
@@ -233,8 +233,8 @@ class CheckpointStore:
         try:
             if self.world.is_main:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                for torn in self.folder.glob(".writing_step_*"):
-                    shutil.rmtree(torn, ignore_errors=True)  # left by a crash inside this method
+                for torn in self.folder.glob(".*ing_step_*"):
+                    shutil.rmtree(torn, ignore_errors=True)  # left by a crash while one was written or removed
                 shutil.rmtree(final, ignore_errors=True)  # damaged
                 temporary.mkdir()
                 self._check_space(_tensor_bytes(state) + _tensor_bytes(weights))
@@ -258,7 +258,7 @@ class CheckpointStore:
     def _finish(self, temporary: Path, final: Path, step: int, weights: Weights) -> None:
         for name, state in weights.items():
             save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary / f"{name}.safetensors")
-        (temporary / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+        save_config(self.config, temporary / "config.yaml")
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         for path in files:
             _sync(path)
@@ -276,7 +276,7 @@ class CheckpointStore:
         folders = [f for f in checkpoint_folders(self.run_dir) if read_manifest(f)["step"] <= newest]
         for old in folders[: -max(1, self.keep_last)]:
             if not (self.keep_every and read_manifest(old)["step"] % self.keep_every == 0):
-                shutil.rmtree(old)
+                shutil.rmtree(old.rename(old.with_name(f".removing_{old.name}")))  # at once, or not at all
 
     def _explain(self, error: BaseException, final: Path) -> BaseException:
         text = " ".join(str(error).split())
