@@ -1,5 +1,6 @@
 """Trainings in phases: WeTok's stage 1, stage 2 with the generative decoder, and later ones at lower rates."""
 
+import hashlib
 import shutil
 
 import pytest
@@ -11,8 +12,9 @@ from safetensors.torch import load_file
 import tokenizer.train
 from engine.checkpoint import checkpoint_folders, find_weights, read_manifest
 from engine.config import ConfigError, load_sections
+from engine.stream import index_at
 from engine.tracker import read_metrics
-from evaluations.fingerprint import digests
+from evaluations.fingerprint import digests, steps_before
 from tokenizer import load_tokenizer
 from tokenizer.task import TokenizerTask
 from tokenizer.train import TokenizerTrainConfig, phases_of, validate
@@ -69,6 +71,15 @@ def test_every_phase_trains_at_its_own_rate(run):
 def test_the_order_of_the_images_goes_on(run):
     """Phase n starts at the position where the one before it ended."""
     assert [positions for _, _, positions, *_ in run[1]] == [[0, 1, 2, 3], [12, 13, 14, 15], [24, 25, 26, 27]]
+
+
+def test_the_fingerprint_of_phases_is_that_of_the_last(run):
+    """By the folder of the run, of a phase or of a checkpoint; the next sample ids follow on all phases before."""
+    folder, last = run[0], checkpoint_folders(run[0] / "phase_3")[-1]
+    assert digests(folder) == digests(folder / "phase_3") == digests(last) != digests(folder / "phase_2")
+    assert [steps_before(folder / name) for name in (".", "phase_1", "phase_2", "phase_3")] == [0, 0, 3, 6]
+    ids = [index_at(0, 9 * 4 + i, 24) for i in range(8)]
+    assert digests(folder)["next 8 sample ids"] == hashlib.sha256(str(ids).encode()).hexdigest()
 
 
 def test_the_second_phase_starts_from_the_first_widened_by_zeros(run):
