@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from engine.config import UserError, differences, logger, to_yaml
+from engine.config import UserError, differences, logger, save_config
 from engine.distributed import World, cut_like
 
 STEP_NAME = re.compile(r"step_\d{8,}")
@@ -175,7 +175,7 @@ def export_folder(folder: Path, config: Any, weights: Weights) -> None:
 def _write_weights(folder: Path, weights: Weights, config: Any) -> None:
     for name, state in weights.items():
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / f"{name}.safetensors")
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    save_config(config, folder / "config.yaml")
 
 
 def _tensor_bytes(tree: Any) -> int:
@@ -238,8 +238,8 @@ class CheckpointStore:
         try:
             if self.world.is_main:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                for torn in self.folder.glob(".writing_step_*"):
-                    shutil.rmtree(torn, ignore_errors=True)  # left by a crash inside this method
+                for torn in self.folder.glob(".*ing_step_*"):
+                    shutil.rmtree(torn, ignore_errors=True)  # left by a crash while one was written or removed
                 shutil.rmtree(final, ignore_errors=True)  # damaged
                 temporary.mkdir()
                 self._check_space(_tensor_bytes(state) + _tensor_bytes(weights))
@@ -279,7 +279,7 @@ class CheckpointStore:
         folders = [f for f in checkpoint_folders(self.run_dir) if read_manifest(f)["step"] <= newest]
         for old in folders[: -max(1, self.keep_last)]:
             if not (self.keep_every and read_manifest(old)["step"] % self.keep_every == 0):
-                shutil.rmtree(old)
+                shutil.rmtree(old.rename(old.with_name(f".removing_{old.name}")))  # at once, or not at all
 
     def _explain(self, error: BaseException, final: Path) -> BaseException:
         text = " ".join(str(error).split())

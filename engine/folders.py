@@ -46,7 +46,7 @@ class FolderSource:
         folder = Path(root)
         if not root or not folder.is_dir():
             raise UserError(f"{key}={root!r} is not a folder; give one with a sub-folder per class")
-        self.name, self.skip_broken = str(folder), skip_broken
+        self.name = str(folder)
         self.class_names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
         if not self.class_names:
             raise UserError(f"{key}={root!r} has no class folders (expected one sub-folder of images per class)")
@@ -57,11 +57,10 @@ class FolderSource:
             entries = sorted(entry.name for entry in os.scandir(folder / class_name))
             kept = [name for name in entries if Path(name).suffix.lower() in IMAGE_SUFFIXES]
             if len(kept) != len(entries):
-                stranger = next(name for name in entries if name not in kept)
                 strangers += len(entries) - len(kept)
                 if not skip_broken:
                     raise ImageError(
-                        f"{folder / class_name / stranger} is not an image file "
+                        f"{folder / class_name / min({*entries} - {*kept})} is not an image file "
                         f"(accepted: {' '.join(sorted(IMAGE_SUFFIXES))}); remove it, or set data.skip_broken=true"
                     )
             if not kept:
@@ -97,12 +96,11 @@ class LooseSource(FolderSource):
         folder = Path(root)
         if not root or not folder.is_dir():
             raise UserError(f"{key}={str(root)!r} is not a folder of images")
-        self.name, self.skip_broken, self.class_names = str(folder), skip_broken, ["all"]
+        self.name, self.class_names = str(folder), ["all"]
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         self.paths = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
         if not self.paths:
             raise UserError(f"{key}={str(root)!r} holds no image files (accepted: {' '.join(sorted(IMAGE_SUFFIXES))})")
         if len(self.paths) < len(files):
-            ignored = len(files) - len(self.paths)
-            logger.info("%s: %d images; ignored %d other files", folder, len(self.paths), ignored)
+            logger.info("%s: %d images; ignored %d others", folder, len(self.paths), len(files) - len(self.paths))
         self.labels = np.zeros(len(self.paths), dtype=np.int64)

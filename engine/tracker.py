@@ -19,8 +19,8 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.checkpoint import phase_folders
-from engine.config import UserError, logger, save_config
+from engine.checkpoint import phase_folders, write_atomic
+from engine.config import UserError, logger, to_yaml
 from engine.distributed import World, device_facts
 from engine.health import SIGNS, Sign, warnings_of
 from engine.images import save_grid
@@ -89,10 +89,11 @@ class Run:
             # freed by the system, however this process ends; unlike flock not shared with loader processes, which may
             # outlive a killed run for seconds
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with (self.dir / "metrics.jsonl").open("a+b") as file:
-                file.seek(max(0, file.tell() - 1))
-                if file.read() not in (b"", b"\n"):  # a killed run tore the last line: the next record starts anew
-                    file.write(b"\n")
+            for name in ("metrics.jsonl", "starts.jsonl"):
+                with (self.dir / name).open("a+b") as file:
+                    file.seek(max(0, file.tell() - 1))
+                    if file.read() not in (b"", b"\n"):  # a killed run tore the last line: the next record starts anew
+                        file.write(b"\n")
             self._handler = logging.FileHandler(self.dir / "log.txt", encoding="utf-8")
         except BlockingIOError as error:
             raise UserError(f"run folder {self.dir} is in use by another process; wait, or set loop.run_dir") from error
@@ -107,9 +108,9 @@ class Run:
     def write_config(self) -> None:
         """Notes config, commit and the circumstances of this start, once it is certain that this run goes on."""
         if self.world.is_main:
-            save_config(self.config, self.dir / "config.yaml")
+            write_atomic(self.dir / "config.yaml", to_yaml(self.config))
             record = start_record(self.world)
-            (self.dir / "git_sha.txt").write_text(record["git"]["sha"] + "\n", encoding="utf-8")
+            write_atomic(self.dir / "git_sha.txt", record["git"]["sha"] + "\n")
             with (self.dir / "starts.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
@@ -120,9 +121,7 @@ class Run:
 
     def start_bar(self, start: int, total: int) -> None:
         if self.world.is_main:
-            self.bar = tqdm(
-                total=total, initial=start, unit="step", dynamic_ncols=True, disable=None, desc=self.dir.name
-            )
+            self.bar = tqdm(None, self.dir.name, total, initial=start, unit="step", dynamic_ncols=True, disable=None)
 
     def tick(self) -> None:
         if self.bar is not None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from autoregressive.codes import CodeStore
-from engine.checkpoint import FAILURES, CheckpointError, checkpoint_folders, damage, read_manifest
+from engine.checkpoint import FAILURES, CheckpointError, checkpoint_folders, damage, phase_folders, read_manifest
 from engine.config import merge_config, read_yaml, run_entry
 from engine.datasets import DataConfig, open_source
 from engine.stream import index_at
@@ -56,6 +56,13 @@ def saved_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def steps_before(run: Path) -> int:
+    """The updates of the phases before `run`, where that is the folder of a phase: the order of the data goes on."""
+    phases = phase_folders(run.parent)
+    earlier = phases[: phases.index(run)] if run in phases else []
+    return sum(read_yaml(phase / "config.yaml").loop.steps for phase in earlier)
+
+
 def next_ids(config: DictConfig, step: int) -> list[int]:
     """Which images or codes the run of `config` would see next after `step` updates."""
     if "codes" in config.data:
@@ -68,7 +75,8 @@ def next_ids(config: DictConfig, step: int) -> list[int]:
 
 def digests(run: Path) -> dict[str, str]:
     """{part: SHA-256} of the newest checkpoint of a run; the step and the sample ids are parts as well."""
-    folders = [run] if (run / "manifest.json").is_file() else checkpoint_folders(run)
+    folders = [c for part in (run, *phase_folders(run)) for c in checkpoint_folders(part)]
+    folders = [run] if (run / "manifest.json").is_file() else folders
     if not folders:
         raise CheckpointError(f"{run} holds no finished checkpoint")
     problem = damage(folders[-1])
@@ -83,7 +91,7 @@ def digests(run: Path) -> dict[str, str]:
             part.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         else:
             part.update(f"{name} {value!r}\n".encode())
-    ids = next_ids(read_yaml(folders[-1] / "config.yaml"), step)
+    ids = next_ids(read_yaml(folders[-1] / "config.yaml"), steps_before(folders[-1].resolve().parents[1]) + step)
     parts[f"next {NUM_IDS} sample ids"] = hashlib.sha256(str(ids).encode())
     return {name: part.hexdigest() for name, part in parts.items()}
 

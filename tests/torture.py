@@ -2,11 +2,13 @@
 
     bash scripts/torture.sh [--kills N] [--seed S] [--runs-dir DIR]
 
-Tiny tokenizer (GAN, EMA, entropy; LeCam where it exists), GPT and linear-probe runs, in one process and in two, get
-SIGKILL at times drawn in wall-clock; some wait for the next checkpoint write (a folder `.writing_*`) and fall at a
-random moment inside it. Of two processes one is killed, or both. The same command starts the run again. After every
-kill the newest checkpoint must be readable, with the fingerprint that the unbroken run had at that step; so must the
-last one of every run that got to its end. DIR/kills.jsonl has a line for each kill.
+Tiny tokenizer (GAN, EMA, entropy, LeCam), WeTok (the same in two phases), GPT and linear-probe runs, in one process and
+in two, as copies and as shards (FSDP2), with saves that are waited for and with those of a thread, get SIGKILL at times
+drawn in wall-clock; some wait for the next checkpoint write (a folder `.writing_*`) and fall at a random moment inside
+it. Of two processes one is killed, or both. The same command starts the run again. After every kill the newest
+checkpoint must be readable, with the fingerprint that the unbroken run had at that step, and none that was there may
+be lost; so must the last one of every run that got to its end, and no start may fail by itself. DIR/kills.jsonl has a
+line for each kill; of a run that did not hold, folder and output stay in DIR/evidence.
 
 To save the six seconds of `import torch` a start, this process imports it once and forks. What is killed is a real
 process all the same: it calls the `main` of the real entry with the real command line, and nothing in the product knows
@@ -26,7 +28,8 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, fields
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tiny
@@ -35,18 +38,19 @@ import torch
 import autoregressive.train
 import evaluations.linear_probe
 import tokenizer.train
-from engine.checkpoint import checkpoint_folders, read_manifest
+from engine.checkpoint import checkpoint_folders, phase_folders
 from engine.config import UserError, run_entry
 from engine.distributed import World
 from evaluations.fingerprint import digests, whole
 from tokenizer import load_tokenizer
-from tokenizer.losses.adversarial import DiscriminatorConfig
 
 MAINS = {"tokenizer.train": tokenizer.train.main, "autoregressive.train": autoregressive.train.main}
 MAINS["evaluations.linear_probe"] = evaluations.linear_probe.main
 LIMIT = 120  # seconds for a start; a rank that outlives its killed partner for longer is killed as well
 PARTNER = 20
 STEPS = 40
+EARLY = 0.05  # share of kills that may fall before the first checkpoint
+PORTS = range(12_000, 32_000)  # below those that the system gives to sockets of any process
 
 
 @dataclass(frozen=True)
@@ -150,9 +154,16 @@ def fork(module: str, arguments: list[str], world: dict, log: Path) -> int:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on. Not one of the system's own choice: between this and the start of the run it may
+    give that to a connection of another process, and the start fails.
+    """
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port := random.choice(PORTS)))
+            except OSError:
+                continue
+            return port
 
 
 def prepare(root: Path, torchrun: bool) -> list[Case]:
@@ -161,50 +172,83 @@ def prepare(root: Path, torchrun: bool) -> list[Case]:
     tiny.write_images(root / "images" / "val", per_class=3, seed=2)
     (root / "tokenizer.yaml").write_text(tiny.TOKENIZER)
     (root / "gpt.yaml").write_text(tiny.GPT)
+    (root / "wetok.yaml").write_text(tiny.WETOK)
     data = tiny.folder_data(root / "images")
-    often = (f"loop.steps={STEPS}", "loop.save_every=4", "loop.log_every=5", "loop.eval_every=10", "loop.keep_last=2")
-    gan = [*tiny.GAN, "loss.entropy_weight=0.05", "data.num_workers=0"]
-    if "lecam_weight" in {f.name for f in fields(DiscriminatorConfig)}:
-        gan.append("loss.discriminator.lecam_weight=0.01")
+    saves = ("loop.save_every=4", "loop.log_every=5", "loop.eval_every=10", "loop.keep_last=2")
+    often = (f"loop.steps={STEPS}", *saves)
+    gan = [*tiny.GAN, "loss.entropy_weight=0.05", "loss.discriminator.lecam_weight=0.01", "data.num_workers=0"]
     image = ("--config", str(root / "tokenizer.yaml"), *data, *gan, *often)
+    half = STEPS // 2
+    phases = f"phases=[{{steps: {half}, lr: 1e-3}}, {{steps: {half}, lr: 1e-4, generative_decoder: true}}]"
+    wetok = ("--config", str(root / "wetok.yaml"), *data, *saves, phases)
     # in this process: what torch and timm import late, at the first update, is then there for all that are forked
     train_config = tiny.tokenizer_config(root / "tokenizer", root / "images", *tiny.GAN, "loop.steps=2")
     tokenizer.train.train(train_config, World(0, 1, 0, torch.device("cpu")))
     importlib.import_module("timm.optim")
     tiny.write_codes(root / "codes", load_tokenizer(root / "tokenizer").provenance.fingerprint)
     gpt = ("--config", str(root / "gpt.yaml"), f"data.codes={root / 'codes'}", f"data.tokenizer={root / 'tokenizer'}")
+    gpt += (*often, "ema_decay=0.9")
     probe = (f"network={{source: tokenizer, tokenizer: {root / 'tokenizer'}}}", *data, "data.image_size=8")
-    probe += ("data.global_batch_size=8", "data.num_workers=0", "loop.device=cpu", *often[1:])
+    probe += ("data.global_batch_size=8", "data.num_workers=0", "loop.device=cpu", *saves)
     probe += ("probe={features: augmented, base_lrs: [1.0, 10.0], epochs: 20, warmup_epochs: 1, read_batch_size: 5}",)
     cases = []
     for size in (1, 2):
         cases += [
             Case(f"tokenizer x{size}", "tokenizer.train", (*image, f"data.num_workers={2 - size}"), size),
-            Case(f"gpt x{size}", "autoregressive.train", (*gpt, *often, "ema_decay=0.9"), size),
+            Case(f"gpt x{size}", "autoregressive.train", gpt, size),
             Case(f"probe x{size}", "evaluations.linear_probe", probe, size),
         ]
+    shards, thread = "loop.strategy=fsdp", "loop.async_save=true"
+    cases += [
+        Case("wetok x1", "tokenizer.train", wetok),
+        Case("wetok fsdp x2", "tokenizer.train", (*wetok, shards), 2),
+        Case("gpt async x1", "autoregressive.train", (*gpt, thread)),
+        Case("tokenizer fsdp async x2", "tokenizer.train", (*image, shards, thread), 2),
+    ]
     return [*cases, Case("tokenizer torchrun x2", "tokenizer.train", image, 2, torchrun=True)] if torchrun else cases
 
 
+def parts_of(run_dir: Path) -> list[Path]:
+    """The run folder, or those of its phases."""
+    return phase_folders(run_dir) or [run_dir]
+
+
+def saved(run_dir: Path) -> list[str]:
+    """The checkpoints of a run, relative to it, oldest first."""
+    return [str(f.relative_to(run_dir)) for part in parts_of(run_dir) for f in checkpoint_folders(part)]
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def starts(run_dir: Path) -> int:
+    """Bytes of the records of starts: it grows when a start has got so far."""
+    return sum(size_of(part / "starts.jsonl") for part in parts_of(run_dir))
+
+
 def writing(run_dir: Path) -> bool:
-    try:
-        return any(name.startswith(".writing_") for name in os.listdir(run_dir / "checkpoints"))  # noqa: PTH208
-    except OSError:
-        return False
+    for part in parts_of(run_dir):
+        try:
+            if any(name.startswith(".writing_") for name in os.listdir(part / "checkpoints")):  # noqa: PTH208
+                return True
+        except OSError:
+            continue
+    return False
 
 
 @dataclass
 class Truth:
-    """The unbroken run of a case: the fingerprint after every saved step, how long it took, and how long a write."""
+    """The unbroken run of a case: the fingerprints of all its checkpoints, how long it took, and how long a write."""
 
-    digest_at: dict[int, str]
+    digests: dict[str, str]
     seconds: float
     write_seconds: float
 
 
 def unbroken(case: Case, run_dir: Path, log: Path) -> Truth:
     """Trains without a kill and keeps every checkpoint."""
-    keep = Case(case.name, case.module, (*case.arguments, "loop.keep_last=100000"), case.processes)
+    keep = replace(case, arguments=(*case.arguments, "loop.keep_last=100000"))
     begin, ticks, inside = time.monotonic(), 0, 0.0
     started, entered = Started(keep, run_dir, log), None
     while not started.ended():
@@ -216,8 +260,8 @@ def unbroken(case: Case, run_dir: Path, log: Path) -> Truth:
         time.sleep(0.001)
     if started.code():
         raise RuntimeError(f"{case.name}: the unbroken run fails; see {log}")
-    found = {read_manifest(f)["step"]: whole(digests(f)) for f in checkpoint_folders(run_dir)}
-    return Truth(found, time.monotonic() - begin, inside / max(1, ticks))
+    seconds = time.monotonic() - begin
+    return Truth({name: whole(digests(run_dir / name)) for name in saved(run_dir)}, seconds, inside / max(1, ticks))
 
 
 class Torture:
@@ -225,106 +269,122 @@ class Torture:
 
     def __init__(self, root: Path, seed: int) -> None:
         self.root, self.draw = root, random.Random(seed)
-        self.kills = self.in_write = self.differences = self.unreadable = 0
-        self.targets: dict[str, int] = {}
+        self.in_write = self.before_first = self.differences = self.unreadable = self.runs = 0
+        self.kills: Counter[str] = Counter()  # by case
 
-    def judge(self, case: Case, truth: Truth, run_dir: Path, at_end: bool) -> tuple[int, str, bool]:
-        """(step, digest, whether it is the unbroken run's) of the newest checkpoint; the end must be the last step."""
-        folders = checkpoint_folders(run_dir)
-        if not folders:
-            return 0, "none", not at_end
-        step = read_manifest(folders[-1])["step"]
-        try:
-            digest = whole(digests(folders[-1]))
-        except UserError as error:
-            self.unreadable += 1
-            return step, f"unreadable: {error}", True
-        same = truth.digest_at.get(step) == digest and (not at_end or step == max(truth.digest_at))
+    def judge(self, truth: Truth, run_dir: Path, floor: str) -> tuple[str, str, bool]:
+        """(name, digest, whether it is the unbroken run's) of the newest checkpoint; it may not be older than `floor`.
+
+        At the end `floor` is the last one of the unbroken run.
+        """
+        found = saved(run_dir)
+        if not found:
+            same, digest, newest = not floor, "none", ""
+        else:
+            newest = found[-1]
+            try:
+                digest = whole(digests(run_dir / newest))
+            except UserError as error:
+                self.unreadable += 1
+                return newest, f"unreadable: {error}", False
+            same = truth.digests.get(newest) == digest and newest >= floor
         self.differences += not same
-        return step, digest, same
+        return newest, digest, same
 
-    def one_kill(self, case: Case, started: Started, truth: Truth, run_dir: Path) -> bool:
-        """Waits for the drawn moment and kills; False where the run ended before."""
-        behind = self.in_write < 0.3 * (self.kills + 1)
-        aimed = self.draw.random() < (0.6 if behind else 0.2)
-        starts, begin = run_dir / "starts.jsonl", time.monotonic()
-        before = starts.stat().st_size if starts.is_file() else 0
-        while case.torchrun and not started.ended() and (not starts.is_file() or starts.stat().st_size == before):
-            time.sleep(0.01)  # torchrun imports for many seconds, which the drawn time does not count
-        moment = time.monotonic() + self.draw.random() * truth.seconds * (0.8 if aimed else 1.1)
+    def one_kill(self, case: Case, started: Started, truth: Truth, run_dir: Path) -> bool | None:
+        """Waits for the drawn moment and kills: whether the state was good; None where the run ended before."""
+        done = self.kills.total()
+        aimed = self.draw.random() < (0.6 if self.in_write < 0.3 * (done + 1) else 0.2)
+        early, begin, before = self.draw.random() < EARLY, time.monotonic(), starts(run_dir)
+        while (case.torchrun and starts(run_dir) == before) or not (early or saved(run_dir)):
+            if self._over(case, started, begin):  # torchrun imports for many seconds, which the drawn time leaves out
+                return None
+            time.sleep(0.003)
+        floor = ["", *saved(run_dir)][-1]
+        left = truth.seconds * (1 - len([n for n in truth.digests if n <= floor]) / len(truth.digests))
+        moment = time.monotonic() + self.draw.random() * left * (0.8 if aimed else 1.0)
         while time.monotonic() < moment or (aimed and not writing(run_dir)):
-            if started.ended():
-                return False
-            if time.monotonic() - begin > LIMIT:
-                raise TimeoutError(f"{case.name} did not end in {LIMIT} s; see {self.root / 'log.txt'}")
+            if self._over(case, started, begin):
+                return None
             time.sleep(0.0005 if aimed else 0.003)
         if aimed:
             time.sleep(self.draw.random() * truth.write_seconds)
         ranks = started.ranks()
         if started.ended() or not ranks:
-            return False
+            return None
         target = self.draw.choice(["all", *range(case.processes)] if case.processes > 1 else ["all"])
-        stamp, logged = time.time(), (run_dir / "metrics.jsonl").is_file()
+        stamp, begun = time.time(), starts(run_dir) > before
         mid_write = writing(run_dir)
         started.kill(ranks if target == "all" else [ranks[int(target) % len(ranks)]])
-        mid_write = mid_write and (
-            target != "all" or writing(run_dir)
-        )  # what lies there after the death of all is proof
-        phase = "checkpoint write" if mid_write else "training" if logged else "start"
-        step, digest, same = self.judge(case, truth, run_dir, at_end=False)
-        self.kills, self.in_write = self.kills + 1, self.in_write + mid_write
+        # what lies there after the death of all is proof
+        mid_write = mid_write and (target != "all" or writing(run_dir))
+        phase = "checkpoint write" if mid_write else "training" if begun else "start"
+        newest, digest, same = self.judge(truth, run_dir, floor)
+        self.kills[case.name] += 1
+        self.in_write, self.before_first = self.in_write + mid_write, self.before_first + (not newest)
         line = {"time": round(stamp, 3), "case": case.name, "seconds": round(time.monotonic() - begin, 3)}
-        line |= {"target": target, "phase": phase, "step": step, "digest": digest, "same": same}
+        line |= {"target": target, "phase": phase, "checkpoint": newest, "digest": digest, "same": same}
         with (self.root / "kills.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        return True
+        return same
 
-    def session(self, case: Case, truth: Truth, run_dir: Path, most: int) -> None:
+    def _over(self, case: Case, started: Started, begin: float) -> bool:
+        if time.monotonic() - begin > LIMIT:
+            raise TimeoutError(f"{case.name} did not end in {LIMIT} s; see {self.root / 'work'}")
+        return started.ended()
+
+    def session(self, case: Case, truth: Truth, work: Path, most: int) -> None:
         """One run: killed up to `most` times and started again each time, at last to its end."""
-        log, before = self.root / "log.txt", self.kills
-        while self.kills - before < most:
-            started = Started(case, run_dir, log)
-            if not self.one_kill(case, started, truth, run_dir):
+        self.runs += 1
+        run_dir, log = work / f"run_{self.runs:03d}", work / f"run_{self.runs:03d}.log"
+        good, started = True, Started(case, run_dir, log)
+        for _ in range(most):
+            same = self.one_kill(case, started, truth, run_dir)
+            if same is None:
                 break
-        else:
-            started = Started(case, run_dir, log)
+            good, started = good and same, Started(case, run_dir, log)
         if not started.wait(LIMIT):
             raise TimeoutError(f"{case.name} did not end in {LIMIT} s; see {log}")
         if started.code():
-            self.unreadable += 1
-            print(f"{case.name}: the last start ended with code {started.code()}; see {log}")
+            self.unreadable, good = self.unreadable + 1, False
+            print(f"{case.name}: a start that nobody killed ended with code {started.code()}", flush=True)
         else:
-            self.judge(case, truth, run_dir, at_end=True)
-        shutil.rmtree(run_dir, ignore_errors=True)
+            good = self.judge(truth, run_dir, floor=list(truth.digests)[-1])[2] and good
+        if good:
+            shutil.rmtree(run_dir)
+            log.unlink()
+            return
+        (self.root / "evidence").mkdir(exist_ok=True)
+        for path in (run_dir, log):
+            shutil.move(path, self.root / "evidence" / path.name)
+        print(f"{case.name}: see {self.root / 'evidence' / run_dir.name}", flush=True)
 
 
 def torture(root: Path, kills: int, seed: int, torchrun: int = 0, names: tuple[str, ...] = ()) -> Torture:
     """`kills` kills spread evenly over the cases (those of `names`), `torchrun` more of runs that torchrun starts."""
     root.mkdir(parents=True, exist_ok=True)
-    for old in (root / "kills.jsonl", root / "log.txt"):
-        old.unlink(missing_ok=True)
+    for old in (root / "work", root / "evidence"):
+        shutil.rmtree(old, ignore_errors=True)
+    (root / "kills.jsonl").unlink(missing_ok=True)
     work = root / "work"
-    shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     cases = [c for c in prepare(work, torchrun > 0) if not names or c.name in names or c.torchrun]
+    plain, launched = [c for c in cases if not c.torchrun], [c for c in cases if c.torchrun]
     truths: dict[str, Truth] = {}
-    job, round_number = Torture(root, seed), 0
-    while job.kills < kills + torchrun:
-        real = job.kills >= kills
-        for case in (c for c in cases if c.torchrun == real):
-            if job.kills >= kills + (torchrun if real else 0):
-                break
-            plain = case.name.replace("torchrun ", "")
-            if plain not in truths:
-                truths[plain] = unbroken(
-                    Case(plain, case.module, case.arguments, case.processes), work / "truth", root / "log.txt"
-                )
+    job = Torture(root, seed)
+    random.seed(seed)
+    for group, number in ((plain, kills), (launched, torchrun)):
+        goal = job.kills.total() + number
+        while job.kills.total() < goal:
+            case = min(group, key=lambda c: (job.kills[c.name], c.name not in truths))
+            base = case.name.replace("torchrun ", "")
+            if base not in truths:
+                truths[base] = unbroken(replace(case, name=base, torchrun=False), work / "truth", work / "truth.log")
                 shutil.rmtree(work / "truth")
-                print(f"{plain}: unbroken in {truths[plain].seconds:.1f} s", flush=True)
-            left = kills + (torchrun if real else 0) - job.kills
-            job.session(case, truths[plain], work / f"run{round_number}", min(4, left))
-            round_number += 1
-        print(f"{job.kills} kills, {job.in_write} in a write, {job.differences} differences", flush=True)
+                print(f"{base}: unbroken in {truths[base].seconds:.1f} s", flush=True)
+            share = -(-number // len(group)) - job.kills[case.name]
+            job.session(case, truths[base], work, min(4, share, goal - job.kills.total()))
+            print(f"{job.kills.total()} kills, {job.in_write} in a write, {job.differences} differences", flush=True)
     shutil.rmtree(work)
     return job
 
@@ -341,10 +401,11 @@ def main() -> int:
     begin = time.monotonic()
     torchrun = min(args.torchrun, args.kills)
     job = torture(args.runs_dir.resolve(), args.kills - torchrun, args.seed, torchrun)
-    spent = f"{time.monotonic() - begin:.0f} s; {args.runs_dir}/kills.jsonl"
-    print(f"{job.in_write} of them inside a checkpoint write; {spent}")
-    print(f"{job.kills} kills, {job.differences} differences, {job.unreadable} unreadable")
-    return int(bool(job.differences or job.unreadable or job.in_write < 0.2 * job.kills))
+    kills, spent = job.kills.total(), f"{time.monotonic() - begin:.0f} s; {args.runs_dir}/kills.jsonl"
+    print("kills by case: " + ", ".join(f"{name} {count}" for name, count in sorted(job.kills.items())))
+    print(f"{job.in_write} of them inside a checkpoint write, {job.before_first} before the first; {spent}")
+    print(f"{kills} kills, {job.differences} differences, {job.unreadable} unreadable")
+    return int(bool(job.differences or job.unreadable or job.in_write < 0.2 * kills))
 
 
 if __name__ == "__main__":

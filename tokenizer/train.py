@@ -170,6 +170,8 @@ def validate(config: TokenizerTrainConfig) -> nn.Module:
     try:
         with torch.device("meta"):
             model = build_tokenizer(config.model, config.data.image_size)
+        if config.loss.entropy_weight > 0 and quantizer.name == "gq":
+            model.quantizer.require_memory(model.num_tokens)
     except ConfigError as error:
         problems.append(str(error))
     if config.loss.discriminator.enabled and config.loss.discriminator.name == "patchgan":  # dino takes any size
@@ -352,8 +354,8 @@ def _check_begun(config: TokenizerTrainConfig, phases: list[TokenizerTrainConfig
         steps = _steps_done(Path(own.loop.run_dir))
         if steps > own.loop.steps or (steps != own.loop.steps and _steps_done(Path(later.loop.run_dir))):
             raise ConfigError(
-                f"{own.loop.run_dir} ends at step {steps}, its phase has {own.loop.steps} steps, and {later.loop.run_dir} "
-                "begins there: phases that were trained keep their length; use another loop.run_dir"
+                f"{own.loop.run_dir} ends at step {steps}, its phase has {own.loop.steps} steps, but "
+                f"{later.loop.run_dir} begins there: trained phases keep their length; use another loop.run_dir"
             )
 
 

@@ -240,6 +240,28 @@ def test_left_overs_of_a_killed_save_are_cleared(thing, tmp_path):
     assert entries(tmp_path / "run") == ["step_00000002", "step_00000004"]
 
 
+def test_a_kill_while_an_old_one_is_removed_leaves_whole_ones_only(thing, tmp_path, monkeypatch):
+    """Regression: its manifest outlived its files, or it its manifest, and then nothing ever removed the rest."""
+
+    class Killed(BaseException):
+        pass
+
+    def rmtree(path, *args, **kwargs):
+        if "step_00000002" in str(path):
+            (Path(path) / "model.safetensors").unlink()
+            raise Killed
+
+    thing.store.keep_last = 1
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(shutil, "rmtree", rmtree)
+        thing.save(3)
+    folders = checkpoint.checkpoint_folders(tmp_path / "run")
+    assert [f.name for f in folders] == ["step_00000003"] and damage(folders[0]) is None
+    assert len(entries(tmp_path / "run")) == 2
+    thing.save(4)
+    assert entries(tmp_path / "run") == ["step_00000004"]
+
+
 def test_the_manifest_is_written_last(thing, tmp_path, monkeypatch):
     """Every other file is complete and on disk when the manifest appears; the final name appears after it."""
     seen = {}

@@ -212,39 +212,45 @@ def test_half_precision_shards_train_and_sample(tmp_path, codes):
 
 
 # ---------------------------------------------------------------------------------------------- XL-XXL
-def narrow_xlxxl(images, run_dir=None) -> TokenizerTrainConfig:
-    """The 2.9B recipe at its own depth of 36 + 48 blocks, 16 channels wide, on 16-pixel images."""
+def narrow_xlxxl(images, run_dir, blocks: tuple[int, int], *more: str) -> TokenizerTrainConfig:
+    """The 2.9B recipe 16 channels wide, on 8-pixel images, with that many blocks in encoder and decoder; without the
+    entropy loss, which micro-batches change, and with a limit that clips every gradient.
+    """
     hybrid = "model.hybrid"
     overrides = [
         *tiny.folder_data(images),
-        f"{hybrid}.encoder={{size: null, width: 16, layers: 36, heads: 2}}",
-        f"{hybrid}.decoder={{size: null, width: 16, layers: 48, heads: 2}}",
+        f"{hybrid}.encoder={{size: null, width: 16, layers: {blocks[0]}, heads: 2}}",
+        f"{hybrid}.decoder={{size: null, width: 16, layers: {blocks[1]}, heads: 2}}",
         f"{hybrid}.num_tokens=4",
         f"{hybrid}.z_channels=8",
         f"{hybrid}.semantic_layer=null",
         f"{hybrid}.cnn={{base_channels: 4, channel_multipliers: [1, 2, 2], norm_groups: 1}}",
         "model.quantizer.vq.codebook_size=32",
         "loss.perceptual_weight=0",
+        "loss.entropy_weight=0",
         "semantic.teacher=''",
         "data={image_size: 8, global_batch_size: 4, num_workers: 0}",
         "validation={num_images: 2, batch_size: 1}",
-        "optim={warmup_steps: 0, lr: 1e-3}",
+        "optim={warmup_steps: 0, lr: 1e-3, eps: 1e-3, max_grad_norm: 0.05}",
         "loss.discriminator={start_step: 1, base_channels: 4, num_layers: 1, norm: none}",
-        "loop={steps: 2, log_every: 1, precision: fp32, device: cpu, strategy: fsdp}",
+        "loop={steps: 2, log_every: 1, precision: fp32, device: cpu}",
         f"loop.run_dir={run_dir}",
+        *more,
     ]
     return load_config(TokenizerTrainConfig, ["configs/vq/VQ_XLXXL256.yaml"], overrides)
 
 
-def train_narrow(world: World, images, run_dir) -> None:
-    real, built = tokenizer.train.build_task, []
+def train_narrow(world: World, images, root) -> None:
+    """A step at the depth of the recipe, with a look at its groups; two of two micro-batches with 3 + 4 blocks."""
+    shards, real, built = "loop.strategy=fsdp", tokenizer.train.build_task, []
 
     def build_task(*args):
         built.append(real(*args))
-        return built[0]
+        return built[-1]
 
     tokenizer.train.build_task = build_task
-    tokenizer.train.train(narrow_xlxxl(images, run_dir), world)
+    tokenizer.train.train(narrow_xlxxl(images, root / "deep", (36, 48), shards, "loop.steps=1"), world)
+    tokenizer.train.train(narrow_xlxxl(images, root / "two", (3, 4), shards, "loop.grad_accum=2"), world)
     network = built[0].tokenizer.module
     units = [m for m in network.modules() if isinstance(m, FSDPModule)]
     assert units == [network, *network.query_encoder.transformer, *network.query_decoder.transformer]
@@ -253,13 +259,18 @@ def train_narrow(world: World, images, run_dir) -> None:
     assert network.quantizer in {p._module_info.module for p in groups[0]}, "the codebook is in the group never cast"
 
 
-def test_xlxxl_at_its_depth_trains_in_shards(tmp_path, image_folder, monkeypatch):
-    """85 groups (the rest, 36 + 48 blocks) in the order of the forward pass; two steps with the discriminator."""
+def test_xlxxl_trains_in_shards(tmp_path, image_folder, monkeypatch, world):
+    """At its depth 85 groups (the rest, 36 + 48 blocks) in the order of the forward pass. With fewer blocks, two steps
+    of two micro-batches, clipped by the norm of all shards, with the discriminator, are those of one process.
+    """
     monkeypatch.setenv("IMGNET_ROOT", "imagenet")
-    on_ranks(2, tmp_path / "a", train_narrow, image_folder, tmp_path / "run")
-    records = [r for r in read_metrics(tmp_path / "run") if "loss" in r]
-    assert len(records) == 2 and records[-1]["skipped_steps"] == 0 and records[-1]["discriminator"] > 0
-    assert read_manifest(checkpoint_folders(tmp_path / "run")[-1])["step"] == 2
+    tokenizer.train.train(narrow_xlxxl(image_folder, tmp_path / "one", (3, 4)), world)
+    on_ranks(2, tmp_path / "a", train_narrow, image_folder, tmp_path)
+    deep, two = (read_metrics(tmp_path / name) for name in ("deep", "two"))
+    assert deep[0]["skipped_steps"] == 0 and deep[0]["discriminator"] > 0
+    assert read_manifest(checkpoint_folders(tmp_path / "deep")[-1])["step"] == 1
+    assert all(r["grad_norm"] > 0.05 and r["skipped_steps"] == 0 for r in two[:2]) and two[1]["discriminator"] > 0
+    assert_close_runs(tmp_path / "one", tmp_path / "two", count=3)
 
 
 def test_xlxxl_is_built_without_memory(monkeypatch):

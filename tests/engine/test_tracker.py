@@ -88,6 +88,23 @@ def test_a_torn_last_line_costs_that_line_only(tmp_path, world):
     assert path.read_text().count("\n") == 3
 
 
+def test_a_torn_record_of_a_start_costs_no_other(tmp_path, world):
+    """Nor does a kill leave half a config.yaml: the old text is there until the new one is whole."""
+    run = open_run(tmp_path, world)
+    for _ in range(2):
+        run.write_config()
+    run.close()
+    path = tmp_path / "starts.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    again = open_run(tmp_path, world)
+    again.write_config()
+    again.close()
+    assert len(read_lines(path)) == 2
+    before = (tmp_path / "config.yaml").stat().st_ino
+    again.write_config()
+    assert (tmp_path / "config.yaml").stat().st_ino != before, "replaced, not written over"
+
+
 def test_no_metrics_yet_is_an_empty_record(tmp_path):
     assert read_metrics(tmp_path) == []
 

@@ -186,7 +186,7 @@ def test_loose_folders_are_searched_at_any_depth(tmp_path, caplog):
     (tmp_path / "notes.txt").write_text("not a picture")
     with caplog.at_level("INFO", logger="tokenizers"):
         assert len(LooseSource(str(tmp_path), "data.val_root")) == 1
-    assert "ignored 1 other files" in caplog.text
+    assert "ignored 1 others" in caplog.text
     with pytest.raises(UserError, match=r"data\.val_root=.* holds no image files"):
         (tmp_path / "empty").mkdir()
         LooseSource(str(tmp_path / "empty"), "data.val_root")

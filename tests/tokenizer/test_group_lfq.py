@@ -12,6 +12,7 @@ from engine.config import ConfigError
 from tokenizer.quantizers import entropy
 from tokenizer.quantizers.base import code_usage
 from tokenizer.quantizers.group_lfq import GQConfig, GroupLFQ
+from tokenizer.quantizers.vector import IBQ, IBQConfig, VectorQuantizer, VQConfig
 
 SHAPES = [(1, 8), (2, 4), (8, 1), (3, 3)]  # groups, channels of a group
 
@@ -181,8 +182,37 @@ def _global_statistics(world, folder):
     assert (local - expected[1]).abs() > 1e-3, "statistics of one rank are others"
 
 
+def _global_statistics_of_codebooks(world, folder):
+    """The same for learned codebooks: gradients of latents and codes."""
+    z = latents(4, batch=4, scale=1.0).detach()
+    for build, options in ((VectorQuantizer, VQConfig), (IBQ, IBQConfig)):
+        torch.manual_seed(0)
+        sizes = {"codebook_size": 8, "codebook_dim": 4, "entropy_temperature": 0.5}
+        whole = build(options(**sizes)).train()
+        whole.codebook.data.normal_()
+        parts = build(options(**sizes, entropy_statistics="global")).train()
+        parts.load_state_dict(whole.state_dict())
+        own = slice(2 * world.rank, 2 * world.rank + 2)
+        x, y = z.clone().requires_grad_(), z[own].clone().requires_grad_()
+        # what is gathered in a window is not the question here
+        expected, shared = whole.eval()(x, entropy=True).losses, parts(y, entropy=True).losses
+        torch.testing.assert_close(shared["codebook_entropy"], expected["codebook_entropy"], atol=1e-6, rtol=1e-6)
+        expected["entropy"].backward()
+        shared["entropy"].backward()
+        torch.testing.assert_close(y.grad / world.size, x.grad[own], atol=1e-6, rtol=1e-4)
+        averaged = world.sum(parts.codebook.grad) / world.size
+        torch.testing.assert_close(averaged, whole.codebook.grad, atol=1e-6, rtol=1e-4)
+        alone = parts.eval()(y, entropy=True).losses["codebook_entropy"]
+        assert (alone - expected["codebook_entropy"]).abs() > 1e-3, "validation is of one rank"
+
+
+def _both(world, folder):
+    _global_statistics(world, folder)
+    _global_statistics_of_codebooks(world, folder)
+
+
 def test_statistics_of_all_ranks(tmp_path):
-    on_ranks(2, tmp_path, _global_statistics, tmp_path)
+    on_ranks(2, tmp_path, _both, tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- usage

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine.config import ConfigError, load_config
-from tokenizer.losses.adversarial import discriminator_hinge, generator_hinge
+from tokenizer.losses.adversarial import LeCam, discriminator_hinge, generator_hinge
 from tokenizer.losses.terms import LossConfig, Term, loss_terms, terms_table, weighted_sum
 from tokenizer.train import TokenizerTrainConfig, terms_of
 
@@ -130,6 +130,16 @@ def test_hinge_losses_against_loops():
     assert generator_hinge(fake).item() == pytest.approx(-sum(fake.flatten().tolist()) / 18, rel=1e-5)
     loss.backward()
     torch.testing.assert_close(real.grad, torch.where(real > 1, 0.0, -1 / 36))
+
+
+def test_logits_that_are_not_finite_do_not_spoil_lecam():
+    """Regression: its averages became NaN with one bad batch, and so did every discriminator loss after it."""
+    lecam, logits = LeCam(0.9, torch.device("cpu")), torch.ones(2, 1, 2, 2)
+    lecam(logits, -logits)
+    before = lecam.averages
+    assert not torch.isfinite(lecam(logits * torch.nan, logits / 0)), "the update of the batch itself is skipped"
+    assert torch.equal(lecam.averages, before) and before.abs().min() > 0
+    assert torch.isfinite(lecam(logits, -logits))
 
 
 def test_default_config_has_the_weights_of_the_published_recipe():

@@ -1,16 +1,20 @@
 """Trainings in phases: WeTok's stage 1, stage 2 with the generative decoder, and later ones at lower rates."""
 
+import hashlib
 import shutil
 
 import pytest
 import tiny
 import torch
+from ranks import on_ranks
 from safetensors.torch import load_file
 
 import tokenizer.train
 from engine.checkpoint import checkpoint_folders, find_weights, read_manifest
 from engine.config import ConfigError, load_sections
+from engine.stream import index_at
 from engine.tracker import read_metrics
+from evaluations.fingerprint import digests, steps_before
 from tokenizer import load_tokenizer
 from tokenizer.task import TokenizerTask
 from tokenizer.train import TokenizerTrainConfig, phases_of, validate
@@ -69,6 +73,15 @@ def test_the_order_of_the_images_goes_on(run):
     assert [positions for _, _, positions, *_ in run[1]] == [[0, 1, 2, 3], [12, 13, 14, 15], [24, 25, 26, 27]]
 
 
+def test_the_fingerprint_of_phases_is_that_of_the_last(run):
+    """By the folder of the run, of a phase or of a checkpoint; the next sample ids follow on all phases before."""
+    folder, last = run[0], checkpoint_folders(run[0] / "phase_3")[-1]
+    assert digests(folder) == digests(folder / "phase_3") == digests(last) != digests(folder / "phase_2")
+    assert [steps_before(folder / name) for name in (".", "phase_1", "phase_2", "phase_3")] == [0, 0, 3, 6]
+    ids = [index_at(0, 9 * 4 + i, 24) for i in range(8)]
+    assert digests(folder)["next 8 sample ids"] == hashlib.sha256(str(ids).encode()).hexdigest()
+
+
 def test_the_second_phase_starts_from_the_first_widened_by_zeros(run):
     """Raw weights from raw, the averaged decoder from the averaged one, with the raw encoder; a new discriminator."""
     folder, seen = run
@@ -112,7 +125,9 @@ def test_the_third_phase_goes_on_with_everything(run):
 
 @pytest.mark.parametrize("phase", [1, 2, 3])
 def test_a_restart_inside_any_phase_is_exact(run, phase, tmp_path, image_folder, world):
-    """A run that lost everything after step 2 of a phase ends with the same bits."""
+    """A run that lost everything after step 2 of a phase ends with the same bits: of weights, averages, moments, the
+    discriminator, LeCam's averages and all records.
+    """
     config = config_of(tmp_path / "run", image_folder, "loop.save_every=2")
     tokenizer.train.train(config, world)
     for later in range(phase + 1, 4):
@@ -120,10 +135,69 @@ def test_a_restart_inside_any_phase_is_exact(run, phase, tmp_path, image_folder,
     shutil.rmtree(tmp_path / "run" / f"phase_{phase}" / "checkpoints" / "step_00000003")
     torch.manual_seed(99)
     tokenizer.train.train(config, world)
-    for kind in ("model", "ema"):
-        straight, restarted = weights(run[0], 3, kind), weights(tmp_path / "run", 3, kind)
-        assert all(torch.equal(v, restarted[k]) for k, v in straight.items())
+    assert "lecam.averages" in digests(run[0]) and digests(run[0]) == digests(tmp_path / "run")
     assert records(run[0], 3) == records(tmp_path / "run", 3)
+
+
+# ---------------------------------------------------------------------------------------------- two processes
+COMMON = [  # what can be equal in one process and in two
+    "loss.discriminator.norm=none",
+    "model.quantizer.gq={num_groups: 2, group_dim: 2, entropy_statistics: global, entropy_temperature: 0.1}",
+    "optim.eps=1e-3",
+    "loop.save_every=2",
+]
+STRATEGIES = ("ddp", "fsdp")
+
+
+def in_two(world, root, images) -> None:
+    """Each strategy: all phases; then, in a copy that lost everything after step 2 of phase 2, the rest again."""
+    for strategy in STRATEGIES:
+        whole, cut = root / strategy, root / f"{strategy} restarted"
+        tokenizer.train.train(config_of(whole, images, *COMMON, f"loop.strategy={strategy}"), world)
+        if world.is_main:
+            shutil.copytree(whole, cut)
+            shutil.rmtree(cut / "phase_3")
+            shutil.rmtree(cut / "phase_2" / "checkpoints" / "step_00000003")
+        world.barrier()
+        torch.manual_seed(world.rank + 99)
+        tokenizer.train.train(config_of(cut, images, *COMMON, f"loop.strategy={strategy}"), world)
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory, image_folder, world):
+    """The phases in one process, and as `in_two` does."""
+    root = tmp_path_factory.mktemp("spread")
+    tokenizer.train.train(config_of(root / "one", image_folder, *COMMON), world)
+    on_ranks(2, root / "ranks", in_two, root, image_folder)
+    return root
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_phases_in_two_processes_are_those_of_one(strategy, spread):
+    """The first phase number by number; the second from it, widened once, with an equal first step (later ones draw
+    other noise); the third is not widened again. The encoder stays frozen.
+    """
+    one, two = spread / "one", spread / strategy
+    noisy = {"grad_norm"}  # the noise has no weight in the images yet, but its weights have a gradient
+    pairs = [(x, y, set()) for x, y in zip(records(one, 1), records(two, 1), strict=True)]
+    for x, y, but in [*pairs, (records(one, 2)[0], records(two, 2)[0], noisy)]:
+        assert x.keys() == y.keys()
+        but = but | {k for k in x if "/" in k and k.endswith("entropy")}
+        different = {k: (x[k], y[k]) for k in x.keys() - but if x[k] != pytest.approx(y[k], rel=1e-5, abs=1e-7)}
+        assert not different, x["step"]
+    first, last, key = weights(two, 1), weights(two, 3), "decoder.conv_in.weight"
+    assert [weights(two, phase)[key].shape[1] for phase in (1, 2, 3)] == [4, 8, 8]
+    assert last[key][:, 4:].abs().sum() > 0 and not torch.equal(last[key][:, :4], first[key])
+    assert all(torch.equal(last[k], first[k]) for k in first if k.startswith("encoder."))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_restart_in_two_processes_is_exact(strategy, spread):
+    """GAN, LeCam, averages and the noise of each process, from the middle of the second phase on: bit for bit."""
+    straight, restarted = spread / strategy, spread / f"{strategy} restarted"
+    assert "resumed from step 2 of 3" in (restarted / "phase_2" / "log.txt").read_text()
+    assert digests(straight) == digests(restarted)
+    assert all(records(straight, phase) == records(restarted, phase) for phase in (2, 3))
 
 
 def test_a_run_of_phases_loads_as_its_last_one(run, tmp_path):

@@ -88,7 +88,8 @@ GENERATOR_LOSSES = {"hinge": generator_hinge, "non_saturating": generator_non_sa
 class LeCam:
     """LeCam's regularization: mean relu(real - average generated)^2 + mean relu(average real - generated)^2.
 
-    The averages of the batches' mean logits, over all ranks, take in the present batch first. They are training state.
+    The averages of the batches' mean logits, over all ranks, take in the present batch first, unless its logits are not
+    finite: such an update is skipped, and must not spoil those after it. They are training state.
     """
 
     def __init__(self, decay: float, device: torch.device) -> None:
@@ -98,8 +99,7 @@ class LeCam:
     def __call__(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         real, fake = real_logits.float(), fake_logits.float()
         means = mean_over_ranks(torch.stack([real.mean(), fake.mean()]).detach())
-        means = torch.where(means.isfinite(), means, self.averages)  # that update is skipped; the averages live on
-        self.averages = self.averages.lerp(means, 1 - self.decay)
+        self.averages = self.averages.lerp(torch.where(means.isfinite(), means, self.averages), 1 - self.decay)
         average_real, average_fake = self.averages
         return F.relu(real - average_fake).square().mean() + F.relu(average_real - fake).square().mean()
 

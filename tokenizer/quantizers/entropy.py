@@ -48,7 +48,9 @@ def log_assignment(z: Tensor, codebook: Tensor, temperature: float, squared: boo
 
 class _StreamedEntropies(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, codebook: Tensor, temperature: float, squared: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, z: Tensor, codebook: Tensor, temperature: float, squared: bool, over_ranks: bool
+    ) -> tuple[Tensor, Tensor]:
         mean_p = codebook.new_zeros(codebook.shape[0])
         sample_entropy = z.new_zeros(())
         for chunk in z.split(rows_per_chunk(codebook)):
@@ -57,13 +59,14 @@ class _StreamedEntropies(torch.autograd.Function):
             sample_entropy -= (p * log_p).sum()
             mean_p += p.sum(0)
         mean_p /= z.shape[0]
+        mean_p = mean_over_ranks(mean_p) if over_ranks else mean_p  # backward: of this rank's share, as it is averaged
         ctx.save_for_backward(z, codebook, mean_p)
         ctx.temperature, ctx.squared = temperature, squared
         return sample_entropy / z.shape[0], -(mean_p * (mean_p + LOG_EPS).log()).sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_sample: Tensor, grad_codebook: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_sample: Tensor, grad_codebook: Tensor) -> tuple[Tensor | None, ...]:
         z, codebook, mean_p = ctx.saved_tensors
         to_mean = -((mean_p + LOG_EPS).log() + mean_p / (mean_p + LOG_EPS)) * grad_codebook
         grad_z, grad_e = torch.empty_like(z), torch.zeros_like(codebook)
@@ -80,14 +83,16 @@ class _StreamedEntropies(torch.autograd.Function):
                     g = g / (2 * distance)
                 grad_z[start : start + rows] = g @ codebook - chunk * g.sum(1, keepdim=True)
                 grad_e += g.T @ chunk - codebook * g.sum(0).unsqueeze(1)
-        return grad_z, grad_e, None, None
+        return grad_z, grad_e, None, None, None
 
 
 def assignment_entropies(
-    z: Tensor, codebook: Tensor, temperature: float, squared: bool = True
+    z: Tensor, codebook: Tensor, temperature: float, squared: bool = True, over_ranks: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(sample_entropy, codebook_entropy) in nats of latents (n,D) and codes (K,D), float32; gradients go to both."""
-    return _StreamedEntropies.apply(z, codebook, temperature, squared)
+    """(sample_entropy, codebook_entropy) in nats of latents (n,D) and codes (K,D), float32; gradients go to both.
+    `over_ranks` averages the distribution of codes over all ranks.
+    """
+    return _StreamedEntropies.apply(z, codebook, temperature, squared, over_ranks)
 
 
 # ------------------------------------------------------------------------------------------------ codes made of signs
@@ -154,6 +159,7 @@ def bit_entropies(
     return sample, of_codes if codebook else None
 
 
-def codebook_entropy_bytes(bits: int, samples: int, naive: bool) -> int:
+def codebook_entropy_bytes(bits: int, samples: int, naive: bool, histograms: int = 1) -> int:
     """About what the codebook entropy of 2^bits codes takes at its peak, with gradients, for `samples` latents."""
-    return 7 * 4 * 2**bits * (samples if naive else 1)  # seven tables of float32 at a time, as measured
+    # float32 tables at a time, as measured: seven, and for each further histogram 3.3 that wait for its gradient
+    return 4 * 2**bits * (7 * samples if naive else 7 + 4 * (histograms - 1))

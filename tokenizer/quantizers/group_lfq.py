@@ -91,13 +91,11 @@ class GroupLFQ(Quantizer):
     def entropies(self, z: Tensor) -> dict[str, Tensor]:
         """The entropy terms of latents (B,N,D); a codebook entropy that needs too much memory is an error."""
         config = self.config
-        wanted = config.codebook_entropy_weight > 0
-        if wanted:
-            self.require_memory(z[..., 0].numel())
+        self.require_memory(z[..., 0].numel())
         logits = (4 * self.code_size / config.entropy_temperature) * z.reshape(-1, config.num_groups, config.group_dim)
         terms = bit_entropies(
             logits,
-            codebook=wanted,
+            codebook=config.codebook_entropy_weight > 0,
             per_group=config.codebook_entropy == "per_group",
             naive=config.entropy_form == "naive",
             over_ranks=config.entropy_statistics == "global" and self.training,
@@ -109,10 +107,12 @@ class GroupLFQ(Quantizer):
         config, channels = self.config, self.codebook_dim
 
         def need(groups: int) -> int:
-            return codebook_entropy_bytes(channels // groups, num_latents * groups, config.entropy_form == "naive")
+            histograms = groups if config.codebook_entropy == "per_group" else 1
+            naive = config.entropy_form == "naive"
+            return codebook_entropy_bytes(channels // groups, num_latents * groups, naive, histograms)
 
         limit = config.max_entropy_mb * 2**20
-        if need(config.num_groups) > limit:
+        if config.codebook_entropy_weight > 0 and need(config.num_groups) > limit:
             fitting = [g for g in range(1, channels + 1) if channels % g == 0 and need(g) <= limit]
             groups = fitting[0] if fitting else "none"
             raise ConfigError(

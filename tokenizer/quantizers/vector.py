@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.config import ConfigError
-from engine.distributed import cut_like, full_precision, gather_rows
+from engine.distributed import cut_like, full_precision, gather_rows, mean_over_ranks
 from tokenizer.quantizers.base import Quantized, Quantizer, entropy_terms, rotation_trick, straight_through
 from tokenizer.quantizers.entropy import LOG_EPS, assignment_entropies, rows_per_chunk, squared_distances
 
@@ -40,6 +40,7 @@ class VQConfig:
     entropy_distance: Literal["squared", "plain"] = (
         "squared"  # in that assignment; squared as released, plain as written
     )
+    entropy_statistics: Literal["local", "global"] = "local"  # of this rank's batch as released, or of all ranks
     warmup_steps: int = 0  # steps at the start in which latents pass through unquantized
     init: Literal["random", "kmeans"] = "random"  # kmeans: on the latents at the end of the warm-up
 
@@ -91,10 +92,15 @@ class VectorQuantizer(Quantizer):
             losses = {"codebook": (z_q - z.detach()).square().mean(), "commitment": (z_q.detach() - z).square().mean()}
             if entropy:
                 squared = self.config.entropy_distance == "squared"
-                terms = assignment_entropies(flat, codes, self.config.entropy_temperature, squared)
+                terms = assignment_entropies(flat, codes, self.config.entropy_temperature, squared, self._over_ranks)
                 losses |= entropy_terms(*terms)
             through = rotation_trick if self.config.rotation_trick else straight_through
             return Quantized(through(z, z_q), indices, losses)
+
+    @property
+    def _over_ranks(self) -> bool:
+        """Whether the codebook entropy is that of all ranks; never in validation, where they may differ in batches."""
+        return self.config.entropy_statistics == "global" and self.training
 
     @staticmethod
     @torch.no_grad()
@@ -197,6 +203,7 @@ class IBQ(VectorQuantizer):
             if entropy:
                 log_p = (logits / self.config.entropy_temperature).log_softmax(-1).flatten(0, -2)
                 mean_p = log_p.exp().mean(0)
+                mean_p = mean_over_ranks(mean_p) if self._over_ranks else mean_p
                 sample = -(log_p.exp() * log_p).sum(-1).mean()
                 losses |= entropy_terms(sample, -(mean_p * (mean_p + LOG_EPS).log()).sum())
             return Quantized(z_q, indices, losses)
