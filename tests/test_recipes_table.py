@@ -85,7 +85,7 @@ def test_the_readme_agrees():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     section = text.partition("## Published checkpoints")[2].partition("\n## ")[0]
     rows = [row for row in section.splitlines() if row.startswith("| ") and "configs/" in row]
-    assert len(rows) == 22
+    assert len(rows) == 29
     for row in rows:
         cells, name = [c.strip() for c in row.strip("|").split("|")], re.search(r"configs/([\w/]+)\.yaml", row)[1]
         rfid, lpips, gfid, accuracy, _ = (c.strip() for c in EXPECTED[name].split("|"))

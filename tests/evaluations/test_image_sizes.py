@@ -135,6 +135,41 @@ def test_whole_images_are_padded_to_the_factor_and_cut_back(given, tmp_path, mon
     assert ("ssim_range2" in result["metrics"]) == (protocol == "adm")
 
 
+WETOK = [
+    "model={name: wetok, quantizer: {name: gq, gq: {num_groups: 2, group_dim: 2}}, "
+    "wetok: {generative_decoder: true, cnn: {base_channels: 4, channel_multipliers: [1, 2, 2, 2], "
+    "encoder_res_blocks: 1, decoder_res_blocks: 1, mid_blocks: 1, norm_groups: 2}}}",
+    "data={image_size: 16}",
+]
+
+
+def test_images_smaller_than_two_cells_and_the_seed_of_the_noise(tmp_path, monkeypatch, world):
+    """The adaptive norms need two cells: smaller images are padded to them. --noise-seed changes the images of a
+    generative decoder, is written beside the number, and repeats; another tokenizer refuses it.
+    """
+    config = load_config(TokenizerTrainConfig, overrides=WETOK)
+    net = mini.tokenizer_of(config)
+    torch.nn.init.normal_(net.decoder.conv_in.weight)
+    mini.export(tmp_path / "wetok", config, net)
+    mini.export(tmp_path / "other", mini.tokenizer_config(), mini.tokenizer_of(mini.tokenizer_config()))
+    (tmp_path / "val").mkdir()
+    for i, side in enumerate((7, 8, 9)):
+        Image.new("RGB", (side, 8), (40 * i, 90, 200)).save(tmp_path / "val" / f"{i}.png")
+    padded, (rows, columns) = pad_to(torch.ones(1, 3, 2, 1), 2, 2)
+    assert padded.shape[2:] == (4, 4) and padded[..., rows, columns].eq(1).all() and padded.sum() == 6
+    flags = ["--vq-ckpt", tmp_path / "wetok", "--val-path", tmp_path / "val", "--extractor", "none"]
+    found = [
+        evaluate(reconstruction, monkeypatch, world, tmp_path / f"{i}.json", *flags, "--original-resolution", *seed)
+        for i, seed in enumerate([(), ("--noise-seed", 0), ("--noise-seed", 5)])
+    ]
+    assert all(np.isfinite(result["metrics"]["psnr"]) for result in found)
+    assert [result["protocol"]["tokenizer"]["noise_seed"] for result in found] == [0, 0, 5]
+    assert found[0]["metrics"] == found[1]["metrics"] != found[2]["metrics"]
+    flags[1] = tmp_path / "other"
+    with pytest.raises(ConfigError, match=r"--noise-seed 5: the tokenizer .* has no generative decoder"):
+        evaluate(reconstruction, monkeypatch, world, tmp_path / "x.json", *flags, "--noise-seed", 5)
+
+
 def test_wetok_crops_with_a_bilinear_resize():
     """Torchvision's rule: the short side becomes 16, the long one is cut in the middle."""
     image = to_pil(mini.random_images(1, 40)[0]).crop((0, 0, 40, 30))

@@ -250,6 +250,34 @@ def test_phases_of_another_tokenizer_change_steps_and_rate_only(tmp_path, image_
         phases_of(config)
 
 
+def test_terms_begin_and_end_where_the_steps_of_all_phases_say(tmp_path, image_folder):
+    """A discriminator from update 6 on: not in the first 5 of 4 + 4 updates. A shortcut up to 6 ends in the second."""
+    own = ["phases=[{steps: 4, lr: 1}, {steps: 4, lr: 2}, {steps: 9, lr: 2}]", *tiny.GAN]
+    own += ["loss.discriminator.start_step=6", "loss.shortcut.end_step=6"]
+    phases = phases_of(tiny.tokenizer_config(tmp_path, image_folder, *own))
+    assert [p.loss.discriminator.start_step for p in phases] == [6, 2, 1]
+    assert [p.loss.shortcut.end_step for p in phases] == [6, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ("[{steps: 5, lr: 1e-3}, {steps: 3, lr: 1e-4}]", "phase_1 ends at step 4, its phase has 5 steps, but"),
+        ("[{steps: 3, lr: 1e-3}, {steps: 3, lr: 1e-4}]", "phase_1 ends at step 4, its phase has 3 steps, but"),
+        ("[{steps: 4, lr: 1e-3}]", "phase_2 was trained, but the config has 1 phases"),
+        ("[]", "phase_2 was trained, but the config has 0 phases"),
+    ],
+)
+def test_phases_that_were_trained_keep_their_length(phases, message, tmp_path, image_folder, world):
+    """A config with other phases than those on disk is refused, and nothing is trained or removed."""
+    config = tiny.tokenizer_config(tmp_path, image_folder, "phases=[{steps: 4, lr: 1e-3}, {steps: 3, lr: 1e-4}]")
+    tokenizer.train.train(config, world)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=message):
+        tokenizer.train.train(tiny.tokenizer_config(tmp_path, image_folder, f"phases={phases}"), world)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_the_warm_up_of_a_quantizer_is_in_the_first_phase_only(tmp_path, image_folder, world, monkeypatch):
     """The second phase goes on from the codebook that k-means made, and quantizes from its first step."""
     asked, real = [], TokenizerTask._request
