@@ -37,11 +37,7 @@ def published(gpt: GPT) -> dict[str, dict[str, Tensor]]:
 
 def main() -> None:
     args = parse_args()
-
-    def load() -> GPT:
-        return load_gpt(args.gpt_ckpt, config=args.gpt_config, weights=args.weights)
-
-    convert(args.gpt_ckpt, args.output, load, published)
+    convert(args.gpt_ckpt, args.gpt_config, args, load_gpt, published)
 
 
 if __name__ == "__main__":
