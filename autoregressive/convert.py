@@ -37,7 +37,11 @@ def published(gpt: GPT) -> dict[str, dict[str, Tensor]]:
 
 def main() -> None:
     args = parse_args()
-    convert(args.gpt_ckpt, args.gpt_config, args, load_gpt, published)
+
+    def load() -> GPT:
+        return load_gpt(args.gpt_ckpt, config=args.gpt_config, weights=args.weights)
+
+    convert(args.gpt_ckpt, args.output, load, published)
 
 
 if __name__ == "__main__":

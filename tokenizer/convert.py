@@ -41,7 +41,10 @@ def main() -> None:
             state = export_state(raw.state_dict(), rules_of(config)) | averaged
         return {"state_dict": state}
 
-    convert(args.vq_ckpt, args.tok_config, args, load_tokenizer, published)
+    def load() -> nn.Module:
+        return load_tokenizer(args.vq_ckpt, config=args.tok_config, weights=args.weights)
+
+    convert(args.vq_ckpt, args.output, load, published)
 
 
 if __name__ == "__main__":

@@ -103,18 +103,17 @@ def add_conversion_flags(parser: argparse.ArgumentParser, checkpoint: str, *conf
 
 def convert(
     source: Path,
-    config: Path | None,
-    args: argparse.Namespace,
-    load: Callable[..., nn.Module],
+    output: Path,
+    load: Callable[[], nn.Module],
     published: Callable[[nn.Module], Mapping[str, Mapping[str, Tensor]]],
 ) -> None:
     """Published file -> folder of ours, or back: `published` gives the content of the file. Nothing is overwritten."""
-    output, to_published = args.output, args.output.suffix in (".pt", ".ckpt")
+    to_published = output.suffix in (".pt", ".ckpt")
     if to_published == is_published(source):
         raise UserError(f"{source} and --output must be a published file and a folder of ours, in either order")
     if output.exists():
         raise CheckpointError(f"{output} exists already; give another --output")
-    network = load(source, config=config, weights=args.weights)
+    network = load()
     facts = network.provenance
     if to_published:
         write_published(output, published(network))
