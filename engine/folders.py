@@ -46,7 +46,7 @@ class FolderSource:
         folder = Path(root)
         if not root or not folder.is_dir():
             raise UserError(f"{key}={root!r} is not a folder; give one with a sub-folder per class")
-        self.name, self.skip_broken = str(folder), skip_broken
+        self.name = str(folder)
         self.class_names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
         if not self.class_names:
             raise UserError(f"{key}={root!r} has no class folders (expected one sub-folder of images per class)")
@@ -97,7 +97,7 @@ class LooseSource(FolderSource):
         folder = Path(root)
         if not root or not folder.is_dir():
             raise UserError(f"{key}={str(root)!r} is not a folder of images")
-        self.name, self.skip_broken, self.class_names = str(folder), skip_broken, ["all"]
+        self.name, self.class_names = str(folder), ["all"]
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         self.paths = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
         if not self.paths:
