@@ -44,9 +44,8 @@ class Guidance:
     start: float = 0.18  # step only
     first_token: Literal["full", "schedule"] = "full"
     unguided_scale: float = 1.0  # the released code uses 1.0001
-    last_guided: int = (
-        -1
-    )  # tokens after number last_guided + 1 use the conditional logits only (`--cfg-interval`); -1 = none
+    # tokens after number last_guided + 1 use the conditional logits only (`--cfg-interval`); -1 = none
+    last_guided: int = -1
 
     def __post_init__(self) -> None:
         lookup(GUIDANCE_SCHEDULES, self.schedule, "guidance_schedule")

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoregressive.heads import FactorisedHead
-from engine.config import ConfigError, lookup
+from engine.config import ConfigError, sized
 
 SIZES = {  # width, layers, heads
     "b": (768, 12, 12),
@@ -75,19 +75,11 @@ class GPTConfig:
 
     def dims(self) -> tuple[int, int, int]:
         """(width, layers, heads)."""
-        own = (self.width, self.layers, self.heads)
-        if self.size is not None:
-            if own != (None, None, None):
-                raise ConfigError(f"model: give either size={self.size} or width, layers and heads, not both")
-            return lookup(SIZES, self.size, "model.size")
-        if None in own or min(own) < 1:
-            raise ConfigError(
-                f"model: give size (one of {', '.join(SIZES)}) or width, layers and heads, each 1 or more"
-            )
-        multiple = self.heads * (4 if self.positions == "rope2d" else 1)
-        if self.width % multiple:
-            raise ConfigError(f"model.width={self.width} must be divisible by {multiple} for model.heads={self.heads}")
-        return own
+        width, layers, heads = sized(self, SIZES, "model")
+        multiple = heads * (4 if self.positions == "rope2d" else 1)
+        if width % multiple:
+            raise ConfigError(f"model.width={width} must be divisible by {multiple} for model.heads={heads}")
+        return width, layers, heads
 
 
 def mlp_width(width: int) -> int:

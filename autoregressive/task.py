@@ -27,7 +27,7 @@ def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 class GPTTask:
-    """See `engine.loop.Task`. `preview(gpt, step, name)` writes sample images, or is None."""
+    """See `engine.loop.Task`. `preview(gpt, name)` writes sample images, or is None."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class GPTTask:
         validation: CodeStore | None,
         num_validation: int,
         batch_size: int,
-        preview: Callable[[GPT, int, str], None] | None = None,
+        preview: Callable[[GPT, str], None] | None = None,
     ) -> None:
         self.gpt, self.world, self.precision, self.preview = gpt, world, precision, preview
         self.validation, self.batch_size = validation, batch_size
@@ -76,7 +76,7 @@ class GPTTask:
                 metrics[f"{prefix}/loss"] = self._loss(network)
             if self.preview is not None:  # on every rank: a sharded network is called by all
                 with autocast(self.world.device, self.precision):
-                    self.preview(network, step, f"{prefix}_{step:08d}")
+                    self.preview(network, f"{prefix}_{step:08d}")
         return metrics
 
     def _loss(self, network: GPT) -> float:

@@ -27,7 +27,7 @@ from engine.config import ConfigError, check_all, parse_cli, run_entry
 from engine.distributed import World, build_device, distributed_world
 from engine.loop import check_batch, fit
 from engine.optim import OptimConfig, Updater
-from engine.plan import ScaledLoopConfig, plan
+from engine.plan import ScaledLoopConfig, count, plan
 from engine.stream import open_stream
 from engine.tracker import Run
 from tokenizer import load_tokenizer
@@ -113,12 +113,12 @@ def check_codes(config: GPTConfig, store: CodeStore) -> None:
 
 def preview_grid(config: GPTTrainConfig, tokenizer: nn.Module, run: Run, world: World) -> Callable | None:
     """A function that writes a grid of samples: one class a row, four images."""
-    count = min(config.validation.preview_classes, config.model.num_classes)
-    if count == 0:
+    rows = min(config.validation.preview_classes, config.model.num_classes)
+    if rows == 0:
         return None
-    labels = torch.arange(count, device=world.device).repeat_interleave(4)
+    labels = torch.arange(rows, device=world.device).repeat_interleave(4)
 
-    def write(gpt: GPT, step: int, name: str) -> None:
+    def write(gpt: GPT, name: str) -> None:
         draw = seeded_draw(config.loop.seed, torch.arange(len(labels)), gpt.config.num_tokens * gpt.config.num_indices)
         tokens = generate(gpt, labels, draw=draw, guidance=Guidance(scale=config.validation.guidance_scale))
         run.grid(name, tokenizer.decode_indices(tokens), 4)
@@ -154,8 +154,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
             batch_size=config.validation.batch_size,
             preview=preview_grid(config, tokenizer, run, world),
         )
-        count = sum(p.numel() for p in gpt.module.parameters())
-        run.say(f"GPT: {count:,} parameters; {len(store):,} training images; {world.size} process(es)")
+        run.say(f"GPT: {count(gpt.module):,} parameters; {len(store):,} training images; {world.size} process(es)")
         if held_out is None:
             run.say("no validation: the codes have no split `val`")
         checkpoints = CheckpointStore(
@@ -182,7 +181,7 @@ def main() -> None:
         print(memory_plan(config, model, args.plan))
         return
     if args.dry_run:
-        print(f"GPT: {sum(p.numel() for p in model.parameters()):,} parameters\nthe config is valid")
+        print(f"GPT: {count(model):,} parameters\nthe config is valid")
         return
     with distributed_world(config.loop.device, config.loop.deterministic) as world:
         train(config, world)

@@ -40,6 +40,18 @@ def lookup(registry: Mapping[str, T], name: str, key: str) -> T:
     return registry[name]
 
 
+def sized(section: Any, sizes: Mapping[str, tuple[int, int, int]], key: str) -> tuple[int, int, int]:
+    """(width, layers, heads) of a transformer's config: of its named `size`, or its own; `key` names the section."""
+    own = (section.width, section.layers, section.heads)
+    if section.size is not None:
+        if own != (None, None, None):
+            raise ConfigError(f"{key}: give either size={section.size} or width, layers and heads, not both")
+        return lookup(sizes, section.size, f"{key}.size")
+    if None in own or min(own) < 1:
+        raise ConfigError(f"{key}: give size (one of {', '.join(sizes)}) or width, layers and heads, each 1 or more")
+    return own
+
+
 def chosen(section: Any, registry: Mapping[str, Any], key: str) -> Any:
     """The sub-section of `section` that its `name` picks; a changed sub-section that is not in use is an error."""
     lookup(registry, section.name, f"{key}.name")

@@ -92,24 +92,16 @@ def ten_crop(image: Image.Image, size: int, crop_range: float = 1.1) -> list[Ima
     big = centre_crop(image, int(size * crop_range))
     far, middle = big.width - size, round((big.width - size) / 2.0)
     corners = [(0, 0), (far, 0), (0, far), (far, far), (middle, middle)]
-    crops = [big.crop((x, y, x + size, y + size)) for x, y in corners]
-    mirrored = ImageOps.mirror(big)
-    return crops + [mirrored.crop((x, y, x + size, y + size)) for x, y in corners]
+    return [whole.crop((x, y, x + size, y + size)) for whole in (big, ImageOps.mirror(big)) for x, y in corners]
 
 
 def make_grid(images: Tensor, columns: int, padding: int = 2) -> Tensor:
     """(B,3,H,W) in [-1,1] -> uint8 (3, rows*(H+padding)+padding, ...) with white gaps."""
-    pixels = to_uint8(images.detach().cpu())
-    count, channels, height, width = pixels.shape
-    columns = min(columns, count)
-    rows = math.ceil(count / columns)
-    grid = torch.full(
-        (channels, rows * (height + padding) + padding, columns * (width + padding) + padding), 255, dtype=torch.uint8
-    )
-    for i in range(count):
-        top, left = (i // columns) * (height + padding) + padding, (i % columns) * (width + padding) + padding
-        grid[:, top : top + height, left : left + width] = pixels[i]
-    return grid
+    tiles = F.pad(to_uint8(images.detach().cpu()), (padding, 0, padding, 0), value=255)
+    columns = min(columns, len(tiles))
+    tiles = torch.cat([tiles, tiles.new_full((-len(tiles) % columns, *tiles.shape[1:]), 255)])
+    grid = tiles.unflatten(0, (-1, columns)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)  # (3, rows, H, columns, W)
+    return F.pad(grid, (0, padding, 0, padding), value=255)
 
 
 def to_pil(image_u8: Tensor) -> Image.Image:

@@ -7,6 +7,7 @@ number of ranks nor that of loader workers enters, and a restart needs no state.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Protocol
@@ -14,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from engine.config import UserError
 from engine.distributed import World
@@ -72,18 +73,11 @@ def _collate(items: list[dict[str, Tensor] | UserError]) -> dict[str, Tensor] | 
     return next((i for i in items if isinstance(i, UserError)), None) or default_collate(items)
 
 
-class _Chunks(Sampler[range]):
-    def __init__(self, start_step: int, global_batch_size: int, grad_accum: int, world: World) -> None:
-        self.start_step, self.global_batch_size = start_step, global_batch_size
-        self.grad_accum, self.world = grad_accum, world
-
-    def __iter__(self) -> Iterator[range]:
-        size = self.global_batch_size // (self.grad_accum * self.world.size)
-        step = self.start_step
-        while True:
-            for micro in range(self.grad_accum):
-                yield positions_of(step, micro * self.world.size + self.world.rank, self.global_batch_size, size)
-            step += 1
+def _chunks(start_step: int, global_batch_size: int, grad_accum: int, world: World) -> Iterator[range]:
+    size = global_batch_size // (grad_accum * world.size)
+    for step in itertools.count(start_step):
+        for micro in range(grad_accum):
+            yield positions_of(step, micro * world.size + world.rank, global_batch_size, size)
 
 
 def open_stream(
@@ -96,7 +90,7 @@ def open_stream(
     def stream(start_step: int) -> Iterator[dict[str, Tensor]]:
         loader = DataLoader(
             _Items(item, loop.seed, count),
-            batch_sampler=_Chunks(start_step, data.global_batch_size, loop.grad_accum, world),
+            batch_sampler=_chunks(start_step, data.global_batch_size, loop.grad_accum, world),
             collate_fn=_collate,
             num_workers=data.num_workers,
             pin_memory=world.device.type == "cuda",

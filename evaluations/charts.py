@@ -13,12 +13,12 @@ COLOURS = ("#2563eb", "#e11d48", "#059669", "#d97706", "#7c3aed", "#0891b2", "#b
 Series = Mapping[str, Sequence[tuple[float, float]]]
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers that cover low..high."""
+def nice_ticks(low: float, high: float) -> list[float]:
+    """About five round numbers that cover low..high."""
     if not high > low:
         margin = max(0.5, abs(low) * 1e-3)
         low, high = low - margin, high + margin
-    raw = (high - low) / count
+    raw = (high - low) / 5
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from engine.checkpoint import file_sha256
 from engine.config import UserError
@@ -42,6 +43,14 @@ class ImageSequence(Protocol):
 def own_batches(count: int, size: int, world: World) -> list[Tensor]:
     """The batches of this rank: equal for any number of ranks, so that rounding is too."""
     return list(torch.arange(count).split(size)[world.rank :: world.size])
+
+
+def with_bar(batches: Iterator[tuple], count: int, title: str, world: World) -> Iterator[tuple]:
+    """The batches of this rank, (image numbers, ...), with a bar that counts the images of all ranks."""
+    with tqdm(total=count, desc=title, unit="image", disable=None if world.is_main else True) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch[0]) * world.size)
 
 
 class SourceImages:

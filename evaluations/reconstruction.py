@@ -19,7 +19,6 @@ import argparse
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from engine.config import UserError, run_entry
 from engine.datasets import open_source
@@ -36,6 +35,7 @@ from evaluations.flags import (
     reference_from,
     run_evaluation,
 )
+from evaluations.images import with_bar
 from evaluations.protocol import write_arrays, write_result
 from evaluations.reference import Reference, distance, suite
 from evaluations.rules import RULES, Reconstructor, pair_scores, score_names
@@ -93,8 +93,8 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     names = score_names(rules, args.lpips)
     usage, table = CodeUsage(tokenizer.quantizer), torch.zeros(len(names) + 2, len(source), dtype=torch.float64)
     shown, stride = [], max(1, len(source) // SHOWN)
-    bar = tqdm(total=len(source), desc="reconstruction", unit="image", disable=None if world.is_main else True)
-    for ids, pixels in reconstruct.batches(source, args.per_proc_batch_size, data.skip_broken, world):
+    batches = reconstruct.batches(source, args.per_proc_batch_size, data.skip_broken, world)
+    for ids, pixels in with_bar(batches, len(source), "reconstruction", world):
         originals, made, indices = reconstruct(pixels.to(world.device))
         usage.update(indices)
         resized = reconstruct.eval_size != reconstruct.size
@@ -108,8 +108,6 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         kept = [i for i, row in enumerate(ids.tolist()) if row % stride == 0 and not reconstruct.whole]
         if kept:
             shown.append((rules.to_uint8(originals[kept]).cpu(), rules.to_uint8(made[kept]).cpu(), ids[kept]))
-        bar.update(len(ids) * world.size)
-    bar.close()
     table, (counts, distinct) = world.sum(table.to(world.device)).cpu(), usage.merged(world)
     metrics: dict[str, Any] = dict(zip(names, table.mean(1).tolist(), strict=False))
     metrics |= usage_metrics(counts, distinct, usage.sizes)

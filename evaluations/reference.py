@@ -21,13 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from engine.checkpoint import file_sha256
 from engine.config import UserError, logger
 from engine.distributed import World
 from evaluations.adm import NEIGHBOUR, ImageSet, precision_recall
-from evaluations.images import ImageSequence, NpzImages
+from evaluations.images import ImageSequence, NpzImages, with_bar
 from evaluations.protocol import write_arrays
 from evaluations.statistics import Gaussian, frechet_distance
 
@@ -54,11 +53,8 @@ def features_of(
 ) -> ImageSet:
     """The features of all images, on this rank those of its batches."""
     found = ImageSet(extractor, len(images), keep)
-    bar = tqdm(total=len(images), desc=title, unit="image", disable=None if world.is_main else True)
-    for ids, pixels in images.batches(batch_size, world):
+    for ids, pixels in with_bar(images.batches(batch_size, world), len(images), title, world):
         found.update(ids, extractor(pixels.to(world.device)))
-        bar.update(len(ids) * world.size)
-    bar.close()
     return found
 
 

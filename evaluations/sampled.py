@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from autoregressive.gpt import GPT
 from autoregressive.loading import add_gpt_flags
@@ -19,7 +18,7 @@ from engine.config import positive
 from engine.distributed import World
 from evaluations.adm import ImageSet
 from evaluations.flags import add_measure_flags, add_published_flags
-from evaluations.images import own_batches
+from evaluations.images import own_batches, with_bar
 from evaluations.reference import Reference, suite
 from tokenizer.loading import add_image_flags, add_tokenizer_flags
 
@@ -64,15 +63,14 @@ class Sampler:
 
     def batches(self, title: str = "generation") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(sample numbers (b,), tokens (b,N), images uint8 (b,3,H,W)) of this rank, whole batches dealt in turn."""
-        bar = tqdm(total=len(self.labels), desc=title, unit="image", disable=None if self.world.is_main else True)
+        return with_bar(self._batches(), len(self.labels), title, self.world)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for ids in own_batches(len(self.labels), self.batch_size, self.world):
             made = sample_images(
                 self.gpt, self.tokenizer, self.labels[ids], ids, self.settings, len(ids), self.image_size, self.seconds
             )
-            for tokens, images in made:
-                yield ids, tokens, images
-            bar.update(len(ids) * self.world.size)
-        bar.close()
+            yield from ((ids, tokens, images) for tokens, images in made)
 
     def times(self) -> dict[str, float]:
         """Seconds an image of one process, and the share of decoding (the paper's table of generation time)."""

@@ -215,16 +215,13 @@ def cached_features(teacher: nn.Module, source: ImageSource, image_size: int, wo
     """Teacher features of all images, (num_images, cells, dim) on the CPU; made once, in fixed batches, shared by the
     ranks.
     """
-    parts = []
-    starts = range(0, len(source), TEACHER_BATCH)
-    for number, start in enumerate(starts):
-        rows = range(start, min(start + TEACHER_BATCH, len(source)))
-        features = None
-        if number % world.size == world.rank:
-            features = teacher(to_float(centre_batch(source, image_size, rows)).to(world.device)).cpu()
-        parts.append((len(rows), features))
-    shape = next(f for _, f in parts if f is not None).shape[1:]
-    table = torch.cat([f if f is not None else torch.zeros(n, *shape) for n, f in parts])
+
+    def features(rows: np.ndarray) -> Tensor:
+        return teacher(to_float(centre_batch(source, image_size, rows)).to(world.device)).cpu()
+
+    table = torch.zeros(len(source), *features(np.zeros(1, dtype=int)).shape[1:])
+    for rows in torch.arange(len(source)).split(TEACHER_BATCH)[world.rank :: world.size]:  # maybe none
+        table[rows] = features(rows.numpy())
     return world.sum(table.to(world.device)).cpu()
 
 
@@ -372,8 +369,8 @@ def train_phase(
     run.signs = SIGNS
     try:
         task = build_task(config, world, run, source, validation)
-        count = sum(p.numel() for p in task.tokenizer.module.parameters())
-        run.say(f"tokenizer: {count:,} parameters; {len(source):,} training images; {world.size} process(es)")
+        size = f"{count(task.tokenizer.module):,} parameters"
+        run.say(f"tokenizer: {size}; {len(source):,} training images; {world.size} process(es)")
         run.say(terms_table(task.terms, config.loop.steps))
         for name, stamp in task.frozens.stamps.items():
             run.say(f"frozen network {name}: {stamp}")
@@ -410,7 +407,7 @@ def main() -> None:
     if args.dry_run:
         for own in phases_of(config):
             print(f"{own.loop.run_dir}: {own.loop.steps:,} steps\n{terms_table(terms_of(own), own.loop.steps)}")
-        print(f"tokenizer: {sum(p.numel() for p in model.parameters()):,} parameters\nthe config is valid")
+        print(f"tokenizer: {count(model):,} parameters\nthe config is valid")
         return
     with distributed_world(config.loop.device, config.loop.deterministic) as world:
         train(config, world)

@@ -41,12 +41,12 @@ class QFormerBlock(nn.Module):
 
     scale_unit = "shard"
 
-    def __init__(self, width: int, heads: int, mlp_ratio: int = 4) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.self_attn = MultiheadAttention(width, heads)
         self.multihead_attn = MultiheadAttention(width, heads)
-        self.linear1 = nn.Linear(width, mlp_ratio * width)
-        self.linear2 = nn.Linear(mlp_ratio * width, width)
+        self.linear1 = nn.Linear(width, 4 * width)
+        self.linear2 = nn.Linear(4 * width, width)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, memory: Tensor, positions: Tensor, memory_positions: Tensor) -> Tensor:
@@ -63,11 +63,11 @@ class ViTBlock(nn.Module):
 
     scale_unit = "shard"
 
-    def __init__(self, width: int, heads: int, mlp_ratio: int = 4) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.self_attn = MultiheadAttention(width, heads)
-        self.linear1 = nn.Linear(width, mlp_ratio * width)
-        self.linear2 = nn.Linear(mlp_ratio * width, width)
+        self.linear1 = nn.Linear(width, 4 * width)
+        self.linear2 = nn.Linear(4 * width, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -225,17 +225,9 @@ class CNNEncoder(nn.Module):
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1, bias=style.bias)
         self.conv_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
-            last = i + 1 == len(widths)
-            self.conv_blocks.append(
-                Level(
-                    widths[max(i - 1, 0)],
-                    width,
-                    config.encoder_res_blocks,
-                    groups,
-                    attention=last and style.attention,
-                    downsample=None if last else Downsample(width, style.symmetric),
-                )
-            )
+            last, sizes = i + 1 == len(widths), (widths[max(i - 1, 0)], width, config.encoder_res_blocks, groups)
+            down = None if last else Downsample(width, style.symmetric)
+            self.conv_blocks.append(Level(*sizes, attention=last and style.attention, downsample=down))
         self.mid = middle(widths[-1], config, style)
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], z_channels, style.out_kernel, padding=style.out_kernel // 2)
@@ -268,16 +260,9 @@ class CNNDecoder(nn.Module):
         upsample = DepthToSpaceUpsample if style.depth_to_space else NearestUpsample
         self.conv_blocks = nn.ModuleList()
         for k, width in enumerate(widths):
-            self.conv_blocks.append(
-                Level(
-                    entering[k],
-                    width,
-                    config.decoder_res_blocks,
-                    groups,
-                    attention=k == 0 and style.attention,
-                    upsample=None if k + 1 == len(widths) else upsample(width),
-                )
-            )
+            sizes = (entering[k], width, config.decoder_res_blocks, groups)
+            up = None if k + 1 == len(widths) else upsample(width)
+            self.conv_blocks.append(Level(*sizes, attention=k == 0 and style.attention, upsample=up))
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
         if not style.bias:

@@ -58,10 +58,8 @@ class HybridTokenizer(Codec):
 
     def __init__(self, config: HybridConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__()
-        encoder_dims, decoder_dims = (
-            config.encoder.dims("model.hybrid.encoder"),
-            config.decoder.dims("model.hybrid.decoder"),
-        )
+        encoder_dims = config.encoder.dims("model.hybrid.encoder")
+        decoder_dims = config.decoder.dims("model.hybrid.decoder")
         grid = grid_size(config, image_size)
         if config.semantic_layer is not None and not 1 <= config.semantic_layer <= decoder_dims[1]:
             raise ConfigError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from engine.config import ConfigError, lookup
+from engine.config import ConfigError, sized
 from tokenizer.models.attention import QFormerBlock
 
 SIZES = {  # width, layers, heads (GigaTok, table 1)
@@ -35,18 +35,10 @@ class TransformerConfig:
 
     def dims(self, key: str) -> tuple[int, int, int]:
         """(width, layers, heads); `key` names the section in messages."""
-        own = (self.width, self.layers, self.heads)
-        if self.size is not None:
-            if own != (None, None, None):
-                raise ConfigError(f"{key}: give either size={self.size} or width, layers and heads, not both")
-            return lookup(SIZES, self.size, f"{key}.size")
-        if None in own or min(own) < 1:
-            raise ConfigError(
-                f"{key}: give size (one of {', '.join(SIZES)}) or width, layers and heads, each 1 or more"
-            )
-        if self.width % self.heads:
-            raise ConfigError(f"{key}: width={self.width} must be divisible by heads={self.heads}")
-        return own
+        width, layers, heads = sized(self, SIZES, key)
+        if width % heads:
+            raise ConfigError(f"{key}: width={width} must be divisible by heads={heads}")
+        return width, layers, heads
 
 
 def pooling_boxes(num_tokens: int) -> list[tuple[int, int]]:
