@@ -19,9 +19,9 @@ import tokenizer.train
 from engine.config import UserError
 from engine.health import warnings_of
 from engine.tracker import read_metrics
-from evaluations.checks import CHECKS, Evidence, imbalanced_codes
+from evaluations.checks import CHECKS, Evidence, collapse_of, unused_of
 from evaluations.data_checks import data_findings
-from evaluations.doctor import examine
+from evaluations.doctor import named, readings
 from tokenizer import load_tokenizer
 from tokenizer.health import SIGNS
 
@@ -88,8 +88,20 @@ def train(root, name, images, world, *changes):
     return root / name
 
 
+MARGIN = 1.5  # healthy runs stay below 1 / MARGIN of every threshold, faulty ones above MARGIN times theirs
+
+
+def examine(run, recipe=None) -> dict[str, str]:
+    """{name: evidence} of the findings; a reading within the margin of its threshold fails the test."""
+    read = readings(Evidence(run, recipe))
+    print(run.name, {name: (round(times, 3), text) for name, (times, text) in read.items()})
+    found = {name: text for name, text, remedy in named(read) if remedy}
+    assert all(any(c.isdigit() for c in text) for text in found.values()), "evidence has numbers"
+    return found
+
+
 def names_of(run, recipe=None) -> set[str]:
-    return {name for name, _, _ in examine(Evidence(run, recipe))}
+    return set(examine(run, recipe))
 
 
 def test_a_healthy_run_is_left_in_peace(place, entry):
@@ -105,9 +117,8 @@ def test_a_fault_is_named(fault, place, image_folder, world):
     """Each run differs from the healthy one by the fault alone."""
     changes, expected = FAULTS[fault]
     run = train(place, fault.replace(" ", "_"), image_folder, world, *changes)
-    found = examine(Evidence(run, place / "recipe.yaml"))
-    assert expected <= {name for name, _, _ in found}, found
-    assert all(any(c.isdigit() for c in text) and remedy for _, text, remedy in found), "evidence has numbers"
+    found = examine(run, place / "recipe.yaml")
+    assert expected <= set(found), found
     shutil.rmtree(run)
 
 
@@ -116,7 +127,7 @@ def test_ranks_that_never_met_are_named(place, image_folder, world, monkeypatch)
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
     run = train(place, "slurm", image_folder, world, "loop.steps=25")
-    found = {name: text for name, text, _ in examine(Evidence(run))}
+    found = examine(run)
     assert "SLURM started 2 tasks" in found["number of ranks"]
     start = json.loads((run / "starts.jsonl").read_text())
     assert start["processes"] == 1 and start["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -174,12 +185,12 @@ def test_a_recipe_is_found_by_its_model_section(place, tmp_path, entry):
     assert "optim.lr=0.003, but 0.0008 in tokenizer.yaml" in str(examine(evidence))
 
 
-def test_groups_are_looked_at_one_by_one():
-    """Dead codes and collapse of one group of several are named with its number."""
-    counts = torch.full((3, 8), 10.0)
-    counts[1] = torch.tensor([80.0] + [0.0] * 7)
-    assert imbalanced_codes(counts) == ("group 1: perplexity 1.0 of 8 codes", "group 1: 88%")
-    assert imbalanced_codes(torch.full((1, 8), 10.0)) == (None, None)
+def test_codes_are_judged_by_the_size_of_their_group():
+    """One code in use of many is a collapse, few are dead codes, uniform use is neither, whatever the size."""
+    for size in (2, 4, 16, 1024):
+        even, single = torch.full((size,), 10.0), torch.eye(size)[0] * 80
+        assert collapse_of(even, "")[0] < 1 / MARGIN < 0.8 < collapse_of(single, "")[0] and unused_of(even, "")[0] == 0
+        assert unused_of(single, "group 1: ")[1].startswith("group 1: ") and unused_of(single, "")[0] >= MARGIN
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, entry):
