@@ -234,7 +234,7 @@ def test_the_reference_curve_is_the_measure_of_a_quick_start(codes, tmp_path, wo
     quiet = ["model.token_dropout=0", "model.residual_dropout=0", "model.class_dropout_prob=0"]
 
     def run(name, *changes):
-        config = tiny.gpt_config(tmp_path / name, *codes, *quiet, "loop.steps=60", "loop.log_every=3", *changes)
+        config = tiny.gpt_config(tmp_path / name, *codes, *quiet, "loop.steps=120", "loop.log_every=6", *changes)
         autoregressive.train.train(config, world)
         return Evidence(tmp_path / name, recipe)
 
@@ -243,9 +243,9 @@ def test_the_reference_curve_is_the_measure_of_a_quick_start(codes, tmp_path, wo
     (tmp_path / "curves.json").write_text(text_of({"recipe.yaml": curve_of(run("seed 0"))}))
     monkeypatch.setattr(evaluations.checks, "CURVES", tmp_path / "curves.json")
     off = "off the reference curve"
-    assert abs(readings(run("seed 1", "loop.seed=1"))[off][0]) < 1 / MARGIN
+    assert readings(run("seed 1", "loop.seed=1"))[off][0] < 1 / MARGIN
     assert readings(run("slow", "optim.lr=1e-4"))[off][0] > MARGIN
-    assert off not in readings(run("longer", "optim.lr=1e-4", "loop.steps=63"))
+    assert off not in readings(run("longer", "optim.lr=1e-4", "loop.steps=126"))
 
 
 def test_shipped_curves_name_shipped_recipes():
@@ -269,7 +269,7 @@ def test_shipped_curves_name_shipped_recipes():
 
 
 def test_runs_in_phases_are_looked_at_phase_by_phase(tmp_path, image_folder, world, entry):
-    """A folder above is enough; each phase is measured by its own part of the recipe. Fine-tuning need not learn much."""
+    """A folder above is enough; each phase is measured by its own part of the recipe. Fine-tuning may learn little."""
     phases = "phases=[{{steps: 8, lr: 3e-3}}, {{steps: 8, lr: {}, generative_decoder: true}}]"
     own = ["loop.run_dir=unused", phases.format("3e-4")]
     OmegaConf.save(OmegaConf.merge(OmegaConf.create(tiny.WETOK), OmegaConf.from_dotlist(own)), tmp_path / "recipe.yaml")
