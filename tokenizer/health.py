@@ -12,10 +12,9 @@ CLIPPED = 0.05  # share of output pixels outside [-1.05, 1.05]; overshoot at edg
 
 
 def _collapse(now: Record, before: Record) -> str | None:
-    new, old = now.get("codebook_perplexity"), before.get("codebook_perplexity")
-    if new is None or old is None or new >= 0.5 * old:  # the window moves slowly: half is much between two records
-        return None
-    return f"codebook_perplexity fell from {old:.4g} to {new:.4g}"
+    names = [n for n in now if n == "codebook_perplexity" or n.startswith("codebook_usage_group_")]
+    fell = [f"{n} fell from {before[n]:.4g} to {now[n]:.4g}" for n in names if now[n] < 0.5 * before.get(n, 0.0)]
+    return fell[0] if fell else None  # the window moves slowly: half is much between two records
 
 
 def _strong(now: Record, before: Record) -> str | None:
@@ -25,7 +24,7 @@ def _strong(now: Record, before: Record) -> str | None:
 
 def _clipped(now: Record, before: Record) -> str | None:
     share = now.get("val/clipped_share", 0.0)
-    return f"{share:.1%} of the output lies outside [-1, 1]" if share > CLIPPED else None
+    return f"{share:.1%} of the output lies outside [-1.05, 1.05]" if share > CLIPPED else None
 
 
 SIGNS: dict[str, Sign] = {

@@ -5,23 +5,29 @@ about healthy ones.
 import json
 import shutil
 
+import mini
 import numpy as np
+import probes
 import pytest
 import tiny
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from recipes import CONFIGS, layers_of
+from reference_curves import curve_of, text_of
 
 import autoregressive.train
 import evaluations.checks
 import evaluations.doctor
 import tokenizer.train
-from engine.config import UserError
+from engine.config import UserError, load_config, save_config
+from engine.datasets import DATASETS
 from engine.health import warnings_of
 from engine.tracker import read_metrics
-from evaluations.checks import CHECKS, Evidence, imbalanced_codes
+from evaluations.checks import CHECKS, Evidence, collapse_of, unused_of
 from evaluations.data_checks import data_findings
-from evaluations.doctor import examine
+from evaluations.doctor import named, readings
+from evaluations.linear_probe import train as train_probe
 from tokenizer import load_tokenizer
 from tokenizer.health import SIGNS
 
@@ -44,13 +50,17 @@ FAULTS = {  # run -> (what was done wrong, what must be named)
     "commitment": (["loss.commitment_weight=100"], {"commitment imbalance"}),
     "entropy": (["loss.entropy_weight=10"], {"entropy imbalance"}),
     "temperature": (["model.quantizer.vq.entropy_temperature=100"], {"entropy imbalance"}),
-    "bf16": (["loop.precision=bf16", CODES.format(2048, 0, "random"), "optim.lr=1e-4"], {"precision flips"}),
+    "bf16": (
+        ["loop.precision=bf16", CODES.format(4096, 0, "random"), "model.quantizer.vq.codebook_dim=2"],
+        {"precision flips"},
+    ),
     "no picture loss": (
         [
             "loss.l2_weight=1e-4",
             "loss.l1_weight=1e-4",
-            "optim.lr=1e-2",
-            f"loss.discriminator={PATCHGAN.format(0.1, 64, 'batch')}",
+            "loss.entropy_weight=0",
+            "optim.lr=3e-2",
+            f"loss.discriminator={PATCHGAN.format(10, 64, 'batch')}",
         ],
         {"clipped output"},
     ),
@@ -60,7 +70,7 @@ FAULTS = {  # run -> (what was done wrong, what must be named)
     ),
     "no discriminator": ([f"loss.discriminator={PATCHGAN.format(1e-12, 16, 'none')}"], {"dead discriminator"}),
     "no rate": (["optim.lr=1e-9"], {"not learning", "learning rate"}),
-    "rising rate": (["optim.schedule=linear", "optim.end_lr=3"], {"diverged"}),
+    "rising rate": (["optim.schedule=linear", "optim.hold_fraction=0.5", "optim.end_lr=10"], {"diverged"}),
     "huge rate": (
         ["optim.lr=1e30", CODES.format(16, 0, "random")],
         {"non-finite steps", "unfinished", "learning rate"},
@@ -88,15 +98,37 @@ def train(root, name, images, world, *changes):
     return root / name
 
 
+MARGIN = 1.5  # healthy runs stay below 1 / MARGIN of every threshold, what a fault must show is above MARGIN times its
+
+
+def examine(run, recipe=None, expected=frozenset()) -> dict[str, str]:
+    """{name: evidence} of the findings; those `expected` must be there, with room to spare."""
+    read = readings(Evidence(run, recipe))
+    missed = {name: read.get(name) for name in expected if read.get(name, (0.0, ""))[0] < MARGIN}
+    assert not missed, missed
+    found = {name: text for name, text, remedy in named(read) if remedy}
+    assert all(any(c.isdigit() for c in text) for text in found.values()), "evidence has numbers"
+    return found
+
+
+def assert_healthy(run, recipe=None) -> None:
+    """No reading comes near its threshold."""
+    read = readings(Evidence(run, recipe))
+    near = {name: reading for name, reading in read.items() if reading[0] >= 1 / MARGIN}
+    assert read and not near, near
+
+
 def names_of(run, recipe=None) -> set[str]:
-    return {name for name, _, _ in examine(Evidence(run, recipe))}
+    return set(examine(run, recipe))
 
 
 def test_a_healthy_run_is_left_in_peace(place, entry):
-    """No finding, with and without its recipe and its images; exit code 0."""
-    assert names_of(place / "healthy") == set() == names_of(place / "healthy", place / "recipe.yaml")
+    """No finding and none near, with and without its recipe and its images; exit code 0; all readings on demand."""
+    assert_healthy(place / "healthy")
+    assert_healthy(place / "healthy", place / "recipe.yaml")
     code, out, _ = entry(evaluations.doctor.main, place, "--data", "--recipe", place / "recipe.yaml")
-    assert code == 0 and "step 60 of 60, recipe recipe.yaml: no finding(s)" in out
+    assert code == 0 and "step 60 of 60, recipe recipe.yaml: no finding(s)" in out and "perplexity" not in out
+    assert "codebook collapse: perplexity" in entry(evaluations.doctor.main, place, "--all")[1]
     assert "warning" not in (place / "healthy" / "log.txt").read_text()
 
 
@@ -105,20 +137,75 @@ def test_a_fault_is_named(fault, place, image_folder, world):
     """Each run differs from the healthy one by the fault alone."""
     changes, expected = FAULTS[fault]
     run = train(place, fault.replace(" ", "_"), image_folder, world, *changes)
-    found = examine(Evidence(run, place / "recipe.yaml"))
-    assert expected <= {name for name, _, _ in found}, found
-    assert all(any(c.isdigit() for c in text) and remedy for _, text, remedy in found), "evidence has numbers"
+    examine(run, place / "recipe.yaml", expected)
     shutil.rmtree(run)
 
 
+SHORT = ["loop={device: cpu, steps: 60, log_every: 3, eval_every: 0, save_every: 100}", *HEALTHY[2:5]]
+SHORT += ["loss={l2_weight: 1, l1_weight: 0.5}", "optim={lr: 3e-3, max_grad_norm: 1}"]
+GQ = "model.quantizer.gq={{num_groups: 4, group_dim: 4{}}}"
+OTHER = "model.quantizer={{name: {0}, {0}: {1}}}"
+CODES_4D = "{{codebook_size: {}, codebook_dim: 4{}}}"
+KMEANS = ", warmup_steps: 20, init: kmeans, l2_norm: true"
+CUT, UNSURE = ", codebook_entropy: per_group, index_bits: [2, 2, 12]", ", entropy_temperature: 1000"
+QUANTIZERS = {  # name -> (a healthy run, (what was done wrong beside it, what must be named) ...)
+    "gq": (
+        [GQ.format(", codebook_entropy: per_group"), "loss.entropy_weight=0.1"],
+        ([GQ.format(CUT), "loss.entropy_weight=0.005"], "codebook collapse"),
+        ([GQ.format(UNSURE), "loop.steps=12"], "entropy imbalance"),
+        ([GQ.format(UNSURE + ", codebook_entropy: per_group"), "loop.steps=12"], "entropy imbalance"),
+    ),
+    "fsq": (
+        [OTHER.format("fsq", "{levels: [5, 3]}"), "optim.lr=1e-2"],
+        ([OTHER.format("fsq", "{levels: [8, 8, 8]}"), "optim.lr=3e-2"], "dead codes"),
+    ),
+    "ibq": (
+        [OTHER.format("ibq", CODES_4D.format(16, KMEANS)), "loss.entropy_weight=0.02"],
+        (
+            [OTHER.format("ibq", CODES_4D.format(256, "")), "loss.entropy_weight=0", "optim.lr=3e-2"],
+            "codebook collapse",
+        ),
+        ([OTHER.format("ibq", CODES_4D.format(16, UNSURE)), "loop.steps=12"], "entropy imbalance"),
+    ),
+    "simvq": (
+        [OTHER.format("simvq", CODES_4D.format(16, "")), "loss.entropy_weight=0.02"],
+        ([OTHER.format("simvq", CODES_4D.format(1900, "")), "loss.entropy_weight=0"], "dead codes"),
+        ([OTHER.format("simvq", CODES_4D.format(16, UNSURE)), "loop.steps=12"], "entropy imbalance"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(QUANTIZERS))
+def test_codes_of_every_quantizer_are_looked_at(name, tmp_path, image_folder, world):
+    """Collapsed, dead and undecided codes of WeTok runs are named, those of a healthy one not; of groups, the one."""
+    base = OmegaConf.create(tiny.WETOK)
+    if name != "gq":
+        del base.model.quantizer  # an unused section is an error
+    healthy, *faults = QUANTIZERS[name]
+    for number, (changes, expected) in enumerate([([], None), *faults]):
+        changed = {change.partition("=")[0] for change in changes}
+        own = [*SHORT, *(h for h in healthy if h.partition("=")[0] not in changed), *changes]
+        config = tiny.tokenizer_config(tmp_path / str(number), image_folder, *own, base=OmegaConf.to_yaml(base))
+        tokenizer.train.train(config, world)
+        if expected is None:
+            assert_healthy(tmp_path / "0")
+        else:
+            evidence = examine(tmp_path / str(number), expected={expected})[expected]
+            if "[2, 2, 12]" in str(changes):
+                assert "group 2: perplexity" in evidence and "group 0" not in evidence and "group 1" not in evidence
+
+
 def test_ranks_that_never_met_are_named(place, image_folder, world, monkeypatch):
-    """SLURM started two tasks, and each believes that it is alone; and a resume with two processes."""
+    """SLURM started two tasks, each believes that it is alone; eight processes were asked for without the launcher."""
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
     run = train(place, "slurm", image_folder, world, "loop.steps=25")
-    found = {name: text for name, text, _ in examine(Evidence(run))}
-    assert "SLURM started 2 tasks" in found["number of ranks"]
-    start = json.loads((run / "starts.jsonl").read_text())
+    assert "SLURM started 2 tasks" in examine(run)["number of ranks"]
+    monkeypatch.delenv("SLURM_NTASKS")
+    monkeypatch.setenv("NPROC_PER_NODE", "8")
+    train(place, "slurm", image_folder, world, "loop.steps=25")
+    assert "NPROC_PER_NODE=8 asks for as many processes, but 1 ran" in examine(run)["number of ranks"]
+    start = json.loads((run / "starts.jsonl").read_text().splitlines()[0])
     assert start["processes"] == 1 and start["versions"]["torch"] == torch.__version__.split("+")[0]
     assert isinstance(start["git"]["dirty"], bool) or start["git"]["dirty"] == "unknown"
     assert start["command"] and "hunter2" not in (run / "starts.jsonl").read_text(), "only named variables are kept"
@@ -139,27 +226,98 @@ def test_a_gpt_that_learns_by_heart_is_named(place, codes, tmp_path, world):
     assert names_of(tmp_path / "gpt") == {"overfitting"}
 
 
-def test_the_reference_curve_is_the_measure_of_a_quick_start(place, image_folder, world, monkeypatch):
-    """Held against curves at half its losses, the healthy run is off; against its own, or at another length, not."""
-    records = [r for r in read_metrics(place / "healthy") if "steps_per_second" in r]
+def test_the_reference_curve_is_the_measure_of_a_quick_start(codes, tmp_path, world, monkeypatch):
+    """Held against the curves of another seed a healthy run is normal; at a hundredth of the rate it is off, where the
+    run has the same length.
+    """
 
-    def curves(share, steps=60):
-        points = {str(int(r["step"])): share * r["reconstruction_l2"] for r in records}
-        path = place / "reference_curves.json"
-        path.write_text(json.dumps({"recipe": {"steps": steps, "metrics": {"reconstruction_l2": points}}}))
-        monkeypatch.setattr(evaluations.checks, "CURVES", path)
-        return names_of(place / "healthy", place / "recipe.yaml")
+    quiet = ["model.token_dropout=0", "model.residual_dropout=0", "model.class_dropout_prob=0"]
 
-    assert (curves(0.5), curves(1.0), curves(0.5, steps=99)) == ({"off the reference curve"}, set(), set())
+    def run(name, *changes):
+        config = tiny.gpt_config(tmp_path / name, *codes, *quiet, "loop.steps=120", "loop.log_every=6", *changes)
+        autoregressive.train.train(config, world)
+        return Evidence(tmp_path / name, recipe)
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(tiny.GPT)
+    (tmp_path / "curves.json").write_text(text_of({"recipe.yaml": curve_of(run("seed 0"))}))
+    monkeypatch.setattr(evaluations.checks, "CURVES", tmp_path / "curves.json")
+    off = "off the reference curve"
+    assert readings(run("seed 1", "loop.seed=1"))[off][0] < 1 / MARGIN
+    assert readings(run("slow", "optim.lr=1e-4"))[off][0] > MARGIN
+    assert off not in readings(run("longer", "optim.lr=1e-4", "loop.steps=126"))
 
 
 def test_shipped_curves_name_shipped_recipes():
-    """The reference curves are of the quick starts as they are configured now."""
+    """The reference curves are of the quick starts as they are configured now, phase by phase."""
     curves = json.loads(evaluations.checks.CURVES.read_text())
-    for name in ("tokenizer", "gpt"):
-        recipe = OmegaConf.load(evaluations.checks.CURVES.parent / f"{name}.yaml")
-        assert recipe.loop.steps == curves[name]["steps"]
-        assert all(str(recipe.loop.steps) in points for points in curves[name]["metrics"].values())
+    found = set()
+    for part in ("", "wetok/"):
+        for network in ("tokenizer", "gpt"):
+            name = f"quickstart/{part}{network}.yaml"
+            recipe = OmegaConf.load(CONFIGS / name)
+            for number, phase in enumerate(recipe.get("phases", [recipe.loop]), start=1):
+                key = f"{name} phase_{number}" if "phases" in recipe else name
+                assert (curves[key]["steps"], curves[key]["seed"], curves[key]["at"][-1]) == (
+                    phase.steps,
+                    0,
+                    phase.steps,
+                )
+                assert all(len(values) == len(curves[key]["at"]) for values in curves[key]["metrics"].values())
+                found.add(key)
+    assert found == set(curves) - {"made by"}
+
+
+def test_runs_in_phases_are_looked_at_phase_by_phase(tmp_path, image_folder, world, entry):
+    """A folder above is enough; each phase is measured by its own part of the recipe. Fine-tuning may learn little."""
+    phases = "phases=[{{steps: 8, lr: 3e-3}}, {{steps: 8, lr: {}, generative_decoder: true}}]"
+    own = ["loop.run_dir=unused", phases.format("3e-4")]
+    OmegaConf.save(OmegaConf.merge(OmegaConf.create(tiny.WETOK), OmegaConf.from_dotlist(own)), tmp_path / "recipe.yaml")
+    for name, rate in (("as it should be", "3e-4"), ("too fast", "3e-3")):
+        run = tmp_path / name / "tokenizer"
+        config = tiny.tokenizer_config(run, image_folder, phases.format(rate), base=tiny.WETOK)
+        tokenizer.train.train(config, world)
+    _, out, _ = entry(evaluations.doctor.main, tmp_path, "--recipe", tmp_path / "recipe.yaml")
+    assert [f"step 8 of 8, recipe recipe.yaml phase_{n}" in out for n in (1, 2, 3)] == [True, True, False]
+    assert out.count("phase_") == 9 and out.count("learning rate: ") == 1, out
+    assert "learning rate: optim.lr=0.003; recipe.yaml phase_2 has 0.0003" in out
+    assert "not learning" not in readings(Evidence(tmp_path / "too fast" / "tokenizer" / "phase_2"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gpt/GPT_B256", "vq/VQ_SS256", "vq/ablation/epochs_40", "wetok/WeTok_192", "wetok/ablation/channels_256_blocks_4"],
+)
+def test_a_shipped_recipe_is_no_mismatch(name, tmp_path, monkeypatch):
+    """The configs of shipped recipes, overlays and phases too, are measured by themselves or by nothing.
+
+    Recipes whose `model` section is short were measured by nothing, so a GPT-B with a wrong rate was not named.
+    """
+    monkeypatch.setenv("IMGNET_ROOT", "imagenet")
+    layers = layers_of(CONFIGS / f"{name}.yaml")
+    is_gpt = name.startswith("gpt")
+    config = load_config(
+        (autoregressive.train.GPTTrainConfig if is_gpt else tokenizer.train.TokenizerTrainConfig), layers
+    )
+    for number, own in enumerate([config] if is_gpt else tokenizer.train.phases_of(config), start=1):
+        folder = tmp_path / f"phase_{number}"
+        folder.mkdir()
+        save_config(own, folder / "config.yaml")
+        run = Evidence(folder)
+        assert bool(run.recipes) == ("wetok" not in name)
+        assert all((CHECKS[key][0](run) or (0.0,))[0] == 0 for key in ("learning rate", "batch size"))
+
+
+def test_of_a_probe_the_best_head_is_judged(tmp_path, world, monkeypatch):
+    """Heads at high rates diverge by design and are nobody's fault; that all diverge is one."""
+    monkeypatch.setitem(DATASETS, "mnist5k", lambda config, split: probes.IMAGES[split])
+    mini.export_networks(tmp_path)
+    train_probe(probes.config_of(tmp_path, tmp_path / "probe", "probe.base_lrs=[1.0,1e30]"), world)
+    assert any("loss/1e+30" in r and not np.isfinite(r["loss/1e+30"]) for r in read_metrics(tmp_path / "probe"))
+    assert_healthy(tmp_path / "probe")
+    with pytest.raises(UserError, match="all heads diverged"):
+        train_probe(probes.config_of(tmp_path, tmp_path / "none", "probe.base_lrs=[1e30]"), world)
+    assert "not finite: loss" in examine(tmp_path / "none")["non-finite steps"]
 
 
 def test_a_recipe_is_found_by_its_model_section(place, tmp_path, entry):
@@ -170,16 +328,16 @@ def test_a_recipe_is_found_by_its_model_section(place, tmp_path, entry):
     run.mkdir()
     (run / "config.yaml").write_text(entry(tokenizer.train.main, *options)[1])
     evidence = Evidence(run)
-    assert [path.name for path, _ in evidence.recipes] == ["tokenizer.yaml"]
-    assert "optim.lr=0.003, but 0.0008 in tokenizer.yaml" in str(examine(evidence))
+    assert [name for name, _ in evidence.recipes] == ["quickstart/tokenizer.yaml"]
+    assert "optim.lr=0.003; quickstart/tokenizer.yaml has 0.0008" in str(readings(evidence)["learning rate"])
 
 
-def test_groups_are_looked_at_one_by_one():
-    """Dead codes and collapse of one group of several are named with its number."""
-    counts = torch.full((3, 8), 10.0)
-    counts[1] = torch.tensor([80.0] + [0.0] * 7)
-    assert imbalanced_codes(counts) == ("group 1: perplexity 1.0 of 8 codes", "group 1: 88%")
-    assert imbalanced_codes(torch.full((1, 8), 10.0)) == (None, None)
+def test_codes_are_judged_by_the_size_of_their_group():
+    """One code in use of many is a collapse, few are dead codes, uniform use is neither, whatever the size."""
+    for size in (2, 4, 16, 1024):
+        even, single = torch.full((size,), 10.0), torch.eye(size)[0] * 80
+        assert collapse_of(even, "")[0] < 1 / MARGIN < 0.8 < collapse_of(single, "")[0] and unused_of(even, "")[0] == 0
+        assert unused_of(single, "group 1: ")[1].startswith("group 1: ") and unused_of(single, "")[0] >= MARGIN
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, entry):
@@ -208,6 +366,10 @@ def broken(train_dir, val_dir):
 
 
 def rare(train_dir, val_dir):
+    tiny.write_images(train_dir / "more", per_class=8, seed=5, classes=("cat",))
+    for path in (train_dir / "more" / "cat").iterdir():
+        path.rename(train_dir / "cat" / f"more_{path.name}")
+    shutil.rmtree(train_dir / "more")
     for path in sorted((train_dir / "dog").iterdir())[1:]:
         path.unlink()
 
@@ -244,6 +406,7 @@ def test_missing_data_is_a_finding_and_no_crash(place):
         ({"skipped_images": 1.0}, {}, "broken images: 1 unreadable"),
         ({"codebook_perplexity": 10.0}, {"codebook_perplexity": 100.0}, "codebook collapse"),
         ({"codebook_perplexity": 90.0}, {"codebook_perplexity": 100.0}, None),
+        ({"codebook_usage_group_3": 0.4}, {"codebook_usage_group_3": 1.0}, "collapse: codebook_usage_group_3 fell"),
         ({"discriminator": 0.01}, {"discriminator": 0.02}, "overpowering discriminator"),
         ({"discriminator": 0.01}, {}, None),
         ({"val/clipped_share": 0.4}, {}, "clipped output: 40.0%"),

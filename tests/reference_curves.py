@@ -1,0 +1,54 @@
+"""Makes configs/quickstart/reference_curves.json of finished, healthy quick starts: the answer to "what is normal?".
+
+    bash scripts/quickstart.sh && bash scripts/quickstart.sh --system wetok
+    python tests/reference_curves.py runs/quickstart runs/quickstart-wetok
+
+One entry for each recipe (of one in phases for each phase): seed, steps, and its losses at the steps `at`. Entries of
+recipes that none of the given folders is a run of stay as they are.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))  # for the call as a script
+
+from evaluations.checks import CURVES, PICTURE, Evidence
+
+HOW = "python tests/reference_curves.py, see there; torch 2.14, one CPU process; losses of training at the steps `at`"
+
+
+def curve_of(run: Evidence) -> dict:
+    """The entry of a run."""
+    names = [name for name in (*PICTURE, "loss") if run.series(name)]
+    names = [name for name in names if name != "loss"] or names  # a sum of weighted terms says less than the terms
+    metrics = {name: [float(f"{value:.4g}") for value in run.series(name)] for name in names}
+    at = [int(r["step"]) for r in run.train]
+    return {"seed": run.get("loop.seed"), "steps": run.get("loop.steps"), "at": at, "metrics": metrics}
+
+
+def text_of(curves: dict) -> str:
+    """JSON with one line for each list."""
+    entries = [f' "made by": {json.dumps(HOW)}']
+    for name, curve in sorted(curves.items()):
+        lists = ",\n".join(f"   {json.dumps(key)}: {json.dumps(values)}" for key, values in curve["metrics"].items())
+        facts = f'"seed": {curve["seed"]}, "steps": {curve["steps"]},\n  "at": {json.dumps(curve["at"])}'
+        entries.append(f' {json.dumps(name)}: {{\n  {facts},\n  "metrics": {{\n{lists}\n  }}\n }}')
+    return "{\n" + ",\n".join(entries) + "\n}\n"
+
+
+def main(folders: list[str]) -> None:
+    curves = {
+        name: curve for name, curve in json.loads(CURVES.read_text(encoding="utf-8")).items() if name != "made by"
+    }
+    for folder in folders:
+        for path in sorted(Path(folder).rglob("metrics.jsonl")):
+            run = Evidence(path.parent)
+            for name in {name for name, _ in run.recipes if name.startswith("quickstart/")}:
+                curves[name] = curve_of(run)
+                print(f"{name}: {path.parent}")
+    CURVES.write_text(text_of(curves), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
