@@ -83,11 +83,12 @@ class GPTTask:
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         mine = self.rows[self.world.rank :: self.world.size]
         view = CENTRE_VIEW[self.validation.manifest.views]
-        for start in range(0, len(mine), self.batch_size):
+        for start in range(0, -(-len(self.rows) // self.world.size), self.batch_size):
             rows = mine[start : start + self.batch_size]
+            weight, rows = len(rows), rows if len(rows) else self.rows[:1]  # a sharded network is called by all
             tokens = torch.stack([self.validation.tokens(i, view) for i in rows]).to(self.world.device)
             labels = torch.tensor([int(self.validation.labels[i]) for i in rows], device=self.world.device)
             with autocast(self.world.device, self.precision):
                 logits = network(labels, tokens)
-            total += next_token_loss(logits, tokens).double() * len(rows)
+            total += next_token_loss(logits, tokens).double() * weight
         return self.world.sum(total).item() / len(self.rows)

@@ -209,8 +209,9 @@ def _shard(module: nn.Module, world: World, scale: Scale, mesh: DeviceMesh) -> N
         register_fsdp_forward_method(module, name)
     if not world.is_main:
         module.to_empty(device=world.device)
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_model_state_dict(module, values, options=options)
+    set_model_state_dict(module, values, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    for buffer in module.buffers():  # also those that are in no state dict
+        dist.broadcast(buffer, src=0)
 
 
 def parallelize(

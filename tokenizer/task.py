@@ -218,8 +218,9 @@ class TokenizerTask:
         mine = range(self.world.rank, len(images_u8), self.world.size)
         sums: dict[str, Tensor] = {}
         seen: Tensor | None = None  # the indices of all images
-        for start in range(0, len(mine), self.validation.batch_size):
+        for start in range(0, -(-len(images_u8) // self.world.size), self.validation.batch_size):
             rows = list(mine[start : start + self.validation.batch_size])
+            weight, rows = len(rows), rows or [mine[0]]  # a sharded network is called by all, also with nothing left
             references = images_u8[rows].to(self.world.device)
             images = to_float(references)
             with autocast(self.world.device, self.precision):
@@ -231,7 +232,7 @@ class TokenizerTask:
             values["psnr"] = psnr(to_uint8(output.reconstructions), references).clamp_max(100).mean()
             values["clipped_share"] = (output.reconstructions.abs() > 1.05).float().mean()  # lost when made uint8
             for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value.double() * len(rows)
+                sums[name] = sums.get(name, 0.0) + value.double() * weight
         packed = {name: self.world.sum(value).item() / len(images_u8) for name, value in sorted(sums.items())}
         tokens = self.world.sum(seen).flatten(0, 1)
         usage = code_usage(tokens, network.quantizer.group_sizes)
