@@ -34,7 +34,7 @@ EXPECTED = {
     "wetok/WeTok_48": "0.20 | | | | WeTok, table 4, ImageNet 256 px; PSNR 29.63",
     "wetok/WeTok_192": "0.60 | | | | WeTok, table 4, ImageNet 256 px; PSNR 24.77",
     "wetok/WeTok_768": "3.49 | | | | WeTok, table 4, ImageNet 256 px; PSNR 20.77",
-    "gpt/GPT_wetok_XL": "| | WeTok, factor 16 2.31 | | WeTok, table 5; Inception Score 276.55, precision 0.84, recall 0.55",
+    "gpt/GPT_wetok_XL": "| | WeTok, factor 16 2.31 | | WeTok, table 5; Inception Score 276.55",
     "wetok/WeTok_f8_imagenet": "0.19 | | | | WeTok, table 3; PSNR 29.69",
     "wetok/WeTok_f16_imagenet": "0.61 | | | | WeTok, table 3; PSNR 24.50",
     "wetok/ablation/generative_decoder": "5.37; stage 2 3.90 | | | | WeTok, table 2; PSNR 20.53; stage 2 20.72",
