@@ -191,8 +191,10 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: DictConfig, new: Any) -> dict[str, tuple[Any, Any]]:
-    """{dotted key: (old value, new value)} where a saved config and a present one differ."""
-    a, b = flatten(old), flatten(new)
+    """{dotted key: (old value, new value)} where a saved config and a present one differ. A key that is younger than
+    the saved config had its default.
+    """
+    a, b = flatten(OmegaConf.structured(type(new))) | flatten(old), flatten(new)
     return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
 
 

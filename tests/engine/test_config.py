@@ -217,12 +217,14 @@ def test_a_saved_config_loads_to_the_same_config(tmp_path):
 
 
 def test_differences_names_every_changed_key():
-    """Changed, added and removed keys; a list and a tuple of equal values are the same."""
+    """Changed, added and removed keys; a list and a tuple of equal values are the same, and so is a key with its default
+    that an older program did not save.
+    """
     config = load_config(Root, [], [])
     old = OmegaConf.create(to_yaml(config))
     old.count, old.gone = 9, 1
     old.inner.sizes = [1, 2, 3]
-    del old.inner["limit"]
+    del old.inner["limit"], old["flag"]
     new = load_config(Root, [], ["inner.limit=4"])
     assert differences(old, new) == {
         "count": (9, 3),
