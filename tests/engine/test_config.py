@@ -217,7 +217,7 @@ def test_a_saved_config_loads_to_the_same_config(tmp_path):
 
 
 def test_differences_names_every_changed_key():
-    """Changed, added and removed keys; a list and a tuple of equal values are the same, and so is a key with its default
+    """Changed, added and removed keys; a list and a tuple of equal values are the same, so is a key with its default
     that an older program did not save.
     """
     config = load_config(Root, [], [])
