@@ -62,7 +62,7 @@ def chosen(section: Any, registry: Mapping[str, Any], key: str) -> Any:
         if value != type(value)():
             raise ConfigError(
                 f"{key}.{other} is set, but {key}.name={section.name!r} does not use it; "
-                f"remove {key}.{other} or set {key}.name={other}"
+                f"remove {key}.{other} (on a command line: {key}.{other}=null) or set {key}.name={other}"
             )
     return getattr(section, section.name, None)
 
@@ -124,6 +124,10 @@ def merge_config(schema: type[T], sources: Iterable[tuple[str, DictConfig | Sequ
                     if "=" not in item or item.startswith("-"):
                         raise ConfigError(f"{source}: {item!r} is not of the form key=value")
                 content = OmegaConf.from_dotlist(list(content))
+            for key in (k for k, value in flatten(content).items() if value is None):
+                if isinstance(OmegaConf.select(base, key), DictConfig):  # null: a section as if nobody had set it
+                    OmegaConf.update(merged, key, OmegaConf.select(base, key), merge=False)
+                    OmegaConf.update(content, key, {})
             _check_shape(base, content, source)
             merged = OmegaConf.merge(merged, content)
         except OmegaConfBaseException as error:

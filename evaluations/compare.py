@@ -30,7 +30,7 @@ def main() -> None:
     args = parse_args()
     if len(args.results) < 2:
         raise UserError("name two or more results to compare")
-    columns = [f"{path.parent.name}/{path.stem}" for path in args.results]
+    columns = ["/".join(path.resolve().with_suffix("").parts[-3:]) for path in args.results]
     names, rows, problems = compare([(c, read_result(path)) for c, path in zip(columns, args.results, strict=True)])
     print(text_table(names, rows, columns))
     versions = {json.dumps(read_result(path).get("libraries")) for path in args.results}

@@ -12,11 +12,13 @@ has both), which every command takes; a folder of ours becomes a file in the pub
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from engine.config import logger, run_entry
+from engine.config import ConfigError, logger, run_entry
 from tokenizer import load_tokenizer
+from tokenizer.models.registry import ModelConfig
 from tokenizer.published import add_conversion_flags, convert
 from tokenizer.released import export_state, flattened, rules_of, wetok_config
 
@@ -27,6 +29,15 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _is_shown(config: ModelConfig, state: Mapping[str, Tensor]) -> bool:
+    """Whether a file of WeTok without a YAML is read as the architecture that it has."""
+    try:
+        shown = wetok_config(state)
+    except ConfigError:
+        return False
+    return (shown.quantizer, shown.wetok.cnn.norm_groups) == (config.quantizer, config.wetok.cnn.norm_groups)
+
+
 def main() -> None:
     args = parse_args()
 
@@ -35,10 +46,8 @@ def main() -> None:
         state = export_state(tokenizer.state_dict(), rules_of(config))
         if config.name != "wetok":
             return {"model": state}
-        if wetok_config(state).quantizer != config.quantizer:
-            logger.warning(
-                "a file does not say its groups; name this tokenizer's YAML wherever %s is read", args.output
-            )
+        if not _is_shown(config, state):
+            logger.warning("%s: its shapes do not say all: name this tokenizer's YAML wherever it is read", args.output)
         if tokenizer.provenance.weights == "ema":  # raw and averaged weights in one state dict
             raw = load_tokenizer(args.vq_ckpt, weights="model")
             averaged = {flattened(name): tensor for name, tensor in state.items()}

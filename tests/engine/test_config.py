@@ -306,3 +306,10 @@ def test_a_bad_combination_lists_all_problems_at_once(monkeypatch):
         tokenizer_train.validate(config)
     for part in ("semantic_dim=768", "data.image_size=100", "multiple of 16", "warmup_steps=5", "loop.steps=5"):
         assert part in str(caught.value)
+
+
+def test_null_takes_back_what_a_file_set_in_a_section(tmp_path):
+    """So that a recipe's variant can be swapped on a command line: `model.quantizer.vq=null`."""
+    path = write(tmp_path / "c.yaml", "inner: {limit: 4}\n")
+    assert load_config(Root, [path], ["inner=null"]).inner == Root().inner
+    assert load_config(Root, [path]).inner.limit == 4
