@@ -56,11 +56,11 @@ class CodeUsage:
 
 def usage_metrics(counts: Tensor, tokens: int, sizes: tuple[int, ...]) -> dict[str, float]:
     """`codebook_usage`, `codebook_perplexity` and their parts by group; with several groups `distinct_codes` too."""
-    metrics = {}
-    if counts.shape[1]:
+    metrics, missing = {}, not_counted(sizes)
+    if "codebook_usage" not in missing:
         found = usage_of_counts(list(counts), sizes, (counts.sum(0) > 0).sum())
         metrics = {name: value.item() for name, value in found.items()}
-    if len(sizes) > 1 and sum(math.log2(size) for size in sizes) <= MAX_TOKEN_BITS:
+    if len(sizes) > 1 and "distinct_codes" not in missing:
         metrics["distinct_codes"] = tokens
     return metrics
 

@@ -49,20 +49,18 @@ def main() -> None:
         if not _is_shown(config, state):
             logger.warning("%s: its shapes do not say all: name this tokenizer's YAML wherever it is read", args.output)
         if tokenizer.provenance.weights == "ema":  # raw and averaged weights in one state dict
-            raw = load_tokenizer(args.vq_ckpt, weights="model")
             averaged = {flattened(name): tensor for name, tensor in state.items()}
-            state = export_state(raw.state_dict(), rules_of(config)) | averaged
+            state = export_state(load("model").state_dict(), rules_of(config)) | averaged
         return {"state_dict": state}
 
     def ours(tokenizer: nn.Module) -> dict[str, dict[str, Tensor]]:
         facts = tokenizer.provenance
         if facts.config.model.name != "wetok" or args.weights != "auto" or facts.weights != "ema":
             return {"model": tokenizer.state_dict()}
-        raw = load_tokenizer(args.vq_ckpt, config=args.tok_config, weights="model")
-        return {"model": raw.state_dict(), "ema": tokenizer.state_dict()}
+        return {"model": load("model").state_dict(), "ema": tokenizer.state_dict()}
 
-    def load() -> nn.Module:
-        return load_tokenizer(args.vq_ckpt, config=args.tok_config, weights=args.weights)
+    def load(weights: str = args.weights) -> nn.Module:
+        return load_tokenizer(args.vq_ckpt, config=args.tok_config, weights=weights)
 
     convert(args.vq_ckpt, args.output, load, published, ours)
 

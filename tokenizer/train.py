@@ -339,7 +339,8 @@ def train(config: TokenizerTrainConfig, world: World) -> None:
 
 
 def _steps_done(run_dir: Path) -> int:
-    return max((read_manifest(folder)["step"] for folder in checkpoint_folders(run_dir)), default=0)
+    folders = checkpoint_folders(run_dir)  # oldest first
+    return read_manifest(folders[-1])["step"] if folders else 0
 
 
 def _check_begun(config: TokenizerTrainConfig, phases: list[TokenizerTrainConfig]) -> None:
