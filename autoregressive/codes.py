@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.checkpoint import write_atomic
-from engine.config import UserError
-from engine.stream import position_rng
+from engine.checkpoint.manifest import write_atomic
+from engine.data.stream import position_rng
+from engine.messages import UserError
 
 FORMAT = 1
 CENTRE_VIEW = {"centre": 0, "flip": 0, "ten-crop": 4}  # kind of views -> the one that is the plain centre crop

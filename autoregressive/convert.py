@@ -16,12 +16,13 @@ import argparse
 
 from torch import Tensor
 
-from autoregressive.gpt import GPT
 from autoregressive.loading import load_gpt
-from autoregressive.released import rules_of
-from engine.config import run_entry
-from tokenizer.published import add_conversion_flags, convert
-from tokenizer.released import GPT_PART, export_state
+from autoregressive.models.gpt import GPT
+from autoregressive.published import rules_of
+from engine.cli import run_entry
+from tokenizer.published.files import add_conversion_flags, convert
+from tokenizer.published.layout import export_state
+from tokenizer.published.wetok import GPT_PART
 
 
 def parse_args() -> argparse.Namespace:

@@ -19,11 +19,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
-from engine.config import UserError, logger, positive, run_entry
-from engine.datasets import DataConfig, ImageSource, has_split, open_source, read_source
-from engine.distributed import World, distributed_world
-from engine.images import centre_crop, image_tensor, ten_crop, to_float
-from tokenizer.loading import add_image_flags, add_tokenizer_flags, images_from, streams_of, tokenizer_from
+from engine.cli import positive, run_entry
+from engine.data.config import DataConfig
+from engine.data.crops import centre_crop, ten_crop
+from engine.data.images import image_tensor, to_float
+from engine.data.sources import ImageSource, has_split, open_source, read_source
+from engine.messages import UserError, logger
+from engine.world import World, distributed_world
+from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
+from tokenizer.loading import streams_of
 
 NUM_VIEWS = {"centre": 1, "flip": 2, "ten-crop": 10}
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from autoregressive.gpt import GPT, SIZES, GPTConfig
-from autoregressive.released import ignored, rules_of
-from engine.checkpoint import find_weights, fingerprint, load_strict, read_weights
-from engine.config import ConfigError, load_sections, logger
+from autoregressive.models.gpt import GPT, GPTConfig
+from autoregressive.published import ignored, rules_of
+from engine.checkpoint.weights import find_weights, fingerprint, load_strict, read_weights
+from engine.config import load_sections
+from engine.messages import ConfigError
 from tokenizer.loading import Provenance, streams_of
-from tokenizer.published import is_published, read_published
-from tokenizer.released import GPT_PART, import_state, is_gpt, part_of
-
-PUBLISHED_SIZES = {f"GPT-{size.upper()}": size for size in SIZES}
+from tokenizer.published.families import is_gpt
+from tokenizer.published.files import is_published, read_published
+from tokenizer.published.layout import import_state
+from tokenizer.published.wetok import GPT_PART, part_of
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,38 +83,3 @@ def require_pair(gpt: GPT, tokenizer: nn.Module) -> None:
     others = (streams_of(tokenizer) or tokenizer.quantizer.codebook_size, tokenizer.num_tokens)
     if own != others:
         raise ConfigError(f"the GPT has {own[0]} codes and {own[1]} tokens, the tokenizer {others[0]} and {others[1]}")
-
-
-def add_gpt_flags(parser: argparse.ArgumentParser) -> None:
-    """The documented flags that name a GPT. `--weights` comes with the tokenizer's flags."""
-    parser.add_argument(
-        "--gpt-ckpt", required=True, help="a run, a checkpoint or an export (folders), or a published file"
-    )
-    parser.add_argument("--gpt-config", help="YAML of the architecture, for a published file")
-    parser.add_argument(
-        "--gpt-model", choices=list(PUBLISHED_SIZES), help="instead: a published size over 1,000 classes"
-    )
-    parser.add_argument("--gpt-2d", action="store_true", help="with --gpt-model: 2D rotary positions (LlamaGen)")
-    parser.add_argument(
-        "--precision", default="fp32", choices=["none", "fp32", "bf16", "fp16"], help="of the GPT (default fp32 = none)"
-    )
-
-
-def gpt_from(args: argparse.Namespace, tokenizer: nn.Module, device: torch.device) -> GPT:
-    """The GPT that the flags name, checked against the tokenizer, in the precision asked for."""
-    config = args.gpt_config
-    if config is None and args.gpt_model is not None:
-        config = GPTConfig(
-            size=PUBLISHED_SIZES[args.gpt_model],
-            vocab_size=tokenizer.quantizer.codebook_size,
-            num_tokens=tokenizer.num_tokens,
-            positions="rope2d" if args.gpt_2d else "learned",
-        )
-    gpt = load_gpt(args.gpt_ckpt, config=config, weights=args.weights, device=device)
-    require_pair(gpt, tokenizer)
-    if args.precision in ("bf16", "fp16"):
-        if device.type == "cpu":
-            logger.info("--precision %s: on a CPU the GPT runs in fp32", args.precision)
-            return gpt
-        gpt.to(torch.bfloat16 if args.precision == "bf16" else torch.float16)
-    return gpt

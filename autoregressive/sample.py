@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from autoregressive.loading import add_gpt_flags, gpt_from
-from autoregressive.sampling import add_sampler_flags, sample_images, settings_of
-from engine.config import UserError, logger, positive, run_entry
-from engine.distributed import distributed_world
-from engine.images import save_grid, to_float, to_pil
-from tokenizer.loading import add_tokenizer_flags, tokenizer_from
+from autoregressive.cli import add_gpt_flags, add_sampler_flags, gpt_from, settings_of
+from autoregressive.sampler import sample_images
+from engine.cli import positive, run_entry
+from engine.data.images import save_grid, to_float, to_pil
+from engine.messages import UserError, logger
+from engine.world import distributed_world
+from tokenizer.cli import add_tokenizer_flags, tokenizer_from
 
 
 def parse_classes(text: str, num_classes: int) -> list[int]:

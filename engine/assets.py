@@ -17,8 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.checkpoint import file_sha256, read_weights
-from engine.config import UserError, logger, lookup
+from engine.checkpoint.manifest import file_sha256
+from engine.checkpoint.weights import read_weights
+from engine.messages import UserError, logger
+from engine.registry import lookup
 
 
 @dataclass(kw_only=True, slots=True)

@@ -7,12 +7,8 @@ that names the key and what is accepted.
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import errno
-import logging
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,50 +17,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, TupleConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from engine.messages import ConfigError
+
 T = TypeVar("T")
-logger = logging.getLogger("tokenizers")
-
-
-class UserError(ValueError):
-    """Something the user can mend: a key, a file, a missing package. Entries print it without a traceback."""
-
-
-class ConfigError(UserError):
-    """A wrong configuration. The message names the dotted key, what was found and what is accepted."""
-
-
-def lookup(registry: Mapping[str, T], name: str, key: str) -> T:
-    """`registry[name]`, or an error that names the config key and what it accepts."""
-    if name not in registry:
-        raise ConfigError(f"{key}={name!r} is not known; choose one of: {', '.join(sorted(registry))}")
-    return registry[name]
-
-
-def sized(section: Any, sizes: Mapping[str, tuple[int, int, int]], key: str) -> tuple[int, int, int]:
-    """(width, layers, heads) of a transformer's config: of its named `size`, or its own; `key` names the section."""
-    own = (section.width, section.layers, section.heads)
-    if section.size is not None:
-        if own != (None, None, None):
-            raise ConfigError(f"{key}: give either size={section.size} or width, layers and heads, not both")
-        return lookup(sizes, section.size, f"{key}.size")
-    if None in own or min(own) < 1:
-        raise ConfigError(f"{key}: give size (one of {', '.join(sizes)}) or width, layers and heads, each 1 or more")
-    return own
-
-
-def chosen(section: Any, registry: Mapping[str, Any], key: str) -> Any:
-    """The sub-section of `section` that its `name` picks; a changed sub-section that is not in use is an error."""
-    lookup(registry, section.name, f"{key}.name")
-    for other in registry:
-        if other == section.name or not hasattr(section, other):
-            continue
-        value = getattr(section, other)
-        if value != type(value)():
-            raise ConfigError(
-                f"{key}.{other} is set, but {key}.name={section.name!r} does not use it; "
-                f"remove {key}.{other} (on a command line: {key}.{other}=null) or set {key}.name={other}"
-            )
-    return getattr(section, section.name, None)
 
 
 def _translate(error: Exception, source: str) -> ConfigError:
@@ -207,45 +162,3 @@ def check_all(problems: Sequence[str]) -> None:
     if problems:
         heading = ["the config does not fit together:"] if len(problems) > 1 else []
         raise ConfigError("\n  ".join([*heading, *problems]))
-
-
-def positive(text: str) -> int:
-    """The argparse type of a count: a whole number from 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
-def parse_cli(schema: type[T], description: str, *, plan: bool = False) -> tuple[T, argparse.Namespace]:
-    """The command line of a training entry:
-
-    `--config FILE` (repeatable), `--dry-run`, `--print-config`, where asked for `--plan GPUS`, `key=value` ...
-    """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; repeatable, later wins")
-    parser.add_argument("--print-config", action="store_true", help="print every key with its value, then exit")
-    parser.add_argument("--dry-run", action="store_true", help="check the config and the model's sizes, then exit")
-    if plan:
-        parser.add_argument("--plan", type=positive, metavar="GPUS", help="memory on GPUS GPUs of 80 GB, then exit")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as optim.lr=2e-4")
-    args = parser.parse_intermixed_args()
-    config = load_config(schema, args.config, args.overrides)
-    if args.print_config:
-        print(to_yaml(config), end="")
-        raise SystemExit(0)
-    return config, args
-
-
-def run_entry(main: Callable[[], None]) -> None:
-    """Runs an entry's `main`: a `UserError` or a full disk becomes one clear message and exit code 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: {error}. Free some space and start the same command again", file=sys.stderr)
-        raise SystemExit(2) from None

@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from engine.checkpoint import CheckpointStore, Weights
-from engine.config import ConfigError, UserError
-from engine.distributed import World
-from engine.tracker import Run
+from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.weights import Weights
+from engine.messages import ConfigError, UserError
+from engine.run_log import Run
+from engine.world import World
 
 Batch = dict[str, Tensor]
 EXIT_STOPPED = 75  # exit code after SIGTERM or SIGUSR1: state saved, start the same command again
@@ -49,6 +50,16 @@ class LoopConfig:
             raise ConfigError("loop.eval_every and loop.keep_every must be 0 or more")
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError(f"loop.precision={self.precision!r} is not known; choose one of: bf16, fp32")
+
+
+@dataclass(kw_only=True, slots=True)
+class ScaledLoopConfig(LoopConfig):
+    """A loop whose network may be spread over processes."""
+
+    strategy: Literal["ddp", "fsdp", "hsdp"] = "ddp"  # a copy per process; shards over all; shards inside each machine
+    activation_checkpointing: bool = False  # the inside of each block is computed again in backward, not kept
+    compile: bool = False  # torch.compile of each block
+    async_save: bool = False  # checkpoints are copied to host memory and written while the training goes on
 
 
 class Task(Protocol):

@@ -15,10 +15,12 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.checkpoint import write_atomic
-from engine.config import ConfigError, logger, parse_cli, run_entry, save_config
-from evaluations.protocol import read_result
-from evaluations.stages import Stage, python, run_stages
+from engine.checkpoint.manifest import write_atomic
+from engine.cli import parse_cli, run_entry
+from engine.config import save_config
+from engine.messages import ConfigError, logger
+from engine.pipeline import Stage, python, run_stages
+from evaluations.results import read_result
 
 VIEWS = {"centre": [], "flip": ["--flip"], "ten-crop": ["--ten-crop"]}
 

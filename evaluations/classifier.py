@@ -16,16 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.checkpoint import CheckpointStore, Weights
-from engine.config import parse_cli, run_entry
-from engine.datasets import DataConfig, centre_batch, open_source, training_item
-from engine.distributed import World, distributed_world
-from engine.images import to_float
+from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.weights import Weights
+from engine.cli import parse_cli, run_entry
+from engine.data.config import DataConfig
+from engine.data.images import to_float
+from engine.data.samples import centre_batch, training_item
+from engine.data.sources import open_source
+from engine.data.stream import open_stream
 from engine.loop import Batch, LoopConfig, check_batch, fit
-from engine.optim import OptimConfig, Updater
-from engine.stream import open_stream
-from engine.tracker import Run
-from evaluations.small_cnn import Classifier, ClassifierConfig, classify
+from engine.optim import OptimConfig
+from engine.run_log import Run
+from engine.trained_model import Updater
+from engine.world import World, distributed_world
+from evaluations.digits.model import Classifier, ClassifierConfig, classify
 
 
 @dataclass(kw_only=True, slots=True)

@@ -13,9 +13,10 @@ import argparse
 import json
 from pathlib import Path
 
-from engine.config import UserError, run_entry
+from engine.cli import run_entry
+from engine.messages import UserError
 from evaluations.comparison import compare, differing_images, text_table
-from evaluations.protocol import read_result
+from evaluations.results import read_result
 
 NOT_COMPARABLE = 3  # exit code
 

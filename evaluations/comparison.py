@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluations.protocol import changed_facts, unranked
+from evaluations.results import changed_facts, unranked
 
 SMALLER_IS_BETTER = ("fid", "frechet", "lpips", "loss", "memorised", "bits", "seconds")
 NO_QUALITY = ("_noise", "_real", "_stderr")  # endings of metrics that say nothing about a network

@@ -23,10 +23,13 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from autoregressive.codes import CodeStore
-from engine.checkpoint import FAILURES, CheckpointError, checkpoint_folders, damage, phase_folders, read_manifest
-from engine.config import merge_config, read_yaml, run_entry
-from engine.datasets import DataConfig, open_source
-from engine.stream import index_at
+from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, damage, phase_folders, read_manifest
+from engine.checkpoint.store import FAILURES
+from engine.cli import run_entry
+from engine.config import merge_config, read_yaml
+from engine.data.config import DataConfig
+from engine.data.sources import open_source
+from engine.data.stream import index_at
 
 NUM_IDS = 8
 

@@ -23,25 +23,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoregressive.cli import gpt_from, settings_of
 from autoregressive.codes import CodeStore
-from autoregressive.loading import gpt_from
-from autoregressive.sampling import sample_images, settings_of
-from engine.checkpoint import fingerprint
-from engine.config import UserError, logger, run_entry
-from engine.datasets import DataConfig, ImageSource, centre_batch, has_split, open_source
-from engine.distributed import World
-from engine.images import to_pil
-from evaluations.adm import ImageSet
-from evaluations.flags import extractor_of, output_of, reference_from, run_evaluation
-from evaluations.images import NpzWriter
-from evaluations.protocol import write_arrays, write_result
-from evaluations.reference import distance, suite
-from evaluations.sampled import Sampler, add_sampled_flags, labels_of
-from evaluations.small_cnn import classify, load_classifier
-from tokenizer.loading import images_from, tokenizer_from
+from autoregressive.sampler import sample_images
+from engine.checkpoint.weights import fingerprint
+from engine.cli import run_entry
+from engine.data.config import DataConfig
+from engine.data.images import to_pil
+from engine.data.samples import centre_batch
+from engine.data.sources import ImageSource, has_split, open_source
+from engine.messages import UserError, logger
+from engine.world import World
+from evaluations.cli import extractor_of, output_of, reference_from, run_evaluation
+from evaluations.digits.model import classify, load_classifier
+from evaluations.generated import Sampler, add_sampled_flags, labels_of
+from evaluations.image_sets import NpzWriter
+from evaluations.metrics.feature_statistics import ImageSet
+from evaluations.metrics.sequences import NEAREST_CANDIDATES, nearest_training, noise_images, sequence_shares
+from evaluations.protocols.reference import distance, suite
+from evaluations.results import write_arrays, write_result
+from tokenizer.cli import images_from, tokenizer_from
 
 SHOWN_PER_CLASS, SHOWN_CLASSES = 8, 10  # images kept for the report
-NEAREST_CANDIDATES = 5000  # training images among which the nearest one is looked for
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,27 +54,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--classifier", type=Path, help="folder of a classifier (evaluations.classifier)")
     parser.add_argument("--export", choices=["npz", "png"], help="also write the images, under --sample-dir")
     return parser.parse_args()
-
-
-def noise_images(count: int, size: int, seed: int) -> Tensor:
-    """Uniform noise, uint8 (count,3,size,size): the distance of no image at all."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
-
-
-def sequence_shares(tokens: np.ndarray, training: np.ndarray) -> dict[str, float]:
-    """`distinct` and `memorised` of code sequences (n, N); `training` is (images, views, N)."""
-    made = [row.astype(np.int32).tobytes() for row in tokens]
-    wanted, known = set(made), set()
-    for image in training:  # one at a time: the training codes may be larger than memory
-        known |= wanted & {row.astype(np.int32).tobytes() for row in image}
-    return {"distinct": len(wanted) / len(made), "memorised": sum(row in known for row in made) / len(made)}
-
-
-def nearest_training(images: Tensor, training: Tensor) -> Tensor:
-    """Index of the training image with the smallest squared pixel difference. uint8 (n,3,H,W), (m,3,H,W) -> (n,)."""
-    a, b = images.flatten(1).float() / 255, training.flatten(1).float() / 255
-    return torch.cdist(a, b).argmin(1)
 
 
 class Export:

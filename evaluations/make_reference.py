@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.config import UserError, logger, positive, run_entry
-from engine.datasets import ON_DISK, kind_of
-from engine.distributed import World
-from evaluations.adm import ImageSet
-from evaluations.features import InceptionExtractor
-from evaluations.flags import add_asset_flags, assets_of, run_evaluation
-from evaluations.images import NpzWriter, SourceImages
-from evaluations.protocol import write_arrays
+from engine.cli import positive, run_entry
+from engine.data.sources import ON_DISK, kind_of
+from engine.messages import UserError, logger
+from engine.world import World
+from evaluations.cli import add_asset_flags, assets_of, run_evaluation
+from evaluations.image_sets import NpzWriter, SourceImages
+from evaluations.metrics.extractors import InceptionExtractor
+from evaluations.metrics.feature_statistics import ImageSet
+from evaluations.results import write_arrays
 
 
 def parse_args() -> argparse.Namespace:

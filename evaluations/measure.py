@@ -14,12 +14,12 @@ import argparse
 
 import torch
 
-from engine.config import UserError, run_entry
-from engine.distributed import World
-from evaluations.flags import add_measure_flags, extractor_of, output_of, reference_path, run_evaluation
-from evaluations.images import open_images
-from evaluations.protocol import write_result
-from evaluations.reference import (
+from engine.cli import run_entry
+from engine.messages import UserError
+from engine.world import World
+from evaluations.cli import add_measure_flags, extractor_of, output_of, reference_path, run_evaluation
+from evaluations.image_sets import open_images
+from evaluations.protocols.reference import (
     KINDS,
     features_of,
     reference_of_file,
@@ -28,6 +28,7 @@ from evaluations.reference import (
     require_size,
     suite,
 )
+from evaluations.results import write_result
 
 
 def parse_args() -> argparse.Namespace:

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint import write_atomic
-from engine.config import ConfigError, positive, run_entry
-from tokenizer.quantizers.group_lfq import GQConfig, GroupLFQ
+from engine.checkpoint.manifest import write_atomic
+from engine.cli import positive, run_entry
+from engine.messages import ConfigError
+from tokenizer.quantizers.gq import GQConfig, GroupLFQ
 
 METHODS = {"LFQ": lambda channels: 1, "BSQ": lambda channels: channels, "GQ": lambda channels: channels // 8}
 ALONE = "sample entropy alone"

@@ -18,12 +18,13 @@ import argparse
 import json
 from pathlib import Path
 
-from engine.checkpoint import write_atomic
-from engine.config import UserError, logger, positive, run_entry
-from engine.packaged import ATTRIBUTION
-from engine.tracker import read_metrics
-from evaluations.protocol import read_result
-from evaluations.stages import Stage, StageLog, python, run_stages
+from engine.checkpoint.manifest import write_atomic
+from engine.cli import positive, run_entry
+from engine.data.packaged import ATTRIBUTION
+from engine.messages import UserError, logger
+from engine.pipeline import Stage, StageLog, python, run_stages
+from engine.run_log import read_metrics
+from evaluations.results import read_result
 
 CONFIGS = Path("configs/quickstart")
 GUIDANCE_SCALE = 2.0

@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 
-from engine.config import UserError, run_entry
-from engine.datasets import open_source
-from engine.distributed import World
-from evaluations.adm import ImageSet
-from evaluations.codebook import CodeUsage, bits_of, not_counted, usage_metrics
-from evaluations.flags import (
+from engine.cli import run_entry
+from engine.data.sources import open_source
+from engine.messages import UserError
+from engine.world import World
+from evaluations.cli import (
     add_measure_flags,
     add_published_flags,
     assets_of,
@@ -35,12 +34,15 @@ from evaluations.flags import (
     reference_from,
     run_evaluation,
 )
-from evaluations.images import with_bar
-from evaluations.protocol import write_arrays, write_result
-from evaluations.reference import Reference, distance, suite
-from evaluations.rules import RULES, Reconstructor, pair_scores, score_names
-from tokenizer.loading import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
-from tokenizer.losses.backbones import lpips_network
+from evaluations.image_sets import with_bar
+from evaluations.metrics.code_usage import CodeUsage, bits_of, not_counted, usage_metrics
+from evaluations.metrics.feature_statistics import ImageSet
+from evaluations.protocols.pair_scores import pair_scores, score_names
+from evaluations.protocols.reconstruction import RULES, Reconstructor
+from evaluations.protocols.reference import Reference, distance, suite
+from evaluations.results import write_arrays, write_result
+from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
+from tokenizer.frozen.lpips import lpips_network
 
 SHOWN = 32  # pairs kept for the report
 MIN_LPIPS = 32  # pixels; smaller images vanish in its network

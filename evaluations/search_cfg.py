@@ -21,16 +21,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoregressive.gpt import GPT
-from autoregressive.loading import gpt_from
-from autoregressive.sampling import settings_of
-from engine.checkpoint import write_atomic
-from engine.config import UserError, logger, run_entry
-from engine.distributed import World
-from evaluations.flags import extractor_of, output_of, reference_from, run_evaluation
-from evaluations.protocol import changed_facts, read_result, write_result
-from evaluations.sampled import Sampler, add_sampled_flags, labels_of, measured
-from tokenizer.loading import images_from, tokenizer_from
+from autoregressive.cli import gpt_from, settings_of
+from autoregressive.models.gpt import GPT
+from engine.checkpoint.manifest import write_atomic
+from engine.cli import run_entry
+from engine.messages import UserError, logger
+from engine.world import World
+from evaluations.cli import extractor_of, output_of, reference_from, run_evaluation
+from evaluations.generated import Sampler, add_sampled_flags, labels_of, measured
+from evaluations.results import changed_facts, read_result, write_result
+from tokenizer.cli import images_from, tokenizer_from
 
 STARTS = {  # schedule -> size of the GPT -> scale at which the released search starts
     "step": {"b": 2.5, "l": 1.75, None: 1.25},

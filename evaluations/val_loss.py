@@ -22,17 +22,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from autoregressive.cli import add_gpt_flags, gpt_from
 from autoregressive.codes import CENTRE_VIEW, CodeStore
-from autoregressive.loading import add_gpt_flags, gpt_from
-from autoregressive.task import next_token_loss
-from engine.config import ConfigError, UserError, run_entry
-from engine.datasets import labelled_batch, open_source
-from engine.distributed import World
-from engine.images import to_float
-from evaluations.flags import add_output_flags, held_out, output_of, run_evaluation
-from evaluations.images import own_batches
-from evaluations.protocol import write_result
-from tokenizer.loading import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
+from autoregressive.training.task import next_token_loss
+from engine.cli import run_entry
+from engine.data.images import to_float
+from engine.data.samples import labelled_batch
+from engine.data.sources import open_source
+from engine.messages import ConfigError, UserError
+from engine.world import World
+from evaluations.cli import add_output_flags, held_out, output_of, run_evaluation
+from evaluations.image_sets import own_batches
+from evaluations.results import write_result
+from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
 
 Read = Callable[[np.ndarray], tuple[Tensor, Tensor]]  # numbers of images (B,) -> tokens (B,N), labels (B,)
 

@@ -19,17 +19,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
-from engine.config import UserError, logger, positive, run_entry
-from engine.datasets import ImageSource, centre_batch, open_source
-from engine.distributed import pick_device
-from engine.images import save_grid, to_float
-from evaluations.probe_features import decoder_tokens
-from evaluations.protocol import write_arrays
-from tokenizer.loading import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
-
-COMPONENTS, LOW, HIGH = 3, 1, 99  # percentiles that become 0 and 255
+from engine.cli import positive, run_entry
+from engine.data.images import save_grid, to_float
+from engine.data.samples import centre_batch
+from engine.data.sources import open_source
+from engine.devices import pick_device
+from engine.messages import UserError, logger
+from evaluations.probes.pca import grid_features, of_one_class, principal_components
+from evaluations.results import write_arrays
+from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,45 +42,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="npz file; a PNG is written beside it")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     return parser.parse_args()
-
-
-def of_one_class(source: ImageSource, name: str | None, count: int) -> tuple[np.ndarray, str]:
-    """The first images of a class, and its name."""
-    name = name if name is not None else source.class_names[0]
-    if name not in source.class_names:
-        shown = ", ".join(map(str, source.class_names[:12]))
-        raise UserError(f"--class-name {name!r} is not a class of {source.name}; it has: {shown} ...")
-    found = np.flatnonzero(source.labels == source.class_names.index(name))[:count]
-    if len(found) < 2:
-        raise UserError(f"class {name!r} of {source.name} has {len(found)} images; 2 or more are needed")
-    return found, str(name)
-
-
-def grid_features(tokenizer: nn.Module, images: Tensor, layer: int | None) -> tuple[Tensor, str]:
-    """Inner features (B,h,w,C) of images, and which they are."""
-    if not hasattr(tokenizer, "query_decoder"):
-        if layer is not None:
-            raise UserError("--layer names a block of a transformer decoder; this tokenizer has none")
-        return tokenizer.encode_features(images).permute(0, 2, 3, 1), "encoder features"
-    decoder = tokenizer.query_decoder
-    layer = layer or decoder.semantic_layer or len(decoder.transformer)
-    if layer > len(decoder.transformer):
-        raise UserError(f"--layer {layer}: the decoder has {len(decoder.transformer)} blocks")
-    tokens = decoder_tokens(tokenizer, images, layer)
-    return tokens.unflatten(1, (decoder.grid, decoder.grid)), f"decoder block {layer}"
-
-
-def principal_components(features: Tensor) -> np.ndarray:
-    """(B,h,w,C) -> (B,h,w,3) in 0..1: the first three components over all cells, signs fixed by the largest loading."""
-    flat = features.flatten(0, 2).double().cpu()
-    flat = flat - flat.mean(0)
-    _, _, axes = torch.linalg.svd(flat, full_matrices=False)
-    axes = F.pad(axes[:COMPONENTS], (0, 0, 0, max(0, COMPONENTS - len(axes))))
-    signs = torch.gather(axes, 1, axes.abs().argmax(1, keepdim=True)).sign()
-    found = (flat @ (axes * torch.where(signs == 0, 1.0, signs)).T).numpy()
-    low, high = np.percentile(found, [LOW, HIGH], axis=0)
-    scaled = np.clip((found - low) / np.maximum(high - low, 1e-12), 0, 1)
-    return scaled.reshape(*features.shape[:3], COMPONENTS)
 
 
 @torch.inference_mode()

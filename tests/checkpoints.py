@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.checkpoint import CheckpointStore, checkpoint_folders, read_manifest
-from engine.optim import OptimConfig, Updater
+from engine.checkpoint.manifest import checkpoint_folders, read_manifest
+from engine.checkpoint.store import CheckpointStore
+from engine.optim import OptimConfig
+from engine.trained_model import Updater
 
 
 @dataclass(kw_only=True, slots=True)

@@ -10,8 +10,8 @@ import pytest
 import tiny
 import torch
 
-from engine.config import run_entry
-from engine.distributed import World
+from engine.cli import run_entry
+from engine.world import World
 
 
 @pytest.fixture(scope="session", autouse=True)

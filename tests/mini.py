@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from autoregressive.gpt import GPT
-from autoregressive.train import GPTTrainConfig
+from autoregressive.models.gpt import GPT
+from autoregressive.training.config import GPTTrainConfig
 from engine.config import load_config, save_config
-from engine.distributed import World
-from engine.packaged import ArraySource
+from engine.data.packaged import ArraySource
+from engine.world import World
 from tokenizer.models.registry import build_tokenizer
-from tokenizer.train import TokenizerTrainConfig
+from tokenizer.training.config import TokenizerTrainConfig
 
 T = TypeVar("T")
 

@@ -6,9 +6,9 @@ import mini
 import torch
 
 from engine.config import load_config
-from evaluations.linear_probe import LinearProbeConfig
-from evaluations.probe_features import NetworkConfig, ProbedNetwork
-from tokenizer.train import TokenizerTrainConfig
+from evaluations.probes.features import NetworkConfig, ProbedNetwork
+from evaluations.probes.task import LinearProbeConfig
+from tokenizer.training.config import TokenizerTrainConfig
 
 IMAGES = {"train": mini.image_source(24, seed=1), "val": mini.image_source(14, seed=2)}
 

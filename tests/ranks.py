@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from engine.distributed import distributed_world
+from engine.world import distributed_world
 
 TIMEOUT = 120  # seconds
 

@@ -14,7 +14,7 @@ from recipes import CONFIGS, kind_of, load, name_of
 
 from engine.config import flatten
 from tokenizer import train as tokenizer_train
-from tokenizer.quantizers.vector import VQConfig
+from tokenizer.quantizers.vq import VQConfig
 
 PAGE = ROOT / "docs" / "recipes.md"
 FOLDERS = {  # folder under configs/ -> heading; one that is not there is left out

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # for the call as a script
 
-from evaluations.checks import CURVES, PICTURE, Evidence
+from evaluations.doctor.evidence import CURVES, PICTURE, Evidence
 
 HOW = "python tests/reference_curves.py, see there; torch 2.14, one CPU process; losses of training at the steps `at`"
 

@@ -16,9 +16,10 @@ from ranks import on_ranks
 import autoregressive.extract_codes
 import autoregressive.train
 import tokenizer.train
-from engine import checkpoint
-from engine.checkpoint import checkpoint_folders, damage, find_weights, read_manifest, read_weights
-from engine.config import UserError
+from engine.checkpoint import store as checkpoint
+from engine.checkpoint.manifest import checkpoint_folders, damage, read_manifest
+from engine.checkpoint.weights import find_weights, read_weights
+from engine.messages import UserError
 from tokenizer import load_tokenizer
 
 TOKENIZER, GPT, CODES = tokenizer.train.main, autoregressive.train.main, autoregressive.extract_codes.main

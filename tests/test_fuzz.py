@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tokenizer.train
-from autoregressive.train import GPTTrainConfig
-from engine.checkpoint import CheckpointError, checkpoint_folders, damage, find_weights, read_manifest, read_weights
-from engine.config import ConfigError, flatten, load_config
-from engine.images import ImageError, read_image
-from evaluations.linear_probe import LinearProbeConfig
-from tokenizer.train import TokenizerTrainConfig
+from autoregressive.training.config import GPTTrainConfig
+from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, damage, read_manifest
+from engine.checkpoint.weights import find_weights, read_weights
+from engine.config import flatten, load_config
+from engine.data.images import ImageError, read_image
+from engine.messages import ConfigError
+from evaluations.probes.task import LinearProbeConfig
+from tokenizer.training.config import TokenizerTrainConfig
 
 SCHEMAS = [TokenizerTrainConfig, GPTTrainConfig, LinearProbeConfig]
 KEYS = {schema: sorted(flatten(schema())) for schema in SCHEMAS}

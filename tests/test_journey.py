@@ -16,14 +16,16 @@ from PIL import Image
 
 from autoregressive import generate, load_gpt
 from autoregressive.codes import CodeStore
-from autoregressive.generate import Guidance, seeded_draw
-from engine.checkpoint import checkpoint_folders, read_manifest
-from engine.datasets import DATASETS
-from engine.images import image_tensor, to_float, to_uint8
-from engine.packaged import ArraySource, mnist5k
-from engine.tracker import read_metrics
-from evaluations import quickstart, stages
-from evaluations.protocol import read_result
+from autoregressive.guidance import Guidance
+from autoregressive.sampling import seeded_draw
+from engine import pipeline as stages
+from engine.checkpoint.manifest import checkpoint_folders, read_manifest
+from engine.data.images import image_tensor, to_float, to_uint8
+from engine.data.packaged import ArraySource, mnist5k
+from engine.data.sources import DATASETS
+from engine.run_log import read_metrics
+from evaluations import quickstart
+from evaluations.results import read_result
 from tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[1]

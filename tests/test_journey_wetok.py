@@ -7,7 +7,7 @@ from test_journey import FEWER, start
 
 from autoregressive import load_gpt
 from autoregressive.codes import CodeStore
-from engine.tracker import read_metrics
+from engine.run_log import read_metrics
 from tokenizer import load_tokenizer
 
 SMALLER = {

@@ -11,15 +11,18 @@ import tokenizer.train
 from autoregressive import load_gpt
 from autoregressive.codes import CodeStore
 from autoregressive.extract_codes import extract_split
-from autoregressive.generate import Guidance, generate, seeded_draw
+from autoregressive.generate import generate
+from autoregressive.guidance import Guidance
 from autoregressive.loading import require_pair
-from engine.config import ConfigError
-from engine.datasets import centre_batch, open_source
-from engine.images import to_float
-from engine.tracker import read_metrics
+from autoregressive.sampling import seeded_draw
+from engine.data.images import to_float
+from engine.data.samples import centre_batch
+from engine.data.sources import open_source
+from engine.messages import ConfigError
+from engine.run_log import read_metrics
 from tokenizer import load_tokenizer
 from tokenizer.loading import streams_of
-from tokenizer.train import validate
+from tokenizer.training.build import validate
 
 QUANTIZERS = {  # overrides; each but FSQ has an entropy loss
     "vq": ["model.quantizer={name: vq, vq: {codebook_size: 16, codebook_dim: 4}}", "loss.entropy_weight=0.05"],

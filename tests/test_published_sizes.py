@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
-from autoregressive.generate import Guidance
-from autoregressive.sampling import SamplerSettings, sample_images
-from autoregressive.train import GPTTrainConfig
+from autoregressive.guidance import Guidance
+from autoregressive.sampler import SamplerSettings, sample_images
 from autoregressive.train import train as train_gpt
-from engine.checkpoint import checkpoint_folders, read_manifest
+from autoregressive.training.config import GPTTrainConfig
+from engine.checkpoint.manifest import checkpoint_folders, read_manifest
 from engine.config import load_config
-from engine.distributed import distributed_world
 from engine.image_metrics import psnr
-from engine.tracker import read_metrics
-from tokenizer.train import TokenizerTrainConfig
+from engine.run_log import read_metrics
+from engine.world import distributed_world
 from tokenizer.train import train as train_tokenizer
+from tokenizer.training.config import TokenizerTrainConfig
 
 SMALL_RUN = ["loop.steps=1", "loop.device=cpu", "loop.precision=fp32", "data.num_workers=0"]
 

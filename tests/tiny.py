@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
-from autoregressive.train import GPTTrainConfig
+from autoregressive.training.config import GPTTrainConfig
 from engine.config import merge_config
-from tokenizer.train import TokenizerTrainConfig
+from tokenizer.training.config import TokenizerTrainConfig
 
 LOOP = "loop: {device: cpu, steps: 6, log_every: 1, eval_every: 0, save_every: 100}\n"
 TOKENIZER = f"""\

@@ -38,9 +38,10 @@ import torch
 import autoregressive.train
 import evaluations.linear_probe
 import tokenizer.train
-from engine.checkpoint import checkpoint_folders, phase_folders
-from engine.config import UserError, run_entry
-from engine.distributed import World
+from engine.checkpoint.manifest import checkpoint_folders, phase_folders
+from engine.cli import run_entry
+from engine.messages import UserError
+from engine.world import World
 from evaluations.fingerprint import digests, whole
 from tokenizer import load_tokenizer
 

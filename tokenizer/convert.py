@@ -16,11 +16,14 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from engine.config import ConfigError, logger, run_entry
+from engine.cli import run_entry
+from engine.messages import ConfigError, logger
 from tokenizer import load_tokenizer
 from tokenizer.models.registry import ModelConfig
-from tokenizer.published import add_conversion_flags, convert
-from tokenizer.released import export_state, flattened, rules_of, wetok_config
+from tokenizer.published.families import rules_of
+from tokenizer.published.files import add_conversion_flags, convert
+from tokenizer.published.layout import export_state
+from tokenizer.published.wetok import flattened, wetok_config
 
 
 def parse_args() -> argparse.Namespace:

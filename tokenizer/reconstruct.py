@@ -17,14 +17,18 @@ from torch import nn
 from tqdm import tqdm
 
 from engine.assets import AssetError, AssetsConfig
-from engine.config import UserError, load_config, logger, positive, run_entry
-from engine.datasets import DataConfig, open_source
-from engine.distributed import distributed_world
-from engine.folders import LooseSource
+from engine.cli import positive, run_entry
+from engine.config import load_config
+from engine.data.config import DataConfig
+from engine.data.crops import centre_crop
+from engine.data.folders import LooseSource
+from engine.data.images import image_tensor, save_grid, to_float, to_pil, to_uint8
+from engine.data.sources import open_source
 from engine.image_metrics import psnr
-from engine.images import centre_crop, image_tensor, save_grid, to_float, to_pil, to_uint8
-from tokenizer.loading import add_tokenizer_flags, tokenizer_from
-from tokenizer.losses.backbones import lpips_network
+from engine.messages import UserError, logger
+from engine.world import distributed_world
+from tokenizer.cli import add_tokenizer_flags, tokenizer_from
+from tokenizer.frozen.lpips import lpips_network
 from tokenizer.losses.perceptual import LPIPSLoss
 
 

@@ -12,9 +12,10 @@ from torchvision.transforms import TenCrop
 from autoregressive import codes
 from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, CodeWriter, code_dtype, code_item
 from autoregressive.extract_codes import NUM_VIEWS, extract_split, views_of
-from engine.checkpoint import fingerprint
-from engine.datasets import DATASETS
-from engine.images import ImageError, centre_crop, image_tensor, to_float
+from engine.checkpoint.weights import fingerprint
+from engine.data.crops import centre_crop
+from engine.data.images import ImageError, image_tensor, to_float
+from engine.data.sources import DATASETS
 from tokenizer.loading import Provenance
 
 COUNT = 23

@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoregressive.generate import Guidance, filter_logits, generate, greedy, probabilities, seeded_draw
-from autoregressive.gpt import GPT, GPTConfig
-from autoregressive.sampling import SamplerSettings, add_sampler_flags, sample_images, settings_of
-from engine.config import ConfigError
-from engine.images import to_uint8
+from autoregressive.cli import add_sampler_flags, settings_of
+from autoregressive.generate import generate
+from autoregressive.guidance import Guidance
+from autoregressive.models.gpt import GPT, GPTConfig
+from autoregressive.sampler import SamplerSettings, sample_images
+from autoregressive.sampling import filter_logits, greedy, probabilities, seeded_draw
+from engine.data.images import to_uint8
+from engine.messages import ConfigError
 
 NUM_TOKENS = 9
 

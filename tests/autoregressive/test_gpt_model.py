@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoregressive.gpt import GPT, GPTConfig, KVCache, mlp_width
-from autoregressive.released import GPT_NAMES
-from engine.config import ConfigError
-from tokenizer.released import export_state
+from autoregressive.models.gpt import GPT, GPTConfig
+from autoregressive.models.kv_cache import KVCache
+from autoregressive.models.layers import mlp_width
+from autoregressive.published import GPT_NAMES
+from engine.messages import ConfigError
+from tokenizer.published.layout import export_state
 
 PUBLISHED = {"b": (111.09, 110.89), "l": (343.17, 342.91), "xl": (775.03, 774.70), "xxl": (1411.37, 1410.97)}
 SMALL = {"width": 16, "layers": 1, "heads": 2}

@@ -14,15 +14,19 @@ from torch import nn
 
 from autoregressive import load_gpt
 from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, CodeWriter
-from autoregressive.generate import Guidance, generate, seeded_draw
-from autoregressive.gpt import GPT
+from autoregressive.generate import generate
+from autoregressive.guidance import Guidance
 from autoregressive.loading import require_pair
-from autoregressive.task import GPTTask, next_token_loss
-from autoregressive.train import preview_grid, train
-from engine.checkpoint import CheckpointError
-from engine.config import ConfigError, UserError
-from engine.optim import OptimConfig, Updater
-from engine.tracker import read_metrics
+from autoregressive.models.gpt import GPT
+from autoregressive.sampling import seeded_draw
+from autoregressive.train import train
+from autoregressive.training.build import preview_grid
+from autoregressive.training.task import GPTTask, next_token_loss
+from engine.checkpoint.manifest import CheckpointError
+from engine.messages import ConfigError, UserError
+from engine.optim import OptimConfig
+from engine.run_log import read_metrics
+from engine.trained_model import Updater
 from tokenizer import load_tokenizer
 
 
@@ -237,7 +241,7 @@ def test_codes_without_held_out_images_train_without_validation(given, tmp_path,
 # ---------------------------------------------------------------------------------------------- loading
 @pytest.fixture(scope="module")
 def run(given, tmp_path_factory):
-    from engine.distributed import distributed_world
+    from engine.world import distributed_world
 
     folder = tmp_path_factory.mktemp("run") / "gpt"
     with distributed_world("cpu") as world:

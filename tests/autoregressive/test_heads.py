@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoregressive import load_gpt
+from autoregressive.cli import several
 from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, CodeWriter, code_dtype
-from autoregressive.generate import Guidance, generate, greedy, probabilities, seeded_draw
-from autoregressive.gpt import GPT, GPTConfig, KVCache
-from autoregressive.sampling import several
-from autoregressive.task import next_token_loss
-from autoregressive.train import check_codes
-from engine.config import ConfigError
+from autoregressive.generate import generate
+from autoregressive.guidance import Guidance
+from autoregressive.models.gpt import GPT, GPTConfig
+from autoregressive.models.kv_cache import KVCache
+from autoregressive.sampling import greedy, probabilities, seeded_draw
+from autoregressive.training.build import check_codes
+from autoregressive.training.task import next_token_loss
+from engine.messages import ConfigError
 
 STREAMS = [[5], [4, 4], [3, 6, 2], [4] * 7]
 POSITIONS = ["learned", "rope2d"]
@@ -222,7 +225,7 @@ def test_training_on_the_store_learns_and_the_run_loads(tmp_path, image_folder, 
     overrides = ["model={streams: [4, 4], num_tokens: 16, token_dropout: 0, residual_dropout: 0}", "loop.steps=80"]
     config = tiny.gpt_config(tmp_path / "gpt", store, run, *overrides, "validation.preview_classes=2")
     autoregressive.train.train(config, world)
-    from engine.tracker import read_metrics
+    from engine.run_log import read_metrics
 
     losses = [r["loss"] for r in read_metrics(tmp_path / "gpt") if "loss" in r]
     assert losses[0] == pytest.approx(math.log(16), abs=1e-3) and min(losses) < 0.9 * losses[0]

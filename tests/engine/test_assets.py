@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from engine.assets import ASSETS, Asset, AssetError, AssetsConfig, allow_download, read_state, resolve, seeded
-from engine.checkpoint import file_sha256
-from engine.config import ConfigError, UserError, load_config
-from tokenizer.losses.backbones import lite0_features
+from engine.checkpoint.manifest import file_sha256
+from engine.config import load_config
+from engine.messages import ConfigError, UserError
+from tokenizer.frozen.lite0 import lite0_features
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 import torch
 from checkpoints import same, steps_of
 
-from engine.checkpoint import CheckpointError, CheckpointStore, checkpoint_folders, damage, file_sha256
+from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, damage, file_sha256
+from engine.checkpoint.store import CheckpointStore
 
 
 @pytest.fixture

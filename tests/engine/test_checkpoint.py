@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from checkpoints import Thing, entries, flipped_byte, same, steps_of
 
-from engine import checkpoint
-from engine.checkpoint import CheckpointError, damage, read_manifest, read_weights, write_atomic
+from engine.checkpoint import store as checkpoint
+from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, damage, read_manifest, write_atomic
+from engine.checkpoint.weights import read_weights
 
 
 # ---------------------------------------------------------------------------------------------- round trip
@@ -144,7 +145,7 @@ def full_disk_in_weights(monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr("engine.checkpoint.weights.save_file", fail)
 
 
 def full_disk_in_manifest(monkeypatch):
@@ -255,7 +256,7 @@ def test_a_kill_while_an_old_one_is_removed_leaves_whole_ones_only(thing, tmp_pa
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(shutil, "rmtree", rmtree)
         thing.save(3)
-    folders = checkpoint.checkpoint_folders(tmp_path / "run")
+    folders = checkpoint_folders(tmp_path / "run")
     assert [f.name for f in folders] == ["step_00000003"] and damage(folders[0]) is None
     assert len(entries(tmp_path / "run")) == 2
     thing.save(4)

@@ -11,7 +11,8 @@ import torch.distributed.checkpoint as dcp
 from checkpoints import Thing, entries, flipped_byte, same, steps_of
 from torch import nn
 
-from engine.checkpoint import CheckpointError, find_weights, fingerprint, load_strict, read_weights
+from engine.checkpoint.manifest import CheckpointError
+from engine.checkpoint.weights import find_weights, fingerprint, load_strict, read_weights
 
 
 # ---------------------------------------------------------------------------------------------- retention

@@ -10,18 +10,9 @@ from omegaconf import OmegaConf
 from recipes import load, name_of, recipes
 
 from autoregressive import train as gpt_train
-from engine.config import (
-    ConfigError,
-    check_all,
-    chosen,
-    differences,
-    load_config,
-    load_sections,
-    lookup,
-    merge_config,
-    read_yaml,
-    to_yaml,
-)
+from engine.config import check_all, differences, load_config, load_sections, merge_config, read_yaml, to_yaml
+from engine.messages import ConfigError
+from engine.registry import chosen, lookup
 from tokenizer import train as tokenizer_train
 
 ROOT = Path(__file__).parents[2]

@@ -9,19 +9,15 @@ import tiny
 import torch
 from PIL import Image, ImageOps
 
-from engine.config import ConfigError, UserError
-from engine.datasets import (
-    DataConfig,
-    centre_batch,
-    has_split,
-    labelled_batch,
-    open_source,
-    training_item,
-)
-from engine.folders import FolderSource
-from engine.images import ImageError, centre_crop, image_tensor, random_crop
-from engine.packaged import ATTRIBUTION, NUM_HELD_OUT, PACKAGED, PHOTO_CROP
-from engine.stream import position_rng
+from engine.data.config import DataConfig
+from engine.data.crops import centre_crop, random_crop
+from engine.data.folders import FolderSource
+from engine.data.images import ImageError, image_tensor
+from engine.data.packaged import ATTRIBUTION, NUM_HELD_OUT, PACKAGED, PHOTO_CROP
+from engine.data.samples import centre_batch, labelled_batch, training_item
+from engine.data.sources import has_split, open_source
+from engine.data.stream import position_rng
+from engine.messages import ConfigError, UserError
 
 
 @pytest.fixture

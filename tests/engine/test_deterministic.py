@@ -7,7 +7,7 @@ import tiny
 import torch
 
 import tokenizer.train
-from engine.distributed import distributed_world
+from engine.world import distributed_world
 from evaluations.fingerprint import digests
 
 

@@ -9,11 +9,11 @@ from ranks import on_ranks
 
 import autoregressive.train
 import tokenizer.train
-from engine.checkpoint import find_weights, read_weights
-from engine.config import UserError
-from engine.distributed import World, gather_rows
+from engine.checkpoint.weights import find_weights, read_weights
 from engine.loop import check_batch, seed_step
-from engine.tracker import read_metrics
+from engine.messages import UserError
+from engine.run_log import read_metrics
+from engine.world import World, gather_rows
 from tokenizer import load_tokenizer
 
 # Exact only without what looks at a whole batch: batch norm, the entropy loss; and without dropout.

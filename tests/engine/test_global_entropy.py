@@ -8,8 +8,8 @@ from ranks import on_ranks
 from test_exactness import EVERYWHERE, assert_close_runs
 
 import tokenizer.train
-from engine.distributed import World
-from engine.tracker import read_metrics
+from engine.run_log import read_metrics
+from engine.world import World
 
 # At the released 0.01 logits are 100 times latents, rounding included: of a sample entropy of 0.03 nats 5e-5 differ.
 SOFT = "entropy_statistics: global, entropy_temperature: 0.1"

@@ -9,19 +9,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from engine.images import (
-    ImageError,
-    centre_crop,
-    image_tensor,
-    make_grid,
-    random_crop,
-    read_image,
-    save_grid,
-    ten_crop,
-    to_float,
-    to_pil,
-    to_uint8,
-)
+from engine.data.crops import centre_crop, random_crop, ten_crop
+from engine.data.images import ImageError, image_tensor, make_grid, read_image, save_grid, to_float, to_pil, to_uint8
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -147,7 +136,7 @@ def test_ten_crops_are_corners_and_centre_and_their_mirror_images():
 
 def test_ten_crops_of_the_published_size_come_from_281_pixels(monkeypatch):
     sizes = []
-    monkeypatch.setattr("engine.images.centre_crop", lambda image, size: sizes.append(size) or image)
+    monkeypatch.setattr("engine.data.crops.centre_crop", lambda image, size: sizes.append(size) or image)
     ten_crop(picture(281, 281), 256)
     assert sizes == [281]
 

@@ -6,10 +6,11 @@ from itertools import count
 import pytest
 import torch
 
-from engine.checkpoint import CheckpointStore, checkpoint_folders, read_manifest
-from engine.config import ConfigError
+from engine.checkpoint.manifest import checkpoint_folders, read_manifest
+from engine.checkpoint.store import CheckpointStore
 from engine.loop import LoopConfig, fit
-from engine.tracker import Run, read_metrics
+from engine.messages import ConfigError
+from engine.run_log import Run, read_metrics
 
 
 @dataclass(kw_only=True, slots=True)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from engine.config import ConfigError
-from engine.optim import SCHEDULES, NonFiniteError, OptimConfig, Updater, learning_rate
+from engine.messages import ConfigError
+from engine.optim import OptimConfig
+from engine.schedules import SCHEDULES, learning_rate
+from engine.trained_model import NonFiniteError, Updater
 
 
 def network(seed: int = 0) -> nn.Module:

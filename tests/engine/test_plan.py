@@ -9,7 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import autoregressive.train
 import tokenizer.train
-from engine.plan import ScaledLoopConfig, plan, saved_bytes, state_bytes
+from engine.loop import ScaledLoopConfig
+from engine.memory_plan import plan, saved_bytes, state_bytes
 
 
 class Block(nn.Module):
@@ -123,7 +124,7 @@ def test_a_plan_leaves_nothing_behind(tmp_path, entry):
     (tmp_path / "g").write_text(tiny.GPT)
     options = ["model.positions=rope2d", "model.heads=1"]
     assert entry(autoregressive.train.main, "--config", tmp_path / "g", "--plan", "2", *options)[0] == 0
-    from autoregressive.gpt import GPT, GPTConfig
+    from autoregressive.models.gpt import GPT, GPTConfig
 
     gpt = GPT(GPTConfig(width=16, layers=1, heads=1, vocab_size=5, num_tokens=4, num_classes=2, positions="rope2d"))
     logits = gpt(torch.tensor([0]), torch.zeros(1, 4, dtype=torch.long))

@@ -12,12 +12,12 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import autoregressive.train
 import tokenizer.train
-from autoregressive.task import GPTTask
-from engine.checkpoint import checkpoint_folders, read_manifest
+from autoregressive.training.task import GPTTask
+from engine.checkpoint.manifest import checkpoint_folders, read_manifest
 from engine.loop import EXIT_STOPPED
-from engine.tracker import read_metrics
+from engine.run_log import read_metrics
 from tokenizer import load_tokenizer
-from tokenizer.task import TokenizerTask
+from tokenizer.training.task import TokenizerTask
 
 VARIANTS = {  # what is switched on -> overrides of the tiny tokenizer
     "gan and ema": tiny.GAN,

@@ -12,14 +12,17 @@ import tiny
 import torch
 import webdataset
 
-from engine.config import UserError, load_config
-from engine.datasets import DataConfig, kind_of, open_source, training_item
-from engine.distributed import World
-from engine.folders import FolderSource
-from engine.images import ImageError
-from engine.shards import ShardSource
-from engine.stream import open_stream
-from tokenizer.train import TokenizerTrainConfig
+from engine.config import load_config
+from engine.data.config import DataConfig
+from engine.data.folders import FolderSource
+from engine.data.images import ImageError
+from engine.data.samples import training_item
+from engine.data.shards import ShardSource
+from engine.data.sources import kind_of, open_source
+from engine.data.stream import open_stream
+from engine.messages import UserError
+from engine.world import World
+from tokenizer.training.config import TokenizerTrainConfig
 
 PER_CLASS = 5
 
@@ -109,7 +112,7 @@ def test_places_are_looked_up_once_and_again_when_a_shard_changes(shards, folder
     before = ShardSource(str(shards), "data.root")
     identity = before.identity()
     assert len(list(cache.glob("*.npy"))) == 1
-    monkeypatch.setattr("engine.shards._scan", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("engine.data.shards._scan", lambda *_: pytest.fail("read again"))
     again = ShardSource(str(shards), "data.root")
     assert again.version() == before.version() and np.array_equal(again.starts, before.starts)
     monkeypatch.undo()

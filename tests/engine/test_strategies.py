@@ -14,23 +14,21 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 import tokenizer.train
-from autoregressive.gpt import GPT, GPTConfig
-from engine.checkpoint import (
-    CheckpointStore,
-    checkpoint_folders,
-    find_weights,
-    load_strict,
-    read_manifest,
-    read_weights,
-)
+from autoregressive.models.gpt import GPT, GPTConfig
+from engine.checkpoint.manifest import checkpoint_folders, read_manifest
+from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.weights import count, find_weights, load_strict, read_weights
 from engine.config import load_config
-from engine.distributed import World, blocks_of, build_device, gather_rows, parallelize
-from engine.optim import OptimConfig, Updater
-from engine.plan import ScaledLoopConfig, count
-from engine.tracker import read_metrics
+from engine.loop import ScaledLoopConfig
+from engine.optim import OptimConfig
+from engine.parallel import blocks_of, build_device, parallelize
+from engine.run_log import read_metrics
+from engine.trained_model import Updater
+from engine.world import World, gather_rows
 from tokenizer import load_tokenizer
 from tokenizer.quantizers.fsq import FSQ, FSQConfig
-from tokenizer.train import TokenizerTrainConfig, validate
+from tokenizer.training.build import validate
+from tokenizer.training.config import TokenizerTrainConfig
 
 NO_DROPOUT = ["model.token_dropout=0", "model.residual_dropout=0", "model.class_dropout_prob=0.5", "ema_decay=0.9"]
 WAYS = {  # name -> (processes, overrides); hsdp is two machines of two processes

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.config import UserError
-from engine.distributed import World
-from engine.stream import index_at, open_stream, position_rng
+from engine.data.stream import index_at, open_stream, position_rng
+from engine.messages import UserError
+from engine.world import World
 
 COUNT = 10
 

@@ -12,10 +12,12 @@ import time
 import pytest
 import torch
 
-from engine.config import UserError, load_config, logger
-from engine.distributed import World
+from engine.config import load_config
 from engine.loop import LoopConfig
-from engine.tracker import Run, read_lines, read_metrics, start_record
+from engine.messages import UserError, logger
+from engine.run_log import Run, read_lines, read_metrics
+from engine.run_record import start_record
+from engine.world import World
 
 
 def open_run(folder, world) -> Run:

@@ -9,11 +9,12 @@ from ranks import on_ranks
 from torch.distributed.checkpoint import FileSystemWriter
 
 import tokenizer.train
-from engine.checkpoint import CheckpointError, checkpoint_folders, find_weights, read_manifest, read_weights
-from engine.distributed import World
+from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, read_manifest
+from engine.checkpoint.weights import find_weights, read_weights
 from engine.loop import EXIT_STOPPED
-from engine.tracker import read_metrics
-from tokenizer.task import TokenizerTask
+from engine.run_log import read_metrics
+from engine.world import World
+from tokenizer.training.task import TokenizerTask
 
 
 def train(world: World, run_dir, images) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from probes import IMAGES, export_all
 
-from engine.datasets import DATASETS
+from engine.data.sources import DATASETS
 
 
 @pytest.fixture(autouse=True)

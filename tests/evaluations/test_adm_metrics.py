@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from engine.config import UserError
-from engine.folders import LooseSource
-from engine.images import to_pil
-from evaluations import adm
-from evaluations.adm import ImageSet, InceptionScore, precision_recall
-from evaluations.images import NpzImages, NpzWriter, SourceImages, open_images
-from evaluations.reference import reference_of_file, reference_of_images, require_size, suite
+from engine.data.folders import LooseSource
+from engine.data.images import to_pil
+from engine.messages import UserError
+from evaluations.image_sets import NpzImages, NpzWriter, SourceImages, open_images
+from evaluations.metrics import precision_recall as adm
+from evaluations.metrics.feature_statistics import ImageSet
+from evaluations.metrics.inception_score import InceptionScore
+from evaluations.metrics.precision_recall import precision_recall
+from evaluations.protocols.reference import reference_of_file, reference_of_images, require_size, suite
 
 
 class Tiny(nn.Module):
@@ -90,7 +92,7 @@ def test_too_few_images_are_refused():
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_inception_score_is_that_of_the_formula(monkeypatch, ranks):
     """exp of the mean KL, over consecutive chunks by image number, whatever the batches and ranks."""
-    monkeypatch.setattr(adm, "SCORE_CHUNK", 8)
+    monkeypatch.setattr("evaluations.metrics.inception_score.SCORE_CHUNK", 8)
     logits = features(20, 4) * 3
 
     def work(world):

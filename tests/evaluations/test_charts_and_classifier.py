@@ -11,15 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import ConfigError, load_config
-from engine.datasets import DATASETS
-from engine.images import to_float
-from engine.optim import OptimConfig, Updater
-from engine.packaged import ArraySource
-from engine.tracker import read_metrics
-from evaluations.charts import HEIGHT, LEFT, RIGHT, TOP, WIDTH, line_chart, nice_ticks
+from engine.config import load_config
+from engine.data.images import to_float
+from engine.data.packaged import ArraySource
+from engine.data.sources import DATASETS
+from engine.messages import ConfigError
+from engine.optim import OptimConfig
+from engine.run_log import read_metrics
+from engine.trained_model import Updater
 from evaluations.classifier import ClassifierTask, ClassifierTrainConfig, shifted, train
-from evaluations.small_cnn import Classifier, ClassifierConfig, classify, load_classifier
+from evaluations.digits.model import Classifier, ClassifierConfig, classify, load_classifier
+from evaluations.report.charts import HEIGHT, LEFT, RIGHT, TOP, WIDTH, line_chart, nice_ticks
 
 numbers = st.floats(-1e30, 1e30, allow_nan=False)
 

@@ -4,9 +4,9 @@ import mini
 import pytest
 import torch
 
-from evaluations import codebook
-from evaluations.codebook import CodeUsage, not_counted, usage_metrics
-from tokenizer.quantizers.group_lfq import GQConfig, GroupLFQ
+from evaluations.metrics import code_usage as codebook
+from evaluations.metrics.code_usage import CodeUsage, not_counted, usage_metrics
+from tokenizer.quantizers.gq import GQConfig, GroupLFQ
 
 
 @pytest.mark.parametrize("least", [1, 2**20])

@@ -17,19 +17,22 @@ from recipes import CONFIGS, layers_of
 from reference_curves import curve_of, text_of
 
 import autoregressive.train
-import evaluations.checks
-import evaluations.doctor
+import evaluations.doctor.__main__
+import evaluations.doctor.evidence
 import tokenizer.train
-from engine.config import UserError, load_config, save_config
-from engine.datasets import DATASETS
-from engine.health import warnings_of
-from engine.tracker import read_metrics
-from evaluations.checks import CHECKS, Evidence, collapse_of, unused_of
-from evaluations.data_checks import data_findings
-from evaluations.doctor import named, readings
+from engine.alerts import warnings_of
+from engine.config import load_config, save_config
+from engine.data.sources import DATASETS
+from engine.messages import UserError
+from engine.run_log import read_metrics
+from evaluations.doctor.__main__ import named, readings
+from evaluations.doctor.checks import CHECKS
+from evaluations.doctor.codebook import collapse_of, unused_of
+from evaluations.doctor.data import data_findings
+from evaluations.doctor.evidence import Evidence
 from evaluations.linear_probe import train as train_probe
 from tokenizer import load_tokenizer
-from tokenizer.health import SIGNS
+from tokenizer.training.alerts import SIGNS
 
 HEALTHY = [
     "loop={device: cpu, steps: 60, log_every: 3, eval_every: 15, save_every: 100}",
@@ -126,9 +129,9 @@ def test_a_healthy_run_is_left_in_peace(place, entry):
     """No finding and none near, with and without its recipe and its images; exit code 0; all readings on demand."""
     assert_healthy(place / "healthy")
     assert_healthy(place / "healthy", place / "recipe.yaml")
-    code, out, _ = entry(evaluations.doctor.main, place, "--data", "--recipe", place / "recipe.yaml")
+    code, out, _ = entry(evaluations.doctor.__main__.main, place, "--data", "--recipe", place / "recipe.yaml")
     assert code == 0 and "step 60 of 60, recipe recipe.yaml: no finding(s)" in out and "perplexity" not in out
-    assert "codebook collapse: perplexity" in entry(evaluations.doctor.main, place, "--all")[1]
+    assert "codebook collapse: perplexity" in entry(evaluations.doctor.__main__.main, place, "--all")[1]
     assert "warning" not in (place / "healthy" / "log.txt").read_text()
 
 
@@ -241,7 +244,7 @@ def test_the_reference_curve_is_the_measure_of_a_quick_start(codes, tmp_path, wo
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(tiny.GPT)
     (tmp_path / "curves.json").write_text(text_of({"recipe.yaml": curve_of(run("seed 0"))}))
-    monkeypatch.setattr(evaluations.checks, "CURVES", tmp_path / "curves.json")
+    monkeypatch.setattr(evaluations.doctor.evidence, "CURVES", tmp_path / "curves.json")
     off = "off the reference curve"
     assert readings(run("seed 1", "loop.seed=1"))[off][0] < 1 / MARGIN
     assert readings(run("slow", "optim.lr=1e-4"))[off][0] > MARGIN
@@ -250,7 +253,7 @@ def test_the_reference_curve_is_the_measure_of_a_quick_start(codes, tmp_path, wo
 
 def test_shipped_curves_name_shipped_recipes():
     """The reference curves are of the quick starts as they are configured now, phase by phase."""
-    curves = json.loads(evaluations.checks.CURVES.read_text())
+    curves = json.loads(evaluations.doctor.evidence.CURVES.read_text())
     found = set()
     for part in ("", "wetok/"):
         for network in ("tokenizer", "gpt"):
@@ -277,7 +280,7 @@ def test_runs_in_phases_are_looked_at_phase_by_phase(tmp_path, image_folder, wor
         run = tmp_path / name / "tokenizer"
         config = tiny.tokenizer_config(run, image_folder, phases.format(rate), base=tiny.WETOK)
         tokenizer.train.train(config, world)
-    _, out, _ = entry(evaluations.doctor.main, tmp_path, "--recipe", tmp_path / "recipe.yaml")
+    _, out, _ = entry(evaluations.doctor.__main__.main, tmp_path, "--recipe", tmp_path / "recipe.yaml")
     assert [f"step 8 of 8, recipe recipe.yaml phase_{n}" in out for n in (1, 2, 3)] == [True, True, False]
     assert out.count("phase_") == 9 and out.count("learning rate: ") == 1, out
     assert "learning rate: optim.lr=0.003; recipe.yaml phase_2 has 0.0003" in out
@@ -341,7 +344,7 @@ def test_codes_are_judged_by_the_size_of_their_group():
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, entry):
-    code, _, err = entry(evaluations.doctor.main, tmp_path)
+    code, _, err = entry(evaluations.doctor.__main__.main, tmp_path)
     assert code == 2 and "there is no config.yaml" in err
 
 

@@ -14,22 +14,26 @@ from torch import nn
 from autoregressive import load_gpt
 from autoregressive.codes import CodesError, CodeStore
 from autoregressive.extract_codes import extract_split
-from autoregressive.generate import Guidance, generate, seeded_draw
-from autoregressive.gpt import GPT
-from autoregressive.train import GPTTrainConfig
+from autoregressive.generate import generate
+from autoregressive.guidance import Guidance
+from autoregressive.models.gpt import GPT
+from autoregressive.sampling import seeded_draw
+from autoregressive.training.config import GPTTrainConfig
 from engine.assets import AssetsConfig
-from engine.config import ConfigError, UserError, load_config
-from engine.datasets import DATASETS
-from engine.distributed import World
-from engine.images import to_float, to_uint8
-from evaluations import generation, reconstruction, sampled
+from engine.config import load_config
+from engine.data.images import to_float, to_uint8
+from engine.data.sources import DATASETS
+from engine.messages import ConfigError, UserError
+from engine.world import World
+from evaluations import generated as sampled
+from evaluations import generation, reconstruction
 from evaluations.classifier import ClassifierTrainConfig
-from evaluations.features import EXTRACTORS, Lite0Extractor
-from evaluations.images import SourceImages
-from evaluations.protocol import read_result
-from evaluations.reference import reference_of_images
-from evaluations.small_cnn import Classifier, classify
-from evaluations.statistics import Moments
+from evaluations.digits.model import Classifier, classify
+from evaluations.image_sets import SourceImages
+from evaluations.metrics.extractors import EXTRACTORS, Lite0Extractor
+from evaluations.metrics.frechet import Moments
+from evaluations.protocols.reference import reference_of_images
+from evaluations.results import read_result
 from tokenizer import load_tokenizer
 
 IMAGES = {"train": mini.image_source(30, seed=1), "val": mini.image_source(14, seed=2)}

@@ -8,8 +8,8 @@ import tiny
 
 import evaluations.fingerprint
 import tokenizer.train
-from engine.checkpoint import CheckpointError, checkpoint_folders
-from engine.stream import index_at
+from engine.checkpoint.manifest import CheckpointError, checkpoint_folders
+from engine.data.stream import index_at
 from evaluations.fingerprint import digests, next_ids, whole
 
 

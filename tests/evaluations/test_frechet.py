@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from evaluations.statistics import Moments, frechet_distance
+from evaluations.metrics.frechet import Moments, frechet_distance
 
 
 def covariance(rng, dim, rank=None):

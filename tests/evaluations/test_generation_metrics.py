@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from engine.assets import AssetError, AssetsConfig
-from engine.checkpoint import CheckpointError
-from engine.config import UserError
-from evaluations.features import EXTRACTORS
-from evaluations.generation import Export, nearest_training, noise_images, sequence_shares
+from engine.checkpoint.manifest import CheckpointError
+from engine.messages import UserError
+from evaluations.generation import Export
+from evaluations.metrics.extractors import EXTRACTORS
+from evaluations.metrics.sequences import nearest_training, noise_images, sequence_shares
 
 STAND_IN = AssetsConfig(pretrained_dir="", random_stand_in=True)
 

@@ -13,17 +13,19 @@ from PIL import Image
 
 from autoregressive import extract_codes, generate, load_gpt
 from autoregressive.codes import CodeStore
-from autoregressive.generate import seeded_draw
-from autoregressive.gpt import GPT
-from autoregressive.train import GPTTrainConfig
-from engine.config import ConfigError, UserError, load_config
+from autoregressive.models.gpt import GPT
+from autoregressive.sampling import seeded_draw
+from autoregressive.training.config import GPTTrainConfig
+from engine.config import load_config
+from engine.data.crops import centre_crop
+from engine.data.images import image_tensor, to_float, to_pil, to_uint8
 from engine.image_metrics import psnr
-from engine.images import centre_crop, image_tensor, to_float, to_pil, to_uint8
+from engine.messages import ConfigError, UserError
 from evaluations import generation, reconstruction
-from evaluations.protocol import read_result
-from evaluations.rules import bilinear_crop, pad_to, truncated_uint8
+from evaluations.protocols.reconstruction import bilinear_crop, pad_to, truncated_uint8
+from evaluations.results import read_result
 from tokenizer import load_tokenizer
-from tokenizer.train import TokenizerTrainConfig
+from tokenizer.training.config import TokenizerTrainConfig
 
 LLAMAGEN = [
     "model={name: llamagen, llamagen: {z_channels: 8, cnn: {base_channels: 4, channel_multipliers: [1, 2, 2], "

@@ -17,13 +17,17 @@ from ranks import on_ranks
 from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from engine.checkpoint import CheckpointError, checkpoint_folders, find_weights, read_manifest, read_weights
-from engine.config import UserError, load_config, save_config
-from engine.datasets import DATASETS
-from engine.tracker import read_metrics
+from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, read_manifest
+from engine.checkpoint.weights import find_weights, read_weights
+from engine.config import load_config, save_config
+from engine.data.sources import DATASETS
+from engine.messages import UserError
+from engine.run_log import read_metrics
 from evaluations import linear_probe
-from evaluations.linear_probe import LinearProbeConfig, ProbeTask, lars, lr_share, train
-from evaluations.protocol import read_result
+from evaluations.linear_probe import train
+from evaluations.probes.lars import lars, lr_share
+from evaluations.probes.task import LinearProbeConfig, ProbeTask
+from evaluations.results import read_result
 from tokenizer import load_tokenizer
 
 DRAWING = threading.Lock()  # ranks that are threads share the random numbers
@@ -350,7 +354,7 @@ def test_a_gpt_of_other_codes_is_refused(refused, probed, tmp_path, monkeypatch)
         gpt.provenance.stamp["tokenizer_fingerprint"] = load_tokenizer(probed / "other").provenance.fingerprint
         return gpt
 
-    monkeypatch.setattr("evaluations.probe_features.load_gpt", stamped)
+    monkeypatch.setattr("evaluations.probes.features.load_gpt", stamped)
     refused(says="was trained on codes of tokenizer")
 
 

@@ -8,9 +8,9 @@ from probes import IMAGES, config_of, network_of, pixels
 from torch import nn
 
 from autoregressive import load_gpt
-from engine.datasets import DATASETS
-from engine.images import to_float
-from evaluations.probe_features import ProbedNetwork, read_features
+from engine.data.images import to_float
+from engine.data.sources import DATASETS
+from evaluations.probes.features import ProbedNetwork, read_features
 from tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("probe_images")

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from engine.config import UserError
-from engine.datasets import DATASETS
-from evaluations.charts import line_chart, nice_ticks
-from evaluations.protocol import read_result, write_result
+from engine.data.sources import DATASETS
+from engine.messages import UserError
+from engine.pipeline import StageLog
+from evaluations.probes.pca import principal_components
 from evaluations.quickstart import collect, run_folder, stages_of, table
-from evaluations.report import write_report
-from evaluations.stages import StageLog
+from evaluations.report.__main__ import write_report
+from evaluations.report.charts import line_chart, nice_ticks
+from evaluations.results import read_result, write_result
 from evaluations.visualize import parse_args as parse_visualize
-from evaluations.visualize import principal_components, visualize
+from evaluations.visualize import visualize
 
 PROTOCOL = {"data": "mnist5k", "codebook_size": 256, "num_tokens": 16}
 

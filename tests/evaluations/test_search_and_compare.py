@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoregressive.generate import Guidance
-from autoregressive.gpt import GPTConfig
-from engine.config import UserError
-from engine.folders import FolderSource
+from autoregressive.guidance import Guidance
+from autoregressive.models.gpt import GPTConfig
+from engine.data.folders import FolderSource
+from engine.messages import UserError
 from evaluations import compare as compare_entry
 from evaluations import search_cfg
+from evaluations.cli import output_of
 from evaluations.comparison import compare, differing_images, text_table
-from evaluations.flags import output_of
-from evaluations.protocol import read_result, write_result
+from evaluations.results import read_result, write_result
 from evaluations.search_cfg import Curve, scales_of, start_of, zero_order_search
 
 

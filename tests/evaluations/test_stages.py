@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from evaluations import stages
-from evaluations.stages import Stage, StageError, StageLog, run_stages
+from engine import pipeline as stages
+from engine.pipeline import Stage, StageError, StageLog, run_stages
 
 SLOW = (
     'trap "echo stopped >> {folder}/trace; exit 75" TERM; echo begun >> {folder}/trace; '

@@ -12,12 +12,12 @@ from torch.nn.functional import log_softmax
 from autoregressive import load_gpt
 from autoregressive.codes import CodesError
 from autoregressive.extract_codes import extract_split
-from engine.config import ConfigError, UserError
-from engine.datasets import DATASETS
-from engine.distributed import World
-from engine.images import to_float
+from engine.data.images import to_float
+from engine.data.sources import DATASETS
+from engine.messages import ConfigError, UserError
+from engine.world import World
 from evaluations import val_loss
-from evaluations.protocol import read_result
+from evaluations.results import read_result
 from tokenizer import load_tokenizer
 
 IMAGES = mini.image_source(14, seed=2)

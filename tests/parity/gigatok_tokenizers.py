@@ -10,16 +10,17 @@ import torch
 from stages import ModelSection, Outputs, code_margins
 from torch import Tensor
 
-from engine.checkpoint import load_strict
+from engine.checkpoint.weights import load_strict
 from engine.config import load_sections
-from engine.images import to_float, to_uint8
+from engine.data.images import to_float, to_uint8
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.hybrid import HybridConfig, HybridTokenizer
-from tokenizer.models.query import TransformerConfig
+from tokenizer.models.query_transformer import TransformerConfig
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
+from tokenizer.published.families import rules_of
+from tokenizer.published.layout import import_state
 from tokenizer.quantizers.base import Quantized
-from tokenizer.quantizers.vector import VQConfig
-from tokenizer.released import import_state, rules_of
+from tokenizer.quantizers.vq import VQConfig
 
 TINY, FULL = "gigatok/tiny", "gigatok/real_seeded"
 CONFIGS = Path(__file__).parents[2] / "configs" / "vq"

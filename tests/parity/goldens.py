@@ -18,8 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from engine.images import to_uint8
-from tokenizer.released import Rule, from_published, published_name, to_published
+from engine.data.images import to_uint8
+from tokenizer.published.layout import Rule, from_published, published_name, to_published
 
 OWN = Path(__file__).parents[1] / "goldens"
 ROOT = Path(os.environ.get("PARITY_GOLDENS") or OWN)

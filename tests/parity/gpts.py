@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoregressive.generate import Draw, Guidance
-from autoregressive.gpt import GPT, SIZES, GPTConfig, KVCache
+from autoregressive.guidance import Guidance
 from autoregressive.loading import GPTSections
-from autoregressive.released import GPT_NAMES
-from engine.checkpoint import load_strict
+from autoregressive.models.gpt import GPT, SIZES, GPTConfig
+from autoregressive.models.kv_cache import KVCache
+from autoregressive.published import GPT_NAMES
+from autoregressive.sampling import Draw
+from engine.checkpoint.weights import load_strict
 from engine.config import load_sections
-from tokenizer.released import import_state
+from tokenizer.published.layout import import_state
 
 TINY, FULL = ("gigatok/tiny", "llamagen/tiny"), ("gigatok/real_seeded", "llamagen/real_seeded")
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -9,15 +9,16 @@ import torch
 from stages import ModelSection, Outputs, code_margins
 from torch import Tensor
 
-from engine.checkpoint import load_strict
+from engine.checkpoint.weights import load_strict
 from engine.config import load_sections
-from engine.images import resize_for_evaluation, to_float
+from engine.data.images import resize_for_evaluation, to_float
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.llamagen import LlamaGenConfig, LlamaGenTokenizer
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
+from tokenizer.published.families import rules_of
+from tokenizer.published.layout import import_state
 from tokenizer.quantizers.base import USAGE_WINDOW, Quantized
-from tokenizer.quantizers.vector import VQConfig
-from tokenizer.released import import_state, rules_of
+from tokenizer.quantizers.vq import VQConfig
 
 TINY, FULL = "llamagen/tiny", "llamagen/real_seeded"
 CONFIGS = Path(__file__).parents[2] / "configs" / "llamagen"

@@ -17,8 +17,8 @@ from PIL import Image
 
 from engine.assets import AssetsConfig
 from evaluations import make_reference, measure
-from evaluations.features import EXTRACTORS
-from evaluations.protocol import read_result
+from evaluations.metrics.extractors import EXTRACTORS
+from evaluations.results import read_result
 
 FOLDER = goldens.ROOT / "adm"
 SETS = ["adm"] if FOLDER.is_dir() else []

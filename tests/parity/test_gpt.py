@@ -7,9 +7,10 @@ import gpts
 import pytest
 import torch
 
-from autoregressive.generate import generate, greedy
-from autoregressive.released import GPT_NAMES
-from tokenizer.released import export_state
+from autoregressive.generate import generate
+from autoregressive.published import GPT_NAMES
+from autoregressive.sampling import greedy
+from tokenizer.published.layout import export_state
 
 ELSEWHERE = ("cond", "train_ids", "ids_", "train_logits_")  # inputs, and what the other tests compare
 TINY_TENSORS = [(f, c, n) for f, c in gpts.tiny_cases() for n in goldens.names(f, c) if not n.startswith(ELSEWHERE)]

@@ -17,10 +17,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from autoregressive.gpt import GPT, SIZES, GPTConfig
-from autoregressive.released import GPT_NAMES
+from autoregressive.models.gpt import GPT, SIZES, GPTConfig
+from autoregressive.published import GPT_NAMES
 from engine.config import differences, flatten, load_config
-from tokenizer.released import Rule, export_state, rules_of
+from tokenizer.published.families import rules_of
+from tokenizer.published.layout import Rule, export_state
 
 FOLDERS = ("vq", "gpt", "llamagen", "wetok")
 BASES = [p for folder in FOLDERS for p in recipes.recipes(folder) if recipes.layers_of(p) == [p]]

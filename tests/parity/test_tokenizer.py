@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.images import to_float
-from tokenizer.released import export_state, rules_of
+from engine.data.images import to_float
+from tokenizer.published.families import rules_of
+from tokenizer.published.layout import export_state
 
 SYSTEMS = {"gigatok": gigatok_tokenizers, "llamagen": llamagen_tokenizers}
 INPUTS = {"image_u8", "second_image_u8", "sem_feat"}

@@ -10,21 +10,17 @@ import torch
 from gpts import SCHEDULES, released_guidance
 from PIL import Image
 
-from autoregressive.generate import filter_logits, probabilities
-from autoregressive.gpt import RMSNorm, apply_rope, mlp_width, rope2d_table
-from engine.images import image_tensor, resize_for_evaluation, ten_crop
+from autoregressive.models.layers import RMSNorm, mlp_width
+from autoregressive.models.rope import apply_rope, rope2d_table
+from autoregressive.sampling import filter_logits, probabilities
+from engine.data.crops import ten_crop
+from engine.data.images import image_tensor, resize_for_evaluation
 from tokenizer.models.attention import QFormerBlock, ViTBlock
-from tokenizer.models.cnn import (
-    AdaptiveGroupNorm,
-    AttentionBlock,
-    CNNConfig,
-    Downsample,
-    NearestUpsample,
-    depth_to_space,
-)
-from tokenizer.models.query import multi_level_pooling
-from tokenizer.quantizers.entropy import assignment_entropies
-from tokenizer.quantizers.vector import VectorQuantizer, VQConfig
+from tokenizer.models.cnn import CNNConfig
+from tokenizer.models.cnn_blocks import AdaptiveGroupNorm, AttentionBlock, Downsample, NearestUpsample, depth_to_space
+from tokenizer.models.query_transformer import multi_level_pooling
+from tokenizer.quantizers.entropy_assignment import assignment_entropies
+from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 
 COMMITMENT_WEIGHT = 0.25  # of the quantizer's cases
 UNITS = [f"{s}/tiny/{case}" for s in ("gigatok", "llamagen") for case in goldens.cases(f"{s}/tiny", "units")]

@@ -6,8 +6,8 @@ import pytest
 from test_wetok_tokenizer import close
 
 from engine.image_metrics import psnr, ssim
-from evaluations.rules import pad_to, truncated_uint8
-from evaluations.statistics import frechet_distance
+from evaluations.metrics.frechet import frechet_distance
+from evaluations.protocols.reconstruction import pad_to, truncated_uint8
 
 TINY, MISC = "wetok/tiny", goldens.cases("wetok/tiny", "misc")
 

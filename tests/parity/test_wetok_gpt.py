@@ -9,14 +9,17 @@ from test_manifests import manifests
 from test_wetok_tokenizer import close
 from torch import Tensor
 
-from autoregressive.generate import Guidance, generate, greedy, probabilities
-from autoregressive.gpt import GPT, GPTConfig, rope2d_table
+from autoregressive.generate import generate
+from autoregressive.guidance import Guidance
 from autoregressive.loading import GPTSections
-from autoregressive.released import WETOK_NAMES
-from autoregressive.task import next_token_loss
-from engine.checkpoint import load_strict
+from autoregressive.models.gpt import GPT, GPTConfig
+from autoregressive.models.rope import rope2d_table
+from autoregressive.published import WETOK_NAMES
+from autoregressive.sampling import greedy, probabilities
+from autoregressive.training.task import next_token_loss
+from engine.checkpoint.weights import load_strict
 from engine.config import load_sections
-from tokenizer.released import export_state, import_state
+from tokenizer.published.layout import export_state, import_state
 
 TINY, CASES = "wetok/tiny", goldens.cases("wetok/tiny", "ar")
 GRADIENT = 2e-3

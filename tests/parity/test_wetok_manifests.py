@@ -17,8 +17,10 @@ from engine.config import load_config
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
 from tokenizer.models.wetok import WeTokConfig
-from tokenizer.quantizers.group_lfq import GQConfig
-from tokenizer.released import export_state, flattened, rules_of
+from tokenizer.published.families import rules_of
+from tokenizer.published.layout import export_state
+from tokenizer.published.wetok import flattened
+from tokenizer.quantizers.gq import GQConfig
 
 BASE = recipes.CONFIGS / "wetok/base.yaml"
 OF_FILE = {  # manifest -> recipe, and whether its decoder is generative

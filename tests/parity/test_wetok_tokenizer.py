@@ -8,9 +8,10 @@ import torch
 import wetok_tokenizers as builders
 from torch import Tensor
 
-from tokenizer.models.cnn import depth_to_space
-from tokenizer.quantizers.group_lfq import GQConfig, GroupLFQ
-from tokenizer.released import export_state, rules_of
+from tokenizer.models.cnn_blocks import depth_to_space
+from tokenizer.published.families import rules_of
+from tokenizer.published.layout import export_state
+from tokenizer.quantizers.gq import GQConfig, GroupLFQ
 
 TINY, TOLERANCE = builders.TINY, builders.TOLERANCE
 QUANTIZERS = goldens.cases(TINY, "quantizer")

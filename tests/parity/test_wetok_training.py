@@ -10,14 +10,18 @@ import wetok_tokenizers as builders
 from test_wetok_tokenizer import close
 from torch import Tensor, nn
 
-from engine.distributed import World
-from engine.optim import OptimConfig, Updater, learning_rate
-from tokenizer import task as task_module
-from tokenizer.losses.adversarial import DISCRIMINATORS, DiscriminatorConfig
+from engine.optim import OptimConfig
+from engine.schedules import learning_rate
+from engine.trained_model import Updater
+from engine.world import World
+from tokenizer.discriminators.registry import DISCRIMINATORS, DiscriminatorConfig
 from tokenizer.losses.terms import LossConfig, loss_terms
-from tokenizer.models.wetok import WeTokTokenizer, widened
-from tokenizer.released import published_name, rules_of
-from tokenizer.task import Frozens, TokenizerTask
+from tokenizer.models.generative_decoder import widened
+from tokenizer.models.wetok import WeTokTokenizer
+from tokenizer.published.families import rules_of
+from tokenizer.published.layout import published_name
+from tokenizer.training import task as task_module
+from tokenizer.training.task import Frozens, TokenizerTask
 
 TINY, TOKENIZERS, MISC = builders.TINY, builders.tiny_cases(), goldens.cases(builders.TINY, "misc")
 OPTIM = OptimConfig(lr=1e-4, betas=(0.5, 0.9), weight_decay=0.0, max_grad_norm=0.0, schedule="constant")

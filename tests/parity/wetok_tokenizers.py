@@ -6,12 +6,13 @@ import goldens
 import torch
 from torch import Tensor
 
-from engine.checkpoint import load_strict
+from engine.checkpoint.weights import load_strict
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
 from tokenizer.models.wetok import WeTokConfig, WeTokTokenizer
-from tokenizer.quantizers.group_lfq import GQConfig
-from tokenizer.released import import_state, rules_of
+from tokenizer.published.families import rules_of
+from tokenizer.published.layout import import_state
+from tokenizer.quantizers.gq import GQConfig
 
 TINY = "wetok/tiny"
 TOLERANCE = 1e-4  # absolute

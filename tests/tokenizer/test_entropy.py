@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenizer.quantizers import entropy
-from tokenizer.quantizers.entropy import LOG_EPS, assignment_entropies
+from tokenizer.quantizers import entropy_assignment as entropy
+from tokenizer.quantizers.entropy_assignment import LOG_EPS, assignment_entropies
 
 
 def dense(z: Tensor, codes: Tensor, temperature: float, squared: bool = True) -> tuple[Tensor, Tensor]:

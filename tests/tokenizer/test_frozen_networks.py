@@ -14,13 +14,16 @@ from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from engine.assets import ASSETS, AssetError, AssetsConfig
-from engine.config import UserError
-from tokenizer.losses import backbones
-from tokenizer.losses.adversarial import DISCRIMINATORS, DiscriminatorConfig
-from tokenizer.losses.backbones import LITE0_STRIDES, Frozen, lite0_features, lpips_network, timm_vit
-from tokenizer.losses.patchgan import PatchGAN
+from engine.messages import UserError
+from tokenizer.discriminators.patchgan import PatchGAN
+from tokenizer.discriminators.registry import DISCRIMINATORS, DiscriminatorConfig
+from tokenizer.frozen.base import Frozen
+from tokenizer.frozen.lite0 import LITE0_FILE, LITE0_STRIDES, lite0_features
+from tokenizer.frozen.lpips import lpips_network
+from tokenizer.frozen.normalization import IMAGENET
+from tokenizer.frozen.timm_vit import timm_vit
 from tokenizer.losses.perceptual import LITE0_LOSS_STRIDES, PERCEPTUAL, LPIPSLoss
-from tokenizer.losses.semantic import IMAGENET, TEACHERS, semantic_loss
+from tokenizer.losses.semantic import TEACHERS, semantic_loss
 
 RANDOM = AssetsConfig(random_stand_in=True)
 VIT_S = "vit_small_patch14_dinov2.lvd142m"
@@ -158,11 +161,12 @@ def test_packaged_lite0_weights_know_a_cat():
     """The renamed weights are the right ones: a photograph of a cat is classified as one of ImageNet's cats."""
     from PIL import Image
 
-    from engine.images import centre_crop, image_tensor, to_float
-    from engine.packaged import _package_folder
+    from engine.data.crops import centre_crop
+    from engine.data.images import image_tensor, to_float
+    from engine.data.packaged import _package_folder
 
     frozen, stamp = lite0_features(AssetsConfig(), (16,))
-    assert stamp.startswith(backbones.LITE0_FILE)
+    assert stamp.startswith(LITE0_FILE)
     with Image.open(_package_folder("skimage", "scikit-image") / "data" / "chelsea.png") as file:
         cat = to_float(image_tensor(centre_crop(file.convert("RGB"), 224)))[None]
     with torch.no_grad():

@@ -8,13 +8,16 @@ import torch.nn.functional as F
 from ranks import on_ranks
 from torch import Tensor
 
-from engine.config import ConfigError, load_config
-from tokenizer.quantizers import entropy
-from tokenizer.quantizers.base import code_usage
-from tokenizer.quantizers.entropy import codebook_entropy_bytes
-from tokenizer.quantizers.group_lfq import GQConfig, GroupLFQ
-from tokenizer.quantizers.vector import IBQ, IBQConfig, VectorQuantizer, VQConfig
-from tokenizer.train import TokenizerTrainConfig, validate
+from engine.config import load_config
+from engine.messages import ConfigError
+from tokenizer.quantizers import entropy_assignment as entropy
+from tokenizer.quantizers.entropy_bits import bit_entropies, codebook_entropy_bytes
+from tokenizer.quantizers.gq import GQConfig, GroupLFQ
+from tokenizer.quantizers.ibq import IBQ, IBQConfig
+from tokenizer.quantizers.usage import code_usage
+from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
+from tokenizer.training.build import validate
+from tokenizer.training.config import TokenizerTrainConfig
 
 SHAPES = [(1, 8), (2, 4), (8, 1), (3, 3)]  # groups, channels of a group
 
@@ -116,9 +119,7 @@ def test_gradients_pass_the_numerical_check():
     """Finite differences in double precision."""
     logits = torch.randn(4, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     for per_group in (True, False):
-        assert torch.autograd.gradcheck(
-            lambda x, g=per_group: entropy.bit_entropies(x, codebook=True, per_group=g), logits
-        )
+        assert torch.autograd.gradcheck(lambda x, g=per_group: bit_entropies(x, codebook=True, per_group=g), logits)
 
 
 def test_the_sample_entropy_does_not_depend_on_the_groups():

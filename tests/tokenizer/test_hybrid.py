@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from engine.config import ConfigError, load_config
-from engine.images import to_float
+from engine.config import load_config
+from engine.data.images import to_float
+from engine.messages import ConfigError
 from tokenizer.models.attention import MultiheadAttention
-from tokenizer.models.cnn import AdaptiveGroupNorm, CNNConfig, DepthToSpaceUpsample, Downsample, depth_to_space
-from tokenizer.models.query import QueryEncoder, TransformerConfig, multi_level_pooling, pooling_boxes
+from tokenizer.models.cnn import CNNConfig
+from tokenizer.models.cnn_blocks import AdaptiveGroupNorm, DepthToSpaceUpsample, Downsample, depth_to_space
+from tokenizer.models.query_transformer import QueryEncoder, TransformerConfig, multi_level_pooling, pooling_boxes
 from tokenizer.models.registry import ModelConfig, build_tokenizer
-from tokenizer.released import rules_of
+from tokenizer.published.families import rules_of
 
 PUBLISHED = {  # encoder and decoder size -> parameters with the semantic head (the table of the released models)
     ("small", "small"): 136_073_227,

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from engine.config import ConfigError, load_config
-from tokenizer.losses.adversarial import LeCam, discriminator_hinge, generator_hinge
+from engine.config import load_config
+from engine.messages import ConfigError
+from tokenizer.losses.gan import LeCam, discriminator_hinge, generator_hinge
 from tokenizer.losses.terms import LossConfig, Term, loss_terms, terms_table, weighted_sum
-from tokenizer.train import TokenizerTrainConfig, terms_of
+from tokenizer.training.build import terms_of
+from tokenizer.training.config import TokenizerTrainConfig
 
 NAMES = [
     *("reconstruction_l2", "reconstruction_l1", "perceptual", "codebook", "commitment", "entropy", "semantic"),

@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.config import ConfigError
+from engine.messages import ConfigError
 from tokenizer.quantizers.fsq import FSQ, FSQConfig
-from tokenizer.quantizers.vector import IBQ, IBQConfig, SimVQ, SimVQConfig, VectorQuantizer
+from tokenizer.quantizers.ibq import IBQ, IBQConfig
+from tokenizer.quantizers.simvq import SimVQ, SimVQConfig
+from tokenizer.quantizers.vq import VectorQuantizer
 
 
 @pytest.fixture(autouse=True)

@@ -10,14 +10,18 @@ from ranks import on_ranks
 from safetensors.torch import load_file
 
 import tokenizer.train
-from engine.checkpoint import checkpoint_folders, find_weights, read_manifest
-from engine.config import ConfigError, load_sections
-from engine.stream import index_at
-from engine.tracker import read_metrics
+from engine.checkpoint.manifest import checkpoint_folders, read_manifest
+from engine.checkpoint.weights import find_weights
+from engine.config import load_sections
+from engine.data.stream import index_at
+from engine.messages import ConfigError
+from engine.run_log import read_metrics
 from evaluations.fingerprint import digests, steps_before
 from tokenizer import load_tokenizer
-from tokenizer.task import TokenizerTask
-from tokenizer.train import TokenizerTrainConfig, phases_of, validate
+from tokenizer.training.build import validate
+from tokenizer.training.config import TokenizerTrainConfig
+from tokenizer.training.phases import phases_of
+from tokenizer.training.task import TokenizerTask
 
 THREE = (
     "phases=[{steps: 3, lr: 1e-3}, {steps: 3, lr: 5e-4, generative_decoder: true}, "

@@ -7,16 +7,18 @@ import pytest
 import torch
 
 from autoregressive import convert as convert_gpt
-from autoregressive.gpt import GPT, GPTConfig
 from autoregressive.loading import load_gpt
-from autoregressive.released import GPT_NAMES
-from engine.checkpoint import CheckpointError
-from engine.config import ConfigError, load_config, save_config
+from autoregressive.models.gpt import GPT, GPTConfig
+from autoregressive.published import GPT_NAMES
+from engine.checkpoint.manifest import CheckpointError
+from engine.config import load_config, save_config
+from engine.messages import ConfigError
 from tokenizer import convert, load_tokenizer
 from tokenizer.models.registry import build_tokenizer
-from tokenizer.published import read_published
-from tokenizer.released import export_state, rules_of
-from tokenizer.train import TokenizerTrainConfig
+from tokenizer.published.families import rules_of
+from tokenizer.published.files import read_published
+from tokenizer.published.layout import export_state
+from tokenizer.training.config import TokenizerTrainConfig
 
 TINY = "configs/quickstart/tokenizer.yaml"
 SMALLER = ["model.quantizer.vq={codebook_size: 16, init: random, warmup_steps: 0}", "data.root=''"]

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.config import ConfigError
-from tokenizer.quantizers import base, entropy
-from tokenizer.quantizers.base import rotation_trick, straight_through
-from tokenizer.quantizers.vector import KMEANS_LATENTS_PER_CODE, KMEANS_ROUNDS, VectorQuantizer, VQConfig
+from engine.messages import ConfigError
+from tokenizer.quantizers import base
+from tokenizer.quantizers import entropy_assignment as entropy
+from tokenizer.quantizers.gradients import rotation_trick, straight_through
+from tokenizer.quantizers.vq import KMEANS_LATENTS_PER_CODE, KMEANS_ROUNDS, VectorQuantizer, VQConfig
 
 
 def quantizer(size: int = 32, dim: int = 4, seed: int = 0, **options) -> VectorQuantizer:

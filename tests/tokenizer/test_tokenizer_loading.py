@@ -8,14 +8,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tokenizer.train
-from autoregressive.gpt import GPT
-from autoregressive.train import GPTTrainConfig
-from engine.checkpoint import CheckpointError, checkpoint_folders, fingerprint, read_weights
-from engine.config import ConfigError, UserError, load_config
-from engine.datasets import DATASETS
-from engine.distributed import World
-from engine.images import to_float
-from evaluations.small_cnn import Classifier, ClassifierConfig
+from autoregressive.models.gpt import GPT
+from autoregressive.training.config import GPTTrainConfig
+from engine.checkpoint.manifest import CheckpointError, checkpoint_folders
+from engine.checkpoint.weights import fingerprint, read_weights
+from engine.config import load_config
+from engine.data.images import to_float
+from engine.data.sources import DATASETS
+from engine.messages import ConfigError, UserError
+from engine.world import World
+from evaluations.digits.model import Classifier, ClassifierConfig
 from tokenizer import load_tokenizer
 
 GPT_OPTIONS = ["model={width: 16, layers: 1, heads: 2, vocab_size: 32, num_tokens: 8, num_classes: 4}"]

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.config import ConfigError
+from engine.data.images import to_float, to_uint8
 from engine.image_metrics import psnr
-from engine.images import to_float, to_uint8
+from engine.messages import ConfigError
 from tokenizer.losses.perceptual import Lite0Loss, LPIPSLoss
 from tokenizer.losses.semantic import Lite0Teacher
-from tokenizer.quantizers.entropy import LOG_EPS
-from tokenizer.task import TokenizerTask, Validation
-from tokenizer.train import TEACHER_BATCH, build_task, cached_features, frozen_networks, terms_of, validate
+from tokenizer.quantizers.entropy_assignment import LOG_EPS
+from tokenizer.training.build import TEACHER_BATCH, build_task, cached_features, frozen_networks, terms_of, validate
+from tokenizer.training.task import TokenizerTask, Validation
 
 ALL_TERMS = [
     "loss.l2_weight=1.5",

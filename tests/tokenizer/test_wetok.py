@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.config import ConfigError
+from engine.messages import ConfigError
 from tokenizer.models.cnn import CNNConfig
+from tokenizer.models.generative_decoder import widened
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
-from tokenizer.models.wetok import WeTokConfig, WeTokTokenizer, widened
-from tokenizer.quantizers.group_lfq import GQConfig
+from tokenizer.models.wetok import WeTokConfig, WeTokTokenizer
+from tokenizer.quantizers.gq import GQConfig
 
 CNN = CNNConfig(
     base_channels=8, channel_multipliers=[1, 2], encoder_res_blocks=1, decoder_res_blocks=1, mid_blocks=1, norm_groups=4

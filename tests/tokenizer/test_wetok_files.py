@@ -10,17 +10,20 @@ from torch import Tensor, nn
 import autoregressive.convert
 import tokenizer.convert
 from autoregressive import load_gpt
-from autoregressive.gpt import GPT, GPTConfig
-from autoregressive.released import rules_of as gpt_rules
-from engine.checkpoint import CheckpointError
-from engine.config import ConfigError, save_config
+from autoregressive.models.gpt import GPT, GPTConfig
+from autoregressive.published import rules_of as gpt_rules
+from engine.checkpoint.manifest import CheckpointError
+from engine.config import save_config
+from engine.messages import ConfigError
 from tokenizer import load_tokenizer
 from tokenizer.loading import TokenizerSections
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
 from tokenizer.models.wetok import WeTokConfig
-from tokenizer.quantizers.group_lfq import GQConfig
-from tokenizer.released import export_state, flattened, rules_of, wetok_config
+from tokenizer.published.families import rules_of
+from tokenizer.published.layout import export_state
+from tokenizer.published.wetok import flattened, wetok_config
+from tokenizer.quantizers.gq import GQConfig
 
 CNN = CNNConfig(
     base_channels=32, channel_multipliers=[1, 2, 3], encoder_res_blocks=2, decoder_res_blocks=2, mid_blocks=2

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.assets import AssetsConfig
-from engine.distributed import full_precision
-from tokenizer.losses.backbones import Frozen, lite0_features, lpips_network
+from engine.devices import full_precision
+from tokenizer.frozen.base import Frozen
+from tokenizer.frozen.lite0 import lite0_features
+from tokenizer.frozen.lpips import lpips_network
 
 LITE0_LOSS_STRIDES = (2, 4, 8, 16)
 

@@ -15,16 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.assets import AssetsConfig
-from engine.distributed import full_precision
-from tokenizer.losses.backbones import LITE0_STRIDES, channels_last, lite0_features, timm_vit
-
-Triple = tuple[float, float, float]
-IMAGENET: tuple[Triple, Triple] = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # mean and deviation of images in [0,1]
-CLIP: tuple[Triple, Triple] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-CENTRED: tuple[Triple, Triple] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+from engine.devices import full_precision
+from tokenizer.frozen.base import channels_last
+from tokenizer.frozen.lite0 import LITE0_STRIDES, lite0_features
+from tokenizer.frozen.normalization import CENTRED, CLIP, IMAGENET, Triple
+from tokenizer.frozen.timm_vit import timm_vit
 
 
 @dataclass(frozen=True)

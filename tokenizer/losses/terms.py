@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from engine.config import ConfigError, lookup
-from tokenizer.losses.adversarial import DiscriminatorConfig
+from engine.messages import ConfigError
+from engine.registry import lookup
+from tokenizer.discriminators.registry import DiscriminatorConfig
 from tokenizer.losses.perceptual import PERCEPTUAL
 
 

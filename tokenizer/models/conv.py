@@ -11,9 +11,9 @@ import math
 
 from torch import Tensor, nn
 
-from engine.config import ConfigError
+from engine.messages import ConfigError
+from tokenizer.models.base import Codec, TokenizerOutput
 from tokenizer.models.cnn import CNNConfig
-from tokenizer.models.output import Codec, TokenizerOutput
 from tokenizer.quantizers.base import Quantizer
 
 

@@ -14,12 +14,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from engine.config import ConfigError
+from engine.messages import ConfigError
 from tokenizer.models.attention import MultiheadAttention
+from tokenizer.models.base import Codec, TokenizerOutput
 from tokenizer.models.cnn import GIGATOK, CNNConfig, CNNDecoder, CNNEncoder
-from tokenizer.models.grid import GridDecoder, GridEncoder
-from tokenizer.models.output import Codec, TokenizerOutput
-from tokenizer.models.query import QueryDecoder, QueryEncoder, TransformerConfig, pooling_boxes
+from tokenizer.models.grid_transformer import GridDecoder, GridEncoder
+from tokenizer.models.query_transformer import QueryDecoder, QueryEncoder, TransformerConfig, pooling_boxes
 from tokenizer.quantizers.base import Quantizer
 
 

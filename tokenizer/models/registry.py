@@ -8,14 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from engine.config import chosen
+from engine.registry import chosen
 from tokenizer.models.hybrid import HybridConfig, HybridTokenizer
 from tokenizer.models.llamagen import LlamaGenConfig, LlamaGenTokenizer
 from tokenizer.models.wetok import WeTokConfig, WeTokTokenizer
 from tokenizer.quantizers.base import Quantizer
 from tokenizer.quantizers.fsq import FSQ, FSQConfig
-from tokenizer.quantizers.group_lfq import GQConfig, GroupLFQ
-from tokenizer.quantizers.vector import IBQ, IBQConfig, SimVQ, SimVQConfig, VectorQuantizer, VQConfig
+from tokenizer.quantizers.gq import GQConfig, GroupLFQ
+from tokenizer.quantizers.ibq import IBQ, IBQConfig
+from tokenizer.quantizers.simvq import SimVQ, SimVQConfig
+from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 
 
 @dataclass(kw_only=True, slots=True)

@@ -9,7 +9,6 @@ at its first step it gives the same images.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,8 +17,6 @@ from torch import Tensor
 from tokenizer.models.cnn import WETOK, CNNConfig, CNNDecoder, CNNEncoder
 from tokenizer.models.conv import ConvTokenizer
 from tokenizer.quantizers.base import Quantizer
-
-FIRST_CONV = "decoder.conv_in.weight"  # the tensor that the generative decoder has wider
 
 
 @dataclass(kw_only=True, slots=True)
@@ -72,14 +69,3 @@ class WeTokTokenizer(ConvTokenizer):
             generator = torch.Generator().manual_seed(int.from_bytes(digest.digest()) >> 1)
             rows.append(torch.randn(features.shape[1:], generator=generator))
         return torch.stack(rows).to(features)
-
-
-def widened(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with its first convolution widened by zeros where the model `own` has a generative decoder and `state`
-    none; nothing is widened twice.
-    """
-    state, wanted = dict(state), own[FIRST_CONV].shape
-    weight = state[FIRST_CONV]
-    if wanted[1] == 2 * weight.shape[1]:
-        state[FIRST_CONV] = torch.cat([weight, torch.zeros_like(weight)], dim=1)
-    return state

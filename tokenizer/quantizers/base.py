@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from engine.distributed import gather_rows
+from engine.world import gather_rows
+from tokenizer.quantizers.usage import code_usage
 
 USAGE_WINDOW = 65_536  # recent training tokens, over all ranks, that usage and perplexity describe
-COUNTED_SIZE = 2**20  # larger codebooks are counted by sorting the indices
 
 
 @dataclass
@@ -25,37 +25,6 @@ class Quantized:
     z_q: Tensor
     indices: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
-
-
-def code_usage(indices: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
-    """Health of a codebook from indices (n,) or (n,G) of codebooks of G `sizes`.
-
-    `codebook_usage`: share of codes in use. `codebook_perplexity`: exp of the entropy of their frequencies. Both are
-    means over groups; with several groups also the usage of each, and of one histogram that all groups share
-    (`codebook_usage_pooled`, what WeTok reports).
-    """
-    columns, largest = indices.reshape(len(indices), len(sizes)).long().unbind(1), max(sizes)
-    if largest <= COUNTED_SIZE:
-        counts = [torch.bincount(column, minlength=largest) for column in columns]
-        pooled = (sum(counts) > 0).sum()
-    else:
-        counts = [column.unique(return_counts=True)[1] for column in columns]
-        pooled = torch.tensor(len(torch.cat(columns).unique()))
-    return usage_of_counts(counts, sizes, pooled)
-
-
-def usage_of_counts(counts: Sequence[Tensor], sizes: Sequence[int], pooled: Tensor) -> dict[str, Tensor]:
-    """`code_usage` from how often the codes of each group occurred; `pooled` is the number of codes that any group
-    used.
-    """
-    shares = [count.double() / count.sum().clamp_min(1) for count in counts]
-    used = [(p > 0).double().sum() / size for p, size in zip(shares, sizes, strict=True)]
-    perplexity = torch.stack([torch.exp(-torch.special.xlogy(p, p).sum()) for p in shares]).mean()
-    usage = {"codebook_usage": torch.stack(used).mean(), "codebook_perplexity": perplexity}
-    if len(sizes) > 1:
-        groups = {f"codebook_usage_group_{g}": value for g, value in enumerate(used)}
-        usage |= {"codebook_usage_pooled": pooled.double() / max(sizes), **groups}
-    return usage
 
 
 class Quantizer(nn.Module):
@@ -99,25 +68,3 @@ def entropy_terms(sample: Tensor, codebook: Tensor | None, codebook_weight: floa
     if codebook is None:
         return {"sample_entropy": sample, "entropy": sample}
     return {"sample_entropy": sample, "codebook_entropy": codebook, "entropy": sample - codebook_weight * codebook}
-
-
-def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
-    """Value of `z_q`, gradient of `z` (van den Oord et al., arXiv:1711.00937, section 3.2)."""
-    return z + (z_q - z).detach()
-
-
-def rotation_trick(z: Tensor, z_q: Tensor) -> Tensor:
-    """Value of `z_q`; the gradient to `z` is rotated by the reflection pair that turns z into z_q (arXiv:2410.06424,
-    Eq. 4).
-
-    The direction of `z` alone enters: z is divided by its norm first, as in the released code of GigaTok, so for
-    l2-normalised latents nothing changes. The value equals `z_q` up to about 4e-6.
-    """
-    eps = 1e-6
-    z = z / z.norm(dim=-1, keepdim=True)
-    z_norm, q_norm = z.norm(dim=-1, keepdim=True), z_q.norm(dim=-1, keepdim=True)
-    u, v = (z / (z_norm + eps)).detach(), (z_q / (q_norm + eps)).detach()
-    r = u + v
-    r = r / r.norm(dim=-1, keepdim=True)
-    rotated = z - 2 * (z * r).sum(-1, keepdim=True) * r + 2 * (z * u).sum(-1, keepdim=True) * v
-    return rotated * (q_norm / (z_norm + eps)).detach()

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from engine.config import ConfigError
-from engine.distributed import full_precision
-from tokenizer.quantizers.base import Quantized, Quantizer, straight_through
+from engine.devices import full_precision
+from engine.messages import ConfigError
+from tokenizer.quantizers.base import Quantized, Quantizer
+from tokenizer.quantizers.gradients import straight_through
 
 BOUND_EPS = 1e-3  # keeps tanh inside the outermost levels
 

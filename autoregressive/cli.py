@@ -1,0 +1,105 @@
+"""Command-line flags that name a trained GPT and set the sampler."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from autoregressive.guidance import GUIDANCE_SCHEDULES, Guidance
+from autoregressive.loading import load_gpt, require_pair
+from autoregressive.models.gpt import GPT, SIZES, GPTConfig
+from autoregressive.sampler import SamplerSettings
+from engine.messages import logger
+
+
+def several(kind: Callable[[str], float]) -> Callable[[str], float | tuple[float, ...]]:
+    """The argparse type of a setting: one number, or one for each index of a token with commas between."""
+
+    def parse(text: str) -> float | tuple[float, ...]:
+        values = tuple(kind(part) for part in text.split(","))
+        return values if len(values) > 1 else values[0]
+
+    parse.__name__ = kind.__name__  # in argparse's message
+    return parse
+
+
+def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
+    """The documented flags of the sampler."""
+    parser.add_argument(
+        "--cfg-scale",
+        type=several(float),
+        default=2.0,
+        help="guidance scale, 1 = off (default 2.0; a search starts at the published one); 1.75,1.8,2,2: of each index",
+    )
+    parser.add_argument("--cfg-schedule", default="constant", choices=sorted(GUIDANCE_SCHEDULES))
+    parser.add_argument(
+        "--step-start-ratio", type=float, default=0.18, help="schedule step: guided from here (default 0.18)"
+    )
+    parser.add_argument(
+        "--cfg-interval", type=int, default=-1, help="no guidance after this decoding step; -1 = always"
+    )
+    parser.add_argument(
+        "--guidance-first-token", default="full", choices=["full", "schedule"], help="as released: full"
+    )
+    parser.add_argument(
+        "--unguided-scale", type=float, default=1.0, help="scale where a schedule is off (released: 1.0001)"
+    )
+    parser.add_argument("--temperature", type=several(float), default=1.0)
+    parser.add_argument("--top-k", type=several(int), default=0, help="0 = all codes")
+    parser.add_argument("--top-p", type=several(float), default=1.0)
+    parser.add_argument("--greedy", action="store_true", help="always the most probable code")
+    parser.add_argument("--global-seed", "--seed", dest="seed", type=int, default=0)
+
+
+def settings_of(args: argparse.Namespace) -> SamplerSettings:
+    """The settings that the flags describe."""
+    guidance = Guidance(
+        scale=args.cfg_scale,
+        schedule=args.cfg_schedule,
+        start=args.step_start_ratio,
+        first_token=args.guidance_first_token,
+        unguided_scale=args.unguided_scale,
+        last_guided=args.cfg_interval,
+    )
+    return SamplerSettings(guidance, args.temperature, args.top_k, args.top_p, args.seed, args.greedy)
+
+
+PUBLISHED_SIZES = {f"GPT-{size.upper()}": size for size in SIZES}
+
+
+def add_gpt_flags(parser: argparse.ArgumentParser) -> None:
+    """The documented flags that name a GPT. `--weights` comes with the tokenizer's flags."""
+    parser.add_argument(
+        "--gpt-ckpt", required=True, help="a run, a checkpoint or an export (folders), or a published file"
+    )
+    parser.add_argument("--gpt-config", help="YAML of the architecture, for a published file")
+    parser.add_argument(
+        "--gpt-model", choices=list(PUBLISHED_SIZES), help="instead: a published size over 1,000 classes"
+    )
+    parser.add_argument("--gpt-2d", action="store_true", help="with --gpt-model: 2D rotary positions (LlamaGen)")
+    parser.add_argument(
+        "--precision", default="fp32", choices=["none", "fp32", "bf16", "fp16"], help="of the GPT (default fp32 = none)"
+    )
+
+
+def gpt_from(args: argparse.Namespace, tokenizer: nn.Module, device: torch.device) -> GPT:
+    """The GPT that the flags name, checked against the tokenizer, in the precision asked for."""
+    config = args.gpt_config
+    if config is None and args.gpt_model is not None:
+        config = GPTConfig(
+            size=PUBLISHED_SIZES[args.gpt_model],
+            vocab_size=tokenizer.quantizer.codebook_size,
+            num_tokens=tokenizer.num_tokens,
+            positions="rope2d" if args.gpt_2d else "learned",
+        )
+    gpt = load_gpt(args.gpt_ckpt, config=config, weights=args.weights, device=device)
+    require_pair(gpt, tokenizer)
+    if args.precision in ("bf16", "fp16"):
+        if device.type == "cpu":
+            logger.info("--precision %s: on a CPU the GPT runs in fp32", args.precision)
+            return gpt
+        gpt.to(torch.bfloat16 if args.precision == "bf16" else torch.float16)
+    return gpt

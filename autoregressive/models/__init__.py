@@ -1,0 +1,1 @@
+"""Generators: the GPT and its parts."""

@@ -1,0 +1,1 @@
+"""What training a GPT needs beside the model: config, construction, task."""

@@ -1,0 +1,1 @@
+"""Crash-safe checkpoints: manifest, weights, and the store of a run."""

@@ -1,0 +1,84 @@
+"""The manifest of a checkpoint folder: which files it holds, with sizes and SHA-256, and what is damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.messages import UserError
+
+STEP_NAME = re.compile(r"step_\d{8,}")
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be written or read; the message names the file and the cause."""
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes a small text file so that a crash leaves either the old or the new content."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    _sync(temporary)
+    temporary.replace(path)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """The hash of a manifest's content, which it carries itself: its step and stamp are in no file that it lists."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a checkpoint folder, or None where it is missing or unreadable."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    if not isinstance(manifest, dict) or not {"step", "files"} <= manifest.keys():
+        return None
+    return manifest if manifest.pop("digest", None) in (None, _digest(manifest)) else None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None: every file is compared with the manifest."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return "manifest.json is missing or unreadable"
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["size"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
+        if file_sha256(path) != expected["sha256"]:
+            return f"the hash of {name} is not that of the manifest"
+    return None
+
+
+def checkpoint_folders(run_dir: Path) -> list[Path]:
+    """The checkpoint folders of a run that have a manifest, oldest first."""
+    found = (f for f in (run_dir / "checkpoints").glob("step_*") if STEP_NAME.fullmatch(f.name))
+    return sorted((f for f in found if read_manifest(f) is not None), key=lambda f: int(f.name.removeprefix("step_")))
+
+
+def phase_folders(run_dir: Path) -> list[Path]:
+    """The folders of the phases of a run that has any, in order."""
+    return sorted(run_dir.glob("phase_*"), key=lambda folder: (len(folder.name), folder.name))

@@ -1,0 +1,1 @@
+"""Image data: sources, decoding, crops, samples, and their order."""

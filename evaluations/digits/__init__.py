@@ -1,0 +1,1 @@
+"""A small classifier of digits, which checks generated classes in the quick start."""

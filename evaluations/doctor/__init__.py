@@ -1,0 +1,1 @@
+"""Symptoms of trouble in what a run left behind."""

@@ -1,0 +1,1 @@
+"""What is computed over images, pairs of images and codes."""

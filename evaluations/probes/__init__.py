@@ -1,0 +1,1 @@
+"""Linear probing and principal components of inner features."""

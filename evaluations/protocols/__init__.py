@@ -1,0 +1,1 @@
+"""How a published number is measured: crops, rounding, references."""

@@ -1,0 +1,90 @@
+"""One self-contained HTML page for a run, or for several side by side: numbers with their protocol, curves, pictures.
+
+    python -m evaluations.report runs/quickstart
+    python -m evaluations.report runs/ar_probe/A runs/ar_probe/B --output comparison.html
+
+Reads what a run left behind (metrics.jsonl of its networks, evaluations/*, results of probes) and writes report.html
+and samples.png into it. With several runs: one table for each kind of result, ranked where the protocols agree, and the
+same parts of all runs one below the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+from html import escape
+from pathlib import Path
+
+from engine.cli import run_entry
+from engine.data.packaged import ATTRIBUTION
+from engine.messages import UserError, logger
+from evaluations.comparison import compare
+from evaluations.report.page import page, table
+from evaluations.report.sections import SECTIONS, RunFolder
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("--output", type=Path, help="the page (default: RUN/report.html; comparison.html for several)")
+    return parser.parse_args()
+
+
+def opened(path: Path) -> RunFolder:
+    """The run in a folder; an error where it has nothing to show."""
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder")
+    run = RunFolder(path)
+    if not run.results and not list(path.glob("*/metrics.jsonl")):
+        raise UserError(f"{path} has neither evaluations/*.json nor a trained network; is it the folder of a run?")
+    return run
+
+
+def attribution(runs: list[RunFolder]) -> str:
+    """Who made the images that are shown."""
+    data = {str(result["protocol"].get("data")) for run in runs for result in run.results.values()}
+    lines = [ATTRIBUTION[name] for name in sorted(data) if name in ATTRIBUTION]
+    return f"<footer>{escape(' '.join(lines))}</footer>" if lines else ""
+
+
+def comparison(runs: list[RunFolder]) -> str:
+    """One table for each kind of result that two or more of the runs have."""
+    parts = []
+    for name in sorted({n for run in runs for n in run.results}):
+        having = [(run.path.name, run.results[name]) for run in runs if name in run.results]
+        if len(having) < 2:
+            continue
+        metrics, rows, problems = compare(having)
+        body = [[metric, *row] for metric, row in zip(metrics, rows, strict=True)]
+        note = "<p>* best; the protocols are equal.</p>"
+        if problems:
+            listed = "".join(f"<li>{escape(problem)}</li>" for problem in problems[:12])
+            note = f'<div class="note">Not ranked where the protocols differ.<ul>{listed}</ul></div>'
+        parts.append(f"<h2>{escape(name)}</h2>{table(['metric', *(run for run, _ in having)], body)}{note}")
+    return "".join(parts) or "<p>No kind of result is in two of the runs.</p>"
+
+
+def write_report(folders: list[Path], output: Path | None = None) -> Path:
+    """Writes the page; returns its path."""
+    runs = [opened(folder) for folder in folders]
+    if len(runs) == 1:
+        path, title = output or folders[0] / "report.html", folders[0].name
+        body = [f"<h1>{escape(title)}</h1>", *(section(runs[0]) for section in SECTIONS)]
+    else:
+        path, title = output or Path("comparison.html"), " / ".join(folder.name for folder in folders)
+        body = [f"<h1>{escape(title)}</h1>", comparison(runs)]
+        for section in SECTIONS[:-1]:
+            for run in runs:
+                part = section(run)
+                body.append(f"<details open><summary>{escape(run.path.name)}</summary>{part}</details>" if part else "")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(title, [*body, attribution(runs)]), encoding="utf-8")
+    return path
+
+
+def main() -> None:
+    args = parse_args()
+    logger.info("wrote %s", write_report(args.runs, args.output))
+
+
+if __name__ == "__main__":
+    run_entry(main)

@@ -1,0 +1,84 @@
+"""Command-line flags that name a trained tokenizer and images for it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from engine.cli import positive
+from engine.data.config import DataConfig
+from engine.data.packaged import PACKAGED
+from engine.data.sources import kind_of
+from engine.messages import ConfigError
+from tokenizer.loading import load_tokenizer
+
+
+def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """The documented flags that name a tokenizer, or `several` of them, one after the other."""
+    action = "append" if several else "store"
+    parser.add_argument(
+        "--vq-ckpt", required=True, action=action, help="a run, a checkpoint, an export (folders), or a published file"
+    )
+    parser.add_argument(
+        "--tok-config", "--model-config", action=action, help="YAML of the architecture, for a published file"
+    )
+    parser.add_argument("--quant-way", default="vq", choices=["vq"], help="kept for published commands")
+    parser.add_argument(
+        "--image-size", type=positive, help="default: that of its training; convolutional tokenizers take others"
+    )
+    parser.add_argument(
+        "--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema where there is one"
+    )
+    parser.add_argument("--noise-seed", type=int, help="of a generative decoder; default: that of its config (0)")
+
+
+def tokenizer_from(args: argparse.Namespace, device: torch.device | str) -> nn.Module:
+    """The tokenizer that the flags name, for images of `--image-size` pixels."""
+    tokenizer = load_tokenizer(args.vq_ckpt, config=args.tok_config, weights=args.weights, device=device)
+    if args.noise_seed is not None:
+        if not getattr(getattr(tokenizer, "config", None), "generative_decoder", False):
+            raise ConfigError(f"--noise-seed {args.noise_seed}: the tokenizer {args.vq_ckpt} has no generative decoder")
+        tokenizer.config.noise_seed = args.noise_seed  # the same object as in its provenance
+    if args.image_size not in (None, tokenizer.image_size):
+        if not hasattr(tokenizer, "set_image_size"):  # positions are learned: one size
+            raise ConfigError(
+                f"--image-size {args.image_size}, but the tokenizer {args.vq_ckpt} is for {tokenizer.image_size}"
+            )
+        tokenizer.set_image_size(args.image_size)
+    return tokenizer
+
+
+def add_image_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that name images for a trained tokenizer."""
+    parser.add_argument(
+        "--data",
+        help="name of the images (folder, loose, shards, mnist5k, twemoji, photos); default: the tokenizer's own",
+    )
+    parser.add_argument(
+        "--data-path",
+        help="training images: a folder of class folders, or tar files; held-out ones where only they count",
+    )
+    parser.add_argument(
+        "--val-path",
+        help="held-out images, likewise; of a folder without sub-folders or tar files all images are taken",
+    )
+    parser.add_argument("--skip-broken", action="store_true", help="replace unreadable images by their successor")
+
+
+def images_from(args: argparse.Namespace, tokenizer: nn.Module) -> DataConfig:
+    """The images that the flags name, at the tokenizer's size; without flags those of its own config."""
+    own = tokenizer.provenance.config.data
+    name = args.data
+    if name in PACKAGED and (args.data_path or args.val_path):
+        raise ConfigError(f"--data {name} is shipped by a package; leave out --data-path and --val-path")
+    if name is None and (args.data_path or args.val_path):
+        name = kind_of(args.data_path or args.val_path)
+        if args.data_path is not None and name == "loose":
+            name = "folder"  # training images have classes
+    changes = {"name": name, "root": args.data_path, "val_root": args.val_path}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    broken = own.skip_broken or args.skip_broken
+    return replace(own, **changes, image_size=tokenizer.image_size, skip_broken=broken)

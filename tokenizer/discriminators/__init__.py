@@ -1,0 +1,1 @@
+"""Discriminators by name. They import the engine and frozen networks only."""

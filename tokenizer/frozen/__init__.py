@@ -1,0 +1,1 @@
+"""Frozen pretrained networks, by name."""

@@ -1,0 +1,135 @@
+"""Group-wise lookup-free quantization (GQ) of WeTok (arXiv:2508.05599, Eq. 6-9).
+
+The D = G * d channels of a latent are split into G groups of d neighbours; every channel is replaced by its sign. The
+codebook of a group is implicit: all 2^d sign vectors, so there is nothing to learn or to look up. G = 1 is LFQ
+(arXiv:2310.05737); d = 1 is what WeTok's ablation calls BSQ; with `l2_norm` latents and codes lie on the unit sphere,
+which is BSQ itself (arXiv:2406.07548).
+
+Shapes    z, z_q (B,N,D) float32, z_q is +-1 (over sqrt(D) with l2_norm; 0 gives -1)
+          indices (B,N,G) int64, or (B,N) for one group; bit 0 = first channel of the group
+Losses    commitment: mean (z - sg z_q)^2      entropies: nats (entropy.py), of the soft assignment
+          softmax(-|z_g - code|^2 / temperature), whose bits have logits 4 z / temperature
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.devices import full_precision
+from engine.messages import ConfigError
+from tokenizer.quantizers.base import Quantized, Quantizer, entropy_terms
+from tokenizer.quantizers.entropy_bits import bit_entropies, codebook_entropy_bytes
+from tokenizer.quantizers.gradients import straight_through
+
+MAX_BITS = 62  # of one index, an int64
+
+
+@dataclass(kw_only=True, slots=True)
+class GQConfig:
+    """`num_groups` groups of `group_dim` channels."""
+
+    num_groups: int = 4  # G; 1 = LFQ
+    group_dim: int = 8  # channels, so bits, of a group
+    l2_norm: bool = False  # latents and codes on the unit sphere (BSQ)
+    index_bits: list[int] = field(default_factory=list)  # cuts the D bits into other indices than the groups: [3, 5, 8]
+    entropy_temperature: float = 0.01
+    codebook_entropy: Literal["pooled", "per_group"] = "pooled"  # pooled as released; per_group: Eq. 7 and 9, sums
+    codebook_entropy_weight: float = 1.0  # in the entropy loss; 0 leaves the sample entropy alone
+    entropy_form: Literal["factorised", "naive"] = "factorised"  # naive holds every code of every latent: a reference
+    entropy_statistics: Literal["local", "global"] = "local"  # of this rank's batch as released, or of all ranks
+    max_entropy_mb: int = 512  # a codebook entropy that needs more memory is refused
+
+    def __post_init__(self) -> None:
+        if min(self.num_groups, self.group_dim, self.max_entropy_mb) < 1 or not self.codebook_entropy_weight >= 0:
+            raise ConfigError(
+                "model.quantizer.gq: num_groups, group_dim, max_entropy_mb: from 1; codebook_entropy_weight: from 0"
+            )
+        if not self.entropy_temperature > 0:
+            raise ConfigError(f"model.quantizer.gq.entropy_temperature={self.entropy_temperature} must be above 0")
+        channels = self.num_groups * self.group_dim
+        if not 1 <= min(self.bits) <= max(self.bits) <= MAX_BITS or sum(self.bits) != channels:
+            raise ConfigError(
+                f"model.quantizer.gq: the indices have {self.bits} bits; each must be 1 to {MAX_BITS} (index_bits cuts "
+                f"them), all together num_groups * group_dim = {channels}"
+            )
+
+    @property
+    def bits(self) -> list[int]:
+        """Of each index."""
+        return self.index_bits or [self.group_dim] * self.num_groups
+
+
+class GroupLFQ(Quantizer):
+    """See the module docstring. It has no parameters."""
+
+    loss_names = frozenset({"commitment", "entropy"})
+
+    def __init__(self, config: GQConfig) -> None:
+        self.config, self.bits = config, list(config.bits)
+        super().__init__([2**b for b in self.bits], config.num_groups * config.group_dim)
+        self.code_size = self.codebook_dim**-0.5 if config.l2_norm else 1.0  # |channel| of a code
+
+    def forward(self, z: Tensor, *, quantize: bool = True, entropy: bool = False) -> Quantized:
+        with full_precision(z.device):
+            z = F.normalize(z.float(), dim=-1) if self.config.l2_norm else z.float()
+            positive = z > 0
+            indices = self.pack(positive)
+            if self.training:
+                self.remember(indices)
+            if not quantize:
+                return Quantized(z, indices)
+            z_q = torch.where(positive, self.code_size, -self.code_size)
+            losses = {"commitment": (z - z_q).square().mean()}
+            if entropy:
+                losses |= self.entropies(z)
+            return Quantized(straight_through(z, z_q), indices, losses)
+
+    def entropies(self, z: Tensor) -> dict[str, Tensor]:
+        """The entropy terms of latents (B,N,D); a codebook entropy that needs too much memory is an error."""
+        config = self.config
+        self.require_memory(z[..., 0].numel())
+        logits = (4 * self.code_size / config.entropy_temperature) * z.reshape(-1, config.num_groups, config.group_dim)
+        terms = bit_entropies(
+            logits,
+            codebook=config.codebook_entropy_weight > 0,
+            per_group=config.codebook_entropy == "per_group",
+            naive=config.entropy_form == "naive",
+            over_ranks=config.entropy_statistics == "global" and self.training,
+        )
+        return entropy_terms(*terms, codebook_weight=config.codebook_entropy_weight)
+
+    def require_memory(self, num_latents: int) -> None:
+        """An error, before anything is allocated, where the codebook entropy of `num_latents` does not fit."""
+        config, channels = self.config, self.codebook_dim
+
+        def need(groups: int) -> int:
+            histograms = groups if config.codebook_entropy == "per_group" else 1
+            naive = config.entropy_form == "naive"
+            return codebook_entropy_bytes(channels // groups, num_latents * groups, naive, histograms)
+
+        limit = config.max_entropy_mb * 2**20
+        if config.codebook_entropy_weight > 0 and need(config.num_groups) > limit:
+            fitting = [g for g in range(1, channels + 1) if channels % g == 0 and need(g) <= limit]
+            groups = fitting[0] if fitting else "none"
+            raise ConfigError(
+                f"the codebook entropy of 2^{config.group_dim} codes needs about {need(config.num_groups):,} bytes, "
+                f"above model.quantizer.gq.max_entropy_mb={config.max_entropy_mb}; num_groups={groups} would fit for "
+                f"{channels} channels, or codebook_entropy_weight=0 keeps the sample entropy alone"
+            )
+
+    def pack(self, positive: Tensor) -> Tensor:
+        """Signs (B,N,D) bool -> indices (B,N,G) or (B,N)."""
+        parts = positive.long().split(self.bits, dim=-1)
+        indices = [(part << torch.arange(part.shape[-1], device=part.device)).sum(-1) for part in parts]
+        return torch.stack(indices, dim=-1) if self.num_groups > 1 else indices[0]
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        columns = indices.long().unbind(-1) if self.num_groups > 1 else [indices.long()]
+        places = [torch.arange(b, device=indices.device) for b in self.bits]
+        signs = torch.cat([(c[..., None] >> p) & 1 for c, p in zip(columns, places, strict=True)], dim=-1)
+        return torch.where(signs > 0, self.code_size, -self.code_size)

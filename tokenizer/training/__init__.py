@@ -1,0 +1,1 @@
+"""What training a tokenizer needs beside its parts: config, phases, construction, task, alerts."""
