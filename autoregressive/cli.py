@@ -15,7 +15,7 @@ from autoregressive.sampler import SamplerSettings
 from engine.messages import logger
 
 
-def several(kind: Callable[[str], float]) -> Callable[[str], float | tuple[float, ...]]:
+def per_index_type(kind: Callable[[str], float]) -> Callable[[str], float | tuple[float, ...]]:
     """The argparse type of a setting: one number, or one for each index of a token with commas between."""
 
     def parse(text: str) -> float | tuple[float, ...]:
@@ -30,7 +30,7 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     """The documented flags of the sampler."""
     parser.add_argument(
         "--cfg-scale",
-        type=several(float),
+        type=per_index_type(float),
         default=2.0,
         help="guidance scale, 1 = off (default 2.0; a search starts at the published one); 1.75,1.8,2,2: of each index",
     )
@@ -47,9 +47,9 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unguided-scale", type=float, default=1.0, help="scale where a schedule is off (released: 1.0001)"
     )
-    parser.add_argument("--temperature", type=several(float), default=1.0)
-    parser.add_argument("--top-k", type=several(int), default=0, help="0 = all codes")
-    parser.add_argument("--top-p", type=several(float), default=1.0)
+    parser.add_argument("--temperature", type=per_index_type(float), default=1.0)
+    parser.add_argument("--top-k", type=per_index_type(int), default=0, help="0 = all codes")
+    parser.add_argument("--top-p", type=per_index_type(float), default=1.0)
     parser.add_argument("--greedy", action="store_true", help="always the most probable code")
     parser.add_argument("--global-seed", "--seed", dest="seed", type=int, default=0)
 

@@ -25,7 +25,7 @@ from engine.data.stream import position_rng
 from engine.messages import UserError
 
 FORMAT = 1
-CENTRE_VIEW = {"centre": 0, "flip": 0, "ten-crop": 4}  # kind of views -> the one that is the plain centre crop
+CENTER_VIEW = {"centre": 0, "flip": 0, "ten-crop": 4}  # kind of views -> the one that is the plain centre crop
 
 
 class CodesError(UserError):

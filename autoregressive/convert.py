@@ -18,7 +18,7 @@ from torch import Tensor
 
 from autoregressive.loading import load_gpt
 from autoregressive.models.gpt import GPT
-from autoregressive.published import rules_of
+from autoregressive.published import layout_rules
 from engine.cli import run_entry
 from tokenizer.published.files import add_conversion_flags, convert
 from tokenizer.published.layout import export_state
@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
 
 def published(gpt: GPT) -> dict[str, dict[str, Tensor]]:
     """The content of a file in the published layout."""
-    state = export_state(gpt.state_dict(), rules_of(gpt.config))
+    state = export_state(gpt.state_dict(), layout_rules(gpt.config))
     return {"state_dict": {GPT_PART + k: v for k, v in state.items()}} if gpt.config.streams else {"model": state}
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
 from engine.cli import positive, run_entry
 from engine.data.config import DataConfig
-from engine.data.crops import centre_crop, ten_crop
+from engine.data.crops import center_crop, ten_crop
 from engine.data.images import image_tensor, to_float
 from engine.data.sources import ImageSource, has_split, open_source, read_source
 from engine.messages import UserError, logger
@@ -40,7 +40,7 @@ def views_of(
     if views == "ten-crop":
         crops = ten_crop(image, image_size)
     else:
-        crops = [centre_crop(image, image_size)]
+        crops = [center_crop(image, image_size)]
         crops += [ImageOps.mirror(crops[0])] if views == "flip" else []
     return torch.stack([image_tensor(crop) for crop in crops]), int(source.labels[index])
 

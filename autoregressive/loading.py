@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from autoregressive.models.gpt import GPT, GPTConfig
-from autoregressive.published import ignored, rules_of
+from autoregressive.published import ignored, layout_rules
 from engine.checkpoint.weights import find_weights, fingerprint, load_strict, read_weights
 from engine.config import load_sections
 from engine.messages import ConfigError
@@ -17,7 +17,7 @@ from tokenizer.loading import Provenance, streams_of
 from tokenizer.published.families import is_gpt
 from tokenizer.published.files import is_published, read_published
 from tokenizer.published.layout import import_state
-from tokenizer.published.wetok import GPT_PART, part_of
+from tokenizer.published.wetok import GPT_PART, select_submodule
 
 
 @dataclass(kw_only=True, slots=True)
@@ -60,13 +60,13 @@ def _load_published(path: Path, config: str | Path | GPTConfig | None, weights: 
     model = config if isinstance(config, GPTConfig) else load_sections(GPTSections, config).model
     # WeTok's files hold raw weights of a GPT alone; --weights then speaks of the tokenizer
     state, picked = read_published(path, ("model", "module", "state_dict"), "auto" if model.streams else weights)
-    state = part_of(state, GPT_PART)
+    state = select_submodule(state, GPT_PART)
     if not is_gpt(state):
         raise ConfigError(f"{path} holds no GPT (it has no tok_embeddings.weight); is it a tokenizer?")
     state = {name: value.float() for name, value in state.items() if not ignored(name)}
     with torch.device("meta"):
         gpt = GPT(model)
-    load_strict(gpt, import_state(state, gpt.state_dict(), rules_of(model)), path, assign=True)
+    load_strict(gpt, import_state(state, gpt.state_dict(), layout_rules(model)), path, assign=True)
     return gpt, Provenance(str(path), picked, "", {}, GPTSections(model=model))
 
 

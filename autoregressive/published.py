@@ -28,7 +28,7 @@ TWO_TABLES: tuple[Rule, ...] = tuple(  # of a token of two indices
 )
 
 
-def rules_of(config: GPTConfig) -> tuple[Rule, ...]:
+def layout_rules(config: GPTConfig) -> tuple[Rule, ...]:
     """The names of the family that a config describes."""
     if len(config.streams) == 2:
         return TWO_TABLES + WETOK_NAMES

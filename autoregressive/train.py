@@ -27,7 +27,7 @@ from engine.loop import check_batch, fit
 from engine.messages import ConfigError
 from engine.parallel import build_device
 from engine.run_log import Run
-from engine.trained_model import Updater
+from engine.trained_model import TrainedModel
 from engine.world import World, distributed_world
 from tokenizer import load_tokenizer
 
@@ -50,7 +50,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
         with build_device(world, config.loop):
             network = GPT(config.model)
         shared = {"total_steps": config.loop.steps, "world": world, "scale": config.loop}
-        gpt = Updater(network, config.optim, ema_decay=config.ema_decay, **shared)
+        gpt = TrainedModel(network, config.optim, ema_decay=config.ema_decay, **shared)
         task = GPTTask(
             gpt,
             world=world,
@@ -60,9 +60,9 @@ def train(config: GPTTrainConfig, world: World) -> None:
             batch_size=config.validation.batch_size,
             preview=preview_grid(config, tokenizer, run, world),
         )
-        run.say(f"GPT: {count(gpt.module):,} parameters; {len(store):,} training images; {world.size} process(es)")
+        run.log(f"GPT: {count(gpt.module):,} parameters; {len(store):,} training images; {world.size} process(es)")
         if held_out is None:
-            run.say("no validation: the codes have no split `val`")
+            run.log("no validation: the codes have no split `val`")
         checkpoints = CheckpointStore(
             run.dir,
             world,

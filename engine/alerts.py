@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 Record = Mapping[str, float]
 
 
-Sign = Callable[[Record, Record], str | None]
+Alert = Callable[[Record, Record], str | None]
 
 
 def _not_finite(now: Record, before: Record) -> str | None:
@@ -20,7 +20,7 @@ def _not_finite(now: Record, before: Record) -> str | None:
     return f"{bad[0]} is not finite" if bad else None
 
 
-def _more(name: str, what: str) -> Sign:
+def _more(name: str, what: str) -> Alert:
     def sign(now: Record, before: Record) -> str | None:
         new = now.get(name, 0.0) - before.get(name, 0.0)
         return f"{new:.0f} {what} since the last record" if new > 0 else None
@@ -28,14 +28,14 @@ def _more(name: str, what: str) -> Sign:
     return sign
 
 
-SIGNS: dict[str, Sign] = {
+ALERTS: dict[str, Alert] = {
     "non-finite": _not_finite,
     "skipped steps": _more("skipped_steps", "updates skipped for a non-finite gradient"),
     "broken images": _more("skipped_images", "unreadable images replaced"),
 }
 
 
-def warnings_of(now: Record, before: Record, signs: Mapping[str, Sign] = SIGNS) -> list[str]:
+def alerts_for(now: Record, before: Record, signs: Mapping[str, Alert] = ALERTS) -> list[str]:
     """One line for each sign that a record shows, given the record of the same kind before it (or an empty one)."""
     found = ((name, sign(now, before)) for name, sign in signs.items())
     return [f"warning: {name}: {text}" for name, text in found if text is not None]

@@ -53,7 +53,7 @@ class LoopConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class ScaledLoopConfig(LoopConfig):
+class TrainLoopConfig(LoopConfig):
     """A loop whose network may be spread over processes."""
 
     strategy: Literal["ddp", "fsdp", "hsdp"] = "ddp"  # a copy per process; shards over all; shards inside each machine
@@ -112,7 +112,7 @@ def fit(
     start = store.load_latest(task.parts())
     run.write_config()
     if start > 0:
-        run.say(f"resumed from step {start} of {config.steps}")
+        run.log(f"resumed from step {start} of {config.steps}")
     if start >= config.steps:
         return
     batches = open_stream(start)
@@ -124,7 +124,7 @@ def fit(
             seed_step(config.seed, world.rank, step)
             metrics = task.train_step(micro_batches, step)
             done = step + 1
-            run.tick()
+            run.advance()
             if done % config.log_every == 0 or done == config.steps:
                 values = world.mean(metrics)
                 now = time.perf_counter()
@@ -139,7 +139,7 @@ def fit(
                 store.save(done, task.parts(), task.weights, wait=stop or done == config.steps)
             if stop and done < config.steps:
                 origin = received or "on another rank"
-                run.say(f"stopped by signal {origin} after step {done}; the same command continues")
+                run.log(f"stopped by signal {origin} after step {done}; the same command continues")
                 raise SystemExit(EXIT_STOPPED)
 
 

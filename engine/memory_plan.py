@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.checkpoint.weights import count
-from engine.loop import ScaledLoopConfig
-from engine.parallel import blocks_of
+from engine.loop import TrainLoopConfig
+from engine.parallel import parallel_blocks
 
 Forward = Callable[[int], Any]  # batch size -> what the forward pass of a training step makes
 
@@ -35,8 +35,8 @@ def saved_bytes(module: nn.Module, forward: Forward, precision: str, batch: int)
         inputs.update({t.untyped_storage()._cdata: t for t in given if isinstance(t, Tensor)})
         tables.append({})
 
-    hooks = [b.register_forward_pre_hook(enter) for b in blocks_of(module)]
-    hooks += [b.register_forward_hook(lambda *_: tables.append(rest)) for b in blocks_of(module)]
+    hooks = [b.register_forward_pre_hook(enter) for b in parallel_blocks(module)]
+    hooks += [b.register_forward_hook(lambda *_: tables.append(rest)) for b in parallel_blocks(module)]
     pack = torch.autograd.graph.saved_tensors_hooks(save, lambda t: t)
     with pack, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         _graph = forward(batch)  # holds all storages
@@ -54,13 +54,13 @@ def saved_bytes(module: nn.Module, forward: Forward, precision: str, batch: int)
 def state_bytes(module: nn.Module, strategy: str, gpus: int, precision: str, ema: bool) -> int:
     """Bytes on one GPU without activations: weights, gradients, optimizer, averages, and what is gathered at a time."""
     shards = {"ddp": 1, "fsdp": gpus, "hsdp": min(gpus, 8)}[strategy]  # 8 GPUs in a machine
-    blocks = [count(block) for block in blocks_of(module, "shard")]
+    blocks = [count(block) for block in parallel_blocks(module, "shard")]
     gathered = 8 * (count(module) - sum(blocks)) + 2 * (6 if precision == "bf16" else 8) * max(blocks, default=0)
     return (20 if ema else 16) * count(module) // shards + (gathered if shards > 1 else 0)
 
 
 def plan(
-    module: nn.Module, forward: Forward, loop: ScaledLoopConfig, batch: int, gpus: int, *, ema: bool, beside: int = 0
+    module: nn.Module, forward: Forward, loop: TrainLoopConfig, batch: int, gpus: int, *, ema: bool, beside: int = 0
 ) -> str:
     """What training `module` (on the meta device) with a global `batch` needs on `gpus` GPUs of 80 GB (10^9 bytes),
     whether that fits, and what to change. `beside` bytes of other networks are on every GPU.

@@ -22,7 +22,7 @@ from engine.world import World
 
 
 class Scale(Protocol):
-    """The part of a loop config that says how a network is spread; see `engine.plan.ScaledLoopConfig`."""
+    """The part of a loop config that says how a network is spread; see `engine.plan.TrainLoopConfig`."""
 
     strategy: str
     precision: str
@@ -30,9 +30,9 @@ class Scale(Protocol):
     compile: bool
 
 
-def blocks_of(module: nn.Module, *units: str) -> list[nn.Module]:
-    """Modules with an attribute `scale_unit`: `shard` (sharded, compiled, recomputed one by one) or `recompute`."""
-    return [m for m in module.modules() if getattr(m, "scale_unit", None) in (units or ("shard", "recompute"))]
+def parallel_blocks(module: nn.Module, *units: str) -> list[nn.Module]:
+    """Modules with an attribute `parallel_unit`: `shard` (sharded, compiled, recomputed one by one) or `recompute`."""
+    return [m for m in module.modules() if getattr(m, "parallel_unit", None) in (units or ("shard", "recompute"))]
 
 
 def is_sharded(world: World, scale: Scale | None) -> bool:
@@ -53,7 +53,7 @@ def _shard(module: nn.Module, world: World, scale: Scale, mesh: DeviceMesh) -> N
     values = module.state_dict() if world.is_main else {}
     cast = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = cast if scale.precision == "bf16" else MixedPrecisionPolicy()
-    for block in blocks_of(module, "shard"):
+    for block in parallel_blocks(module, "shard"):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
     for name in getattr(module, "forward_methods", ()):
@@ -71,9 +71,9 @@ def parallelize(
     """`module` as it is called in training: compiled, checkpointed and spread as `scale` says, or wrapped by DDP; in a
     world of one the module itself. A sharded one is changed in place, and `ema` alike.
     """
-    for block in (blocks_of(module, "shard") or [module]) if scale is not None and scale.compile else ():
+    for block in (parallel_blocks(module, "shard") or [module]) if scale is not None and scale.compile else ():
         block.forward = torch.compile(block.forward)
-    for block in blocks_of(module) if scale is not None and scale.activation_checkpointing else ():
+    for block in parallel_blocks(module) if scale is not None and scale.activation_checkpointing else ():
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if is_sharded(world, scale):
         local = int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) if scale.strategy == "hsdp" else world.size
@@ -93,13 +93,13 @@ def parallelize(
     )
 
 
-def exchange(network: nn.Module, last: bool) -> AbstractContextManager:
+def gradient_sync(network: nn.Module, last: bool) -> AbstractContextManager:
     """DDP exchanges gradients at the `last` micro-batch; shards at each, but between machines (hsdp) at the last."""
     if isinstance(network, FSDPModule):
         network.set_requires_all_reduce(last)
     return network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext()
 
 
-def cut_like(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A full `tensor`, equal on all ranks, sharded as `like` is."""
     return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor

@@ -16,7 +16,7 @@ def lookup(registry: Mapping[str, T], name: str, key: str) -> T:
     return registry[name]
 
 
-def sized(section: Any, sizes: Mapping[str, tuple[int, int, int]], key: str) -> tuple[int, int, int]:
+def transformer_size(section: Any, sizes: Mapping[str, tuple[int, int, int]], key: str) -> tuple[int, int, int]:
     """(width, layers, heads) of a transformer's config: of its named `size`, or its own; `key` names the section."""
     own = (section.width, section.layers, section.heads)
     if section.size is not None:
@@ -28,7 +28,7 @@ def sized(section: Any, sizes: Mapping[str, tuple[int, int, int]], key: str) -> 
     return own
 
 
-def chosen(section: Any, registry: Mapping[str, Any], key: str) -> Any:
+def selected_section(section: Any, registry: Mapping[str, Any], key: str) -> Any:
     """The sub-section of `section` that its `name` picks; a changed sub-section that is not in use is an error."""
     lookup(registry, section.name, f"{key}.name")
     for other in registry:

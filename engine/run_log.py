@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.alerts import SIGNS, Sign, warnings_of
+from engine.alerts import ALERTS, Alert, alerts_for
 from engine.checkpoint.manifest import phase_folders, write_atomic
 from engine.config import to_yaml
 from engine.data.images import save_grid
@@ -38,7 +38,7 @@ class Run:
 
     def __init__(self, run_dir: str | Path, config: Any, world: World, wandb_project: str = "") -> None:
         self.dir, self.config, self.world = Path(run_dir), config, world
-        self.signs: Mapping[str, Sign] = SIGNS  # of trouble, said in the log
+        self.signs: Mapping[str, Alert] = ALERTS  # of trouble, said in the log
         self.bar: tqdm | None = None
         self._wandb = None
         self._before: dict[frozenset[str], Mapping[str, float]] = {}  # the last record of each kind
@@ -75,7 +75,7 @@ class Run:
             with (self.dir / "starts.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """One line (or table) for people, on the console and in log.txt."""
         if self.world.is_main:
             logger.info(text)
@@ -84,7 +84,7 @@ class Run:
         if self.world.is_main:
             self.bar = tqdm(None, self.dir.name, total, initial=start, unit="step", dynamic_ncols=True, disable=None)
 
-    def tick(self) -> None:
+    def advance(self) -> None:
         if self.bar is not None:
             self.bar.update()
 
@@ -98,10 +98,10 @@ class Run:
         text = "  ".join(f"{k} {metrics[k]:.4g}" for k in (show or metrics) if k in metrics)
         if self.bar is not None and not self.bar.disable:
             self.bar.set_postfix_str(text[:100], refresh=False)
-        self.say(f"step {step}: {text}")
+        self.log(f"step {step}: {text}")
         kind = frozenset(k.partition("/")[0] for k in metrics if "/" in k)
-        for warning in warnings_of(metrics, self._before.get(kind, {}), self.signs):
-            self.say(f"step {step}: {warning}")
+        for warning in alerts_for(metrics, self._before.get(kind, {}), self.signs):
+            self.log(f"step {step}: {warning}")
         self._before[kind] = dict(metrics)
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=step)

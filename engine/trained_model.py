@@ -20,11 +20,11 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from engine.messages import ConfigError, UserError
-from engine.parallel import exchange, is_sharded, parallelize
+from engine.parallel import gradient_sync, is_sharded, parallelize
 from engine.world import World
 
 if TYPE_CHECKING:
-    from engine.loop import ScaledLoopConfig
+    from engine.loop import TrainLoopConfig
 from engine.optim import OptimConfig
 from engine.schedules import learning_rate
 
@@ -33,7 +33,7 @@ class NonFiniteError(UserError):
     """Too many updates in a row had a non-finite loss or gradient."""
 
 
-class Updater:
+class TrainedModel:
     """One trained network.
 
     `module` is the plain network, `network` the one to call in training (wrapped for data parallelism), `ema` its
@@ -50,7 +50,7 @@ class Updater:
         world: World,
         ema_decay: float = 0.0,
         find_unused: bool = False,
-        scale: ScaledLoopConfig | None = None,
+        scale: TrainLoopConfig | None = None,
     ) -> None:
         if not 0 <= ema_decay < 1:
             raise ConfigError(f"ema_decay={ema_decay} must lie in [0, 1); 0 = no averaged weights")
@@ -81,9 +81,9 @@ class Updater:
                 moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
                 self.optimizer.state[p] = {"step": step, **moments}
 
-    def accumulating(self, last: bool) -> AbstractContextManager:
+    def accumulate(self, last: bool) -> AbstractContextManager:
         """Surrounds forward *and* backward of one micro-batch: gradients are exchanged where `exchange` says."""
-        return exchange(self.network, last)
+        return gradient_sync(self.network, last)
 
     def step(self, step: int, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One update from the gradients that backward left. `terms` are the loss terms, to name a non-finite one.

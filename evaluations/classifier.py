@@ -21,13 +21,13 @@ from engine.checkpoint.weights import Weights
 from engine.cli import parse_cli, run_entry
 from engine.data.config import DataConfig
 from engine.data.images import to_float
-from engine.data.samples import centre_batch, training_item
+from engine.data.samples import center_batch, training_item
 from engine.data.sources import open_source
 from engine.data.stream import open_stream
 from engine.loop import Batch, LoopConfig, check_batch, fit
 from engine.optim import OptimConfig
 from engine.run_log import Run
-from engine.trained_model import Updater
+from engine.trained_model import TrainedModel
 from engine.world import World, distributed_world
 from evaluations.digits.model import Classifier, ClassifierConfig, classify
 
@@ -55,7 +55,7 @@ def shifted(images: Tensor, max_shift: int) -> Tensor:
 class ClassifierTask:
     """See `engine.loop.Task`."""
 
-    def __init__(self, network: Updater, images_u8: Tensor, labels: Tensor, max_shift: int, world: World) -> None:
+    def __init__(self, network: TrainedModel, images_u8: Tensor, labels: Tensor, max_shift: int, world: World) -> None:
         self.network, self.max_shift, self.world = network, max_shift, world
         self.images_u8, self.labels = images_u8, labels  # held out
 
@@ -69,7 +69,7 @@ class ClassifierTask:
         self.network.network.train()
         total = torch.zeros((), device=self.world.device)
         for i, batch in enumerate(micro_batches):
-            with self.network.accumulating(last=i + 1 == len(micro_batches)):
+            with self.network.accumulate(last=i + 1 == len(micro_batches)):
                 logits = self.network.network(shifted(to_float(batch["images_u8"]), self.max_shift))
                 loss = F.cross_entropy(logits, batch["labels"])
                 (loss / len(micro_batches)).backward()
@@ -85,11 +85,11 @@ class ClassifierTask:
 def train(config: ClassifierTrainConfig, world: World) -> None:
     check_batch(config.data.global_batch_size, world, config.loop.grad_accum)
     source, held_out = open_source(config.data, "train"), open_source(config.data, "val")
-    images = centre_batch(held_out, config.data.image_size, range(len(held_out)))
+    images = center_batch(held_out, config.data.image_size, range(len(held_out)))
     run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
     try:
         torch.manual_seed(config.loop.seed)
-        network = Updater(Classifier(config.model), config.optim, total_steps=config.loop.steps, world=world)
+        network = TrainedModel(Classifier(config.model), config.optim, total_steps=config.loop.steps, world=world)
         task = ClassifierTask(network, images, torch.from_numpy(held_out.labels), config.model.max_shift, world)
 
         item = training_item(source, config.data, config.loop.seed)

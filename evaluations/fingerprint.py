@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from autoregressive.codes import CodeStore
-from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, damage, phase_folders, read_manifest
+from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, find_damage, phase_folders, read_manifest
 from engine.checkpoint.store import FAILURES
 from engine.cli import run_entry
 from engine.config import merge_config, read_yaml
@@ -82,7 +82,7 @@ def digests(run: Path) -> dict[str, str]:
     folders = [run] if (run / "manifest.json").is_file() else folders
     if not folders:
         raise CheckpointError(f"{run} holds no finished checkpoint")
-    problem = damage(folders[-1])
+    problem = find_damage(folders[-1])
     if problem is not None:
         raise CheckpointError(f"{folders[-1]} is damaged: {problem}")
     step = read_manifest(folders[-1])["step"]

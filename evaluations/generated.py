@@ -17,9 +17,9 @@ from autoregressive.sampler import SamplerSettings, sample_images
 from engine.cli import positive
 from engine.world import World
 from evaluations.cli import add_measure_flags, add_published_flags
-from evaluations.image_sets import own_batches, with_bar
-from evaluations.metrics.feature_statistics import ImageSet
-from evaluations.protocols.reference import Reference, suite
+from evaluations.image_sets import rank_batches, with_bar
+from evaluations.metrics.feature_statistics import FeatureStatistics
+from evaluations.protocols.reference import Reference, compute_metrics
 from tokenizer.cli import add_image_flags, add_tokenizer_flags
 
 LABEL_STREAM = 0x1ABE1  # keeps random labels apart from other random numbers of the same seed
@@ -66,7 +66,7 @@ class Sampler:
         return with_bar(self._batches(), len(self.labels), title, self.world)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for ids in own_batches(len(self.labels), self.batch_size, self.world):
+        for ids in rank_batches(len(self.labels), self.batch_size, self.world):
             made = sample_images(
                 self.gpt, self.tokenizer, self.labels[ids], ids, self.settings, len(ids), self.image_size, self.seconds
             )
@@ -105,7 +105,7 @@ def measured(
     sampler: Sampler, extractor: nn.Module, reference: Reference, half: bool
 ) -> tuple[dict[str, float], dict[str, str]]:
     """The suite of metrics over all samples."""
-    made = ImageSet(extractor, len(sampler.labels), keep=extractor.metric == "fid")
+    made = FeatureStatistics(extractor, len(sampler.labels), keep=extractor.metric == "fid")
     for ids, _, images in sampler.batches(f"guidance {sampler.settings.guidance.scale:g}"):
         made.update(ids, extractor(images.to(sampler.world.device)))
-    return suite(made, reference, sampler.world, "generation", half)
+    return compute_metrics(made, reference, sampler.world, "generation", half)

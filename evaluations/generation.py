@@ -30,7 +30,7 @@ from engine.checkpoint.weights import fingerprint
 from engine.cli import run_entry
 from engine.data.config import DataConfig
 from engine.data.images import to_pil
-from engine.data.samples import centre_batch
+from engine.data.samples import center_batch
 from engine.data.sources import ImageSource, has_split, open_source
 from engine.messages import UserError, logger
 from engine.world import World
@@ -38,9 +38,9 @@ from evaluations.cli import extractor_of, output_of, reference_from, run_evaluat
 from evaluations.digits.model import classify, load_classifier
 from evaluations.generated import Sampler, add_sampled_flags, labels_of
 from evaluations.image_sets import NpzWriter
-from evaluations.metrics.feature_statistics import ImageSet
+from evaluations.metrics.feature_statistics import FeatureStatistics
 from evaluations.metrics.sequences import NEAREST_CANDIDATES, nearest_training, noise_images, sequence_shares
-from evaluations.protocols.reference import distance, suite
+from evaluations.protocols.reference import compute_metrics, distance
 from evaluations.results import write_arrays, write_result
 from tokenizer.cli import images_from, tokenizer_from
 
@@ -98,8 +98,9 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     sampler = Sampler(gpt, tokenizer, settings, labels, args.labels, args.per_proc_batch_size, size, world)
     classifier = load_classifier(args.classifier) if args.classifier is not None else None
     export = Export(args, size, world) if args.export else None
-    made = ImageSet(extractor, count, keep=is_fid) if extractor is not None else None
-    noise = ImageSet(extractor, count) if made is not None and not is_fid else None  # a scale for the offline metric
+    made = FeatureStatistics(extractor, count, keep=is_fid) if extractor is not None else None
+    # a scale for the offline metric
+    noise = FeatureStatistics(extractor, count) if made is not None and not is_fid else None
     tokens = torch.zeros(count, *gpt.config.token_shape, dtype=torch.long)
     checksums, right = torch.zeros(count, dtype=torch.long), torch.zeros(1, dtype=torch.float64)
     for ids, made_tokens, images in sampler.batches():
@@ -114,7 +115,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         if export is not None:
             export.write(ids, images)
     metrics, missing = (
-        suite(made, reference, world, "generation", args.fp16_emulation) if made is not None else ({}, {})
+        compute_metrics(made, reference, world, "generation", args.fp16_emulation) if made is not None else ({}, {})
     )
     if noise is not None:
         metrics[f"{extractor.metric}_noise"] = distance(noise, reference, world)
@@ -155,7 +156,7 @@ def _examples(sampler: Sampler, data: DataConfig) -> dict[str, np.ndarray]:
     )
     made = torch.cat([images for _, images in batches])
     candidates = np.sort(np.random.default_rng(0).permutation(len(source))[:NEAREST_CANDIDATES])
-    training = centre_batch(source, sampler.image_size, candidates, data.skip_broken)
+    training = center_batch(source, sampler.image_size, candidates, data.skip_broken)
     return {
         "images": made.numpy(),
         "labels": labels.numpy(),

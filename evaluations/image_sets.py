@@ -21,7 +21,7 @@ from tqdm import tqdm
 from engine.checkpoint.manifest import file_sha256
 from engine.data.folders import LooseSource
 from engine.data.images import image_tensor
-from engine.data.samples import centre_batch
+from engine.data.samples import center_batch
 from engine.data.sources import ImageSource, read_source
 from engine.messages import UserError
 from engine.world import World
@@ -41,7 +41,7 @@ class ImageSequence(Protocol):
     def batches(self, size: int, world: World) -> Batches: ...
 
 
-def own_batches(count: int, size: int, world: World) -> list[Tensor]:
+def rank_batches(count: int, size: int, world: World) -> list[Tensor]:
     """The batches of this rank: equal for any number of ranks, so that rounding is too."""
     return list(torch.arange(count).split(size)[world.rank :: world.size])
 
@@ -70,9 +70,9 @@ class SourceImages:
         return len(self.source)
 
     def batches(self, size: int, world: World) -> Batches:
-        for ids in own_batches(len(self), size, world):
+        for ids in rank_batches(len(self), size, world):
             if self.facts["crop"] == "centre":
-                yield ids, centre_batch(self.source, self.image_size, ids.numpy(), self.skip_broken)
+                yield ids, center_batch(self.source, self.image_size, ids.numpy(), self.skip_broken)
             else:
                 yield ids, torch.stack([self._whole(int(i)) for i in ids])
 
@@ -106,7 +106,7 @@ class NpzImages:
         row = height * width * channels
         with _rows(self.path) as (file, _):
             position = 0
-            for ids in own_batches(len(self), size, world):
+            for ids in rank_batches(len(self), size, world):
                 self._read(file, (int(ids[0]) - position) * row)
                 content = np.frombuffer(self._read(file, len(ids) * row), np.uint8)
                 position = int(ids[-1]) + 1

@@ -56,7 +56,7 @@ def train(config: LinearProbeConfig, world: World) -> None:
         read = lru_cache(lambda split: read_features(network, data, split, run.dir, probe.read_batch_size, world))
         torch.manual_seed(loop.seed)
         task = ProbeTask(network, lambda: read("val"), len(source.class_names), config, world)
-        run.say(f"probe of {network.facts}: {network.dim} features; {len(source):,} training images; {total} steps")
+        run.log(f"probe of {network.facts}: {network.dim} features; {len(source):,} training images; {total} steps")
         stamp = {"features": network.identity | {"num_train_images": len(source)}}
         stamp |= {"weights": "random"} if config.network.random_weights else {}
         store = CheckpointStore(run.dir, world, config, loop.keep_last, loop.keep_every, FROZEN, stamp)

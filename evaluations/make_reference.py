@@ -22,7 +22,7 @@ from engine.world import World
 from evaluations.cli import add_asset_flags, assets_of, run_evaluation
 from evaluations.image_sets import NpzWriter, SourceImages
 from evaluations.metrics.extractors import InceptionExtractor
-from evaluations.metrics.feature_statistics import ImageSet
+from evaluations.metrics.feature_statistics import FeatureStatistics
 from evaluations.results import write_arrays
 
 
@@ -51,7 +51,7 @@ def write(args: argparse.Namespace, world: World) -> None:
     extractor = InceptionExtractor(assets_of(args)).to(world.device)
     stored = np.unique(np.linspace(0, len(images) - 1, min(args.num_images, len(images))).round().astype(int))
     place = torch.full((len(images),), -1).index_put_((torch.from_numpy(stored),), torch.arange(len(stored)))
-    found = ImageSet(extractor, len(images))
+    found = FeatureStatistics(extractor, len(images))
     writer = NpzWriter(args.output, len(stored), args.image_size, world) if not args.no_images else None
     for ids, pixels in images.batches(args.per_proc_batch_size, world):
         found.update(ids, extractor(pixels.to(world.device)))

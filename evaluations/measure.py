@@ -21,12 +21,12 @@ from evaluations.cli import add_measure_flags, extractor_of, output_of, referenc
 from evaluations.image_sets import open_images
 from evaluations.protocols.reference import (
     KINDS,
+    compute_metrics,
     features_of,
     reference_of_file,
     reference_of_images,
     require_kind,
     require_size,
-    suite,
 )
 from evaluations.results import write_result
 
@@ -61,7 +61,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     require_kind(reference, args.measured, args.force_reference)
     require_size(reference, images.image_size)
     made = features_of(images, extractor, world, keep, "features", args.per_proc_batch_size)
-    metrics, missing = suite(made, reference, world, args.measured, args.fp16_emulation)
+    metrics, missing = compute_metrics(made, reference, world, args.measured, args.fp16_emulation)
     facts = {"num_images": len(images), "image_size": images.image_size, "rounding": "uint8 as stored"}
     protocol = {"kind": args.measured, **facts, "reference": reference.facts, "samples": images.facts}
     if world.is_main:

@@ -36,10 +36,10 @@ from evaluations.cli import (
 )
 from evaluations.image_sets import with_bar
 from evaluations.metrics.code_usage import CodeUsage, bits_of, not_counted, usage_metrics
-from evaluations.metrics.feature_statistics import ImageSet
+from evaluations.metrics.feature_statistics import FeatureStatistics
 from evaluations.protocols.pair_scores import pair_scores, score_names
 from evaluations.protocols.reconstruction import RULES, Reconstructor
-from evaluations.protocols.reference import Reference, distance, suite
+from evaluations.protocols.reference import Reference, compute_metrics, distance
 from evaluations.results import write_arrays, write_result
 from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
 from tokenizer.frozen.lpips import lpips_network
@@ -91,7 +91,9 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     lpips = {name: network.to(world.device) for name, (network, _) in networks.items()}
     sets = {}
     if extractor is not None:
-        sets = {name: ImageSet(extractor, len(source), keep=args.precision_recall) for name in ("made", "real")}
+        sets = {
+            name: FeatureStatistics(extractor, len(source), keep=args.precision_recall) for name in ("made", "real")
+        }
     names = score_names(rules, args.lpips)
     usage, table = CodeUsage(tokenizer.quantizer), torch.zeros(len(names) + 2, len(source), dtype=torch.float64)
     shown, stride = [], max(1, len(source) // SHOWN)
@@ -160,7 +162,7 @@ def _distances(args, sets, reference, images, world) -> tuple[dict[str, Any], di
         reference = Reference(facts, own.pool.merged(world).gaussian(), spatial, features)
     else:
         real = {f"{extractor.metric}_real": distance(sets["real"], reference, world)}
-    metrics, missing = suite(sets["made"], reference, world, "reconstruction", args.fp16_emulation)
+    metrics, missing = compute_metrics(sets["made"], reference, world, "reconstruction", args.fp16_emulation)
     return {**metrics, **real, "reference": reference.facts}, missing
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autoregressive.cli import add_gpt_flags, gpt_from
-from autoregressive.codes import CENTRE_VIEW, CodeStore
+from autoregressive.codes import CENTER_VIEW, CodeStore
 from autoregressive.training.task import next_token_loss
 from engine.cli import run_entry
 from engine.data.images import to_float
@@ -32,7 +32,7 @@ from engine.data.sources import open_source
 from engine.messages import ConfigError, UserError
 from engine.world import World
 from evaluations.cli import add_output_flags, held_out, output_of, run_evaluation
-from evaluations.image_sets import own_batches
+from evaluations.image_sets import rank_batches
 from evaluations.results import write_result
 from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
 
@@ -68,7 +68,7 @@ def open_codes(args: argparse.Namespace, tokenizer: nn.Module) -> tuple[Read, li
     manifest = store.manifest
 
     def stored(rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        tokens = [store.tokens(i, CENTRE_VIEW[manifest.views]) for i in rows]
+        tokens = [store.tokens(i, CENTER_VIEW[manifest.views]) for i in rows]
         return torch.stack(tokens), torch.from_numpy(store.labels[rows])
 
     crop = "centre of 1.1 times the size" if manifest.views == "ten-crop" else "centre"
@@ -87,7 +87,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     if count < 2:
         raise UserError(f"{facts['data']} has {count} images; a standard error needs 2 or more")
     losses = torch.zeros(count, dtype=torch.float64, device=world.device)
-    batches = own_batches(count, args.per_proc_batch_size, world)
+    batches = rank_batches(count, args.per_proc_batch_size, world)
     for ids in tqdm(batches, desc="validation loss", disable=None if world.is_main else True):
         tokens, labels = (t.to(world.device) for t in read(ids.numpy()))
         pairs = zip(gpt(labels, tokens), tokens, strict=True)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from engine.cli import positive, run_entry
 from engine.data.images import save_grid, to_float
-from engine.data.samples import centre_batch
+from engine.data.samples import center_batch
 from engine.data.sources import open_source
 from engine.devices import pick_device
 from engine.messages import UserError, logger
@@ -56,7 +56,7 @@ def visualize(args: argparse.Namespace) -> None:
         tokenizer = tokenizer_from(single, device)
         source = open_source(images_from(single, tokenizer), "val")
         rows, class_name = of_one_class(source, args.class_name, args.num_images)
-        originals = centre_batch(source, tokenizer.image_size, rows)
+        originals = center_batch(source, tokenizer.image_size, rows)
         features, what = grid_features(tokenizer, to_float(originals).to(device), args.layer)
         found = torch.from_numpy(principal_components(features)).permute(0, 3, 1, 2)
         pixels = F.interpolate((found * 255).round(), size=originals.shape[-1], mode="nearest").to(torch.uint8)

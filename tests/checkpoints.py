@@ -10,7 +10,7 @@ from torch import nn
 from engine.checkpoint.manifest import checkpoint_folders, read_manifest
 from engine.checkpoint.store import CheckpointStore
 from engine.optim import OptimConfig
-from engine.trained_model import Updater
+from engine.trained_model import TrainedModel
 
 
 @dataclass(kw_only=True, slots=True)
@@ -36,7 +36,7 @@ class Thing:
     ):
         torch.manual_seed(seed)
         network = nn.Sequential(nn.Linear(4, width), nn.LayerNorm(width), nn.Linear(width, 3))
-        self.updater = Updater(network, OptimConfig(lr=1e-2), total_steps=99, world=world, ema_decay=ema)
+        self.updater = TrainedModel(network, OptimConfig(lr=1e-2), total_steps=99, world=world, ema_decay=ema)
         self.parts = {"network": self.updater}
         self.config = Config(model=Sizes(width=width), note=note)
         self.store = CheckpointStore(folder, world, self.config, **store)

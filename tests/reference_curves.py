@@ -13,12 +13,12 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # for the call as a script
 
-from evaluations.doctor.evidence import CURVES, PICTURE, Evidence
+from evaluations.doctor.evidence import CURVES, PICTURE, RunEvidence
 
 HOW = "python tests/reference_curves.py, see there; torch 2.14, one CPU process; losses of training at the steps `at`"
 
 
-def curve_of(run: Evidence) -> dict:
+def curve_of(run: RunEvidence) -> dict:
     """The entry of a run."""
     names = [name for name in (*PICTURE, "loss") if run.series(name)]
     names = [name for name in names if name != "loss"] or names  # a sum of weighted terms says less than the terms
@@ -43,7 +43,7 @@ def main(folders: list[str]) -> None:
     }
     for folder in folders:
         for path in sorted(Path(folder).rglob("metrics.jsonl")):
-            run = Evidence(path.parent)
+            run = RunEvidence(path.parent)
             for name in {name for name, _ in run.recipes if name.startswith("quickstart/")}:
                 curves[name] = curve_of(run)
                 print(f"{name}: {path.parent}")

@@ -17,7 +17,7 @@ import autoregressive.extract_codes
 import autoregressive.train
 import tokenizer.train
 from engine.checkpoint import store as checkpoint
-from engine.checkpoint.manifest import checkpoint_folders, damage, read_manifest
+from engine.checkpoint.manifest import checkpoint_folders, find_damage, read_manifest
 from engine.checkpoint.weights import find_weights, read_weights
 from engine.messages import UserError
 from tokenizer import load_tokenizer
@@ -293,7 +293,7 @@ def test_folders_of_another_kind_are_refused(place, refused, tmp_path):
     refused(CODES, ["--vq-ckpt", str(tmp_path), *out], str(tmp_path), "model.safetensors")
     refused(GPT, place.gpt(tmp_path / "run", f"data.tokenizer={gpt}"), str(gpt), "is not a tokenizer")
     refused(TOKENIZER, place.tokenizer(gpt), "another architecture", "Use another loop.run_dir")
-    assert damage(checkpoint_folders(gpt)[-1]) is None and damage(checkpoint_folders(tok)[-1]) is None
+    assert find_damage(checkpoint_folders(gpt)[-1]) is None and find_damage(checkpoint_folders(tok)[-1]) is None
     assert not (tmp_path / "codes").exists() and not (tmp_path / "run").exists()
 
 

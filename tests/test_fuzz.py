@@ -16,7 +16,7 @@ from PIL import Image
 
 import tokenizer.train
 from autoregressive.training.config import GPTTrainConfig
-from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, damage, read_manifest
+from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, find_damage, read_manifest
 from engine.checkpoint.weights import find_weights, read_weights
 from engine.config import flatten, load_config
 from engine.data.images import ImageError, read_image
@@ -205,7 +205,7 @@ def test_any_damage_of_a_checkpoint_is_found(wound, checkpoint):
     if not (copy / name).is_file() or (copy / name).read_bytes() != (healthy / name).read_bytes():
         told = {k: (read_manifest(copy) or {}).get(k) for k in ("step", "stamp", "files")}
         same = name.name == "manifest.json" and told == {k: read_manifest(healthy)[k] for k in told}
-        assert damage(copy) is not None or same
+        assert find_damage(copy) is not None or same
     try:
         found = read_weights(find_weights(copy, "auto", "network").path)
     except CheckpointError as error:
@@ -269,4 +269,4 @@ def test_the_manifest_knows_its_own_hash(checkpoint):
     shutil.copytree(healthy, copy)
     content = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(content | {"step": 4}))
-    assert "manifest.json" in damage(copy)
+    assert "manifest.json" in find_damage(copy)

@@ -16,7 +16,7 @@ from autoregressive.guidance import Guidance
 from autoregressive.loading import require_pair
 from autoregressive.sampling import seeded_draw
 from engine.data.images import to_float
-from engine.data.samples import centre_batch
+from engine.data.samples import center_batch
 from engine.data.sources import open_source
 from engine.messages import ConfigError
 from engine.run_log import read_metrics
@@ -85,7 +85,7 @@ def test_every_quantizer_in_every_tokenizer_under_its_head(network, quantizer, t
     own = (len(streams),) if streams else ()
     assert store.codes.shape[2:] == (model.num_tokens, *own)
     with torch.inference_mode():
-        images = centre_batch(open_source(config.data, "train"), 8, range(3))
+        images = center_batch(open_source(config.data, "train"), 8, range(3))
         out = model(to_float(images))
         stored = torch.stack([store.tokens(i, 0) for i in range(3)])
         assert torch.equal(stored, out.quantized.indices)

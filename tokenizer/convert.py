@@ -20,10 +20,10 @@ from engine.cli import run_entry
 from engine.messages import ConfigError, logger
 from tokenizer import load_tokenizer
 from tokenizer.models.registry import ModelConfig
-from tokenizer.published.families import rules_of
+from tokenizer.published.families import layout_rules
 from tokenizer.published.files import add_conversion_flags, convert
 from tokenizer.published.layout import export_state
-from tokenizer.published.wetok import flattened, wetok_config
+from tokenizer.published.wetok import ema_key, wetok_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,14 +46,14 @@ def main() -> None:
 
     def published(tokenizer: nn.Module) -> dict[str, dict[str, Tensor]]:
         config = tokenizer.provenance.config.model
-        state = export_state(tokenizer.state_dict(), rules_of(config))
+        state = export_state(tokenizer.state_dict(), layout_rules(config))
         if config.name != "wetok":
             return {"model": state}
         if not _is_shown(config, state):
             logger.warning("%s: its shapes do not say all: name this tokenizer's YAML wherever it is read", args.output)
         if tokenizer.provenance.weights == "ema":  # raw and averaged weights in one state dict
-            averaged = {flattened(name): tensor for name, tensor in state.items()}
-            state = export_state(load("model").state_dict(), rules_of(config)) | averaged
+            averaged = {ema_key(name): tensor for name, tensor in state.items()}
+            state = export_state(load("model").state_dict(), layout_rules(config)) | averaged
         return {"state_dict": state}
 
     def ours(tokenizer: nn.Module) -> dict[str, dict[str, Tensor]]:

@@ -90,7 +90,7 @@ def _load_published(path: Path, config_path: str | Path | None, weights: str) ->
     sizes = _Sizes() if config_path is None else load_sections(_Sizes, config_path)
     wetok = config_path is None or sizes.model.name == "wetok"  # raw and averaged weights are in one state dict
     state, picked = read_published(path, ("ema", "model", "state_dict"), "auto" if wetok else weights)
-    state = released.part_of(state, released.TOKENIZER_PART)
+    state = released.select_submodule(state, released.TOKENIZER_PART)
     if released.is_gpt(state):
         raise ConfigError(f"{path} holds a GPT, not a tokenizer")
     shown = released.wetok_config(state)
@@ -105,13 +105,13 @@ def _load_published(path: Path, config_path: str | Path | None, weights: str) ->
         sizes.model.hybrid.semantic_dim = head.shape[0]  # the file knows the width of its training-only head
     with torch.device("meta"):
         model = build_tokenizer(sizes.model, sizes.data.image_size)
-        first = state.get(FIRST_CONV, state.get(released.flattened(FIRST_CONV)))
+        first = state.get(FIRST_CONV, state.get(released.ema_key(FIRST_CONV)))
         if sizes.model.name == "wetok" and first is not None:  # as wide again: a generative decoder
             sizes.model.wetok.generative_decoder = first.shape[1] == 2 * model.quantizer.codebook_dim
             model = build_tokenizer(sizes.model, sizes.data.image_size)
-    rules, own = released.rules_of(sizes.model), model.state_dict()
+    rules, own = released.layout_rules(sizes.model), model.state_dict()
     if sizes.model.name == "wetok":
-        state, picked = released.averaged_or_raw(state, own, rules, weights, path)
+        state, picked = released.pick_ema_or_raw(state, own, rules, weights, path)
     state = {name: value.float() for name, value in state.items()}
     if sizes.model.name != "wetok":
         state.setdefault("quantize.codebook_used", torch.zeros(own["quantizer.recent_indices"].shape))

@@ -20,7 +20,7 @@ from engine.assets import AssetError, AssetsConfig
 from engine.cli import positive, run_entry
 from engine.config import load_config
 from engine.data.config import DataConfig
-from engine.data.crops import centre_crop
+from engine.data.crops import center_crop
 from engine.data.folders import LooseSource
 from engine.data.images import image_tensor, save_grid, to_float, to_pil, to_uint8
 from engine.data.sources import open_source
@@ -76,7 +76,7 @@ def main() -> None:
         rows, scores = [], []
         for start in tqdm(range(0, len(mine), args.per_proc_batch_size), desc="batches", disable=None):
             numbers = mine[start : start + args.per_proc_batch_size]
-            originals = torch.stack([image_tensor(centre_crop(source.image(i), tokenizer.image_size)) for i in numbers])
+            originals = torch.stack([image_tensor(center_crop(source.image(i), tokenizer.image_size)) for i in numbers])
             codes = tokenizer.encode(to_float(originals).to(world.device)).indices
             made = to_uint8(tokenizer.decode_indices(codes)).cpu()
             names = [f"{i:06d}" for i in numbers]

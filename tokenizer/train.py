@@ -24,7 +24,7 @@ from engine.messages import ConfigError, logger
 from engine.run_log import Run
 from engine.world import World, distributed_world
 from tokenizer.losses.terms import terms_table
-from tokenizer.training.alerts import SIGNS
+from tokenizer.training.alerts import ALERTS
 from tokenizer.training.build import (
     build_task,
     memory_plan,
@@ -59,23 +59,23 @@ def train_phase(
     if validation is not None and len(validation.images_u8) < world.size:
         raise ConfigError(f"validation.num_images must be {world.size} or more, one image a process")
     run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
-    run.signs = SIGNS
+    run.signs = ALERTS
     try:
         task = build_task(config, world, run, source, validation)
         size = f"{count(task.tokenizer.module):,} parameters"
-        run.say(f"tokenizer: {size}; {len(source):,} training images; {world.size} process(es)")
-        run.say(terms_table(task.terms, config.loop.steps))
-        for name, stamp in task.frozens.stamps.items():
-            run.say(f"frozen network {name}: {stamp}")
+        run.log(f"tokenizer: {size}; {len(source):,} training images; {world.size} process(es)")
+        run.log(terms_table(task.terms, config.loop.steps))
+        for name, stamp in task.frozen.stamps.items():
+            run.log(f"frozen network {name}: {stamp}")
         if validation is None:
-            run.say("no validation: data.val_root is empty")
+            run.log("no validation: data.val_root is empty")
         store = CheckpointStore(
             run.dir,
             world,
             config,
             keep_last=config.loop.keep_last,
             keep_every=config.loop.keep_every,
-            stamp=stamp_of(task.frozens),
+            stamp=stamp_of(task.frozen),
             asynchronous=config.loop.async_save,
         )
         start_from(task, config, previous, world)

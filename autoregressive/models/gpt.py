@@ -18,12 +18,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from autoregressive.models.heads import FactorisedHead
+from autoregressive.models.heads import FactorizedHead
 from autoregressive.models.kv_cache import KVCache
 from autoregressive.models.layers import Layer, RMSNorm
 from autoregressive.models.rope import rope2d_table
 from engine.messages import ConfigError
-from engine.registry import sized
+from engine.registry import transformer_size
 
 SIZES = {  # width, layers, heads
     "b": (768, 12, 12),
@@ -76,7 +76,7 @@ class GPTConfig:
 
     def dims(self) -> tuple[int, int, int]:
         """(width, layers, heads)."""
-        width, layers, heads = sized(self, SIZES, "model")
+        width, layers, heads = transformer_size(self, SIZES, "model")
         multiple = heads * (4 if self.positions == "rope2d" else 1)
         if width % multiple:
             raise ConfigError(f"model.width={width} must be divisible by {multiple} for model.heads={heads}")
@@ -97,7 +97,7 @@ class GPT(nn.Module):
         self.head = None
         if config.streams:
             own = nn.ModuleList(Layer(width, heads, config.residual_dropout) for _ in range(config.head_layers))
-            self.head = FactorisedHead(config.streams, width, own, RMSNorm(width))
+            self.head = FactorizedHead(config.streams, width, own, RMSNorm(width))
         else:
             self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.positional_embedding = None

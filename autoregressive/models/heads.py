@@ -18,7 +18,7 @@ from torch import Tensor, nn
 Cache = tuple[Tensor, Tensor]  # keys and values of all layers, (layers, B, heads, k, head_dim)
 
 
-class FactorisedHead(nn.Module):
+class FactorizedHead(nn.Module):
     """See the module docstring. `layers` and `norm` are those of the transformer over the k indices."""
 
     def __init__(self, sizes: Sequence[int], width: int, layers: nn.ModuleList, norm: nn.Module) -> None:

@@ -83,7 +83,7 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """One pre-norm transformer layer."""
 
-    scale_unit = "shard"
+    parallel_unit = "shard"
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()

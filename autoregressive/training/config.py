@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from autoregressive.models.gpt import GPTConfig
-from engine.loop import ScaledLoopConfig
+from engine.loop import TrainLoopConfig
 from engine.messages import ConfigError
 from engine.optim import OptimConfig
 
@@ -51,4 +51,4 @@ class GPTTrainConfig:
     ema_decay: float = 0.0  # 0 = no averaged weights
     data: CodesConfig = field(default_factory=CodesConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    loop: ScaledLoopConfig = field(default_factory=ScaledLoopConfig)
+    loop: TrainLoopConfig = field(default_factory=TrainLoopConfig)

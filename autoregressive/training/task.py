@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoregressive.codes import CENTRE_VIEW, CodeStore
+from autoregressive.codes import CENTER_VIEW, CodeStore
 from autoregressive.models.gpt import GPT
 from engine.checkpoint.weights import Weights
 from engine.devices import autocast
 from engine.loop import Batch
-from engine.trained_model import Updater
+from engine.trained_model import TrainedModel
 from engine.world import World
 
 
@@ -32,7 +32,7 @@ class GPTTask:
 
     def __init__(
         self,
-        gpt: Updater,
+        gpt: TrainedModel,
         *,
         world: World,
         precision: str,
@@ -58,7 +58,7 @@ class GPTTask:
         network = self.gpt.network.train()
         total = torch.zeros((), device=self.world.device)
         for i, batch in enumerate(micro_batches):
-            with self.gpt.accumulating(last=i + 1 == len(micro_batches)):
+            with self.gpt.accumulate(last=i + 1 == len(micro_batches)):
                 with autocast(self.world.device, self.precision):
                     logits = network(batch["labels"], batch["tokens"], batch["drop"])
                 loss = next_token_loss(logits, batch["tokens"])
@@ -83,7 +83,7 @@ class GPTTask:
     def _loss(self, network: GPT) -> float:
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         mine = self.rows[self.world.rank :: self.world.size]
-        view = CENTRE_VIEW[self.validation.manifest.views]
+        view = CENTER_VIEW[self.validation.manifest.views]
         for start in range(0, -(-len(self.rows) // self.world.size), self.batch_size):
             rows = mine[start : start + self.batch_size]
             weight, rows = len(rows), rows if len(rows) else self.rows[:1]  # a sharded network is called by all

@@ -57,7 +57,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest if manifest.pop("digest", None) in (None, _digest(manifest)) else None
 
 
-def damage(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None: every file is compared with the manifest."""
     manifest = read_manifest(folder)
     if manifest is None:

@@ -36,8 +36,8 @@ from engine.checkpoint.manifest import (
     _digest,
     _sync,
     checkpoint_folders,
-    damage,
     file_sha256,
+    find_damage,
     read_manifest,
     write_atomic,
 )
@@ -105,7 +105,7 @@ class CheckpointStore:
         """
         self.wait()
         final = self.folder / f"step_{step:08d}"
-        if damage(final) is None:
+        if find_damage(final) is None:
             return final
         state, shared = {name: part.state_dict() for name, part in parts.items()}, weights()
         if wait or not self.asynchronous:
@@ -180,7 +180,7 @@ class CheckpointStore:
     def load_latest(self, parts: Mapping[str, Any]) -> int:
         """Restores the newest undamaged checkpoint into `parts`; returns its step, or 0 where there is none."""
         for folder in reversed(checkpoint_folders(self.run_dir)):
-            problem = damage(folder)
+            problem = find_damage(folder)
             if problem is not None:
                 logger.warning("checkpoint %s is damaged (%s); trying the one before it", folder, problem)
                 continue

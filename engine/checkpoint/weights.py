@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, file_sha256, phase_folders, read_manifest
 from engine.config import save_config
-from engine.parallel import cut_like
+from engine.parallel import shard_like
 
 
 def count(module: nn.Module) -> int:
@@ -60,7 +60,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Pa
     if problems:
         more = f"\n  ... and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise CheckpointError(f"{source} does not fit this model:\n  " + "\n  ".join(problems[:6]) + more)
-    module.load_state_dict({k: cut_like(v, own[k]) for k, v in state.items()}, assign=assign)
+    module.load_state_dict({k: shard_like(v, own[k]) for k, v in state.items()}, assign=assign)
 
 
 def export_folder(folder: Path, config: Any, weights: Weights) -> None:

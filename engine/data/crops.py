@@ -16,7 +16,7 @@ def _resize_short_side(image: Image.Image, target: int) -> Image.Image:
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
 
 
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
+def center_crop(image: Image.Image, size: int) -> Image.Image:
     """ADM's centre crop: short side to `size`, then the central window."""
     image = _resize_short_side(image, size)
     left, top = (image.width - size) // 2, (image.height - size) // 2
@@ -33,7 +33,7 @@ def random_crop(image: Image.Image, size: int, rng: np.random.Generator, min_sca
 
 def ten_crop(image: Image.Image, size: int, crop_range: float = 1.1) -> list[Image.Image]:
     """Four corners and centre of the centre crop to int(size * crop_range), then the same five mirrored."""
-    big = centre_crop(image, int(size * crop_range))
+    big = center_crop(image, int(size * crop_range))
     far, middle = big.width - size, round((big.width - size) / 2.0)
     corners = [(0, 0), (far, 0), (0, far), (far, far), (middle, middle)]
     return [whole.crop((x, y, x + size, y + size)) for whole in (big, ImageOps.mirror(big)) for x, y in corners]

@@ -10,7 +10,7 @@ from PIL import ImageOps
 from torch import Tensor
 
 from engine.data.config import DataConfig
-from engine.data.crops import centre_crop, random_crop
+from engine.data.crops import center_crop, random_crop
 from engine.data.images import image_tensor
 from engine.data.sources import ImageSource, read_source
 from engine.data.stream import position_rng
@@ -28,7 +28,7 @@ def training_item(source: ImageSource, config: DataConfig, seed: int) -> Callabl
         if config.random_crop:
             image = random_crop(image, config.image_size, rng, config.min_crop_scale)
         else:
-            image = centre_crop(image, config.image_size)
+            image = center_crop(image, config.image_size)
         if rng.random() < config.flip_prob:
             image = ImageOps.mirror(image)
         return {
@@ -49,11 +49,11 @@ def labelled_batch(
     read.
     """
     read = [read_source(source, int(i), skip_broken) for i in indices]
-    images = torch.stack([image_tensor(centre_crop(image, image_size)) for image, _, _ in read])
+    images = torch.stack([image_tensor(center_crop(image, image_size)) for image, _, _ in read])
     return images, torch.tensor([int(source.labels[at]) for _, at, _ in read])
 
 
-def centre_batch(
+def center_batch(
     source: ImageSource, image_size: int, indices: range | np.ndarray, skip_broken: bool = False
 ) -> Tensor:
     """Centre crops of several images, uint8 (B, 3, image_size, image_size)."""

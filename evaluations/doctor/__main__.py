@@ -18,7 +18,7 @@ from engine.cli import positive, run_entry
 from engine.messages import UserError
 from evaluations.doctor.checks import CHECKS
 from evaluations.doctor.data import Finding, data_findings
-from evaluations.doctor.evidence import Evidence
+from evaluations.doctor.evidence import RunEvidence
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def readings(run: Evidence) -> dict[str, tuple[float, str]]:
+def readings(run: RunEvidence) -> dict[str, tuple[float, str]]:
     """What every check that can be made says: {name: (how many times its threshold, evidence)}."""
     found = {name: check(run) for name, (check, _) in CHECKS.items()}
     return {name: reading for name, reading in found.items() if reading is not None}
@@ -48,7 +48,7 @@ def main() -> None:
     if not folders:
         raise UserError(f"{args.run} is neither a run nor a folder of runs: there is no config.yaml by a metrics.jsonl")
     for folder in folders:
-        run = Evidence(folder, args.recipe)
+        run = RunEvidence(folder, args.recipe)
         read = readings(run)
         found = named(read) + (data_findings(run.config, args.max_images) if args.data else [])
         recipe = f", recipe {run.recipes[0][0]}" if run.recipes else ""

@@ -11,19 +11,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.data.config import DataConfig
 from engine.data.images import to_float
-from engine.data.samples import centre_batch
+from engine.data.samples import center_batch
 from engine.data.sources import open_source
 from engine.devices import autocast
 from engine.messages import UserError
-from evaluations.doctor.evidence import PICTURE, Evidence, Reading, together
+from evaluations.doctor.evidence import PICTURE, RunEvidence, Severity, combine
 from tokenizer.quantizers.usage import usage_of_counts
 
 
 # ---------------------------------------------------------------------------------------------- the codebook
-def _by_group(counts: Sequence[torch.Tensor], read: Callable[[torch.Tensor, str], tuple[float, str]]) -> Reading:
+def _by_group(counts: Sequence[torch.Tensor], read: Callable[[torch.Tensor, str], tuple[float, str]]) -> Severity:
     """`read` of the counts (K,) of each group; the group is named where there are several."""
     names = [f"group {g}: " if len(counts) > 1 else "" for g in range(len(counts))]
-    return together([read(row, name) for row, name in zip(counts, names, strict=True)])
+    return combine([read(row, name) for row, name in zip(counts, names, strict=True)])
 
 
 def collapse_of(row: torch.Tensor, name: str) -> tuple[float, str]:
@@ -38,12 +38,12 @@ def unused_of(row: torch.Tensor, name: str) -> tuple[float, str]:
     return share / 0.25, f"{name}{share:.0%} of {len(row)} codes unused"
 
 
-def codebook_collapse(run: Evidence) -> Reading:
+def codebook_collapse(run: RunEvidence) -> Severity:
     """Perplexity below 5 % of the codes: at a uniform use it is 100 %, healthy runs reach 50 % and more."""
     return _by_group(run.code_counts, collapse_of)
 
 
-def dead_codes(run: Evidence) -> Reading:
+def dead_codes(run: RunEvidence) -> Severity:
     """More than a quarter of the codes unused among at least four tokens a code (2 % would be chance), after a tenth of
     the run: codes spread at first.
     """
@@ -52,17 +52,17 @@ def dead_codes(run: Evidence) -> Reading:
     return _by_group([row for row in run.code_counts if row.sum() >= 4 * len(row)], unused_of)
 
 
-def _picture(run: Evidence, value: Callable[[str], float | None]) -> float:
+def _picture(run: RunEvidence, value: Callable[[str], float | None]) -> float:
     """The weighted sum of pixel and perceptual terms, each by `value` of its name."""
     return sum((value(name) or 0.0) * run.get(f"loss.{weight}_weight", 0.0) for name, weight in PICTURE.items())
 
 
-def _quantizer(run: Evidence) -> DictConfig:
+def _quantizer(run: RunEvidence) -> DictConfig:
     """The section of the quantizer in use."""
     return run.get(f"model.quantizer.{run.get('model.quantizer.name')}")
 
 
-def commitment_imbalance(run: Evidence) -> Reading:
+def commitment_imbalance(run: RunEvidence) -> Severity:
     """Commitment above 2 x the picture terms (the encoder serves the codebook), or, where the length of codes is known,
     an error of a thousandth of it: latents are glued to their codes. Thousands of codes leave some percent.
     """
@@ -75,10 +75,10 @@ def commitment_imbalance(run: Evidence) -> Reading:
         channels = own.get("codebook_dim") or own.num_groups * own.group_dim
         error = max(value, 1e-12) * (channels if own.l2_norm else 1)
         found.append((1e-3 / error, f"error {error:.2g} of the codes (0: latents are glued to them)"))
-    return together(found)
+    return combine(found)
 
 
-def _most_entropy(run: Evidence) -> float:
+def _most_entropy(run: RunEvidence) -> float:
     """The largest `sample_entropy` of the quantizer in nats: that of a uniform assignment."""
     own = _quantizer(run)
     if "group_dim" in own:  # pooled, it is a mean over groups
@@ -86,7 +86,7 @@ def _most_entropy(run: Evidence) -> float:
     return math.log(own.codebook_size)
 
 
-def entropy_imbalance(run: Evidence) -> Reading:
+def entropy_imbalance(run: RunEvidence) -> Severity:
     """What the entropy terms can gain in all above 5 x what the picture terms were at the start (their value late says
     little: picture terms vanish, entropies do not); or an assignment within 20 % of a uniform one.
     """
@@ -97,10 +97,10 @@ def entropy_imbalance(run: Evidence) -> Reading:
     share = most * run.get("loss.entropy_weight", 0.0) / picture
     undecided = f"sample_entropy {own:.2f} of at most {most:.2f} nats, those of latents that prefer no code"
     shares = f"weighted entropy loss can gain {share:.2g} x the picture terms at the start"
-    return together([(share / 5, shares), (0.2 / max(1 - own / most, 1e-9), undecided)])
+    return combine([(share / 5, shares), (0.2 / max(1 - own / most, 1e-9), undecided)])
 
 
-def precision_flips(run: Evidence) -> Reading:
+def precision_flips(run: RunEvidence) -> Severity:
     """Over 10 % other codes in the precision of the training than in fp32, in which evaluation and extraction run."""
     data = run.get("data")
     if run.tokenizer is None or run.get("loop.precision") != "bf16" or "root" not in data:
@@ -110,7 +110,7 @@ def precision_flips(run: Evidence) -> Reading:
         source = open_source(config, "train")
     except UserError:  # the images are elsewhere; --data says so
         return None
-    images = to_float(centre_batch(source, config.image_size, range(min(32, len(source))), skip_broken=True))
+    images = to_float(center_batch(source, config.image_size, range(min(32, len(source))), skip_broken=True))
     exact = run.tokenizer.encode(images).indices
     with autocast(images.device, "bf16"):
         share = (run.tokenizer.encode(images).indices != exact).double().mean().item()

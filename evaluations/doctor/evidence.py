@@ -34,7 +34,7 @@ PICTURE = {"reconstruction_l2": "l2", "reconstruction_l1": "l1", "perceptual": "
 ASKED = ("NPROC_PER_NODE", "gpus", "GPUS")  # processes per machine for scripts/launch.sh; the first counts
 
 
-Reading = tuple[float, str] | None  # how many times its threshold, above 1 = named; the evidence
+Severity = tuple[float, str] | None  # how many times its threshold, above 1 = named; the evidence
 
 
 def _one_head(record: dict[str, float]) -> dict[str, float]:
@@ -57,7 +57,7 @@ def _phases(name: str, tree: DictConfig) -> list[tuple[str, DictConfig]]:
 
 
 @dataclass
-class Evidence:
+class RunEvidence:
     """A run folder, read once. `recipes` are the shipped configs that it could be a run of, phase by phase."""
 
     dir: Path
@@ -136,10 +136,10 @@ class Evidence:
         return [(n, t) for n, t in best if Path(n.split()[0]).stem in (folder.name, folder.parent.name)] or best
 
 
-Check = Callable[[Evidence], Reading]
+Check = Callable[[RunEvidence], Severity]
 
 
-def together(found: Sequence[tuple[float, str]]) -> Reading:
+def combine(found: Sequence[tuple[float, str]]) -> Severity:
     """One reading of several: the worst of them, with the evidence of all that are named."""
     if not found:
         return None

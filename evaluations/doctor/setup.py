@@ -7,12 +7,12 @@ import math
 
 from omegaconf import OmegaConf
 
-from evaluations.doctor.evidence import ASKED, Check, Evidence, Reading
+from evaluations.doctor.evidence import ASKED, Check, RunEvidence, Severity
 
 
 # ---------------------------------------------------------------------------------------------- the circumstances
 def _mismatch(key: str) -> Check:
-    def check(run: Evidence) -> Reading:
+    def check(run: RunEvidence) -> Severity:
         """A factor of 1.5 from every recipe of this architecture: less is a rounding of a scaling rule."""
         own, theirs = run.get(key), [(OmegaConf.select(tree, key), name) for name, tree in run.recipes]
         if own is None or not theirs or any(value is None for value, _ in theirs):
@@ -23,7 +23,7 @@ def _mismatch(key: str) -> Check:
     return check
 
 
-def ranks(run: Evidence) -> Reading:
+def ranks(run: RunEvidence) -> Severity:
     """Starts with different numbers of processes, processes that never met, GPUs that nobody uses."""
     sizes, text = [s["processes"] for s in run.starts], ""
     for start in run.starts[-1:]:
@@ -43,7 +43,7 @@ def ranks(run: Evidence) -> Reading:
     return (math.inf, text) if text else None
 
 
-def unfinished(run: Evidence) -> Reading:
+def unfinished(run: RunEvidence) -> Severity:
     """Fewer steps than asked for, and no process that holds the folder's lock."""
     steps, lock = run.get("loop.steps", 0), run.dir / ".lock"
     if run.step >= steps:

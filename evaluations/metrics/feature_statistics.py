@@ -13,7 +13,7 @@ from evaluations.metrics.inception_score import InceptionScore
 
 
 @dataclass
-class ImageSet:
+class FeatureStatistics:
     """What the metrics need of `count` images, streamed in any order and over any number of ranks.
 
     `keep` stores the pool features as well, (count,dim) float32, for precision and recall.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.devices import full_precision
 
-NEIGHBOUR = 3  # a ball reaches to this nearest neighbour, not counting the image itself
+NEIGHBOR = 3  # a ball reaches to this nearest neighbour, not counting the image itself
 
 
 TILE_ELEMENTS = 2**24  # distances held at a time
@@ -36,8 +36,8 @@ def _tiles(rows: Tensor, others: int) -> list[Tensor]:
 
 
 def radii(features: Tensor, half: bool = False) -> Tensor:
-    """Squared distance of each row (n,D) to its `NEIGHBOUR`-th nearest other row, (n,)."""
-    nearest = NEIGHBOUR + 1  # the row itself is among them
+    """Squared distance of each row (n,D) to its `NEIGHBOR`-th nearest other row, (n,)."""
+    nearest = NEIGHBOR + 1  # the row itself is among them
     found = [
         squared_distances(tile, features, half).topk(nearest, largest=False).values[:, -1]
         for tile in _tiles(features, len(features))
@@ -50,8 +50,8 @@ def precision_recall(reference: Tensor, samples: Tensor, half: bool = False) -> 
 
     Without `half`, `samples` are moved in place by the mean of the reference: 50,000 of them are 0.4 GB.
     """
-    if min(len(reference), len(samples)) <= NEIGHBOUR:
-        raise ValueError(f"precision and recall need more than {NEIGHBOUR} images in each set")
+    if min(len(reference), len(samples)) <= NEIGHBOR:
+        raise ValueError(f"precision and recall need more than {NEIGHBOR} images in each set")
     with full_precision(reference.device):
         reference, samples = reference.float(), samples.float()
         if not half:  # distances stay, rounding shrinks; float16 is emulated as it is

@@ -34,7 +34,7 @@ from engine.data.sources import open_source
 from engine.devices import autocast
 from engine.messages import ConfigError
 from engine.world import World
-from evaluations.image_sets import own_batches
+from evaluations.image_sets import rank_batches
 from tokenizer import load_tokenizer
 from tokenizer.models.registry import build_tokenizer
 
@@ -177,7 +177,7 @@ def read_features(
         if world.is_main:
             np.lib.format.open_memmap(temporary, mode="w+", dtype=record, shape=(count,)).flush()
         world.barrier()
-        batches = own_batches(count, batch_size, world)
+        batches = rank_batches(count, batch_size, world)
         for ids in tqdm(batches, desc=f"features of {split}", disable=None if world.is_main else True):
             crops, labels = labelled_batch(source, network.image_size, ids.numpy(), data.skip_broken)
             rows = np.empty(len(ids), dtype=record)

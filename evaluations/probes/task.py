@@ -19,7 +19,7 @@ from engine.data.sources import has_split
 from engine.loop import Batch, LoopConfig
 from engine.messages import ConfigError, UserError
 from engine.world import World
-from evaluations.image_sets import own_batches
+from evaluations.image_sets import rank_batches
 from evaluations.probes.features import NetworkConfig, ProbedNetwork, network_problems
 from evaluations.probes.lars import lars, lr_share
 
@@ -142,7 +142,7 @@ class ProbeTask:
         """Of each rate: shares `top1` and `top5`, and the mean cross entropy in nats, over all held-out images."""
         records, norm, device = self.held_out(), self.norm.eval(), self.world.device
         sums = torch.zeros(len(self.heads), 3, dtype=torch.float64, device=device)
-        for ids in own_batches(len(records), EVAL_BATCH, self.world):
+        for ids in rank_batches(len(records), EVAL_BATCH, self.world):
             rows = records[ids.numpy()]
             x, labels = (torch.from_numpy(rows[name].copy()).to(device) for name in ("features", "label"))
             for own, head in zip(sums, self.heads.values(), strict=True):

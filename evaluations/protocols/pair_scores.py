@@ -7,19 +7,21 @@ from torch import Tensor, nn
 
 from engine.devices import full_precision
 from engine.image_metrics import psnr, ssim
-from evaluations.protocols.reconstruction import Rules
+from evaluations.protocols.reconstruction import ReconstructionProtocol
 
 MAX_PSNR = 100.0  # dB, of identical pairs
 
 
-def score_names(rules: Rules, lpips: bool) -> list[str]:
+def score_names(rules: ReconstructionProtocol, lpips: bool) -> list[str]:
     """The scores of each pair, in the order of `pair_scores`."""
     if rules.float_features:
         return ["psnr", "ssim", *(rules.lpips if lpips else ())]
     return ["psnr", "ssim", "ssim_range2", *(("lpips", "lpips_raw") if lpips else ())]
 
 
-def pair_scores(rules: Rules, made: Tensor, originals: Tensor, resized: bool, networks: dict[str, nn.Module]) -> Tensor:
+def pair_scores(
+    rules: ReconstructionProtocol, made: Tensor, originals: Tensor, resized: bool, networks: dict[str, nn.Module]
+) -> Tensor:
     """The scores (S,B) of pairs of float images in [-1,1], float64. Originals that were resized are not rounded, as
     published. `lpips` is of clamped images, `lpips_raw` of images as decoded (the published values of GigaTok).
     """

@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import functional as VF
 
-from engine.data.crops import centre_crop
+from engine.data.crops import center_crop
 from engine.data.images import image_tensor, resize_for_evaluation, to_float, to_uint8
 from engine.data.sources import ImageSource, read_source
 from engine.messages import UserError
 from engine.world import World
-from evaluations.image_sets import own_batches
+from evaluations.image_sets import rank_batches
 
 
 def bilinear_crop(image: Image.Image, size: int) -> Image.Image:
@@ -35,7 +35,7 @@ def truncated_uint8(images: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rules:
+class ReconstructionProtocol:
     """What two published evaluations do differently."""
 
     crop: Callable[[Image.Image, int], Image.Image]
@@ -47,12 +47,23 @@ class Rules:
 
 
 RULES = {
-    "adm": Rules(centre_crop, "centre", to_uint8, "uint8(clamp(127.5 x + 128))", {"lpips": "vgg"}, False),
-    "wetok": Rules(
-        bilinear_crop, "bilinear centre", truncated_uint8, "uint8(255 (x + 1) / 2), truncated",
-        {"lpips_vgg": "vgg", "lpips_alex": "alex"}, True,
+    "adm": ReconstructionProtocol(
+        crop=center_crop,
+        crop_name="centre",
+        to_uint8=to_uint8,
+        rounding="uint8(clamp(127.5 x + 128))",
+        lpips={"lpips": "vgg"},
+        float_features=False,
     ),
-}  # fmt: skip
+    "wetok": ReconstructionProtocol(
+        crop=bilinear_crop,
+        crop_name="bilinear centre",
+        to_uint8=truncated_uint8,
+        rounding="uint8(255 (x + 1) / 2), truncated",
+        lpips={"lpips_vgg": "vgg", "lpips_alex": "alex"},
+        float_features=True,
+    ),
+}
 
 
 def pad_to(images: Tensor, factor: int, min_cells: int = 1) -> tuple[Tensor, tuple[slice, slice]]:
@@ -82,7 +93,7 @@ class Reconstructor:
         self, source: ImageSource, size: int, skip_broken: bool, world: World
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """(image numbers, originals uint8)."""
-        for ids in own_batches(len(source), 1 if self.whole else size, world):
+        for ids in rank_batches(len(source), 1 if self.whole else size, world):
             images = [read_source(source, int(i), skip_broken)[0] for i in ids]
             if not self.whole:
                 images = [self.rules.crop(image, self.size) for image in images]

@@ -26,9 +26,9 @@ from engine.checkpoint.manifest import file_sha256
 from engine.messages import UserError, logger
 from engine.world import World
 from evaluations.image_sets import ImageSequence, NpzImages, with_bar
-from evaluations.metrics.feature_statistics import ImageSet
+from evaluations.metrics.feature_statistics import FeatureStatistics
 from evaluations.metrics.frechet import Gaussian, frechet_distance
-from evaluations.metrics.precision_recall import NEIGHBOUR, precision_recall
+from evaluations.metrics.precision_recall import NEIGHBOR, precision_recall
 from evaluations.results import write_arrays
 
 BATCH = 50
@@ -59,9 +59,9 @@ class Reference:
 
 def features_of(
     images: ImageSequence, extractor: nn.Module, world: World, keep: bool, title: str, batch_size: int = BATCH
-) -> ImageSet:
+) -> FeatureStatistics:
     """The features of all images, on this rank those of its batches."""
-    found = ImageSet(extractor, len(images), keep)
+    found = FeatureStatistics(extractor, len(images), keep)
     for ids, pixels in with_bar(images.batches(batch_size, world), len(images), title, world):
         found.update(ids, extractor(pixels.to(world.device)))
     return found
@@ -198,13 +198,13 @@ def require_size(reference: Reference, image_size: int) -> None:
         raise UserError(f"the reference has images of {found} px, the images to measure have {image_size} px")
 
 
-def distance(found: ImageSet, reference: Reference, world: World) -> float:
+def distance(found: FeatureStatistics, reference: Reference, world: World) -> float:
     """Frechet distance of pool features."""
     return frechet_distance(found.pool.merged(world).gaussian(), reference.pool)
 
 
-def suite(
-    made: ImageSet, reference: Reference, world: World, measured: str, half: bool = False
+def compute_metrics(
+    made: FeatureStatistics, reference: Reference, world: World, measured: str, half: bool = False
 ) -> tuple[dict[str, float], dict[str, str]]:
     """(metrics, {metric: why it is unavailable}) of images that are a `generation` or a `reconstruction`.
 
@@ -224,8 +224,8 @@ def suite(
         metrics["inception_score"] = made.score.value(world)
     if made.features is not None and reference.features is not None:
         features = made.all_features(world)
-        if min(len(features), len(reference.features)) <= NEIGHBOUR:
-            missing |= dict.fromkeys(("precision", "recall"), f"they need more than {NEIGHBOUR} images in each set")
+        if min(len(features), len(reference.features)) <= NEIGHBOR:
+            missing |= dict.fromkeys(("precision", "recall"), f"they need more than {NEIGHBOR} images in each set")
             return metrics, missing
         pair = reference.features.to(world.device), features.to(world.device)
         if half:

@@ -12,7 +12,7 @@ WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 34
 
 
-COLOURS = ("#2563eb", "#e11d48", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#78716c")
+COLORS = ("#2563eb", "#e11d48", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#78716c")
 
 
 Series = Mapping[str, Sequence[tuple[float, float]]]
@@ -60,7 +60,7 @@ def line_chart(title: str, series: Series, unit: str = "") -> str:
             x, _ = place(tick, y_low)
             parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>')
     for i, points in enumerate(finite.values()):
-        colour = COLOURS[i % len(COLOURS)]
+        colour = COLORS[i % len(COLORS)]
         path = " ".join(f"{x},{y}" for x, y in (place(*p) for p in points))
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         if len(points) < 12:
@@ -68,7 +68,7 @@ def line_chart(title: str, series: Series, unit: str = "") -> str:
                 f'<circle cx="{x}" cy="{y}" r="2.6" fill="{colour}"/>' for x, y in (place(*point) for point in points)
             ]
     legend = "".join(
-        f'<span><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{escape(name)} <b>{points[-1][1]:.4g}</b></span>'
+        f'<span><i style="background:{COLORS[i % len(COLORS)]}"></i>{escape(name)} <b>{points[-1][1]:.4g}</b></span>'
         for i, (name, points) in enumerate(finite.items())
     )
     label = f" ({escape(unit)})" if unit else ""

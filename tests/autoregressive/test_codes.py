@@ -13,7 +13,7 @@ from autoregressive import codes
 from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, CodeWriter, code_dtype, code_item
 from autoregressive.extract_codes import NUM_VIEWS, extract_split, views_of
 from engine.checkpoint.weights import fingerprint
-from engine.data.crops import centre_crop
+from engine.data.crops import center_crop
 from engine.data.images import ImageError, image_tensor, to_float
 from engine.data.sources import DATASETS
 from tokenizer.loading import Provenance
@@ -93,12 +93,12 @@ def test_codes_are_those_of_each_view_encoded_alone(tokenizer, source, tmp_path,
 def test_views_are_centre_mirror_and_ten_crops(source):
     """Ten crops: of the centre crop to int(1.1 size), corners TL TR BL BR, centre, then the same five mirrored."""
     image = source.image(3)
-    centre = centre_crop(image, 16)
+    centre = center_crop(image, 16)
     assert torch.equal(views_of(source, 3, 16, "centre")[0], image_tensor(centre)[None])
     flipped = torch.stack([image_tensor(centre), image_tensor(ImageOps.mirror(centre))])
     assert torch.equal(views_of(source, 3, 16, "flip")[0], flipped)
     crops = views_of(source, 3, 16, "ten-crop")[0]
-    big = centre_crop(image, 17)
+    big = center_crop(image, 17)
     assert torch.equal(crops, torch.stack([image_tensor(crop) for crop in TenCrop(16)(big)]))
     pixels = image_tensor(big)
     assert torch.equal(crops[0], pixels[:, :16, :16]) and torch.equal(crops[3], pixels[:, 1:, 1:])

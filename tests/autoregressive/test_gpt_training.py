@@ -26,7 +26,7 @@ from engine.checkpoint.manifest import CheckpointError
 from engine.messages import ConfigError, UserError
 from engine.optim import OptimConfig
 from engine.run_log import read_metrics
-from engine.trained_model import Updater
+from engine.trained_model import TrainedModel
 from tokenizer import load_tokenizer
 
 
@@ -50,7 +50,7 @@ def task_of(given, world, *overrides, ema_decay=0.0, batch_size=2, num_validatio
     torch.manual_seed(0)
     gpt = GPT(config.model)
     nn.init.normal_(gpt.output.weight, std=0.5)
-    updater = Updater(gpt, OptimConfig(lr=0.01), total_steps=10, world=world, ema_decay=ema_decay)
+    updater = TrainedModel(gpt, OptimConfig(lr=0.01), total_steps=10, world=world, ema_decay=ema_decay)
     options = {"validation": CodeStore(given / "codes", "val"), "num_validation": num_validation}
     return GPTTask(updater, world=world, precision="fp32", batch_size=batch_size, preview=preview, **options)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoregressive import load_gpt
-from autoregressive.cli import several
+from autoregressive.cli import per_index_type
 from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, CodeWriter, code_dtype
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
@@ -146,7 +146,7 @@ def test_settings_of_another_number_of_indices_are_refused():
         generate(gpt, LABELS, draw=greedy, guidance=Guidance(scale=(1.0, 2.0, 3.0)))
     with pytest.raises(ConfigError, match="guidance_scale"):
         Guidance(scale=(2.0, 0.5))
-    assert several(float)("1.75,2") == (1.75, 2.0) and several(int)("3") == 3
+    assert per_index_type(float)("1.75,2") == (1.75, 2.0) and per_index_type(int)("3") == 3
 
 
 @pytest.mark.parametrize(

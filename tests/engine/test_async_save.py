@@ -7,7 +7,7 @@ import pytest
 import torch
 from checkpoints import same, steps_of
 
-from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, damage, file_sha256
+from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, file_sha256, find_damage
 from engine.checkpoint.store import CheckpointStore
 
 
@@ -46,7 +46,7 @@ def test_files_are_those_of_a_save_that_is_waited_for(tmp_path, world):
             later(thing, step)
     things[0].store.wait()
     for one, two in zip(*(checkpoint_folders(tmp_path / str(a)) for a in (True, False)), strict=True):
-        assert damage(one) is None and one.name == two.name
+        assert find_damage(one) is None and one.name == two.name
         for name in ("model.safetensors", "ema.safetensors", "config.yaml"):
             assert file_sha256(one / name) == file_sha256(two / name)
     restored = [checkpoints.Thing(tmp_path / str(a), world, seed=5) for a in (True, False)]

@@ -10,7 +10,7 @@ import pytest
 from checkpoints import Thing, entries, flipped_byte, same, steps_of
 
 from engine.checkpoint import store as checkpoint
-from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, damage, read_manifest, write_atomic
+from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, find_damage, read_manifest, write_atomic
 from engine.checkpoint.weights import read_weights
 
 
@@ -47,7 +47,7 @@ def test_the_weights_lie_beside_the_state(thing, tmp_path):
     listed = set(read_manifest(folder)["files"])
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert listed == present - {"manifest.json"}
-    assert damage(folder) is None
+    assert find_damage(folder) is None
 
 
 def test_the_newest_is_loaded(thing, tmp_path, world):
@@ -106,7 +106,7 @@ def test_a_torn_folder_is_written_again(thing, tmp_path, world, tear):
     other = Thing(tmp_path / "run", world)
     assert other.load() == 2
     other.train(range(2, 4))
-    assert damage(other.save(4)) is None
+    assert find_damage(other.save(4)) is None
     assert same(thing.state(), other.state()) and Thing(tmp_path / "run", world).load() == 4
 
 
@@ -257,7 +257,7 @@ def test_a_kill_while_an_old_one_is_removed_leaves_whole_ones_only(thing, tmp_pa
         patched.setattr(shutil, "rmtree", rmtree)
         thing.save(3)
     folders = checkpoint_folders(tmp_path / "run")
-    assert [f.name for f in folders] == ["step_00000003"] and damage(folders[0]) is None
+    assert [f.name for f in folders] == ["step_00000003"] and find_damage(folders[0]) is None
     assert len(entries(tmp_path / "run")) == 2
     thing.save(4)
     assert entries(tmp_path / "run") == ["step_00000004"]

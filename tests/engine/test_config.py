@@ -12,7 +12,7 @@ from recipes import load, name_of, recipes
 from autoregressive import train as gpt_train
 from engine.config import check_all, differences, load_config, load_sections, merge_config, read_yaml, to_yaml
 from engine.messages import ConfigError
-from engine.registry import chosen, lookup
+from engine.registry import lookup, selected_section
 from tokenizer import train as tokenizer_train
 
 ROOT = Path(__file__).parents[2]
@@ -158,11 +158,11 @@ def test_an_unset_environment_variable_is_named(tmp_path, monkeypatch):
 def test_a_changed_section_that_is_not_in_use_is_an_error():
     """Settings of a variant that is not picked would be ignored in silence."""
     registry = {"one": 1, "two": 2}
-    assert chosen(load_config(Root, [], ["model.one.rate=2"]).model, registry, "model").rate == 2
+    assert selected_section(load_config(Root, [], ["model.one.rate=2"]).model, registry, "model").rate == 2
     with pytest.raises(ConfigError, match=r"model\.two is set, but model\.name='one' does not use it.*model\.name=two"):
-        chosen(load_config(Root, [], ["model.two.rate=2"]).model, registry, "model")
+        selected_section(load_config(Root, [], ["model.two.rate=2"]).model, registry, "model")
     with pytest.raises(ConfigError, match=r"model\.name='three' is not known; choose one of: one, two"):
-        chosen(load_config(Root, [], ["model.name=three"]).model, registry, "model")
+        selected_section(load_config(Root, [], ["model.name=three"]).model, registry, "model")
 
 
 def test_lookup_lists_what_is_accepted():

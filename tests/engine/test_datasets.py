@@ -10,11 +10,11 @@ import torch
 from PIL import Image, ImageOps
 
 from engine.data.config import DataConfig
-from engine.data.crops import centre_crop, random_crop
+from engine.data.crops import center_crop, random_crop
 from engine.data.folders import FolderSource
 from engine.data.images import ImageError, image_tensor
 from engine.data.packaged import ATTRIBUTION, NUM_HELD_OUT, PACKAGED, PHOTO_CROP
-from engine.data.samples import centre_batch, labelled_batch, training_item
+from engine.data.samples import center_batch, labelled_batch, training_item
 from engine.data.sources import has_split, open_source
 from engine.data.stream import position_rng
 from engine.messages import ConfigError, UserError
@@ -112,7 +112,7 @@ def test_an_unreadable_image_is_replaced_and_counted_by_option(folder, caplog):
         assert len(caplog.records) == skipped
     assert str(folder / "b" / "003.png") in caplog.text
     images, labels = labelled_batch(source, 8, [1, 7], skip_broken=True)
-    assert torch.equal(images, centre_batch(source, 8, [3, 0]))
+    assert torch.equal(images, center_batch(source, 8, [3, 0]))
     assert labels.tolist() == source.labels[[3, 0]].tolist() and source.labels[7] != source.labels[0]
     for path in folder.rglob("*.png"):
         truncate(path)
@@ -131,7 +131,7 @@ def test_a_sample_depends_on_image_and_position_only(folder, crop):
     for position in range(40):
         index = (3 * position + 5) % 8
         rng = position_rng(3, position)
-        image = random_crop(source.image(index), 8, rng) if crop else centre_crop(source.image(index), 8)
+        image = random_crop(source.image(index), 8, rng) if crop else center_crop(source.image(index), 8)
         if rng.random() < 0.5:
             image, flips = ImageOps.mirror(image), flips + 1
         made = item(index, position)
@@ -147,7 +147,7 @@ def test_without_augmentation_a_sample_is_the_centre_crop(folder):
     source = open_source(data, "train")
     item = training_item(source, data, seed=3)
     made = torch.stack([item(i, 100 + i)["images_u8"] for i in range(8)])
-    assert torch.equal(made, centre_batch(source, 8, range(8)))
+    assert torch.equal(made, center_batch(source, 8, range(8)))
 
 
 def test_splits_that_a_config_names():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from engine.data.crops import centre_crop, random_crop, ten_crop
+from engine.data.crops import center_crop, random_crop, ten_crop
 from engine.data.images import ImageError, image_tensor, make_grid, read_image, save_grid, to_float, to_pil, to_uint8
 
 
@@ -71,15 +71,15 @@ SHAPES = [(16, 16), (17, 40), (40, 17), (64, 64), (100, 33), (33, 100), (5, 9), 
 @pytest.mark.parametrize(("width", "height"), SHAPES)
 def test_centre_crop_is_adms(width, height):
     image = picture(width, height)
-    made = centre_crop(image, 16)
+    made = center_crop(image, 16)
     assert made.size == (16, 16)
     assert np.array_equal(pixels(made), naive_centre(image, 16))
 
 
 def test_centre_crop_of_the_right_size_changes_nothing():
     image = picture(16, 16)
-    assert np.array_equal(pixels(centre_crop(image, 16)), pixels(image))
-    assert pixels(centre_crop(coordinates(41, 16), 16))[0, 0, 0] == 12, "the window is in the middle"
+    assert np.array_equal(pixels(center_crop(image, 16)), pixels(image))
+    assert pixels(center_crop(coordinates(41, 16), 16))[0, 0, 0] == 12, "the window is in the middle"
 
 
 @pytest.mark.parametrize(("width", "height"), SHAPES)
@@ -136,7 +136,7 @@ def test_ten_crops_are_corners_and_centre_and_their_mirror_images():
 
 def test_ten_crops_of_the_published_size_come_from_281_pixels(monkeypatch):
     sizes = []
-    monkeypatch.setattr("engine.data.crops.centre_crop", lambda image, size: sizes.append(size) or image)
+    monkeypatch.setattr("engine.data.crops.center_crop", lambda image, size: sizes.append(size) or image)
     ten_crop(picture(281, 281), 256)
     assert sizes == [281]
 

@@ -1,4 +1,4 @@
-"""engine/optim.py: learning rates, and the Updater against PyTorch and plain formulas."""
+"""engine/optim.py: learning rates, and the TrainedModel against PyTorch and plain formulas."""
 
 import copy
 import math
@@ -11,7 +11,7 @@ from torch import nn
 from engine.messages import ConfigError
 from engine.optim import OptimConfig
 from engine.schedules import SCHEDULES, learning_rate
-from engine.trained_model import NonFiniteError, Updater
+from engine.trained_model import NonFiniteError, TrainedModel
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -23,11 +23,11 @@ def inputs(step: int) -> torch.Tensor:
     return torch.randn(8, 5, generator=torch.Generator().manual_seed(100 + step))
 
 
-def updater(world, *, total_steps: int = 100, ema_decay: float = 0.0, **config) -> Updater:
-    return Updater(network(), OptimConfig(**config), total_steps=total_steps, world=world, ema_decay=ema_decay)
+def updater(world, *, total_steps: int = 100, ema_decay: float = 0.0, **config) -> TrainedModel:
+    return TrainedModel(network(), OptimConfig(**config), total_steps=total_steps, world=world, ema_decay=ema_decay)
 
 
-def run(trained: Updater, steps: range, scale: float = 1.0) -> list[dict[str, float]]:
+def run(trained: TrainedModel, steps: range, scale: float = 1.0) -> list[dict[str, float]]:
     """Some updates on a made-up loss."""
     infos = []
     for step in steps:
@@ -152,7 +152,7 @@ def test_clipping_is_by_the_global_norm(world, limit):
 def test_ema_is_the_plain_formula(world):
     """After every update: ema = d * ema + (1 - d) * weights, for each parameter; buffers are copied."""
     module = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    trained = Updater(module, OptimConfig(lr=1e-1), total_steps=9, world=world, ema_decay=0.7)
+    trained = TrainedModel(module, OptimConfig(lr=1e-1), total_steps=9, world=world, ema_decay=0.7)
     expected = {name: p.detach().clone() for name, p in module.named_parameters()}
     for step in range(4):
         module.train()
@@ -183,7 +183,7 @@ def test_frozen_parameters_are_left_alone(world):
     module = network()
     module[0].requires_grad_(False)
     before = copy.deepcopy(module)
-    trained = Updater(module, OptimConfig(lr=0.1, weight_decay=0.5), total_steps=9, world=world)
+    trained = TrainedModel(module, OptimConfig(lr=0.1, weight_decay=0.5), total_steps=9, world=world)
     run(trained, range(3))
     assert torch.equal(module[0].weight, before[0].weight) and not torch.equal(module[3].weight, before[3].weight)
 
@@ -226,7 +226,7 @@ def test_an_overflow_of_the_gradient_alone_is_said(world):
 # ---------------------------------------------------------------------------------------------- state
 @pytest.mark.parametrize("compat", [False, True])
 def test_the_state_is_all_that_the_next_update_depends_on(world, compat):
-    """Three updates, state into a fresh Updater, three more: bitwise the same as six; counters travel too."""
+    """Three updates, state into a fresh TrainedModel, three more: bitwise the same as six; counters travel too."""
     settings = {"ema_decay": 0.9, "warmup_steps": 4, "lr": 1e-2, "lr_after_step": compat, "decay_params": "matrices"}
     straight, first = updater(world, **settings), updater(world, **settings)
     for each in (straight, first):

@@ -9,14 +9,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import autoregressive.train
 import tokenizer.train
-from engine.loop import ScaledLoopConfig
+from engine.loop import TrainLoopConfig
 from engine.memory_plan import plan, saved_bytes, state_bytes
 
 
 class Block(nn.Module):
     """4 -> 8 -> 4: 4 * 8 + 8 + 8 * 4 + 4 = 76 parameters."""
 
-    scale_unit = "shard"
+    parallel_unit = "shard"
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def text_of(batch: int, gpus: int, beside: float = 0, **loop) -> list[str]:
     def forward(images: int):
         return module(torch.zeros(images * 10**7, 4))
 
-    return plan(module, forward, ScaledLoopConfig(**loop), batch, gpus, ema=False, beside=int(beside)).splitlines()
+    return plan(module, forward, TrainLoopConfig(**loop), batch, gpus, ema=False, beside=int(beside)).splitlines()
 
 
 @aside

@@ -19,11 +19,11 @@ from engine.checkpoint.manifest import checkpoint_folders, read_manifest
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import count, find_weights, load_strict, read_weights
 from engine.config import load_config
-from engine.loop import ScaledLoopConfig
+from engine.loop import TrainLoopConfig
 from engine.optim import OptimConfig
-from engine.parallel import blocks_of, build_device, parallelize
+from engine.parallel import build_device, parallel_blocks, parallelize
 from engine.run_log import read_metrics
-from engine.trained_model import Updater
+from engine.trained_model import TrainedModel
 from engine.world import World, gather_rows
 from tokenizer import load_tokenizer
 from tokenizer.quantizers.fsq import FSQ, FSQConfig
@@ -120,10 +120,10 @@ def test_one_process_has_nothing_to_shard(tmp_path, codes, world):
 
 
 # ---------------------------------------------------------------------------------------------- the updater
-FSDP = ScaledLoopConfig(strategy="fsdp")
+FSDP = TrainLoopConfig(strategy="fsdp")
 
 
-def small_gpt(world: World, scale=FSDP, steps: int = 3) -> tuple[Updater, list[torch.Tensor]]:
+def small_gpt(world: World, scale=FSDP, steps: int = 3) -> tuple[TrainedModel, list[torch.Tensor]]:
     """A GPT with averages after a few updates on a batch of 4, and the gradient norms."""
     torch.manual_seed(0)
     config = GPTConfig(
@@ -132,7 +132,7 @@ def small_gpt(world: World, scale=FSDP, steps: int = 3) -> tuple[Updater, list[t
     with build_device(world, scale):
         network = GPT(config)
     optim = OptimConfig(lr=1e-2, eps=1e-3, max_grad_norm=0.1)
-    updater = Updater(network, optim, total_steps=9, world=world, ema_decay=0.9, scale=scale)
+    updater = TrainedModel(network, optim, total_steps=9, world=world, ema_decay=0.9, scale=scale)
     norms = []
     for step in range(steps):
         tokens = torch.randint(15, (4, 4), generator=torch.Generator().manual_seed(step))
@@ -296,7 +296,7 @@ def test_xlxxl_is_built_without_memory(monkeypatch):
     """The real one on the meta device: 84 blocks hold 97 % of its 2.9B parameters."""
     monkeypatch.setenv("IMGNET_ROOT", "imagenet")
     model = validate(load_config(TokenizerTrainConfig, ["configs/vq/VQ_XLXXL256.yaml"]))
-    blocks = blocks_of(model, "shard")
+    blocks = parallel_blocks(model, "shard")
     assert len(blocks) == 36 + 48 and count(model) == 2_893_970_443
     assert all(p.is_meta for p in model.parameters())
     assert sum(map(count, blocks)) / count(model) > 0.95
@@ -316,7 +316,7 @@ def one_gpu_rank(rank: int, folder, results) -> None:
     dist.init_process_group("nccl", init_method=f"file://{folder}/nccl", rank=0, world_size=1)
     try:
         world = World(0, 1, 0, torch.device("cuda", 0))
-        updater, norms = small_gpt(world, scale=ScaledLoopConfig(precision="bf16", activation_checkpointing=True))
+        updater, norms = small_gpt(world, scale=TrainLoopConfig(precision="bf16", activation_checkpointing=True))
         assert all(torch.isfinite(n) for n in norms)
         updater.weights()
     finally:

@@ -32,7 +32,7 @@ def test_a_run_folder_holds_its_config_and_log(tmp_path, world):
     """config.yaml loads to the same config; log.txt has what was said, and nothing after the end."""
     run = open_run(tmp_path / "a" / "run", world)
     run.write_config()
-    run.say("hello")
+    run.log("hello")
     run.grid("step_1", torch.zeros(2, 3, 4, 4), 2)
     run.close()
     logger.info("after the end")
@@ -113,7 +113,7 @@ def test_no_metrics_yet_is_an_empty_record(tmp_path):
 
 def test_other_ranks_write_nothing(tmp_path):
     run = open_run(tmp_path / "run", World(1, 2, 1, torch.device("cpu")))
-    run.say("hello")
+    run.log("hello")
     run.record(1, {"loss": 1.0})
     run.grid("g", torch.zeros(1, 3, 4, 4), 1)
     run.close()

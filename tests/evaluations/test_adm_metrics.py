@@ -13,10 +13,10 @@ from engine.data.images import to_pil
 from engine.messages import UserError
 from evaluations.image_sets import NpzImages, NpzWriter, SourceImages, open_images
 from evaluations.metrics import precision_recall as adm
-from evaluations.metrics.feature_statistics import ImageSet
+from evaluations.metrics.feature_statistics import FeatureStatistics
 from evaluations.metrics.inception_score import InceptionScore
 from evaluations.metrics.precision_recall import precision_recall
-from evaluations.protocols.reference import reference_of_file, reference_of_images, require_size, suite
+from evaluations.protocols.reference import compute_metrics, reference_of_file, reference_of_images, require_size
 
 
 class Tiny(nn.Module):
@@ -206,10 +206,10 @@ def statistics(extractor, path, world):
 
 def measured(path, reference, world):
     extractor, images = Tiny(), NpzImages(path)
-    made = ImageSet(extractor, len(images), keep=True)
+    made = FeatureStatistics(extractor, len(images), keep=True)
     for ids, pixels in images.batches(4, world):
         made.update(ids, extractor(pixels))
-    return suite(made, reference, world, "generation")
+    return compute_metrics(made, reference, world, "generation")
 
 
 def test_stored_statistics_are_used_and_equal_those_of_the_images(tmp_path, world):

@@ -18,7 +18,7 @@ from engine.data.sources import DATASETS
 from engine.messages import ConfigError
 from engine.optim import OptimConfig
 from engine.run_log import read_metrics
-from engine.trained_model import Updater
+from engine.trained_model import TrainedModel
 from evaluations.classifier import ClassifierTask, ClassifierTrainConfig, shifted, train
 from evaluations.digits.model import Classifier, ClassifierConfig, classify, load_classifier
 from evaluations.report.charts import HEIGHT, LEFT, RIGHT, TOP, WIDTH, line_chart, nice_ticks
@@ -128,7 +128,7 @@ def test_dropout_acts_in_training_only(world):
     network = Classifier(ClassifierConfig(width=4, num_classes=2, dropout=0.9)).train()
     expected = network.eval()(to_float(images)).argmax(1)
     assert torch.equal(classify(network.train(), images), expected)
-    task = ClassifierTask(Updater(network, OptimConfig(), total_steps=2, world=world), images, labels, 2, world)
+    task = ClassifierTask(TrainedModel(network, OptimConfig(), total_steps=2, world=world), images, labels, 2, world)
     accuracy = task.evaluate(0)["val/accuracy"]
     assert accuracy == (expected == labels).double().mean().item() and not network.training
     task.train_step([{"images_u8": images, "labels": labels}], 0)

@@ -20,7 +20,7 @@ import autoregressive.train
 import evaluations.doctor.__main__
 import evaluations.doctor.evidence
 import tokenizer.train
-from engine.alerts import warnings_of
+from engine.alerts import alerts_for
 from engine.config import load_config, save_config
 from engine.data.sources import DATASETS
 from engine.messages import UserError
@@ -29,10 +29,10 @@ from evaluations.doctor.__main__ import named, readings
 from evaluations.doctor.checks import CHECKS
 from evaluations.doctor.codebook import collapse_of, unused_of
 from evaluations.doctor.data import data_findings
-from evaluations.doctor.evidence import Evidence
+from evaluations.doctor.evidence import RunEvidence
 from evaluations.linear_probe import train as train_probe
 from tokenizer import load_tokenizer
-from tokenizer.training.alerts import SIGNS
+from tokenizer.training.alerts import ALERTS
 
 HEALTHY = [
     "loop={device: cpu, steps: 60, log_every: 3, eval_every: 15, save_every: 100}",
@@ -106,7 +106,7 @@ MARGIN = 1.5  # healthy runs stay below 1 / MARGIN of every threshold, what a fa
 
 def examine(run, recipe=None, expected=frozenset()) -> dict[str, str]:
     """{name: evidence} of the findings; those `expected` must be there, with room to spare."""
-    read = readings(Evidence(run, recipe))
+    read = readings(RunEvidence(run, recipe))
     missed = {name: read.get(name) for name in expected if read.get(name, (0.0, ""))[0] < MARGIN}
     assert not missed, missed
     found = {name: text for name, text, remedy in named(read) if remedy}
@@ -116,7 +116,7 @@ def examine(run, recipe=None, expected=frozenset()) -> dict[str, str]:
 
 def assert_healthy(run, recipe=None) -> None:
     """No reading comes near its threshold."""
-    read = readings(Evidence(run, recipe))
+    read = readings(RunEvidence(run, recipe))
     near = {name: reading for name, reading in read.items() if reading[0] >= 1 / MARGIN}
     assert read and not near, near
 
@@ -239,7 +239,7 @@ def test_the_reference_curve_is_the_measure_of_a_quick_start(codes, tmp_path, wo
     def run(name, *changes):
         config = tiny.gpt_config(tmp_path / name, *codes, *quiet, "loop.steps=120", "loop.log_every=6", *changes)
         autoregressive.train.train(config, world)
-        return Evidence(tmp_path / name, recipe)
+        return RunEvidence(tmp_path / name, recipe)
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(tiny.GPT)
@@ -284,7 +284,7 @@ def test_runs_in_phases_are_looked_at_phase_by_phase(tmp_path, image_folder, wor
     assert [f"step 8 of 8, recipe recipe.yaml phase_{n}" in out for n in (1, 2, 3)] == [True, True, False]
     assert out.count("phase_") == 9 and out.count("learning rate: ") == 1, out
     assert "learning rate: optim.lr=0.003; recipe.yaml phase_2 has 0.0003" in out
-    assert "not learning" not in readings(Evidence(tmp_path / "too fast" / "tokenizer" / "phase_2"))
+    assert "not learning" not in readings(RunEvidence(tmp_path / "too fast" / "tokenizer" / "phase_2"))
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_a_shipped_recipe_is_no_mismatch(name, tmp_path, monkeypatch):
         folder = tmp_path / f"phase_{number}"
         folder.mkdir()
         save_config(own, folder / "config.yaml")
-        run = Evidence(folder)
+        run = RunEvidence(folder)
         assert bool(run.recipes) == ("wetok" not in name)
         assert all((CHECKS[key][0](run) or (0.0,))[0] == 0 for key in ("learning rate", "batch size"))
 
@@ -325,12 +325,12 @@ def test_of_a_probe_the_best_head_is_judged(tmp_path, world, monkeypatch):
 
 def test_a_recipe_is_found_by_its_model_section(place, tmp_path, entry):
     """A run of the quick start's sizes is measured by the quick start, whatever it is called; others by nothing."""
-    assert Evidence(place / "healthy").recipes == []
+    assert RunEvidence(place / "healthy").recipes == []
     options = ["--config", "configs/quickstart/tokenizer.yaml", "--print-config", "optim.lr=3e-3"]
     run = tmp_path / "mine"
     run.mkdir()
     (run / "config.yaml").write_text(entry(tokenizer.train.main, *options)[1])
-    evidence = Evidence(run)
+    evidence = RunEvidence(run)
     assert [name for name, _ in evidence.recipes] == ["quickstart/tokenizer.yaml"]
     assert "optim.lr=0.003; quickstart/tokenizer.yaml has 0.0008" in str(readings(evidence)["learning rate"])
 
@@ -386,7 +386,7 @@ def test_a_fault_of_the_data_is_named(fault, place, image_folder, tmp_path):
     """Exactly the fault that was made, with the file or the class."""
     shutil.copytree(image_folder, tmp_path / "images")
     DATA[fault](tmp_path / "images" / "train", tmp_path / "images" / "val")
-    config = Evidence(place / "healthy").config
+    config = RunEvidence(place / "healthy").config
     config.data.root, config.data.val_root = str(tmp_path / "images" / "train"), str(tmp_path / "images" / "val")
     found = data_findings(config, 1000)
     assert [name for name, _, _ in found] == [fault]
@@ -394,7 +394,7 @@ def test_a_fault_of_the_data_is_named(fault, place, image_folder, tmp_path):
 
 
 def test_missing_data_is_a_finding_and_no_crash(place):
-    config = Evidence(place / "healthy").config
+    config = RunEvidence(place / "healthy").config
     config.data.root = "/nowhere"
     assert [name for name, _, _ in data_findings(config, 10)] == ["missing data"]
 
@@ -416,7 +416,7 @@ def test_missing_data_is_a_finding_and_no_crash(place):
     ],
 )
 def test_signs_in_single_records(now, before, said):
-    found = warnings_of(now, before, SIGNS)
+    found = alerts_for(now, before, ALERTS)
     assert (len(found) == 1 and said in found[0]) if said else found == []
 
 

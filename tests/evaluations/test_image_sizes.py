@@ -17,7 +17,7 @@ from autoregressive.models.gpt import GPT
 from autoregressive.sampling import seeded_draw
 from autoregressive.training.config import GPTTrainConfig
 from engine.config import load_config
-from engine.data.crops import centre_crop
+from engine.data.crops import center_crop
 from engine.data.images import image_tensor, to_float, to_pil, to_uint8
 from engine.image_metrics import psnr
 from engine.messages import ConfigError, UserError
@@ -73,7 +73,7 @@ def test_reconstructions_at_a_larger_size_are_measured_at_the_smaller_one(given,
     result = evaluate(reconstruction, monkeypatch, world, tmp_path / "r.json", *flags, *sizes)
     tokenizer, values = load_tokenizer(given / "tokenizer"), []
     for path in files(given):
-        original = to_float(image_tensor(centre_crop(Image.open(path), 24)))[None]
+        original = to_float(image_tensor(center_crop(Image.open(path), 24)))[None]
         made = tokenizer.decode_indices(tokenizer.encode(original).indices)
         small = [F.interpolate(x, size=(16, 16), mode="bicubic", align_corners=False) for x in (made, original)]
         values.append(psnr(to_uint8(small[0]), (small[1] + 1) / 2).item())

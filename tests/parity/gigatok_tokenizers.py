@@ -17,7 +17,7 @@ from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.hybrid import HybridConfig, HybridTokenizer
 from tokenizer.models.query_transformer import TransformerConfig
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
-from tokenizer.published.families import rules_of
+from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import import_state
 from tokenizer.quantizers.base import Quantized
 from tokenizer.quantizers.vq import VQConfig
@@ -91,7 +91,7 @@ def tiny_tokenizer(case: str, rotation: bool | None = None) -> HybridTokenizer:
     image_size = goldens.meta(TINY, case)["tiny_overrides"]["image_size"]
     config = tiny_config(case, rotation)
     tokenizer = build_tokenizer(config, image_size)
-    load_strict(tokenizer, import_state(tiny_weights(case), tokenizer.state_dict(), rules_of(config)), case)
+    load_strict(tokenizer, import_state(tiny_weights(case), tokenizer.state_dict(), layout_rules(config)), case)
     return tokenizer.eval()
 
 
@@ -175,7 +175,7 @@ def full_outputs(case: str) -> Outputs:
     with torch.device("meta"):
         tokenizer = build_tokenizer(config, size)
     tokenizer.to_empty(device="cpu").eval()
-    goldens.fill_seeded(tokenizer, rules_of(config), "gigatok", meta["seed"])
+    goldens.fill_seeded(tokenizer, layout_rules(config), "gigatok", meta["seed"])
     outputs, quantized = _encoded(tokenizer, to_float(images_u8), config.hybrid.layout)
     z = outputs["enc_feat_codebook_dim"].flatten(2).transpose(1, 2)
     decoded, semantic = tokenizer.query_decoder(tokenizer.post_quant_proj(quantized.z_q), semantic=True)

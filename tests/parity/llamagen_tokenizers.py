@@ -15,7 +15,7 @@ from engine.data.images import resize_for_evaluation, to_float
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.llamagen import LlamaGenConfig, LlamaGenTokenizer
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
-from tokenizer.published.families import rules_of
+from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import import_state
 from tokenizer.quantizers.base import USAGE_WINDOW, Quantized
 from tokenizer.quantizers.vq import VQConfig
@@ -59,7 +59,7 @@ def tiny_tokenizer(case: str, rotation: bool = False) -> LlamaGenTokenizer:
     """A tiny case with its weights, in evaluation mode."""
     config = tiny_config(case, rotation)
     tokenizer = build_tokenizer(config, config.llamagen.cnn.factor)
-    load_strict(tokenizer, import_state(tiny_weights(case), tokenizer.state_dict(), rules_of(config)), case)
+    load_strict(tokenizer, import_state(tiny_weights(case), tokenizer.state_dict(), layout_rules(config)), case)
     return tokenizer.eval()
 
 
@@ -113,7 +113,7 @@ def full_outputs(case: str) -> Outputs:
     with torch.device("meta"):
         tokenizer = build_tokenizer(config, size)
     tokenizer.to_empty(device="cpu").eval()
-    goldens.fill_seeded(tokenizer, rules_of(config), "llamagen", meta["seed"])
+    goldens.fill_seeded(tokenizer, layout_rules(config), "llamagen", meta["seed"])
     outputs, quantized = _passed(tokenizer, to_float(images_u8))
     image, z = outputs["rec_from_decode_code"], outputs["enc_feat_codebook_dim"]
     outputs |= {

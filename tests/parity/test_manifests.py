@@ -20,7 +20,7 @@ from torch import nn
 from autoregressive.models.gpt import GPT, SIZES, GPTConfig
 from autoregressive.published import GPT_NAMES
 from engine.config import differences, flatten, load_config
-from tokenizer.published.families import rules_of
+from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import Rule, export_state
 
 FOLDERS = ("vq", "gpt", "llamagen", "wetok")
@@ -65,7 +65,7 @@ def assert_equals_manifest(network: nn.Module, rules: tuple[Rule, ...], system: 
 def test_a_recipe_builds_the_published_network(path):
     """Of every recipe of configs/vq, configs/gpt and configs/llamagen."""
     config, network = recipes.load(path)
-    rules = GPT_NAMES if isinstance(network, GPT) else rules_of(config.model)
+    rules = GPT_NAMES if isinstance(network, GPT) else layout_rules(config.model)
     assert_equals_manifest(network, rules, *manifest_name(path))
 
 

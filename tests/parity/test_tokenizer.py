@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.data.images import to_float
-from tokenizer.published.families import rules_of
+from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import export_state
 
 SYSTEMS = {"gigatok": gigatok_tokenizers, "llamagen": llamagen_tokenizers}
@@ -47,7 +47,7 @@ def test_tiny_tokenizer_counts_and_statistics(system, case):
 def test_export_gives_the_published_state_dict_back(system, case):
     """Published weights that were imported leave again under the same names, in the same shapes, with equal values."""
     builders = SYSTEMS[system]
-    exported = export_state(builders.tiny_tokenizer(case).state_dict(), rules_of(builders.tiny_config(case)))
+    exported = export_state(builders.tiny_tokenizer(case).state_dict(), layout_rules(builders.tiny_config(case)))
     goldens.assert_same_state(exported, builders.tiny_weights(case))
 
 
@@ -89,7 +89,7 @@ def test_one_training_pass_has_the_released_losses_and_gradients(system, case, v
         goldens.assert_loss(value, expected[name], f"{what} {name}")
     if shortcut and "train_direct_dec" in io:
         goldens.assert_image(output.shortcut_reconstructions, io["train_direct_dec"], f"{what} train_direct_dec")
-    rules = rules_of(builders.tiny_config(case))
+    rules = layout_rules(builders.tiny_config(case))
     goldens.assert_gradient_norms(tokenizer, rules, expected["grad_norms"], what)
     usage = [tokenizer.quantizer.usage()["codebook_usage"].item()]
     with torch.no_grad():

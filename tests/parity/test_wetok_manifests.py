@@ -17,9 +17,9 @@ from engine.config import load_config
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
 from tokenizer.models.wetok import WeTokConfig
-from tokenizer.published.families import rules_of
+from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import export_state
-from tokenizer.published.wetok import flattened
+from tokenizer.published.wetok import ema_key
 from tokenizer.quantizers.gq import GQConfig
 
 BASE = recipes.CONFIGS / "wetok/base.yaml"
@@ -57,12 +57,12 @@ def test_a_recipe_builds_the_published_network(name):
     model = load_config(schema, [BASE, recipes.CONFIGS / f"wetok/{recipe}.yaml"]).model
     model.wetok.generative_decoder = generative
     network, manifest = on_meta(model), manifests("wetok")[f"tokenizer_{name}"]
-    exported = export_state(network.state_dict(), rules_of(model))
+    exported = export_state(network.state_dict(), layout_rules(model))
     ours = {key: [list(t.shape), str(t.dtype).removeprefix("torch.")] for key, t in exported.items()}
     published = manifest["state_dict"]
     assert ours == {k: v for k, v in published.items() if k.startswith(("encoder.", "decoder."))}
     averaged = {k: v for k, v in published.items() if k.startswith("model_ema.") and "loss" not in k}
-    wanted = {flattened(k): v for k, v in ours.items() if "training" not in name or k.startswith("decoder.")}
+    wanted = {ema_key(k): v for k, v in ours.items() if "training" not in name or k.startswith("decoder.")}
     assert wanted == {k: v for k, v in averaged.items() if k not in ("model_ema.decay", "model_ema.num_updates")}
     counts = manifest["counts"]
     assert goldens.parameter_count(network.encoder) == counts["encoder_params"]

@@ -9,7 +9,7 @@ import wetok_tokenizers as builders
 from torch import Tensor
 
 from tokenizer.models.cnn_blocks import depth_to_space
-from tokenizer.published.families import rules_of
+from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import export_state
 from tokenizer.quantizers.gq import GQConfig, GroupLFQ
 
@@ -129,6 +129,6 @@ def test_generative_decoder(case):
 @pytest.mark.parametrize("generative", [False, True])
 @pytest.mark.parametrize("case", TOKENIZERS)
 def test_export_gives_the_published_state_dict_back(case, generative):
-    rules = rules_of(builders.tiny_config(case))
+    rules = layout_rules(builders.tiny_config(case))
     exported = export_state(builders.tiny_tokenizer(case, generative).state_dict(), rules)
     goldens.assert_same_state(exported, builders.weights(case, generative))

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from engine.optim import OptimConfig
 from engine.schedules import learning_rate
-from engine.trained_model import Updater
+from engine.trained_model import TrainedModel
 from engine.world import World
 from tokenizer.discriminators.registry import DISCRIMINATORS, DiscriminatorConfig
 from tokenizer.losses.terms import LossConfig, loss_terms
 from tokenizer.models.generative_decoder import widened
 from tokenizer.models.wetok import WeTokTokenizer
-from tokenizer.published.families import rules_of
+from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import published_name
 from tokenizer.training import task as task_module
-from tokenizer.training.task import Frozens, TokenizerTask
+from tokenizer.training.task import FrozenNetworks, TokenizerTask
 
 TINY, TOKENIZERS, MISC = builders.TINY, builders.tiny_cases(), goldens.cases(builders.TINY, "misc")
 OPTIM = OptimConfig(lr=1e-4, betas=(0.5, 0.9), weight_decay=0.0, max_grad_norm=0.0, schedule="constant")
@@ -54,9 +54,9 @@ def training_task(case: str, tokenizer: WeTokTokenizer, own_losses: frozenset[st
     world = World(0, 1, 0, torch.device("cpu"))
     shared = {"total_steps": 100, "world": world, "ema_decay": 0.999}
     return TokenizerTask(
-        Updater(tokenizer, OPTIM, **shared),
-        Updater(discriminator, OPTIM, **shared),
-        Frozens(perceptual=StubLPIPS()),
+        TrainedModel(tokenizer, OPTIM, **shared),
+        TrainedModel(discriminator, OPTIM, **shared),
+        FrozenNetworks(perceptual=StubLPIPS()),
         loss_terms(loss, 0.0, 0, own_losses),
         world=world,
         precision="fp32",
@@ -65,7 +65,7 @@ def training_task(case: str, tokenizer: WeTokTokenizer, own_losses: frozenset[st
     )
 
 
-def watch_gradients(updater: Updater, rules=()) -> dict[str, float]:
+def watch_gradients(updater: TrainedModel, rules=()) -> dict[str, float]:
     """Gradient norms by published name at the next step."""
     seen, step = {}, updater.step
 
@@ -97,7 +97,7 @@ def test_three_training_steps(case, float_images):
     """Every term of both losses, gradient norms, LeCam's averages; then weights, averaged weights, batch statistics."""
     meta, io = goldens.meta(TINY, case), goldens.tensors(TINY, case)
     task = training_task(case, builders.tiny_tokenizer(case), frozenset({"commitment", "entropy"}))
-    rules = rules_of(builders.tiny_config(case))
+    rules = layout_rules(builders.tiny_config(case))
     norms, critic_norms = watch_gradients(task.tokenizer, rules), watch_gradients(task.discriminator)
     for step, expected in enumerate(meta["train_steps"]):
         batch = {"images_u8": io["train/x"], "skipped_images": torch.zeros(len(io["train/x"]))}
@@ -143,7 +143,7 @@ def test_first_step_of_the_generative_decoder(case, float_images, monkeypatch):
     wide, plain = builders.tiny_tokenizer(case, True), builders.tiny_tokenizer(case)
     wide.load_state_dict(widened(plain.state_dict(), wide.state_dict()))
     task = training_task(case, wide, frozenset())
-    norms = watch_gradients(task.tokenizer, rules_of(builders.tiny_config(case)))
+    norms = watch_gradients(task.tokenizer, layout_rules(builders.tiny_config(case)))
     monkeypatch.setattr(torch, "randn_like", lambda x: io["stage2/noise"])
     halves, step = {}, task.tokenizer.step
     task.tokenizer.step = lambda *a: (
@@ -188,7 +188,7 @@ def test_averaged_weights(file):
     io, decay = goldens.tensors(TINY, file), goldens.meta(TINY, file)["ema"]["decay"]
     module = nn.Linear(io["ema/start"].shape[1], io["ema/start"].shape[0], bias=False)
     module.weight.data = io["ema/start"].clone()
-    updater = Updater(module, OPTIM, total_steps=9, world=World(0, 1, 0, torch.device("cpu")), ema_decay=decay)
+    updater = TrainedModel(module, OPTIM, total_steps=9, world=World(0, 1, 0, torch.device("cpu")), ema_decay=decay)
     for step in range(3):
         module.weight.data += 0.5 * (step + 1)
         updater._average()

@@ -10,7 +10,7 @@ from engine.checkpoint.weights import load_strict
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
 from tokenizer.models.wetok import WeTokConfig, WeTokTokenizer
-from tokenizer.published.families import rules_of
+from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import import_state
 from tokenizer.quantizers.gq import GQConfig
 
@@ -59,7 +59,7 @@ def tiny_tokenizer(case: str, generative: bool = False, **changes) -> WeTokToken
     config = tiny_config(case, generative)
     config.quantizer.gq = dataclasses.replace(config.quantizer.gq, **changes)
     tokenizer = build_tokenizer(config, 2 * config.wetok.cnn.factor)
-    load_strict(tokenizer, import_state(weights(case, generative), tokenizer.state_dict(), rules_of(config)), case)
+    load_strict(tokenizer, import_state(weights(case, generative), tokenizer.state_dict(), layout_rules(config)), case)
     return tokenizer.eval()
 
 

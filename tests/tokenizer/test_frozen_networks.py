@@ -161,14 +161,14 @@ def test_packaged_lite0_weights_know_a_cat():
     """The renamed weights are the right ones: a photograph of a cat is classified as one of ImageNet's cats."""
     from PIL import Image
 
-    from engine.data.crops import centre_crop
+    from engine.data.crops import center_crop
     from engine.data.images import image_tensor, to_float
     from engine.data.packaged import _package_folder
 
     frozen, stamp = lite0_features(AssetsConfig(), (16,))
     assert stamp.startswith(LITE0_FILE)
     with Image.open(_package_folder("skimage", "scikit-image") / "data" / "chelsea.png") as file:
-        cat = to_float(image_tensor(centre_crop(file.convert("RGB"), 224)))[None]
+        cat = to_float(image_tensor(center_crop(file.convert("RGB"), 224)))[None]
     with torch.no_grad():
         assert 281 <= frozen.network.network(cat).argmax().item() <= 285
 

@@ -17,7 +17,7 @@ from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.cnn_blocks import AdaptiveGroupNorm, DepthToSpaceUpsample, Downsample, depth_to_space
 from tokenizer.models.query_transformer import QueryEncoder, TransformerConfig, multi_level_pooling, pooling_boxes
 from tokenizer.models.registry import ModelConfig, build_tokenizer
-from tokenizer.published.families import rules_of
+from tokenizer.published.families import layout_rules
 
 PUBLISHED = {  # encoder and decoder size -> parameters with the semantic head (the table of the released models)
     ("small", "small"): 136_073_227,
@@ -382,4 +382,4 @@ def test_qk_norm_normalises_queries_and_keys_of_every_attention(layout):
             module.in_proj_weight.data[:32] *= 40
     torch.testing.assert_close(model(images).reconstructions, before, atol=1e-3, rtol=1e-3)
     with pytest.raises(ConfigError, match="qk_norm=true: no published layout has it"):
-        rules_of(config.model)
+        layout_rules(config.model)

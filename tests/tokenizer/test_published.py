@@ -15,7 +15,7 @@ from engine.config import load_config, save_config
 from engine.messages import ConfigError
 from tokenizer import convert, load_tokenizer
 from tokenizer.models.registry import build_tokenizer
-from tokenizer.published.families import rules_of
+from tokenizer.published.families import layout_rules
 from tokenizer.published.files import read_published
 from tokenizer.published.layout import export_state
 from tokenizer.training.config import TokenizerTrainConfig
@@ -31,7 +31,7 @@ def published(tmp_path_factory):
     config = load_config(TokenizerTrainConfig, [TINY], [*SMALLER, "model.hybrid.semantic_layer=1"])
     save_config(config, folder / "tokenizer.yaml")
     tokenizer = build_tokenizer(config.model, 32)
-    state = export_state(tokenizer.state_dict(), rules_of(config.model))
+    state = export_state(tokenizer.state_dict(), layout_rules(config.model))
     wrapped = {f"module.{name}": value for name, value in state.items()}
     ema = {name: value + 1 if value.is_floating_point() else value for name, value in state.items()}
     args = argparse.Namespace(lr=1e-4, name="x")

@@ -89,7 +89,7 @@ def plain_terms(model, discriminator, task: TokenizerTask, images: Tensor) -> tu
     mean_p = p.mean(0)
     sample = -(p * p.clamp_min(1e-30).log()).sum(-1).mean()
     codebook_entropy = -(mean_p * (mean_p + LOG_EPS).log()).sum()
-    perceptual, teacher = task.frozens.perceptual, task.frozens.teacher
+    perceptual, teacher = task.frozen.perceptual, task.frozen.teacher
     return {
         "reconstruction_l2": ((made - images) ** 2).mean(),
         "reconstruction_l1": (made - images).abs().mean(),
@@ -354,13 +354,13 @@ def test_an_image_grid_shows_originals_above_reconstructions(world):
 def test_cached_teacher_features_are_those_computed_on_the_fly(world):
     """For every training image, and for the loss; augmented or user-given images are not cached."""
     task = task_of(world, *ALL_TERMS)
-    cache = task.frozens.teacher_cache
+    cache = task.frozen.teacher_cache
     images = torch.from_numpy(SOURCE.images).permute(0, 3, 1, 2).contiguous()
-    torch.testing.assert_close(cache, task.frozens.teacher(to_float(images)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cache, task.frozen.teacher(to_float(images)), rtol=1e-4, atol=1e-5)
     cached = task.train_step([batch()], 0)["semantic"]
     for augmentation in ("data.flip_prob=0.5", "data.random_crop=true"):
         fresh = task_of(world, *ALL_TERMS, augmentation)
-        assert fresh.frozens.teacher_cache is None
+        assert fresh.frozen.teacher_cache is None
     torch.testing.assert_close(fresh.train_step([batch()], 0)["semantic"], cached, rtol=1e-4, atol=1e-6)
 
 

@@ -11,7 +11,7 @@ import autoregressive.convert
 import tokenizer.convert
 from autoregressive import load_gpt
 from autoregressive.models.gpt import GPT, GPTConfig
-from autoregressive.published import rules_of as gpt_rules
+from autoregressive.published import layout_rules as gpt_rules
 from engine.checkpoint.manifest import CheckpointError
 from engine.config import save_config
 from engine.messages import ConfigError
@@ -20,9 +20,9 @@ from tokenizer.loading import TokenizerSections
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
 from tokenizer.models.wetok import WeTokConfig
-from tokenizer.published.families import rules_of
+from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import export_state
-from tokenizer.published.wetok import flattened, wetok_config
+from tokenizer.published.wetok import ema_key, wetok_config
 from tokenizer.quantizers.gq import GQConfig
 
 CNN = CNNConfig(
@@ -42,11 +42,11 @@ def network(seed: int, generative: bool = False) -> nn.Module:
 
 def published(raw: nn.Module, averaged: nn.Module | None, frozen_encoder: bool = False) -> dict[str, Tensor]:
     """A state dict as in `WeTok.ckpt`, with losses and a discriminator."""
-    rules = rules_of(raw_config(raw))
+    rules = layout_rules(raw_config(raw))
     state = export_state(raw.state_dict(), rules)
     if averaged is not None:
         named = export_state(averaged.state_dict(), rules)
-        state |= {flattened(k): v for k, v in named.items() if not (frozen_encoder and k.startswith("encoder"))}
+        state |= {ema_key(k): v for k, v in named.items() if not (frozen_encoder and k.startswith("encoder"))}
         state |= {"model_ema.decay": torch.tensor(0.999), "model_ema.num_updates": torch.tensor(-1, dtype=torch.int32)}
         state["model_ema.lossdiscriminatormain0weight"] = torch.ones(3)
     state |= {
@@ -118,7 +118,7 @@ def test_the_yaml_wins_where_one_is_given_and_must_fit(tmp_path):
 def test_loading_is_strict(change, tmp_path):
     state = published(network(0), network(1))
     if change == "missing":
-        del state["decoder.up.1.block.0.conv1.weight"], state[flattened("decoder.up.1.block.0.conv1.weight")]
+        del state["decoder.up.1.block.0.conv1.weight"], state[ema_key("decoder.up.1.block.0.conv1.weight")]
     else:
         state["decoder.extra.weight" if change == "unexpected" else "model_ema.decoderextraweight"] = torch.ones(1)
     with pytest.raises(CheckpointError, match=change.split()[0]):
@@ -148,7 +148,9 @@ def test_the_file_of_a_gpt_carries_its_tokenizer(tmp_path):
     raw = network(0)
     state = {f"transformer.{k}": v for k, v in export_state(net.state_dict(), gpt_rules(config)).items()}
     assert {"transformer.pre_emb.weight", "transformer.post_emb.weight"} <= state.keys()  # of a token of two indices
-    state |= {f"first_stage_model.{k}": v for k, v in export_state(raw.state_dict(), rules_of(model_config())).items()}
+    state |= {
+        f"first_stage_model.{k}": v for k, v in export_state(raw.state_dict(), layout_rules(model_config())).items()
+    }
     path = write(tmp_path / "ar.ckpt", state)
     loaded = load_gpt(path, config=config)
     for weights in ("ema", "model"):  # which speak of the tokenizer beside it: a GPT's file has no averages

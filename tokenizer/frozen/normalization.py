@@ -8,4 +8,4 @@ IMAGENET: tuple[Triple, Triple] = (
     (0.229, 0.224, 0.225),
 )  # mean and deviation of images in [0,1]
 CLIP: tuple[Triple, Triple] = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-CENTRED: tuple[Triple, Triple] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+CENTERED: tuple[Triple, Triple] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

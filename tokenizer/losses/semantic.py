@@ -18,7 +18,7 @@ from engine.assets import AssetsConfig
 from engine.devices import full_precision
 from tokenizer.frozen.base import channels_last
 from tokenizer.frozen.lite0 import LITE0_STRIDES, lite0_features
-from tokenizer.frozen.normalization import CENTRED, CLIP, IMAGENET, Triple
+from tokenizer.frozen.normalization import CENTERED, CLIP, IMAGENET, Triple
 from tokenizer.frozen.timm_vit import timm_vit
 
 
@@ -95,6 +95,6 @@ TEACHERS = {
         for registers in ("", "_reg")
     },
     "clip_b": _vit("clip_b", 768, 16, CLIP),
-    "siglip_so400m": _vit("siglip_so400m", 1152, 14, CENTRED),
+    "siglip_so400m": _vit("siglip_so400m", 1152, 14, CENTERED),
     "efficientnet_lite0": TeacherKind(LITE0_STRIDES[16], Lite0Teacher),
 }

@@ -39,7 +39,7 @@ class MultiheadAttention(nn.Module):
 class QFormerBlock(nn.Module):
     """Self-attention, cross-attention to a memory, MLP. Positions are added to queries and keys, never to values."""
 
-    scale_unit = "shard"
+    parallel_unit = "shard"
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class QFormerBlock(nn.Module):
 class ViTBlock(nn.Module):
     """Pre-norm self-attention and MLP; positions are added once, before the first block."""
 
-    scale_unit = "shard"
+    parallel_unit = "shard"
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ class TokenizerOutput:
     semantic_features: Tensor | None = None  # (B,h*w,semantic_dim)
 
 
-class Codec(nn.Module):
+class Tokenizer(nn.Module):
     """A network with `encode_features`, `latents`, a `quantizer` and `decode`."""
 
     def encode(self, images: Tensor) -> Quantized:

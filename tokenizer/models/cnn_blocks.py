@@ -20,7 +20,7 @@ def depth_to_space(x: Tensor) -> Tensor:
 class ResBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x))))))."""
 
-    scale_unit = "recompute"
+    parallel_unit = "recompute"
 
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()

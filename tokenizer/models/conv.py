@@ -12,12 +12,12 @@ import math
 from torch import Tensor, nn
 
 from engine.messages import ConfigError
-from tokenizer.models.base import Codec, TokenizerOutput
+from tokenizer.models.base import Tokenizer, TokenizerOutput
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.quantizers.base import Quantizer
 
 
-class ConvTokenizer(Codec):
+class ConvTokenizer(Tokenizer):
     """See the module docstring. `image_size` and `num_tokens` are those of training until `set_image_size`.
 
     A tokenizer of this kind sets `encoder` and `decoder`, and says how features become latents and latents features.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from engine.messages import ConfigError
 from tokenizer.models.attention import MultiheadAttention
-from tokenizer.models.base import Codec, TokenizerOutput
+from tokenizer.models.base import Tokenizer, TokenizerOutput
 from tokenizer.models.cnn import GIGATOK, CNNConfig, CNNDecoder, CNNEncoder
 from tokenizer.models.grid_transformer import GridDecoder, GridEncoder
 from tokenizer.models.query_transformer import QueryDecoder, QueryEncoder, TransformerConfig, pooling_boxes
@@ -53,7 +53,7 @@ def _released_init(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-class HybridTokenizer(Codec):
+class HybridTokenizer(Tokenizer):
     """See the module docstring. Works at the one image size it is built for: its position tables are learned."""
 
     def __init__(self, config: HybridConfig, quantizer: Quantizer, image_size: int) -> None:

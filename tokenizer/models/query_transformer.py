@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.messages import ConfigError
-from engine.registry import sized
+from engine.registry import transformer_size
 from tokenizer.models.attention import QFormerBlock
 
 SIZES = {  # width, layers, heads (GigaTok, table 1)
@@ -36,7 +36,7 @@ class TransformerConfig:
 
     def dims(self, key: str) -> tuple[int, int, int]:
         """(width, layers, heads); `key` names the section in messages."""
-        width, layers, heads = sized(self, SIZES, key)
+        width, layers, heads = transformer_size(self, SIZES, key)
         if width % heads:
             raise ConfigError(f"{key}: width={width} must be divisible by heads={heads}")
         return width, layers, heads

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from engine.registry import chosen
+from engine.registry import selected_section
 from tokenizer.models.hybrid import HybridConfig, HybridTokenizer
 from tokenizer.models.llamagen import LlamaGenConfig, LlamaGenTokenizer
 from tokenizer.models.wetok import WeTokConfig, WeTokTokenizer
@@ -63,5 +63,8 @@ MODELS: dict[str, Callable[[Any, Any, int], nn.Module]] = {
 
 def build_tokenizer(config: ModelConfig, image_size: int) -> nn.Module:
     """The tokenizer that `config` describes, freshly initialized, for images of `image_size` pixels."""
-    own, of_quantizer = chosen(config, MODELS, "model"), chosen(config.quantizer, QUANTIZERS, "model.quantizer")
+    own, of_quantizer = (
+        selected_section(config, MODELS, "model"),
+        selected_section(config.quantizer, QUANTIZERS, "model.quantizer"),
+    )
     return MODELS[config.name](own, QUANTIZERS[config.quantizer.name](of_quantizer), image_size)

@@ -14,7 +14,7 @@ from tokenizer.published.llamagen import LLAMAGEN
 from tokenizer.published.wetok import GPT_PART, _wetok
 
 
-def rules_of(config: ModelConfig) -> tuple[Rule, ...]:
+def layout_rules(config: ModelConfig) -> tuple[Rule, ...]:
     """The rules of the family that a model config describes."""
     if config.name == "wetok":
         return _wetok(len(config.wetok.cnn.channel_multipliers))

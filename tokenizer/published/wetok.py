@@ -48,12 +48,12 @@ WEIGHTLESS = ("loss.", "model_ema.loss", "model_ema.decay", "model_ema.num_updat
 GROUP_BITS = 8  # of all released models; the files do not say it
 
 
-def flattened(name: str) -> str:
+def ema_key(name: str) -> str:
     """The name of an averaged tensor: it has lost its dots, so it is made from the plain name, never parsed."""
     return EMA_PREFIX + name.replace(".", "")
 
 
-def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def select_submodule(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors of a tokenizer or GPT, also inside a file that holds both, without losses and discriminator."""
     if any(name.startswith(prefix) for name in state):
         state = {
@@ -86,7 +86,7 @@ def wetok_config(state: Mapping[str, Tensor]) -> ModelConfig | None:
     return config
 
 
-def averaged_or_raw(
+def pick_ema_or_raw(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], rules: tuple[Rule, ...], weights: str, path: str | Path
 ) -> tuple[dict[str, Tensor], str]:
     """(published state, which one) of a WeTok file: `model` is raw, `ema` and `auto` averaged where there are averages.
@@ -101,9 +101,9 @@ def averaged_or_raw(
         raise CheckpointError(f"{path} has no averaged weights ({EMA_PREFIX}*); use weights=model")
     named = [published_name(name, rules) for name in own]
     expected = [theirs for theirs, layout in named if layout != "own"]
-    kept = [name for name in expected if flattened(name) not in averages]
+    kept = [name for name in expected if ema_key(name) not in averages]
     if kept:
         parts = ", ".join(sorted({name.split(".")[0] for name in kept}))
         logger.info("%s: %d tensors (%s) have no average; their raw weights are taken", path, len(kept), parts)
-    found = {name: averages.pop(flattened(name)) for name in expected if flattened(name) in averages}
+    found = {name: averages.pop(ema_key(name)) for name in expected if ema_key(name) in averages}
     return raw | found | averages, "ema"  # averages that nobody expects stay, for the strict load to name

@@ -35,18 +35,18 @@ class IBQ(VectorQuantizer):
 
     def forward(self, z: Tensor, *, quantize: bool = True, entropy: bool = False) -> Quantized:
         with full_precision(z.device):
-            z, codes = self._normalise(z.float()), self.codes()
+            z, codes = self._normalize(z.float()), self.codes()
             logits = z @ codes.T
             indices = logits.argmax(-1)
             if self.training:
                 self._remember(indices, z.flatten(0, -2), quantize)
             if not quantize:
                 return Quantized(z + 0.0 * codes.sum(), indices)
-            p, chosen = logits.softmax(-1), F.embedding(indices, codes)
+            p, selected = logits.softmax(-1), F.embedding(indices, codes)
             z_q = (F.one_hot(indices, len(codes)).to(p.dtype) + (p - p.detach())) @ codes
             losses = {
-                "codebook": (z_q - z).square().mean() + (chosen - z.detach()).square().mean(),
-                "commitment": (chosen.detach() - z).square().mean(),
+                "codebook": (z_q - z).square().mean() + (selected - z.detach()).square().mean(),
+                "commitment": (selected.detach() - z).square().mean(),
             }
             if entropy:
                 log_p = (logits / self.config.entropy_temperature).log_softmax(-1).flatten(0, -2)

@@ -36,4 +36,4 @@ class SimVQ(VectorQuantizer):
         self.projection = nn.Linear(self.codebook_dim, self.codebook_dim)
 
     def codes(self) -> Tensor:
-        return self._normalise(self.projection(self.codebook).float())
+        return self._normalize(self.projection(self.codebook).float())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from engine.devices import full_precision
 from engine.messages import ConfigError
-from engine.parallel import cut_like
+from engine.parallel import shard_like
 from engine.world import gather_rows
 from tokenizer.quantizers.base import Quantized, Quantizer, entropy_terms
 from tokenizer.quantizers.entropy_assignment import assignment_entropies, rows_per_chunk, squared_distances
@@ -70,21 +70,21 @@ class VectorQuantizer(Quantizer):
         codebook = torch.empty(self.codebook_size, self.codebook_dim).uniform_(
             -1 / self.codebook_size, 1 / self.codebook_size
         )
-        self.codebook = nn.Parameter(self._normalise(codebook))
+        self.codebook = nn.Parameter(self._normalize(codebook))
         kept = KMEANS_LATENTS_PER_CODE * self.codebook_size if config.init == "kmeans" else 0
         self.register_buffer("recent_latents", torch.zeros(kept, self.codebook_dim) if kept else None)
 
-    def _normalise(self, vectors: Tensor) -> Tensor:
+    def _normalize(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.config.l2_norm else vectors
 
     def codes(self) -> Tensor:
         """The vectors (K,D) that latents are compared with, fp32."""
-        return self._normalise(self.codebook.float())
+        return self._normalize(self.codebook.float())
 
     def forward(self, z: Tensor, *, quantize: bool = True, entropy: bool = False) -> Quantized:
         """Latents (B,N,D). `quantize=False` passes the (normalised) latents through; `entropy` adds its terms."""
         with full_precision(z.device):
-            z = self._normalise(z.float())
+            z = self._normalize(z.float())
             codes = self.codes()
             flat = z.flatten(0, -2)
             indices = self.nearest(flat, codes).view(z.shape[:-1])
@@ -140,5 +140,5 @@ class VectorQuantizer(Quantizer):
             counts = torch.bincount(owner, minlength=self.codebook_size)
             sums = torch.zeros_like(centres).index_add_(0, owner, points)
             centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
-            centres = self._normalise(centres)
-        self.codebook.copy_(cut_like(centres, self.codebook))
+            centres = self._normalize(centres)
+        self.codebook.copy_(shard_like(centres, self.codebook))

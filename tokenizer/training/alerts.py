@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from engine import alerts
-from engine.alerts import Record, Sign
+from engine.alerts import Alert, Record
 
 STRONG = 0.2  # discriminator loss (1 = undecided) below: nearly all logits are beyond their margins, gradients vanish
 
@@ -29,8 +29,8 @@ def _clipped(now: Record, before: Record) -> str | None:
     return f"{share:.1%} of the output lies outside [-1.05, 1.05]" if share > CLIPPED else None
 
 
-SIGNS: dict[str, Sign] = {
-    **alerts.SIGNS,
+ALERTS: dict[str, Alert] = {
+    **alerts.ALERTS,
     "codebook collapse": _collapse,
     "overpowering discriminator": _strong,
     "clipped output": _clipped,

@@ -14,13 +14,13 @@ from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import count, find_weights, load_strict, read_weights
 from engine.config import check_all
 from engine.data.images import to_float
-from engine.data.samples import centre_batch
+from engine.data.samples import center_batch
 from engine.data.sources import ON_DISK, ImageSource, has_split, open_source
 from engine.memory_plan import plan
 from engine.messages import ConfigError
 from engine.parallel import build_device
 from engine.run_log import Run
-from engine.trained_model import Updater
+from engine.trained_model import TrainedModel
 from engine.world import World
 from tokenizer.discriminators.registry import DISCRIMINATORS
 from tokenizer.losses.perceptual import PERCEPTUAL
@@ -31,7 +31,7 @@ from tokenizer.models.hybrid import grid_size
 from tokenizer.models.registry import QUANTIZERS, build_tokenizer
 from tokenizer.training.config import TokenizerTrainConfig
 from tokenizer.training.phases import phases_of, warmup_of
-from tokenizer.training.task import Frozens, TokenizerTask, Validation
+from tokenizer.training.task import FrozenNetworks, TokenizerTask, Validation
 
 TEACHER_BATCH = 32  # fixed, so that cached features do not depend on how a run was interrupted
 
@@ -98,17 +98,17 @@ def terms_of(config: TokenizerTrainConfig) -> list:
     return loss_terms(config.loss, semantic_weight, warmup_of(config), own)
 
 
-def frozen_networks(config: TokenizerTrainConfig, world: World) -> Frozens:
+def frozen_networks(config: TokenizerTrainConfig, world: World) -> FrozenNetworks:
     """The pretrained networks that the active terms need."""
-    frozens = Frozens()
+    frozen = FrozenNetworks()
     if config.loss.perceptual_weight > 0:
         network, stamp = PERCEPTUAL[config.loss.perceptual](config.assets, config.loss.lpips_dropout)
-        frozens.perceptual, frozens.stamps[config.loss.perceptual] = network.to(world.device), stamp
+        frozen.perceptual, frozen.stamps[config.loss.perceptual] = network.to(world.device), stamp
     if config.semantic.teacher and config.semantic.weight > 0:
         grid = grid_size(config.model.hybrid, config.data.image_size)
         teacher = TEACHERS[config.semantic.teacher].build(grid, config.assets)
-        frozens.teacher, frozens.stamps[config.semantic.teacher] = teacher.to(world.device), teacher.stamp
-    return frozens
+        frozen.teacher, frozen.stamps[config.semantic.teacher] = teacher.to(world.device), teacher.stamp
+    return frozen
 
 
 @torch.no_grad()
@@ -118,7 +118,7 @@ def cached_features(teacher: nn.Module, source: ImageSource, image_size: int, wo
     """
 
     def features(rows: np.ndarray) -> Tensor:
-        return teacher(to_float(centre_batch(source, image_size, rows)).to(world.device)).cpu()
+        return teacher(to_float(center_batch(source, image_size, rows)).to(world.device)).cpu()
 
     table = torch.zeros(len(source), *features(np.zeros(1, dtype=int)).shape[1:])
     for rows in torch.arange(len(source)).split(TEACHER_BATCH)[world.rank :: world.size]:  # maybe none
@@ -132,17 +132,17 @@ def build_task(
     """The networks of a run, on this rank's device."""
     torch.manual_seed(config.loop.seed)
     terms = terms_of(config)
-    frozens = frozen_networks(config, world)
+    frozen = frozen_networks(config, world)
     cacheable = config.data.name not in ON_DISK and not config.data.augmented
-    if frozens.teacher is not None and cacheable:
-        run.say(f"computing the features of {config.semantic.teacher} for {len(train)} training images, once")
-        frozens.teacher_cache = cached_features(frozens.teacher, train, config.data.image_size, world)
+    if frozen.teacher is not None and cacheable:
+        run.log(f"computing the features of {config.semantic.teacher} for {len(train)} training images, once")
+        frozen.teacher_cache = cached_features(frozen.teacher, train, config.data.image_size, world)
     shared = {"total_steps": config.loop.steps, "world": world}
     has_head = config.model.name == "hybrid" and config.model.hybrid.semantic_layer is not None
     idle_head = has_head and not any(t.name == "semantic" for t in terms)
     with build_device(world, config.loop):
         network = build_tokenizer(config.model, config.data.image_size)
-    tokenizer = Updater(
+    tokenizer = TrainedModel(
         network, config.optim, ema_decay=config.ema_decay, find_unused=idle_head, scale=config.loop, **shared
     )
     discriminator = None
@@ -150,12 +150,12 @@ def build_task(
         build = DISCRIMINATORS[config.loss.discriminator.name]
         network, stamp = build(config.loss.discriminator, config.assets)
         if stamp is not None:
-            frozens.stamps[config.loss.discriminator.name] = stamp
-        discriminator = Updater(network, config.optim, **shared)
+            frozen.stamps[config.loss.discriminator.name] = stamp
+        discriminator = TrainedModel(network, config.optim, **shared)
     return TokenizerTask(
         tokenizer,
         discriminator,
-        frozens,
+        frozen,
         terms,
         world=world,
         precision=config.loop.precision,
@@ -173,7 +173,7 @@ def start_from(
     under `config.init`, raw into raw and averaged into averaged.
     """
     if previous is not None and previous.model == config.model:
-        store = CheckpointStore(Path(config.init), world, previous, stamp=stamp_of(task.frozens))
+        store = CheckpointStore(Path(config.init), world, previous, stamp=stamp_of(task.frozen))
         if store.load_latest(task.parts()) != previous.loop.steps:
             raise CheckpointError(f"the last checkpoint of {config.init} is damaged; remove it to train its end again")
     elif config.init:
@@ -188,10 +188,10 @@ def start_from(
             load_strict(network, state, found.folder)
 
 
-def stamp_of(frozens: Frozens) -> dict:
+def stamp_of(frozen: FrozenNetworks) -> dict:
     """What checkpoints say about the frozen networks of the loss."""
-    random = sorted(name for name, stamp in frozens.stamps.items() if stamp == "random")
-    return {"networks": frozens.stamps, **({"weights": "random", "random": random} if random else {})}
+    random = sorted(name for name, stamp in frozen.stamps.items() if stamp == "random")
+    return {"networks": frozen.stamps, **({"weights": "random", "random": random} if random else {})}
 
 
 def memory_plan(config: TokenizerTrainConfig, model: nn.Module, gpus: int) -> str:
@@ -224,5 +224,5 @@ def validation_images(config: TokenizerTrainConfig) -> Validation | None:
         return None
     source = open_source(config.data, "val")
     order = np.random.default_rng(0).permutation(len(source))[: config.validation.num_images]
-    images = centre_batch(source, config.data.image_size, np.sort(order), config.data.skip_broken)
+    images = center_batch(source, config.data.image_size, np.sort(order), config.data.skip_broken)
     return Validation(images, config.validation.batch_size)

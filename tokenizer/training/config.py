@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from engine.assets import AssetsConfig
 from engine.data.config import DataConfig
-from engine.loop import ScaledLoopConfig
+from engine.loop import TrainLoopConfig
 from engine.messages import ConfigError
 from engine.optim import OptimConfig
 from engine.registry import lookup
@@ -63,7 +63,7 @@ class TokenizerTrainConfig:
     ema_decay: float = 0.0  # 0 = no averaged weights
     data: DataConfig = field(default_factory=DataConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    loop: ScaledLoopConfig = field(default_factory=ScaledLoopConfig)
+    loop: TrainLoopConfig = field(default_factory=TrainLoopConfig)
     assets: AssetsConfig = field(default_factory=AssetsConfig)
     init: str = ""  # tokenizer to start from (run, checkpoint, exported folder), whose quantizer's warm-up is over
     phases: list[PhaseConfig] = field(default_factory=list)  # instead of loop.steps and optim.lr; empty = one training

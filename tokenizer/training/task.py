@@ -14,7 +14,7 @@ from engine.data.images import to_float, to_uint8
 from engine.devices import autocast
 from engine.image_metrics import psnr
 from engine.loop import Batch
-from engine.trained_model import Updater
+from engine.trained_model import TrainedModel
 from engine.world import World
 from tokenizer.discriminators.registry import DiscriminatorConfig
 from tokenizer.losses.gan import GENERATOR_LOSSES, LeCam, discriminator_hinge
@@ -35,7 +35,7 @@ class Validation:
 
 
 @dataclass
-class Frozens:
+class FrozenNetworks:
     """The frozen networks of the loss.
 
     `teacher_cache` (num_images, cells, dim) holds the teacher's features by image index.
@@ -52,9 +52,9 @@ class TokenizerTask:
 
     def __init__(
         self,
-        tokenizer: Updater,
-        discriminator: Updater | None,
-        frozens: Frozens,
+        tokenizer: TrainedModel,
+        discriminator: TrainedModel | None,
+        frozen: FrozenNetworks,
         terms: list[Term],
         *,
         world: World,
@@ -64,7 +64,7 @@ class TokenizerTask:
         game: DiscriminatorConfig | None = None,
         warmup_steps: int = 0,
     ) -> None:
-        self.tokenizer, self.discriminator, self.frozens, self.terms = tokenizer, discriminator, frozens, terms
+        self.tokenizer, self.discriminator, self.frozen, self.terms = tokenizer, discriminator, frozen, terms
         self.world, self.precision, self.validation = world, precision, validation
         self.grid = grid  # callable (name, images, columns) that writes an image grid, or None
         self.skipped_images = torch.zeros((), device=world.device)  # replaced ones, on this rank, in this process
@@ -112,7 +112,7 @@ class TokenizerTask:
         pairs = []
         for i, batch in enumerate(micro_batches):
             images = to_float(batch["images_u8"])
-            with self.tokenizer.accumulating(last=i + 1 == len(micro_batches)):
+            with self.tokenizer.accumulate(last=i + 1 == len(micro_batches)):
                 with autocast(self.world.device, self.precision):
                     output = network(images, **self._request(step))
                     values = self.term_values(output, images, step, batch.get("index"))
@@ -135,7 +135,7 @@ class TokenizerTask:
         weight = next(t.weight for t in self.terms if t.name == "adversarial") if self.game.weigh_own_loss else 1.0
         sums: dict[str, Tensor] = {}
         for i, (real, generated) in enumerate(pairs):
-            with self.discriminator.accumulating(last=i + 1 == len(pairs)):
+            with self.discriminator.accumulate(last=i + 1 == len(pairs)):
                 with autocast(self.world.device, self.precision):
                     real_logits, fake_logits = network(real, generated)
                 loss, extra = discriminator_hinge(real_logits, fake_logits), {}
@@ -189,14 +189,14 @@ class TokenizerTask:
         if self._active(f"{prefix}l1", step):
             values[f"{prefix}l1"] = (made - images).abs().mean()
         if self._active(perceptual, step):
-            values[perceptual] = self.frozens.perceptual(made, images)
+            values[perceptual] = self.frozen.perceptual(made, images)
         return values
 
     def _targets(self, images: Tensor, index: Tensor | None) -> Tensor:
-        cache = self.frozens.teacher_cache
+        cache = self.frozen.teacher_cache
         if cache is not None and index is not None:
             return cache[index.cpu()].to(images.device)
-        return self.frozens.teacher(images)
+        return self.frozen.teacher(images)
 
     # ------------------------------------------------------------------------------------------------ validation
     @torch.no_grad()
