@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from engine.messages import ConfigError
+from engine.validation import collecting, problems_of, raise_problems
 
 T = TypeVar("T")
 
@@ -92,7 +93,10 @@ def merge_config(schema: type[T], sources: Iterable[tuple[str, DictConfig | Sequ
         except (YAMLError, UnicodeError) as error:
             raise ConfigError(f"{source}: not readable: {' '.join(str(error).split())}") from error
     try:
-        return OmegaConf.to_object(merged)
+        with collecting():
+            config = OmegaConf.to_object(merged)
+        raise_problems(problems_of(config))
+        return config
     except OmegaConfBaseException as error:
         hint = "; source set_env_vars.sh or export it" if "Environment variable" in str(error) else ""
         raise ConfigError(f"{_translate(error, 'config')}{hint}") from error

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import Weights
-from engine.messages import ConfigError, UserError
+from engine.messages import UserError
 from engine.run_log import Run
+from engine.validation import Problem, Section, at_least, one_of
 from engine.world import World
 
 Batch = dict[str, Tensor]
@@ -23,7 +24,7 @@ EXIT_STOPPED = 75  # exit code after SIGTERM or SIGUSR1: state saved, start the 
 
 
 @dataclass(kw_only=True, slots=True)
-class LoopConfig:
+class LoopConfig(Section):
     """How long to train and what to keep. Steps are optimizer updates."""
 
     run_dir: str = "runs/unnamed"
@@ -40,16 +41,12 @@ class LoopConfig:
     deterministic: bool = False  # only algorithms whose bits repeat: slower on a GPU; see docs/exactness.md
     wandb_project: str = ""  # empty = no wandb
 
-    def __post_init__(self) -> None:
+    def problems(self) -> Iterator[Problem]:
         for name in ("steps", "grad_accum", "log_every", "save_every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"loop.{name}={getattr(self, name)} must be 1 or more")
-        if self.seed < 0:
-            raise ConfigError(f"loop.seed={self.seed} must be 0 or more")
-        if self.eval_every < 0 or self.keep_every < 0:
-            raise ConfigError("loop.eval_every and loop.keep_every must be 0 or more")
-        if self.precision not in ("fp32", "bf16"):
-            raise ConfigError(f"loop.precision={self.precision!r} is not known; choose one of: bf16, fp32")
+            yield from at_least(self, name, 1)
+        for name in ("seed", "eval_every", "keep_every"):
+            yield from at_least(self, name, 0)
+        yield from one_of(self, "precision", ("fp32", "bf16"))
 
 
 @dataclass(kw_only=True, slots=True)

@@ -123,10 +123,10 @@ def test_an_error_in_a_step_leaves_the_run_as_it_was_saved(tmp_path, world, monk
         ({"save_every": 0}, "loop.save_every=0 must be 1 or more"),
         ({"keep_last": 0}, "loop.keep_last=0 must be 1 or more"),
         ({"seed": -1}, "loop.seed=-1 must be 0 or more"),
-        ({"precision": "fp16"}, "loop.precision='fp16' is not known; choose one of: bf16, fp32"),
+        ({"precision": "fp16"}, "loop.precision='fp16' must be one of: bf16, fp32"),
     ],
 )
 def test_settings_out_of_range_are_named(setting, message):
     with pytest.raises(ConfigError) as caught:
         LoopConfig(**setting)
-    assert str(caught.value) == message
+    assert f"loop.{caught.value}" == message

@@ -1,0 +1,123 @@
+"""Checks of config sections: all problems at once, each with its dotted key, its value, and what is accepted.
+
+A section is a dataclass that derives from `Section` and yields its problems:
+
+    @dataclass(kw_only=True, slots=True)
+    class LoopConfig(Section):
+        steps: int = 1000
+
+        def problems(self) -> Iterator[Problem]:
+            yield from at_least(self, "steps", 1)
+
+A section that is built by hand raises at once. The reader of configs (`engine.config`) collects the problems of the
+whole tree and raises them together, so that a user mends everything in one go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from engine.messages import ConfigError
+
+_collecting: ContextVar[bool] = ContextVar("collecting", default=False)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One wrong value: `key` is a field of the section (or a dotted key below it), `accepted` ends "must be ..."."""
+
+    key: str
+    value: Any
+    accepted: str
+
+    def text(self, prefix: str) -> str:
+        """The line for people; `prefix` is the dotted key of the section, or empty."""
+        key = f"{prefix}.{self.key}" if prefix else self.key
+        value = repr(self.value) if isinstance(self.value, str) else self.value
+        return f"{key}={value} must be {self.accepted}"
+
+
+class Section:
+    """Base of all config sections; see the module docstring."""
+
+    __slots__ = ()
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with the section's own fields. Sub-sections are asked separately."""
+        return iter(())
+
+    def __post_init__(self) -> None:
+        if not _collecting.get():
+            raise_problems([problem.text("") for problem in self.problems()], type(self).__name__)
+
+
+@contextmanager
+def collecting() -> Iterator[None]:
+    """Sections built inside do not raise; ask `problems_of` afterwards."""
+    token = _collecting.set(True)
+    try:
+        yield
+    finally:
+        _collecting.reset(token)
+
+
+def problems_of(config: Any, prefix: str = "") -> list[str]:
+    """The problems of a section and of all sections below it, as lines with dotted keys."""
+    lines = []
+    if isinstance(config, Section):
+        lines += [problem.text(prefix) for problem in config.problems()]
+    if is_dataclass(config):
+        for field in fields(config):
+            key = f"{prefix}.{field.name}" if prefix else field.name
+            value = getattr(config, field.name)
+            items = {f"{key}[{i}]": item for i, item in enumerate(value)} if isinstance(value, list) else {key: value}
+            for item_key, item in items.items():
+                lines += problems_of(item, item_key)
+    return lines
+
+
+def raise_problems(lines: list[str], where: str = "") -> None:
+    """Raises one `ConfigError` that lists all `lines`, if there are any."""
+    if not lines:
+        return
+    if len(lines) == 1:
+        raise ConfigError(lines[0])
+    raise ConfigError("\n  ".join([f"{where or 'the config'} has {len(lines)} problems:", *lines]))
+
+
+# ------------------------------------------------------------------------------------------------ common checks
+def at_least(section: Any, name: str, low: float) -> Iterator[Problem]:
+    """`section.name` must be `low` or more. NaN is not."""
+    value = getattr(section, name)
+    if not value >= low:
+        yield Problem(name, value, f"{low} or more")
+
+
+def above(section: Any, name: str, low: float) -> Iterator[Problem]:
+    """`section.name` must be greater than `low`. NaN is not."""
+    value = getattr(section, name)
+    if not value > low:
+        yield Problem(name, value, f"above {low}")
+
+
+def in_range(
+    section: Any, name: str, low: float, high: float, *, open_left: bool = False, open_right: bool = False
+) -> Iterator[Problem]:
+    """`section.name` must lie in [low, high], without the ends that are open. NaN does not."""
+    value = getattr(section, name)
+    above_low = value > low if open_left else value >= low
+    below_high = value < high if open_right else value <= high
+    if not (above_low and below_high):
+        left, right = "(" if open_left else "[", ")" if open_right else "]"
+        yield Problem(name, value, f"in {left}{low}, {high}{right}")
+
+
+def one_of(section: Any, name: str, accepted: Collection[str]) -> Iterator[Problem]:
+    """`section.name` must be one of the names `accepted`, such as the keys of a registry."""
+    value = getattr(section, name)
+    if value not in accepted:
+        yield Problem(name, value, f"one of: {', '.join(sorted(accepted))}")
