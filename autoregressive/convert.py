@@ -19,14 +19,14 @@ from torch import Tensor
 from autoregressive.loading import load_gpt
 from autoregressive.models.gpt import GPT
 from autoregressive.published import layout_rules
-from engine.cli import run_entry
+from engine.cli import entry_parser, run_entry
 from tokenizer.published.files import add_conversion_flags, convert
 from tokenizer.published.layout import export_state
 from tokenizer.published.wetok import GPT_PART
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     add_conversion_flags(parser, "--gpt-ckpt", "--gpt-config")
     return parser.parse_args()
 

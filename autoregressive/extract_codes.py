@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
-from engine.cli import positive, run_entry
+from engine.cli import entry_parser, positive, run_entry
 from engine.data.config import DataConfig
 from engine.data.crops import center_crop, ten_crop
 from engine.data.images import image_tensor, to_float
@@ -88,7 +88,7 @@ def extract_split(
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     add_tokenizer_flags(parser)
     parser.add_argument("--code-path", required=True, type=Path, help="folder for the codes; one sub-folder per split")
     parser.add_argument("--split", action="append", choices=["train", "val"], help="default: every split the data has")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from autoregressive.cli import add_gpt_flags, add_sampler_flags, gpt_from, settings_of
 from autoregressive.sampler import sample_images
-from engine.cli import positive, run_entry
+from engine.cli import entry_parser, positive, run_entry
 from engine.data.images import save_grid, to_float, to_pil
 from engine.messages import UserError, logger
 from engine.world import distributed_world
@@ -48,7 +48,7 @@ def folder_name(label: int, num_classes: int) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     add_tokenizer_flags(parser)
     add_gpt_flags(parser)
     parser.add_argument("--class-idx", default=None, help='classes, such as "22,388"; default: the first eight')

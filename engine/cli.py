@@ -19,12 +19,25 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def entry_parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser of an entry: its docstring as help, and the flags that every entry has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="module, or path of one .py file, that registers components; repeatable (docs/extending.md)",
+    )
+    return parser
+
+
 def parse_cli(schema: type[T], description: str, *, plan: bool = False) -> tuple[T, argparse.Namespace]:
     """The command line of a training entry:
 
     `--config FILE` (repeatable), `--dry-run`, `--print-config`, where asked for `--plan GPUS`, `key=value` ...
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(description)
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; repeatable, later wins")
     parser.add_argument("--print-config", action="store_true", help="print every key with its value, then exit")
     parser.add_argument("--dry-run", action="store_true", help="check the config and the model's sizes, then exit")

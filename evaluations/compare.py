@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from engine.cli import run_entry
+from engine.cli import entry_parser, run_entry
 from engine.messages import UserError
 from evaluations.comparison import compare, differing_images, text_table
 from evaluations.results import read_result
@@ -22,7 +22,7 @@ NOT_COMPARABLE = 3  # exit code
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     parser.add_argument("results", nargs="+", type=Path, help="two or more results (JSON)")
     return parser.parse_args()
 

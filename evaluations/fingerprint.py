@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from autoregressive.codes import CodeStore
 from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, find_damage, phase_folders, read_manifest
 from engine.checkpoint.store import FAILURES
-from engine.cli import run_entry
+from engine.cli import entry_parser, run_entry
 from engine.config import merge_config, read_yaml
 from engine.data.config import DataConfig
 from engine.data.sources import open_source
@@ -35,7 +35,7 @@ NUM_IDS = 8
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a run, or one of its checkpoints")
     parser.add_argument("--parts", action="store_true", help="also the digest of each part")
     return parser.parse_args()

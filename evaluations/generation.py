@@ -27,7 +27,7 @@ from autoregressive.cli import gpt_from, settings_of
 from autoregressive.codes import CodeStore
 from autoregressive.sampler import sample_images
 from engine.checkpoint.weights import fingerprint
-from engine.cli import run_entry
+from engine.cli import entry_parser, run_entry
 from engine.data.config import DataConfig
 from engine.data.images import to_pil
 from engine.data.samples import center_batch
@@ -48,7 +48,7 @@ SHOWN_PER_CLASS, SHOWN_CLASSES = 8, 10  # images kept for the report
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     add_sampled_flags(parser)
     parser.add_argument("--code-path", type=Path, help="training codes, to count memorised sequences")
     parser.add_argument("--classifier", type=Path, help="folder of a classifier (evaluations.classifier)")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.cli import positive, run_entry
+from engine.cli import entry_parser, positive, run_entry
 from engine.data.sources import ON_DISK, kind_of
 from engine.messages import UserError, logger
 from engine.world import World
@@ -27,7 +27,7 @@ from evaluations.results import write_arrays
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     parser.add_argument(
         "--data-path", required=True, help="folder with one sub-folder per class, or of images, or tar files"
     )

@@ -14,7 +14,7 @@ import argparse
 
 import torch
 
-from engine.cli import run_entry
+from engine.cli import entry_parser, run_entry
 from engine.messages import UserError
 from engine.world import World
 from evaluations.cli import add_measure_flags, extractor_of, output_of, reference_path, run_evaluation
@@ -32,7 +32,7 @@ from evaluations.results import write_result
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     parser.add_argument("--samples", required=True, help="npz file with arr_0, or a folder of images")
     parser.add_argument("--measured", default="generation", choices=sorted(KINDS), help="what they are")
     add_measure_flags(parser, reference=None, batch_size=50)

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from engine.checkpoint.manifest import write_atomic
-from engine.cli import positive, run_entry
+from engine.cli import entry_parser, positive, run_entry
 from engine.messages import ConfigError
 from tokenizer.quantizers.gq import GQConfig, GroupLFQ
 
@@ -29,7 +29,7 @@ ALONE = "sample entropy alone"
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     parser.add_argument("--batch-size", type=positive, default=1, help="images of 16 x 16 latents (default 1)")
     parser.add_argument("--channels", type=positive, nargs="+", default=[8, 16, 24, 32, 40], help="multiples of 8")
     parser.add_argument("--max-mb", type=positive, default=1024, help="what needs more is refused (default 1024)")

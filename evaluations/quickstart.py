@@ -19,7 +19,7 @@ import json
 from pathlib import Path
 
 from engine.checkpoint.manifest import write_atomic
-from engine.cli import positive, run_entry
+from engine.cli import entry_parser, positive, run_entry
 from engine.data.packaged import ATTRIBUTION
 from engine.messages import UserError, logger
 from engine.pipeline import Stage, StageLog, python, run_stages
@@ -35,7 +35,7 @@ SHORT_STEPS = {"tokenizer": 50, "gpt": 30, "classifier": 30}
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     parser.add_argument("--data", default="mnist5k", choices=sorted(NUM_SAMPLES), help="images (default mnist5k)")
     parser.add_argument("--system", default="gigatok", choices=["gigatok", "wetok"], help="default gigatok")
     parser.add_argument(

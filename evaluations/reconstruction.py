@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from engine.cli import run_entry
+from engine.cli import entry_parser, run_entry
 from engine.data.sources import open_source
 from engine.messages import UserError
 from engine.world import World
@@ -49,7 +49,7 @@ MIN_LPIPS = 32  # pixels; smaller images vanish in its network
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     add_tokenizer_flags(parser)
     add_image_flags(parser)
     parser.add_argument("--protocol", default="adm", choices=sorted(RULES))

@@ -24,7 +24,7 @@ from typing import Any
 from autoregressive.cli import gpt_from, settings_of
 from autoregressive.models.gpt import GPT
 from engine.checkpoint.manifest import write_atomic
-from engine.cli import run_entry
+from engine.cli import entry_parser, run_entry
 from engine.messages import UserError, logger
 from engine.world import World
 from evaluations.cli import extractor_of, output_of, reference_from, run_evaluation
@@ -40,7 +40,7 @@ STARTS = {  # schedule -> size of the GPT -> scale at which the released search 
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     add_sampled_flags(parser)
     parser.add_argument("--search", action="store_true", help="the mode of this entry; kept for published commands")
     parser.add_argument("--step", type=float, default=0.25, help="distance of neighbouring scales (default 0.25)")

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from autoregressive.cli import add_gpt_flags, gpt_from
 from autoregressive.codes import CENTER_VIEW, CodeStore
 from autoregressive.training.task import next_token_loss
-from engine.cli import run_entry
+from engine.cli import entry_parser, run_entry
 from engine.data.images import to_float
 from engine.data.samples import labelled_batch
 from engine.data.sources import open_source
@@ -40,7 +40,7 @@ Read = Callable[[np.ndarray], tuple[Tensor, Tensor]]  # numbers of images (B,) -
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     add_tokenizer_flags(parser)
     add_gpt_flags(parser)
     parser.add_argument("--code-path", type=Path, help="codes of the tokenizer, with a split `val`, instead of images")

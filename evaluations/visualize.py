@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from engine.cli import positive, run_entry
+from engine.cli import entry_parser, positive, run_entry
 from engine.data.images import save_grid, to_float
 from engine.data.samples import center_batch
 from engine.data.sources import open_source
@@ -32,7 +32,7 @@ from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_from, tok
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     add_tokenizer_flags(parser, several=True)
     add_image_flags(parser)
     parser.add_argument("--label", action="append", help="name of each tokenizer in the figure; default: its folder")

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from engine.cli import run_entry
+from engine.cli import entry_parser, run_entry
 from engine.messages import ConfigError, logger
 from tokenizer import load_tokenizer
 from tokenizer.models.registry import ModelConfig
@@ -27,7 +27,7 @@ from tokenizer.published.wetok import ema_key, wetok_config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     add_conversion_flags(parser, "--vq-ckpt", "--tok-config", "--model-config")
     return parser.parse_args()
 

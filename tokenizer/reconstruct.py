@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from engine.assets import AssetError, AssetsConfig
-from engine.cli import positive, run_entry
+from engine.cli import entry_parser, positive, run_entry
 from engine.config import load_config
 from engine.data.config import DataConfig
 from engine.data.crops import center_crop
@@ -43,7 +43,7 @@ def lpips_or_none(device: torch.device) -> nn.Module | None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     add_tokenizer_flags(parser)
     parser.add_argument("--data-path", type=Path, help="folder that is searched for images")
     parser.add_argument("--data", help="instead: held-out images of a packaged set (mnist5k, twemoji, photos)")

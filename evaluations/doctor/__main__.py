@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from engine.cli import positive, run_entry
+from engine.cli import entry_parser, positive, run_entry
 from engine.messages import UserError
 from evaluations.doctor.checks import CHECKS
 from evaluations.doctor.data import Finding, data_findings
@@ -22,7 +22,7 @@ from evaluations.doctor.evidence import RunEvidence
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a run, or a folder of runs")
     parser.add_argument("--recipe", type=Path, help="YAML that the run should follow")
     parser.add_argument("--all", action="store_true", help="every check: how many times its threshold (above 1: named)")

@@ -14,7 +14,7 @@ import argparse
 from html import escape
 from pathlib import Path
 
-from engine.cli import run_entry
+from engine.cli import entry_parser, run_entry
 from engine.data.packaged import ATTRIBUTION
 from engine.messages import UserError, logger
 from evaluations.comparison import compare
@@ -23,7 +23,7 @@ from evaluations.report.sections import SECTIONS, RunFolder
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = entry_parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--output", type=Path, help="the page (default: RUN/report.html; comparison.html for several)")
     return parser.parse_args()
