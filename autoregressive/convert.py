@@ -22,7 +22,7 @@ from autoregressive.published import layout_rules
 from engine.cli import entry_parser, run_entry
 from tokenizer.published.files import add_conversion_flags, convert
 from tokenizer.published.layout import export_state
-from tokenizer.published.wetok import GPT_PART
+from tokenizer.published.parts import GPT_PART
 
 
 def parse_args() -> argparse.Namespace:

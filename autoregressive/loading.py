@@ -14,10 +14,9 @@ from engine.checkpoint.weights import find_weights, fingerprint, load_strict, re
 from engine.config import load_sections
 from engine.messages import ConfigError
 from tokenizer.loading import Provenance, streams_of
-from tokenizer.published.families import is_gpt
 from tokenizer.published.files import is_published, read_published
 from tokenizer.published.layout import import_state
-from tokenizer.published.wetok import GPT_PART, select_submodule
+from tokenizer.published.parts import GPT_PART, is_gpt, select_submodule
 
 
 @dataclass(kw_only=True, slots=True)

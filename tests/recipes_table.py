@@ -15,6 +15,7 @@ from recipes import CONFIGS, kind_of, load, name_of
 from engine.config import flatten
 from tokenizer import train as tokenizer_train
 from tokenizer.quantizers.vq import VQConfig
+from tokenizer.training.checks import network_on_meta, terms_of
 
 PAGE = ROOT / "docs" / "recipes.md"
 FOLDERS = {  # folder under configs/ -> heading; one that is not there is left out
@@ -101,8 +102,9 @@ def terms_cell(config: Any) -> str:
     """Loss terms by the updates in which they count."""
     kinds = {"perceptual": f" ({config.loss.perceptual})", "adversarial": f" ({config.loss.discriminator.name})"}
     windows: dict[str, list[str]] = {}
-    for term in tokenizer_train.terms_of(config):
-        window = f"{term.first:,} to " + ("end" if term.last >= config.loop.steps else f"{term.last:,.0f}")
+    for term in terms_of(config, network_on_meta(config)):
+        last = term.last + 1  # updates are counted from 1 in tables
+        window = f"{term.first + 1:,} to " + ("end" if last >= config.loop.steps else f"{last:,.0f}")
         windows.setdefault(window, []).append(f"{term.name} {term.weight:g}{kinds.get(term.name, '')}")
     return "; ".join(f"{window}: {', '.join(terms)}" for window, terms in windows.items())
 

@@ -94,8 +94,8 @@ CONFIGS = {
     "image size": (["data.image_size=9"], ["data.image_size=9 does not fit the model", "multiple of 2"]),
     "number of tokens": (["model.hybrid.num_tokens=6"], ["model.hybrid.num_tokens=6", "power of 2"]),
     "more tokens than cells": (["model.hybrid.num_tokens=256"], ["num_tokens=256 does not fit", "4x4 grid"]),
-    "small for the discriminator": (["loss.discriminator.num_layers=4"],
-                                    ["data.image_size=8 is too small", "loss.discriminator.num_layers=4"]),
+    "small for the discriminator": (["loss.discriminator.patchgan.num_layers=4"],
+                                    ["data.image_size=8 is too small", "loss.discriminator.patchgan.num_layers=4"]),
     "norm groups": (["model.hybrid.cnn.norm_groups=3"], ["norm_groups=3", "[4, 8]"]),
     "micro-batches": (["loop.grad_accum=3"], ["data.global_batch_size=4", "loop.grad_accum=3", "multiple of 3"]),
     "no validation images": (["validation.num_images=0"], ["validation.num_images"]),
@@ -264,7 +264,10 @@ CHANGES = {
     "another width": (["model.hybrid.encoder.width=32"], ["model.hybrid.encoder.width: checkpoint 16, now 32"]),
     "another codebook": (["model.quantizer.vq.codebook_size=32"], ["codebook_size: checkpoint 16, now 32"]),
     "another image size": (["data.image_size=16"], ["does not fit this run"]),
-    "another discriminator": (["loss.discriminator.base_channels=8"], ["does not fit this run", "discriminator"]),
+    "another discriminator": (
+        ["loss.discriminator.patchgan.base_channels=8"],
+        ["does not fit this run", "discriminator"],
+    ),
 }
 
 

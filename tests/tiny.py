@@ -55,15 +55,16 @@ loss:
   l1_weight: 1.0
   perceptual_weight: 0.0
   entropy_weight: 0.1
-  discriminator: {{name: patchgan, start_step: 1, weight: 0.1, base_channels: 4, num_layers: 1, lecam_weight: 0.05,
-                   generator_loss: non_saturating, weigh_own_loss: false}}
+  discriminator: {{name: patchgan, start_step: 1, weight: 0.1, patchgan: {{base_channels: 4, num_layers: 1}},
+                   lecam_weight: 0.05, generator_loss: non_saturating, weigh_own_loss: false}}
 optim: {{lr: 1e-3, betas: [0.5, 0.9], weight_decay: 0.0, max_grad_norm: 0.0, schedule: constant}}
 ema_decay: 0.9
 data: {{image_size: 8, global_batch_size: 4, num_workers: 0}}
 validation: {{num_images: 4, batch_size: 2}}
 {LOOP}"""  # 8 px images, 16 tokens of 2 x 4 codes
 GAN = [
-    "loss.discriminator={name: patchgan, start_step: 2, weight: 0.1, base_channels: 4, num_layers: 1, norm: none}",
+    "loss.discriminator={name: patchgan, start_step: 2, weight: 0.1}",
+    "loss.discriminator.patchgan={base_channels: 4, num_layers: 1, norm: none}",
     "ema_decay=0.9",
 ]
 

@@ -6,7 +6,6 @@ import argparse
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from engine.cli import positive
 from engine.data.config import DataConfig
@@ -14,6 +13,7 @@ from engine.data.packaged import PACKAGED
 from engine.data.sources import kind_of
 from engine.messages import ConfigError
 from tokenizer.loading import load_tokenizer
+from tokenizer.models.base import Tokenizer
 
 
 def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -35,15 +35,15 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False) 
     parser.add_argument("--noise-seed", type=int, help="of a generative decoder; default: that of its config (0)")
 
 
-def tokenizer_from(args: argparse.Namespace, device: torch.device | str) -> nn.Module:
+def tokenizer_from(args: argparse.Namespace, device: torch.device | str) -> Tokenizer:
     """The tokenizer that the flags name, for images of `--image-size` pixels."""
     tokenizer = load_tokenizer(args.vq_ckpt, config=args.tok_config, weights=args.weights, device=device)
     if args.noise_seed is not None:
-        if not getattr(getattr(tokenizer, "config", None), "generative_decoder", False):
+        if "noise" not in tokenizer.capabilities:
             raise ConfigError(f"--noise-seed {args.noise_seed}: the tokenizer {args.vq_ckpt} has no generative decoder")
-        tokenizer.config.noise_seed = args.noise_seed  # the same object as in its provenance
+        tokenizer.set_noise_seed(args.noise_seed)
     if args.image_size not in (None, tokenizer.image_size):
-        if not hasattr(tokenizer, "set_image_size"):  # positions are learned: one size
+        if "any_size" not in tokenizer.capabilities:
             raise ConfigError(
                 f"--image-size {args.image_size}, but the tokenizer {args.vq_ckpt} is for {tokenizer.image_size}"
             )
@@ -68,7 +68,7 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-broken", action="store_true", help="replace unreadable images by their successor")
 
 
-def images_from(args: argparse.Namespace, tokenizer: nn.Module) -> DataConfig:
+def images_from(args: argparse.Namespace, tokenizer: Tokenizer) -> DataConfig:
     """The images that the flags name, at the tokenizer's size; without flags those of its own config."""
     own = tokenizer.provenance.config.data
     name = args.data

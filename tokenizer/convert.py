@@ -12,18 +12,18 @@ has both), which every command takes; a folder of ours becomes a file in the pub
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.cli import entry_parser, run_entry
-from engine.messages import ConfigError, logger
+from engine.messages import logger
 from tokenizer import load_tokenizer
-from tokenizer.models.registry import ModelConfig
-from tokenizer.published.families import layout_rules
+from tokenizer.models.base import Tokenizer
 from tokenizer.published.files import add_conversion_flags, convert
-from tokenizer.published.layout import export_state
-from tokenizer.published.wetok import ema_key, wetok_config
+from tokenizer.published.registry import LAYOUTS, layout_of
+
+States = dict[str, dict[str, Tensor]]  # {"model" or "ema": state dict}
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,40 +32,39 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _is_shown(config: ModelConfig, state: Mapping[str, Tensor]) -> bool:
-    """Whether a file of WeTok without a YAML is read as the architecture that it has."""
-    try:
-        shown = wetok_config(state)
-    except ConfigError:
-        return False
-    return (shown.quantizer, shown.wetok.cnn.norm_groups) == (config.quantizer, config.wetok.cnn.norm_groups)
+def load(args: argparse.Namespace, weights: str) -> Tokenizer:
+    return load_tokenizer(args.vq_ckpt, config=args.tok_config, weights=weights)
+
+
+def published_states(args: argparse.Namespace, tokenizer: Tokenizer) -> States:
+    """The content of a file in the published layout. Raises ConfigError where the model has none."""
+    config = tokenizer.provenance.config.model
+    layout = layout_of(config)
+    state = layout.export(partial(load, args), config, args.weights)
+    if not layout.explains_itself(config, state):
+        logger.warning("%s: its shapes do not say all: name this tokenizer's YAML wherever it is read", args.output)
+    return {layout.file_key: state}
+
+
+def folder_states(args: argparse.Namespace, tokenizer: Tokenizer) -> States:
+    """The weights of a folder of ours: raw and EMA where the file has both and no choice was made, else the chosen."""
+    provenance = tokenizer.provenance
+    layout = LAYOUTS.get(provenance.config.model.name)
+    has_both = layout is not None and layout.holds_both_weights and provenance.weights == "ema"
+    if has_both and args.weights == "auto":
+        return {"model": load(args, "model").state_dict(), "ema": tokenizer.state_dict()}
+    return {"model": tokenizer.state_dict()}
 
 
 def main() -> None:
     args = parse_args()
-
-    def published(tokenizer: nn.Module) -> dict[str, dict[str, Tensor]]:
-        config = tokenizer.provenance.config.model
-        state = export_state(tokenizer.state_dict(), layout_rules(config))
-        if config.name != "wetok":
-            return {"model": state}
-        if not _is_shown(config, state):
-            logger.warning("%s: its shapes do not say all: name this tokenizer's YAML wherever it is read", args.output)
-        if tokenizer.provenance.weights == "ema":  # raw and averaged weights in one state dict
-            averaged = {ema_key(name): tensor for name, tensor in state.items()}
-            state = export_state(load("model").state_dict(), layout_rules(config)) | averaged
-        return {"state_dict": state}
-
-    def ours(tokenizer: nn.Module) -> dict[str, dict[str, Tensor]]:
-        facts = tokenizer.provenance
-        if facts.config.model.name != "wetok" or args.weights != "auto" or facts.weights != "ema":
-            return {"model": tokenizer.state_dict()}
-        return {"model": load("model").state_dict(), "ema": tokenizer.state_dict()}
-
-    def load(weights: str = args.weights) -> nn.Module:
-        return load_tokenizer(args.vq_ckpt, config=args.tok_config, weights=weights)
-
-    convert(args.vq_ckpt, args.output, load, published, ours)
+    convert(
+        args.vq_ckpt,
+        args.output,
+        load=lambda: load(args, args.weights),
+        published=lambda tokenizer: published_states(args, tokenizer),
+        ours=lambda tokenizer: folder_states(args, tokenizer),
+    )
 
 
 if __name__ == "__main__":

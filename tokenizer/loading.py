@@ -1,22 +1,26 @@
-"""Loads a trained tokenizer: one of ours, whose folder carries everything that is needed, or a published file."""
+"""Loads a trained tokenizer: from a run or checkpoint folder of this project, or from a published checkpoint file."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from engine.checkpoint.weights import find_weights, fingerprint, load_strict, read_weights
 from engine.config import load_sections
 from engine.data.config import DataConfig
 from engine.messages import ConfigError
-from tokenizer.models.generative_decoder import FIRST_CONV
+from tokenizer.models.base import Tokenizer
 from tokenizer.models.registry import ModelConfig, build_tokenizer
-from tokenizer.published import layout as released
 from tokenizer.published.files import is_published, read_published
+from tokenizer.published.layout import import_state
+from tokenizer.published.parts import TOKENIZER_PART, is_gpt, select_submodule
+from tokenizer.published.registry import config_of_state, layout_of
+
+WEIGHT_SETS = ("ema", "model", "state_dict")  # keys of published files, the preferred one first
 
 
 @dataclass(kw_only=True, slots=True)
@@ -36,12 +40,12 @@ class Provenance:
     fingerprint: str
     stamp: dict[str, Any]
     config: Any
+    network_facts: Callable[[], dict[str, Any]] = dict  # what the network itself says of its results
 
     def facts(self) -> dict[str, Any]:
         """What a result says about the network."""
         facts = {name: getattr(self, name) for name in ("path", "weights", "fingerprint", "stamp")}
-        wetok = getattr(self.config.model, "wetok", None)
-        return facts | ({"noise_seed": wetok.noise_seed} if wetok is not None and wetok.generative_decoder else {})
+        return facts | self.network_facts()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,7 +54,7 @@ class _ImageSize:
 
 
 @dataclass(kw_only=True, slots=True)
-class _Sizes:
+class _Architecture:
     """The part of a recipe that fixes the network; its other keys (data folders, say) need not resolve here."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -59,69 +63,72 @@ class _Sizes:
 
 def load_tokenizer(
     path: str | Path, *, config: str | Path | None = None, weights: str = "auto", device: str = "cpu"
-) -> nn.Module:
+) -> Tokenizer:
     """A tokenizer in evaluation mode from a run folder, a checkpoint, an exported folder, or a published file.
 
-    A published `.pt` file needs `config`, the YAML of its architecture; WeTok's `.ckpt` shows its own. `weights`:
-    `ema`, `model`, or `auto` (ema where there is one). The result has an attribute `provenance`. Another kind of
-    network, another size, or a damaged file is an error; nothing loads partly.
+    A published file needs `config`, the YAML of its architecture, unless its shapes show it. `weights`: `ema`,
+    `model`, or `auto` (the EMA where there is one). The result has a `provenance`. Raises ConfigError or
+    CheckpointError for another kind of network, another size, or a damaged file; nothing loads partly.
     """
     if is_published(path):
-        model, provenance = _load_published(Path(path), config, weights)
+        tokenizer, provenance = _load_published(Path(path), config, weights)
     else:
-        model, provenance = _load_own(path, weights)
-    model = model.to(device).eval().requires_grad_(False)
-    model.provenance = replace(provenance, fingerprint=fingerprint(model))
-    return model
+        tokenizer, provenance = _load_folder(path, weights)
+    tokenizer = tokenizer.to(device).eval().requires_grad_(False)
+    tokenizer.provenance = replace(provenance, fingerprint=fingerprint(tokenizer), network_facts=tokenizer.facts)
+    return tokenizer
 
 
-def _load_own(path: str | Path, weights: str) -> tuple[nn.Module, Provenance]:
-    found = find_weights(path, weights, "tokenizer")
+def _load_folder(path: str | Path, weights: str) -> tuple[Tokenizer, Provenance]:
+    weights_file = find_weights(path, weights, "tokenizer")
+    folder = weights_file.folder
     try:
-        config = load_sections(TokenizerSections, found.folder / "config.yaml")
+        config = load_sections(TokenizerSections, folder / "config.yaml")
     except ConfigError as error:
-        raise ConfigError(f"{found.folder} is not a tokenizer: {error}") from error
-    model = build_tokenizer(config.model, config.data.image_size)
-    load_strict(model, read_weights(found.path), found.path)
-    return model, Provenance(str(found.folder), found.kind, "", found.stamp, config)
+        raise ConfigError(f"{folder} is not a tokenizer: {error}") from error
+    tokenizer = build_tokenizer(config.model, config.data.image_size)
+    load_strict(tokenizer, read_weights(weights_file.path), weights_file.path)
+    return tokenizer, Provenance(str(folder), weights_file.kind, "", weights_file.stamp, config)
 
 
-def _load_published(path: Path, config_path: str | Path | None, weights: str) -> tuple[nn.Module, Provenance]:
-    sizes = _Sizes() if config_path is None else load_sections(_Sizes, config_path)
-    wetok = config_path is None or sizes.model.name == "wetok"  # raw and averaged weights are in one state dict
-    state, picked = read_published(path, ("ema", "model", "state_dict"), "auto" if wetok else weights)
-    state = released.select_submodule(state, released.TOKENIZER_PART)
-    if released.is_gpt(state):
+def _load_published(path: Path, config_path: str | Path | None, weights: str) -> tuple[Tokenizer, Provenance]:
+    # The YAML, where one is named: it decides about the architecture.
+    architecture = load_sections(_Architecture, config_path) if config_path is not None else None
+    in_one_dict = architecture is None or layout_of(architecture.model).holds_both_weights
+
+    # The tensors of the tokenizer.
+    state, picked = read_published(path, WEIGHT_SETS, "auto" if in_one_dict else weights)
+    state = select_submodule(state, TOKENIZER_PART)
+    if is_gpt(state):
         raise ConfigError(f"{path} holds a GPT, not a tokenizer")
-    shown = released.wetok_config(state)
-    if config_path is None and shown is None:
-        raise ConfigError(
-            f"{path} is a published file: name the YAML of its architecture (--tok-config, --model-config)"
-        )
-    if config_path is None:
-        sizes.model = shown
-    head = next((state[name] for name in released.SEMANTIC_HEADS if name in state), None)
-    if head is not None and sizes.model.name == "hybrid":
-        sizes.model.hybrid.semantic_dim = head.shape[0]  # the file knows the width of its training-only head
+
+    # The architecture, with what the file knows better.
+    if architecture is None:
+        shown = config_of_state(state)
+        if shown is None:
+            raise ConfigError(
+                f"{path} is a published file: name the YAML of its architecture (--tok-config, --model-config)"
+            )
+        architecture = _Architecture(model=shown)
+    layout = layout_of(architecture.model)
+    model_config = layout.complete_config(architecture.model, state)
+    image_size = architecture.data.image_size
+
+    # The network without storage: tensors of the file take their places.
     with torch.device("meta"):
-        model = build_tokenizer(sizes.model, sizes.data.image_size)
-        first = state.get(FIRST_CONV, state.get(released.ema_key(FIRST_CONV)))
-        if sizes.model.name == "wetok" and first is not None:  # as wide again: a generative decoder
-            sizes.model.wetok.generative_decoder = first.shape[1] == 2 * model.quantizer.codebook_dim
-            model = build_tokenizer(sizes.model, sizes.data.image_size)
-    rules, own = released.layout_rules(sizes.model), model.state_dict()
-    if sizes.model.name == "wetok":
-        state, picked = released.pick_ema_or_raw(state, own, rules, weights, path)
-    state = {name: value.float() for name, value in state.items()}
-    if sizes.model.name != "wetok":
-        state.setdefault("quantize.codebook_used", torch.zeros(own["quantizer.recent_indices"].shape))
+        tokenizer = build_tokenizer(model_config, image_size)
+    rules = layout.rules(model_config)
+    expected = tokenizer.state_dict()
+    state, selected = layout.select(state, expected, rules, weights, path)
+    state = layout.fill({name: tensor.float() for name, tensor in state.items()}, expected)
     source = f"{path} (as {config_path})" if config_path else str(path)
-    load_strict(model, released.import_state(state, own, rules), source, assign=True)
-    data = DataConfig(image_size=sizes.data.image_size)
-    return model, Provenance(str(path), picked, "", {}, TokenizerSections(model=sizes.model, data=data))
+    load_strict(tokenizer, import_state(state, expected, rules), source, assign=True)
+
+    sections = TokenizerSections(model=model_config, data=DataConfig(image_size=image_size))
+    return tokenizer, Provenance(str(path), selected or picked, "", {}, sections)
 
 
-def streams_of(tokenizer: nn.Module) -> list[int]:
+def streams_of(tokenizer: Tokenizer) -> list[int]:
     """Codebook size of each index of a token; empty where a token has one index."""
     quantizer = tokenizer.quantizer
     return list(quantizer.group_sizes) if quantizer.num_groups > 1 else []

@@ -11,96 +11,120 @@ key; `--print-config` shows all of them.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import count
 from engine.cli import parse_cli, run_entry
 from engine.data.samples import training_item
-from engine.data.sources import open_source
+from engine.data.sources import ImageSource, open_source
 from engine.data.stream import open_stream
-from engine.loop import check_batch, fit
+from engine.loop import Batch, check_batch, fit
 from engine.messages import ConfigError, logger
 from engine.run_log import Run
 from engine.world import World, distributed_world
 from tokenizer.losses.terms import terms_table
+from tokenizer.models.base import Tokenizer
 from tokenizer.training.alerts import ALERTS
-from tokenizer.training.build import (
-    build_task,
-    memory_plan,
-    stamp_of,
-    start_from,
-    terms_of,
-    validate,
-    validation_images,
-)
+from tokenizer.training.build import build_task, memory_plan, validation_images
+from tokenizer.training.checks import terms_of, validate
 from tokenizer.training.config import TokenizerTrainConfig
-from tokenizer.training.phases import _check_begun, _steps_done, phases_of
+from tokenizer.training.phases import check_trained_phases, phases_of, steps_done
+from tokenizer.training.start import start_from
+from tokenizer.training.task import TokenizerTask
+
+SHOWN_METRICS = ("loss", "reconstruction_l2", "reconstruction_l1", "codebook_usage", "lr")  # on the console
 
 
 def train(config: TokenizerTrainConfig, world: World) -> None:
     """Trains all phases to the end, or continues where an earlier call stopped."""
-    done, previous = 0, None
     phases = phases_of(config)
-    _check_begun(config, phases)
-    for own in phases:
-        if own is phases[-1] or _steps_done(Path(own.loop.run_dir)) < own.loop.steps:
-            train_phase(own, world, previous, done)
-        done, previous = done + own.loop.steps, own
+    check_trained_phases(config, phases)
+    steps_before = 0
+    previous = None
+    for phase in phases:
+        # A finished phase is skipped; the last one is opened anyway, which says that it is finished.
+        if phase is phases[-1] or steps_done(phase.loop.run_dir) < phase.loop.steps:
+            train_phase(phase, world, previous, steps_before)
+        steps_before += phase.loop.steps
+        previous = phase
 
 
 def train_phase(
     config: TokenizerTrainConfig, world: World, previous: TokenizerTrainConfig | None, steps_before: int
 ) -> None:
-    """One training; the order of the data goes on where the `previous` phases left it, after `steps_before` steps."""
+    """One training. The order of the data goes on where the phases before left it, after `steps_before` steps."""
+    # Data, before anything is written.
     check_batch(config.data.global_batch_size, world, config.loop.grad_accum)
     source = open_source(config.data, "train")
     validation = validation_images(config)
     if validation is not None and len(validation.images_u8) < world.size:
-        raise ConfigError(f"validation.num_images must be {world.size} or more, one image a process")
+        raise ConfigError(f"validation.num_images must be {world.size} or more, one image per process")
+
     run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
     run.signs = ALERTS
     try:
+        # Networks and their starting point.
         task = build_task(config, world, run, source, validation)
-        size = f"{count(task.tokenizer.module):,} parameters"
-        run.log(f"tokenizer: {size}; {len(source):,} training images; {world.size} process(es)")
-        run.log(terms_table(task.terms, config.loop.steps))
-        for name, stamp in task.frozen.stamps.items():
-            run.log(f"frozen network {name}: {stamp}")
-        if validation is None:
-            run.log("no validation: data.val_root is empty")
+        _log_start(run, task, source, world, config)
         store = CheckpointStore(
             run.dir,
             world,
             config,
             keep_last=config.loop.keep_last,
             keep_every=config.loop.keep_every,
-            stamp=stamp_of(task.frozen),
+            stamp=task.frozen.stamp(),
             asynchronous=config.loop.async_save,
         )
         start_from(task, config, previous, world)
 
+        # The loop, over a stream of samples.
         item = training_item(source, config.data, config.loop.seed)
-        stream = open_stream(item, len(source), config.data, config.loop, world)
-        show = ("loss", "reconstruction_l2", "reconstruction_l1", "codebook_usage", "lr")
-        fit(task, lambda start: stream(steps_before + start), config.loop, run, world, store, show=show)
+        open_at = open_stream(item, len(source), config.data, config.loop, world)
+
+        def open_after_phases(step: int) -> Iterator[Batch]:
+            return open_at(steps_before + step)
+
+        fit(task, open_after_phases, config.loop, run, world, store, show=SHOWN_METRICS)
     finally:
         run.close()
 
 
+def _log_start(run: Run, task: TokenizerTask, source: ImageSource, world: World, config: TokenizerTrainConfig) -> None:
+    """Says what is trained, on what, and with which loss."""
+    parameters = f"{count(task.tokenizer.module):,} parameters"
+    run.log(f"tokenizer: {parameters}; {len(source):,} training images; {world.size} process(es)")
+    run.log(terms_table(task.terms, config.loop.steps))
+    for name, stamp in task.frozen.stamps.items():
+        run.log(f"frozen network {name}: {stamp}")
+    if task.validation is None:
+        run.log("no validation: data.val_root is empty")
+
+
+def print_plan(config: TokenizerTrainConfig, gpus: int) -> None:
+    """The memory that each phase needs on `gpus` GPUs."""
+    for phase in phases_of(config):
+        print(f"{phase.loop.run_dir}: {memory_plan(phase, validate(phase), gpus)}")
+
+
+def print_dry_run(config: TokenizerTrainConfig, network: Tokenizer) -> None:
+    """The steps and loss terms of each phase, and the size of the network."""
+    for phase in phases_of(config):
+        table = terms_table(terms_of(phase, validate(phase)), phase.loop.steps)
+        print(f"{phase.loop.run_dir}: {phase.loop.steps:,} steps\n{table}")
+    print(f"tokenizer: {count(network):,} parameters\nthe config is valid")
+
+
 def main() -> None:
     config, args = parse_cli(TokenizerTrainConfig, __doc__, plan=True)
-    model = validate(config)
+    network = validate(config)
     if args.plan:
-        for own in phases_of(config):
-            print(f"{own.loop.run_dir}: {memory_plan(own, validate(own), args.plan)}")
+        print_plan(config, args.plan)
         return
     if config.phases:
-        logger.info("phases: they say steps and rates; loop.steps and optim.lr are not used")
+        logger.info("phases: they say steps and learning rates; loop.steps and optim.lr are not used")
     if args.dry_run:
-        for own in phases_of(config):
-            print(f"{own.loop.run_dir}: {own.loop.steps:,} steps\n{terms_table(terms_of(own), own.loop.steps)}")
-        print(f"tokenizer: {count(model):,} parameters\nthe config is valid")
+        print_dry_run(config, network)
         return
     with distributed_world(config.loop.device, config.loop.deterministic) as world:
         train(config, world)

@@ -84,7 +84,7 @@ class Reconstructor:
         self.tokenizer, self.rules, self.whole = tokenizer, RULES[args.protocol], args.original_resolution
         self.size = tokenizer.image_size
         self.eval_size = args.image_size_eval or self.size
-        if self.whole and not hasattr(tokenizer, "set_image_size"):
+        if self.whole and "any_size" not in tokenizer.capabilities:
             raise UserError("--original-resolution: this tokenizer has learned positions for one image size")
         if self.whole and args.image_size_eval:
             raise UserError("--original-resolution and --image-size-eval exclude each other")

@@ -19,7 +19,10 @@ OWN_BATCH = ("val/entropy", "val/codebook_entropy", "val_ema/entropy", "val_ema/
 
 def wetok(mode: str) -> tuple[str, list[str]]:
     """WeTok with a discriminator without batch statistics."""
-    return tiny.WETOK, [f"model.quantizer.gq={{codebook_entropy: {mode}, {SOFT}}}", "loss.discriminator.norm=none"]
+    return tiny.WETOK, [
+        f"model.quantizer.gq={{codebook_entropy: {mode}, {SOFT}}}",
+        "loss.discriminator.patchgan.norm=none",
+    ]
 
 
 VARIANTS = {  # name -> base config, overrides; all with GAN, LeCam and averages

@@ -22,7 +22,7 @@ from tokenizer.training.task import TokenizerTask
 VARIANTS = {  # what is switched on -> overrides of the tiny tokenizer
     "gan and ema": tiny.GAN,
     "gan after the restart": [*tiny.GAN, "loss.discriminator.start_step=5"],
-    "gan with batch norm": [*tiny.GAN, "loss.discriminator.norm=batch"],
+    "gan with batch norm": [*tiny.GAN, "loss.discriminator.patchgan.norm=batch"],
     "warm-up and k-means": ["model.quantizer.vq={warmup_steps: 4, init: kmeans}", "ema_decay=0.9"],
     "entropy and shortcut": ["loss.entropy_weight=0.1", "loss.shortcut.end_step=5"],
     "micro-batches and loaders": [*tiny.GAN, "loop.grad_accum=2", "data.num_workers=2"],

@@ -27,7 +27,7 @@ from engine.trained_model import TrainedModel
 from engine.world import World, gather_rows
 from tokenizer import load_tokenizer
 from tokenizer.quantizers.fsq import FSQ, FSQConfig
-from tokenizer.training.build import validate
+from tokenizer.training.checks import validate
 from tokenizer.training.config import TokenizerTrainConfig
 
 NO_DROPOUT = ["model.token_dropout=0", "model.residual_dropout=0", "model.class_dropout_prob=0.5", "ema_decay=0.9"]
@@ -251,7 +251,7 @@ def narrow_xlxxl(images, run_dir, blocks: tuple[int, int], *more: str) -> Tokeni
         "data={image_size: 8, global_batch_size: 4, num_workers: 0}",
         "validation={num_images: 2, batch_size: 1}",
         "optim={warmup_steps: 0, lr: 1e-3, eps: 1e-3, max_grad_norm: 0.05}",
-        "loss.discriminator={start_step: 1, base_channels: 4, num_layers: 1, norm: none}",
+        "loss.discriminator={start_step: 1, patchgan: {base_channels: 4, num_layers: 1, norm: none}}",
         "loop={steps: 2, log_every: 1, precision: fp32, device: cpu}",
         f"loop.run_dir={run_dir}",
         *more,

@@ -17,8 +17,8 @@ from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.hybrid import HybridConfig, HybridTokenizer
 from tokenizer.models.query_transformer import TransformerConfig
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
-from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import import_state
+from tokenizer.published.registry import layout_rules
 from tokenizer.quantizers.base import Quantized
 from tokenizer.quantizers.vq import VQConfig
 

@@ -15,8 +15,8 @@ from engine.data.images import resize_for_evaluation, to_float
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.llamagen import LlamaGenConfig, LlamaGenTokenizer
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
-from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import import_state
+from tokenizer.published.registry import layout_rules
 from tokenizer.quantizers.base import USAGE_WINDOW, Quantized
 from tokenizer.quantizers.vq import VQConfig
 

@@ -20,8 +20,8 @@ from torch import nn
 from autoregressive.models.gpt import GPT, SIZES, GPTConfig
 from autoregressive.published import GPT_NAMES
 from engine.config import differences, flatten, load_config
-from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import Rule, export_state
+from tokenizer.published.registry import layout_rules
 
 FOLDERS = ("vq", "gpt", "llamagen", "wetok")
 BASES = [p for folder in FOLDERS for p in recipes.recipes(folder) if recipes.layers_of(p) == [p]]

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from engine.data.images import to_float
-from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import export_state
+from tokenizer.published.registry import layout_rules
 
 SYSTEMS = {"gigatok": gigatok_tokenizers, "llamagen": llamagen_tokenizers}
 INPUTS = {"image_u8", "second_image_u8", "sem_feat"}

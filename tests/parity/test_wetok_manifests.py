@@ -17,8 +17,8 @@ from engine.config import load_config
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
 from tokenizer.models.wetok import WeTokConfig
-from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import export_state
+from tokenizer.published.registry import layout_rules
 from tokenizer.published.wetok import ema_key
 from tokenizer.quantizers.gq import GQConfig
 

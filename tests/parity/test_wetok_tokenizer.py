@@ -9,8 +9,8 @@ import wetok_tokenizers as builders
 from torch import Tensor
 
 from tokenizer.models.cnn_blocks import depth_to_space
-from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import export_state
+from tokenizer.published.registry import layout_rules
 from tokenizer.quantizers.gq import GQConfig, GroupLFQ
 
 TINY, TOLERANCE = builders.TINY, builders.TOLERANCE

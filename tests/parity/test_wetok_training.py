@@ -10,18 +10,21 @@ import wetok_tokenizers as builders
 from test_wetok_tokenizer import close
 from torch import Tensor, nn
 
+from engine.assets import AssetsConfig
 from engine.optim import OptimConfig
 from engine.schedules import learning_rate
 from engine.trained_model import TrainedModel
 from engine.world import World
-from tokenizer.discriminators.registry import DISCRIMINATORS, DiscriminatorConfig
+from tokenizer.discriminators.patchgan import PatchGANConfig
+from tokenizer.discriminators.registry import DiscriminatorConfig, build_discriminator
 from tokenizer.losses.terms import LossConfig, loss_terms
 from tokenizer.models.generative_decoder import widened
 from tokenizer.models.wetok import WeTokTokenizer
-from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import published_name
+from tokenizer.published.registry import layout_rules
 from tokenizer.training import task as task_module
-from tokenizer.training.task import FrozenNetworks, TokenizerTask
+from tokenizer.training.frozen_networks import FrozenNetworks
+from tokenizer.training.task import TokenizerTask
 
 TINY, TOKENIZERS, MISC = builders.TINY, builders.tiny_cases(), goldens.cases(builders.TINY, "misc")
 OPTIM = OptimConfig(lr=1e-4, betas=(0.5, 0.9), weight_decay=0.0, max_grad_norm=0.0, schedule="constant")
@@ -43,13 +46,13 @@ def training_task(case: str, tokenizer: WeTokTokenizer, own_losses: frozenset[st
         name="patchgan",
         start_step=1,
         weight=0.1,
-        base_channels=len(weights["0.weight"]),
+        patchgan=PatchGANConfig(base_channels=len(weights["0.weight"])),
         generator_loss="non_saturating",
         lecam_weight=0.05,
         weigh_own_loss=False,
     )
     loss = LossConfig(l2_weight=0.0, l1_weight=1.0, entropy_weight=0.1, discriminator=game)
-    discriminator, _ = DISCRIMINATORS["patchgan"](game, None)
+    discriminator = build_discriminator(game, AssetsConfig())
     discriminator.layers.load_state_dict(weights)
     world = World(0, 1, 0, torch.device("cpu"))
     shared = {"total_steps": 100, "world": world, "ema_decay": 0.999}
@@ -57,11 +60,11 @@ def training_task(case: str, tokenizer: WeTokTokenizer, own_losses: frozenset[st
         TrainedModel(tokenizer, OPTIM, **shared),
         TrainedModel(discriminator, OPTIM, **shared),
         FrozenNetworks(perceptual=StubLPIPS()),
-        loss_terms(loss, 0.0, 0, own_losses),
+        loss_terms(loss, semantic_weight=0.0, warmup_steps=0, quantizer_losses=own_losses),
         world=world,
         precision="fp32",
         validation=None,
-        game=game,
+        discriminator_config=game,
     )
 
 

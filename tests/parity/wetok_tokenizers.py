@@ -10,8 +10,8 @@ from engine.checkpoint.weights import load_strict
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
 from tokenizer.models.wetok import WeTokConfig, WeTokTokenizer
-from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import import_state
+from tokenizer.published.registry import layout_rules
 from tokenizer.quantizers.gq import GQConfig
 
 TINY = "wetok/tiny"

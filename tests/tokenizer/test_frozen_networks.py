@@ -15,8 +15,8 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from engine.assets import ASSETS, AssetError, AssetsConfig
 from engine.messages import UserError
-from tokenizer.discriminators.patchgan import PatchGAN
-from tokenizer.discriminators.registry import DISCRIMINATORS, DiscriminatorConfig
+from tokenizer.discriminators.patchgan import PatchGAN, PatchGANConfig
+from tokenizer.discriminators.registry import DiscriminatorConfig, build_discriminator
 from tokenizer.frozen.base import Frozen
 from tokenizer.frozen.lite0 import LITE0_FILE, LITE0_STRIDES, lite0_features
 from tokenizer.frozen.lpips import lpips_network
@@ -61,7 +61,7 @@ def lite0():
 
 @pytest.fixture(scope="module")
 def dinov2():
-    return TEACHERS["dinov2_b"].build(4, RANDOM)
+    return TEACHERS["dinov2_b"].build(None, 4, RANDOM)
 
 
 # ---------------------------------------------------------------------------------------------- LPIPS
@@ -213,7 +213,7 @@ def test_dinov2_teacher_normalises_then_resizes_without_clamping(dinov2):
 
 def test_lite0_teacher_enlarges_to_sixteen_pixels_a_cell():
     """(B, h*w, 112), no gradient, the stride-16 map of the bicubic enlargement."""
-    teacher = TEACHERS["efficientnet_lite0"].build(4, AssetsConfig())
+    teacher = TEACHERS["efficientnet_lite0"].build(None, 4, AssetsConfig())
     x = images(3, 32).requires_grad_()
     out = teacher(x)
     assert out.shape == (3, 16, TEACHERS["efficientnet_lite0"].dim) and not out.requires_grad
@@ -264,8 +264,8 @@ def test_frozen_networks_have_no_gradients_and_stay_in_evaluation_mode():
 # ---------------------------------------------------------------------------------------------- PatchGAN
 def test_patchgan_has_the_published_size():
     """2,765,633 parameters; 256 pixels give 30 x 30 logits; normal initialization."""
-    network, stamp = DISCRIMINATORS["patchgan"](DiscriminatorConfig(name="patchgan"), RANDOM)
-    assert stamp is None
+    network = build_discriminator(DiscriminatorConfig(name="patchgan"), RANDOM)
+    assert network.stamp is None
     assert sum(p.numel() for p in network.parameters()) == 2_765_633
     with torch.no_grad():
         assert network.eval().logits(images(1, 256)).shape == (1, 1, 30, 30)
@@ -282,7 +282,7 @@ def test_patchgan_has_the_published_size():
 def test_patchgan_without_norm_does_not_mix_the_batch(norm, independent):
     """Real and generated images pass separately: one does not change the logits of the other, with either norm."""
     torch.manual_seed(0)
-    network = PatchGAN(base_channels=8, num_layers=2, norm=norm).train()
+    network = PatchGAN(PatchGANConfig(base_channels=8, num_layers=2, norm=norm)).train()
     a, b, c = images(2), images(2), images(2)
     assert torch.equal(network(a, b)[0], network(a, c)[0])
     assert torch.equal(network(a, b)[1], network.logits(b))

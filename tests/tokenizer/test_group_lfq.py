@@ -16,7 +16,7 @@ from tokenizer.quantizers.gq import GQConfig, GroupLFQ
 from tokenizer.quantizers.ibq import IBQ, IBQConfig
 from tokenizer.quantizers.usage import code_usage
 from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
-from tokenizer.training.build import validate
+from tokenizer.training.checks import validate
 from tokenizer.training.config import TokenizerTrainConfig
 
 SHAPES = [(1, 8), (2, 4), (8, 1), (3, 3)]  # groups, channels of a group
@@ -269,6 +269,10 @@ def test_the_window_fills_with_training_tokens_only():
         {"max_entropy_mb": 0},
     ],
 )
-def test_options_that_do_not_fit_name_their_section(options):
-    with pytest.raises(ConfigError, match=r"model\.quantizer\.gq"):
+def test_options_that_do_not_fit_are_named_with_their_section(options):
+    (name, _) = next(iter(options.items()))
+    with pytest.raises(ConfigError, match=rf"{name}=.* must be"):
         GQConfig(**options)
+    given = [f"model.quantizer.gq.{name}={value}" for name, value in options.items()]
+    with pytest.raises(ConfigError, match=rf"model\.quantizer\.gq\.{name}=.* must be"):
+        load_config(TokenizerTrainConfig, overrides=["model.quantizer.name=gq", *given])

@@ -17,7 +17,7 @@ from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.cnn_blocks import AdaptiveGroupNorm, DepthToSpaceUpsample, Downsample, depth_to_space
 from tokenizer.models.query_transformer import QueryEncoder, TransformerConfig, multi_level_pooling, pooling_boxes
 from tokenizer.models.registry import ModelConfig, build_tokenizer
-from tokenizer.published.families import layout_rules
+from tokenizer.published.registry import layout_rules
 
 PUBLISHED = {  # encoder and decoder size -> parameters with the semantic head (the table of the released models)
     ("small", "small"): 136_073_227,
@@ -146,8 +146,8 @@ def test_every_size_of_the_config_is_honoured():
         (256, ["hybrid.cnn.base_channels=100"], r"model.*cnn: widths .*norm_groups=32"),
         (256, ["hybrid.cnn.channel_multipliers=[]"], r"model.*cnn: .*channel_multipliers"),
         (256, ["hybrid.cnn.decoder_res_blocks=0"], r"model.*cnn: res_blocks"),
-        (256, ["name=vit"], r"model\.name='vit' is not known; choose one of: .*hybrid"),
-        (256, ["quantizer.name=pq"], r"model\.quantizer\.name='pq' is not known; choose one of: .*vq"),
+        (256, ["name=vit"], r"name='vit' must be one of: .*hybrid"),
+        (256, ["quantizer.name=pq"], r"quantizer\.name='pq' must be one of: .*vq"),
         (256, ["hybrid.layout=3d"], r"layout"),
     ],
 )

@@ -5,9 +5,9 @@ import torch
 
 from engine.config import load_config
 from engine.messages import ConfigError
-from tokenizer.losses.gan import LeCam, discriminator_hinge, generator_hinge
+from tokenizer.discriminators.gan_losses import LeCam, discriminator_hinge, generator_hinge
 from tokenizer.losses.terms import LossConfig, Term, loss_terms, terms_table, weighted_sum
-from tokenizer.training.build import terms_of
+from tokenizer.training.checks import network_on_meta, terms_of
 from tokenizer.training.config import TokenizerTrainConfig
 
 NAMES = [
@@ -19,7 +19,8 @@ NAMES = [
 def recipe(*overrides: str) -> list[Term]:
     """The terms of the published recipe of S-S."""
     overrides = ["data.root=x", "data.val_root=x", *overrides]
-    return terms_of(load_config(TokenizerTrainConfig, ["configs/vq/VQ_SS256.yaml"], overrides))
+    config = load_config(TokenizerTrainConfig, ["configs/vq/VQ_SS256.yaml"], overrides)
+    return terms_of(config, network_on_meta(config))
 
 
 def released_weights(s: int) -> dict[str, float]:
@@ -37,23 +38,23 @@ def test_the_sum_is_the_released_formula_at_the_steps_where_it_switches(s):
     """Weights meet values in one sum; a term that is off needs no value and adds nothing."""
     values = {name: torch.tensor(float(i + 1) ** 1.7) for i, name in enumerate(NAMES)}
     expected = sum(w * values[name] for name, w in released_weights(s).items())
-    torch.testing.assert_close(weighted_sum(recipe(), values, s), expected)
-    active = {t.name: t.weight for t in recipe() if t.active(s)}
+    torch.testing.assert_close(weighted_sum(recipe(), values, s - 1), expected)
+    active = {t.name: t.weight for t in recipe() if t.is_active(s - 1)}
     assert active == released_weights(s)
-    torch.testing.assert_close(weighted_sum(recipe(), {name: values[name] for name in active}, s), expected)
+    torch.testing.assert_close(weighted_sum(recipe(), {name: values[name] for name in active}, s - 1), expected)
 
 
 def test_gradient_of_the_sum_is_the_weight():
-    terms = [Term("a", 0.25), Term("b", 3.0, first=5), Term("c", 2.0, last=4)]
+    terms = [Term("a", 0.25), Term("b", 3.0, first=4), Term("c", 2.0, last=3)]
     values = {name: torch.zeros((), requires_grad=True) for name in "abc"}
-    weighted_sum(terms, values, 5).backward()
+    weighted_sum(terms, values, 4).backward()
     assert [values[name].grad for name in "abc"] == [0.25, 3.0, None]
 
 
 def test_warm_up_of_the_quantizer_delays_its_terms():
     """With 400 continuous updates the first with codebook, commitment and entropy is 401."""
     terms = recipe("model.quantizer.vq.warmup_steps=400", "loss.entropy_weight=0.02")
-    late = {t.name for t in terms if not t.active(400) and t.active(401)}
+    late = {t.name for t in terms if not t.is_active(399) and t.is_active(400)}
     assert late == {"codebook", "commitment", "entropy"}
 
 
@@ -109,11 +110,11 @@ def test_the_table_lists_exactly_the_terms_with_their_updates():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("loss.perceptual=lpipz", r"loss\.perceptual='lpipz' is not known; choose one of: efficientnet_lite0, lpips"),
-        ("loss.discriminator.name=gan", r"loss\.discriminator\.name='gan' is not known.*patchgan"),
-        ("loss.discriminator.num_layers=0", r"loss\.discriminator: num_layers"),
+        ("loss.perceptual=lpipz", r"loss\.perceptual='lpipz' must be one of: efficientnet_lite0, lpips"),
+        ("loss.discriminator.name=gan", r"loss\.discriminator\.name='gan' must be one of:.*patchgan"),
+        ("loss.discriminator.patchgan.num_layers=0", r"loss\.discriminator\.patchgan\.num_layers=0 must be 1 or more"),
         ("loss.commitment_weight=-1", r"loss\.commitment_weight=-1\.0 must be 0 or more"),
-        ("semantic.teacher=dino", r"semantic\.teacher='dino' is not known.*dinov2_b"),
+        ("semantic.teacher=dino", r"semantic\.teacher='dino' must be one of:.*dinov2_b"),
     ],
 )
 def test_wrong_settings_name_their_key(override, message):
@@ -146,5 +147,5 @@ def test_logits_that_are_not_finite_do_not_spoil_lecam():
 
 def test_default_config_has_the_weights_of_the_published_recipe():
     """Without a YAML file: what every released config has, and nothing that one of them leaves out."""
-    weights = {t.name: t.weight for t in loss_terms(LossConfig(), 0.5, 0)}
+    weights = {t.name: t.weight for t in loss_terms(LossConfig(), semantic_weight=0.5, warmup_steps=0)}
     assert weights == released_weights(15_000)

@@ -54,7 +54,7 @@ def test_fsq_copies_the_gradient_of_the_bounded_latent_and_has_no_losses():
 
 @pytest.mark.parametrize("levels", [[], [1, 5], [2] * 62])
 def test_fsq_levels_that_do_not_work_are_named(levels):
-    with pytest.raises(ConfigError, match=r"model\.quantizer\.fsq\.levels"):
+    with pytest.raises(ConfigError, match=r"levels=.* must be"):
         FSQConfig(levels=levels)
 
 
@@ -110,7 +110,7 @@ def test_simvq_is_vector_quantization_with_the_projected_table():
 
 
 def test_simvq_cannot_start_from_k_means():
-    with pytest.raises(ConfigError, match=r"model\.quantizer\.simvq\.init=kmeans"):
+    with pytest.raises(ConfigError, match="init='kmeans' must be random: this codebook is not learned"):
         SimVQConfig(init="kmeans", warmup_steps=3)
-    with pytest.raises(ConfigError, match=r"model\.quantizer\.simvq: codebook_size"):
+    with pytest.raises(ConfigError, match="codebook_size=1 must be 2 or more"):
         SimVQConfig(codebook_size=1)

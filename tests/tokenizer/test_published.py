@@ -15,9 +15,9 @@ from engine.config import load_config, save_config
 from engine.messages import ConfigError
 from tokenizer import convert, load_tokenizer
 from tokenizer.models.registry import build_tokenizer
-from tokenizer.published.families import layout_rules
 from tokenizer.published.files import read_published
 from tokenizer.published.layout import export_state
+from tokenizer.published.registry import layout_rules
 from tokenizer.training.config import TokenizerTrainConfig
 
 TINY = "configs/quickstart/tokenizer.yaml"

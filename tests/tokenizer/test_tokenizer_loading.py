@@ -163,7 +163,7 @@ def test_one_wrong_byte_in_a_checkpoint_is_found(run, tmp_path):
         (lambda folder: (folder / "model.safetensors").unlink(), "holds neither model.safetensors nor a finished"),
         (lambda folder: (folder / "config.yaml").unlink(), "is not a tokenizer: .*config.yaml does not exist"),
         (lambda folder: (folder / "config.yaml").write_text("model: ["), "is not a tokenizer: .*not readable YAML"),
-        (lambda folder: (folder / "config.yaml").write_text("model: {name: vit}"), "model.name='vit' is not known"),
+        (lambda folder: (folder / "config.yaml").write_text("model: {name: vit}"), "model.name='vit' must be one of"),
     ],
 )
 def test_a_folder_that_lacks_something_is_named(exported, spoil, message):

@@ -15,7 +15,9 @@ from engine.messages import ConfigError
 from tokenizer.losses.perceptual import Lite0Loss, LPIPSLoss
 from tokenizer.losses.semantic import Lite0Teacher
 from tokenizer.quantizers.entropy_assignment import LOG_EPS
-from tokenizer.training.build import TEACHER_BATCH, build_task, cached_features, frozen_networks, terms_of, validate
+from tokenizer.training.build import build_task
+from tokenizer.training.checks import network_on_meta, terms_of, validate
+from tokenizer.training.frozen_networks import TEACHER_BATCH, build_frozen_networks, cached_features
 from tokenizer.training.task import TokenizerTask, Validation
 
 ALL_TERMS = [
@@ -28,13 +30,14 @@ ALL_TERMS = [
     "loss.entropy_weight=0.02",
     "semantic={teacher: efficientnet_lite0, weight: 0.4}",
     "model.hybrid.semantic_dim=112",
-    "loss.discriminator={name: patchgan, start_step: 2, weight: 0.2, base_channels: 4, num_layers: 2, norm: none}",
+    "loss.discriminator={name: patchgan, start_step: 2, weight: 0.2}",
+    "loss.discriminator.patchgan={base_channels: 4, num_layers: 2, norm: none}",
     "loss.shortcut={end_step: 3, reconstruction_weight: 0.7, feature_weight: 0.6}",
     "ema_decay=0.9",
     "assets.random_stand_in=true",
     "optim.lr=1e-3",
 ]
-SILENT = SimpleNamespace(say=lambda text: None, grid=None)
+SILENT = SimpleNamespace(log=lambda text: None, grid=None)
 SOURCE = mini.image_source(40)
 HELD_OUT = mini.random_images(11, seed=9)
 
@@ -290,7 +293,7 @@ def test_validation_covers_every_term_for_both_sets_of_weights(task):
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_validation_depends_neither_on_its_batch_size_nor_on_ranks_and_changes_nothing(world, norm):
     """Only the entropy of the codebook is one of a batch. Buffers of the batch norm stay as they were, too."""
-    task = task_of(world, *ALL_TERMS, f"loss.discriminator.norm={norm}")
+    task = task_of(world, *ALL_TERMS, f"loss.discriminator.patchgan.norm={norm}")
     for step in range(3):
         task.train_step([batch(step)], step)
     before = state(task.tokenizer.module), state(task.tokenizer.ema), state(task.discriminator.module)
@@ -319,7 +322,7 @@ def test_training_goes_on_after_a_validation_as_without_one(world):
     """Modes of all networks are set again; the same updates follow."""
     results = []
     for look in (False, True):
-        task = task_of(world, *ALL_TERMS, "loss.discriminator.norm=batch")
+        task = task_of(world, *ALL_TERMS, "loss.discriminator.patchgan.norm=batch")
         for step in range(3):
             metrics = task.train_step([batch(step)], step)
             if look:
@@ -339,7 +342,7 @@ def test_validation_follows_the_warm_up_and_needs_images(world):
 
 def test_an_image_grid_shows_originals_above_reconstructions(world):
     task, grids = task_of(world, "ema_decay=0.5"), {}
-    task.grid = lambda name, images, columns: grids.update({name: (images, columns)})
+    task.save_grid = lambda name, images, columns: grids.update({name: (images, columns)})
     task.evaluate(7)
     assert grids.keys() == {"val_00000007", "val_ema_00000007"}
     images, columns = grids["val_00000007"]
@@ -376,9 +379,11 @@ def test_ranks_share_the_work_of_the_cache(world, ranks):
 
 def test_only_the_networks_that_active_terms_need_are_built(world):
     """And each says which weights it has."""
-    none = frozen_networks(mini.tokenizer_config(), world)
+    config = mini.tokenizer_config()
+    none = build_frozen_networks(config, network_on_meta(config), world)
     assert (none.perceptual, none.teacher, none.stamps) == (None, None, {})
-    both = frozen_networks(mini.tokenizer_config(*ALL_TERMS), world)
+    config = mini.tokenizer_config(*ALL_TERMS)
+    both = build_frozen_networks(config, network_on_meta(config), world)
     assert isinstance(both.perceptual, Lite0Loss) and isinstance(both.teacher, Lite0Teacher)
     assert both.teacher.size == 64
     assert both.stamps == {"efficientnet_lite0": "random"}
@@ -400,10 +405,16 @@ def test_all_problems_of_a_config_are_told_at_once():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["semantic.teacher=dinov2_b", "model.hybrid.semantic_layer=null"], r"semantic_layer=null.*no semantic head"),
+        (
+            ["semantic.teacher=dinov2_b", "model.hybrid.semantic_layer=null"],
+            r"semantic\.teacher=dinov2_b.*no semantic head",
+        ),
         (["loss={l2_weight: 0, codebook_weight: 0, commitment_weight: 0}"], "every loss weight is 0"),
-        (["loss.discriminator={name: patchgan, num_layers: 3}"], r"image_size=16 is too small for the discriminator"),
-        (["validation.batch_size=0"], r"validation\.batch_size must be 1 or more"),
+        (
+            ["loss.discriminator={name: patchgan, patchgan: {num_layers: 3}}"],
+            r"image_size=16 is too small for the discriminator",
+        ),
+        (["validation.batch_size=0"], r"validation\.batch_size=0 must be 1 or more"),
     ],
 )
 def test_sections_that_do_not_fit_each_other_are_named(overrides, message):
@@ -412,6 +423,7 @@ def test_sections_that_do_not_fit_each_other_are_named(overrides, message):
 
 
 def test_a_config_that_fits_gives_its_model_without_memory():
-    model = validate(mini.tokenizer_config(*ALL_TERMS))
+    config = mini.tokenizer_config(*ALL_TERMS)
+    model = validate(config)
     assert {p.device.type for p in model.parameters()} == {"meta"}
-    assert {t.name for t in terms_of(mini.tokenizer_config(*ALL_TERMS))} == WEIGHTS[2].keys()
+    assert {t.name for t in terms_of(config, model)} == WEIGHTS[2].keys()

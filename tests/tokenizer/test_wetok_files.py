@@ -20,9 +20,9 @@ from tokenizer.loading import TokenizerSections
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
 from tokenizer.models.wetok import WeTokConfig
-from tokenizer.published.families import layout_rules
 from tokenizer.published.layout import export_state
-from tokenizer.published.wetok import ema_key, wetok_config
+from tokenizer.published.registry import config_of_state, layout_rules
+from tokenizer.published.wetok import ema_key
 from tokenizer.quantizers.gq import GQConfig
 
 CNN = CNNConfig(
@@ -91,14 +91,14 @@ def test_a_stage_2_file_without_an_averaged_encoder_takes_the_raw_one_and_says_s
     with caplog.at_level(logging.INFO):
         loaded = load_tokenizer(path)
     assert same(loaded, averaged, "decoder.") and same(loaded, raw, "encoder.")
-    told = [r.getMessage() for r in caplog.records if "have no average" in r.getMessage()]
+    told = [r.getMessage() for r in caplog.records if "have no EMA" in r.getMessage()]
     assert len(told) == 1 and "(encoder)" in told[0] and "raw weights are taken" in told[0]
 
 
 def test_a_file_without_averages(tmp_path):
     path = write(tmp_path / "WeTok.ckpt", published(network(0), None))
     assert load_tokenizer(path).provenance.weights == "model"
-    with pytest.raises(CheckpointError, match="has no averaged weights"):
+    with pytest.raises(CheckpointError, match="has no EMA weights"):
         load_tokenizer(path, weights="ema")
 
 
@@ -128,7 +128,7 @@ def test_loading_is_strict(change, tmp_path):
 def test_another_file_still_needs_its_yaml(tmp_path):
     with pytest.raises(ConfigError, match="name the YAML of its architecture"):
         load_tokenizer(write(tmp_path / "VQ.pt", {"encoder.conv_in.weight": torch.ones(1)}, "model"))
-    assert wetok_config({}) is None
+    assert config_of_state({}) is None
 
 
 def gpt(seed: int = 0) -> tuple[GPT, GPTConfig]:

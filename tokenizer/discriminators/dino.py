@@ -8,14 +8,19 @@ Five heads of spectrally normed 1D convolutions give 196 logits each: images (B,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from engine.assets import AssetsConfig
+from engine.validation import Section
+from tokenizer.discriminators.base import Discriminator
 from tokenizer.discriminators.diff_augment import diff_augment
-from tokenizer.frozen.base import Frozen
 from tokenizer.frozen.normalization import IMAGENET
+from tokenizer.frozen.timm_vit import timm_vit
 
 SIZE, WIDTH = 224, 384  # pixels and channels of the backbone
 
@@ -72,15 +77,26 @@ class Head(nn.Module):
         return self.out((x + self.second(x)) / 2**0.5)[:, 0]
 
 
-class DINODiscriminator(nn.Module):
+@dataclass(kw_only=True, slots=True)
+class DINOConfig(Section):
+    """It has no options."""
+
+
+class DINODiscriminator(Discriminator):
     """See the module docstring. The backbone is not a sub-module: it is neither trained nor saved."""
 
-    def __init__(self, backbone: Frozen) -> None:
-        super().__init__()
-        vit = backbone.network
+    config_class = DINOConfig
+
+    def __init__(self, config: DINOConfig, assets: AssetsConfig) -> None:
+        super().__init__(config, assets)
+        backbone, self.stamp = timm_vit("dino_s16", SIZE, assets)
+
+        # The bias of the keys is zeroed, as released.
         with torch.no_grad():
-            for block in vit.blocks:
-                block.attn.qkv.bias[WIDTH : 2 * WIDTH] = 0  # key bias, zeroed as released
+            for block in backbone.network.blocks:
+                block.attn.qkv.bias[WIDTH : 2 * WIDTH] = 0
+
+        # In a list, so that it is not a sub-module.
         self._backbone = [backbone]
         self.heads = nn.ModuleList(Head() for _ in range(1 + len(AFTER_BLOCKS)))
 
@@ -108,6 +124,3 @@ class DINODiscriminator(nn.Module):
     def logits(self, images: Tensor) -> Tensor:
         features = self.features(diff_augment(images))
         return torch.cat([head(tap) for head, tap in zip(self.heads, features, strict=True)], dim=1)
-
-    def forward(self, real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
-        return self.logits(real), self.logits(generated)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,20 @@ def semantic_loss(features: Tensor, targets: Tensor) -> Tensor:
         return -F.cosine_similarity(features.float(), targets.float(), dim=-1).mean()
 
 
-class ViTTeacher(nn.Module):
+class Teacher(nn.Module):
+    """Base class of all teachers: frozen networks whose features the tokenizer's inner features follow.
+
+    A teacher is a class in a file of its own, entered in `TEACHERS` as a `TeacherKind` (or registered by a plug-in).
+    """
+
+    stamp: str  # which weights it holds
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B,3,H,W) in [-1,1] -> features (B, grid * grid, dim) float32, row-major, without gradients."""
+        raise NotImplementedError
+
+
+class ViTTeacher(Teacher):
     """Final-norm patch tokens of a vision transformer, whose patches give the tokenizer's grid."""
 
     mean: Tensor
@@ -60,7 +74,7 @@ class ViTTeacher(nn.Module):
         return network.forward_features(x)[:, network.num_prefix_tokens :].float()
 
 
-class Lite0Teacher(nn.Module):
+class Lite0Teacher(Teacher):
     """The stride-16 map of EfficientNet-Lite0 on images enlarged to 16 pixels a grid cell; for offline work."""
 
     def __init__(self, grid: int, assets: AssetsConfig) -> None:
@@ -76,25 +90,31 @@ class Lite0Teacher(nn.Module):
 
 @dataclass(frozen=True)
 class TeacherKind:
-    """How to build a teacher for a grid, and the width of its features."""
+    """How to build a teacher, and the width of its features."""
 
     dim: int
-    build: Callable[[int, AssetsConfig], nn.Module]
+    build: Callable[[Any, int, AssetsConfig], Teacher]  # (its section or None, cells per side of the grid, assets)
+    config_class: type | None = None  # the dataclass of its section `semantic.<name>`, where it has options
 
 
-def _vit(asset: str, dim: int, patch: int, normalization: tuple[Triple, Triple]) -> TeacherKind:
+def _timm_teacher(asset: str, dim: int, patch: int, normalization: tuple[Triple, Triple]) -> TeacherKind:
     kind = ViTKind(asset, patch, normalization)
-    return TeacherKind(dim, lambda grid, assets: ViTTeacher(kind, grid, assets))
+    return TeacherKind(dim, lambda section, grid, assets: ViTTeacher(kind, grid, assets))
 
 
 DINOV2_DIMS = {"s": 384, "b": 768, "l": 1024, "g": 1536}
-TEACHERS = {
+TEACHERS: dict[str, TeacherKind] = {
     **{
-        f"dinov2_{letter}{registers}": _vit(f"dinov2_{letter}{registers}", dim, 14, IMAGENET)
+        f"dinov2_{letter}{registers}": _timm_teacher(f"dinov2_{letter}{registers}", dim, 14, IMAGENET)
         for letter, dim in DINOV2_DIMS.items()
         for registers in ("", "_reg")
     },
-    "clip_b": _vit("clip_b", 768, 16, CLIP),
-    "siglip_so400m": _vit("siglip_so400m", 1152, 14, CENTERED),
-    "efficientnet_lite0": TeacherKind(LITE0_STRIDES[16], Lite0Teacher),
+    "clip_b": _timm_teacher("clip_b", 768, 16, CLIP),
+    "siglip_so400m": _timm_teacher("siglip_so400m", 1152, 14, CENTERED),
+    "efficientnet_lite0": TeacherKind(LITE0_STRIDES[16], lambda section, grid, assets: Lite0Teacher(grid, assets)),
 }
+
+
+def build_teacher(config: Any, grid: int, assets: AssetsConfig) -> Teacher:
+    """The teacher that the section `semantic` names, for a grid of `grid` x `grid` cells."""
+    return TEACHERS[config.teacher].build(getattr(config, config.teacher, None), grid, assets)

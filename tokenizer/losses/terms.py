@@ -1,36 +1,46 @@
-"""The terms of the tokenizer loss: name, weight, and in which updates each is active. Printed at the start of a run."""
+"""The terms of the tokenizer loss: name, weight, and in which steps each is active. Printed at the start of a run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from engine.messages import ConfigError
-from engine.registry import lookup
+from engine.validation import Problem, Section, at_least, one_of
 from tokenizer.discriminators.registry import DiscriminatorConfig
 from tokenizer.losses.perceptual import PERCEPTUAL
 
+# Terms whose value the quantizer computes, and whose weight is a field of `LossConfig`.
+QUANTIZER_TERMS = ("codebook", "commitment", "entropy")
+# Terms that compare a reconstruction with its original, and the field of `LossConfig` with their weight.
+PICTURE_WEIGHTS = {
+    "reconstruction_l2": "l2_weight",
+    "reconstruction_l1": "l1_weight",
+    "perceptual": "perceptual_weight",
+}
+# The same of the shortcut reconstruction, beside the regression of features.
+SHORTCUT_PICTURE_TERMS = ("shortcut_l2", "shortcut_l1", "shortcut_perceptual")
+
 
 @dataclass(kw_only=True, slots=True)
-class ShortcutConfig:
+class ShortcutConfig(Section):
     """GigaTok's shortcut trick: early on, the CNN decoder also reconstructs from the CNN encoder's features directly,
     and the transformer decoder's features are regressed to them.
     """
 
-    end_step: int = 0  # the terms are active while the update number (from 1) is below this; 0 = off
-    reconstruction_weight: float = 1.0  # of pixel and perceptual loss of the direct reconstruction; 0 = not computed
-    feature_weight: float = 1.0  # of mean |sg(encoder features) - decoder features|^2
+    end_step: int = 0  # the terms are active while the update, counted from 1, is below this; 0 = off
+    reconstruction_weight: float = 1.0  # weight of pixel and perceptual loss of the shortcut; 0 = not computed
+    feature_weight: float = 1.0  # weight of mean |sg(encoder features) - decoder features|^2
 
-    def __post_init__(self) -> None:
-        if min(self.reconstruction_weight, self.feature_weight) < 0:
-            raise ConfigError("loss.shortcut: reconstruction_weight and feature_weight must be 0 or more")
+    def problems(self) -> Iterator[Problem]:
+        for name in ("end_step", "reconstruction_weight", "feature_weight"):
+            yield from at_least(self, name, 0)
 
 
 @dataclass(kw_only=True, slots=True)
-class LossConfig:
+class LossConfig(Section):
     """Weights of the loss terms; 0 switches a term off and skips its computation."""
 
     l2_weight: float = 1.0  # mean squared error of pixels in [-1,1]
@@ -40,78 +50,88 @@ class LossConfig:
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
     entropy_weight: float = 0.0
+    quantizer_weights: dict[str, float] = field(default_factory=dict)  # weights of losses that a quantizer names itself
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     shortcut: ShortcutConfig = field(default_factory=ShortcutConfig)
     lpips_dropout: bool = False  # compat: the released trainer runs LPIPS with dropout by accident
 
-    def __post_init__(self) -> None:
-        lookup(PERCEPTUAL, self.perceptual, "loss.perceptual")
-        for name in (
-            "l2_weight",
-            "l1_weight",
-            "perceptual_weight",
-            "codebook_weight",
-            "commitment_weight",
-            "entropy_weight",
-        ):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"loss.{name}={getattr(self, name)} must be 0 or more")
+    def problems(self) -> Iterator[Problem]:
+        yield from one_of(self, "perceptual", PERCEPTUAL)
+        for name in (*PICTURE_WEIGHTS.values(), *(f"{term}_weight" for term in QUANTIZER_TERMS)):
+            yield from at_least(self, name, 0)
+        for name, weight in self.quantizer_weights.items():
+            if not weight >= 0:
+                yield Problem(f"quantizer_weights.{name}", weight, "0 or more")
 
 
 @dataclass(frozen=True)
 class Term:
-    """One summand: active in updates first..last, counted from 1."""
+    """One summand of the loss, active in steps `first` to `last`, counted from 0."""
 
     name: str
     weight: float
-    first: int = 1
+    first: int = 0
     last: float = math.inf
 
-    def active(self, number: int) -> bool:
-        return self.weight > 0 and self.first <= number <= self.last
-
-
-OF_QUANTIZERS = frozenset({"codebook", "commitment", "entropy"})  # terms that a quantizer may have
+    def is_active(self, step: int) -> bool:
+        """Whether the term counts in update `step`, counted from 0."""
+        return self.weight > 0 and self.first <= step <= self.last
 
 
 def loss_terms(
-    loss: LossConfig, semantic_weight: float, warmup_steps: int, of_quantizer: frozenset[str] = OF_QUANTIZERS
+    loss: LossConfig,
+    *,
+    semantic_weight: float,
+    warmup_steps: int,
+    quantizer_losses: frozenset[str] = frozenset(QUANTIZER_TERMS),
+    quantizer_defaults: Mapping[str, float] | None = None,
 ) -> list[Term]:
-    """All terms with a weight above 0, of those of quantizers only the ones in `of_quantizer`. `warmup_steps` updates
-    at the start run without quantization.
+    """All terms with a weight above 0.
+
+    `quantizer_losses` are those that the quantizer computes; `quantizer_defaults` are its weights for losses that it
+    names itself. `warmup_steps` updates at the start run without quantization.
     """
-    shortcut, end = loss.shortcut, loss.shortcut.end_step - 1
-    direct = shortcut.reconstruction_weight
-    quantized = warmup_steps + 1
-    terms = [
-        Term("reconstruction_l2", loss.l2_weight),
-        Term("reconstruction_l1", loss.l1_weight),
-        Term("perceptual", loss.perceptual_weight),
-        Term("codebook", loss.codebook_weight, quantized),
-        Term("commitment", loss.commitment_weight, quantized),
-        Term("entropy", loss.entropy_weight, quantized),
-        Term("semantic", semantic_weight),
-        Term(
-            "adversarial", loss.discriminator.weight if loss.discriminator.enabled else 0, loss.discriminator.start_step
-        ),
-        Term("shortcut_l2", direct * loss.l2_weight, last=end),
-        Term("shortcut_l1", direct * loss.l1_weight, last=end),
-        Term("shortcut_perceptual", direct * loss.perceptual_weight, last=end),
-        Term("shortcut_feature", shortcut.feature_weight, last=end),
-    ]
-    absent = OF_QUANTIZERS - of_quantizer
-    return [t for t in terms if t.weight > 0 and t.last >= t.first and t.name not in absent]
+    # Pixel and perceptual terms, always.
+    terms = [Term(name, getattr(loss, weight)) for name, weight in PICTURE_WEIGHTS.items()]
+
+    # Terms of the quantizer, after its warm-up.
+    weights = {name: getattr(loss, f"{name}_weight") for name in QUANTIZER_TERMS}
+    named_by_quantizer = sorted(quantizer_losses - set(QUANTIZER_TERMS))
+    defaults = quantizer_defaults or {}
+    weights |= {name: loss.quantizer_weights.get(name, defaults.get(name, 0.0)) for name in named_by_quantizer}
+    terms += [Term(name, weight, warmup_steps) for name, weight in weights.items() if name in quantizer_losses]
+
+    # Semantic regularization, and the generator's part of the adversarial loss.
+    terms.append(Term("semantic", semantic_weight))
+    adversarial_weight = loss.discriminator.weight if loss.discriminator.enabled else 0.0
+    terms.append(Term("adversarial", adversarial_weight, loss.discriminator.start_step - 1))
+
+    # The shortcut trick, at the start.
+    shortcut = loss.shortcut
+    last = shortcut.end_step - 2
+    picture_weights = (loss.l2_weight, loss.l1_weight, loss.perceptual_weight)
+    for name, weight in zip(SHORTCUT_PICTURE_TERMS, picture_weights, strict=True):
+        terms.append(Term(name, shortcut.reconstruction_weight * weight, last=last))
+    terms.append(Term("shortcut_feature", shortcut.feature_weight, last=last))
+
+    return [term for term in terms if term.weight > 0 and term.last >= term.first]
 
 
-def weighted_sum(terms: Sequence[Term], values: Mapping[str, Tensor], number: int) -> Tensor:
-    """The total loss of update `number`: the one place where weights meet values."""
-    return sum((term.weight * values[term.name] for term in terms if term.active(number)), start=0.0)
+def active_terms(terms: Sequence[Term], step: int) -> frozenset[str]:
+    """Names of the terms that count in update `step`, counted from 0."""
+    return frozenset(term.name for term in terms if term.is_active(step))
+
+
+def weighted_sum(terms: Sequence[Term], values: Mapping[str, Tensor], step: int) -> Tensor:
+    """The total loss of update `step`, counted from 0: the one place where weights meet values."""
+    return sum((term.weight * values[term.name] for term in terms if term.is_active(step)), start=0.0)
 
 
 def terms_table(terms: Sequence[Term], steps: int) -> str:
-    """The active terms as a table for people."""
+    """The terms as a table for people; updates are counted from 1."""
     lines = ["loss terms            weight   first update   last update"]
-    for t in terms:
-        last = "end" if t.last >= steps else f"{t.last:.0f}"
-        lines.append(f"  {t.name:20s}{t.weight:8g}{t.first:15d}{last:>14s}")
+    for term in terms:
+        last_update = term.last + 1
+        last = "end" if last_update >= steps else f"{last_update:.0f}"
+        lines.append(f"  {term.name:20s}{term.weight:8g}{term.first + 1:15d}{last:>14s}")
     return "\n".join(lines)

@@ -1,33 +1,189 @@
-"""What all tokenizers share: from images to codes and back, and what they return in training."""
+"""The contract of all tokenizers: images -> codes -> images, and what training, evaluation and probes ask of them.
+
+Shapes    images (B,3,H,W) float32 in [-1,1]      z, z_q (B,N,codebook_dim) float32
+          indices int64: (B,N), or (B,N,G) where a token has G indices
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from tokenizer.quantizers.base import Quantized
+from engine.validation import Problem
+from tokenizer.quantizers.base import Quantized, Quantizer
+
+State = Mapping[str, Tensor]  # a state dict
 
 
 @dataclass
 class TokenizerOutput:
-    """One training forward pass."""
+    """One training forward pass. The last two are None unless they were asked for."""
 
     reconstructions: Tensor  # (B,3,H,W), not clamped
     quantized: Quantized
-    encoder_features: Tensor  # CNN encoder output (B,z_channels,h,w)
-    decoder_features: Tensor  # transformer decoder output (B,z_channels,h,w), what the CNN decoder sees
+    encoder_features: Tensor  # what the CNN encoder gives (B,z_channels,h,w)
+    decoder_features: Tensor  # what the CNN decoder sees (B,z_channels,h,w)
     shortcut_reconstructions: Tensor | None = None  # CNN decoder applied to `encoder_features`
-    semantic_features: Tensor | None = None  # (B,h*w,semantic_dim)
+    semantic_features: Tensor | None = None  # (B, cells of the grid, semantic_dim)
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """Inner features of a tokenizer, for linear probes and pictures of principal components.
+
+    `read(images, layer)` returns tokens (B,N,C); `layer` counts from 1 and is ignored where `num_layers` is None.
+    """
+
+    title: str  # for people, such as "decoder block"
+    read: Callable[[Tensor, int | None], Tensor]
+    num_layers: int | None = None  # None: there is no layer to choose
+    default_layer: int | None = None  # None with layers: the user must choose one
+    grid: tuple[int, int] | None = None  # (rows, columns), where the tokens are the cells of a grid
 
 
 class Tokenizer(nn.Module):
-    """A network with `encode_features`, `latents`, a `quantizer` and `decode`."""
+    """Base class of all tokenizers.
 
+    A tokenizer is a class in a file of its own, entered in `tokenizer.models.registry.MODELS` (or registered by a
+    plug-in). It is built as `Class(section, quantizer, image_size)`, where `section` is an instance of its
+    `config_class`, and must set `config` (the section), `image_size`, `num_tokens` and `quantizer`, and define
+    `forward`, `encode_features`, `latents` and `decode`. Everything else has a default that fits a network without
+    special abilities.
+
+    Abilities are announced by `capabilities_of`; nobody asks for the class or the name of a tokenizer:
+
+        semantic    `forward(semantic=True)` returns features for semantic regularization, on a grid of
+                    `semantic_grid` x `semantic_grid` cells with `semantic_dim_of(section)` channels
+        shortcut    `forward(shortcut=True)` also decodes the CNN encoder's features (GigaTok's shortcut trick)
+        any_size    `set_image_size` makes another square size the usual one, and `encode` and `decode` take images
+                    whose height and width are multiples of `factor`, with `min_cells` cells or more per side
+        noise       decoding draws random numbers; `set_noise_seed` fixes them
+    """
+
+    config_class: ClassVar[type]  # the dataclass of its section `model.<name>`
+    config: Any  # its section
+    image_size: int  # pixels, side of the images it is trained for
+    num_tokens: int  # tokens per image of that size
+    quantizer: Quantizer
+    provenance: Any = None  # where a loaded network came from (`tokenizer.loading.Provenance`)
+
+    semantic_grid: int  # with "semantic": cells per side
+    factor: int  # with "any_size": pixels per cell
+    min_cells: int = 1  # with "any_size": cells per side that the network needs at least
+
+    # ------------------------------------------------------------------------------------------------ the network
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        quantize: bool = True,
+        entropy: bool = False,
+        shortcut: bool = False,
+        semantic: bool = False,
+    ) -> TokenizerOutput:
+        """A training pass. `quantize=False` passes latents through; the others ask for what their loss terms need."""
+        raise NotImplementedError
+
+    def encode_features(self, images: Tensor) -> Tensor:
+        """Images -> features before the quantizer's projection (B,C,h,w). Raises ValueError for another image size."""
+        raise NotImplementedError
+
+    def latents(self, features: Tensor) -> Tensor:
+        """Features -> latents before quantization (B,N,codebook_dim)."""
+        raise NotImplementedError
+
+    def decode(self, z_q: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Quantized latents (B,N,codebook_dim) -> images, not clamped.
+
+        `grid` (rows, columns) is for tokenizers that take any size; by default the image is square.
+        """
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------------ its use
     def encode(self, images: Tensor) -> Quantized:
         """Images -> quantized latents and indices."""
         return self.quantizer(self.latents(self.encode_features(images)))
 
-    def decode_indices(self, indices: Tensor, *grid: tuple[int, int] | None) -> Tensor:
-        """Indices (B,N) or (B,N,G) -> images, for `decode`. The published rFID is that of encode -> decode_indices."""
-        return self.decode(self.quantizer.decode_indices(indices), *grid)
+    def decode_indices(self, indices: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Indices -> images, not clamped. The published rFID is that of `encode` -> `decode_indices`."""
+        return self.decode(self.quantizer.decode_indices(indices), grid)
+
+    def tokenize(self, images: Tensor) -> Tensor:
+        """Images in [-1,1] -> indices."""
+        return self.encode(images).indices
+
+    def detokenize(self, indices: Tensor) -> Tensor:
+        """Indices -> images, clamped to [-1,1]."""
+        return self.decode_indices(indices).clamp(-1, 1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's parameters are."""
+        return next(self.parameters()).device
+
+    # ------------------------------------------------------------------------------------------------ what others ask
+    @classmethod
+    def capabilities_of(cls, section: Any) -> frozenset[str]:
+        """Special abilities of a network with this section; see the class docstring."""
+        return frozenset()
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Special abilities of this network."""
+        return self.capabilities_of(self.config)
+
+    @classmethod
+    def semantic_dim_of(cls, section: Any) -> int | None:
+        """With "semantic": channels of the semantic features, which the teacher must have too."""
+        return None
+
+    @property
+    def trained_quantizer_losses(self) -> frozenset[str]:
+        """Names of the quantizer's losses that training uses; none where the quantizer is frozen."""
+        return self.quantizer.loss_names
+
+    def feature_sources(self) -> dict[str, FeatureSource]:
+        """Inner features by name. Probes know `encoder`, `encoder_projection` and `decoder`; any may be absent."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """What a result says about this network beside its provenance, such as the seed of its noise."""
+        return {}
+
+    def set_image_size(self, image_size: int) -> None:
+        """With "any_size": makes another square size the usual one. Raises ConfigError where it does not fit."""
+        raise NotImplementedError
+
+    def set_noise_seed(self, seed: int) -> None:
+        """With "noise": fixes the random numbers of decoding in evaluation mode."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------------ phases
+    @classmethod
+    def training_problems(cls, section: Any, starts_from_weights: bool) -> Iterator[Problem]:
+        """What forbids training with this section. Keys of the problems are fields of `section`.
+
+        `starts_from_weights`: whether training starts from the weights of another tokenizer.
+        """
+        return iter(())
+
+    @classmethod
+    def section_of_phase(cls, section: Any, generative_decoder: bool) -> Any:
+        """The section of a phase that asks for a generative decoder or not; `section` itself where nothing changes.
+
+        Raises ConfigError where this tokenizer cannot do what the phase asks for.
+        """
+        if generative_decoder:
+            raise ValueError("this tokenizer has no generative decoder")
+        return section
+
+    def state_from_earlier(self, raw: State, state: State) -> State:
+        """The weights with which this network goes on from an earlier phase.
+
+        `state` are the weights that play the same role there (raw into raw, EMA into EMA), `raw` the raw ones.
+        """
+        return state

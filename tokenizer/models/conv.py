@@ -8,11 +8,12 @@ Shapes    images (B,3,H,W) in [-1,1]      z, z_q (B,h*w,codebook_dim), row-major
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor, nn
 
 from engine.messages import ConfigError
-from tokenizer.models.base import Tokenizer, TokenizerOutput
+from tokenizer.models.base import FeatureSource, Tokenizer, TokenizerOutput
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.quantizers.base import Quantizer
 
@@ -25,13 +26,16 @@ class ConvTokenizer(Tokenizer):
 
     encoder: nn.Module
     decoder: nn.Module
-    min_cells = 1  # of a side of the grid
 
     def __init__(self, cnn: CNNConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__()
         self.factor = cnn.factor
         self.set_image_size(image_size)
         self.quantizer = quantizer
+
+    @classmethod
+    def capabilities_of(cls, section: Any) -> frozenset[str]:
+        return frozenset({"any_size"})
 
     def set_image_size(self, image_size: int) -> None:
         """Makes another square size the usual one: nothing of the network depends on it."""
@@ -81,3 +85,10 @@ class ConvTokenizer(Tokenizer):
         """Quantized latents (B,h*w,codebook_dim) -> images, not clamped. `grid` is (h, w), by default square."""
         side = math.isqrt(z_q.shape[1])
         return self.decode_features(self.decoder_input(z_q, grid or (side, side)))
+
+    def feature_sources(self) -> dict[str, FeatureSource]:
+        def read(images: Tensor, layer: int | None) -> Tensor:
+            return self.encode_features(images).flatten(2).mT
+
+        side = self.image_size // self.factor
+        return {"encoder": FeatureSource("encoder features", read, grid=(side, side))}

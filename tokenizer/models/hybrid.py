@@ -9,14 +9,16 @@ Shapes    images (B,3,H,H) in [-1,1]      grid features (B,z_channels,h,h), h = 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor, nn
 
 from engine.messages import ConfigError
+from engine.validation import Problem, Section
 from tokenizer.models.attention import MultiheadAttention
-from tokenizer.models.base import Tokenizer, TokenizerOutput
+from tokenizer.models.base import FeatureSource, Tokenizer, TokenizerOutput
 from tokenizer.models.cnn import GIGATOK, CNNConfig, CNNDecoder, CNNEncoder
 from tokenizer.models.grid_transformer import GridDecoder, GridEncoder
 from tokenizer.models.query_transformer import QueryDecoder, QueryEncoder, TransformerConfig, pooling_boxes
@@ -24,7 +26,7 @@ from tokenizer.quantizers.base import Quantizer
 
 
 @dataclass(kw_only=True, slots=True)
-class HybridConfig:
+class HybridConfig(Section):
     """Sizes of the hybrid tokenizer."""
 
     layout: Literal["1d", "2d"] = "1d"
@@ -40,11 +42,11 @@ class HybridConfig:
     position_std: float | None = None  # of the position tables at the start; null = width ** -0.5, as released
     init: Literal["released", "torch"] = "released"  # truncated normal 0.02 everywhere, or PyTorch's defaults
 
-    def __post_init__(self) -> None:
-        if (self.layout == "2d") != (self.block is not None):
-            raise ConfigError(
-                f"model.hybrid.block={self.block} with layout={self.layout}: 2d needs vit or qformer, 1d needs null"
-            )
+    def problems(self) -> Iterator[Problem]:
+        if self.layout == "2d" and self.block is None:
+            yield Problem("block", self.block, "vit or qformer with layout=2d")
+        if self.layout == "1d" and self.block is not None:
+            yield Problem("block", self.block, "null with layout=1d")
 
 
 def _released_init(module: nn.Module) -> None:
@@ -56,29 +58,42 @@ def _released_init(module: nn.Module) -> None:
 class HybridTokenizer(Tokenizer):
     """See the module docstring. Works at the one image size it is built for: its position tables are learned."""
 
+    config_class = HybridConfig
+
     def __init__(self, config: HybridConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__()
+        self.config = config
+
+        # Sizes, checked before anything is built.
         encoder_dims = config.encoder.dims("model.hybrid.encoder")
         decoder_dims = config.decoder.dims("model.hybrid.decoder")
         grid = grid_size(config, image_size)
-        if config.semantic_layer is not None and not 1 <= config.semantic_layer <= decoder_dims[1]:
+        decoder_layers = decoder_dims[1]
+        if config.semantic_layer is not None and not 1 <= config.semantic_layer <= decoder_layers:
             raise ConfigError(
-                f"model.hybrid.semantic_layer={config.semantic_layer} must lie in 1..{decoder_dims[1]} (layers)"
+                f"model.hybrid.semantic_layer={config.semantic_layer} must lie in 1..{decoder_layers} (layers)"
             )
-        self.image_size, self.num_tokens, self.grid = image_size, config.num_tokens, grid
+        self.image_size = image_size
+        self.num_tokens = config.num_tokens
+        self.grid = self.semantic_grid = grid
+
+        # Networks. The order fixes the random initialization.
         z, std = config.z_channels, config.position_std
+        semantic = (config.semantic_layer, config.semantic_dim)
         self.encoder = CNNEncoder(config.cnn, z, GIGATOK)
-        tail = (config.semantic_layer, config.semantic_dim)
         if config.layout == "1d":
             self.query_encoder = QueryEncoder(encoder_dims, grid, config.num_tokens, z, std)
-            self.query_decoder = QueryDecoder(decoder_dims, grid, config.num_tokens, z, std, *tail)
+            self.query_decoder = QueryDecoder(decoder_dims, grid, config.num_tokens, z, std, *semantic)
         else:
             self.query_encoder = GridEncoder(encoder_dims, grid, z, config.block, std)
-            self.query_decoder = GridDecoder(decoder_dims, grid, z, config.block, std, *tail)
+            self.query_decoder = GridDecoder(decoder_dims, grid, z, config.block, std, *semantic)
         self.decoder = CNNDecoder(config.cnn, z, GIGATOK)
-        for module in self.modules() if config.qk_norm else ():
-            if isinstance(module, MultiheadAttention):
-                module.add_qk_norm()
+
+        # Options of the whole network. The quantizer and its projections keep PyTorch's initialization.
+        if config.qk_norm:
+            for module in self.modules():
+                if isinstance(module, MultiheadAttention):
+                    module.add_qk_norm()
         if config.init == "released":
             self.apply(_released_init)
         self.decoder.set_adaptive_gain(config.cnn.adaptive_gain)
@@ -120,9 +135,42 @@ class HybridTokenizer(Tokenizer):
         """CNN features -> latents before quantization (B,N,codebook_dim)."""
         return self.quant_proj(self.query_encoder(features))
 
-    def decode(self, z_q: Tensor) -> Tensor:
-        """Quantized latents (B,N,codebook_dim) -> images, not clamped."""
+    def decode(self, z_q: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Quantized latents (B,N,codebook_dim) -> images, not clamped. The grid is always the one it is built for."""
         return self.decoder(self.query_decoder(self.post_quant_proj(z_q))[0])
+
+    # ------------------------------------------------------------------------------------------------ what others ask
+    @classmethod
+    def capabilities_of(cls, section: HybridConfig) -> frozenset[str]:
+        has_head = section.semantic_layer is not None
+        return frozenset({"shortcut", "semantic"} if has_head else {"shortcut"})
+
+    @classmethod
+    def semantic_dim_of(cls, section: HybridConfig) -> int | None:
+        return section.semantic_dim
+
+    def feature_sources(self) -> dict[str, FeatureSource]:
+        def encoder_tokens(images: Tensor, layer: int | None) -> Tensor:
+            return self.query_encoder.features(self.encode_features(images))
+
+        def projected_tokens(images: Tensor, layer: int | None) -> Tensor:
+            return self.query_encoder(self.encode_features(images))
+
+        def decoder_tokens(images: Tensor, layer: int | None) -> Tensor:
+            return self.query_decoder.features(self.post_quant_proj(self.encode(images).z_q), layer)[0]
+
+        decoder = FeatureSource(
+            "decoder block",
+            decoder_tokens,
+            num_layers=len(self.query_decoder.transformer),
+            default_layer=self.query_decoder.semantic_layer,
+            grid=(self.grid, self.grid),
+        )
+        return {
+            "encoder": FeatureSource("encoder tokens", encoder_tokens),
+            "encoder_projection": FeatureSource("projected encoder tokens", projected_tokens),
+            "decoder": decoder,
+        }
 
 
 def grid_size(config: HybridConfig, image_size: int) -> int:

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from engine.validation import Section
 from tokenizer.models.cnn import LLAMAGEN, CNNConfig, CNNDecoder, CNNEncoder
 from tokenizer.models.conv import ConvTokenizer
 from tokenizer.quantizers.base import Quantizer
 
 
 @dataclass(kw_only=True, slots=True)
-class LlamaGenConfig:
+class LlamaGenConfig(Section):
     """Sizes; the multipliers 1,1,2,2,4 give VQ-16, and 1,2,2,4 VQ-8."""
 
     z_channels: int = 256  # channels between CNN and quantizer
@@ -22,8 +23,11 @@ class LlamaGenConfig:
 class LlamaGenTokenizer(ConvTokenizer):
     """A projection on either side of the quantizer."""
 
+    config_class = LlamaGenConfig
+
     def __init__(self, config: LlamaGenConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__(config.cnn, quantizer, image_size)
+        self.config = config
         self.encoder = CNNEncoder(config.cnn, config.z_channels, LLAMAGEN)
         self.decoder = CNNDecoder(config.cnn, config.z_channels, LLAMAGEN)
         self.quant_proj = nn.Linear(config.z_channels, quantizer.codebook_dim)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import nn
+from typing import Any, ClassVar
 
 from engine.registry import selected_section
+from engine.validation import Problem, Section, one_of
+from tokenizer.models.base import Tokenizer
 from tokenizer.models.hybrid import HybridConfig, HybridTokenizer
 from tokenizer.models.llamagen import LlamaGenConfig, LlamaGenTokenizer
 from tokenizer.models.wetok import WeTokConfig, WeTokTokenizer
@@ -19,10 +19,25 @@ from tokenizer.quantizers.ibq import IBQ, IBQConfig
 from tokenizer.quantizers.simvq import SimVQ, SimVQConfig
 from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 
+QUANTIZERS: dict[str, type[Quantizer]] = {
+    "vq": VectorQuantizer,
+    "gq": GroupLFQ,
+    "fsq": FSQ,
+    "ibq": IBQ,
+    "simvq": SimVQ,
+}
+MODELS: dict[str, type[Tokenizer]] = {
+    "hybrid": HybridTokenizer,
+    "llamagen": LlamaGenTokenizer,
+    "wetok": WeTokTokenizer,
+}
+
 
 @dataclass(kw_only=True, slots=True)
-class QuantizerConfig:
+class QuantizerConfig(Section):
     """`name` picks the quantizer, the section of that name configures it."""
+
+    REGISTRY: ClassVar[Mapping[str, Any]] = QUANTIZERS
 
     name: str = "vq"  # vq | gq (LFQ and BSQ are cases of it) | fsq | ibq | simvq
     vq: VQConfig = field(default_factory=VQConfig)
@@ -31,40 +46,37 @@ class QuantizerConfig:
     ibq: IBQConfig = field(default_factory=IBQConfig)
     simvq: SimVQConfig = field(default_factory=SimVQConfig)
 
+    def problems(self) -> Iterator[Problem]:
+        yield from one_of(self, "name", QUANTIZERS)
+
     @property
     def warmup_steps(self) -> int:
         """Steps at the start without quantization."""
         return getattr(getattr(self, self.name, None), "warmup_steps", 0)
 
-    @property
-    def loss_names(self) -> frozenset[str]:
-        """The losses that the chosen quantizer has."""
-        return QUANTIZERS[self.name].loss_names if self.name in QUANTIZERS else frozenset()
-
 
 @dataclass(kw_only=True, slots=True)
-class ModelConfig:
+class ModelConfig(Section):
     """`name` picks the network, the section of that name configures it."""
 
-    name: str = "hybrid"
+    REGISTRY: ClassVar[Mapping[str, Any]] = MODELS
+
+    name: str = "hybrid"  # hybrid | llamagen | wetok
     hybrid: HybridConfig = field(default_factory=HybridConfig)
     llamagen: LlamaGenConfig = field(default_factory=LlamaGenConfig)
     wetok: WeTokConfig = field(default_factory=WeTokConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
-
-QUANTIZERS: dict[str, type[Quantizer]] = {
-    "vq": VectorQuantizer, "gq": GroupLFQ, "fsq": FSQ, "ibq": IBQ, "simvq": SimVQ
-}  # fmt: skip
-MODELS: dict[str, Callable[[Any, Any, int], nn.Module]] = {
-    "hybrid": HybridTokenizer, "llamagen": LlamaGenTokenizer, "wetok": WeTokTokenizer
-}  # fmt: skip
+    def problems(self) -> Iterator[Problem]:
+        yield from one_of(self, "name", MODELS)
 
 
-def build_tokenizer(config: ModelConfig, image_size: int) -> nn.Module:
-    """The tokenizer that `config` describes, freshly initialized, for images of `image_size` pixels."""
-    own, of_quantizer = (
-        selected_section(config, MODELS, "model"),
-        selected_section(config.quantizer, QUANTIZERS, "model.quantizer"),
-    )
-    return MODELS[config.name](own, QUANTIZERS[config.quantizer.name](of_quantizer), image_size)
+def build_tokenizer(config: ModelConfig, image_size: int) -> Tokenizer:
+    """The tokenizer that `config` describes, freshly initialized, for images of `image_size` pixels.
+
+    Raises ConfigError where sizes do not fit together, or a section is set that is not in use.
+    """
+    section = selected_section(config, MODELS, "model")
+    quantizer_section = selected_section(config.quantizer, QUANTIZERS, "model.quantizer")
+    quantizer = QUANTIZERS[config.quantizer.name](quantizer_section)
+    return MODELS[config.name](section, quantizer, image_size)

@@ -1,51 +1,59 @@
-"""WeTok's tokenizer (arXiv:2508.05599): a CNN whose latents are quantized without any projection, and in a second stage
-the generative decoder.
+"""WeTok's tokenizer (arXiv:2508.05599): a CNN whose latents are quantized without any projection.
 
-The generative decoder (section 3.3, Eq. 11) takes noise beside the quantized latents, as many channels again, and is
-trained as a conditional GAN on a frozen encoder. Its first convolution is that of the first stage, widened by zeros:
-at its first step it gives the same images.
+In a second stage its decoder becomes a generative one, which takes noise; see `generative_decoder.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from engine.validation import Problem, Section
+from tokenizer.models.base import State
 from tokenizer.models.cnn import WETOK, CNNConfig, CNNDecoder, CNNEncoder
 from tokenizer.models.conv import ConvTokenizer
+from tokenizer.models.generative_decoder import evaluation_noise, widened
 from tokenizer.quantizers.base import Quantizer
 
 
 @dataclass(kw_only=True, slots=True)
-class WeTokConfig:
-    """Sizes; the multipliers 1,2,2,4 give factor 8, 1,1,2,2,4 give 16 and 1,1,2,2,4,8 give 32."""
+class WeTokConfig(Section):
+    """Sizes. The channel multipliers 1,2,2,4 give factor 8, 1,1,2,2,4 give 16 and 1,1,2,2,4,8 give 32."""
 
     cnn: CNNConfig = field(default_factory=lambda: CNNConfig(encoder_res_blocks=4, decoder_res_blocks=4, mid_blocks=4))
     generative_decoder: bool = False  # noise beside the latents; trained on a frozen encoder and quantizer
-    noise_seed: int = 0  # of the noise in evaluation, which depends on it and on an image's codes alone
+    noise_seed: int = 0  # seed of the noise in evaluation, which depends on it and on an image's codes alone
 
 
 class WeTokTokenizer(ConvTokenizer):
-    """See the module docstring."""
+    """See the module docstring. The quantizer's channels are the CNN's latent channels."""
 
+    config_class = WeTokConfig
     min_cells = 2  # the adaptive norms take a variance over the grid
 
     def __init__(self, config: WeTokConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__(config.cnn, quantizer, image_size)
-        channels, self.config = quantizer.codebook_dim, config
+        self.config = config
+
+        # Encoder and decoder; a generative decoder takes as many channels of noise as there are latent channels.
+        channels = quantizer.codebook_dim
+        noise_channels = channels if config.generative_decoder else 0
         self.encoder = CNNEncoder(config.cnn, channels, WETOK)
-        self.decoder = CNNDecoder(config.cnn, channels, WETOK, channels if config.generative_decoder else 0)
+        self.decoder = CNNDecoder(config.cnn, channels, WETOK, noise_channels)
         if config.cnn.adaptive_gain:
             self.decoder.set_adaptive_gain(config.cnn.adaptive_gain)
+
+        # A generative decoder is trained alone.
         if config.generative_decoder:
             self.encoder.requires_grad_(False)
             self.quantizer.requires_grad_(False)
 
     def train(self, mode: bool = True) -> WeTokTokenizer:
-        """Training mode; with a generative decoder, encoder and quantizer stay in evaluation mode."""
+        """Sets the training mode; with a generative decoder, encoder and quantizer stay in evaluation mode."""
         super().train(mode)
         if self.config.generative_decoder:
             self.encoder.eval()
@@ -60,12 +68,41 @@ class WeTokTokenizer(ConvTokenizer):
 
     @torch.no_grad()
     def noise_of(self, features: Tensor) -> Tensor:
-        """The noise of evaluation, a function of `noise_seed` and of the signs of each image's latents: it repeats, in
-        any batch.
-        """
-        rows = []
-        for signs in (features > 1e-3).flatten(1).to(torch.uint8).cpu().numpy():
-            digest = hashlib.blake2b(signs.tobytes(), digest_size=8, salt=str(self.config.noise_seed).encode()[:16])
-            generator = torch.Generator().manual_seed(int.from_bytes(digest.digest()) >> 1)
-            rows.append(torch.randn(features.shape[1:], generator=generator))
-        return torch.stack(rows).to(features)
+        """The noise of evaluation (B,C,h,w); see `evaluation_noise`."""
+        return evaluation_noise(features, self.config.noise_seed)
+
+    # ------------------------------------------------------------------------------------------------ what others ask
+    @classmethod
+    def capabilities_of(cls, section: WeTokConfig) -> frozenset[str]:
+        noise = {"noise"} if section.generative_decoder else set()
+        return super().capabilities_of(section) | noise
+
+    @property
+    def trained_quantizer_losses(self) -> frozenset[str]:
+        return frozenset() if self.config.generative_decoder else super().trained_quantizer_losses
+
+    def facts(self) -> dict[str, Any]:
+        return {"noise_seed": self.config.noise_seed} if self.config.generative_decoder else {}
+
+    def set_noise_seed(self, seed: int) -> None:
+        self.config.noise_seed = seed
+
+    # ------------------------------------------------------------------------------------------------ phases
+    @classmethod
+    def training_problems(cls, section: WeTokConfig, starts_from_weights: bool) -> Iterator[Problem]:
+        if section.generative_decoder and not starts_from_weights:
+            accepted = "false without init or phases: a generative decoder is trained on a frozen, trained encoder"
+            yield Problem("generative_decoder", section.generative_decoder, accepted)
+
+    @classmethod
+    def section_of_phase(cls, section: WeTokConfig, generative_decoder: bool) -> WeTokConfig:
+        if section.generative_decoder and not generative_decoder:
+            raise ValueError("a generative decoder cannot become a plain one again")
+        return replace(section, generative_decoder=generative_decoder)
+
+    def state_from_earlier(self, raw: State, state: State) -> State:
+        """With a generative decoder: the raw encoder and quantizer, which are frozen, and a widened decoder."""
+        if not self.config.generative_decoder:
+            return state
+        frozen_as_raw = {name: value if name.startswith("decoder.") else raw[name] for name, value in state.items()}
+        return widened(frozen_as_raw, self.state_dict())

@@ -1,8 +1,17 @@
-"""Names of GigaTok's published tokenizers (1D and 2D hybrids)."""
+"""Published tokenizers of GigaTok (arXiv:2504.08736): hybrids with 1D or 2D tokens."""
 
 from __future__ import annotations
 
-from tokenizer.published.layout import CNN, CODE_PATH, Rule
+import copy
+
+import torch
+from torch import Tensor
+
+from engine.messages import ConfigError
+from tokenizer.models.registry import ModelConfig
+from tokenizer.published.layout import CNN, CODE_PATH, PublishedLayout, Rule, State
+
+QUANTIZER = "vq"  # the only one of the released models
 
 
 def _hybrid(encoder: str, decoder: str) -> tuple[Rule, ...]:
@@ -24,10 +33,40 @@ def _hybrid(encoder: str, decoder: str) -> tuple[Rule, ...]:
     )
 
 
-SEMANTIC_HEADS = ("s1to2decoder.distill_mlp.4.weight", "s2ddecoder.distill_mlp.4.weight")  # rows = width of the teacher
-
-
 HYBRID_1D = _hybrid("s2to1encoder", "s1to2decoder")
-
-
 HYBRID_2D = _hybrid("s2dencoder", "s2ddecoder")
+SEMANTIC_HEADS = ("s1to2decoder.distill_mlp.4.weight", "s2ddecoder.distill_mlp.4.weight")  # rows: teacher's channels
+
+
+def require_quantizer(config: ModelConfig, quantizer: str) -> None:
+    """Raises ConfigError where `config` has another quantizer than the released models of its family."""
+    if config.quantizer.name != quantizer:
+        raise ConfigError(f"model.quantizer.name={config.quantizer.name}: no published layout of {config.name} has it")
+
+
+def fill_usage_window(state: dict[str, Tensor], expected: State) -> dict[str, Tensor]:
+    """`state` with an empty usage window where the file has none."""
+    state.setdefault("quantize.codebook_used", torch.zeros(expected["quantizer.recent_indices"].shape))
+    return state
+
+
+class GigaTokLayout(PublishedLayout):
+    """See the module docstring."""
+
+    def rules(self, config: ModelConfig) -> tuple[Rule, ...]:
+        require_quantizer(config, QUANTIZER)
+        if config.hybrid.qk_norm:
+            raise ConfigError("model.hybrid.qk_norm=true: no published layout has it")
+        return HYBRID_1D if config.hybrid.layout == "1d" else HYBRID_2D
+
+    def complete_config(self, config: ModelConfig, state: State) -> ModelConfig:
+        """The file knows the width of its semantic head, which is for training only."""
+        head = next((state[name] for name in SEMANTIC_HEADS if name in state), None)
+        if head is None:
+            return config
+        config = copy.deepcopy(config)
+        config.hybrid.semantic_dim = head.shape[0]
+        return config
+
+    def fill(self, state: dict[str, Tensor], expected: State) -> dict[str, Tensor]:
+        return fill_usage_window(state, expected)

@@ -1,7 +1,22 @@
-"""Names of LlamaGen's published tokenizers."""
+"""Published tokenizers of LlamaGen (arXiv:2406.06525): VQ-16 and VQ-8."""
 
 from __future__ import annotations
 
-from tokenizer.published.layout import CNN, CODE_PATH, Rule
+from torch import Tensor
+
+from tokenizer.models.registry import ModelConfig
+from tokenizer.published.gigatok import QUANTIZER, fill_usage_window, require_quantizer
+from tokenizer.published.layout import CNN, CODE_PATH, PublishedLayout, Rule, State
 
 LLAMAGEN: tuple[Rule, ...] = (*CODE_PATH, CNN)
+
+
+class LlamaGenLayout(PublishedLayout):
+    """See the module docstring."""
+
+    def rules(self, config: ModelConfig) -> tuple[Rule, ...]:
+        require_quantizer(config, QUANTIZER)
+        return LLAMAGEN
+
+    def fill(self, state: dict[str, Tensor], expected: State) -> dict[str, Tensor]:
+        return fill_usage_window(state, expected)

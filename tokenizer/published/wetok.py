@@ -1,29 +1,46 @@
-"""Names and layout of WeTok's published files, which hold raw and averaged weights in one state dict."""
+"""Published tokenizers of WeTok (arXiv:2508.05599). Their files hold raw weights and EMA in one state dict.
+
+The names of averaged tensors have lost their dots, so they are made from the plain names, never parsed. The shapes of
+a file show its architecture, but for the bits of a group, which are 8 in all released models.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
 from engine.checkpoint.manifest import CheckpointError
 from engine.messages import ConfigError, logger
+from tokenizer.models.base import Tokenizer
 from tokenizer.models.cnn import CNNConfig
+from tokenizer.models.generative_decoder import FIRST_CONV
 from tokenizer.models.registry import ModelConfig
-from tokenizer.published.layout import Rule, published_name
+from tokenizer.published.layout import PublishedLayout, Rule, State, export_state, published_name
 from tokenizer.quantizers.gq import GQConfig
 
+MODEL, QUANTIZER = "wetok", "gq"
+EMA_PREFIX = "model_ema."
+GROUP_BITS = 8  # bits per group of all released models; the files do not say it
+MARK = "encoder.down.0.block.0.conv1.weight"  # a tensor that only files of this family have
 
-def _wetok(levels: int) -> tuple[Rule, ...]:
-    """WeTok's names; its decoder counts levels from the finest, ours runs from the coarsest."""
+
+def ema_key(name: str) -> str:
+    """The name of the averaged tensor of `name`."""
+    return EMA_PREFIX + name.replace(".", "")
+
+
+def wetok_rules(levels: int) -> tuple[Rule, ...]:
+    """WeTok's names; its decoder counts `levels` from the finest, ours runs from the coarsest."""
     rules: list[Rule] = []
-    for level in range(levels):
-        ours = levels - 1 - level
+    for published_level in range(levels):
+        level = levels - 1 - published_level
         rules += [
-            (rf"decoder\.adaptive\.{ours}\.(.*)", rf"decoder.adaptive.{level}.\1", "same"),
-            (rf"decoder\.conv_blocks\.{ours}\.res\.(.*)", rf"decoder.up.{level}.block.\1", "same"),
-            (rf"decoder\.conv_blocks\.{ours}\.upsample\.(.*)", rf"decoder.up.{level}.upsample.\1", "same"),
+            (rf"decoder\.adaptive\.{level}\.(.*)", rf"decoder.adaptive.{published_level}.\1", "same"),
+            (rf"decoder\.conv_blocks\.{level}\.res\.(.*)", rf"decoder.up.{published_level}.block.\1", "same"),
+            (rf"decoder\.conv_blocks\.{level}\.upsample\.(.*)", rf"decoder.up.{published_level}.upsample.\1", "same"),
         ]
     return (
         *rules,
@@ -35,75 +52,95 @@ def _wetok(levels: int) -> tuple[Rule, ...]:
     )
 
 
-# ------------------------------------------------------------------------------------------------ files of WeTok
-EMA_PREFIX = "model_ema."  # averaged weights
+class WeTokLayout(PublishedLayout):
+    """See the module docstring."""
 
+    file_key = "state_dict"
+    holds_both_weights = True
 
-OF_GPT = TOKENIZER_PART, GPT_PART = "first_stage_model.", "transformer."  # in the file of a GPT: its tokenizer, itself
+    def rules(self, config: ModelConfig) -> tuple[Rule, ...]:
+        return wetok_rules(len(config.wetok.cnn.channel_multipliers))
 
+    # ------------------------------------------------------------------------------------------------ architecture
+    def config_of(self, state: State) -> ModelConfig | None:
+        """The architecture that shapes show. Raises ConfigError where the latent channels are no groups of 8 bits."""
+        if MARK not in state:
+            return None
 
-WEIGHTLESS = ("loss.", "model_ema.loss", "model_ema.decay", "model_ema.num_updates")
+        channels = len(state["encoder.conv_out.weight"])
+        if channels % GROUP_BITS:
+            raise ConfigError(f"{channels} latent channels are no groups of {GROUP_BITS} bits: name the file's YAML")
 
+        def count(prefix: str) -> int:
+            """How many numbers follow a prefix in the names."""
+            return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
 
-GROUP_BITS = 8  # of all released models; the files do not say it
+        base = len(state["encoder.conv_in.weight"])
+        levels = range(count("encoder.down."))
+        config = ModelConfig(name=MODEL)
+        config.wetok.cnn = CNNConfig(
+            base_channels=base,
+            channel_multipliers=[len(state[f"encoder.down.{i}.block.0.conv1.weight"]) // base for i in levels],
+            encoder_res_blocks=count("encoder.down.0.block."),
+            decoder_res_blocks=count("decoder.up.0.block."),
+            mid_blocks=count("encoder.mid_block."),
+        )
+        config.quantizer.name = QUANTIZER
+        config.quantizer.gq = GQConfig(num_groups=channels // GROUP_BITS, group_dim=GROUP_BITS)
+        return config
 
+    def complete_config(self, config: ModelConfig, state: State) -> ModelConfig:
+        """A decoder whose first convolution takes twice the latent channels is a generative one."""
+        first_conv = state.get(FIRST_CONV, state.get(ema_key(FIRST_CONV)))
+        encoder_out = state.get("encoder.conv_out.weight", state.get(ema_key("encoder.conv_out.weight")))
+        if first_conv is None or encoder_out is None:
+            return config
+        config = copy.deepcopy(config)
+        config.wetok.generative_decoder = first_conv.shape[1] == 2 * len(encoder_out)
+        return config
 
-def ema_key(name: str) -> str:
-    """The name of an averaged tensor: it has lost its dots, so it is made from the plain name, never parsed."""
-    return EMA_PREFIX + name.replace(".", "")
+    def explains_itself(self, config: ModelConfig, state: State) -> bool:
+        """Whether a file without a YAML is read as the architecture that it has."""
+        try:
+            shown = self.config_of(state)
+        except ConfigError:
+            return False
+        is_same_cnn = shown.wetok.cnn.norm_groups == config.wetok.cnn.norm_groups
+        return shown.quantizer == config.quantizer and is_same_cnn
 
+    # ------------------------------------------------------------------------------------------------ raw and EMA
+    def select(
+        self, state: State, expected: State, rules: tuple[Rule, ...], weights: str, path: Path
+    ) -> tuple[dict[str, Tensor], str | None]:
+        """`model` is raw; `ema` and `auto` are averaged where there are averages.
 
-def select_submodule(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors of a tokenizer or GPT, also inside a file that holds both, without losses and discriminator."""
-    if any(name.startswith(prefix) for name in state):
-        state = {
-            k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix) or not k.startswith(OF_GPT)
-        }
-    return {name: tensor for name, tensor in state.items() if not name.startswith(WEIGHTLESS)}
+        A tensor without an average stays raw, and one line says so: files of stage 2 have none of the frozen encoder.
+        Raises CheckpointError where an EMA is asked for and there is none.
+        """
+        raw = {name: tensor for name, tensor in state.items() if not name.startswith(EMA_PREFIX)}
+        averages = {name: tensor for name, tensor in state.items() if name.startswith(EMA_PREFIX)}
+        if weights == "model" or (weights == "auto" and not averages):
+            return raw, "model"
+        if not averages:
+            raise CheckpointError(f"{path} has no EMA weights ({EMA_PREFIX}*); use weights=model")
 
+        # Published names of all tensors that a file has.
+        published = [published_name(name, rules) for name in expected]
+        names = [name for name, layout in published if layout != "own"]
+        raw_only = [name for name in names if ema_key(name) not in averages]
+        if raw_only:
+            parts = ", ".join(sorted({name.split(".")[0] for name in raw_only}))
+            logger.info("%s: %d tensors (%s) have no EMA; their raw weights are taken", path, len(raw_only), parts)
 
-def wetok_config(state: Mapping[str, Tensor]) -> ModelConfig | None:
-    """The architecture that the shapes of a WeTok file show, or None for another file."""
-    if "encoder.down.0.block.0.conv1.weight" not in state:
-        return None
+        # Averages that nobody expects stay in the result, for the strict load to name.
+        averaged = {name: averages.pop(ema_key(name)) for name in names if ema_key(name) in averages}
+        return raw | averaged | averages, "ema"
 
-    def count(prefix: str) -> int:
-        return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
-
-    levels, base = range(count("encoder.down.")), len(state["encoder.conv_in.weight"])
-    config, channels = ModelConfig(name="wetok"), len(state["encoder.conv_out.weight"])
-    config.wetok.cnn = CNNConfig(
-        base_channels=base,
-        channel_multipliers=[len(state[f"encoder.down.{i}.block.0.conv1.weight"]) // base for i in levels],
-        encoder_res_blocks=count("encoder.down.0.block."),
-        decoder_res_blocks=count("decoder.up.0.block."),
-        mid_blocks=count("encoder.mid_block."),
-    )
-    if channels % GROUP_BITS:
-        raise ConfigError(f"{channels} latent channels are no groups of {GROUP_BITS} bits: name the file's YAML")
-    config.quantizer.name = "gq"
-    config.quantizer.gq = GQConfig(num_groups=channels // GROUP_BITS, group_dim=GROUP_BITS)
-    return config
-
-
-def pick_ema_or_raw(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], rules: tuple[Rule, ...], weights: str, path: str | Path
-) -> tuple[dict[str, Tensor], str]:
-    """(published state, which one) of a WeTok file: `model` is raw, `ema` and `auto` averaged where there are averages.
-
-    A tensor without an average stays raw, and one line says so: files of stage 2 have none of the frozen encoder.
-    """
-    raw = {name: tensor for name, tensor in state.items() if not name.startswith(EMA_PREFIX)}
-    averages = {name: tensor for name, tensor in state.items() if name.startswith(EMA_PREFIX)}
-    if weights == "model" or (weights == "auto" and not averages):
-        return raw, "model"
-    if not averages:
-        raise CheckpointError(f"{path} has no averaged weights ({EMA_PREFIX}*); use weights=model")
-    named = [published_name(name, rules) for name in own]
-    expected = [theirs for theirs, layout in named if layout != "own"]
-    kept = [name for name in expected if ema_key(name) not in averages]
-    if kept:
-        parts = ", ".join(sorted({name.split(".")[0] for name in kept}))
-        logger.info("%s: %d tensors (%s) have no average; their raw weights are taken", path, len(kept), parts)
-    found = {name: averages.pop(ema_key(name)) for name in expected if ema_key(name) in averages}
-    return raw | found | averages, "ema"  # averages that nobody expects stay, for the strict load to name
+    def export(self, load: Callable[[str], Tokenizer], config: ModelConfig, weights: str) -> dict[str, Tensor]:
+        """Raw weights, and beside them the EMA where the tokenizer has one and it was asked for."""
+        tokenizer = load(weights)
+        state = export_state(tokenizer.state_dict(), self.rules(config))
+        if tokenizer.provenance.weights != "ema":
+            return state
+        averaged = {ema_key(name): tensor for name, tensor in state.items()}
+        return export_state(load("model").state_dict(), self.rules(config)) | averaged

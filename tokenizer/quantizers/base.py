@@ -1,13 +1,14 @@
-"""What every quantizer returns, the window of recent indices, and the two ways to send a gradient through a choice.
+"""The contract of all quantizers, and the window of recent indices that every one of them keeps.
 
-Shapes    z, z_q (B, N, D) float32      indices int64: (B, N) of a quantizer with one index per token (`num_groups` 1),
-          (B, N, G) of one with G of them; index g lies in [0, group_sizes[g])
+Shapes    z, z_q (B,N,D) float32      indices int64: (B,N) with one index per token (`num_groups` 1), (B,N,G) with G of
+          them; index g lies in [0, group_sizes[g])
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ USAGE_WINDOW = 65_536  # recent training tokens, over all ranks, that usage and 
 
 @dataclass
 class Quantized:
-    """The result of a quantizer. `losses` are unweighted scalars; only those that were asked for."""
+    """The result of a quantizer. `losses` are unweighted scalars, only those that were asked for."""
 
     z_q: Tensor
     indices: Tensor
@@ -28,43 +29,87 @@ class Quantized:
 
 
 class Quantizer(nn.Module):
-    """What all quantizers share: the sizes of their codebooks, and a window of the last 65,536 training tokens."""
+    """Base class of all quantizers.
 
-    group_sizes: tuple[int, ...]  # codes of each of the `num_groups` indices of a token; `codebook_size`: the largest
+    A quantizer is a class in a file of its own, entered in `tokenizer.models.registry.QUANTIZERS` (or registered by a
+    plug-in). It is built as `Class(section)`, where `section` is an instance of its `config_class`, calls this
+    constructor, and defines `forward` and `decode_indices`. In training `forward` calls `remember(indices)`.
+
+    A section may have a field `warmup_steps`: for so many steps at the start of a run `forward` is called with
+    `quantize=False`; then `finish_warmup` is called once.
+    """
+
+    config_class: ClassVar[type]  # the dataclass of its section `model.quantizer.<name>`
+    # Losses that it computes. `codebook`, `commitment` and `entropy` have weights of their own in the section `loss`;
+    # others have the weight in `loss.quantizer_weights`, by default the one in `loss_weights`.
+    loss_names: frozenset[str] = frozenset({"codebook", "commitment", "entropy"})
+    loss_weights: ClassVar[Mapping[str, float]] = {}
+
+    group_sizes: tuple[int, ...]  # codes of each of the `num_groups` indices of a token
+    num_groups: int
+    codebook_size: int  # the largest of the group sizes
     codebook_dim: int  # channels of a latent, all groups together
-    loss_names: frozenset[str] = frozenset({"codebook", "commitment", "entropy"})  # those that it has
-    recent_indices: Tensor
+    recent_indices: Tensor  # the window, (USAGE_WINDOW,) or (USAGE_WINDOW, num_groups)
 
     def __init__(self, group_sizes: Sequence[int], codebook_dim: int, unseen: int = -1) -> None:
+        """`unseen` fills the window before training; a negative value is not counted."""
         super().__init__()
-        self.group_sizes, self.num_groups = tuple(group_sizes), len(group_sizes)
-        self.codebook_size, self.codebook_dim = max(group_sizes), codebook_dim
+        self.group_sizes = tuple(group_sizes)
+        self.num_groups = len(self.group_sizes)
+        self.codebook_size = max(self.group_sizes)
+        self.codebook_dim = codebook_dim
+
         shape = (USAGE_WINDOW,) if self.num_groups == 1 else (USAGE_WINDOW, self.num_groups)
         dtype = torch.int32 if self.codebook_size < 2**31 else torch.int64
         self.register_buffer("recent_indices", torch.full(shape, unseen, dtype=dtype))
 
-    @torch.no_grad()
-    def remember(self, indices: Tensor) -> None:
-        """Adds the indices of one batch, of all ranks, to the window."""
-        new = gather_rows(indices.flatten(0, 1).to(self.recent_indices.dtype))[-USAGE_WINDOW:]
-        self.recent_indices = torch.cat([self.recent_indices[len(new) :], new])
-
+    # ------------------------------------------------------------------------------------------------ to define
     def forward(self, z: Tensor, *, quantize: bool = True, entropy: bool = False) -> Quantized:
-        """Latents (B,N,D). `quantize=False` passes them through; `entropy` adds its terms."""
+        """Latents (B,N,D) -> quantized latents, indices and losses, in float32 whatever the autocast region.
+
+        `quantize=False` passes the latents through (no losses); `entropy` adds the entropy loss and its parts.
+        """
         raise NotImplementedError
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         """Indices (B,N) or (B,N,G) -> exact quantized latents (B,N,D)."""
         raise NotImplementedError
 
+    # ------------------------------------------------------------------------------------------------ may be defined
+    def finish_warmup(self) -> bool:
+        """Called once, on all ranks, when quantization begins. Returns whether it changed parameters."""
+        return False
+
+    def memory_needed(self, num_latents: int) -> int:
+        """Bytes that the entropy loss of `num_latents` tokens holds at its peak, with gradients; 0 if negligible."""
+        return 0
+
+    def require_memory(self, num_latents: int) -> None:
+        """Raises ConfigError, before anything is allocated, where `memory_needed` is above a limit of the section."""
+
+    def health(self) -> dict[str, float]:
+        """What the doctor needs to judge a run; a key that has no meaning for a quantizer is left out.
+
+        code_power            mean square per channel of a code, where all codes have the same
+        max_sample_entropy    nats, the `sample_entropy` of latents that prefer no code
+        """
+        return {}
+
+    # ------------------------------------------------------------------------------------------------ the window
+    @torch.no_grad()
+    def remember(self, indices: Tensor) -> None:
+        """Adds the indices of one batch, of all ranks, to the window."""
+        new = gather_rows(indices.flatten(0, 1).to(self.recent_indices.dtype))[-USAGE_WINDOW:]
+        self.recent_indices = torch.cat([self.recent_indices[len(new) :], new])
+
     def usage(self) -> dict[str, Tensor]:
         """`code_usage` of the window."""
-        seen = self.recent_indices
-        return code_usage(seen[seen.view(len(seen), -1)[:, 0] >= 0], self.group_sizes)
+        first_index = self.recent_indices.view(len(self.recent_indices), -1)[:, 0]
+        return code_usage(self.recent_indices[first_index >= 0], self.group_sizes)
 
 
 def entropy_terms(sample: Tensor, codebook: Tensor | None, codebook_weight: float = 1.0) -> dict[str, Tensor]:
-    """The entropy loss and its two parts (nats); without a codebook entropy only the other."""
+    """The entropy loss and its two parts (nats); without a codebook entropy only the sample entropy."""
     if codebook is None:
         return {"sample_entropy": sample, "entropy": sample}
     return {"sample_entropy": sample, "codebook_entropy": codebook, "entropy": sample - codebook_weight * codebook}

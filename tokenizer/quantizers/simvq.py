@@ -1,4 +1,7 @@
-"""SimVQ."""
+"""SimVQ (arXiv:2411.02038): the codebook is a frozen random table times one learned matrix.
+
+Every update of the matrix moves all codes, so none is left behind. Losses and distances are those of `vq.py`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 class SimVQConfig(VQConfig):
     """As `VQConfig`, with the paper's plain distances and straight-through gradients."""
 
-    KEY: ClassVar[str] = "model.quantizer.simvq"
     LEARNED: ClassVar[bool] = False
 
     codebook_size: int = 65536
@@ -25,9 +27,9 @@ class SimVQConfig(VQConfig):
 
 
 class SimVQ(VectorQuantizer):
-    """SimVQ (arXiv:2411.02038): the codebook is a frozen random table times one learned matrix. Every update of the
-    matrix moves all codes, so none is left behind.
-    """
+    """See the module docstring."""
+
+    config_class = SimVQConfig
 
     def __init__(self, config: SimVQConfig) -> None:
         super().__init__(config)

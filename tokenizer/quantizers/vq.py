@@ -1,15 +1,17 @@
-"""Vector quantization with a learned codebook (VQ-VAE, arXiv:1711.00937; l2-normalised codes of ViT-VQGAN,
-arXiv:2110.04627), and its variants SimVQ and IBQ.
+"""Vector quantization with a learned codebook (VQ-VAE, arXiv:1711.00937; l2-normalized codes of ViT-VQGAN,
+arXiv:2110.04627).
 
 GigaTok's quantizer: 16,384 codes of 8 channels on the unit sphere, rotation trick or straight-through gradient, an
-optional entropy loss. Everything here runs in fp32, also inside a bf16 region: with half-precision distances up to 6 %
-of the nearest codes change.
+optional entropy loss. Everything here runs in float32, also inside a bf16 region: with half-precision distances up to
+6 % of the nearest codes change.
 
-Losses    codebook: mean |q - sg z|^2      commitment: mean |sg q - z|^2      entropies: nats (entropy.py)
+Losses    codebook: mean |q - sg z|^2      commitment: mean |sg q - z|^2      entropies: nats (entropy_assignment.py)
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,87 +22,102 @@ from torch import Tensor, nn
 from engine.devices import full_precision
 from engine.messages import ConfigError
 from engine.parallel import shard_like
+from engine.validation import Problem, Section, above, at_least
 from engine.world import gather_rows
 from tokenizer.quantizers.base import Quantized, Quantizer, entropy_terms
 from tokenizer.quantizers.entropy_assignment import assignment_entropies, rows_per_chunk, squared_distances
 from tokenizer.quantizers.gradients import rotation_trick, straight_through
 
-KMEANS_LATENTS_PER_CODE = 16  # recent latents kept for the k-means initialization
-
-
+KMEANS_LATENTS_PER_CODE = 16  # recent latents that the window holds for the k-means initialization
 KMEANS_ROUNDS = 8
 
 
 @dataclass(kw_only=True, slots=True)
-class VQConfig:
+class VQConfig(Section):
     """A codebook of `codebook_size` vectors of `codebook_dim` channels."""
 
-    KEY: ClassVar[str] = "model.quantizer.vq"  # in messages
-    LEARNED: ClassVar[bool] = True
+    LEARNED: ClassVar[bool] = True  # whether the codebook itself is trained, so that k-means can initialize it
+
     codebook_size: int = 16384
     codebook_dim: int = 8
-    l2_norm: bool = True  # compare directions: latents and codes are normalised at every use
-    rotation_trick: bool = True  # else straight-through
-    entropy_temperature: float = 0.01  # of the soft assignment in the entropy loss
-    entropy_distance: Literal["squared", "plain"] = (
-        "squared"  # in that assignment; squared as released, plain as written
-    )
-    entropy_statistics: Literal["local", "global"] = "local"  # of this rank's batch as released, or of all ranks
+    l2_norm: bool = True  # compare directions: latents and codes are normalized at every use
+    rotation_trick: bool = True  # false: straight-through gradients
+    entropy_temperature: float = 0.01  # temperature of the soft assignment in the entropy loss
+    entropy_distance: Literal["squared", "plain"] = "squared"  # its distance: squared as released, plain as written
+    entropy_statistics: Literal["local", "global"] = "local"  # over this rank's batch as released, or over all ranks
     warmup_steps: int = 0  # steps at the start in which latents pass through unquantized
     init: Literal["random", "kmeans"] = "random"  # kmeans: on the latents at the end of the warm-up
 
-    def __post_init__(self) -> None:
-        if self.codebook_size < 2 or self.codebook_dim < 1:
-            raise ConfigError(f"{self.KEY}: codebook_size must be 2 or more and codebook_dim 1 or more")
-        if self.entropy_temperature <= 0:
-            raise ConfigError(f"{self.KEY}.entropy_temperature={self.entropy_temperature} must be above 0")
-        if self.init == "kmeans" and (self.warmup_steps < 1 or not self.LEARNED):
-            raise ConfigError(f"{self.KEY}.init=kmeans needs {self.KEY}.warmup_steps from 1 and a learned codebook")
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, "codebook_size", 2)
+        yield from at_least(self, "codebook_dim", 1)
+        yield from above(self, "entropy_temperature", 0)
+        yield from at_least(self, "warmup_steps", 0)
+        if self.init == "kmeans" and not self.LEARNED:
+            yield Problem("init", self.init, "random: this codebook is not learned")
+        elif self.init == "kmeans" and self.warmup_steps < 1:
+            yield Problem("init", self.init, "random without warmup_steps: k-means needs latents of a warm-up")
 
 
 class VectorQuantizer(Quantizer):
-    """Nearest-neighbour quantizer; see the module docstring."""
+    """Nearest-neighbor quantizer; see the module docstring."""
 
-    recent_latents: Tensor | None
+    config_class = VQConfig
+    recent_latents: Tensor | None  # latents of the warm-up, for k-means
 
     def __init__(self, config: VQConfig) -> None:
-        # A window in the released layout: its initial zeros count as code 0 until it is full.
+        # The window has the released layout: its initial zeros count as code 0 until it is full.
         super().__init__((config.codebook_size,), config.codebook_dim, unseen=0)
         self.config = config
-        codebook = torch.empty(self.codebook_size, self.codebook_dim).uniform_(
-            -1 / self.codebook_size, 1 / self.codebook_size
-        )
+
+        bound = 1 / self.codebook_size
+        codebook = torch.empty(self.codebook_size, self.codebook_dim).uniform_(-bound, bound)
         self.codebook = nn.Parameter(self._normalize(codebook))
-        kept = KMEANS_LATENTS_PER_CODE * self.codebook_size if config.init == "kmeans" else 0
-        self.register_buffer("recent_latents", torch.zeros(kept, self.codebook_dim) if kept else None)
+
+        window = None
+        if config.init == "kmeans":
+            window = torch.zeros(KMEANS_LATENTS_PER_CODE * self.codebook_size, self.codebook_dim)
+        self.register_buffer("recent_latents", window)
 
     def _normalize(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.config.l2_norm else vectors
 
     def codes(self) -> Tensor:
-        """The vectors (K,D) that latents are compared with, fp32."""
+        """The vectors (K,D) that latents are compared with, float32."""
         return self._normalize(self.codebook.float())
 
     def forward(self, z: Tensor, *, quantize: bool = True, entropy: bool = False) -> Quantized:
-        """Latents (B,N,D). `quantize=False` passes the (normalised) latents through; `entropy` adds its terms."""
         with full_precision(z.device):
+            # Nearest code of every latent.
             z = self._normalize(z.float())
             codes = self.codes()
-            flat = z.flatten(0, -2)
-            indices = self.nearest(flat, codes).view(z.shape[:-1])
+            latents = z.flatten(0, -2)
+            indices = self.nearest(latents, codes).view(z.shape[:-1])
             if self.training:
-                self._remember(indices, flat, quantize)
+                self._remember(indices, latents, quantize)
+
+            # Warm-up: the latents themselves. The zero keeps the codebook in the graph of data-parallel training.
             if not quantize:
-                zero = 0.0 * codes.sum()  # keeps the codebook in the graph of data-parallel training
+                zero = 0.0 * codes.sum()
                 return Quantized(z + zero, indices)
+
+            # Losses.
             z_q = F.embedding(indices, codes)
-            losses = {"codebook": (z_q - z.detach()).square().mean(), "commitment": (z_q.detach() - z).square().mean()}
+            losses = {
+                "codebook": (z_q - z.detach()).square().mean(),
+                "commitment": (z_q.detach() - z).square().mean(),
+            }
             if entropy:
-                squared = self.config.entropy_distance == "squared"
-                terms = assignment_entropies(flat, codes, self.config.entropy_temperature, squared, self._over_ranks)
-                losses |= entropy_terms(*terms)
-            through = rotation_trick if self.config.rotation_trick else straight_through
-            return Quantized(through(z, z_q), indices, losses)
+                losses |= self._entropies(latents, codes)
+
+            # A gradient for the encoder.
+            gradient_copy = rotation_trick if self.config.rotation_trick else straight_through
+            return Quantized(gradient_copy(z, z_q), indices, losses)
+
+    def _entropies(self, latents: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        squared = self.config.entropy_distance == "squared"
+        terms = assignment_entropies(latents, codes, self.config.entropy_temperature, squared, self._over_ranks)
+        return entropy_terms(*terms)
 
     @property
     def _over_ranks(self) -> bool:
@@ -118,6 +135,13 @@ class VectorQuantizer(Quantizer):
         """Indices (B,N) -> exact code rows (B,N,D)."""
         return F.embedding(indices.long(), self.codes())
 
+    def health(self) -> dict[str, float]:
+        facts = {"max_sample_entropy": math.log(self.codebook_size)}
+        if self.config.l2_norm:
+            facts["code_power"] = 1 / self.codebook_dim
+        return facts
+
+    # ------------------------------------------------------------------------------------------------ the warm-up
     @torch.no_grad()
     def _remember(self, indices: Tensor, latents: Tensor, quantize: bool) -> None:
         self.remember(indices)
@@ -125,20 +149,35 @@ class VectorQuantizer(Quantizer):
             rows = gather_rows(latents.detach())[-len(self.recent_latents) :]
             self.recent_latents = torch.cat([self.recent_latents[len(rows) :], rows])
 
+    def finish_warmup(self) -> bool:
+        """With `init=kmeans`: sets the codebook by k-means on the latents of the warm-up."""
+        if self.config.init != "kmeans":
+            return False
+        self.init_from_latents()
+        return True
+
     @torch.no_grad()
     def init_from_latents(self) -> None:
-        """Sets the codebook to `KMEANS_ROUNDS` rounds of k-means on the recent latents (those of the warm-up)."""
-        points = self.recent_latents[self.recent_latents.abs().sum(1) > 0].float().cpu()  # the same bits on every rank
+        """Sets the codebook to `KMEANS_ROUNDS` rounds of k-means on the recent latents.
+
+        Raises ConfigError where there are fewer latents than codes.
+        """
+        # On the CPU and with a fixed seed: the same bits on every rank.
+        is_filled = self.recent_latents.abs().sum(1) > 0
+        points = self.recent_latents[is_filled].float().cpu()
         if len(points) < self.codebook_size:
             raise ConfigError(
-                f"k-means for {self.codebook_size} codes has {len(points)} latents; raise vq.warmup_steps"
+                f"k-means for {self.codebook_size} codes has {len(points)} latents; raise the quantizer's warmup_steps"
             )
         generator = torch.Generator().manual_seed(0)
-        centres = points[torch.randperm(len(points), generator=generator)[: self.codebook_size]]
+        chosen_points = torch.randperm(len(points), generator=generator)[: self.codebook_size]
+        centers = points[chosen_points]
+
+        # Lloyd's algorithm; a center without points stays where it is.
         for _ in range(KMEANS_ROUNDS):
-            owner = self.nearest(points, centres)
-            counts = torch.bincount(owner, minlength=self.codebook_size)
-            sums = torch.zeros_like(centres).index_add_(0, owner, points)
-            centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centres)
-            centres = self._normalize(centres)
-        self.codebook.copy_(shard_like(centres, self.codebook))
+            nearest_center = self.nearest(points, centers)
+            counts = torch.bincount(nearest_center, minlength=self.codebook_size)
+            sums = torch.zeros_like(centers).index_add_(0, nearest_center, points)
+            centers = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centers)
+            centers = self._normalize(centers)
+        self.codebook.copy_(shard_like(centers, self.codebook))

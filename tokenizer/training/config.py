@@ -2,68 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from engine.assets import AssetsConfig
 from engine.data.config import DataConfig
 from engine.loop import TrainLoopConfig
-from engine.messages import ConfigError
 from engine.optim import OptimConfig
-from engine.registry import lookup
+from engine.validation import Problem, Section, at_least, in_range, one_of
 from tokenizer.losses.semantic import TEACHERS
 from tokenizer.losses.terms import LossConfig
 from tokenizer.models.registry import ModelConfig
 
 
 @dataclass(kw_only=True, slots=True)
-class SemanticConfig:
-    """Semantic regularization of the decoder's inner features (`model.hybrid.semantic_layer`)."""
+class SemanticConfig(Section):
+    """Semantic regularization: inner features of the decoder follow those of a frozen teacher."""
+
+    REGISTRY: ClassVar[Mapping[str, Any]] = TEACHERS
 
     teacher: str = ""  # dinov2_{s,b,l,g}[_reg] | clip_b | siglip_so400m | efficientnet_lite0; empty = off
     weight: float = 0.5
 
-    def __post_init__(self) -> None:
+    def problems(self) -> Iterator[Problem]:
         if self.teacher:
-            lookup(TEACHERS, self.teacher, "semantic.teacher")
-        if self.weight < 0:
-            raise ConfigError(f"semantic.weight={self.weight} must be 0 or more")
+            yield from one_of(self, "teacher", TEACHERS)
+        yield from at_least(self, "weight", 0)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is a teacher whose loss counts."""
+        return bool(self.teacher) and self.weight > 0
 
 
 @dataclass(kw_only=True, slots=True)
-class ValidationConfig:
+class ValidationConfig(Section):
     """Held-out images that are looked at during training: a fixed random choice of the `val` split."""
 
     num_images: int = 500
     batch_size: int = 25
 
-    def __post_init__(self) -> None:
-        if min(self.num_images, self.batch_size) < 1:
-            raise ConfigError("validation.num_images and validation.batch_size must be 1 or more")
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, "num_images", 1)
+        yield from at_least(self, "batch_size", 1)
 
 
 @dataclass(kw_only=True, slots=True)
-class PhaseConfig:
-    """One of several trainings, each from the end of the one before: weights, averages, and where the network stays the
-    same also the optimizers, the discriminator and LeCam's averages.
+class PhaseConfig(Section):
+    """One training phase. It starts from the previous phase's weights and EMA; optimizers, discriminator and LeCam
+    state carry over if the network is unchanged.
     """
 
     steps: int
     lr: float
-    generative_decoder: bool = False  # of model.wetok: a frozen encoder, and a decoder widened when it becomes true
+    generative_decoder: bool = False  # a frozen encoder and quantizer; the decoder is widened when it becomes true
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, "steps", 1)
+        yield from at_least(self, "lr", 0)
 
 
 @dataclass(kw_only=True, slots=True)
-class TokenizerTrainConfig:
+class TokenizerTrainConfig(Section):
     """Everything that defines a tokenizer run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     semantic: SemanticConfig = field(default_factory=SemanticConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)  # of the tokenizer and of the discriminator
-    ema_decay: float = 0.0  # 0 = no averaged weights
+    optim: OptimConfig = field(default_factory=OptimConfig)  # for the tokenizer and for the discriminator
+    ema_decay: float = 0.0  # decay of the EMA of the weights; 0 = no EMA
     data: DataConfig = field(default_factory=DataConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     loop: TrainLoopConfig = field(default_factory=TrainLoopConfig)
     assets: AssetsConfig = field(default_factory=AssetsConfig)
-    init: str = ""  # tokenizer to start from (run, checkpoint, exported folder), whose quantizer's warm-up is over
+    init: str = ""  # checkpoint (or run, or exported folder) to initialize from; skips quantizer warm-up
     phases: list[PhaseConfig] = field(default_factory=list)  # instead of loop.steps and optim.lr; empty = one training
+
+    def problems(self) -> Iterator[Problem]:
+        yield from in_range(self, "ema_decay", 0, 1, open_right=True)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps without quantization: none where training starts from a trained tokenizer, as later phases do."""
+        return 0 if self.init else self.model.quantizer.warmup_steps

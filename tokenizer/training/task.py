@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,39 +16,36 @@ from engine.image_metrics import psnr
 from engine.loop import Batch
 from engine.trained_model import TrainedModel
 from engine.world import World
+from tokenizer.discriminators.gan_losses import DISCRIMINATOR_LOSSES, GENERATOR_LOSSES, LeCam
 from tokenizer.discriminators.registry import DiscriminatorConfig
-from tokenizer.losses.gan import GENERATOR_LOSSES, LeCam, discriminator_hinge
 from tokenizer.losses.semantic import semantic_loss
-from tokenizer.losses.terms import Term, weighted_sum
+from tokenizer.losses.terms import SHORTCUT_PICTURE_TERMS, Term, active_terms, weighted_sum
 from tokenizer.models.base import TokenizerOutput
 from tokenizer.quantizers.usage import code_usage
+from tokenizer.training.frozen_networks import FrozenNetworks
 
 GRID_IMAGES = 8  # originals above reconstructions in the image grid
+MAX_PSNR = 100  # dB; identical images would give infinity
+CLIPPED_ABOVE = 1.05  # pixels beyond this magnitude count as clipped when they become uint8
+
+RealAndFake = tuple[Tensor, Tensor]  # images of one micro-batch, and their reconstructions, detached
+Scalars = dict[str, Tensor]
 
 
 @dataclass
 class Validation:
-    """The fixed held-out images of this run, the same on every rank, uint8 (n,3,H,W), and how many to use at a time."""
+    """The fixed held-out images of a run, the same on every rank: uint8 (n,3,H,W)."""
 
     images_u8: Tensor
     batch_size: int = 32
 
 
-@dataclass
-class FrozenNetworks:
-    """The frozen networks of the loss.
-
-    `teacher_cache` (num_images, cells, dim) holds the teacher's features by image index.
-    """
-
-    perceptual: nn.Module | None = None
-    teacher: nn.Module | None = None
-    teacher_cache: Tensor | None = None
-    stamps: dict[str, str] = field(default_factory=dict)
-
-
 class TokenizerTask:
-    """The networks, the terms of the loss, and how they meet. See `engine.loop.Task`."""
+    """The networks, the terms of the loss, and how they meet. See `engine.loop.Task`.
+
+    `save_grid(name, images, columns)` writes an image grid, or is None. For `warmup_steps` steps latents pass through
+    the quantizer. Steps are counted from 0.
+    """
 
     def __init__(
         self,
@@ -60,20 +57,28 @@ class TokenizerTask:
         world: World,
         precision: str,
         validation: Validation | None,
-        grid: Any = None,
-        game: DiscriminatorConfig | None = None,
+        save_grid: Callable[[str, Tensor, int], None] | None = None,
+        discriminator_config: DiscriminatorConfig | None = None,
         warmup_steps: int = 0,
     ) -> None:
-        self.tokenizer, self.discriminator, self.frozen, self.terms = tokenizer, discriminator, frozen, terms
-        self.world, self.precision, self.validation = world, precision, validation
-        self.grid = grid  # callable (name, images, columns) that writes an image grid, or None
+        self.tokenizer = tokenizer
+        self.discriminator = discriminator
+        self.frozen = frozen
+        self.terms = terms
+        self.world = world
+        self.precision = precision
+        self.validation = validation
+        self.save_grid = save_grid
+        self.warmup_steps = warmup_steps
         self.skipped_images = torch.zeros((), device=world.device)  # replaced ones, on this rank, in this process
-        self.warmup_steps = warmup_steps  # steps without quantization
-        self.game = game or DiscriminatorConfig()
-        self.lecam = LeCam(self.game.lecam_decay, world.device) if self.game.lecam_weight > 0 else None
+
+        self.adversarial = discriminator_config or DiscriminatorConfig()
+        self.lecam = None
+        if self.adversarial.lecam_weight > 0:
+            self.lecam = LeCam(self.adversarial.lecam_decay, world.device)
 
     def parts(self) -> Mapping[str, Any]:
-        parts = {"tokenizer": self.tokenizer}
+        parts: dict[str, Any] = {"tokenizer": self.tokenizer}
         if self.discriminator is not None:
             parts["discriminator"] = self.discriminator
         if self.lecam is not None:
@@ -84,126 +89,144 @@ class TokenizerTask:
         return self.tokenizer.weights()
 
     # ------------------------------------------------------------------------------------------------ one update
-    def train_step(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
-        number = step + 1
-        if self.warmup_steps and step == self.warmup_steps:
-            self._init_codebook()
-        adversarial = any(t.name == "adversarial" and t.active(number) for t in self.terms)
+    def train_step(self, micro_batches: list[Batch], step: int) -> Scalars:
+        if self.warmup_steps > 0 and step == self.warmup_steps:
+            self._finish_warmup()
         metrics, pairs = self.update_tokenizer(micro_batches, step)
-        if adversarial:
+        if "adversarial" in active_terms(self.terms, step):
             metrics |= self.update_discriminator(pairs, step)
         return metrics
 
-    def _init_codebook(self) -> None:
-        """At the end of a warm-up: a codebook from the data where the config asks for it, also in the EMA."""
+    @torch.no_grad()
+    def _finish_warmup(self) -> None:
+        """Tells the quantizer that quantization begins; what it changes in itself is also changed in the EMA."""
         quantizer = self.tokenizer.module.quantizer
-        if getattr(quantizer.config, "init", "random") != "kmeans":
-            return
-        quantizer.init_from_latents()
-        if self.tokenizer.ema is not None:
-            self.tokenizer.ema.quantizer.codebook.copy_(quantizer.codebook.detach())
+        has_changed = quantizer.finish_warmup()
+        if has_changed and self.tokenizer.ema is not None:
+            ema_parameters = self.tokenizer.ema.quantizer.parameters()
+            for averaged, current in zip(ema_parameters, quantizer.parameters(), strict=True):
+                averaged.copy_(current.detach())
 
-    def update_tokenizer(self, micro_batches: list[Batch], step: int) -> tuple[dict[str, Tensor], list[tuple]]:
-        """Forward, weighted sum, backward over all micro-batches, update. Returns metrics and (real, made) pairs."""
+    def update_tokenizer(self, micro_batches: list[Batch], step: int) -> tuple[Scalars, list[RealAndFake]]:
+        """One update of the tokenizer: forward, weighted sum and backward of all micro-batches, then the optimizer.
+
+        Returns the metrics, and pairs of images for the discriminator.
+        """
+        # The discriminator judges, and does not learn.
         network = self.tokenizer.network.train()
         if self.discriminator is not None:
             self.discriminator.module.train().requires_grad_(False)
-        sums: dict[str, Tensor] = {}
-        pairs = []
-        for i, batch in enumerate(micro_batches):
+
+        # Gradients of all micro-batches. The total is summed outside autocast, in float32.
+        sums: Scalars = {}
+        pairs: list[RealAndFake] = []
+        count = len(micro_batches)
+        for number, batch in enumerate(micro_batches, start=1):
             images = to_float(batch["images_u8"])
-            with self.tokenizer.accumulate(last=i + 1 == len(micro_batches)):
+            with self.tokenizer.accumulate(last=number == count):
                 with autocast(self.world.device, self.precision):
-                    output = network(images, **self._request(step))
+                    output = network(images, **self.requested_outputs(step))
                     values = self.term_values(output, images, step, batch.get("index"))
-                total = weighted_sum(self.terms, values, step + 1)
-                (total / len(micro_batches)).backward()
+                total = weighted_sum(self.terms, values, step)
+                (total / count).backward()
             pairs.append((images, output.reconstructions.detach()))
             self.skipped_images += batch["skipped_images"].sum()
-            values = {**values, "loss": total}
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value.detach() / len(micro_batches)
-        sums |= self.tokenizer.step(step, sums)
-        sums["skipped_images"] = self.skipped_images * self.world.size  # its mean over ranks is the number of all
-        quantizer = self.tokenizer.module.quantizer
-        return sums | (quantizer.usage() if quantizer.training else {}), pairs  # a frozen one remembers nothing
+            for name, value in {**values, "loss": total}.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() / count
 
-    def update_discriminator(self, pairs: list[tuple[Tensor, Tensor]], step: int) -> dict[str, Tensor]:
-        """One update on the images that the tokenizer saw and made in this step, before its update."""
+        # The update, and what describes it. A rank's count times the world size: its mean over ranks is the sum.
+        sums |= self.tokenizer.step(step, sums)
+        sums["skipped_images"] = self.skipped_images * self.world.size
+
+        # A frozen quantizer remembers nothing.
+        quantizer = self.tokenizer.module.quantizer
+        if quantizer.training:
+            sums |= quantizer.usage()
+        return sums, pairs
+
+    def update_discriminator(self, pairs: list[RealAndFake], step: int) -> Scalars:
+        """One update of the discriminator on the images that the tokenizer saw and reconstructed in this step."""
         network = self.discriminator.network.train()
         self.discriminator.module.requires_grad_(True)
-        weight = next(t.weight for t in self.terms if t.name == "adversarial") if self.game.weigh_own_loss else 1.0
-        sums: dict[str, Tensor] = {}
-        for i, (real, generated) in enumerate(pairs):
-            with self.discriminator.accumulate(last=i + 1 == len(pairs)):
+        discriminator_loss = DISCRIMINATOR_LOSSES[self.adversarial.discriminator_loss]
+        weight = 1.0
+        if self.adversarial.weigh_own_loss:
+            weight = next(term.weight for term in self.terms if term.name == "adversarial")
+
+        sums: Scalars = {}
+        count = len(pairs)
+        for number, (real, generated) in enumerate(pairs, start=1):
+            with self.discriminator.accumulate(last=number == count):
                 with autocast(self.world.device, self.precision):
                     real_logits, fake_logits = network(real, generated)
-                loss, extra = discriminator_hinge(real_logits, fake_logits), {}
+                loss = discriminator_loss(real_logits, fake_logits)
+                values = {"logits_real": real_logits.mean(), "logits_generated": fake_logits.mean()}
                 if self.lecam is not None:
-                    extra["lecam"] = self.lecam(real_logits, fake_logits)
-                    loss = loss + self.game.lecam_weight * extra["lecam"]
-                (weight * loss / len(pairs)).backward()
-            values = {"discriminator": loss, "logits_real": real_logits.mean(), "logits_generated": fake_logits.mean()}
-            for name, value in (values | extra).items():
-                sums[name] = sums.get(name, 0.0) + value.detach().float() / len(pairs)
+                    values["lecam"] = self.lecam(real_logits, fake_logits)
+                    loss = loss + self.adversarial.lecam_weight * values["lecam"]
+                (weight * loss / count).backward()
+            for name, value in {"discriminator": loss, **values}.items():
+                sums[name] = sums.get(name, 0.0) + value.detach().float() / count
+
         info = self.discriminator.step(step, {"discriminator": sums["discriminator"]})
         return sums | {"grad_norm_discriminator": info["grad_norm"]}
 
     # ------------------------------------------------------------------------------------------------ loss terms
-    def _active(self, name: str, step: int) -> bool:
-        return any(t.name == name and t.active(step + 1) for t in self.terms)
-
-    def _request(self, step: int) -> dict[str, bool]:
-        """What the network must compute for the terms that are active in this update."""
+    def requested_outputs(self, step: int) -> dict[str, bool]:
+        """What the network must compute for the terms that are active in this step."""
+        active = active_terms(self.terms, step)
         return {
             "quantize": step >= self.warmup_steps,
-            "entropy": self._active("entropy", step),
-            "semantic": self._active("semantic", step),
-            "shortcut": any(t.name in _DIRECT and t.active(step + 1) for t in self.terms),
+            "entropy": "entropy" in active,
+            "semantic": "semantic" in active,
+            "shortcut": not active.isdisjoint(SHORTCUT_PICTURE_TERMS),
         }
 
-    def term_values(
-        self, output: TokenizerOutput, images: Tensor, step: int, index: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def term_values(self, output: TokenizerOutput, images: Tensor, step: int, index: Tensor | None = None) -> Scalars:
         """The unweighted value of every active term; `index` finds cached teacher features of training images."""
-        values = self._pixel_terms(output.reconstructions, images, "reconstruction_", "perceptual", step)
+        active = active_terms(self.terms, step)
+
+        # Pixels and perception, of the reconstruction and of the shortcut around transformer and quantizer.
+        values = self._picture_terms(output.reconstructions, images, "reconstruction_", "perceptual", active)
         if output.shortcut_reconstructions is not None:
-            values |= self._pixel_terms(
-                output.shortcut_reconstructions, images, "shortcut_", "shortcut_perceptual", step
-            )
-        if self._active("shortcut_feature", step):
+            shortcut = output.shortcut_reconstructions
+            values |= self._picture_terms(shortcut, images, "shortcut_", "shortcut_perceptual", active)
+        if "shortcut_feature" in active:
             target = output.encoder_features.detach().float()
             values["shortcut_feature"] = (target - output.decoder_features.float()).square().mean()
+
+        # What the quantizer computed itself.
         values |= output.quantized.losses
-        if self._active("semantic", step):
-            values["semantic"] = semantic_loss(output.semantic_features, self._targets(images, index))
-        if self._active("adversarial", step):
+
+        # Networks beside the tokenizer.
+        if "semantic" in active:
+            targets = self.frozen.teacher_features(images, index)
+            values["semantic"] = semantic_loss(output.semantic_features, targets)
+        if "adversarial" in active:
             logits = self.discriminator.module.logits(output.reconstructions)
-            values["adversarial"] = GENERATOR_LOSSES[self.game.generator_loss](logits)
+            values["adversarial"] = GENERATOR_LOSSES[self.adversarial.generator_loss](logits)
         return values
 
-    def _pixel_terms(self, made: Tensor, images: Tensor, prefix: str, perceptual: str, step: int) -> dict[str, Tensor]:
-        made, values = made.float(), {}
-        if self._active(f"{prefix}l2", step):
-            values[f"{prefix}l2"] = (made - images).square().mean()
-        if self._active(f"{prefix}l1", step):
-            values[f"{prefix}l1"] = (made - images).abs().mean()
-        if self._active(perceptual, step):
-            values[perceptual] = self.frozen.perceptual(made, images)
+    def _picture_terms(
+        self, reconstructions: Tensor, images: Tensor, prefix: str, perceptual: str, active: frozenset[str]
+    ) -> Scalars:
+        values: Scalars = {}
+        reconstructions = reconstructions.float()
+        if f"{prefix}l2" in active:
+            values[f"{prefix}l2"] = (reconstructions - images).square().mean()
+        if f"{prefix}l1" in active:
+            values[f"{prefix}l1"] = (reconstructions - images).abs().mean()
+        if perceptual in active:
+            values[perceptual] = self.frozen.perceptual(reconstructions, images)
         return values
-
-    def _targets(self, images: Tensor, index: Tensor | None) -> Tensor:
-        cache = self.frozen.teacher_cache
-        if cache is not None and index is not None:
-            return cache[index.cpu()].to(images.device)
-        return self.frozen.teacher(images)
 
     # ------------------------------------------------------------------------------------------------ validation
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:
-        """Every loss term, PSNR and codebook usage on the held-out images, for the raw and the averaged weights.
+        """Every loss term, PSNR and codebook usage on the held-out images, for the raw weights and the EMA.
 
-        Only `entropy` depends on the size of the validation batches: the codebook entropy is one of a batch.
+        `step` is the number of updates that are done; terms are those of the last one. Only `entropy` depends on the
+        size of the validation batches: the codebook entropy is one of a batch.
         """
         if self.validation is None:
             return {}
@@ -213,44 +236,63 @@ class TokenizerTask:
         return metrics
 
     def _evaluate(self, network: nn.Module, prefix: str, step: int) -> dict[str, float]:
+        # Evaluation mode, so that validation changes no statistics of a batch norm.
         network.eval()
-        if self.discriminator is not None:  # so that validation changes no statistics of a batch norm
+        if self.discriminator is not None:
             self.discriminator.module.eval()
+
+        # This rank's images, batch by batch. A sharded network is called by all ranks, also by one with no image left:
+        # such a call counts with weight 0.
+        last_step = step - 1
         images_u8 = self.validation.images_u8
-        mine = range(self.world.rank, len(images_u8), self.world.size)
-        sums: dict[str, Tensor] = {}
-        seen: Tensor | None = None  # the indices of all images
-        for start in range(0, -(-len(images_u8) // self.world.size), self.validation.batch_size):
-            rows = list(mine[start : start + self.validation.batch_size])
-            weight, rows = len(rows), rows or [mine[0]]  # a sharded network is called by all, also with nothing left
-            references = images_u8[rows].to(self.world.device)
-            images = to_float(references)
+        rank_rows = range(self.world.rank, len(images_u8), self.world.size)
+        rows_per_rank = -(-len(images_u8) // self.world.size)  # rounded up
+        sums: Scalars = {}
+        all_indices: Tensor | None = None
+        for start in range(0, rows_per_rank, self.validation.batch_size):
+            rows = list(rank_rows[start : start + self.validation.batch_size])
+            weight = len(rows)
+            rows = rows or [rank_rows[0]]
+
+            # Every term, as in training.
+            originals = images_u8[rows].to(self.world.device)
+            images = to_float(originals)
             with autocast(self.world.device, self.precision):
-                output = network(images, **self._request(step - 1))
-                values = self.term_values(output, images, step - 1)
-            indices = output.quantized.indices
-            seen = indices.new_zeros(len(images_u8), *indices.shape[1:]) if seen is None else seen
-            seen[rows] = indices
-            values["psnr"] = psnr(to_uint8(output.reconstructions), references).clamp_max(100).mean()
-            values["clipped_share"] = (output.reconstructions.abs() > 1.05).float().mean()  # lost when made uint8
+                output = network(images, **self.requested_outputs(last_step))
+                values = self.term_values(output, images, last_step)
+
+            # What is measured beside the terms.
+            values["psnr"] = psnr(to_uint8(output.reconstructions), originals).clamp_max(MAX_PSNR).mean()
+            values["clipped_share"] = (output.reconstructions.abs() > CLIPPED_ABOVE).float().mean()
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value.double() * weight
-        packed = {name: self.world.sum(value).item() / len(images_u8) for name, value in sorted(sums.items())}
-        tokens = self.world.sum(seen).flatten(0, 1)
-        usage = code_usage(tokens, network.quantizer.group_sizes)
-        packed |= {name: value.item() for name, value in usage.items() if name.startswith("codebook_usage")}
-        if network.quantizer.num_groups > 1:
-            packed["distinct_codes"] = len(tokens.unique(dim=0))
-        if self.grid is not None:  # on every rank: a sharded network is called by all
+
+            indices = output.quantized.indices
+            if all_indices is None:
+                all_indices = indices.new_zeros(len(images_u8), *indices.shape[1:])
+            all_indices[rows] = indices
+
+        # Means over all images, and the codes that they use.
+        metrics = {name: self.world.sum(value).item() / len(images_u8) for name, value in sorted(sums.items())}
+        metrics |= self._code_metrics(network, all_indices)
+        if self.save_grid is not None:
             self._write_grid(network, prefix, step)
-        return {f"{prefix}/{name}": value for name, value in packed.items()}
+        return {f"{prefix}/{name}": value for name, value in metrics.items()}
+
+    def _code_metrics(self, network: nn.Module, rank_indices: Tensor) -> dict[str, float]:
+        """Usage of the codebook by all images; indices of other ranks' images are 0 in `rank_indices`."""
+        tokens = self.world.sum(rank_indices).flatten(0, 1)
+        usage = code_usage(tokens, network.quantizer.group_sizes)
+        metrics = {name: value.item() for name, value in usage.items() if name.startswith("codebook_usage")}
+        if network.quantizer.num_groups > 1:
+            metrics["distinct_codes"] = len(tokens.unique(dim=0))
+        return metrics
 
     def _write_grid(self, network: nn.Module, prefix: str, step: int) -> None:
+        """Originals above reconstructions. On every rank: a sharded network is called by all."""
         stride = max(1, len(self.validation.images_u8) // GRID_IMAGES)
-        images = to_float(self.validation.images_u8[::stride][:GRID_IMAGES].to(self.world.device))
+        images_u8 = self.validation.images_u8[::stride][:GRID_IMAGES]
+        images = to_float(images_u8.to(self.world.device))
         with autocast(self.world.device, self.precision):
-            made = network(images, quantize=step - 1 >= self.warmup_steps).reconstructions
-        self.grid(f"{prefix}_{step:08d}", torch.cat([images, made]), GRID_IMAGES)
-
-
-_DIRECT = ("shortcut_l2", "shortcut_l1", "shortcut_perceptual")
+            reconstructions = network(images, quantize=step > self.warmup_steps).reconstructions
+        self.save_grid(f"{prefix}_{step:08d}", torch.cat([images, reconstructions]), GRID_IMAGES)

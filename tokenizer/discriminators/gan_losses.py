@@ -1,9 +1,11 @@
-"""The adversarial game: the losses of both sides, LeCam's regularization, and the discriminators by name.
+"""The losses of generator and discriminator by name, and LeCam's regularization.
 
 hinge: arXiv:1705.02894; non-saturating: arXiv:1406.2661; LeCam: arXiv:2104.03310.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +29,12 @@ def generator_non_saturating(fake_logits: Tensor) -> Tensor:
     return F.softplus(-fake_logits.float().flatten(1).mean(1)).mean()
 
 
-GENERATOR_LOSSES = {"hinge": generator_hinge, "non_saturating": generator_non_saturating}
+# name -> function of the logits of generated images; of the logits of real and of generated images
+GENERATOR_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "hinge": generator_hinge,
+    "non_saturating": generator_non_saturating,
+}
+DISCRIMINATOR_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"hinge": discriminator_hinge}
 
 
 class LeCam:

@@ -1,0 +1,38 @@
+"""The contract of all discriminators of the adversarial loss."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from engine.assets import AssetsConfig
+
+
+class Discriminator(nn.Module):
+    """Base class of all discriminators: images -> logits, large for real ones.
+
+    A discriminator is a class in a file of its own, entered in `tokenizer.discriminators.registry.DISCRIMINATORS` (or
+    registered by a plug-in). It is built as `Class(section, assets)`, where `section` is an instance of its
+    `config_class` and `assets` resolves pretrained parts, and defines `logits`.
+    """
+
+    config_class: ClassVar[type]  # the dataclass of its section `loss.discriminator.<name>`
+    stamp: str | None = None  # which weights its pretrained part holds; None without such a part
+
+    def __init__(self, config: Any, assets: AssetsConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def min_image_size(cls, config: Any) -> int:
+        """Pixels per side that the `logits` of a network with this section need at least."""
+        return 1
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Images (B,3,H,W) in [-1,1] -> logits (B, ...)."""
+        raise NotImplementedError
+
+    def forward(self, real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of real and of generated images, one pass each: one call, as data-parallel training needs it."""
+        return self.logits(real), self.logits(generated)

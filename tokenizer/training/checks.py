@@ -1,0 +1,130 @@
+"""Checks of a tokenizer run that single config sections cannot make, before any data or memory is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from engine.config import check_all
+from engine.messages import ConfigError
+from engine.registry import selected_section
+from tokenizer.discriminators.registry import DISCRIMINATORS
+from tokenizer.losses.semantic import TEACHERS
+from tokenizer.losses.terms import QUANTIZER_TERMS, Term, loss_terms
+from tokenizer.models.base import Tokenizer
+from tokenizer.models.registry import MODELS, build_tokenizer
+from tokenizer.training.config import TokenizerTrainConfig
+from tokenizer.training.phases import phases_of
+
+
+def network_on_meta(config: TokenizerTrainConfig) -> Tokenizer:
+    """The network of a run without storage, to ask what it needs. Draws no random numbers."""
+    with torch.device("meta"):
+        return build_tokenizer(config.model, config.data.image_size)
+
+
+def terms_of(config: TokenizerTrainConfig, network: Tokenizer) -> list[Term]:
+    """The loss terms of a run of `network`."""
+    return loss_terms(
+        config.loss,
+        semantic_weight=config.semantic.weight if config.semantic.teacher else 0.0,
+        warmup_steps=config.warmup_steps,
+        quantizer_losses=network.trained_quantizer_losses,
+        quantizer_defaults=network.quantizer.loss_weights,
+    )
+
+
+def validate(config: TokenizerTrainConfig) -> Tokenizer:
+    """Checks a config (all its phases) and returns the network of the last phase on the meta device.
+
+    Raises ConfigError with all problems that were found.
+    """
+    if config.phases:
+        return [validate(phase) for phase in phases_of(config)][-1]
+
+    problems = [*_warmup_problems(config), *_discriminator_problems(config)]
+    if config.model.name in MODELS:
+        problems += [*_section_problems(config), *_capability_problems(config)]
+    network = None
+    try:
+        network = network_on_meta(config)
+    except ConfigError as error:
+        problems.append(str(error))
+    if network is not None:
+        problems += _quantizer_problems(config, network)
+        if not terms_of(config, network):
+            problems.append("every loss weight is 0; there is nothing to train")
+    check_all(problems)
+    return network
+
+
+def _section_problems(config: TokenizerTrainConfig) -> Iterator[str]:
+    """What the model's own class has against training with its section."""
+    name = config.model.name
+    section = getattr(config.model, name)
+    for problem in MODELS[name].training_problems(section, starts_from_weights=bool(config.init)):
+        yield problem.text(f"model.{name}")
+
+
+def _warmup_problems(config: TokenizerTrainConfig) -> Iterator[str]:
+    quantizer = config.model.quantizer
+    if config.warmup_steps >= config.loop.steps:
+        key = f"model.quantizer.{quantizer.name}.warmup_steps"
+        yield f"{key}={quantizer.warmup_steps} must be below loop.steps={config.loop.steps}"
+
+
+def _capability_problems(config: TokenizerTrainConfig) -> Iterator[str]:
+    """Settings that the model has no use for, and a teacher that does not fit it."""
+    name = config.model.name
+    section = getattr(config.model, name)
+    capabilities = MODELS[name].capabilities_of(section)
+    if config.loss.shortcut.end_step > 0 and "shortcut" not in capabilities:
+        yield f"loss.shortcut.end_step={config.loss.shortcut.end_step}: model.name={name} has no shortcut; use 0"
+    if not config.semantic.enabled:
+        return
+
+    teacher = config.semantic.teacher
+    teacher_dim = TEACHERS[teacher].dim
+    semantic_dim = MODELS[name].semantic_dim_of(section)
+    if "semantic" not in capabilities:
+        yield f"semantic.teacher={teacher} is set, but this model ({name}) has no semantic head"
+    elif semantic_dim != teacher_dim:
+        yield f"model.{name}.semantic_dim={semantic_dim}, but semantic.teacher={teacher} has {teacher_dim} channels"
+
+
+def _quantizer_problems(config: TokenizerTrainConfig, network: Tokenizer) -> Iterator[str]:
+    """Weights of losses that the quantizer does not compute, and memory that its entropy loss needs."""
+    quantizer = network.quantizer
+    name = config.model.quantizer.name
+    if config.loss.entropy_weight > 0 and "entropy" not in quantizer.loss_names:
+        yield f"loss.entropy_weight={config.loss.entropy_weight}: {name} has no entropy loss; use 0"
+    own_losses = sorted(quantizer.loss_names - set(QUANTIZER_TERMS))
+    for loss in config.loss.quantizer_weights:
+        if loss not in own_losses:
+            accepted = ", ".join(own_losses) or "none"
+            yield f"loss.quantizer_weights.{loss}: {name} has no such loss (accepted here: {accepted})"
+
+    if config.loss.entropy_weight > 0 and "entropy" in quantizer.loss_names:
+        try:
+            quantizer.require_memory(network.num_tokens)
+        except ConfigError as error:
+            yield str(error)
+
+
+def _discriminator_problems(config: TokenizerTrainConfig) -> Iterator[str]:
+    """Images that are too small, or a section that is not in use."""
+    discriminator = config.loss.discriminator
+    if not discriminator.enabled:
+        return
+    try:
+        section = selected_section(discriminator, DISCRIMINATORS, "loss.discriminator")
+    except ConfigError as error:
+        yield str(error)
+        return
+    needed = DISCRIMINATORS[discriminator.name].min_image_size(section)
+    if config.data.image_size < needed:
+        yield (
+            f"data.image_size={config.data.image_size} is too small for the discriminator {discriminator.name}, which "
+            f"needs {needed} pixels; change loss.discriminator.{discriminator.name}"
+        )
