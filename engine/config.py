@@ -17,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, TupleConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from engine.aliases import current_tree
 from engine.messages import ConfigError
 from engine.validation import collecting, problems_of, raise_problems
 
@@ -80,6 +81,7 @@ def merge_config(schema: type[T], sources: Iterable[tuple[str, DictConfig | Sequ
                     if "=" not in item or item.startswith("-"):
                         raise ConfigError(f"{source}: {item!r} is not of the form key=value")
                 content = OmegaConf.from_dotlist(list(content))
+            content = current_tree(base, content, source)
             for key in (k for k, value in flatten(content).items() if value is None):
                 if isinstance(OmegaConf.select(base, key), DictConfig):  # null: a section as if nobody had set it
                     OmegaConf.update(merged, key, OmegaConf.select(base, key), merge=False)
@@ -114,7 +116,7 @@ def load_sections(schema: type[T], path: str | Path) -> T:
     For readers that need a part of a training config, such as `model`, on a machine where the rest (say a data folder
     from an environment variable) cannot be resolved.
     """
-    tree = read_yaml(path)
+    tree = current_tree(schema, read_yaml(path), str(path))
     kept = {field.name: tree._get_node(field.name) for field in fields(schema) if field.name in tree}
     return merge_config(schema, [(str(path), _restrict(OmegaConf.create(kept), schema))])
 
@@ -157,7 +159,7 @@ def differences(old: DictConfig, new: Any) -> dict[str, tuple[Any, Any]]:
     """{dotted key: (old value, new value)} where a saved config and a present one differ. A key that is younger than
     the saved config had its default.
     """
-    a, b = flatten(OmegaConf.structured(type(new))) | flatten(old), flatten(new)
+    a, b = flatten(OmegaConf.structured(type(new))) | flatten(current_tree(type(new), old)), flatten(new)
     return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
 
 
