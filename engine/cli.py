@@ -8,8 +8,9 @@ import logging
 import sys
 from collections.abc import Callable
 
-from engine.config import T, load_config, to_yaml
+from engine.config import load_config, to_yaml
 from engine.messages import UserError
+from engine.registry import T
 
 
 def positive(text: str) -> int:

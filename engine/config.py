@@ -1,135 +1,124 @@
 """Configuration: dataclass defaults <- YAML files <- `key=value` (OmegaConf structured configs).
 
 A config is a tree of dataclasses; every dataclass sits beside the component that it configures, and the root sits in
-the entry module. An unknown key, a wrong type, or a changed section of a variant that is not in use is a `ConfigError`
-that names the key and what is accepted.
+the entry's package. What is wrong with a config is told all at once in one `ConfigError`: unknown keys, wrong types,
+values out of range, in all files and on the command line, each with its dotted key and what is accepted.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, ListConfig, OmegaConf, TupleConfig
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from engine import plugins
 from engine.aliases import current_tree
-from engine.messages import ConfigError
-from engine.validation import collecting, problems_of, raise_problems
+from engine.config_merge import Merger
+from engine.messages import ConfigError, logger
+from engine.registry import extended_schema
+from engine.validation import raise_problems
+from engine.yaml_files import Layer, read_layers, read_own_layer, read_yaml
+
+__all__ = [
+    "check_all", "differences", "flatten", "load_config", "load_sections", "merge_config", "read_yaml", "save_config",
+    "to_yaml",
+]  # fmt: skip
 
 T = TypeVar("T")
 
 
-def _translate(error: Exception, source: str) -> ConfigError:
-    """An OmegaConf error as one line: where, which key, what was found."""
-    text = str(error).split("\n")[0]
-    key = getattr(error, "full_key", None)
-    return ConfigError(f"{source}: {key + ': ' if key else ''}{text}")
+# ---------------------------------------------------------------------------------------------------------- reading
+def load_config(schema: type[T], files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> T:
+    """The config `schema` from YAML files (later wins), then `key=value` overrides.
+
+    The first file is laid over its `base`; that of a later one is left out, and the log says so. Plug-ins that a source
+    names under `plugins` are imported first; where the schema has that key, it holds all that are loaded. Raises
+    ConfigError with every problem.
+    """
+    layers = config_layers(files)
+    load_plugins(layers, overrides)
+
+    config = merge_config(schema, [*layers, ("command line", list(overrides))])
+    if hasattr(config, "plugins"):
+        config.plugins = [plugin.text() for plugin in plugins.loaded()]
+    return config
 
 
-def _accepted(schema: Any, key: str) -> str:
-    """The keys that the section around `key` accepts, for the message of an unknown key."""
-    node = OmegaConf.select(schema, key.rpartition(".")[0]) if "." in key else schema
-    return f" (accepted here: {', '.join(sorted(map(str, node)))})" if isinstance(node, DictConfig) else ""
+def config_layers(files: Sequence[str | Path]) -> list[Layer]:
+    """The trees of the files of a command line, in the order in which they are merged."""
+    layers = read_layers(files[0]) if files else []
+    for path in files[1:]:
+        base, tree = read_own_layer(path)
+        if base is not None:
+            logger.info("%s: its base %s is left out, for it is laid over %s", path, base, files[0])
+        layers.append((str(path), tree))
+    return layers
 
 
-def _check_shape(schema: DictConfig, content: DictConfig, source: str, prefix: str = "") -> None:
-    """An error where `content` has a plain value in the place of a section or a list."""
-    for name in content:
-        if name not in schema:
-            continue  # the merge names it
-        key, own, given = f"{prefix}{name}", schema._get_node(name), content._get_node(name)
-        if isinstance(own, DictConfig) and isinstance(given, DictConfig):
-            _check_shape(own, given, source, f"{key}.")
-        elif isinstance(own, DictConfig):
-            raise ConfigError(f"{source}: {key}={given} must be a section with some of: {', '.join(sorted(own))}")
-        elif isinstance(own, ListConfig) and not isinstance(given, ListConfig):
-            raise ConfigError(f"{source}: {key}={given} must be a list")
-        elif isinstance(own, TupleConfig):
-            values = list(given) if isinstance(given, ListConfig) else []
-            if len(values) != len(own) or not all(isinstance(v, int | float) for v in values):
-                raise ConfigError(f"{source}: {key}={given} must be a list of {len(own)} numbers")
+def load_plugins(layers: Sequence[Layer], overrides: Sequence[str]) -> None:
+    """Imports the plug-ins that YAML files (with paths relative to their folder) and overrides name."""
+    for source, tree in layers:
+        plugins.load(_plugin_list(tree, source), Path(source).parent)
+    for item in overrides:
+        if item.startswith("plugins="):
+            plugins.load(_plugin_list(OmegaConf.from_dotlist([item]), "command line"))
 
 
-def read_yaml(path: str | Path) -> DictConfig:
-    """One YAML file as an OmegaConf tree. A path that does not exist suggests the nearest name."""
-    path = Path(path)
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1, cutoff=0.5)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise ConfigError(f"config file {path} does not exist{hint}")
-    try:
-        node = OmegaConf.load(path)
-    except (YAMLError, OSError, ValueError, OmegaConfBaseException) as error:  # OSError: a bare number, says OmegaConf
-        raise ConfigError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(node, DictConfig):
-        raise ConfigError(f"{path} must hold a mapping of keys, not {type(node).__name__}")
-    return node
+def _plugin_list(tree: DictConfig, source: str) -> list[str]:
+    names = OmegaConf.to_container(tree).get("plugins") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{source}: plugins={names!r} must be a list of module names or paths of .py files")
+    return names
 
 
 def merge_config(schema: type[T], sources: Iterable[tuple[str, DictConfig | Sequence[str]]]) -> T:
-    """Merges `(name, tree or dotlist)` pairs over the defaults of the dataclass `schema` and checks every value."""
-    merged = base = OmegaConf.structured(schema)
+    """Merges `(name, tree or key=value items)` pairs over the defaults of `schema`, a dataclass, and checks all values.
+
+    Old spellings are read as the present ones (`engine.aliases`), and components of plug-ins have their sections.
+    Raises ConfigError with every problem.
+    """
+    merger = Merger(schema)
     for source, content in sources:
-        try:
-            if not isinstance(content, DictConfig):
-                for item in content:
-                    if "=" not in item or item.startswith("-"):
-                        raise ConfigError(f"{source}: {item!r} is not of the form key=value")
-                content = OmegaConf.from_dotlist(list(content))
-            content = current_tree(base, content, source)
-            for key in (k for k, value in flatten(content).items() if value is None):
-                if isinstance(OmegaConf.select(base, key), DictConfig):  # null: a section as if nobody had set it
-                    OmegaConf.update(merged, key, OmegaConf.select(base, key), merge=False)
-                    OmegaConf.update(content, key, {})
-            _check_shape(base, content, source)
-            merged = OmegaConf.merge(merged, content)
-        except OmegaConfBaseException as error:
-            problem = _translate(error, source)
-            key = getattr(error, "full_key", None) or ""
-            raise ConfigError(f"{problem}{_accepted(base, key) if 'not in' in str(problem) else ''}") from error
-        except (YAMLError, UnicodeError) as error:
-            raise ConfigError(f"{source}: not readable: {' '.join(str(error).split())}") from error
-    try:
-        with collecting():
-            config = OmegaConf.to_object(merged)
-        raise_problems(problems_of(config))
-        return config
-    except OmegaConfBaseException as error:
-        hint = "; source set_env_vars.sh or export it" if "Environment variable" in str(error) else ""
-        raise ConfigError(f"{_translate(error, 'config')}{hint}") from error
-
-
-def load_config(schema: type[T], files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> T:
-    """The config `schema` from YAML files (later wins), then `key=value` overrides."""
-    sources: list[tuple[str, Any]] = [(str(path), read_yaml(path)) for path in files]
-    return merge_config(schema, [*sources, ("command line", list(overrides))])
+        merger.add(source, content)
+    config = merger.result()
+    raise_problems(merger.problems)
+    return config
 
 
 def load_sections(schema: type[T], path: str | Path) -> T:
     """The sections of a YAML file that the dataclass `schema` names; all others are left alone.
 
     For readers that need a part of a training config, such as `model`, on a machine where the rest (say a data folder
-    from an environment variable) cannot be resolved.
+    from an environment variable) cannot be resolved. No plug-in is imported; where the file names one that is not
+    loaded, the message of what is wrong says so.
     """
-    tree = current_tree(schema, read_yaml(path), str(path))
-    kept = {field.name: tree._get_node(field.name) for field in fields(schema) if field.name in tree}
-    return merge_config(schema, [(str(path), _restrict(OmegaConf.create(kept), schema))])
+    schema = extended_schema(schema)
+    sources = [(source, _restrict(current_tree(schema, tree, source), schema)) for source, tree in read_layers(path)]
+    try:
+        return merge_config(schema, sources)
+    except ConfigError as error:
+        hint = plugins.missing_hint(OmegaConf.to_container(read_yaml(path)).get("plugins"))
+        raise ConfigError(f"{error}{hint}", error.problems) from error
 
 
 def _restrict(tree: DictConfig, schema: type) -> DictConfig:
-    """Keeps of each section marked `partial` in its field metadata only the keys that its dataclass knows."""
+    """Keeps the sections that `schema` has, and of a section marked `partial` in its field's metadata the keys that its
+    dataclass knows.
+    """
+    structured = OmegaConf.structured(schema)
+    restricted = OmegaConf.masked_copy(tree, [field.name for field in fields(schema) if field.name in tree])
     for field in fields(schema):
-        if field.metadata.get("partial") and isinstance(tree.get(field.name), DictConfig):
-            known = OmegaConf.structured(schema)[field.name]
-            tree[field.name] = OmegaConf.masked_copy(tree[field.name], [k for k in known if k in tree[field.name]])
-    return tree
+        section = restricted._get_node(field.name)
+        if field.metadata.get("partial") and isinstance(section, DictConfig):
+            known = [key for key in structured[field.name] if key in section]
+            restricted[field.name] = OmegaConf.masked_copy(section, known)
+    return restricted
 
 
+# ---------------------------------------------------------------------------------------------------------- writing
 def to_yaml(config: Any) -> str:
     """The resolved config as YAML text."""
     return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
@@ -140,8 +129,9 @@ def save_config(config: Any, path: str | Path) -> None:
     Path(path).write_text(to_yaml(config), encoding="utf-8")
 
 
+# -------------------------------------------------------------------------------------------------------- comparing
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of a dataclass tree or an OmegaConf tree."""
+    """{dotted key: value} of a dataclass tree or an OmegaConf tree. A tuple is the same as a list."""
     if is_dataclass(config):
         config = OmegaConf.structured(config)
     if isinstance(config, DictConfig):
@@ -156,15 +146,16 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: DictConfig, new: Any) -> dict[str, tuple[Any, Any]]:
-    """{dotted key: (old value, new value)} where a saved config and a present one differ. A key that is younger than
-    the saved config had its default.
+    """{dotted key: (old value, new value)} where a saved config and a present one differ.
+
+    A key that is younger than the saved config had its default. Keys of the saved config in an old spelling count under
+    their present name.
     """
-    a, b = flatten(OmegaConf.structured(type(new))) | flatten(current_tree(type(new), old)), flatten(new)
-    return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
+    defaults = flatten(OmegaConf.structured(type(new)))
+    before, now = defaults | flatten(current_tree(type(new), old)), flatten(new)
+    return {key: (before.get(key), now.get(key)) for key in sorted({*before, *now}) if before.get(key) != now.get(key)}
 
 
 def check_all(problems: Sequence[str]) -> None:
-    """Raises one `ConfigError` that lists all `problems`, if there is any."""
-    if problems:
-        heading = ["the config does not fit together:"] if len(problems) > 1 else []
-        raise ConfigError("\n  ".join([*heading, *problems]))
+    """Raises one ConfigError that lists all `problems`, if there are any."""
+    raise_problems(list(problems))

@@ -10,7 +10,7 @@ A section is a dataclass that derives from `Section` and yields its problems:
             yield from at_least(self, "steps", 1)
 
 A section that is built by hand raises at once. The reader of configs (`engine.config`) collects the problems of the
-whole tree and raises them together, so that a user mends everything in one go.
+whole tree and raises them together, so that a user can fix everything in one go.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+from engine.config_types import shown
 from engine.messages import ConfigError
 
 _collecting: ContextVar[bool] = ContextVar("collecting", default=False)
@@ -37,8 +38,7 @@ class Problem:
     def text(self, prefix: str) -> str:
         """The line for people; `prefix` is the dotted key of the section, or empty."""
         key = f"{prefix}.{self.key}" if prefix else self.key
-        value = repr(self.value) if isinstance(self.value, str) else self.value
-        return f"{key}={value} must be {self.accepted}"
+        return f"{key}={shown(self.value)} must be {self.accepted}"
 
 
 class Section:
@@ -86,7 +86,8 @@ def raise_problems(lines: list[str], where: str = "") -> None:
         return
     if len(lines) == 1:
         raise ConfigError(lines[0])
-    raise ConfigError("\n  ".join([f"{where or 'the config'} has {len(lines)} problems:", *lines]))
+    heading = f"{where or 'the config'} has {len(lines)} problems:"
+    raise ConfigError("\n  ".join([heading, *lines]), lines)
 
 
 # ------------------------------------------------------------------------------------------------ common checks

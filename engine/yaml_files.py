@@ -1,0 +1,76 @@
+"""YAML files as OmegaConf trees, and the `base` that a file is laid over.
+
+base: ../VQ_SS256.yaml      # first key of the file; the path is relative to the file's own folder
+model: {hybrid: {semantic_layer: 2}}
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from engine.messages import ConfigError
+
+BASE = "base"
+
+Layer = tuple[str, DictConfig]  # the name of a source for messages, and its content
+
+
+def read_yaml(path: str | Path) -> DictConfig:
+    """A YAML file, laid over its base where it names one, as one tree. See `read_layers`."""
+    return OmegaConf.merge(*(tree for _, tree in read_layers(path)))
+
+
+def read_layers(path: str | Path) -> list[Layer]:
+    """A YAML file and the files of its chain of bases, the farthest base first; later ones win key by key.
+
+    Raises ConfigError for a file that is missing or not readable, a `base` that is not the first key, and a circle.
+    """
+    path, layers, chain = Path(path), [], []
+    while path is not None:
+        if path.resolve() in [earlier.resolve() for earlier in chain]:
+            raise ConfigError(f"the bases form a circle: {' -> '.join(map(str, [*chain, path]))}")
+        chain.append(path)
+        base, tree = read_own_layer(path, used_by=chain[-2] if len(chain) > 1 else None)
+        layers.append((str(path), tree))
+        path = base
+    return layers[::-1]
+
+
+def read_own_layer(path: str | Path, used_by: Path | None = None) -> tuple[Path | None, DictConfig]:
+    """(path of the base or None, the tree without its key `base`) of one YAML file. `used_by` is named in messages."""
+    path = Path(path)
+    tree = _read_file(path, used_by)
+    if BASE not in tree:
+        return None, tree
+
+    base = tree._get_node(BASE)._value()
+    if next(iter(tree)) != BASE:
+        raise ConfigError(f"{path}: base={base!r} must be the first key of the file")
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"{path}: base={base!r} must be the path of a YAML file, relative to {path.parent}")
+    del tree[BASE]
+    return Path(os.path.normpath(path.parent / base)), tree
+
+
+def _read_file(path: Path, used_by: Path | None) -> DictConfig:
+    """One file as it is. The message of a path that does not exist suggests the nearest name."""
+    if not path.is_file():
+        names = [other.name for other in path.parent.glob("*.yaml")]
+        near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        role = f"the base of {used_by}," if used_by else "config file"
+        raise ConfigError(f"{role} {path} does not exist{hint}")
+
+    try:
+        node = OmegaConf.load(path)
+    except (YAMLError, OSError, ValueError, OmegaConfBaseException) as error:  # OSError: a bare number, says OmegaConf
+        raise ConfigError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{path} must hold a mapping of keys, not {type(node).__name__}")
+    return node
