@@ -24,6 +24,7 @@ class GPTSections:
     """The part of a training config that a trained GPT needs."""
 
     model: GPTConfig = field(default_factory=GPTConfig)
+    plugins: list[str] = field(default_factory=list)  # that training used; named in messages, never imported
 
 
 def load_gpt(

@@ -81,7 +81,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
 
 
 def main() -> None:
-    config, args = parse_cli(GPTTrainConfig, __doc__, plan=True)
+    config, args = parse_cli(GPTTrainConfig, __doc__, plan=True, check=validate)
     model = validate(config)
     if args.plan:
         print(memory_plan(config, model, args.plan))

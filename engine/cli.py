@@ -7,14 +7,18 @@ import errno
 import logging
 import sys
 from collections.abc import Callable
+from typing import Any, TypeVar
 
-from engine.config import load_config, to_yaml
+from engine import plugins
+from engine.config import config_layers, load_config, load_plugins, to_yaml
+from engine.config_help import describe
 from engine.messages import UserError
-from engine.registry import T
+
+T = TypeVar("T")
 
 
 def positive(text: str) -> int:
-    """The argparse type of a count: a whole number from 1."""
+    """The argparse type of a count: a whole number, 1 or more."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
@@ -25,7 +29,7 @@ def entry_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--plugin",
-        action="append",
+        action=plugins.LoadPlugin,
         default=[],
         metavar="NAME",
         help="module, or path of one .py file, that registers components; repeatable (docs/extending.md)",
@@ -33,20 +37,33 @@ def entry_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_cli(schema: type[T], description: str, *, plan: bool = False) -> tuple[T, argparse.Namespace]:
-    """The command line of a training entry:
+def parse_cli(
+    schema: type[T], description: str, *, plan: bool = False, check: Callable[[T], Any] | None = None
+) -> tuple[T, argparse.Namespace]:
+    """The command line of a training entry: (config, flags).
 
-    `--config FILE` (repeatable), `--dry-run`, `--print-config`, where asked for `--plan GPUS`, `key=value` ...
+    `--config FILE` (repeatable), `--help-config KEY`, `--print-config`, `--dry-run`, where asked for `--plan GPUS`, and
+    `key=value` ... `check` says what does not fit together, in a ConfigError: its problems are told together with those
+    of single keys.
     """
     parser = entry_parser(description)
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; repeatable, later wins")
+    parser.add_argument(
+        "--help-config", metavar="KEY", help="explain a key, or the keys of a section, or all; then exit"
+    )
     parser.add_argument("--print-config", action="store_true", help="print every key with its value, then exit")
     parser.add_argument("--dry-run", action="store_true", help="check the config and the model's sizes, then exit")
     if plan:
         parser.add_argument("--plan", type=positive, metavar="GPUS", help="memory on GPUS GPUs of 80 GB, then exit")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as optim.lr=2e-4")
     args = parser.parse_intermixed_args()
-    config = load_config(schema, args.config, args.overrides)
+
+    if args.help_config is not None:
+        load_plugins(config_layers(args.config), args.overrides)
+        print(describe(schema, args.help_config))
+        raise SystemExit(0)
+
+    config = load_config(schema, args.config, args.overrides, check)
     if args.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
@@ -54,9 +71,13 @@ def parse_cli(schema: type[T], description: str, *, plan: bool = False) -> tuple
 
 
 def run_entry(main: Callable[[], None]) -> None:
-    """Runs an entry's `main`: a `UserError` or a full disk becomes one clear message and exit code 2."""
+    """Runs an entry's `main`: a `UserError` or a full disk becomes one clear message and exit code 2.
+
+    Plug-ins of the command line are imported before, so that `main` finds their components in the registries.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        plugins.load_from_arguments(sys.argv[1:])
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ values out of range, in all files and on the command line, each with its dotted 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,17 +31,27 @@ T = TypeVar("T")
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
-def load_config(schema: type[T], files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> T:
+def load_config(
+    schema: type[T],
+    files: Sequence[str | Path] = (),
+    overrides: Sequence[str] = (),
+    check: Callable[[T], Any] | None = None,
+) -> T:
     """The config `schema` from YAML files (later wins), then `key=value` overrides.
 
     The first file is laid over its `base`; that of a later one is left out, and the log says so. Plug-ins that a source
-    names under `plugins` are imported first; where the schema has that key, it holds all that are loaded. Raises
-    ConfigError with every problem.
+    names under `plugins` are imported first; where the schema has that key, it holds all that are loaded.
+
+    Raises ConfigError with every problem, and if there is one, also with those that `check` tells by a ConfigError.
     """
     layers = config_layers(files)
     load_plugins(layers, overrides)
 
-    config = merge_config(schema, [*layers, ("command line", list(overrides))])
+    sources = [*layers, ("command line", list(overrides))]
+    try:
+        config = merge_config(schema, sources, check)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_resume_hint(sources)}", error.problems) from error
     if hasattr(config, "plugins"):
         config.plugins = [plugin.text() for plugin in plugins.loaded()]
     return config
@@ -74,16 +84,31 @@ def _plugin_list(tree: DictConfig, source: str) -> list[str]:
     return names
 
 
-def merge_config(schema: type[T], sources: Iterable[tuple[str, DictConfig | Sequence[str]]]) -> T:
+def _resume_hint(sources: Sequence[tuple[str, DictConfig | Sequence[str]]]) -> str:
+    """The plug-ins that the run folder which a command continues was trained with, where they are not loaded."""
+    trees = [c if isinstance(c, DictConfig) else OmegaConf.from_dotlist([i for i in c if "=" in i]) for _, c in sources]
+    run_dirs = [OmegaConf.select(tree, "loop.run_dir") for tree in trees if isinstance(tree.get("loop"), DictConfig)]
+    run_dir = next((Path(value) for value in reversed(run_dirs) if isinstance(value, str)), None)
+    if run_dir is None:
+        return ""
+    saved = [path for path in (run_dir / "config.yaml", run_dir / "phase_1" / "config.yaml") if path.is_file()]
+    return plugins.missing_hint(_plugin_list(read_yaml(saved[0]), str(saved[0]))) if saved else ""
+
+
+def merge_config(
+    schema: type[T],
+    sources: Iterable[tuple[str, DictConfig | Sequence[str]]],
+    check: Callable[[T], Any] | None = None,
+) -> T:
     """Merges `(name, tree or key=value items)` pairs over the defaults of `schema`, a dataclass, and checks all values.
 
     Old spellings are read as the present ones (`engine.aliases`), and components of plug-ins have their sections.
-    Raises ConfigError with every problem.
+    Raises ConfigError with every problem; see `load_config` for `check`.
     """
     merger = Merger(schema)
     for source, content in sources:
         merger.add(source, content)
-    config = merger.result()
+    config = merger.result(check)
     raise_problems(merger.problems)
     return config
 
@@ -101,7 +126,7 @@ def load_sections(schema: type[T], path: str | Path) -> T:
         return merge_config(schema, sources)
     except ConfigError as error:
         hint = plugins.missing_hint(OmegaConf.to_container(read_yaml(path)).get("plugins"))
-        raise ConfigError(f"{error}{hint}", error.problems) from error
+        raise ConfigError(f"{'; '.join(error.problems)}{hint}", error.problems) from error
 
 
 def _restrict(tree: DictConfig, schema: type) -> DictConfig:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import difflib
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
 from typing import Any, Generic, TypeVar, get_args
 
@@ -15,13 +17,13 @@ from engine.aliases import current_tree
 from engine.config_types import accepted, shown
 from engine.messages import ConfigError
 from engine.registry import extended_schema, registry_of, section_types, unknown_name
-from engine.validation import collecting, problems_of
+from engine.validation import collecting, keyed_problems
 
 T = TypeVar("T")
 
 
 class Merger(Generic[T]):
-    """Fills `schema` from sources, later ones winning; `problems` are the lines of what was wrong.
+    """Fills `schema` from sources, later ones winning, and collects the lines `problems` of what is wrong.
 
     A value that is wrong is left out, so that whatever else is wrong can be told too.
     """
@@ -31,6 +33,7 @@ class Merger(Generic[T]):
         self.defaults = OmegaConf.structured(self.schema)
         self.merged = OmegaConf.structured(self.schema)
         self.problems: list[str] = []
+        self._wrong_keys: set[str] = set()
 
     def add(self, source: str, content: DictConfig | Sequence[str]) -> None:
         """Merges one source: a tree, or `key=value` items. `source` is its name in messages."""
@@ -42,8 +45,11 @@ class Merger(Generic[T]):
             return
         self._merge_section(self.merged, self.defaults, tree, source, "")
 
-    def result(self) -> T | None:
-        """The config, whose sections were checked; None where it cannot be built because of `problems`."""
+    def result(self, check: Callable[[T], Any] | None = None) -> T | None:
+        """The config, whose sections were checked; None where it cannot be built because of `problems`.
+
+        If there are problems, `check` is asked for more: it raises a ConfigError about keys that do not fit together.
+        """
         self._check_required()
         self._resolve(self.merged, self.defaults, "")
         if OmegaConf.missing_keys(self.merged):
@@ -55,11 +61,19 @@ class Merger(Generic[T]):
         except ConfigError as error:  # from a section that checks itself while it is built
             self.problems += error.problems
             return None
-        self.problems += problems_of(config)
-        self.problems += [line for line in _unknown_components(config) if not self._is_told(line)]
+
+        for key, line in [*keyed_problems(config), *_unknown_components(config)]:
+            if key not in self._wrong_keys:
+                self._tell(key, line)
+        if self.problems and check is not None:
+            self._check_rest(check)
         return config
 
     # --------------------------------------------------------------------------------------------- one source
+    def _tell(self, key: str, line: str) -> None:
+        self._wrong_keys.add(key)
+        self.problems.append(line)
+
     def _parse(self, source: str, items: Sequence[str]) -> DictConfig:
         """The tree of `key=value` items; those that are not readable are problems."""
         readable = []
@@ -78,48 +92,61 @@ class Merger(Generic[T]):
     def _merge_section(
         self, target: DictConfig, defaults: DictConfig, content: DictConfig, source: str, prefix: str
     ) -> None:
-        """Merges the keys of `content` into the section `target`, whose dotted key is `prefix` (ends with a dot)."""
+        """Merges the keys of `content` into the section `target`; `prefix` is its dotted key, with a dot at the end."""
         types = section_types(OmegaConf.get_type(target))
+        self._check_names(content, list(types), source, prefix)
         for name in map(str, content):
-            key, given = f"{prefix}{name}", content._get_node(name, validate_access=False)
-            place = f"{source}: {key}"
-
             if name not in types:
-                value = "" if isinstance(given, DictConfig) else f"={shown(_plain(given))}"
-                self.problems.append(f"{place}{value} is not a known key (accepted here: {', '.join(sorted(types))})")
-            elif not is_dataclass(types[name]):
-                self._set_value(target, name, given, types[name], place)
+                continue
+            key, given = f"{prefix}{name}", content._get_node(name)
+            if not is_dataclass(types[name]):
+                self._set_value(target, name, given, types[name], source, key)
             elif _plain(given) is None:
                 # Null stands for a section as if nobody had set it.
                 target[name] = copy.deepcopy(defaults._get_node(name))
             elif isinstance(given, DictConfig):
                 self._merge_section(target._get_node(name), defaults._get_node(name), given, source, f"{key}.")
             else:
-                self.problems.append(f"{place}={shown(_plain(given))} must be {accepted(types[name])}")
+                self._tell(key, f"{source}: {key}={shown(_plain(given))} must be {accepted(types[name])}")
 
-    def _set_value(self, target: DictConfig, name: str, given: Any, hint: Any, place: str) -> None:
-        """Puts a value that is no section in place, if its type accepts it."""
+    def _check_names(self, content: DictConfig, known: Sequence[str], source: str, prefix: str) -> None:
+        """One problem for all keys of `content` that are not `known` in this section."""
+        unknown = [str(name) for name in content if str(name) not in known]
+        if not unknown:
+            return
+        nodes = {f"{prefix}{name}": content._get_node(name) for name in unknown}
+        texts = [key if isinstance(node, DictConfig) else f"{key}={shown(_plain(node))}" for key, node in nodes.items()]
+        near = difflib.get_close_matches(unknown[0], known, n=1) if len(unknown) == 1 else []
+        hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+
+        verb = "is not a known key" if len(unknown) == 1 else "are not known keys"
+        line = f"{source}: {', '.join(texts)} {verb} (accepted here: {', '.join(sorted(known))}){hint}"
+        self._wrong_keys |= nodes.keys()
+        self.problems.append(line)
+
+    def _set_value(self, target: DictConfig, name: str, given: Any, hint: Any, source: str, key: str) -> None:
+        """Puts a value that is no section in place, if its type `hint` accepts it."""
         element = next(iter(get_args(hint)), None)
-        try:
-            if is_dataclass(element) and isinstance(given, ListConfig):
-                target[name] = self._sections(given, element, place)
-                return
-            if isinstance(given, DictConfig) and isinstance(target._get_node(name), ListConfig):
-                raise ConfigError(place)
-            target[name] = _plain(given)
-        except (OmegaConfBaseException, ConfigError):
-            self.problems.append(f"{place}={shown(_plain(given))} must be {accepted(hint)}")
+        if is_dataclass(element) and isinstance(given, ListConfig):
+            target[name] = self._sections(given, element, source, key)
+            return
 
-    def _sections(self, items: ListConfig, schema: type, place: str) -> list[DictConfig]:
+        try:
+            if isinstance(given, DictConfig) and not isinstance(target._get_node(name), DictConfig):
+                raise ConfigError("a section in the place of a value")
+            OmegaConf.update(target, name, _plain(given), merge=False)
+        except (OmegaConfBaseException, ConfigError):
+            self._tell(key, f"{source}: {key}={shown(_plain(given))} must be {accepted(hint)}")
+
+    def _sections(self, items: ListConfig, schema: type, source: str, key: str) -> list[DictConfig]:
         """The items of a list of sections, each merged into the defaults of `schema`."""
-        source, _, key = place.rpartition(": ")
         sections = []
         for index, item in enumerate(items):
             section = OmegaConf.structured(extended_schema(schema))
             if isinstance(item, DictConfig):
                 self._merge_section(section, copy.deepcopy(section), item, source, f"{key}[{index}].")
             else:
-                self.problems.append(f"{place}[{index}]={shown(item)} must be {accepted(schema)}")
+                self._tell(key, f"{source}: {key}[{index}]={shown(item)} must be {accepted(schema)}")
             sections.append(section)
         return sections
 
@@ -128,9 +155,11 @@ class Merger(Generic[T]):
         """A problem for every key without default that no source sets."""
         for key in sorted(OmegaConf.missing_keys(self.merged)):
             parent, _, name = key.rpartition(".")
+            if {key, parent} & self._wrong_keys:
+                continue
             section = OmegaConf.select(self.merged, parent) if parent else self.merged
             hint = section_types(OmegaConf.get_type(section))[name]
-            self.problems.append(f"{key} is missing; it must be {accepted(hint)}")
+            self._tell(key, f"{key} is missing; it must be {accepted(hint)}")
 
     def _resolve(self, section: DictConfig, defaults: DictConfig, prefix: str) -> None:
         """Resolves interpolations such as `${oc.env:NAME}`; one that cannot be is a problem, its default stands in."""
@@ -140,18 +169,29 @@ class Merger(Generic[T]):
             if isinstance(node, DictConfig):
                 self._resolve(node, defaults._get_node(name), f"{key}.")
                 continue
+
             try:
                 if isinstance(node, ListConfig):
                     OmegaConf.to_container(node, resolve=True)
                 elif node._is_interpolation():
                     section[name] = section[name]
             except OmegaConfBaseException as error:
-                self.problems.append(_unresolved(key, shown(_plain(node)), accepted(types[name]), error))
+                self._tell(key, _unresolved(key, shown(_plain(node)), accepted(types[name]), error))
                 section[name] = copy.deepcopy(defaults._get_node(name))
 
-    def _is_told(self, line: str) -> bool:
-        """Whether there is a problem of the same key and value already."""
-        return any(line.partition(" ")[0] in problem for problem in self.problems)
+    def _check_rest(self, check: Callable[[T], Any]) -> None:
+        """Adds what `check` says of the config with defaults in the place of wrong values, but no lines about those."""
+        repaired = copy.deepcopy(self.merged)
+        for key in self._wrong_keys:
+            default = OmegaConf.select(self.defaults, key)
+            if default is not None and OmegaConf.select(repaired, key) is not None:
+                OmegaConf.update(repaired, key, default, merge=False)
+
+        try:
+            config = OmegaConf.to_object(repaired)
+            check(config)
+        except ConfigError as error:
+            self.problems += [line for line in error.problems if not any(key in line for key in self._wrong_keys)]
 
 
 def _plain(node: Any) -> Any:
@@ -164,20 +204,22 @@ def _plain(node: Any) -> Any:
 def _unresolved(key: str, value: str, accepts: str, error: Exception) -> str:
     """The line about an interpolation without a value, or with one that does not fit."""
     text = str(error).split("\n")[0]
-    if "nvironment variable" in text:
-        return f"{key}={value}: {text}; source set_env_vars.sh or export it"
+    variable = re.search(r"Environment variable '(.*)' not found", text)
+    if variable is not None:
+        return f"{key}={value}: the environment variable {variable[1]} is not set; source set_env_vars.sh or export it"
     return f"{key}={value} must be {accepts} ({text})"
 
 
-def _unknown_components(config: Any, prefix: str = "") -> Iterator[str]:
-    """A line for every section of `config` whose `name` is not in its registry. The default name is always accepted: it
-    may stand for no component at all.
+def _unknown_components(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, line) of every section of `config` whose `name` is not in its registry. The default name is always
+    accepted: it may stand for no component at all.
     """
     for name, section_type in section_types(type(config)).items():
         section = getattr(config, name)
         if not is_dataclass(section_type) or section is None:
             continue
         registry = registry_of(type(section))
-        if registry and section.name not in {*registry, type(section)().name}:
-            yield unknown_name(registry, section.name, f"{prefix}{name}.name")
+        if registry and hasattr(section, "name") and section.name not in {*registry, type(section)().name}:
+            key = f"{prefix}{name}.name"
+            yield key, unknown_name(registry, section.name, key)
         yield from _unknown_components(section, f"{prefix}{name}.")

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine import plugins
 from engine.checkpoint.manifest import write_atomic
 from engine.messages import UserError, logger
 
@@ -34,7 +35,7 @@ class Stage:
 
 def python(name: str, module: str, *arguments: str) -> Stage:
     """A stage that runs a module of this project, on the processes that the environment asks for."""
-    return Stage(name, ["bash", "scripts/launch.sh", "-m", module, *arguments])
+    return Stage(name, ["bash", "scripts/launch.sh", "-m", module, *plugins.flags(), *arguments])
 
 
 class StageError(UserError):

@@ -67,17 +67,25 @@ def collecting() -> Iterator[None]:
 
 def problems_of(config: Any, prefix: str = "") -> list[str]:
     """The problems of a section and of all sections below it, as lines with dotted keys."""
-    lines = []
+    return [line for _, line in keyed_problems(config, prefix)]
+
+
+def keyed_problems(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, line) of every problem of a section and of all sections below it."""
     if isinstance(config, Section):
-        lines += [problem.text(prefix) for problem in config.problems()]
-    if is_dataclass(config):
-        for field in fields(config):
-            key = f"{prefix}.{field.name}" if prefix else field.name
-            value = getattr(config, field.name)
-            items = {f"{key}[{i}]": item for i, item in enumerate(value)} if isinstance(value, list) else {key: value}
-            for item_key, item in items.items():
-                lines += problems_of(item, item_key)
-    return lines
+        for problem in config.problems():
+            yield (f"{prefix}.{problem.key}" if prefix else problem.key), problem.text(prefix)
+    if not is_dataclass(config):
+        return
+
+    for field in fields(config):
+        key = f"{prefix}.{field.name}" if prefix else field.name
+        value = getattr(config, field.name)
+        if isinstance(value, list):
+            for index, item in enumerate(value):
+                yield from keyed_problems(item, f"{key}[{index}]")
+        else:
+            yield from keyed_problems(value, key)
 
 
 def raise_problems(lines: list[str], where: str = "") -> None:

@@ -40,6 +40,7 @@ class ARProbeConfig:
     num_fid_samples: int = 50000
     guidance_schedule: str = "constant"  # constant | step | linear
     search_flags: list[str] = field(default_factory=list)  # further flags of evaluations.search_cfg
+    plugins: list[str] = field(default_factory=list)  # modules or .py files that register components
 
     def __post_init__(self) -> None:
         if self.views not in VIEWS:

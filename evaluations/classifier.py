@@ -40,6 +40,7 @@ class ClassifierTrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    plugins: list[str] = field(default_factory=list)  # modules or .py files that register components
 
 
 def shifted(images: Tensor, max_shift: int) -> Tensor:

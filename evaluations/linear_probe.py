@@ -101,7 +101,7 @@ def train(config: LinearProbeConfig, world: World) -> None:
 
 
 def main() -> None:
-    config, args = parse_cli(LinearProbeConfig, __doc__)
+    config, args = parse_cli(LinearProbeConfig, __doc__, check=validate)
     validate(config)
     if args.dry_run:
         print("the config is valid")

@@ -60,12 +60,13 @@ install_target() {
 }
 
 # For the training scripts: turns `[FILE] [override ...]` into arguments of `python -m`, in the array `arguments`.
-# $1 is the name and $2 the value of the variable that stands in for FILE. --help and --config are handed through.
+# $1 is the name and $2 the value of the variable that stands in for FILE. --help, --help-config and --config are handed
+# through.
 config_arguments() {
     local variable=$1 config=$2
     shift 2
     case "${1:-}" in
-        --help | -h | --config | --config=*) arguments=("$@") && return ;;
+        --help | -h | --help-config | --help-config=* | --config | --config=*) arguments=("$@") && return ;;
         "" | -*) ;;
         # an override, unless it is the name of a file (a path may hold a `=`)
         *=*) if [ -f "$1" ]; then config=$1 && shift; fi ;;

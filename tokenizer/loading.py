@@ -29,6 +29,7 @@ class TokenizerSections:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    plugins: list[str] = field(default_factory=list)  # that training used; named in messages, never imported
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def print_dry_run(config: TokenizerTrainConfig, network: Tokenizer) -> None:
 
 
 def main() -> None:
-    config, args = parse_cli(TokenizerTrainConfig, __doc__, plan=True)
+    config, args = parse_cli(TokenizerTrainConfig, __doc__, plan=True, check=validate)
     network = validate(config)
     if args.plan:
         print_plan(config, args.plan)

@@ -52,3 +52,4 @@ class GPTTrainConfig:
     data: CodesConfig = field(default_factory=CodesConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     loop: TrainLoopConfig = field(default_factory=TrainLoopConfig)
+    plugins: list[str] = field(default_factory=list)  # modules or .py files that register components

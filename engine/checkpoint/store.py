@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from engine import plugins
 from engine.checkpoint.manifest import (
     CheckpointError,
     _digest,
@@ -92,6 +93,7 @@ class CheckpointStore:
 
     def __post_init__(self) -> None:
         self._pool, self._pending = ThreadPoolExecutor(max_workers=1), None  # no thread before the first use
+        self.stamp = {**self.stamp, **plugins.stamp()}
         self._group = self.world.side_group() if self.asynchronous else None
 
     @property
@@ -193,6 +195,8 @@ class CheckpointStore:
                     f"{folder} does not fit this run: {' '.join(str(_cause(error)).split())[:500]}"
                 ) from error
             if self.world.is_main:
+                for line in plugins.changes(read_manifest(folder).get("stamp", {}).get("plugins", {})):
+                    logger.info(line)
                 for key, (old, new) in changed.items():
                     logger.info("config changed since the checkpoint: %s: %r -> %r", key, old, new)
             return int(read_manifest(folder)["step"])
@@ -201,6 +205,7 @@ class CheckpointStore:
     def _check_same(self, folder: Path) -> dict[str, tuple[Any, Any]]:
         """Refuses a checkpoint of another architecture, or with another stamp; returns the other changed keys."""
         changed = differences(OmegaConf.load(folder / "config.yaml"), self.config)
+        changed.pop("plugins", None)  # the stamp says what of them changed
         frozen = {k: v for k, v in changed.items() if {k, k.split(".")[0]} & {*self.frozen_sections}}
         if frozen:
             lines = [f"{key}: checkpoint {old!r}, now {new!r}" for key, (old, new) in frozen.items()]

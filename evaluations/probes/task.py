@@ -58,6 +58,7 @@ class LinearProbeConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    plugins: list[str] = field(default_factory=list)  # modules or .py files that register components
 
 
 def validate(config: LinearProbeConfig) -> None:

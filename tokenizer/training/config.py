@@ -78,6 +78,7 @@ class TokenizerTrainConfig(Section):
     assets: AssetsConfig = field(default_factory=AssetsConfig)
     init: str = ""  # checkpoint (or run, or exported folder) to initialize from; skips quantizer warm-up
     phases: list[PhaseConfig] = field(default_factory=list)  # instead of loop.steps and optim.lr; empty = one training
+    plugins: list[str] = field(default_factory=list)  # modules or .py files that register components
 
     def problems(self) -> Iterator[Problem]:
         yield from in_range(self, "ema_decay", 0, 1, open_right=True)
