@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, TupleConfig
 
 from engine import plugins
 from engine.aliases import current_tree
@@ -164,8 +164,8 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         for key in config:
             items.update(flatten(config._get_node(key), f"{prefix}.{key}" if prefix else str(key)))
         return items
-    if isinstance(config, ListConfig):
-        return {prefix: OmegaConf.to_container(config)}
+    if isinstance(config, ListConfig | TupleConfig):
+        return {prefix: list(OmegaConf.to_container(config))}
     value = config._value() if hasattr(config, "_value") else config
     return {prefix: list(value) if isinstance(value, tuple) else value}
 

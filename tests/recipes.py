@@ -1,13 +1,11 @@
-"""The YAML files under configs/: which there are, what each is laid over, and the config it stands for."""
+"""The YAML files under configs/: which there are, and the config that each stands for."""
 
-import re
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from autoregressive import train as gpt_train
-from engine.config import load_config
+from engine.config import load_config, read_yaml
+from engine.yaml_files import read_own_layer
 from evaluations import ar_probe, classifier, linear_probe
 from tokenizer import train as tokenizer_train
 
@@ -30,15 +28,14 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(CONFIGS))
 
 
-def layers_of(path: Path) -> list[Path]:
-    """The files that `path` is used with: itself, over the base that the first line of an overlay names."""
-    base = re.match(r"# Overlay for configs/(\S+\.yaml)", path.read_text(encoding="utf-8"))
-    return [CONFIGS / base[1], path] if base else [path]
+def base_of(path: Path) -> Path | None:
+    """The file that `path` is laid over, or None."""
+    return read_own_layer(path)[0]
 
 
 def kind_of(path: Path) -> str:
     """The entry that `path` is for, by the sections that only it has."""
-    tree = OmegaConf.merge(*(OmegaConf.load(layer) for layer in layers_of(path)))
+    tree = read_yaml(path)
     if "probe" in tree or "gpt_configs" in tree:
         return "probe" if "probe" in tree else "chain"
     if "codes" in tree.get("data", {}) or {"vocab_size", "num_tokens"} & set(tree.get("model", {})):
@@ -49,5 +46,5 @@ def kind_of(path: Path) -> str:
 def load(path: Path) -> tuple[Any, Any]:
     """The config of a recipe, and its model on the meta device (None where the entry trains no network of its own)."""
     _, schema, validate = ENTRIES[kind_of(path)]
-    config = load_config(schema, layers_of(path))
+    config = load_config(schema, [path])
     return config, validate(config)

@@ -13,11 +13,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from autoregressive.training.config import GPTTrainConfig
+from engine.aliases import current_tree
 from engine.checkpoint.manifest import checkpoint_folders, read_manifest
 from engine.config import flatten, read_yaml
 from engine.messages import UserError
 from engine.run_log import read_lines, read_metrics
+from engine.yaml_files import read_layers
 from tokenizer import load_tokenizer
+from tokenizer.training.config import TokenizerTrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -46,6 +50,20 @@ def _one_head(record: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in record.items() if name not in heads} | {"loss": best}
 
 
+def _current(tree: DictConfig) -> DictConfig:
+    """A config of a tokenizer or a GPT with present names of its keys; other configs as they are."""
+    if "loss" in tree:
+        return current_tree(TokenizerTrainConfig, tree)
+    return current_tree(GPTTrainConfig, tree) if "codes" in tree.get("data", {}) else tree
+
+
+def _without_variants(recipes: list[tuple[str, DictConfig]]) -> list[tuple[str, DictConfig]]:
+    """The recipes that are not laid over another one of them: a variant trains the same network otherwise."""
+    files = {CONFIGS / name.split()[0] for name, _ in recipes}
+    bases = {file: {Path(layer) for layer, _ in read_layers(file)[:-1]} for file in files if file.is_file()}
+    return [(name, tree) for name, tree in recipes if not bases.get(CONFIGS / name.split()[0], set()) & files]
+
+
 def _phases(name: str, tree: DictConfig) -> list[tuple[str, DictConfig]]:
     """A recipe as each of its phases trains it, under `<name> phase_<n>`; one without phases as it is."""
     trees = []
@@ -67,7 +85,7 @@ class RunEvidence:
     def __post_init__(self) -> None:
         if not (self.dir / "config.yaml").is_file():
             raise UserError(f"{self.dir} has no config.yaml; is it the folder of a run?")
-        self.config = read_yaml(self.dir / "config.yaml")
+        self.config = _current(read_yaml(self.dir / "config.yaml"))
         records = read_metrics(self.dir)
         self.train = [_one_head(r) for r in records if "steps_per_second" in r]
         self.val = [r for r in records if any(k.startswith("val/") for k in r)]
@@ -118,13 +136,10 @@ class RunEvidence:
         one in phases that of this run's folder, or all where the folder does not say.
         """
         own, found = flatten(self.config.get("model", {})), []
-        whole = [
-            p for p in sorted(CONFIGS.rglob("*.yaml")) if not p.read_text(encoding="utf-8").startswith("# Overlay")
-        ]
-        for path in whole if self.recipe is None else [self.recipe]:
+        for path in sorted(CONFIGS.rglob("*.yaml")) if self.recipe is None else [self.recipe]:
             path = path.resolve()
             name = str(path.relative_to(CONFIGS)) if path.is_relative_to(CONFIGS) else path.name
-            for phase, tree in _phases(name, read_yaml(path)):
+            for phase, tree in _phases(name, _current(read_yaml(path))):
                 model = flatten(tree.model) if {"model", "optim", "data"} <= set(tree) else {}
                 fits = bool(model) and all(own.get(k) == v for k, v in model.items())
                 if self.recipe is not None or fits:
@@ -133,7 +148,8 @@ class RunEvidence:
         best = [(name, tree) for n, name, tree in found if n == most or self.recipe is not None]
         folder = self.dir.resolve()
         best = [(n, t) for n, t in best if n.endswith(f" {folder.name}")] or best
-        return [(n, t) for n, t in best if Path(n.split()[0]).stem in (folder.name, folder.parent.name)] or best
+        namesakes = [(n, t) for n, t in best if Path(n.split()[0]).stem in (folder.name, folder.parent.name)]
+        return namesakes or _without_variants(best)
 
 
 Check = Callable[[RunEvidence], Severity]

@@ -19,15 +19,16 @@ from torch import nn
 
 from autoregressive.models.gpt import GPT, SIZES, GPTConfig
 from autoregressive.published import GPT_NAMES
+from engine.aliases import current_tree
 from engine.config import differences, flatten, load_config
+from engine.yaml_files import read_own_layer
 from tokenizer.published.layout import Rule, export_state
 from tokenizer.published.registry import layout_rules
 
 FOLDERS = ("vq", "gpt", "llamagen", "wetok")
-BASES = [p for folder in FOLDERS for p in recipes.recipes(folder) if recipes.layers_of(p) == [p]]
-PUBLISHED = [p for p in BASES if "wetok" not in recipes.name_of(p)]
-OVERLAYS = [p for folder in ("vq/ablation", "wetok") for p in recipes.recipes(folder) if recipes.layers_of(p) != [p]]
-OF_WETOK = [p for p in BASES if p not in PUBLISHED]  # their networks: test_wetok_manifests, test_wetok_gpt
+RECIPES = [p for folder in FOLDERS for p in recipes.recipes(folder)]
+PUBLISHED = [p for p in RECIPES if "wetok" not in recipes.name_of(p) and p.parent.name != "ablation"]
+OVERLAYS = [p for p in RECIPES if recipes.base_of(p)]  # networks of WeTok: test_wetok_manifests, test_wetok_gpt
 GPTS_OF_GIGATOK = [(size, layout) for size in ("B", "L", "XL", "XXL", "3B") for layout in ("1d", "2d")]
 named = pytest.mark.parametrize("path", PUBLISHED, ids=recipes.name_of)
 
@@ -96,22 +97,21 @@ def test_every_size_of_gpt_is_the_published_one(size, layout):
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=recipes.name_of)
-def test_an_ablation_changes_exactly_what_it_names(path, entry):
-    """It composes with its base, each of its keys differs there and nothing else does, and a dry run accepts both."""
-    layers = recipes.layers_of(path)
-    assert len(layers) == 2, "the first line names the base"
+def test_an_overlay_changes_exactly_what_it_names(path, entry):
+    """Over its base each of its keys differs and nothing else does, and a dry run accepts it alone."""
     module, schema, _ = recipes.ENTRIES[recipes.kind_of(path)]
-    base, config = load_config(schema, layers[:1]), load_config(schema, layers)
-    assert differences(OmegaConf.structured(base), config).keys() == flatten(OmegaConf.load(path)).keys()
-    code, out, err = entry(module.main, "--config", layers[0], "--config", layers[1], "--dry-run")
+    base, config = load_config(schema, [recipes.base_of(path)]), load_config(schema, [path])
+    own = flatten(current_tree(schema, read_own_layer(path)[1]))
+    assert differences(OmegaConf.structured(base), config).keys() == own.keys()
+    code, out, err = entry(module.main, "--config", path, "--dry-run")
     assert code == 0 and "the config is valid" in out, err
 
 
-@pytest.mark.parametrize("path", [*PUBLISHED, *OVERLAYS, *OF_WETOK], ids=recipes.name_of)
+@pytest.mark.parametrize("path", RECIPES, ids=recipes.name_of)
 def test_the_header_of_a_recipe_holds_its_command(path):
-    """The comment on top names every file that the recipe is made of, and the script that trains it."""
+    """The comment on top names the file itself, and the script that trains it."""
     header = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))[0]
     command = header[header.index("# GPUS=8 bash scripts/") :]
     script = "train_c2i.sh" if recipes.kind_of(path) == "gpt" else "train_vq.sh"
     assert script in command
-    assert re.findall(r"configs/(\S+\.yaml)", command) == [recipes.name_of(layer) for layer in recipes.layers_of(path)]
+    assert re.findall(r"configs/(\S+\.yaml)", command) == [recipes.name_of(path)]
