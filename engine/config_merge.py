@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import is_dataclass
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from engine.aliases import current_tree
@@ -52,14 +52,12 @@ class Merger(Generic[T]):
         """
         self._check_required()
         self._resolve(self.merged, self.defaults, "")
-        if OmegaConf.missing_keys(self.merged):
-            return None
-
         try:
-            with collecting():
-                config = OmegaConf.to_object(self.merged)
+            config = self._built(OmegaConf.missing_keys(self.merged))
         except ConfigError as error:  # from a section that checks itself while it is built
             self.problems += error.problems
+            return None
+        except MissingMandatoryValue:  # a key that no default can stand in for; it is told already
             return None
 
         for key, line in [*keyed_problems(config), *_unknown_components(config)]:
@@ -68,6 +66,17 @@ class Merger(Generic[T]):
         if self.problems and check is not None:
             self._check_rest(check)
         return config
+
+    def _built(self, keys: Iterable[str]) -> T:
+        """The merged config with the defaults of `keys`, or of the nearest key above that has one."""
+        tree = copy.deepcopy(self.merged)
+        for key in keys:
+            while key and OmegaConf.select(self.defaults, key) is None:
+                key = key.rpartition(".")[0].partition("[")[0]
+            if key:
+                OmegaConf.update(tree, key, copy.deepcopy(OmegaConf.select(self.defaults, key)), merge=False)
+        with collecting():
+            return OmegaConf.to_object(tree)
 
     # --------------------------------------------------------------------------------------------- one source
     def _tell(self, key: str, line: str) -> None:
@@ -127,14 +136,16 @@ class Merger(Generic[T]):
     def _set_value(self, target: DictConfig, name: str, given: Any, hint: Any, source: str, key: str) -> None:
         """Puts a value that is no section in place, if its type `hint` accepts it."""
         element = next(iter(get_args(hint)), None)
-        if is_dataclass(element) and isinstance(given, ListConfig):
+        if get_origin(hint) is list and is_dataclass(element) and isinstance(given, ListConfig):
             target[name] = self._sections(given, element, source, key)
             return
 
+        # A free mapping of names to values is merged name by name; anything else is replaced.
+        is_mapping = get_origin(hint) is dict
         try:
-            if isinstance(given, DictConfig) and not isinstance(target._get_node(name), DictConfig):
-                raise ConfigError("a section in the place of a value")
-            OmegaConf.update(target, name, _plain(given), merge=False)
+            if isinstance(given, DictConfig) != is_mapping:
+                raise ConfigError("a mapping in the place of a value, or the other way round")
+            OmegaConf.update(target, name, _plain(given), merge=is_mapping)
         except (OmegaConfBaseException, ConfigError):
             self._tell(key, f"{source}: {key}={shown(_plain(given))} must be {accepted(hint)}")
 
@@ -166,12 +177,12 @@ class Merger(Generic[T]):
         types = section_types(OmegaConf.get_type(section))
         for name in map(str, section):
             key, node = f"{prefix}{name}", section._get_node(name)
-            if isinstance(node, DictConfig):
+            if is_dataclass(types[name]):
                 self._resolve(node, defaults._get_node(name), f"{key}.")
                 continue
 
             try:
-                if isinstance(node, ListConfig):
+                if OmegaConf.is_config(node):
                     OmegaConf.to_container(node, resolve=True)
                 elif node._is_interpolation():
                     section[name] = section[name]
@@ -181,14 +192,10 @@ class Merger(Generic[T]):
 
     def _check_rest(self, check: Callable[[T], Any]) -> None:
         """Adds what `check` says of the config with defaults in the place of wrong values, but no lines about those."""
-        repaired = copy.deepcopy(self.merged)
-        for key in self._wrong_keys:
-            default = OmegaConf.select(self.defaults, key)
-            if default is not None and OmegaConf.select(repaired, key) is not None:
-                OmegaConf.update(repaired, key, default, merge=False)
-
+        config = self._built(self._wrong_keys)
+        if any(keyed_problems(config)):
+            return
         try:
-            config = OmegaConf.to_object(repaired)
             check(config)
         except ConfigError as error:
             self.problems += [line for line in error.problems if not any(key in line for key in self._wrong_keys)]

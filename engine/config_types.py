@@ -24,6 +24,8 @@ def accepted(hint: Any) -> str:
         return f"a list of {_several(arguments[0])}"
     if origin is tuple:
         return f"a list of {len(arguments)} {_several(arguments[0])}"
+    if origin is dict:
+        return f"a mapping of names to {_several(arguments[1])}"
     if is_dataclass(hint):
         return f"a section with some of: {', '.join(sorted(f.name for f in fields(hint)))}"
     return ONE.get(hint, "a value of type " + type_name(hint))

@@ -1,101 +1,101 @@
-"""Makes docs/recipes.md: `python tests/recipes_table.py`. Published numbers are data here, all else is from configs."""
+"""Updates the tables of recipes in README.md and docs/: `python tests/recipes_table.py`.
+
+A table stands between `<!-- table NAME -->` and `<!-- end of table -->`. All of it comes from the YAML files under
+configs/: sizes, losses and schedules from what they resolve to, and published numbers from lines of their headers:
+
+    # Published: rFID 1.01, LPIPS 0.2226            numbers of the authors; (LABEL) says what they are of, where there
+    # Published (stage 2): rFID 3.90                are several
+    # Source: GigaTok README, S-S                   where they stand
+    # Released: S-S | [file.pt](https://...)        a checkpoint: name, for a GPT whose codes, file
+"""
 # ruff: noqa: E402
 
 import os
 import re
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # for the call as a script
 
-from recipes import CONFIGS, kind_of, load, name_of
+from recipes import kind_of, load, name_of, recipes
 
 from engine.config import flatten
-from tokenizer import train as tokenizer_train
-from tokenizer.quantizers.vq import VQConfig
 from tokenizer.training.checks import network_on_meta, terms_of
+from tokenizer.training.phases import phases_of
 
-PAGE = ROOT / "docs" / "recipes.md"
-FOLDERS = {  # folder under configs/ -> heading; one that is not there is left out
-    "vq": "GigaTok: tokenizers and their ablations",
-    "gpt": "GigaTok: GPTs",
-    "llamagen": "LlamaGen: tokenizers and GPTs",
-    "wetok": "WeTok: tokenizers and their ablations",
-}
-COLUMNS = ["config", "what it is", "loss terms", "teacher", "options that differ", "optimizer", "batch", "steps"]
-COLUMNS += ["epochs", "rFID", "LPIPS", "gFID", "accuracy, %", "source of the numbers"]
-TABLE_5 = "GigaTok, table 5; AR probing; the base there: 1.01, 0.223, 6.10, 61.9"
-TABLE_6 = "GigaTok, table 6; AR probing; the base there: 0.85, 0.212, 5.55, 64.4"
-TABLE_7 = "GigaTok, table 7; AR probing; the base there: 1.22, 0.228, 6.39, 58.6"
-# config -> the last five columns; every number stands in the header of the YAML file too
-EXPECTED = {
-    "wetok/WeTok_24": "0.12 | | | | WeTok, table 4, ImageNet 256 px; PSNR 32.06",
-    "wetok/WeTok_48": "0.20 | | | | WeTok, table 4, ImageNet 256 px; PSNR 29.63",
-    "wetok/WeTok_192": "0.60 | | | | WeTok, table 4, ImageNet 256 px; PSNR 24.77",
-    "wetok/WeTok_768": "3.49 | | | | WeTok, table 4, ImageNet 256 px; PSNR 20.77",
-    "gpt/GPT_wetok_XL": "| | WeTok, factor 16 2.31 | | WeTok, table 5; Inception Score 276.55",
-    "wetok/WeTok_f8_imagenet": "0.19 | | | | WeTok, table 3; PSNR 29.69",
-    "wetok/WeTok_f16_imagenet": "0.61 | | | | WeTok, table 3; PSNR 24.50",
-    "wetok/ablation/generative_decoder": "5.37; stage 2 3.90 | | | | WeTok, table 2; PSNR 20.53; stage 2 20.72",
-    "vq/VQ_SS256": "1.01 | 0.2226 | | | GigaTok README, S-S",
-    "vq/VQ_SB256": "0.89 | 0.2121 | | | GigaTok README, S-B",
-    "vq/VQ_BL256": "0.81 | 0.2059 | | | GigaTok README, B-L",
-    "vq/VQ_BL256_dino_disc": "0.51 | 0.2056 | | | GigaTok README, B-L (dino disc)",
-    "vq/VQ_XLXXL256": "0.79 | 0.1947 | | | GigaTok README, XL-XXL",
-    "vq/VQ_SL256": "0.83 | 0.206 | 5.19 | 60.6 | GigaTok, table 2; AR probing",
-    "vq/VQ_BS256": "0.98 | 0.221 | 6.56 | 64.5 | GigaTok, table 2; AR probing",
-    "vq/ablation/align_layer_2": f"1.06 | 0.224 | 6.26 | 63.4 | {TABLE_5}",
-    "vq/ablation/align_layer_4": f"1.07 | 0.223 | 6.07 | 58.6 | {TABLE_5}",
-    "vq/ablation/teacher_clip_b": f"0.91 | 0.210 | 6.35 | 61.4 | {TABLE_6}",
-    "vq/ablation/teacher_siglip": f"0.92 | 0.210 | 6.20 | 56.7 | {TABLE_6}",
-    "vq/ablation/semantic_weight_0.25": f"1.28 | 0.226 | 6.27 | 57.0 | {TABLE_7}",
-    "vq/ablation/semantic_weight_0.75": f"1.27 | 0.236 | 6.29 | 58.6 | {TABLE_7}",
-    "vq/ablation/semantic_weight_1.0": f"1.38 | 0.239 | 6.27 | 62.5 | {TABLE_7}",
-    "gpt/GPT_B256": "| | S-S 4.05; S-B 3.83; B-L 3.26; B-L (dino disc) 3.33; XL-XXL 3.15 | "
-    "62.6; 62.9; 67.6; 67.7; 72.0 | GigaTok README, by tokenizer",
-    "gpt/GPT_XL256": "| | B-L 2.13 | 70.6 | GigaTok README, by tokenizer",
-    "gpt/GPT_XXL256": "| | B-L 2.03; XL-XXL 1.98 | 69.4; 74.0 | GigaTok README, by tokenizer; without guidance",
-    "gpt/ar_probe": "| | S-S 6.10; S-B 5.65; S-L 5.19; B-S 6.56; B-L 4.82 | 61.9; 59.8; 60.6; 64.5; 66.9 | "
-    "GigaTok, table 2 (S-S: table 5), by tokenizer",
-    "llamagen/VQ_16": "2.19; at 384 px 0.94; at 512 px 0.70 | | | | LlamaGen README; larger images measured at 256 px; "
-    "PSNR 20.79, SSIM 0.675 (data range 2) from GigaTok, supplementary table 3",
-    "llamagen/VQ_8": "0.59 | | | | LlamaGen README",
-    "llamagen/GPT_B_256": "| | 5.46 | | LlamaGen README; guidance 2.0 by its issue 48",
-    "llamagen/GPT_B_384": "| | 6.09 | | LlamaGen README; guidance 2.0; measured at 256 px",
-    "llamagen/GPT_L_256": "| | 3.80 | | LlamaGen README; guidance not published",
-    "llamagen/GPT_L_384": "| | 3.07 | | LlamaGen README; guidance 2.0; measured at 256 px",
-    "llamagen/GPT_XL_256": "| | 3.39 | | WeTok, table 5; no checkpoint was released",
-    "llamagen/GPT_XL_384": "| | 2.62 | | LlamaGen README; guidance 1.75; measured at 256 px",
-    "llamagen/GPT_XXL_256": "| | 3.09 | | GigaTok, table 3; no checkpoint was released",
-    "llamagen/GPT_XXL_384": "| | 2.34 | | LlamaGen README; guidance 1.75; measured at 256 px",
-    "llamagen/GPT_3B_384": "| | 2.18 | | LlamaGen README; guidance 1.65; measured at 256 px",
-}
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FOLDERS = ("vq", "gpt", "llamagen", "wetok")  # under configs/, each with a table of its recipes
+FAMILIES = ("vq/", "gpt/GPT_B", "gpt/GPT_X", "llamagen/", "wetok/", "gpt/GPT_wetok")  # in tables of checkpoints
+RECIPE_COLUMNS = [
+    "config", "what it is", "loss terms", "teacher", "options that differ", "optimizer", "batch", "steps", "epochs",
+    "rFID", "LPIPS", "gFID", "accuracy, %", "source of the numbers",
+]  # fmt: skip
+TOKENIZER_COLUMNS = ["tokenizer", "config", "parameters", "rFID", "LPIPS", "file"]
+GPT_COLUMNS = ["GPT", "codes of", "config", "parameters", "gFID", "accuracy", "file"]
+NUMBER_COLUMNS = ("rFID", "LPIPS", "gFID", "accuracy")
+MARKED = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
-def listed(options: dict[str, Any]) -> str:
-    return ", ".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items())
+# ------------------------------------------------------------------------------------------------------ headers
+@dataclass
+class Facts:
+    """What the header of a YAML says of published numbers and files."""
+
+    numbers: dict[str, dict[str, str]] = field(default_factory=dict)  # metric -> {label: value}
+    source: str = ""
+    released: list[list[str]] = field(default_factory=list)
+
+    def cells(self) -> list[str]:
+        """rFID, LPIPS, gFID, accuracy and the source, to which all other numbers are added."""
+        if not self.numbers:
+            return ["", "", "", "", "no number is published"]
+        others = [f"{name} {self._text(name)}" for name in self.numbers if name not in NUMBER_COLUMNS]
+        return [*(self._text(name) for name in NUMBER_COLUMNS), "; ".join([self.source, *others])]
+
+    def value(self, metric: str, label: str = "") -> str:
+        """One number; that without a label where there is none of `label`."""
+        values = self.numbers.get(metric, {})
+        return values.get(label, values.get("", ""))
+
+    def _text(self, metric: str) -> str:
+        values = self.numbers.get(metric, {})
+        has_labels = metric != "accuracy" and (metric == "gFID" or len(values) > 1)  # labels stand beside the gFID
+        return "; ".join(f"{label} {value}".strip() if has_labels else value for label, value in values.items())
 
 
-INTRODUCTION = f"""\
-# Recipes
-
-Made by `python tests/recipes_table.py` from the YAML files under `configs/`; a test keeps both equal. Do not edit.
-
-- Loss terms: name, weight, and the first and last update in which they count (updates count from 1).
-- Teacher: the network of the semantic regularization, and the decoder block that it is compared with.
-- Options that differ from the defaults: of the quantizer, for a GPT of its model. Defaults of the quantizer `vq`:
-  {listed(flatten(VQConfig()))}.
-- Epochs are counted as in GigaTok's paper: 5,000 steps at batch 256 (1,280,000 images).
-- A number is the published one of the full recipe; none was measured with this code. gFID and accuracy of a tokenizer
-  are those of AR probing (a GPT-B of 50 epochs). The README of GigaTok counts where its supplementary table 3 differs.
-"""
+def header_lines(path: Path) -> list[str]:
+    """The comment on top of a YAML file; lines that are indented belong to those above."""
+    comment = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))[0]
+    return re.sub(r"\n# {3,}", " ", comment).replace("# ", "").splitlines()
 
 
 def header_of(path: Path) -> str:
-    """The comment on top of a YAML file, in one line."""
-    return " ".join(re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))[0].replace("#", "").split())
+    """The comment on top of a YAML file in one line, without the facts for the tables."""
+    return " ".join(line for line in header_lines(path) if not re.match(r"(Published|Source|Released)\b.*:", line))
+
+
+def facts_of(path: Path) -> Facts:
+    """Reads the lines `Published`, `Source` and `Released`."""
+    facts = Facts()
+    for line in header_lines(path):
+        if published := re.match(r"Published(?: \((.*)\))?: (.*)", line):
+            for item in published[2].split(", "):
+                metric, _, value = item.rpartition(" ")
+                facts.numbers.setdefault(metric, {})[published[1] or ""] = value
+        elif line.startswith("Source: "):
+            facts.source = line.removeprefix("Source: ")
+        elif line.startswith("Released: "):
+            facts.released.append([cell.strip() for cell in line.removeprefix("Released: ").split("|")])
+    return facts
+
+
+# ------------------------------------------------------------------------------------------------------ recipes
+def listed(options: dict[str, Any]) -> str:
+    return ", ".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items())
 
 
 def terms_cell(config: Any) -> str:
@@ -126,11 +126,12 @@ def optimizer_cell(config: Any, optim: Any) -> str:
 
 
 def cells_of(path: Path) -> list[str]:
-    """The cells of a recipe, in the order of COLUMNS."""
+    """The cells of a recipe, in the order of RECIPE_COLUMNS."""
     config, _ = load(path)
-    trainings = tokenizer_train.phases_of(config) if getattr(config, "phases", None) else [config]
+    trainings = phases_of(config) if getattr(config, "phases", None) else [config]
     if kind_of(path) == "gpt":
-        terms, teacher, options = ["1 to end: cross entropy 1"], "", differing(config.model, skip=("size",))
+        generator = getattr(config.model, "gpt", config.model)
+        terms, teacher, options = ["1 to end: cross entropy 1"], "", differing(generator, skip=("size",))
     else:
         terms, options = [terms_cell(one) for one in trainings], differing(config.model.quantizer)
         block, name = config.model.hybrid.semantic_layer, config.semantic.teacher
@@ -141,20 +142,80 @@ def cells_of(path: Path) -> list[str]:
     )
     batch, steps = config.data.global_batch_size, [one.loop.steps for one in trainings]
     run = [f"{batch:,}", " + ".join(f"{n:,}" for n in steps), f"{sum(steps) * batch / (5000 * 256):.4g}"]
-    expected = EXPECTED.get(name_of(path).removesuffix(".yaml"), "| | | | no number is published").split("|")
-    return [link, what, terms_text, teacher, options, optimizers, *run, *(cell.strip() for cell in expected)]
+    return [link, what, terms_text, teacher, options, optimizers, *run, *facts_of(path).cells()]
 
 
-def page() -> str:
-    """The text of docs/recipes.md. IMGNET_ROOT must be set."""
-    parts = [INTRODUCTION]
-    for folder, heading in FOLDERS.items():
-        rows = [cells_of(path) for path in sorted((CONFIGS / folder).rglob("*.yaml"))]
-        table = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-        parts += [f"## {heading}\n", "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n"] if rows else []
-    return "\n".join(parts)
+def recipe_rows(folder: str) -> list[list[str]]:
+    return [cells_of(path) for path in recipes(folder)]
+
+
+# ------------------------------------------------------------------------------------------------------ checkpoints
+def size_of(path: Path) -> int:
+    """Number of parameters, of a recipe in phases those of the first one."""
+    config, network = load(path)
+    if getattr(config, "phases", None):
+        network = network_on_meta(phases_of(config)[0])
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def in_words(count: int) -> str:
+    """A number of parameters: 136M, 2.9B."""
+    return f"{count / 1e6:.0f}M" if count < 1e9 else f"{count / 1e9:.1f}B"
+
+
+def released(kind: str) -> list[tuple[Path, int]]:
+    """(config, number of parameters) of all with released files: by family, then by size."""
+
+    def order(item: tuple[Path, int]) -> tuple[int, int, str]:
+        path, size = item
+        family = max(i for i, prefix in enumerate(FAMILIES) if name_of(path).startswith(prefix))
+        return family, size, name_of(path)
+
+    paths = [path for path in recipes() if facts_of(path).released and kind_of(path) == kind]
+    return sorted([(path, size_of(path)) for path in paths], key=order)
+
+
+def tokenizer_rows() -> list[list[str]]:
+    rows = []
+    for path, size in released("tokenizer"):
+        facts, config = facts_of(path), f"`configs/{name_of(path)}`"
+        for name, file in facts.released:
+            rows.append([name, config, in_words(size), facts.value("rFID"), facts.value("LPIPS"), file])
+    return rows
+
+
+def gpt_rows() -> list[list[str]]:
+    rows = []
+    for path, size in released("gpt"):
+        facts, config = facts_of(path), f"`configs/{name_of(path)}`"
+        for name, codes, file in facts.released:
+            accuracy = facts.value("accuracy", codes)
+            numbers = [facts.value("gFID", codes), f"{accuracy} %" if accuracy else ""]
+            rows.append([name, codes, config, in_words(size), *numbers, file])
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------ pages
+TABLES: dict[str, tuple[list[str], Callable[[], list[list[str]]]]] = {
+    **{f"recipes-{folder}": (RECIPE_COLUMNS, lambda folder=folder: recipe_rows(folder)) for folder in FOLDERS},
+    "released-tokenizers": (TOKENIZER_COLUMNS, tokenizer_rows),
+    "released-gpts": (GPT_COLUMNS, gpt_rows),
+}
+
+
+def table(name: str) -> str:
+    """A table as Markdown. IMGNET_ROOT must be set."""
+    columns, rows = TABLES[name]
+    head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
+    return head + "".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in row)}|\n" for row in rows())
+
+
+def updated(text: str) -> str:
+    """A page with its tables as they should be."""
+    return MARKED.sub(lambda marked: f"{marked[1]}{table(marked[2])}{marked[3]}", text)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("IMGNET_ROOT", "imagenet")
-    PAGE.write_text(page(), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(updated(page.read_text(encoding="utf-8")), encoding="utf-8")
