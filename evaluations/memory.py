@@ -62,7 +62,7 @@ def cell(method: str, channels: int, form: str, args: argparse.Namespace) -> dic
     config = GQConfig(
         num_groups=groups,
         group_dim=channels // groups,
-        entropy_form="naive" if form == "naive" else "factorised",
+        entropy_form="naive" if form == "naive" else "factorized",
         codebook_entropy_weight=0.0 if form == ALONE else 1.0,
         max_entropy_mb=args.max_mb,
     )

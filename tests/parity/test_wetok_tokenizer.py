@@ -41,7 +41,7 @@ def scaled(file: str, name: str) -> tuple[Tensor, dict]:
 
 
 @pytest.mark.parametrize(("file", "name"), QUANTIZED)
-@pytest.mark.parametrize("form", ["factorised", "naive"])
+@pytest.mark.parametrize("form", ["factorized", "naive"])
 def test_group_quantizer(file, name, form):
     """Signs and indices exactly; both entropies, their sum, commitment and gradient, pooled and per group."""
     x, facts = scaled(file, name)

@@ -98,7 +98,7 @@ def test_bsq_works_on_the_unit_sphere():
 # ---------------------------------------------------------------------------------------------- entropies
 @pytest.mark.parametrize(("groups", "dim"), SHAPES)
 @pytest.mark.parametrize("mode", ["pooled", "per_group"])
-@pytest.mark.parametrize("form", ["factorised", "naive"])
+@pytest.mark.parametrize("form", ["factorized", "naive"])
 @pytest.mark.parametrize("rows", [2, 2**20])
 def test_entropies_and_gradients_are_those_of_the_whole_table(groups, dim, mode, form, rows, monkeypatch):
     """Against the softmax over all codes, in chunks of any size, on the sphere and off it."""
@@ -161,7 +161,7 @@ def test_a_codebook_entropy_that_does_not_fit_is_refused_before_it_is_allocated(
     z = torch.randn(16, 64, options["group_dim"], requires_grad=True)
     with pytest.raises(ConfigError, match=message):
         quantizer(**options)(z, entropy=True)
-    alone = quantizer(**options | {"entropy_form": "factorised"}, codebook_entropy_weight=0)(z, entropy=True).losses
+    alone = quantizer(**options | {"entropy_form": "factorized"}, codebook_entropy_weight=0)(z, entropy=True).losses
     assert alone.keys() == {"commitment", "sample_entropy", "entropy"}
     alone["entropy"].backward()
     assert torch.isfinite(z.grad).all()

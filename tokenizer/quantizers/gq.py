@@ -43,7 +43,7 @@ class GQConfig(Section):
     entropy_temperature: float = 0.01
     codebook_entropy: Literal["pooled", "per_group"] = "pooled"  # pooled as released; per_group: Eq. 7 and 9, sums
     codebook_entropy_weight: float = 1.0  # weight inside the entropy loss; 0 leaves the sample entropy alone
-    entropy_form: Literal["factorised", "naive"] = "factorised"  # naive holds every code of every latent: a reference
+    entropy_form: Literal["factorized", "naive"] = "factorized"  # naive holds every code of every latent: a reference
     entropy_statistics: Literal["local", "global"] = "local"  # over this rank's batch as released, or over all ranks
     max_entropy_mb: int = 512  # a codebook entropy that needs more memory is refused
 
