@@ -20,7 +20,7 @@ from autoregressive.training.build import check_codes, memory_plan, preview_grid
 from autoregressive.training.config import GPTTrainConfig
 from autoregressive.training.task import GPTTask
 from engine.checkpoint.store import CheckpointStore
-from engine.checkpoint.weights import count
+from engine.checkpoint.weights import num_parameters
 from engine.cli import parse_cli, run_entry
 from engine.data.stream import open_stream
 from engine.loop import check_batch, fit
@@ -60,7 +60,9 @@ def train(config: GPTTrainConfig, world: World) -> None:
             batch_size=config.validation.batch_size,
             preview=preview_grid(config, tokenizer, run, world),
         )
-        run.log(f"GPT: {count(gpt.module):,} parameters; {len(store):,} training images; {world.size} process(es)")
+        run.log(
+            f"GPT: {num_parameters(gpt.module):,} parameters; {len(store):,} training images; {world.size} process(es)"
+        )
         if held_out is None:
             run.log("no validation: the codes have no split `val`")
         checkpoints = CheckpointStore(
@@ -87,7 +89,7 @@ def main() -> None:
         print(memory_plan(config, model, args.plan))
         return
     if args.dry_run:
-        print(f"GPT: {count(model):,} parameters\nthe config is valid")
+        print(f"GPT: {num_parameters(model):,} parameters\nthe config is valid")
         return
     with distributed_world(config.loop.device, config.loop.deterministic) as world:
         train(config, world)

@@ -75,7 +75,7 @@ ASSETS = {
 
 
 @dataclass(frozen=True)
-class Weights:
+class PretrainedFile:
     """Resolved weights: a file, or `stamp` = `random` (stand-in) or `download` (the library fetches them)."""
 
     name: str
@@ -92,18 +92,18 @@ def allow_download() -> bool:
     return os.environ.get("ALLOW_DOWNLOAD", "0") == "1"
 
 
-def resolve(name: str, config: AssetsConfig) -> Weights:
+def resolve(name: str, config: AssetsConfig) -> PretrainedFile:
     """Where the weights of asset `name` are; an `AssetError` where they cannot be had."""
     asset = lookup(ASSETS, name, "asset")
     if config.random_stand_in:
         logger.warning(
             "%s: RANDOM stand-in weights (assets.random_stand_in=true); results carry the stamp `weights: random`", name
         )
-        return Weights(name, None, "random")
+        return PretrainedFile(name, None, "random")
     path = Path(config.pretrained_dir) / asset.file
     if not path.is_file():
         if allow_download():
-            return Weights(name, None, "download")
+            return PretrainedFile(name, None, "download")
         known = f" (SHA-256 begins with {asset.sha256})" if asset.sha256 else ""
         raise AssetError(
             f"pretrained weights {name!r} are missing: put {asset.file}{known} into {path.parent} "
@@ -116,7 +116,7 @@ def resolve(name: str, config: AssetsConfig) -> Weights:
             f"{path} has SHA-256 {digest}, {expected}; if you trust it, set assets.allow_unknown=true "
             "(--allow-unknown-weights)"
         )
-    return Weights(name, path, f"{asset.file} sha256:{digest}")
+    return PretrainedFile(name, path, f"{asset.file} sha256:{digest}")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ def pick_device(name: str, local_rank: int = 0, tf32: bool = True) -> torch.devi
 
 
 @contextmanager
-def _reproducible(enabled: bool) -> Iterator[None]:
+def reproducible_algorithms(enabled: bool) -> Iterator[None]:
     """Only algorithms that give the same bits in every run (docs/exactness.md); one without such a form is an error."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
     if enabled:

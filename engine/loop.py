@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint.store import CheckpointStore
-from engine.checkpoint.weights import Weights
+from engine.checkpoint.weights import WeightSets
 from engine.messages import UserError
 from engine.run_log import Run
 from engine.validation import Problem, Section, at_least, one_of
@@ -71,7 +71,7 @@ class Task(Protocol):
     def parts(self) -> Mapping[str, Any]:
         """The `Stateful` objects that a checkpoint holds."""
 
-    def weights(self) -> Weights:
+    def weights(self) -> WeightSets:
         """The trained weights alone, for sharing."""
 
 
@@ -127,9 +127,9 @@ def fit(
                 now = time.perf_counter()
                 values["steps_per_second"] = (done - last_step) / (now - last_log)
                 last_log, last_step = now, done
-                run.record(done, values, show)
+                run.log_metrics(done, values, show)
             if done == config.steps or (config.eval_every and done % config.eval_every == 0):
-                run.record(done, task.evaluate(done))
+                run.log_metrics(done, task.evaluate(done))
                 last_log, last_step = time.perf_counter(), done
             stop = world.any(bool(received))
             if done == config.steps or done % config.save_every == 0 or stop:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from engine.checkpoint.weights import count
+from engine.checkpoint.weights import num_parameters
 from engine.loop import TrainLoopConfig
 from engine.parallel import parallel_blocks
 
@@ -54,9 +54,11 @@ def saved_bytes(module: nn.Module, forward: Forward, precision: str, batch: int)
 def state_bytes(module: nn.Module, strategy: str, gpus: int, precision: str, ema: bool) -> int:
     """Bytes on one GPU without activations: weights, gradients, optimizer, averages, and what is gathered at a time."""
     shards = {"ddp": 1, "fsdp": gpus, "hsdp": min(gpus, 8)}[strategy]  # 8 GPUs in a machine
-    blocks = [count(block) for block in parallel_blocks(module, "shard")]
-    gathered = 8 * (count(module) - sum(blocks)) + 2 * (6 if precision == "bf16" else 8) * max(blocks, default=0)
-    return (20 if ema else 16) * count(module) // shards + (gathered if shards > 1 else 0)
+    blocks = [num_parameters(block) for block in parallel_blocks(module, "shard")]
+    gathered = 8 * (num_parameters(module) - sum(blocks)) + 2 * (6 if precision == "bf16" else 8) * max(
+        blocks, default=0
+    )
+    return (20 if ema else 16) * num_parameters(module) // shards + (gathered if shards > 1 else 0)
 
 
 def plan(
@@ -78,7 +80,7 @@ def plan(
 
     settings = [(strategy, recompute) for strategy in ("ddp", "hsdp", "fsdp") for recompute in (False, True)]
     own, limit = (loop.strategy, loop.activation_checkpointing, loop.grad_accum), 0.9 * 80e9
-    lines = [f"{count(module):,} parameters, batch {batch}, {own[2]} part(s), {gpus} GPUs: GB a GPU"]
+    lines = [f"{num_parameters(module):,} parameters, batch {batch}, {own[2]} part(s), {gpus} GPUs: GB a GPU"]
     for strategy, recompute in settings:
         whole, fixed = need(strategy, recompute, own[2]) / 1e9, state(strategy) / 1e9
         name = strategy + " activation_checkpointing" * recompute

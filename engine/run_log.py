@@ -17,7 +17,7 @@ from tqdm import tqdm
 from engine.alerts import ALERTS, Alert, alerts_for
 from engine.checkpoint.manifest import phase_folders, write_atomic
 from engine.config import to_yaml
-from engine.data.images import save_grid
+from engine.data.images import save_grid as write_grid
 from engine.messages import UserError, logger
 from engine.run_record import start_record
 from engine.world import World
@@ -38,7 +38,7 @@ class Run:
 
     def __init__(self, run_dir: str | Path, config: Any, world: World, wandb_project: str = "") -> None:
         self.dir, self.config, self.world = Path(run_dir), config, world
-        self.signs: Mapping[str, Alert] = ALERTS  # of trouble, said in the log
+        self.alerts: Mapping[str, Alert] = ALERTS  # of trouble, said in the log
         self.bar: tqdm | None = None
         self._wandb = None
         self._before: dict[frozenset[str], Mapping[str, float]] = {}  # the last record of each kind
@@ -88,7 +88,7 @@ class Run:
         if self.bar is not None:
             self.bar.update()
 
-    def record(self, step: int, metrics: Mapping[str, float], show: tuple[str, ...] = ()) -> None:
+    def log_metrics(self, step: int, metrics: Mapping[str, float], show: tuple[str, ...] = ()) -> None:
         """Appends one line to metrics.jsonl; `show` names what the console prints (default: everything)."""
         if not self.world.is_main or not metrics:
             return
@@ -100,16 +100,16 @@ class Run:
             self.bar.set_postfix_str(text[:100], refresh=False)
         self.log(f"step {step}: {text}")
         kind = frozenset(k.partition("/")[0] for k in metrics if "/" in k)
-        for warning in alerts_for(metrics, self._before.get(kind, {}), self.signs):
+        for warning in alerts_for(metrics, self._before.get(kind, {}), self.alerts):
             self.log(f"step {step}: {warning}")
         self._before[kind] = dict(metrics)
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=step)
 
-    def grid(self, name: str, images: Tensor, columns: int) -> None:
+    def save_grid(self, name: str, images: Tensor, columns: int) -> None:
         """An image grid under samples/; images in [-1,1]."""
         if self.world.is_main:
-            save_grid(self.dir / "samples" / f"{name}.png", images, columns)
+            write_grid(self.dir / "samples" / f"{name}.png", images, columns)
 
     def close(self) -> None:
         if not self.world.is_main:

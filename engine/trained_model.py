@@ -57,7 +57,7 @@ class TrainedModel:
         self.config, self.total_steps, self.world, self.ema_decay = config, total_steps, world, ema_decay
         self.module = module if is_sharded(world, scale) else module.to(world.device)  # shards move one by one
         self.ema = copy.deepcopy(self.module).eval().requires_grad_(False) if ema_decay > 0 else None
-        self.network = parallelize(self.module, self.ema, world, scale, find_unused)
+        self.wrapped = parallelize(self.module, self.ema, world, scale, find_unused)
         trained = [p for p in module.parameters() if p.requires_grad]
         matrices = [p for p in trained if p.ndim >= 2 or config.decay_params == "all"]
         vectors = [p for p in trained if p.ndim < 2 and config.decay_params == "matrices"]
@@ -83,7 +83,7 @@ class TrainedModel:
 
     def accumulate(self, last: bool) -> AbstractContextManager:
         """Surrounds forward *and* backward of one micro-batch: gradients are exchanged where `exchange` says."""
-        return gradient_sync(self.network, last)
+        return gradient_sync(self.wrapped, last)
 
     def step(self, step: int, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One update from the gradients that backward left. `terms` are the loss terms, to name a non-finite one.
@@ -134,8 +134,8 @@ class TrainedModel:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, with names that do not depend on the number of processes."""
         state: dict[str, Any] = {
-            "model": get_model_state_dict(self.network),
-            "optimizer": get_optimizer_state_dict(self.network, self.optimizer),
+            "model": get_model_state_dict(self.wrapped),
+            "optimizer": get_optimizer_state_dict(self.wrapped, self.optimizer),
             "counters": torch.tensor([self.num_skipped, self.bad_in_a_row]),
         }
         if self.ema is not None:
@@ -143,10 +143,10 @@ class TrainedModel:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        set_model_state_dict(self.network, state["model"])
+        set_model_state_dict(self.wrapped, state["model"])
         names = ("weight_decay", "betas", "eps")
         options = [{name: group[name] for name in names} for group in self.optimizer.param_groups]
-        set_optimizer_state_dict(self.network, self.optimizer, state["optimizer"])
+        set_optimizer_state_dict(self.wrapped, self.optimizer, state["optimizer"])
         for group, configured in zip(self.optimizer.param_groups, options, strict=True):
             group.update(configured)  # decay, betas and eps are those of the config, also where it changed
         if self.ema is not None:

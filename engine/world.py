@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
 
-from engine.devices import _reproducible, pick_device
+from engine.devices import pick_device, reproducible_algorithms
 
 TIMEOUT = timedelta(hours=1)
 
@@ -99,7 +99,7 @@ def distributed_world(device: str = "auto", deterministic: bool = False, tf32: b
     """The world of this process: joins the group that torchrun describes, and leaves it at the end. `deterministic`
     allows only algorithms whose bits repeat. Without `tf32` fp32 is fp32 on a GPU too: for codes and measurements.
     """
-    with _reproducible(deterministic), _join(device, tf32) as world:
+    with reproducible_algorithms(deterministic), _join(device, tf32) as world:
         yield world
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.checkpoint.store import CheckpointStore
-from engine.checkpoint.weights import Weights
+from engine.checkpoint.weights import WeightSets
 from engine.cli import parse_cli, run_entry
 from engine.data.config import DataConfig
 from engine.data.images import to_float
@@ -63,15 +63,15 @@ class ClassifierTask:
     def parts(self) -> Mapping[str, Any]:
         return {"classifier": self.network}
 
-    def weights(self) -> Weights:
+    def weights(self) -> WeightSets:
         return self.network.weights()
 
     def train_step(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
-        self.network.network.train()
+        self.network.wrapped.train()
         total = torch.zeros((), device=self.world.device)
         for i, batch in enumerate(micro_batches):
             with self.network.accumulate(last=i + 1 == len(micro_batches)):
-                logits = self.network.network(shifted(to_float(batch["images_u8"]), self.max_shift))
+                logits = self.network.wrapped(shifted(to_float(batch["images_u8"]), self.max_shift))
                 loss = F.cross_entropy(logits, batch["labels"])
                 (loss / len(micro_batches)).backward()
             total = total + loss.detach() / len(micro_batches)

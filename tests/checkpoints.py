@@ -44,7 +44,7 @@ class Thing:
     def train(self, steps: range) -> None:
         for step in steps:
             x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
-            self.updater.network(x).square().sum().backward()
+            self.updater.wrapped(x).square().sum().backward()
             self.updater.step(step, {})
 
     def save(self, step: int) -> Path:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.checkpoint.store import CheckpointStore
-from engine.checkpoint.weights import count
+from engine.checkpoint.weights import num_parameters
 from engine.cli import parse_cli, run_entry
 from engine.data.samples import training_item
 from engine.data.sources import ImageSource, open_source
@@ -62,7 +62,7 @@ def train_phase(
         raise ConfigError(f"validation.num_images must be {world.size} or more, one image per process")
 
     run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
-    run.signs = ALERTS
+    run.alerts = ALERTS
     try:
         # Networks and their starting point.
         task = build_task(config, world, run, source, validation)
@@ -92,7 +92,7 @@ def train_phase(
 
 def _log_start(run: Run, task: TokenizerTask, source: ImageSource, world: World, config: TokenizerTrainConfig) -> None:
     """Says what is trained, on what, and with which loss."""
-    parameters = f"{count(task.tokenizer.module):,} parameters"
+    parameters = f"{num_parameters(task.tokenizer.module):,} parameters"
     run.log(f"tokenizer: {parameters}; {len(source):,} training images; {world.size} process(es)")
     run.log(terms_table(task.terms, config.loop.steps))
     for name, stamp in task.frozen.stamps.items():
@@ -112,7 +112,7 @@ def print_dry_run(config: TokenizerTrainConfig, network: Tokenizer) -> None:
     for phase in phases_of(config):
         table = terms_table(terms_of(phase, validate(phase)), phase.loop.steps)
         print(f"{phase.loop.run_dir}: {phase.loop.steps:,} steps\n{table}")
-    print(f"tokenizer: {count(network):,} parameters\nthe config is valid")
+    print(f"tokenizer: {num_parameters(network):,} parameters\nthe config is valid")
 
 
 def main() -> None:

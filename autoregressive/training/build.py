@@ -65,6 +65,6 @@ def preview_grid(config: GPTTrainConfig, tokenizer: nn.Module, run: Run, world: 
     def write(gpt: GPT, name: str) -> None:
         draw = seeded_draw(config.loop.seed, torch.arange(len(labels)), gpt.config.num_tokens * gpt.config.num_indices)
         tokens = generate(gpt, labels, draw=draw, guidance=Guidance(scale=config.validation.guidance_scale))
-        run.grid(name, tokenizer.decode_indices(tokens), 4)
+        run.save_grid(name, tokenizer.decode_indices(tokens), 4)
 
     return write

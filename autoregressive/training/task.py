@@ -12,7 +12,7 @@ from torch import Tensor
 
 from autoregressive.codes import CENTER_VIEW, CodeStore
 from autoregressive.models.gpt import GPT
-from engine.checkpoint.weights import Weights
+from engine.checkpoint.weights import WeightSets
 from engine.devices import autocast
 from engine.loop import Batch
 from engine.trained_model import TrainedModel
@@ -51,11 +51,11 @@ class GPTTask:
     def parts(self) -> Mapping[str, Any]:
         return {"gpt": self.gpt}
 
-    def weights(self) -> Weights:
+    def weights(self) -> WeightSets:
         return self.gpt.weights()
 
     def train_step(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
-        network = self.gpt.network.train()
+        network = self.gpt.wrapped.train()
         total = torch.zeros((), device=self.world.device)
         for i, batch in enumerate(micro_batches):
             with self.gpt.accumulate(last=i + 1 == len(micro_batches)):

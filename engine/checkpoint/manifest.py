@@ -25,7 +25,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -37,11 +37,11 @@ def write_atomic(path: Path, text: str) -> None:
     """Writes a small text file so that a crash leaves either the old or the new content."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
+    sync_to_disk(temporary)
     temporary.replace(path)
 
 
-def _digest(manifest: Mapping[str, Any]) -> str:
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
     """The hash of a manifest's content, which it carries itself: its step and stamp are in no file that it lists."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
@@ -54,7 +54,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(manifest, dict) or not {"step", "files"} <= manifest.keys():
         return None
-    return manifest if manifest.pop("digest", None) in (None, _digest(manifest)) else None
+    return manifest if manifest.pop("digest", None) in (None, manifest_digest(manifest)) else None
 
 
 def find_damage(folder: Path) -> str | None:

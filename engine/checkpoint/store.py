@@ -34,15 +34,15 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from engine import plugins
 from engine.checkpoint.manifest import (
     CheckpointError,
-    _digest,
-    _sync,
     checkpoint_folders,
     file_sha256,
     find_damage,
+    manifest_digest,
     read_manifest,
+    sync_to_disk,
     write_atomic,
 )
-from engine.checkpoint.weights import Weights, _write_weights
+from engine.checkpoint.weights import WeightSets, write_weights
 from engine.config import differences
 from engine.messages import logger
 from engine.world import World
@@ -100,7 +100,9 @@ class CheckpointStore:
     def folder(self) -> Path:
         return self.run_dir / "checkpoints"
 
-    def save(self, step: int, parts: Mapping[str, Any], weights: Callable[[], Weights], *, wait: bool = True) -> Path:
+    def save(
+        self, step: int, parts: Mapping[str, Any], weights: Callable[[], WeightSets], *, wait: bool = True
+    ) -> Path:
         """Writes the state after `step` updates, once the save before it has ended. With `wait` it is on disk then.
 
         On any failure nothing half-written stays and older checkpoints are untouched.
@@ -122,7 +124,7 @@ class CheckpointStore:
         if pending is not None:
             pending.result()
 
-    def _write(self, step: int, final: Path, state: dict[str, Any], weights: Weights) -> None:
+    def _write(self, step: int, final: Path, state: dict[str, Any], weights: WeightSets) -> None:
         temporary = self.folder / f".writing_{final.name}"
         try:
             if self.world.is_main:
@@ -149,18 +151,18 @@ class CheckpointStore:
         if need > free:
             raise OSError(errno.ENOSPC, f"{need / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free")
 
-    def _finish(self, temporary: Path, final: Path, step: int, weights: Weights) -> None:
-        _write_weights(temporary, weights, self.config)
+    def _finish(self, temporary: Path, final: Path, step: int, weights: WeightSets) -> None:
+        write_weights(temporary, weights, self.config)
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         for path in files:
-            _sync(path)
+            sync_to_disk(path)
         entries = {str(p.relative_to(temporary)): {"size": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
         manifest = {"step": step, "stamp": self.stamp, "files": entries}
-        text = json.dumps(manifest | {"digest": _digest(json.loads(json.dumps(manifest)))}, indent=1)
+        text = json.dumps(manifest | {"digest": manifest_digest(json.loads(json.dumps(manifest)))}, indent=1)
         write_atomic(temporary / "manifest.json", text)
-        _sync(temporary)
+        sync_to_disk(temporary)
         temporary.rename(final)
-        _sync(self.folder)
+        sync_to_disk(self.folder)
         self._prune(step)
 
     def _prune(self, newest: int) -> None:

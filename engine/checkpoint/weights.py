@@ -19,12 +19,12 @@ from engine.config import save_config
 from engine.parallel import shard_like
 
 
-def count(module: nn.Module) -> int:
+def num_parameters(module: nn.Module) -> int:
     """Number of parameters."""
     return sum(p.numel() for p in module.parameters())
 
 
-Weights = Mapping[str, Mapping[str, Tensor]]
+WeightSets = Mapping[str, Mapping[str, Tensor]]
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -63,16 +63,16 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Pa
     module.load_state_dict({k: shard_like(v, own[k]) for k, v in state.items()}, assign=assign)
 
 
-def export_folder(folder: Path, config: Any, weights: Weights) -> None:
+def export_folder(folder: Path, config: Any, weights: WeightSets) -> None:
     """Writes weights (`model`, also `ema`) without training state, and config.yaml, in one piece, where nothing is."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    _write_weights(temporary, weights, config)
+    write_weights(temporary, weights, config)
     temporary.rename(folder)
 
 
-def _write_weights(folder: Path, weights: Weights, config: Any) -> None:
+def write_weights(folder: Path, weights: WeightSets, config: Any) -> None:
     for name, state in weights.items():
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / f"{name}.safetensors")
     save_config(config, folder / "config.yaml")

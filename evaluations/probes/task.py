@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.checkpoint.weights import Weights
+from engine.checkpoint.weights import WeightSets
 from engine.config import check_all
 from engine.data.config import DataConfig
 from engine.data.sources import has_split
@@ -96,7 +96,7 @@ class ProbeTask:
     def parts(self) -> Mapping[str, Any]:
         return {"probe": self}
 
-    def weights(self) -> Weights:
+    def weights(self) -> WeightSets:
         return {"model": self.module.state_dict()}
 
     def state_dict(self) -> dict[str, Any]:

@@ -275,8 +275,8 @@ def test_the_manifest_is_written_last(thing, tmp_path, monkeypatch):
         real(path, text)
 
     synced = []
-    sync = checkpoint._sync
-    monkeypatch.setattr(checkpoint, "_sync", lambda path: (synced.append(path.name), sync(path)))
+    sync = checkpoint.sync_to_disk
+    monkeypatch.setattr(checkpoint, "sync_to_disk", lambda path: (synced.append(path.name), sync(path)))
     monkeypatch.setattr(checkpoint, "write_atomic", watch)
     folder = thing.save(3)
     assert seen["files"] == set(read_manifest(folder)["files"]) and not seen["final"]

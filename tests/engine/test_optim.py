@@ -31,7 +31,7 @@ def run(trained: TrainedModel, steps: range, scale: float = 1.0) -> list[dict[st
     """Some updates on a made-up loss."""
     infos = []
     for step in steps:
-        loss = trained.network(inputs(step)).square().sum() * scale
+        loss = trained.wrapped(inputs(step)).square().sum() * scale
         loss.backward()
         infos.append({k: v.item() for k, v in trained.step(step, {"loss": loss.detach()}).items()})
     return infos
@@ -210,7 +210,7 @@ def test_the_run_stops_after_n_bad_steps_in_a_row(world):
         run(trained, range(step, step + 1), scale=math.nan)
         if step == 1:
             run(trained, range(2, 3))
-    trained.network(inputs(5)).mul(math.nan).sum().backward()
+    trained.wrapped(inputs(5)).mul(math.nan).sum().backward()
     terms = {"pixels": torch.tensor(1.0), "perceptual": torch.tensor(math.inf), "loss": torch.tensor(math.nan)}
     with pytest.raises(NonFiniteError, match=r"step 5: 3 updates in a row .*optim\.max_bad_steps.*: perceptual\."):
         trained.step(5, terms)
@@ -218,7 +218,7 @@ def test_the_run_stops_after_n_bad_steps_in_a_row(world):
 
 def test_an_overflow_of_the_gradient_alone_is_said(world):
     trained = updater(world, max_bad_steps=1)
-    trained.network(inputs(0)).mul(math.nan).sum().backward()
+    trained.wrapped(inputs(0)).mul(math.nan).sum().backward()
     with pytest.raises(NonFiniteError, match="the gradient itself overflows"):
         trained.step(0, {"loss": torch.tensor(1.0)})
 

@@ -17,7 +17,7 @@ import tokenizer.train
 from autoregressive.models.gpt import GPT, GPTConfig
 from engine.checkpoint.manifest import checkpoint_folders, read_manifest
 from engine.checkpoint.store import CheckpointStore
-from engine.checkpoint.weights import count, find_weights, load_strict, read_weights
+from engine.checkpoint.weights import find_weights, load_strict, num_parameters, read_weights
 from engine.config import load_config
 from engine.loop import TrainLoopConfig
 from engine.optim import OptimConfig
@@ -137,7 +137,7 @@ def small_gpt(world: World, scale=FSDP, steps: int = 3) -> tuple[TrainedModel, l
     for step in range(steps):
         tokens = torch.randint(15, (4, 4), generator=torch.Generator().manual_seed(step))
         own = tokens[world.rank * 4 // world.size : (world.rank + 1) * 4 // world.size]
-        logits = updater.network(own[:, 0] % 3, own)
+        logits = updater.wrapped(own[:, 0] % 3, own)
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), own.flatten()).backward()
         norms.append(updater.step(step, {})["grad_norm"])
     return updater, norms
@@ -179,7 +179,7 @@ def save_shards(world: World, folder) -> None:
     """The state of rank 0, put together, beside a checkpoint of both; norms are equal on all ranks."""
     hand_out(world)
     updater, norms = small_gpt(world)
-    assert isinstance(updater.network, FSDPModule) and isinstance(updater.ema, FSDPModule)
+    assert isinstance(updater.wrapped, FSDPModule) and isinstance(updater.ema, FSDPModule)
     for network in (updater.module, updater.ema):
         assert all(isinstance(p, DTensor) for p in network.parameters()), "between passes all parameters are shards"
     everywhere = gather_rows(torch.stack(norms)[None])
@@ -297,9 +297,9 @@ def test_xlxxl_is_built_without_memory(monkeypatch):
     monkeypatch.setenv("IMGNET_ROOT", "imagenet")
     model = validate(load_config(TokenizerTrainConfig, ["configs/vq/VQ_XLXXL256.yaml"]))
     blocks = parallel_blocks(model, "shard")
-    assert len(blocks) == 36 + 48 and count(model) == 2_893_970_443
+    assert len(blocks) == 36 + 48 and num_parameters(model) == 2_893_970_443
     assert all(p.is_meta for p in model.parameters())
-    assert sum(map(count, blocks)) / count(model) > 0.95
+    assert sum(map(num_parameters, blocks)) / num_parameters(model) > 0.95
 
 
 # ---------------------------------------------------------------------------------------------- slow, or with a GPU

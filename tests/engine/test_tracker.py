@@ -33,7 +33,7 @@ def test_a_run_folder_holds_its_config_and_log(tmp_path, world):
     run = open_run(tmp_path / "a" / "run", world)
     run.write_config()
     run.log("hello")
-    run.grid("step_1", torch.zeros(2, 3, 4, 4), 2)
+    run.save_grid("step_1", torch.zeros(2, 3, 4, 4), 2)
     run.close()
     logger.info("after the end")
     assert load_config(LoopConfig, [run.dir / "config.yaml"]) == LoopConfig(steps=7)
@@ -46,9 +46,9 @@ def test_metrics_are_numbers_by_step(tmp_path, world, caplog):
     """Six significant digits in the record; the console shows what is asked for."""
     run = open_run(tmp_path, world)
     with caplog.at_level(logging.INFO):
-        run.record(1, {"loss": 1 / 3, "lr": 1e-4}, show=("lr", "absent"))
-        run.record(2, {"loss": 2.0})
-        run.record(3, {})
+        run.log_metrics(1, {"loss": 1 / 3, "lr": 1e-4}, show=("lr", "absent"))
+        run.log_metrics(2, {"loss": 2.0})
+        run.log_metrics(3, {})
     run.close()
     assert without_time(read_metrics(tmp_path)) == [{"step": 1, "loss": 0.333333, "lr": 1e-4}, {"step": 2, "loss": 2.0}]
     assert [r.getMessage() for r in caplog.records] == ["step 1: lr 0.0001", "step 2: loss 2"]
@@ -59,12 +59,12 @@ def test_a_repeated_step_counts_once_with_its_later_record(tmp_path, world):
     """A resume from step 2 repeats steps 3 and 4; validation at the same step is another record."""
     first = open_run(tmp_path, world)
     for step in (1, 2, 3, 4):
-        first.record(step, {"loss": float(step)})
-    first.record(4, {"val/psnr": 20.0})
+        first.log_metrics(step, {"loss": float(step)})
+    first.log_metrics(4, {"val/psnr": 20.0})
     first.close()
     second = open_run(tmp_path, world)
     for step in (3, 4, 5):
-        second.record(step, {"loss": 10.0 * step})
+        second.log_metrics(step, {"loss": 10.0 * step})
     second.close()
     records = without_time(read_metrics(tmp_path))
     assert [(r["step"], r.get("loss")) for r in records if "loss" in r] == [(1, 1), (2, 2), (3, 30), (4, 40), (5, 50)]
@@ -75,14 +75,14 @@ def test_a_repeated_step_counts_once_with_its_later_record(tmp_path, world):
 def test_a_torn_last_line_costs_that_line_only(tmp_path, world):
     """Regression: the first record after a resume was glued to the line that a killed process had left, and lost."""
     run = open_run(tmp_path, world)
-    run.record(1, {"loss": 1.0})
-    run.record(2, {"loss": 2.0})
+    run.log_metrics(1, {"loss": 1.0})
+    run.log_metrics(2, {"loss": 2.0})
     run.close()
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
     assert [r["step"] for r in read_metrics(tmp_path)] == [1]
     again = open_run(tmp_path, world)
-    again.record(2, {"loss": 3.0})
+    again.log_metrics(2, {"loss": 3.0})
     again.close()
     assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(1, 1.0), (2, 3.0)]
     assert path.read_text().count("\n") == 3, "a whole last line gets no empty line after it"
@@ -114,8 +114,8 @@ def test_no_metrics_yet_is_an_empty_record(tmp_path):
 def test_other_ranks_write_nothing(tmp_path):
     run = open_run(tmp_path / "run", World(1, 2, 1, torch.device("cpu")))
     run.log("hello")
-    run.record(1, {"loss": 1.0})
-    run.grid("g", torch.zeros(1, 3, 4, 4), 1)
+    run.log_metrics(1, {"loss": 1.0})
+    run.save_grid("g", torch.zeros(1, 3, 4, 4), 1)
     run.close()
     assert not (tmp_path / "run").exists()
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.checkpoint.weights import count
+from engine.checkpoint.weights import num_parameters
 from engine.data.samples import center_batch
 from engine.data.sources import ON_DISK, ImageSource, has_split, open_source
 from engine.memory_plan import plan
@@ -69,7 +69,7 @@ def build_task(
         world=world,
         precision=config.loop.precision,
         validation=validation,
-        save_grid=run.grid,
+        save_grid=run.save_grid,
         discriminator_config=config.loss.discriminator,
         warmup_steps=config.warmup_steps,
     )
@@ -133,6 +133,6 @@ def memory_plan(config: TokenizerTrainConfig, model: Tokenizer, gpus: int) -> st
         return results
 
     # 4 bytes per frozen parameter; 16 with gradients and the two moments of AdamW.
-    other_networks = 4 * count(perceptual) + 16 * count(discriminator)
+    other_networks = 4 * num_parameters(perceptual) + 16 * num_parameters(discriminator)
     global_batch = config.data.global_batch_size
     return plan(model, forward, config.loop, global_batch, gpus, ema=config.ema_decay > 0, beside=other_networks)

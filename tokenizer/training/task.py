@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint.weights import Weights
+from engine.checkpoint.weights import WeightSets
 from engine.data.images import to_float, to_uint8
 from engine.devices import autocast
 from engine.image_metrics import psnr
@@ -85,7 +85,7 @@ class TokenizerTask:
             parts["lecam"] = self.lecam
         return parts
 
-    def weights(self) -> Weights:
+    def weights(self) -> WeightSets:
         return self.tokenizer.weights()
 
     # ------------------------------------------------------------------------------------------------ one update
@@ -113,7 +113,7 @@ class TokenizerTask:
         Returns the metrics, and pairs of images for the discriminator.
         """
         # The discriminator judges, and does not learn.
-        network = self.tokenizer.network.train()
+        network = self.tokenizer.wrapped.train()
         if self.discriminator is not None:
             self.discriminator.module.train().requires_grad_(False)
 
@@ -146,7 +146,7 @@ class TokenizerTask:
 
     def update_discriminator(self, pairs: list[RealAndFake], step: int) -> Scalars:
         """One update of the discriminator on the images that the tokenizer saw and reconstructed in this step."""
-        network = self.discriminator.network.train()
+        network = self.discriminator.wrapped.train()
         self.discriminator.module.requires_grad_(True)
         discriminator_loss = DISCRIMINATOR_LOSSES[self.adversarial.discriminator_loss]
         weight = 1.0
