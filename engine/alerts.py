@@ -1,7 +1,9 @@
-"""Signs of trouble in single records of training, by the names of the metrics: said in the log while a run goes on.
+"""Alerts raised while training, computed from consecutive metric records.
 
-Each sign is a function of a record and of the one before it. Those that any run can show stand here, those of a kind of
-network beside it; `evaluations/doctor.py` looks at a whole run.
+An alert is a function of a record and of the record of the same kind before it (empty at first); it returns a text, or
+None while all is well. `ALERTS` holds those that any run can raise. A kind of network adds its own beside it, for
+example `tokenizer/training/alerts.py`; `engine.run_log.Run` writes them to the log. `evaluations/doctor` looks at a
+whole run instead.
 """
 
 from __future__ import annotations
@@ -9,33 +11,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-Record = Mapping[str, float]
-
-
-Alert = Callable[[Record, Record], str | None]
+Record = Mapping[str, float]  # metric name -> value
+Alert = Callable[[Record, Record], str | None]  # (record, record before it) -> text
 
 
 def _not_finite(now: Record, before: Record) -> str | None:
-    bad = [name for name, value in now.items() if not math.isfinite(value)]
-    return f"{bad[0]} is not finite" if bad else None
+    for name, value in now.items():
+        if not math.isfinite(value):
+            return f"{name} is not finite"
+    return None
 
 
-def _more(name: str, what: str) -> Alert:
-    def sign(now: Record, before: Record) -> str | None:
-        new = now.get(name, 0.0) - before.get(name, 0.0)
-        return f"{new:.0f} {what} since the last record" if new > 0 else None
+def _rising(name: str, what: str) -> Alert:
+    """An alert while the counter `name` rises; `what` says what it counts."""
 
-    return sign
+    def alert(now: Record, before: Record) -> str | None:
+        increase = now.get(name, 0.0) - before.get(name, 0.0)
+        return f"{increase:.0f} {what} since the last record" if increase > 0 else None
+
+    return alert
 
 
 ALERTS: dict[str, Alert] = {
     "non-finite": _not_finite,
-    "skipped steps": _more("skipped_steps", "updates skipped for a non-finite gradient"),
-    "broken images": _more("skipped_images", "unreadable images replaced"),
+    "skipped steps": _rising("skipped_steps", "updates skipped for a non-finite gradient"),
+    "broken images": _rising("skipped_images", "unreadable images replaced"),
 }
 
 
-def alerts_for(now: Record, before: Record, signs: Mapping[str, Alert] = ALERTS) -> list[str]:
-    """One line for each sign that a record shows, given the record of the same kind before it (or an empty one)."""
-    found = ((name, sign(now, before)) for name, sign in signs.items())
-    return [f"warning: {name}: {text}" for name, text in found if text is not None]
+def alerts_for(now: Record, before: Record, alerts: Mapping[str, Alert] = ALERTS) -> list[str]:
+    """Returns one line for each alert that a record raises, given the record of the same kind before it."""
+    lines = []
+    for name, alert in alerts.items():
+        text = alert(now, before)
+        if text is not None:
+            lines.append(f"warning: {name}: {text}")
+    return lines

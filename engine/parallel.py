@@ -1,4 +1,12 @@
-"""How a network is spread over processes: DDP, FSDP2 and HSDP, compilation, activation checkpointing."""
+"""How a network is spread over processes: DDP, FSDP2 and HSDP, with compilation and activation checkpointing.
+
+A network marks its repeated blocks by an attribute `parallel_unit`:
+
+    "shard"       sharded, compiled and recomputed one by one (transformer blocks)
+    "recompute"   recomputed only (convolutional blocks, whose parameters are sharded with the rest)
+
+`parallelize` then does what the loop config asks for; the network itself knows nothing of processes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +17,6 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -22,7 +29,7 @@ from engine.world import World
 
 
 class Scale(Protocol):
-    """The part of a loop config that says how a network is spread; see `engine.plan.TrainLoopConfig`."""
+    """The part of a loop config that says how a network is spread; see `engine.loop.TrainLoopConfig`."""
 
     strategy: str
     precision: str
@@ -31,59 +38,104 @@ class Scale(Protocol):
 
 
 def parallel_blocks(module: nn.Module, *units: str) -> list[nn.Module]:
-    """Modules with an attribute `parallel_unit`: `shard` (sharded, compiled, recomputed one by one) or `recompute`."""
-    return [m for m in module.modules() if getattr(m, "parallel_unit", None) in (units or ("shard", "recompute"))]
+    """The blocks of `module` whose `parallel_unit` is one of `units`, by default of both kinds."""
+    accepted = units or ("shard", "recompute")
+    return [m for m in module.modules() if getattr(m, "parallel_unit", None) in accepted]
 
 
 def is_sharded(world: World, scale: Scale | None) -> bool:
-    """Whether networks are cut over the processes; in a world of one there is nothing to cut."""
+    """Whether the parameters of a network are divided over the processes; in a world of one they never are."""
     return scale is not None and scale.strategy != "ddp" and world.size > 1
 
 
 def build_device(world: World, scale: Scale) -> AbstractContextManager:
-    """Where to build a network: one to be sharded has values on the first rank only; `parallelize` hands them out."""
-    return torch.device("meta") if is_sharded(world, scale) and world.rank > 0 else nullcontext()
+    """The context to build a network in.
 
-
-def _shard(module: nn.Module, world: World, scale: Scale, mesh: DeviceMesh) -> None:
-    """Cuts the parameters of each block, and the rest as one group, in place (FSDP2); between passes all are shards.
-
-    Only blocks are cast to bf16: convolutions, tables, quantizer and codebook stay fp32 (under autocast).
+    Where it will be sharded, only the first rank computes initial values; the others build on the meta device and
+    receive their shards from `parallelize`.
     """
-    values = module.state_dict() if world.is_main else {}
-    cast = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    policy = cast if scale.precision == "bf16" else MixedPrecisionPolicy()
-    for block in parallel_blocks(module, "shard"):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    for name in getattr(module, "forward_methods", ()):
-        register_fsdp_forward_method(module, name)
-    if not world.is_main:
-        module.to_empty(device=world.device)
-    set_model_state_dict(module, values, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
-    for buffer in module.buffers():  # also those that are in no state dict
-        dist.broadcast(buffer, src=0)
+    if is_sharded(world, scale) and world.rank > 0:
+        return torch.device("meta")
+    return nullcontext()
 
 
 def parallelize(
     module: nn.Module, ema: nn.Module | None, world: World, scale: Scale | None, find_unused: bool = False
 ) -> nn.Module:
-    """`module` as it is called in training: compiled, checkpointed and spread as `scale` says, or wrapped by DDP; in a
-    world of one the module itself. A sharded one is changed in place, and `ema` alike.
+    """Applies compilation, activation checkpointing and the parallel strategy; all ranks call it together.
+
+    Returns the module to call in training: DDP-wrapped, or `module` itself (FSDP shards it, and `ema`, in place).
+    `find_unused` tells DDP that some parameters get no gradient in some steps.
     """
-    for block in (parallel_blocks(module, "shard") or [module]) if scale is not None and scale.compile else ():
-        block.forward = torch.compile(block.forward)
-    for block in parallel_blocks(module) if scale is not None and scale.activation_checkpointing else ():
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    if scale is not None and scale.compile:
+        _compile_blocks(module)
+    if scale is not None and scale.activation_checkpointing:
+        _checkpoint_blocks(module)
     if is_sharded(world, scale):
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) if scale.strategy == "hsdp" else world.size
-        shape, names = ((world.size // local, local), ("machine", "shard")) if local < world.size else ((local,), None)
-        mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
-        for network in (module, ema) if ema is not None else (module,):
-            _shard(network, world, scale, mesh)
+        mesh = _device_mesh(world, scale)
+        _shard(module, world, scale, mesh)
+        if ema is not None:
+            _shard(ema, world, scale, mesh)
         return module
     if world.size == 1:
         return module
+    return _data_parallel(module, world, find_unused)
+
+
+def _compile_blocks(module: nn.Module) -> None:
+    """Compiles each block that can be sharded, or the whole network where it has none."""
+    for block in parallel_blocks(module, "shard") or [module]:
+        block.forward = torch.compile(block.forward)
+
+
+def _checkpoint_blocks(module: nn.Module) -> None:
+    """Makes each block keep only its input for the backward pass, which computes the inside again."""
+    for block in parallel_blocks(module):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def _device_mesh(world: World, scale: Scale) -> DeviceMesh:
+    """The mesh to shard over: all processes (fsdp), or those of each machine, with copies between machines (hsdp)."""
+    num_sharing = world.size
+    if scale.strategy == "hsdp":
+        num_sharing = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    if num_sharing < world.size:
+        shape = (world.size // num_sharing, num_sharing)
+        return init_device_mesh(world.device.type, shape, mesh_dim_names=("machine", "shard"))
+    return init_device_mesh(world.device.type, (num_sharing,))
+
+
+def _shard(module: nn.Module, world: World, scale: Scale, mesh: DeviceMesh) -> None:
+    """Divides the parameters of each block, and all others as one group, in place (FSDP2).
+
+    Between passes every process holds its shards only. Only blocks are cast to bf16: convolutions, tables, quantizer
+    and codebook stay fp32 (under autocast).
+    """
+    # The values of the first rank are the network; they are taken before the parameters become shards.
+    values = module.state_dict() if world.is_main else {}
+
+    # Blocks are gathered one at a time, the rest of the network at once.
+    policy = MixedPrecisionPolicy()
+    if scale.precision == "bf16":
+        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in parallel_blocks(module, "shard"):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+    # FSDP gathers around `forward` only; methods that are called from outside must be named to it.
+    for name in getattr(module, "forward_methods", ()):
+        register_fsdp_forward_method(module, name)
+
+    # Every rank gets its shards, and all buffers, also those that are in no state dict.
+    if not world.is_main:
+        module.to_empty(device=world.device)
+    set_model_state_dict(module, values, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    for buffer in module.buffers():
+        dist.broadcast(buffer, src=0)
+
+
+def _data_parallel(module: nn.Module, world: World, find_unused: bool) -> nn.Module:
+    """A copy per process, whose gradients are averaged (DDP)."""
     return DistributedDataParallel(
         module,
         device_ids=[world.local_rank] if world.device.type == "cuda" else None,
@@ -94,12 +146,20 @@ def parallelize(
 
 
 def gradient_sync(network: nn.Module, last: bool) -> AbstractContextManager:
-    """DDP exchanges gradients at the `last` micro-batch; shards at each, but between machines (hsdp) at the last."""
+    """The context of the forward *and* backward pass of a micro-batch, the `last` of its step or an earlier one.
+
+    DDP exchanges gradients at the last micro-batch. FSDP reduces them to shards at each, but between machines (hsdp)
+    at the last only.
+    """
     if isinstance(network, FSDPModule):
         network.set_requires_all_reduce(last)
-    return network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext()
+    if isinstance(network, DistributedDataParallel) and not last:
+        return network.no_sync()
+    return nullcontext()
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A full `tensor`, equal on all ranks, sharded as `like` is."""
-    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
+    """Shards a full `tensor`, equal on all ranks, as `like` is; returns it as it is where `like` is no shard."""
+    if isinstance(like, DTensor):
+        return distribute_tensor(tensor, like.device_mesh, like.placements)
+    return tensor

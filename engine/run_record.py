@@ -1,4 +1,8 @@
-"""How a process was started: code, libraries, device, and the environment that can change a run."""
+"""The record of how a process was started: command, code, libraries, device, and the environment that matters.
+
+A run appends one such record to `starts.jsonl` at every start (`engine.run_log.Run.write_config`), so that a difference
+between two runs, or between two starts of one run, can be traced to its cause.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,13 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from engine.world import World, device_facts
+from engine.devices import device_facts
+from engine.world import World
 
+# Libraries whose version can change a number.
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "pillow", "timm", "lpips", "torch-fidelity", "omegaconf")
 
-
-# What of the environment can change a run. Named one by one: anything else may be a secret.
+# Environment variables that can change a run. They are named one by one, because any other may hold a secret.
 ENVIRONMENT = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG", "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "PYTORCH_CUDA_ALLOC_CONF", "NCCL_ALGO", "NCCL_PROTO", "GLOO_SOCKET_IFNAME",
@@ -24,7 +29,7 @@ ENVIRONMENT = (
 
 
 def _git(*arguments: str) -> str:
-    """The output of git in the working directory, or `unknown` outside a git checkout."""
+    """Runs git in the working directory and returns its output, or `unknown` outside a git checkout."""
     try:
         result = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -33,19 +38,20 @@ def _git(*arguments: str) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what can change a number."""
+    """{name: version} of Python and of the libraries that can change a number."""
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 def start_record(world: World) -> dict[str, Any]:
-    """How this process was started: command, code, libraries, device, and the environment that matters."""
-    changed = _git("status", "--porcelain", "--untracked-files=no")
+    """Describes how this process was started, as plain values for JSON."""
+    changed_files = _git("status", "--porcelain", "--untracked-files=no")
+    is_dirty = changed_files if changed_files == "unknown" else bool(changed_files)
     return {
         "time": round(time.time(), 3),
         "command": sys.argv,
-        "git": {"sha": _git("rev-parse", "HEAD"), "dirty": changed if changed == "unknown" else bool(changed)},
+        "git": {"sha": _git("rev-parse", "HEAD"), "dirty": is_dirty},
         "versions": library_versions(),
-        "device": device_facts(world),
+        "device": device_facts(world.device),
         "processes": world.size,
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
     }

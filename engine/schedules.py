@@ -1,4 +1,8 @@
-"""Learning-rate schedules: the learning rate as a pure function of the step."""
+"""Learning-rate schedules: the learning rate as a pure function of the step.
+
+`SCHEDULES` holds what follows the warm-up, by name. Each is a function `(step, total, config) -> learning rate`, where
+`step` counts optimizer steps from 0 and `total` is the step at which the schedule ends.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +15,36 @@ if TYPE_CHECKING:
 
 
 def _constant(step: int, total: int, config: OptimConfig) -> float:
+    """Stays at `lr`."""
     return config.lr
 
 
+def _progress(step: int, total: int, config: OptimConfig) -> float:
+    """The fraction of the steps after the warm-up that have passed; a run may be shorter than its warm-up."""
+    return (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+
+
 def _cosine(step: int, total: int, config: OptimConfig) -> float:
+    """Falls to `end_lr` along half a period of a cosine."""
     if step >= total:
         return config.end_lr
-    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    progress = _progress(step, total, config)
     return config.end_lr + 0.5 * (config.lr - config.end_lr) * (1 + math.cos(math.pi * progress))
 
 
 def _wsd(step: int, total: int, config: OptimConfig) -> float:
-    """Warm-up, hold, then 1 - sqrt down to `end_lr` over the last `decay_fraction` of the run (GigaTok, section 4)."""
-    num_decay = int(config.decay_fraction * total)
-    hold = total - num_decay
-    if step < hold or num_decay == 0:
+    """Holds `lr`, then falls to `end_lr` as 1 - sqrt over the last `decay_fraction` of the run (GigaTok, section 4)."""
+    num_decay_steps = int(config.decay_fraction * total)
+    first_decay_step = total - num_decay_steps
+    if step < first_decay_step or num_decay_steps == 0:
         return config.lr
-    return config.end_lr + (config.lr - config.end_lr) * max(0.0, 1 - math.sqrt((step - hold) / num_decay))
+    remaining = max(0.0, 1 - math.sqrt((step - first_decay_step) / num_decay_steps))
+    return config.end_lr + (config.lr - config.end_lr) * remaining
 
 
 def _linear(step: int, total: int, config: OptimConfig) -> float:
-    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    """Holds `lr` for `hold_fraction` of the steps after the warm-up, then falls to `end_lr` along a line."""
+    progress = _progress(step, total, config)
     progress = max(0.0, progress - config.hold_fraction) / (1 - config.hold_fraction)
     return config.lr + (config.end_lr - config.lr) * min(1.0, progress)
 
@@ -45,8 +58,14 @@ SCHEDULES: dict[str, Callable[[int, int, OptimConfig], float]] = {
 
 
 def learning_rate(step: int, total: int, config: OptimConfig) -> float:
-    """Learning rate of update number `step` (0-based) of `total`. Warm-up rises from `warmup_start` times lr to lr."""
+    """The learning rate of `step` (from 0) in a run of `total` steps.
+
+    The warm-up rises along a line from `warmup_start` * `lr` at step 0 to `lr` at step `warmup_steps`; then the
+    schedule takes over.
+    """
     if step < config.warmup_steps:
-        share = step / config.warmup_steps
-        return config.lr * (share + (1 - share) * config.warmup_start)
-    return SCHEDULES[config.schedule](step, total - config.end_at_last, config)
+        fraction = step / config.warmup_steps
+        return config.lr * (fraction + (1 - fraction) * config.warmup_start)
+
+    end_step = total - 1 if config.end_at_last else total
+    return SCHEDULES[config.schedule](step, end_step, config)

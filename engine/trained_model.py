@@ -1,4 +1,13 @@
-"""One trained network with its optimizer, clipping, EMA and non-finite guard."""
+"""One trained network with its optimizer, gradient clipping, EMA and guard against non-finite gradients.
+
+A task owns one `TrainedModel` per network and calls it once per step:
+
+    for i, batch in enumerate(micro_batches):
+        with model.accumulate(last=i + 1 == len(micro_batches)):
+            loss = model.wrapped(batch).mean()
+            loss.backward()
+    metrics = model.step(step, {"loss": loss})
+"""
 
 from __future__ import annotations
 
@@ -20,25 +29,29 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from engine.messages import ConfigError, UserError
+from engine.optim import OptimConfig
 from engine.parallel import gradient_sync, is_sharded, parallelize
+from engine.schedules import learning_rate
 from engine.world import World
 
 if TYPE_CHECKING:
     from engine.loop import TrainLoopConfig
-from engine.optim import OptimConfig
-from engine.schedules import learning_rate
 
 
 class NonFiniteError(UserError):
-    """Too many updates in a row had a non-finite loss or gradient."""
+    """Too many steps in a row had a non-finite loss or gradient."""
 
 
 class TrainedModel:
-    """One trained network.
+    """One trained network and everything that its next update depends on.
 
-    `module` is the plain network, `network` the one to call in training (wrapped for data parallelism), `ema` its
-    averaged copy or None. Where `scale` shards them, all ranks must call them together. `step` sets the learning
-    rate, clips, updates and averages; a non-finite gradient skips the update.
+    `module` is the plain network, `wrapped` the one to call in training (DDP-wrapped, where that is the strategy), and
+    `ema` the exponential moving average of its weights, or None. Where `scale` shards the network, all ranks call
+    `module`, `wrapped` and `ema` together.
+
+    `find_unused` tells DDP that some parameters get no gradient in some steps.
+
+    Raises ConfigError unless `ema_decay` (per step; 0 = no EMA) lies in [0, 1).
     """
 
     def __init__(
@@ -53,59 +66,81 @@ class TrainedModel:
         scale: TrainLoopConfig | None = None,
     ) -> None:
         if not 0 <= ema_decay < 1:
-            raise ConfigError(f"ema_decay={ema_decay} must lie in [0, 1); 0 = no averaged weights")
-        self.config, self.total_steps, self.world, self.ema_decay = config, total_steps, world, ema_decay
-        self.module = module if is_sharded(world, scale) else module.to(world.device)  # shards move one by one
+            raise ConfigError(f"ema_decay={ema_decay} must lie in [0, 1); 0 = no EMA")
+        self.config = config
+        self.total_steps = total_steps
+        self.world = world
+        self.ema_decay = ema_decay
+
+        # The EMA is copied before the network is wrapped: a sharded module cannot be copied. A module to be sharded
+        # stays where it was built, because its shards move to the device one by one.
+        self.module = module if is_sharded(world, scale) else module.to(world.device)
         self.ema = copy.deepcopy(self.module).eval().requires_grad_(False) if ema_decay > 0 else None
         self.wrapped = parallelize(self.module, self.ema, world, scale, find_unused)
-        trained = [p for p in module.parameters() if p.requires_grad]
-        matrices = [p for p in trained if p.ndim >= 2 or config.decay_params == "all"]
-        vectors = [p for p in trained if p.ndim < 2 and config.decay_params == "matrices"]
-        groups = [{"params": matrices, "weight_decay": config.weight_decay}]
-        if vectors:
-            groups.append({"params": vectors, "weight_decay": 0.0})
+
+        # The optimizer is built last, over the parameters as they are now: whole ones, or shards.
         self.optimizer = torch.optim.AdamW(
-            groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=world.device.type == "cuda"
+            _parameter_groups(module, config),
+            lr=config.lr,
+            betas=tuple(config.betas),
+            eps=config.eps,
+            fused=world.device.type == "cuda",
         )
         self._init_moments()
         self.num_skipped = 0  # updates skipped since the start of the run
-        self.bad_in_a_row = 0
+        self.bad_in_a_row = 0  # of them, those since the last good one
 
     def _init_moments(self) -> None:
-        """Zero moments at update 0. Else torch makes them by an empty update when a state is saved, which counts, and
-        leaves them out for a network that does not train yet.
+        """Sets the moments to zero before the first update.
+
+        Otherwise torch makes them by an empty update when a state is saved, which counts as a step, and leaves them
+        out for a network that does not train yet.
         """
         for group in self.optimizer.param_groups:
-            for p in group["params"]:
-                step = torch.zeros((), device=p.device if self.world.device.type == "cuda" else "cpu")
-                moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-                self.optimizer.state[p] = {"step": step, **moments}
+            for parameter in group["params"]:
+                # A fused optimizer keeps its step count on the GPU.
+                count_device = parameter.device if self.world.device.type == "cuda" else "cpu"
+                self.optimizer.state[parameter] = {
+                    "step": torch.zeros((), device=count_device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
 
     def accumulate(self, last: bool) -> AbstractContextManager:
-        """Surrounds forward *and* backward of one micro-batch: gradients are exchanged where `exchange` says."""
+        """The context of forward *and* backward of one micro-batch; see `engine.parallel.gradient_sync`."""
         return gradient_sync(self.wrapped, last)
 
     def step(self, step: int, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One update from the gradients that backward left. `terms` are the loss terms, to name a non-finite one.
+        """Updates weights and EMA from the gradients that backward left; a non-finite gradient skips the update.
 
-        Returns the learning rate, the gradient norm before clipping and the number of skipped updates so far.
+        `terms` are the values of the loss terms, to name a non-finite one. Returns the learning rate, the gradient norm
+        before clipping, and the number of updates skipped since the start of the run.
+
+        Raises NonFiniteError after `max_bad_steps` skipped updates in a row.
         """
         if not self.config.lr_after_step:
             self._set_lr(step)
-        limit = self.config.max_grad_norm if self.config.max_grad_norm > 0 else math.inf
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if torch.isfinite(norm):  # equal on all ranks: gradients are already averaged
+
+        # The norm is equal on all ranks, because gradients are averaged already; so is the decision to skip.
+        max_norm = self.config.max_grad_norm if self.config.max_grad_norm > 0 else math.inf
+        grad_norm = nn.utils.clip_grad_norm_(self.module.parameters(), max_norm)
+        if isinstance(grad_norm, DTensor):
+            grad_norm = grad_norm.full_tensor()
+        if torch.isfinite(grad_norm):
             self.bad_in_a_row = 0
             self.optimizer.step()
-            self._average()
+            self._update_ema()
         else:
             self._skip(step, terms)
+
         if self.config.lr_after_step:
             self._set_lr(step)
         self.optimizer.zero_grad(set_to_none=True)
-        lr = torch.tensor(self.optimizer.param_groups[0]["lr"])
-        return {"lr": lr, "grad_norm": norm.detach(), "skipped_steps": torch.tensor(float(self.num_skipped))}
+        return {
+            "lr": torch.tensor(self.optimizer.param_groups[0]["lr"]),
+            "grad_norm": grad_norm.detach(),
+            "skipped_steps": torch.tensor(float(self.num_skipped)),
+        }
 
     def _set_lr(self, step: int) -> None:
         for group in self.optimizer.param_groups:
@@ -114,22 +149,23 @@ class TrainedModel:
     def _skip(self, step: int, terms: Mapping[str, Tensor]) -> None:
         self.num_skipped += 1
         self.bad_in_a_row += 1
-        if self.bad_in_a_row >= self.config.max_bad_steps:
-            bad = [name for name, value in terms.items() if not torch.isfinite(torch.as_tensor(value)).all()]
-            raise NonFiniteError(
-                f"step {step}: {self.bad_in_a_row} updates in a row had a non-finite gradient (optim.max_bad_steps); "
-                f"first non-finite loss term: {bad[0] if bad else 'none, the gradient itself overflows'}. "
-                "Lower optim.lr, or resume from an older checkpoint"
-            )
+        if self.bad_in_a_row < self.config.max_bad_steps:
+            return
+        bad_terms = [name for name, value in terms.items() if not torch.isfinite(torch.as_tensor(value)).all()]
+        raise NonFiniteError(
+            f"step {step}: {self.bad_in_a_row} updates in a row had a non-finite gradient (optim.max_bad_steps); "
+            f"first non-finite loss term: {bad_terms[0] if bad_terms else 'none, the gradient itself overflows'}. "
+            "Lower optim.lr, or resume from an older checkpoint"
+        )
 
     @torch.no_grad()
-    def _average(self) -> None:
+    def _update_ema(self) -> None:
+        """ema = decay * ema + (1 - decay) * weights; buffers, such as batch statistics, are copied."""
         if self.ema is None:
             return
-        averaged, current = list(self.ema.parameters()), list(self.module.parameters())
-        torch._foreach_lerp_(averaged, current, 1 - self.ema_decay)
-        for target, source in zip(self.ema.buffers(), self.module.buffers(), strict=True):
-            target.copy_(source)
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.module.parameters()), 1 - self.ema_decay)
+        for averaged, current in zip(self.ema.buffers(), self.module.buffers(), strict=True):
+            averaged.copy_(current)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, with names that do not depend on the number of processes."""
@@ -143,20 +179,44 @@ class TrainedModel:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned.
+
+        Weight decay, betas and eps stay those of the config, also where it changed since the state was saved.
+        """
         set_model_state_dict(self.wrapped, state["model"])
-        names = ("weight_decay", "betas", "eps")
-        options = [{name: group[name] for name in names} for group in self.optimizer.param_groups]
+
+        # The loaded groups carry the options of the saved run: put those of the config back.
+        option_names = ("weight_decay", "betas", "eps")
+        configured = [{name: group[name] for name in option_names} for group in self.optimizer.param_groups]
         set_optimizer_state_dict(self.wrapped, self.optimizer, state["optimizer"])
-        for group, configured in zip(self.optimizer.param_groups, options, strict=True):
-            group.update(configured)  # decay, betas and eps are those of the config, also where it changed
+        for group, options in zip(self.optimizer.param_groups, configured, strict=True):
+            group.update(options)
+
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.num_skipped, self.bad_in_a_row = (int(v) for v in state["counters"])
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """{"model": state dict, "ema": state dict} of whole tensors on the CPU, to be shared. All ranks call it, the
-        main process gets them.
+        """Gathers {"model": state dict, "ema": state dict} of whole tensors on the CPU, to be shared.
+
+        All ranks call it together; the main process gets the tensors.
         """
-        networks = {"model": self.module} | ({"ema": self.ema} if self.ema is not None else {})
+        networks = {"model": self.module}
+        if self.ema is not None:
+            networks["ema"] = self.ema
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return {name: get_model_state_dict(network, options=options) for name, network in networks.items()}
+
+
+def _parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """The parameter groups of the optimizer: those that decay, and with `decay_params=matrices` those that do not."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if config.decay_params == "all":
+        return [{"params": trained, "weight_decay": config.weight_decay}]
+
+    matrices = [p for p in trained if p.ndim >= 2]
+    vectors = [p for p in trained if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}]
+    if vectors:
+        groups.append({"params": vectors, "weight_decay": 0.0})
+    return groups

@@ -1,7 +1,12 @@
-"""The processes of a run: rank, size, collectives.
+"""The processes of a run: rank, size, and the few collectives that the code needs.
+
+An entry opens its world once and passes it down:
+
+    with distributed_world(config.loop.device) as world:
+        total = world.sum(losses)
 
 One process without torchrun is a world of size 1 and needs no process group. Under torchrun the group is NCCL on GPUs
-and gloo on CPUs.
+and gloo on CPUs. Everything above this module works on any number of processes.
 """
 
 from __future__ import annotations
@@ -20,109 +25,126 @@ from torch import Tensor
 
 from engine.devices import pick_device, reproducible_algorithms
 
-TIMEOUT = timedelta(hours=1)
+TIMEOUT = timedelta(hours=1)  # a collective that waits longer fails
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of this run. `rank` counts over all machines, `local_rank` on this one."""
+    """The processes of this run, as seen by one of them."""
 
-    rank: int
-    size: int
-    local_rank: int
-    device: torch.device
+    rank: int  # number of this process, over all machines; 0 is the main process
+    size: int  # number of processes
+    local_rank: int  # number of this process on its machine
+    device: torch.device  # where this process computes
 
     @property
     def is_main(self) -> bool:
+        """True on the process that writes files and logs."""
         return self.rank == 0
 
     def barrier(self, group: Any = None) -> None:
+        """Waits until every rank has arrived."""
         if self.size > 1:
             dist.barrier(group)
 
     def side_group(self) -> Any:
-        """All ranks, for collectives in a thread beside those of the training."""
+        """A group of all ranks for collectives in a thread beside the training; None in a world of one."""
         return dist.new_group(backend="gloo", timeout=TIMEOUT) if self.size > 1 else None
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """`tensor` summed over all ranks (a new tensor)."""
-        tensor = tensor.detach().clone()
+        """Sums `tensor` over all ranks; returns a new tensor."""
+        total = tensor.detach().clone()
         if self.size > 1:
-            dist.all_reduce(tensor)
-        return tensor
+            dist.all_reduce(total)
+        return total
 
     def mean(self, scalars: Mapping[str, Tensor]) -> dict[str, float]:
-        """Scalars averaged over ranks, as Python floats: one synchronization for all of them."""
+        """Averages scalars over all ranks and returns Python floats.
+
+        They are packed into one float64 vector, so that the GPU is waited for once.
+        """
         if not scalars:
             return {}
         packed = torch.stack(
             [torch.as_tensor(v, device=self.device).detach().double().reshape(()) for v in scalars.values()]
         )
-        return dict(zip(scalars, (self.sum(packed) / self.size).tolist(), strict=True))
+        means = (self.sum(packed) / self.size).tolist()
+        return dict(zip(scalars, means, strict=True))
 
     def any(self, flag: bool) -> bool:
-        """True on every rank if `flag` is true on one of them."""
-        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)).item() > 0)
+        """Returns True on every rank if `flag` is true on at least one of them."""
+        if self.size == 1:
+            return flag
+        return self.sum(torch.tensor(float(flag), device=self.device)).item() > 0
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
-    """Tensors of all ranks, equal in shape, along dimension 0; the tensor itself where no process group is running."""
+    """Concatenates the tensors of all ranks along dimension 0; they must have one shape.
+
+    Without a process group it returns the tensor itself.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return tensor
-    out = tensor.new_empty((dist.get_world_size() * tensor.shape[0], *tensor.shape[1:]))
-    dist.all_gather_into_tensor(out, tensor.contiguous())
-    return out
+    gathered = tensor.new_empty((dist.get_world_size() * tensor.shape[0], *tensor.shape[1:]))
+    dist.all_gather_into_tensor(gathered, tensor.contiguous())
+    return gathered
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """The mean over all ranks, with gradients: data parallelism then averages to the gradient of the common loss."""
+    """Averages over all ranks and lets gradients through.
+
+    Every rank's loss then depends on the inputs of all ranks, and data parallelism averages the gradients to that of
+    the loss of the global batch.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return tensor
     return torch.distributed.nn.functional.all_reduce(tensor) / dist.get_world_size()
 
 
-def device_facts(world: World) -> dict[str, str | int]:
-    """What this rank computes on."""
-    if world.device.type == "cpu":
-        return {
-            "type": "cpu",
-            "threads": torch.get_num_threads(),
-            "capability": torch.backends.cpu.get_cpu_capability(),
-        }
-    name, cudnn = torch.cuda.get_device_name(world.device), torch.backends.cudnn.version()
-    visible = torch.cuda.device_count()
-    return {"type": "cuda", "name": name, "cuda": torch.version.cuda, "cudnn": cudnn, "visible": visible}
-
-
 @contextmanager
 def distributed_world(device: str = "auto", deterministic: bool = False, tf32: bool = True) -> Iterator[World]:
-    """The world of this process: joins the group that torchrun describes, and leaves it at the end. `deterministic`
-    allows only algorithms whose bits repeat. Without `tf32` fp32 is fp32 on a GPU too: for codes and measurements.
+    """Joins the process group that torchrun describes, and leaves it at the end.
+
+    `device` is `auto`, `cpu` or `cuda`. `deterministic` allows only algorithms whose bits repeat. `tf32=False` keeps
+    full fp32 on GPUs; it is used for code extraction and evaluation.
+
+    Raises ConfigError if the device is unknown or not there.
     """
     with reproducible_algorithms(deterministic), _join(device, tf32) as world:
         yield world
 
 
 @contextmanager
-def _join(device: str, tf32: bool) -> Iterator[World]:
-    if dist.is_initialized():  # the caller owns the group
+def _join(device_name: str, tf32: bool) -> Iterator[World]:
+    # A caller that started the group itself, such as a test, keeps it.
+    if dist.is_initialized():
         rank, size = dist.get_rank(), dist.get_world_size()
-        yield World(rank, size, rank, pick_device(device, rank, tf32))
+        yield World(rank, size, rank, pick_device(device_name, rank, tf32))
         return
+
+    # torchrun says in the environment who this process is; without torchrun it is alone.
+    rank = int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-    chosen_device = pick_device(device, local_rank, tf32)
+    device = pick_device(device_name, local_rank, tf32)
     if size == 1:
-        yield World(0, 1, 0, chosen_device)
+        yield World(0, 1, 0, device)
         return
-    if chosen_device.type == "cpu":
-        if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1"):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        if "OMP_NUM_THREADS" not in os.environ:
-            cores, local_size = len(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
-            torch.set_num_threads(max(1, cores // local_size))
-    dist.init_process_group("nccl" if chosen_device.type == "cuda" else "gloo", timeout=TIMEOUT)
+
+    if device.type == "cpu":
+        _prepare_cpu_processes(size)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        yield World(rank, size, local_rank, chosen_device)
+        yield World(rank, size, local_rank, device)
     finally:
         dist.destroy_process_group()
+
+
+def _prepare_cpu_processes(size: int) -> None:
+    """Sets up gloo on one machine, and shares the cores among its processes, where the user has not said otherwise."""
+    if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if "OMP_NUM_THREADS" not in os.environ:
+        num_cores = len(os.sched_getaffinity(0))
+        num_local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        torch.set_num_threads(max(1, num_cores // num_local_processes))
