@@ -1,95 +1,235 @@
-"""How a network is spread over processes, and an estimate of the memory that its training needs.
+"""An estimate of the GPU memory that a training needs: `--plan GPUS` of the training entries.
 
-Exact, in bytes a parameter: weights 4, gradients 4, AdamW 8, averaged weights 4, over as many processes as share them.
-Estimated: activations, as what forward passes of 1 and 2 images save for backward (of tensors without storage), and
-what shards gather, as the part outside of the blocks and two blocks, with gradients. A tenth must stay free for the
-rest.
+State (exact): 4 bytes per parameter for weights, 4 gradients, 8 AdamW, 4 EMA, divided by the number of shards. Sharded
+runs add the parameters gathered at once: everything outside the blocks plus two blocks, with gradients.
+
+Activations (estimate): bytes saved for backward, measured on fake tensors (which have shapes, but no storage) at batch
+1 and 2 and extrapolated. 10 % of the memory is kept free for what the estimate does not see.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from engine.arithmetic import ceil_div
 from engine.checkpoint.weights import num_parameters
 from engine.loop import TrainLoopConfig
 from engine.parallel import parallel_blocks
 
 Forward = Callable[[int], Any]  # batch size -> what the forward pass of a training step makes
 
+GPU_BYTES = 80e9
+BUDGET = 0.9 * GPU_BYTES  # bytes per GPU that a plan may use
+GPUS_PER_MACHINE = 8  # hsdp shards inside one machine
+STRATEGIES = ("ddp", "hsdp", "fsdp")
 
-def saved_bytes(module: nn.Module, forward: Forward, precision: str, batch: int) -> tuple[int, int]:
-    """Bytes saved for backward beside parameters: all; or inputs of blocks, the largest block, and what is outside."""
-    rest, inputs = {}, {}  # storage -> tensor
-    tables = [rest]  # the last one is for what is saved now
 
-    def save(tensor: Tensor) -> Tensor:
-        tables[-1][tensor.untyped_storage()._cdata] = tensor
+# ------------------------------------------------------------------------------------------------ activations
+class SavedBytes(NamedTuple):
+    """Bytes that one forward pass keeps for backward, without and with activation checkpointing."""
+
+    kept: int
+    checkpointed: int
+
+    def under(self, checkpointing: bool) -> int:
+        return self.checkpointed if checkpointing else self.kept
+
+
+class ActivationMeter:
+    """Records the tensors that a forward pass saves for backward, and which block of the network saves them.
+
+        with ActivationMeter(module) as meter:
+            forward(batch)
+        meter.saved_bytes()
+
+    Tensors that share a storage count once, parameters not at all. The meter holds every tensor that it has seen, so
+    that no storage is freed and its address given to another one.
+
+    Blocks are those of `parallel_blocks`; they do not contain each other. With activation checkpointing, torch keeps
+    the inputs of all blocks and what is saved outside of them; in backward it recomputes one block at a time, so that
+    the inside of the largest block comes on top.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._outside: dict[int, Tensor] = {}  # storage -> tensor saved outside of all blocks
+        self._insides: list[dict[int, Tensor]] = []  # the same for the inside of each block
+        self._inputs: dict[int, Tensor] = {}  # storage -> tensor that enters a block
+        self._current = self._outside  # where the next saved tensor belongs
+        self._hooks: list[Any] = []
+        self._saving = torch.autograd.graph.saved_tensors_hooks(self._save, lambda tensor: tensor)
+
+    def __enter__(self) -> ActivationMeter:
+        for block in parallel_blocks(self.module):
+            self._hooks.append(block.register_forward_pre_hook(self._enter_block))
+            self._hooks.append(block.register_forward_hook(self._leave_block))
+        self._saving.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._saving.__exit__(*exception)
+        for hook in self._hooks:
+            hook.remove()
+
+    def _enter_block(self, block: nn.Module, inputs: tuple) -> None:
+        self._inputs.update({_storage(x): x for x in inputs if isinstance(x, Tensor)})
+        self._current = {}
+        self._insides.append(self._current)
+
+    def _leave_block(self, *_: object) -> None:
+        self._current = self._outside
+
+    def _save(self, tensor: Tensor) -> Tensor:
+        self._current[_storage(tensor)] = tensor
         return tensor
 
-    def enter(block: nn.Module, given: tuple) -> None:
-        inputs.update({t.untyped_storage()._cdata: t for t in given if isinstance(t, Tensor)})
-        tables.append({})
+    def saved_bytes(self) -> SavedBytes:
+        """Sums up what has been saved so far."""
+        parameters = {_storage(p) for p in self.module.parameters()}
 
-    hooks = [b.register_forward_pre_hook(enter) for b in parallel_blocks(module)]
-    hooks += [b.register_forward_hook(lambda *_: tables.append(rest)) for b in parallel_blocks(module)]
-    pack = torch.autograd.graph.saved_tensors_hooks(save, lambda t: t)
-    with pack, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        _graph = forward(batch)  # holds all storages
-    for hook in hooks:
-        hook.remove()
-    known = {p.untyped_storage()._cdata for p in module.parameters()}
+        def size(*groups: dict[int, Tensor]) -> int:
+            tensors = {storage: tensor for group in groups for storage, tensor in group.items()}
+            return sum(t.untyped_storage().nbytes() for storage, t in tensors.items() if storage not in parameters)
 
-    def size(*parts: dict[int, Tensor]) -> int:
-        union = {key: t for part in parts for key, t in part.items() if key not in known}
-        return sum(t.untyped_storage().nbytes() for t in union.values())
-
-    return size(*tables), size(rest, inputs) + max((size(t) for t in tables if t is not rest), default=0)
+        largest_inside = max((size(inside) for inside in self._insides), default=0)
+        return SavedBytes(
+            kept=size(self._outside, *self._insides),
+            checkpointed=size(self._outside, self._inputs) + largest_inside,
+        )
 
 
+def _storage(tensor: Tensor) -> int:
+    """The identity of the memory behind a tensor; a fake tensor has one too."""
+    return tensor.untyped_storage()._cdata
+
+
+def saved_bytes(module: nn.Module, forward: Forward, precision: str, batch: int) -> SavedBytes:
+    """Measures what a forward pass of `batch` images saves for backward."""
+    with ActivationMeter(module) as meter, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        forward(batch)
+    return meter.saved_bytes()
+
+
+# ------------------------------------------------------------------------------------------------ state
 def state_bytes(module: nn.Module, strategy: str, gpus: int, precision: str, ema: bool) -> int:
-    """Bytes on one GPU without activations: weights, gradients, optimizer, averages, and what is gathered at a time."""
-    shards = {"ddp": 1, "fsdp": gpus, "hsdp": min(gpus, 8)}[strategy]  # 8 GPUs in a machine
+    """Bytes per GPU without activations: weights, gradients, AdamW, EMA, and what shards gather at a time."""
+    num_shards = {"ddp": 1, "fsdp": gpus, "hsdp": min(gpus, GPUS_PER_MACHINE)}[strategy]
+    bytes_per_parameter = 20 if ema else 16
+    shard = bytes_per_parameter * num_parameters(module) // num_shards
+    if num_shards == 1:
+        return shard
+
+    # Gathered: weights and gradients of all that is outside of blocks, and of two blocks (one is prefetched).
     blocks = [num_parameters(block) for block in parallel_blocks(module, "shard")]
-    gathered = 8 * (num_parameters(module) - sum(blocks)) + 2 * (6 if precision == "bf16" else 8) * max(
-        blocks, default=0
-    )
-    return (20 if ema else 16) * num_parameters(module) // shards + (gathered if shards > 1 else 0)
+    bytes_per_gathered = 6 if precision == "bf16" else 8  # weights in bf16 or fp32, gradients in fp32
+    gathered_blocks = 2 * bytes_per_gathered * max(blocks, default=0)
+    gathered_rest = 8 * (num_parameters(module) - sum(blocks))
+    return shard + gathered_rest + gathered_blocks
+
+
+# ------------------------------------------------------------------------------------------------ the plan
+@dataclass(frozen=True)
+class Setting:
+    """What a user can change so that a training fits."""
+
+    strategy: str
+    checkpointing: bool
+    grad_accum: int
+
+    @property
+    def title(self) -> str:
+        return f"{self.strategy} activation_checkpointing" if self.checkpointing else self.strategy
+
+    def overrides(self) -> str:
+        """The setting as `key=value` for the command line."""
+        return (
+            f"loop.strategy={self.strategy} loop.activation_checkpointing={str(self.checkpointing).lower()} "
+            f"loop.grad_accum={self.grad_accum}"
+        )
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """The bytes that one of `gpus` GPUs needs, as a function of the setting."""
+
+    state_of: dict[str, int]  # strategy -> bytes without activations
+    image: SavedBytes  # bytes of activations per image
+    batch: int  # images per step, on all GPUs
+    gpus: int
+
+    @classmethod
+    def measure(
+        cls, module: nn.Module, forward: Forward, precision: str, batch: int, gpus: int, *, ema: bool, beside: int
+    ) -> MemoryModel:
+        """Measures `module`, which is on the meta device; `beside` bytes of other networks are on every GPU."""
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            module.to_empty(device="cpu").train()
+            one = saved_bytes(module, forward, precision, 1)
+            two = saved_bytes(module, forward, precision, 2)
+        image = SavedBytes(two.kept - one.kept, two.checkpointed - one.checkpointed)
+
+        # What does not grow with the batch are the weights that autocast has cast. Shards are cast already.
+        cast_weights = one.kept - image.kept
+        state_of = {s: state_bytes(module, s, gpus, precision, ema) + beside for s in STRATEGIES}
+        state_of["ddp"] += cast_weights
+        return cls(state_of, image, batch, gpus)
+
+    def state(self, setting: Setting) -> int:
+        return self.state_of[setting.strategy]
+
+    def activations(self, setting: Setting) -> int:
+        images_at_a_time = ceil_div(self.batch, self.gpus * setting.grad_accum)
+        return images_at_a_time * self.image.under(setting.checkpointing)
+
+    def total(self, setting: Setting) -> int:
+        return self.state(setting) + self.activations(setting)
+
+    def first_fitting(self) -> Setting | None:
+        """The setting that fits with the fewest micro-batches, then the simplest strategy, then without recomputing."""
+        for grad_accum in range(1, self.batch // self.gpus + 1):
+            if self.batch % (self.gpus * grad_accum) != 0:
+                continue
+            for setting in _settings(grad_accum):
+                if self.total(setting) <= BUDGET:
+                    return setting
+        return None
+
+
+def _settings(grad_accum: int) -> list[Setting]:
+    """All strategies, each without and with activation checkpointing, the simplest first."""
+    return [Setting(strategy, checkpointing, grad_accum) for strategy in STRATEGIES for checkpointing in (False, True)]
 
 
 def plan(
     module: nn.Module, forward: Forward, loop: TrainLoopConfig, batch: int, gpus: int, *, ema: bool, beside: int = 0
 ) -> str:
-    """What training `module` (on the meta device) with a global `batch` needs on `gpus` GPUs of 80 GB (10^9 bytes),
-    whether that fits, and what to change. `beside` bytes of other networks are on every GPU.
+    """Reports what training `module` needs on `gpus` GPUs of 80 GB (10^9 bytes), whether that fits, and what to change.
+
+    `module` is on the meta device; `batch` is the global batch size in images. `beside` bytes of other networks are on
+    every GPU.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        module.to_empty(device="cpu").train()
-        one, two = (saved_bytes(module, forward, loop.precision, images) for images in (1, 2))
-    cast = 2 * one[0] - two[0]  # saved for any batch: weights that autocast casts; shards are cast already
+    memory = MemoryModel.measure(module, forward, loop.precision, batch, gpus, ema=ema, beside=beside)
+    recipe = Setting(loop.strategy, loop.activation_checkpointing, loop.grad_accum)
 
-    def state(strategy: str) -> int:
-        return state_bytes(module, strategy, gpus, loop.precision, ema) + beside + (cast if strategy == "ddp" else 0)
+    # One line for each alternative at the recipe's number of micro-batches.
+    size = f"{num_parameters(module):,} parameters"
+    lines = [f"{size}, batch {batch}, {recipe.grad_accum} part(s), {gpus} GPUs: GB per GPU"]
+    for setting in _settings(recipe.grad_accum):
+        total, state = memory.total(setting) / 1e9, memory.state(setting) / 1e9
+        lines.append(f"  {setting.title:30}{total:7.1f} = state {state:.1f} + activations {total - state:.1f}")
 
-    def need(strategy: str, recompute: bool, accum: int) -> int:
-        return state(strategy) + -(-batch // (gpus * accum)) * (two[recompute] - one[recompute])
-
-    settings = [(strategy, recompute) for strategy in ("ddp", "hsdp", "fsdp") for recompute in (False, True)]
-    own, limit = (loop.strategy, loop.activation_checkpointing, loop.grad_accum), 0.9 * 80e9
-    lines = [f"{num_parameters(module):,} parameters, batch {batch}, {own[2]} part(s), {gpus} GPUs: GB a GPU"]
-    for strategy, recompute in settings:
-        whole, fixed = need(strategy, recompute, own[2]) / 1e9, state(strategy) / 1e9
-        name = strategy + " activation_checkpointing" * recompute
-        lines.append(f"  {name:30}{whole:7.1f} = state {fixed:.1f} + activations {whole - fixed:.1f}")
-    fits = need(*own) <= limit
-    lines.append(f"this recipe needs {need(*own) / 1e9:.1f} GB: it {'fits' if fits else 'does not fit'}")
-    accums = [a for a in range(1, batch // gpus + 1) if batch % (gpus * a) == 0]
-    better = [(*s, a) for a in accums for s in settings if need(*s, a) <= limit]
-    change = "more GPUs, of a number that divides data.global_batch_size"
-    for strategy, recompute, accum in better[:1]:
-        change = f"loop.strategy={strategy} loop.activation_checkpointing={recompute} loop.grad_accum={accum}".lower()
-    return "\n".join(lines if fits else [*lines, f"use {change}"])
+    # The recipe itself, and where it does not fit what would.
+    needed = memory.total(recipe)
+    fits = needed <= BUDGET
+    lines.append(f"this recipe needs {needed / 1e9:.1f} GB: it {'fits' if fits else 'does not fit'}")
+    if not fits:
+        fitting = memory.first_fitting()
+        alternative = fitting.overrides() if fitting else "more GPUs, of a number that divides data.global_batch_size"
+        lines.append(f"use {alternative}")
+    return "\n".join(lines)
