@@ -1,4 +1,10 @@
-"""The training loop that every task shares: steps, checkpoints and records, nothing of losses or networks."""
+"""The training loop that every task shares: steps, checkpoints and records, nothing of losses or networks.
+
+An entry builds a task (`Task`), the run folder (`engine.run_log.Run`), the checkpoint store and the order of the data,
+and hands them to `fit`. The loop has no hooks or callbacks: what is particular to a kind of training is in its task.
+
+Steps are counted from 0. The step of a checkpoint or a record is the number of steps finished by then.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +26,22 @@ from engine.validation import Problem, Section, at_least, one_of
 from engine.world import World
 
 Batch = dict[str, Tensor]
-EXIT_STOPPED = 75  # exit code after SIGTERM or SIGUSR1: state saved, start the same command again
+EXIT_STOPPED = 75  # exit code after SIGTERM or SIGUSR1: the state is saved, the same command continues
 
 
 @dataclass(kw_only=True, slots=True)
 class LoopConfig(Section):
-    """How long to train and what to keep. Steps are optimizer updates."""
+    """How long to train and what to keep. Steps are optimizer steps."""
 
-    run_dir: str = "runs/unnamed"
-    steps: int = 1000
-    seed: int = 0
+    run_dir: str = "runs/unnamed"  # folder of config, log, metrics, checkpoints and samples
+    steps: int = 1000  # length of the run
+    seed: int = 0  # of initialization, data order, augmentation and dropout
     grad_accum: int = 1  # micro-batches per step; data.global_batch_size counts all of them on all ranks
-    log_every: int = 100
+    log_every: int = 100  # steps between records of the training metrics; also at the end
     eval_every: int = 5000  # validation on the fixed held-out set; also at the end. 0 = only at the end
-    save_every: int = 5000
+    save_every: int = 5000  # steps between checkpoints; also at the end
     keep_last: int = 2  # newest checkpoints that stay
-    keep_every: int = 0  # and every one whose step is a multiple of this; 0 = none
+    keep_every: int = 0  # also keep every checkpoint at a multiple of this step; 0 = off
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "fp32"  # fp32 | bf16 (autocast; quantizer, entropy, perceptual and cosine losses stay fp32)
     deterministic: bool = False  # only algorithms whose bits repeat: slower on a GPU; see docs/exactness.md
@@ -46,30 +52,31 @@ class LoopConfig(Section):
             yield from at_least(self, name, 1)
         for name in ("seed", "eval_every", "keep_every"):
             yield from at_least(self, name, 0)
+        yield from one_of(self, "device", ("auto", "cpu", "cuda"))
         yield from one_of(self, "precision", ("fp32", "bf16"))
 
 
 @dataclass(kw_only=True, slots=True)
 class TrainLoopConfig(LoopConfig):
-    """A loop whose network may be spread over processes."""
+    """A loop whose network may be spread over processes; see `engine.parallel`."""
 
     strategy: Literal["ddp", "fsdp", "hsdp"] = "ddp"  # a copy per process; shards over all; shards inside each machine
-    activation_checkpointing: bool = False  # the inside of each block is computed again in backward, not kept
+    activation_checkpointing: bool = False  # recompute the inside of each block in backward instead of keeping it
     compile: bool = False  # torch.compile of each block
-    async_save: bool = False  # checkpoints are copied to host memory and written while the training goes on
+    async_save: bool = False  # copy checkpoints to host memory and write them while the training goes on
 
 
 class Task(Protocol):
     """What is trained: a tokenizer with its discriminator, a GPT, a probe."""
 
     def train_step(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
-        """One update of every network the task owns; returns detached scalars of this rank."""
+        """Updates every network that the task owns once; returns detached scalars of this rank."""
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Metrics of the fixed held-out set, equal on all ranks."""
+        """Returns metrics of the fixed held-out set, equal on all ranks, after `step` steps."""
 
     def parts(self) -> Mapping[str, Any]:
-        """The `Stateful` objects that a checkpoint holds."""
+        """The `Stateful` objects that a checkpoint holds, by name."""
 
     def weights(self) -> WeightSets:
         """The trained weights alone, for sharing."""
@@ -82,14 +89,34 @@ def seed_step(seed: int, rank: int, step: int) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGUSR1 instead of dying, while training."""
+    """Collects SIGTERM and SIGUSR1 in a list instead of dying from them."""
     received: list[int] = []
-    old = {s: signal.signal(s, lambda number, frame: received.append(number)) for s in (signal.SIGTERM, signal.SIGUSR1)}
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+
+    handlers_before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield received
     finally:
-        for number, handler in old.items():
+        for number, handler in handlers_before.items():
             signal.signal(number, handler)
+
+
+class _StepRate:
+    """Steps per second since the last restart of the clock; time spent on validation is left out."""
+
+    def __init__(self, step: int) -> None:
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._time, self._step = time.perf_counter(), step
+
+    def measure(self, step: int) -> float:
+        """The rate up to `step`; starts the clock anew."""
+        rate = (step - self._step) / (time.perf_counter() - self._time)
+        self.restart(step)
+        return rate
 
 
 def fit(
@@ -104,48 +131,61 @@ def fit(
     """Trains `task` to `config.steps`, continuing from the newest checkpoint of the run if there is one.
 
     `open_stream(start)` yields micro-batches from step `start` on; it is a pure function of (seed, position), so there
-    is no data state to restore. SIGTERM or SIGUSR1 saves and exits with code 75.
+    is no data state to restore. `show` names the metrics that the console prints (default: all).
+
+    SIGTERM or SIGUSR1 saves and raises SystemExit with code 75.
     """
+    # Continue where the last call stopped.
     start = store.load_latest(task.parts())
     run.write_config()
     if start > 0:
         run.log(f"resumed from step {start} of {config.steps}")
     if start >= config.steps:
         return
+
     batches = open_stream(start)
     run.start_bar(start, config.steps)
-    last_log, last_step = time.perf_counter(), start
-    with _stop_signals() as received:
+    rate = _StepRate(start)
+    with _stop_signals() as signals:
         for step in range(start, config.steps):
-            micro_batches = [next(batches) for _ in range(config.grad_accum)]  # opening the loader draws random numbers
+            # Train. The first batch opens the loader, which draws random numbers: seed after it.
+            micro_batches = [next(batches) for _ in range(config.grad_accum)]
             seed_step(config.seed, world.rank, step)
             metrics = task.train_step(micro_batches, step)
             done = step + 1
+            is_last = done == config.steps
             run.advance()
-            if done % config.log_every == 0 or done == config.steps:
+
+            # Record training metrics, averaged over ranks.
+            if is_last or done % config.log_every == 0:
                 values = world.mean(metrics)
-                now = time.perf_counter()
-                values["steps_per_second"] = (done - last_step) / (now - last_log)
-                last_log, last_step = now, done
+                values["steps_per_second"] = rate.measure(done)
                 run.log_metrics(done, values, show)
-            if done == config.steps or (config.eval_every and done % config.eval_every == 0):
+
+            # Validate on the held-out set.
+            if is_last or (config.eval_every and done % config.eval_every == 0):
                 run.log_metrics(done, task.evaluate(done))
-                last_log, last_step = time.perf_counter(), done
-            stop = world.any(bool(received))
-            if done == config.steps or done % config.save_every == 0 or stop:
-                store.save(done, task.parts(), task.weights, wait=stop or done == config.steps)
-            if stop and done < config.steps:
-                origin = received or "on another rank"
+                rate.restart(done)
+
+            # Save. All ranks stop together, also where only one of them got the signal.
+            stop = world.any(bool(signals))
+            if is_last or stop or done % config.save_every == 0:
+                store.save(done, task.parts(), task.weights, wait=is_last or stop)
+            if stop and not is_last:
+                origin = signals or "on another rank"
                 run.log(f"stopped by signal {origin} after step {done}; the same command continues")
                 raise SystemExit(EXIT_STOPPED)
 
 
 def check_batch(global_batch_size: int, world: World, grad_accum: int) -> int:
-    """The micro-batch size of one rank; an error where the global batch cannot be divided."""
-    parts = world.size * grad_accum
-    if global_batch_size % parts != 0 or global_batch_size < parts:
+    """Returns the number of images per micro-batch on one rank.
+
+    Raises UserError where the global batch cannot be divided.
+    """
+    num_parts = world.size * grad_accum
+    if global_batch_size % num_parts != 0 or global_batch_size < num_parts:
         raise UserError(
             f"data.global_batch_size={global_batch_size} is not divisible by {world.size} ranks x "
-            f"loop.grad_accum={grad_accum}; use a multiple of {parts}"
+            f"loop.grad_accum={grad_accum}; use a multiple of {num_parts}"
         )
-    return global_batch_size // parts
+    return global_batch_size // num_parts

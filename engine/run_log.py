@@ -1,4 +1,15 @@
-"""What a run leaves behind: `config.yaml`, `log.txt`, `metrics.jsonl` (the record), image grids, optionally wandb."""
+"""What a run leaves behind: `config.yaml`, `log.txt`, `metrics.jsonl` (the record), image grids, optionally wandb.
+
+    <run>/config.yaml      the resolved config of the newest start
+    <run>/git_sha.txt      the commit of the newest start
+    <run>/starts.jsonl     one record per start: command, code, libraries, device, environment
+    <run>/log.txt          what the console showed
+    <run>/metrics.jsonl    one record per line: step, time, and metrics by name
+    <run>/samples/         image grids
+    <run>/.lock            held while a process trains here
+
+`Run` writes them; `read_lines` and `read_metrics` read them back.
+"""
 
 from __future__ import annotations
 
@@ -9,109 +20,111 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.alerts import ALERTS, Alert, alerts_for
+from engine.alerts import ALERTS, Alert, Record, alerts_for
 from engine.checkpoint.manifest import phase_folders, write_atomic
 from engine.config import to_yaml
-from engine.data.images import save_grid as write_grid
+from engine.data import images as image_files
 from engine.messages import UserError, logger
 from engine.run_record import start_record
 from engine.world import World
 
-
-def _wandb_run(run_dir: Path, project: str) -> Any:
-    """The wandb run of this folder; a resume goes on with the same one."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("loop.wandb_project needs wandb; run: bash env_install.sh --extras quickstart,wandb") from error
-    identity = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
-    return wandb.init(project=project, dir=str(run_dir), name=run_dir.name, id=identity, resume="allow")
+BAR_METRICS_LENGTH = 100  # characters of the metrics that the progress bar shows
 
 
 class Run:
-    """The folder and the voice of one run. Only the main process writes."""
+    """Run directory and logger. Only rank 0 writes.
+
+    `alerts` are what to look for in each record (`engine.alerts`); a kind of training may replace them by its own.
+
+    Raises UserError if the folder cannot be written, or another process trains in it.
+    """
 
     def __init__(self, run_dir: str | Path, config: Any, world: World, wandb_project: str = "") -> None:
-        self.dir, self.config, self.world = Path(run_dir), config, world
-        self.alerts: Mapping[str, Alert] = ALERTS  # of trouble, said in the log
+        self.dir = Path(run_dir)
+        self.config = config
+        self.world = world
+        self.alerts: Mapping[str, Alert] = ALERTS
         self.bar: tqdm | None = None
         self._wandb = None
-        self._before: dict[frozenset[str], Mapping[str, float]] = {}  # the last record of each kind
+        self._last_record: dict[frozenset[str], Record] = {}  # kind of record -> the newest one
         if not world.is_main:
             return
+
         try:
             (self.dir / "samples").mkdir(parents=True, exist_ok=True)
-            self._lock = (self.dir / ".lock").open("w")
-            # freed by the system, however this process ends; unlike flock not shared with loader processes, which may
-            # outlive a killed run for seconds
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = _lock_folder(self.dir)
             for name in ("metrics.jsonl", "starts.jsonl"):
-                with (self.dir / name).open("a+b") as file:
-                    file.seek(max(0, file.tell() - 1))
-                    if file.read() not in (b"", b"\n"):  # a killed run tore the last line: the next record starts anew
-                        file.write(b"\n")
-            self._handler = logging.FileHandler(self.dir / "log.txt", encoding="utf-8")
+                _end_torn_line(self.dir / name)
+            self._handler = _log_to_file(self.dir / "log.txt")
         except BlockingIOError as error:
             raise UserError(f"run folder {self.dir} is in use by another process; wait, or set loop.run_dir") from error
         except OSError as error:
             raise UserError(f"run folder {self.dir} cannot be written: {error}") from error
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logger.addHandler(self._handler)
-        logger.setLevel(logging.INFO)
         if wandb_project:
             self._wandb = _wandb_run(self.dir, wandb_project)
 
     def write_config(self) -> None:
-        """Notes config, commit and the circumstances of this start, once it is certain that this run goes on."""
-        if self.world.is_main:
-            write_atomic(self.dir / "config.yaml", to_yaml(self.config))
-            record = start_record(self.world)
-            write_atomic(self.dir / "git_sha.txt", record["git"]["sha"] + "\n")
-            with (self.dir / "starts.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+        """Writes config, commit and the circumstances of this start, once it is certain that this run goes on."""
+        if not self.world.is_main:
+            return
+        record = start_record(self.world)
+        write_atomic(self.dir / "config.yaml", to_yaml(self.config))
+        write_atomic(self.dir / "git_sha.txt", record["git"]["sha"] + "\n")
+        _append_line(self.dir / "starts.jsonl", record)
 
     def log(self, text: str) -> None:
-        """One line (or table) for people, on the console and in log.txt."""
+        """Writes one line (or table) for people, on the console and in log.txt."""
         if self.world.is_main:
             logger.info(text)
 
     def start_bar(self, start: int, total: int) -> None:
+        """Shows a progress bar from step `start` to `total`, where the console is a terminal."""
         if self.world.is_main:
             self.bar = tqdm(None, self.dir.name, total, initial=start, unit="step", dynamic_ncols=True, disable=None)
 
     def advance(self) -> None:
+        """Moves the progress bar by one step."""
         if self.bar is not None:
             self.bar.update()
 
     def log_metrics(self, step: int, metrics: Mapping[str, float], show: tuple[str, ...] = ()) -> None:
-        """Appends one line to metrics.jsonl; `show` names what the console prints (default: everything)."""
+        """Appends one record to metrics.jsonl, shows it, and raises alerts.
+
+        `show` names the metrics that the console prints (default: all); six significant digits are kept on file.
+        """
         if not self.world.is_main or not metrics:
             return
-        line = {"step": step, "time": round(time.time(), 3), **{k: float(f"{v:.6g}") for k, v in metrics.items()}}
-        with (self.dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        text = "  ".join(f"{k} {metrics[k]:.4g}" for k in (show or metrics) if k in metrics)
+        rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
+        _append_line(self.dir / "metrics.jsonl", {"step": step, "time": round(time.time(), 3), **rounded})
+
+        # The console, the progress bar and the log get a short form.
+        shown = [name for name in (show or metrics) if name in metrics]
+        text = "  ".join(f"{name} {metrics[name]:.4g}" for name in shown)
         if self.bar is not None and not self.bar.disable:
-            self.bar.set_postfix_str(text[:100], refresh=False)
+            self.bar.set_postfix_str(text[:BAR_METRICS_LENGTH], refresh=False)
         self.log(f"step {step}: {text}")
-        kind = frozenset(k.partition("/")[0] for k in metrics if "/" in k)
-        for warning in alerts_for(metrics, self._before.get(kind, {}), self.alerts):
+
+        # Alerts compare a record with the one before it of the same kind: training with training, val/ with val/.
+        kind = frozenset(name.partition("/")[0] for name in metrics if "/" in name)
+        for warning in alerts_for(metrics, self._last_record.get(kind, {}), self.alerts):
             self.log(f"step {step}: {warning}")
-        self._before[kind] = dict(metrics)
+        self._last_record[kind] = dict(metrics)
+
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=step)
 
     def save_grid(self, name: str, images: Tensor, columns: int) -> None:
-        """An image grid under samples/; images in [-1,1]."""
+        """Writes an image grid to samples/<name>.png. Images (B,3,H,W) in [-1,1]."""
         if self.world.is_main:
-            write_grid(self.dir / "samples" / f"{name}.png", images, columns)
+            image_files.save_grid(self.dir / "samples" / f"{name}.png", images, columns)
 
     def close(self) -> None:
+        """Ends the log and frees the folder."""
         if not self.world.is_main:
             return
         if self.bar is not None:
@@ -123,26 +136,79 @@ class Run:
             self._wandb.finish()
 
 
+def _lock_folder(folder: Path) -> TextIO:
+    """Opens and locks `.lock` in a run folder.
+
+    The system frees the lock, however this process ends. Unlike `flock`, `lockf` does not share it with loader
+    processes, which may outlive a killed run for seconds.
+
+    Raises BlockingIOError if another process holds it.
+    """
+    lock = (folder / ".lock").open("w")
+    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lock
+
+
+def _end_torn_line(path: Path) -> None:
+    """Ends the last line of a file if a killed process tore it, so that the next record starts on its own line."""
+    with path.open("a+b") as file:
+        file.seek(max(0, file.tell() - 1))
+        last_byte = file.read()
+        if last_byte not in (b"", b"\n"):
+            file.write(b"\n")
+
+
+def _append_line(path: Path, record: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _log_to_file(path: Path) -> logging.Handler:
+    """Makes the program's logger write to a file as well, with the time in front."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    return handler
+
+
+def _wandb_run(run_dir: Path, project: str) -> Any:
+    """Opens the wandb run of a folder; a resumed training continues the same one.
+
+    Raises UserError if wandb is not installed.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("loop.wandb_project needs wandb; run: bash env_install.sh --extras quickstart,wandb") from error
+    identity = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(project=project, dir=str(run_dir), name=run_dir.name, id=identity, resume="allow")
+
+
+# ------------------------------------------------------------------------------------------------ reading
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines; torn ones are dropped."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    """Reads the records of a file of JSON lines; a line that a killed process tore is dropped."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:  # the last line of a killed run
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
             continue
-    return found
+    return records
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
-    """The records of a run by ascending step; where a resume repeated a step, the later record counts.
+    """Reads the metric records of a run, by ascending step.
 
-    Torn lines are dropped. Of a run in phases, their records with steps that go on.
+    Where a resume repeated a step, the later record counts. The phases of a run in phases are read as one, with steps
+    that go on from phase to phase.
     """
-    records: dict[tuple[int, tuple[str, ...]], dict[str, float]] = {}
+    records: dict[tuple[int, tuple[str, ...]], dict[str, float]] = {}  # (step, metric names) -> record
     for folder in phase_folders(Path(run_dir)) or [Path(run_dir)]:
-        before = max((step for step, _ in records), default=0)
+        steps_before = max((step for step, _ in records), default=0)
         for record in read_lines(folder / "metrics.jsonl"):
-            record["step"] += before
+            record["step"] += steps_before
             records[(record["step"], tuple(sorted(record)))] = record
-    return sorted(records.values(), key=lambda r: r["step"])
+    return sorted(records.values(), key=lambda record: record["step"])
