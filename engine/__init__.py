@@ -1,1 +1,8 @@
-"""The ground floor: configuration, processes, optimization, checkpoints, data. Imports nothing of ours."""
+"""The ground floor: configuration, processes, optimization, checkpoints, data. It imports nothing from above.
+
+Configs and entries   config, validation, registry, cli, messages
+Processes             world, devices, parallel, memory_plan
+Training              loop, trained_model, optim, schedules, run_log, run_record, alerts
+Files                 checkpoint/, assets, pipeline
+Images                data/, image_metrics
+"""

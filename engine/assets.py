@@ -1,9 +1,9 @@
-"""Pretrained networks by name: where their file must lie, what its hash is, and nothing behind the user's back.
+"""Pretrained networks by name: their files, hashes and sources. Nothing is ever downloaded unless ALLOW_DOWNLOAD=1.
 
 A network is a file in PRETRAINED_DIR, checked against a known hash; or it ships inside a package; or, with
-ALLOW_DOWNLOAD=1, its library fetches it; or it is an error that names file, place and hash. For tests and dry runs
-only, `random_stand_in` builds the same architecture with seeded random weights, announced in the log and stamped
-`weights: random` in every checkpoint and result.
+ALLOW_DOWNLOAD=1, its library fetches it; otherwise `resolve` raises an error that names file, folder and hash. For
+tests and dry runs only, `random_stand_in` builds the same architecture with seeded random weights, announced in the log
+and stamped `weights: random` in every checkpoint and result.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from engine.checkpoint.manifest import file_sha256
 from engine.checkpoint.weights import read_weights
 from engine.messages import UserError, logger
 from engine.registry import lookup
+from engine.validation import Section
 
 
 @dataclass(kw_only=True, slots=True)
-class AssetsConfig:
+class AssetsConfig(Section):
     """How pretrained networks are resolved."""
 
     pretrained_dir: str = "${oc.env:PRETRAINED_DIR,pretrained}"  # folder of weight files
@@ -38,17 +39,15 @@ class AssetError(UserError):
 
 @dataclass(frozen=True)
 class Asset:
-    """One file of pretrained weights.
+    """One file of pretrained weights."""
 
-    `sha256` may be the leading part that the publisher's file name carries; empty = not known.
-    """
-
-    file: str
-    sha256: str
-    source: str  # where a user gets it
+    file: str  # name of the file in PRETRAINED_DIR
+    sha256: str  # or its leading part, as the publisher's file name carries it; empty = not known
+    source: str  # where a user gets the file
 
 
-TIMM_VITS = {  # asset -> model of timm, whose file at https://huggingface.co/timm/<model> is model.safetensors
+# Asset -> model of timm. The file at https://huggingface.co/timm/<model> is called model.safetensors.
+TIMM_VITS = {
     **{
         f"dinov2_{letter}{suffix}": f"vit_{size}_patch14_{infix}dinov2.lvd142m"
         for letter, size in {"s": "small", "b": "base", "l": "large", "g": "giant"}.items()
@@ -76,10 +75,10 @@ ASSETS = {
 
 @dataclass(frozen=True)
 class PretrainedFile:
-    """Resolved weights: a file, or `stamp` = `random` (stand-in) or `download` (the library fetches them)."""
+    """Where the weights of an asset are, and how results are stamped."""
 
-    name: str
-    path: Path | None
+    name: str  # of the asset
+    path: Path | None  # None for a stand-in, and where the library downloads the weights itself
     stamp: str  # "<file> sha256:<hash>", "random" or "download"
 
     @property
@@ -88,29 +87,37 @@ class PretrainedFile:
 
 
 def allow_download() -> bool:
-    """True where the user set ALLOW_DOWNLOAD=1."""
+    """Whether the user has set ALLOW_DOWNLOAD=1."""
     return os.environ.get("ALLOW_DOWNLOAD", "0") == "1"
 
 
 def resolve(name: str, config: AssetsConfig) -> PretrainedFile:
-    """Where the weights of asset `name` are; an `AssetError` where they cannot be had."""
+    """Finds the weights of asset `name`.
+
+    Raises ConfigError if the asset is unknown, and AssetError if its file is missing (and may not be downloaded) or has
+    another hash.
+    """
     asset = lookup(ASSETS, name, "asset")
     if config.random_stand_in:
         logger.warning(
             "%s: RANDOM stand-in weights (assets.random_stand_in=true); results carry the stamp `weights: random`", name
         )
         return PretrainedFile(name, None, "random")
+
     path = Path(config.pretrained_dir) / asset.file
     if not path.is_file():
         if allow_download():
             return PretrainedFile(name, None, "download")
-        known = f" (SHA-256 begins with {asset.sha256})" if asset.sha256 else ""
+        known_hash = f" (SHA-256 begins with {asset.sha256})" if asset.sha256 else ""
         raise AssetError(
-            f"pretrained weights {name!r} are missing: put {asset.file}{known} into {path.parent} "
+            f"pretrained weights {name!r} are missing: put {asset.file}{known_hash} into {path.parent} "
             f"(PRETRAINED_DIR), from {asset.source}; or set ALLOW_DOWNLOAD=1"
         )
+
+    # A file that is not the known one needs the user's word.
     digest = file_sha256(path)
-    if not config.allow_unknown and not (asset.sha256 and digest.startswith(asset.sha256)):
+    is_known = bool(asset.sha256) and digest.startswith(asset.sha256)
+    if not is_known and not config.allow_unknown:
         expected = f"instead of {asset.sha256}..." if asset.sha256 else "and no hash is on record for it"
         raise AssetError(
             f"{path} has SHA-256 {digest}, {expected}; if you trust it, set assets.allow_unknown=true "
@@ -120,7 +127,10 @@ def resolve(name: str, config: AssetsConfig) -> PretrainedFile:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from .safetensors or .pth, without unpickling code."""
+    """Reads a state dict from .safetensors or .pth; nothing in the file is executed.
+
+    Raises AssetError (CheckpointError for .safetensors) if the file holds no state dict.
+    """
     if path.suffix == ".safetensors":
         return read_weights(path)
     try:
@@ -134,7 +144,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def seeded(seed: int = 0) -> Iterator[None]:
-    """Random initialization inside is repeatable, and the outer random state is left alone."""
+    """Makes random initialization inside repeatable, and leaves the random state outside alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -1,7 +1,9 @@
 """A pipeline of commands that can be stopped anywhere: finished stages are skipped, an unfinished one is started again.
 
-`<run>/stages.json` holds, for each stage, whether it is done and the seconds it took, summed over interruptions. Each
-stage is its own process, so that it resumes by its own means.
+    log = run_stages(run_dir, [Stage("train", [...]), Stage("report", [...], always=True)])
+
+`<run>/stages.json` holds for each stage whether it is done and how many seconds it took, summed over interruptions.
+Each stage is a process of its own and resumes by its own means: a training from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -19,9 +21,7 @@ from engine.checkpoint.manifest import write_atomic
 from engine.messages import UserError, logger
 
 HEARTBEAT = 1.0  # seconds between two notes of the time spent
-
-
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Stage:
 
     name: str
     command: list[str]
-    always: bool = False  # run each time: it is quick, and shows what may have become more
+    always: bool = False  # always rerun: cheap, and picks up new results
 
 
 def python(name: str, module: str, *arguments: str) -> Stage:
@@ -42,14 +42,6 @@ class StageError(UserError):
     """A stage that failed or was stopped."""
 
 
-def _die_with_parent() -> None:
-    """On Linux: the stage gets SIGTERM when this process is killed, so that no orphan writes on."""
-    try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    except (OSError, AttributeError):
-        return
-
-
 class StageLog:
     """Which stages are done and how long they took."""
 
@@ -58,18 +50,28 @@ class StageLog:
         self.stages: dict[str, dict] = json.loads(self.path.read_text()) if self.path.is_file() else {}
 
     def done(self, name: str) -> bool:
+        """Whether a stage ended well."""
         return self.stages.get(name, {}).get("done", False)
 
     def seconds(self) -> dict[str, float]:
+        """{stage: seconds}, to a tenth."""
         return {name: round(entry["seconds"], 1) for name, entry in self.stages.items()}
 
+    def seconds_before(self, name: str) -> float:
+        """The seconds that interrupted attempts of a stage took; a finished stage starts from 0 again."""
+        return 0.0 if self.done(name) else self.stages.get(name, {}).get("seconds", 0.0)
+
     def note(self, name: str, seconds: float, done: bool) -> None:
+        """Writes down what is known of a stage, atomically."""
         self.stages[name] = {"seconds": seconds, "done": done}
         write_atomic(self.path, json.dumps(self.stages, indent=1))
 
 
 def run_stages(run_dir: Path, stages: list[Stage]) -> StageLog:
-    """Runs the stages in order. A failing or interrupted stage raises; the same call goes on with it later."""
+    """Runs the stages in order; finished ones are skipped.
+
+    Raises StageError if a stage fails or is interrupted; the same call continues with that stage later.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
     log = StageLog(run_dir)
     for number, stage in enumerate(stages, start=1):
@@ -83,22 +85,37 @@ def run_stages(run_dir: Path, stages: list[Stage]) -> StageLog:
 
 
 def _run(stage: Stage, log: StageLog) -> None:
-    before = 0.0 if log.done(stage.name) else log.stages.get(stage.name, {}).get("seconds", 0.0)
+    """Runs one stage to its end and notes its time; a signal to this process reaches the stage."""
+    seconds_before = log.seconds_before(stage.name)
     start = time.monotonic()
+
+    def seconds() -> float:
+        return seconds_before + time.monotonic() - start
+
     process = subprocess.Popen(stage.command, preexec_fn=_die_with_parent)
-    stopping = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
-    code = None
+    handler_before = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+    exit_code = None
     try:
-        while code is None:
+        # Wait in short pieces: a kill of this process then loses no more than a heartbeat of the time.
+        while exit_code is None:
             try:
-                code = process.wait(timeout=HEARTBEAT)
+                exit_code = process.wait(timeout=HEARTBEAT)
             except subprocess.TimeoutExpired:
-                log.note(stage.name, before + time.monotonic() - start, False)
+                log.note(stage.name, seconds(), done=False)
     except KeyboardInterrupt:
+        # The stage saves and exits, as it would on a cluster.
         process.send_signal(signal.SIGTERM)
-        code = process.wait()
+        exit_code = process.wait()
     finally:
-        signal.signal(signal.SIGTERM, stopping)
-        log.note(stage.name, before + time.monotonic() - start, code == 0)
-    if code != 0:
-        raise StageError(f"stage {stage.name!r} ended with exit code {code}; the same command continues it")
+        signal.signal(signal.SIGTERM, handler_before)
+        log.note(stage.name, seconds(), done=exit_code == 0)
+    if exit_code != 0:
+        raise StageError(f"stage {stage.name!r} ended with exit code {exit_code}; the same command continues it")
+
+
+def _die_with_parent() -> None:
+    """On Linux: makes the kernel send SIGTERM to the stage when this process is killed, so that no orphan writes on."""
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    except (OSError, AttributeError):
+        return

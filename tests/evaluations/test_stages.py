@@ -1,4 +1,4 @@
-"""evaluations/stages.py: a pipeline of commands that may be stopped anywhere."""
+"""engine/pipeline.py: a pipeline of commands that may be stopped anywhere."""
 
 import json
 import multiprocessing
