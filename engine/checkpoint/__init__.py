@@ -1,1 +1,6 @@
-"""Crash-safe checkpoints: manifest, weights, and the store of a run."""
+"""Crash-safe checkpoints.
+
+manifest   which files a checkpoint folder holds, and whether they are whole
+weights    weights as safetensors: find, read, load strictly, export
+store      the checkpoints of one run: save, resume, prune
+"""

@@ -1,4 +1,8 @@
-"""The manifest of a checkpoint folder: which files it holds, with sizes and SHA-256, and what is damaged."""
+"""The manifest of a checkpoint folder: which files it holds, with sizes and SHA-256, and what is damaged.
+
+`manifest.json` is written last. A folder without a valid one is no checkpoint; `find_damage` compares every file with
+it. Small text files elsewhere (results, stages, configs) use the same `write_atomic`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from typing import Any
 
 from engine.messages import UserError
 
-STEP_NAME = re.compile(r"step_\d{8,}")
+STEP_NAME = re.compile(r"step_\d{8,}")  # name of a checkpoint folder
 
 
 class CheckpointError(UserError):
@@ -26,6 +30,7 @@ def file_sha256(path: Path) -> str:
 
 
 def sync_to_disk(path: Path) -> None:
+    """Waits until a file, or the entries of a folder, are on disk and would survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -42,23 +47,28 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
-    """The hash of a manifest's content, which it carries itself: its step and stamp are in no file that it lists."""
+    """SHA-256 of a manifest's content, which it carries itself: no file that it lists holds its step and stamp."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a checkpoint folder, or None where it is missing or unreadable."""
+    """Reads the manifest of a checkpoint folder; returns None where it is missing, unreadable or altered."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError):
         return None
     if not isinstance(manifest, dict) or not {"step", "files"} <= manifest.keys():
         return None
-    return manifest if manifest.pop("digest", None) in (None, manifest_digest(manifest)) else None
+
+    # Manifests of older versions carry no digest.
+    digest = manifest.pop("digest", None)
+    if digest is not None and digest != manifest_digest(manifest):
+        return None
+    return manifest
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None: every file is compared with the manifest."""
+    """Compares every file of a checkpoint folder with its manifest; returns what is wrong, or None."""
     manifest = read_manifest(folder)
     if manifest is None:
         return "manifest.json is missing or unreadable"
@@ -75,8 +85,12 @@ def find_damage(folder: Path) -> str | None:
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
     """The checkpoint folders of a run that have a manifest, oldest first."""
-    found = (f for f in (run_dir / "checkpoints").glob("step_*") if STEP_NAME.fullmatch(f.name))
-    return sorted((f for f in found if read_manifest(f) is not None), key=lambda f: int(f.name.removeprefix("step_")))
+    folders = [
+        folder
+        for folder in (run_dir / "checkpoints").glob("step_*")
+        if STEP_NAME.fullmatch(folder.name) and read_manifest(folder) is not None
+    ]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("step_")))
 
 
 def phase_folders(run_dir: Path) -> list[Path]:

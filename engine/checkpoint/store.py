@@ -1,8 +1,8 @@
-"""Crash-safe checkpoints.
+"""The checkpoints of one run: crash-safe saving, exact resuming, pruning.
 
     <run>/checkpoints/step_00010000/
         state/               the training state, through torch.distributed.checkpoint (for any number of processes)
-        model.safetensors    the weights alone, and ema.safetensors where they are averaged: what `load_tokenizer` reads
+        model.safetensors    the weights alone, and ema.safetensors if there is an EMA: what `load_tokenizer` reads
         config.yaml          the config that made them
         manifest.json        step, stamp, and size and SHA-256 of every file; written last
 
@@ -18,7 +18,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,37 +42,13 @@ from engine.checkpoint.manifest import (
     sync_to_disk,
     write_atomic,
 )
-from engine.checkpoint.weights import WeightSets, write_weights
+from engine.checkpoint.weights import WeightSets, shorten, write_weights
 from engine.config import differences
 from engine.messages import logger
 from engine.world import World
 
 FAILURES = (Exception, CheckpointException)  # torch derives its own from BaseException
-
-
 FROZEN_STAMPS = ("tokenizer_fingerprint", "weights", "features")  # facts that a resume may not change
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's remark that a single process saves as a single process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The error of the first rank that failed, without the traceback that torch writes into its message."""
-    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-
-
-def _tensor_bytes(tree: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in tree_leaves(tree) if isinstance(t, Tensor))
-
-
-def _copied(tree: Any) -> Any:
-    """The same tree with its tensors copied to host memory: the originals may change."""
-    return tree_map_only(Tensor, lambda t: t.detach().to("cpu", copy=True), tree)
 
 
 @dataclass
@@ -84,15 +60,16 @@ class CheckpointStore:
 
     run_dir: Path
     world: World
-    config: Any
+    config: Any  # root config of the run
     keep_last: int = 2  # newest checkpoints that stay
-    keep_every: int = 0  # and every one whose step is a multiple of this; 0 = none
+    keep_every: int = 0  # also keep every checkpoint at a multiple of this step; 0 = off
     frozen_sections: tuple[str, ...] = ("model",)  # config sections, or dotted keys, that must be equal for a resume
     stamp: dict[str, Any] = field(default_factory=dict)  # facts that travel with the weights, such as `weights: random`
     asynchronous: bool = False
 
     def __post_init__(self) -> None:
-        self._pool, self._pending = ThreadPoolExecutor(max_workers=1), None  # no thread before the first use
+        self._pool = ThreadPoolExecutor(max_workers=1)  # starts no thread before the first use
+        self._pending: Future | None = None  # the save that is under way
         self.stamp = {**self.stamp, **plugins.stamp()}
         self._group = self.world.side_group() if self.asynchronous else None
 
@@ -100,23 +77,29 @@ class CheckpointStore:
     def folder(self) -> Path:
         return self.run_dir / "checkpoints"
 
+    # -------------------------------------------------------------------------------------------- saving
     def save(
         self, step: int, parts: Mapping[str, Any], weights: Callable[[], WeightSets], *, wait: bool = True
     ) -> Path:
-        """Writes the state after `step` updates, once the save before it has ended. With `wait` it is on disk then.
+        """Saves the state after `step` steps, once the save before it has ended. With `wait` it is on disk then.
 
         On any failure nothing half-written stays and older checkpoints are untouched.
+
+        Raises CheckpointError if it, or the asynchronous save before it, could not be written.
         """
         self.wait()
-        final = self.folder / f"step_{step:08d}"
-        if find_damage(final) is None:
-            return final
-        state, shared = {name: part.state_dict() for name, part in parts.items()}, weights()
+        folder = self.folder / f"step_{step:08d}"
+        if find_damage(folder) is None:
+            return folder
+
+        state = {name: part.state_dict() for name, part in parts.items()}
+        weight_sets = weights()
         if wait or not self.asynchronous:
-            self._write(step, final, state, shared)
+            self._write(step, folder, state, weight_sets)
         else:
-            self._pending = self._pool.submit(self._write, step, final, _copied(state), _copied(shared))
-        return final
+            copies = _copy_to_host(state), _copy_to_host(weight_sets)
+            self._pending = self._pool.submit(self._write, step, folder, *copies)
+        return folder
 
     def wait(self) -> None:
         """Returns when no save is under way; raises the failure of the last one."""
@@ -124,103 +107,168 @@ class CheckpointStore:
         if pending is not None:
             pending.result()
 
-    def _write(self, step: int, final: Path, state: dict[str, Any], weights: WeightSets) -> None:
-        temporary = self.folder / f".writing_{final.name}"
+    def _write(self, step: int, folder: Path, state: dict[str, Any], weights: WeightSets) -> None:
+        """Writes one checkpoint: every rank its part of the state, the main process all the rest."""
+        temporary = self.folder / f".writing_{folder.name}"
         try:
             if self.world.is_main:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                for torn in self.folder.glob(".*ing_step_*"):
-                    shutil.rmtree(torn, ignore_errors=True)  # left by a crash while one was written or removed
-                shutil.rmtree(final, ignore_errors=True)  # damaged
+                self._clear(folder)
                 temporary.mkdir()
-                self._check_space(_tensor_bytes(state) + _tensor_bytes(weights))
+                self._check_space(_num_bytes(state) + _num_bytes(weights))
             self.world.barrier(self._group)
             with _quiet():
-                where, alone = str(temporary / "state"), self.world.size == 1
-                dcp.save(state, checkpoint_id=where, process_group=self._group, no_dist=alone)
+                dcp.save(
+                    state,
+                    checkpoint_id=str(temporary / "state"),
+                    process_group=self._group,
+                    no_dist=self.world.size == 1,
+                )
             if self.world.is_main:
-                self._finish(temporary, final, step, weights)
+                self._finish(temporary, folder, step, weights)
         except FAILURES as error:
             if self.world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
-            raise self._explain(_cause(error), final) from error
+            raise _explain(_cause(error), folder) from error
         self.world.barrier(self._group)
 
-    def _check_space(self, need: int) -> None:
-        free = shutil.disk_usage(self.folder).free
-        if need > free:
-            raise OSError(errno.ENOSPC, f"{need / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free")
+    def _clear(self, folder: Path) -> None:
+        """Removes a damaged checkpoint `folder`, and what a crash left behind while it wrote or removed another."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for torn in self.folder.glob(".*ing_step_*"):
+            shutil.rmtree(torn, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
-    def _finish(self, temporary: Path, final: Path, step: int, weights: WeightSets) -> None:
+    def _check_space(self, num_bytes: int) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if num_bytes > free:
+            raise OSError(errno.ENOSPC, f"{num_bytes / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free")
+
+    def _finish(self, temporary: Path, folder: Path, step: int, weights: WeightSets) -> None:
+        """Adds weights and manifest to a folder that holds the state, and gives it its name."""
+        # Everything is on disk before the manifest says so.
         write_weights(temporary, weights, self.config)
-        files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        for path in files:
+        paths = sorted(path for path in temporary.rglob("*") if path.is_file())
+        for path in paths:
             sync_to_disk(path)
-        entries = {str(p.relative_to(temporary)): {"size": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
-        manifest = {"step": step, "stamp": self.stamp, "files": entries}
-        text = json.dumps(manifest | {"digest": manifest_digest(json.loads(json.dumps(manifest)))}, indent=1)
+
+        # The digest is taken of what a reader will parse, where tuples have become lists.
+        files = {
+            str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": file_sha256(path)}
+            for path in paths
+        }
+        manifest = json.loads(json.dumps({"step": step, "stamp": self.stamp, "files": files}))
+        text = json.dumps(manifest | {"digest": manifest_digest(manifest)}, indent=1)
         write_atomic(temporary / "manifest.json", text)
+
+        # One rename makes it a checkpoint; only then may older ones go.
         sync_to_disk(temporary)
-        temporary.rename(final)
+        temporary.rename(folder)
         sync_to_disk(self.folder)
         self._prune(step)
 
     def _prune(self, newest: int) -> None:
-        """Removes old checkpoints that this class wrote, never the newest ones or those of `keep_every`."""
-        folders = [f for f in checkpoint_folders(self.run_dir) if read_manifest(f)["step"] <= newest]
-        for old in folders[: -max(1, self.keep_last)]:
-            if not (self.keep_every and read_manifest(old)["step"] % self.keep_every == 0):
-                shutil.rmtree(old.rename(old.with_name(f".removing_{old.name}")))  # at once, or not at all
-
-    def _explain(self, error: BaseException, final: Path) -> BaseException:
-        text = " ".join(str(error).split())
-        if isinstance(error, OSError | SafetensorError) or "No space left" in text or "failed writing" in text:
-            return CheckpointError(
-                f"checkpoint {final} could not be written: {text}. Older checkpoints are untouched; "
-                "free some space and start the same command again"
-            )
-        return error
-
-    def load_latest(self, parts: Mapping[str, Any]) -> int:
-        """Restores the newest undamaged checkpoint into `parts`; returns its step, or 0 where there is none."""
-        for folder in reversed(checkpoint_folders(self.run_dir)):
-            problem = find_damage(folder)
-            if problem is not None:
-                logger.warning("checkpoint %s is damaged (%s); trying the one before it", folder, problem)
+        """Removes old checkpoints up to step `newest`, never the `keep_last` newest or those of `keep_every`."""
+        steps = {folder: read_manifest(folder)["step"] for folder in checkpoint_folders(self.run_dir)}
+        written = [folder for folder, step in steps.items() if step <= newest]
+        for old in written[: -max(1, self.keep_last)]:
+            if self.keep_every and steps[old] % self.keep_every == 0:
                 continue
-            changed = self._check_same(folder)
+            # Renamed first: a kill in the middle must not leave half a folder under the name of a checkpoint.
+            shutil.rmtree(old.rename(old.with_name(f".removing_{old.name}")))
+
+    # -------------------------------------------------------------------------------------------- resuming
+    def load_latest(self, parts: Mapping[str, Any]) -> int:
+        """Restores the newest undamaged checkpoint into `parts`; returns its step, or 0 where there is none.
+
+        Raises CheckpointError if it was made by another architecture or recipe, or does not fit `parts`.
+        """
+        for folder in reversed(checkpoint_folders(self.run_dir)):
+            damage = find_damage(folder)
+            if damage is not None:
+                logger.warning("checkpoint %s is damaged (%s); trying the one before it", folder, damage)
+                continue
+
+            changes = self._check_same(folder)
             try:
                 with _quiet():
                     dcp.load(dict(parts), checkpoint_id=str(folder / "state"), no_dist=self.world.size == 1)
             except FAILURES as error:
-                raise CheckpointError(
-                    f"{folder} does not fit this run: {' '.join(str(_cause(error)).split())[:500]}"
-                ) from error
+                cause = " ".join(str(_cause(error)).split())[:500]
+                raise CheckpointError(f"{folder} does not fit this run: {cause}") from error
+
+            manifest = read_manifest(folder)
             if self.world.is_main:
-                for line in plugins.changes(read_manifest(folder).get("stamp", {}).get("plugins", {})):
+                for line in plugins.changes(manifest.get("stamp", {}).get("plugins", {})):
                     logger.info(line)
-                for key, (old, new) in changed.items():
+                for key, (old, new) in changes.items():
                     logger.info("config changed since the checkpoint: %s: %r -> %r", key, old, new)
-            return int(read_manifest(folder)["step"])
+            return int(manifest["step"])
         return 0
 
+    def is_frozen(self, key: str) -> bool:
+        """Whether a dotted config key may not change on a resume: it, or its top section, is in `frozen_sections`."""
+        return key in self.frozen_sections or key.split(".")[0] in self.frozen_sections
+
     def _check_same(self, folder: Path) -> dict[str, tuple[Any, Any]]:
-        """Refuses a checkpoint of another architecture, or with another stamp; returns the other changed keys."""
-        changed = differences(OmegaConf.load(folder / "config.yaml"), self.config)
-        changed.pop("plugins", None)  # the stamp says what of them changed
-        frozen = {k: v for k, v in changed.items() if {k, k.split(".")[0]} & {*self.frozen_sections}}
-        if frozen:
-            lines = [f"{key}: checkpoint {old!r}, now {new!r}" for key, (old, new) in frozen.items()]
-            lines[6:] = [f"... and {len(lines) - 6} more"] if len(lines) > 6 else []
+        """Refuses a checkpoint of another architecture, or with another stamp.
+
+        Returns {dotted key: (old value, new value)} of the config keys that have changed.
+        """
+        changes = differences(OmegaConf.load(folder / "config.yaml"), self.config)
+        changes.pop("plugins", None)  # their stamp says what has changed in them
+        frozen_changes = [
+            f"{key}: checkpoint {old!r}, now {new!r}" for key, (old, new) in changes.items() if self.is_frozen(key)
+        ]
+        if frozen_changes:
+            title = f"{folder} was made by another architecture or recipe:"
             raise CheckpointError(
-                "\n  ".join([f"{folder} was made by another architecture or recipe:", *lines])
-                + "\nUse another loop.run_dir to start anew"
+                "\n  ".join([title, *shorten(frozen_changes)]) + "\nUse another loop.run_dir to start a new run"
             )
-        stamped = read_manifest(folder).get("stamp", {})
+
+        stamp = read_manifest(folder).get("stamp", {})
         for key in FROZEN_STAMPS:
-            if stamped.get(key) != self.stamp.get(key):
+            if stamp.get(key) != self.stamp.get(key):
                 raise CheckpointError(
-                    f"{folder} has the stamp {key}={stamped.get(key)!r}, this run has {self.stamp.get(key)!r}; "
-                    "use another loop.run_dir to start anew"
+                    f"{folder} has the stamp {key}={stamp.get(key)!r}, this run has {self.stamp.get(key)!r}; "
+                    "use another loop.run_dir to start a new run"
                 )
-        return changed
+        return changes
+
+
+# ------------------------------------------------------------------------------------------------ torch's savers
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences torch's remark that a single process saves as a single process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error of the first rank that failed, without the traceback that torch writes into its message."""
+    if isinstance(error, CheckpointException):
+        first_rank = next(iter(error.failures))
+        return error.failures[first_rank][0]
+    return error
+
+
+def _explain(error: BaseException, folder: Path) -> BaseException:
+    """A failure to write as a CheckpointError that says what to do; any other error as it is."""
+    text = " ".join(str(error).split())
+    is_disk_error = isinstance(error, OSError | SafetensorError)
+    if is_disk_error or "No space left" in text or "failed writing" in text:
+        return CheckpointError(
+            f"checkpoint {folder} could not be written: {text}. Older checkpoints are untouched; "
+            "free some space and start the same command again"
+        )
+    return error
+
+
+def _num_bytes(tree: Any) -> int:
+    """The bytes of all tensors in nested containers."""
+    return sum(t.numel() * t.element_size() for t in tree_leaves(tree) if isinstance(t, Tensor))
+
+
+def _copy_to_host(tree: Any) -> Any:
+    """Copies all tensors in nested containers to host memory, because the training goes on and changes them."""
+    return tree_map_only(Tensor, lambda t: t.detach().to("cpu", copy=True), tree)

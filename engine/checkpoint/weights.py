@@ -1,4 +1,8 @@
-"""Weights as safetensors: reading, strict loading, exporting, and the fingerprint of a network."""
+"""Weights as safetensors: finding, reading, strict loading, exporting, and the fingerprint of a network.
+
+A folder of weights holds `model.safetensors`, `config.yaml` and, where the run has an EMA, `ema.safetensors`. It is a
+checkpoint of a run, or an exported folder without training state.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,12 @@ from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, file
 from engine.config import save_config
 from engine.parallel import shard_like
 
+WeightSets = Mapping[str, Mapping[str, Tensor]]  # "model", perhaps "ema" -> state dict
+
 
 def num_parameters(module: nn.Module) -> int:
-    """Number of parameters."""
+    """The number of parameters of a network, trained or not."""
     return sum(p.numel() for p in module.parameters())
-
-
-WeightSets = Mapping[str, Mapping[str, Tensor]]
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -36,8 +39,19 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def shorten(lines: list[str], limit: int = 6) -> list[str]:
+    """The first `limit` lines of a message, and how many more there are."""
+    if len(lines) <= limit:
+        return lines
+    return [*lines[:limit], f"... and {len(lines) - limit} more"]
+
+
+# ------------------------------------------------------------------------------------------------ loading
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A safetensors file, memory-mapped; a damaged one is an error that names it."""
+    """Reads a safetensors file, memory-mapped.
+
+    Raises CheckpointError if it cannot be read.
+    """
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -45,26 +59,38 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Path, *, assign: bool = False) -> None:
-    """Loads `state` into `module`; any missing, unexpected or misshapen tensor is an error that names the first few.
+    """Loads `state`, which comes from `source`, into `module`; names and shapes must be equal.
 
     `assign` puts the tensors themselves in place (of a module on the meta device) instead of copying their values.
+
+    Raises CheckpointError that names the first tensors which are missing, unexpected or of another shape.
     """
-    own = module.state_dict()
-    problems = [f"missing: {k}" for k in own if k not in state]
-    problems += [f"unexpected: {k}" for k in state if k not in own]
-    problems += [
-        f"shape of {k}: file has {tuple(state[k].shape)}, model has {tuple(own[k].shape)}"
-        for k in own
-        if k in state and own[k].shape != state[k].shape
+    model_state = module.state_dict()
+    missing = [f"missing: {name}" for name in model_state if name not in state]
+    unexpected = [f"unexpected: {name}" for name in state if name not in model_state]
+    misshapen = [
+        f"shape of {name}: file has {tuple(state[name].shape)}, model has {tuple(value.shape)}"
+        for name, value in model_state.items()
+        if name in state and state[name].shape != value.shape
     ]
+    problems = missing + unexpected + misshapen
     if problems:
-        more = f"\n  ... and {len(problems) - 6} more" if len(problems) > 6 else ""
-        raise CheckpointError(f"{source} does not fit this model:\n  " + "\n  ".join(problems[:6]) + more)
-    module.load_state_dict({k: shard_like(v, own[k]) for k, v in state.items()}, assign=assign)
+        raise CheckpointError("\n  ".join([f"{source} does not fit this model:", *shorten(problems)]))
+
+    sharded = {name: shard_like(value, model_state[name]) for name, value in state.items()}
+    module.load_state_dict(sharded, assign=assign)
+
+
+# ------------------------------------------------------------------------------------------------ writing
+def write_weights(folder: Path, weights: WeightSets, config: Any) -> None:
+    """Writes one safetensors file per set of weights, and config.yaml, into a folder that exists."""
+    for name, state in weights.items():
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / f"{name}.safetensors")
+    save_config(config, folder / "config.yaml")
 
 
 def export_folder(folder: Path, config: Any, weights: WeightSets) -> None:
-    """Writes weights (`model`, also `ema`) without training state, and config.yaml, in one piece, where nothing is."""
+    """Writes weights and config.yaml, without training state, to a folder that does not exist yet; all or nothing."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -72,19 +98,14 @@ def export_folder(folder: Path, config: Any, weights: WeightSets) -> None:
     temporary.rename(folder)
 
 
-def write_weights(folder: Path, weights: WeightSets, config: Any) -> None:
-    for name, state in weights.items():
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / f"{name}.safetensors")
-    save_config(config, folder / "config.yaml")
-
-
+# ------------------------------------------------------------------------------------------------ finding
 @dataclass(frozen=True)
 class WeightsFile:
-    """Where the weights of a network lie: a folder of ours and which of its files was picked."""
+    """Where the weights of a network are: a folder and which of its files was picked."""
 
     folder: Path  # has config.yaml and <kind>.safetensors
     kind: str  # "ema" or "model"
-    stamp: dict[str, Any]
+    stamp: dict[str, Any]  # facts that travel with the weights, from the manifest
 
     @property
     def path(self) -> Path:
@@ -92,30 +113,46 @@ class WeightsFile:
 
 
 def find_weights(path: str | Path, prefer: str, what: str) -> WeightsFile:
-    """The weights under `path`: a run folder (its newest checkpoint), a checkpoint, or an exported folder.
+    """Finds the weights under `path`: a run folder (its newest checkpoint), a checkpoint, or an exported folder.
 
-    `prefer` is `ema`, `model` or `auto` (ema where there is one). `what` names the network in messages.
+    `prefer` is `ema`, `model` or `auto` (the EMA where there is one). `what` names the network in messages.
+
+    Raises CheckpointError if there are no such weights, or their file is not the one that the manifest lists.
     """
-    folder = Path(path)
     if prefer not in ("auto", "ema", "model"):
         raise CheckpointError(f"weights={prefer!r} is not known; choose one of: auto, ema, model")
+    folder = _weights_folder(Path(path), what)
+    manifest = read_manifest(folder)
+
+    # An EMA that the manifest lists and the folder lacks is an error, not a reason to take the raw weights.
+    is_ema_listed = manifest is not None and "ema.safetensors" in manifest["files"]
+    kind = prefer
+    if prefer == "auto":
+        has_ema = is_ema_listed or (folder / "ema.safetensors").is_file()
+        kind = "ema" if has_ema else "model"
+    weights = WeightsFile(folder, kind, manifest.get("stamp", {}) if manifest is not None else {})
+    if not weights.path.is_file():
+        other_kind = "model" if kind == "ema" else "ema"
+        raise CheckpointError(f"{what} {folder} has no {kind}.safetensors; use weights={other_kind}")
+    if manifest is not None:
+        _check_listed(weights.path, manifest)
+    return weights
+
+
+def _weights_folder(folder: Path, what: str) -> Path:
+    """`folder` itself if it holds weights, else the newest checkpoint of the run (or of the last phase) in it."""
     if not folder.is_dir():
         raise CheckpointError(f"{what} {folder} is not a folder of weights (a run, a checkpoint, or an exported model)")
-    if not (folder / "model.safetensors").is_file():
-        checkpoints = [c for run in (folder, *phase_folders(folder)) for c in checkpoint_folders(run)]
-        if not checkpoints:
-            raise CheckpointError(f"{what} {folder} holds neither model.safetensors nor a finished checkpoint")
-        folder = checkpoints[-1]
-    manifest = read_manifest(folder)
-    listed = manifest is not None and "ema.safetensors" in manifest["files"]  # then a lost file is an error
-    has_ema = listed or (folder / "ema.safetensors").is_file()
-    kind = ("ema" if has_ema else "model") if prefer == "auto" else prefer
-    if not (folder / f"{kind}.safetensors").is_file():
-        raise CheckpointError(
-            f"{what} {folder} has no {kind}.safetensors; use weights={'model' if kind == 'ema' else 'ema'}"
-        )
-    if manifest is not None:
-        entry, file = manifest["files"].get(f"{kind}.safetensors"), folder / f"{kind}.safetensors"
-        if entry is None or entry["size"] != file.stat().st_size or entry["sha256"] != file_sha256(file):
-            raise CheckpointError(f"{file} is damaged: its size or hash is not that of manifest.json")
-    return WeightsFile(folder, kind, (manifest or {}).get("stamp", {}))
+    if (folder / "model.safetensors").is_file():
+        return folder
+    checkpoints = [c for run_dir in (folder, *phase_folders(folder)) for c in checkpoint_folders(run_dir)]
+    if not checkpoints:
+        raise CheckpointError(f"{what} {folder} holds neither model.safetensors nor a finished checkpoint")
+    return checkpoints[-1]
+
+
+def _check_listed(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Raises CheckpointError unless a file of weights is the one that the manifest lists."""
+    expected = manifest["files"].get(path.name)
+    if expected is None or expected["size"] != path.stat().st_size or expected["sha256"] != file_sha256(path):
+        raise CheckpointError(f"{path} is damaged: its size or hash is not that of manifest.json")
