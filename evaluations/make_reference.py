@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from engine.cli import entry_parser, positive, run_entry
-from engine.data.sources import ON_DISK, kind_of
+from engine.data.sources import open_path
 from engine.messages import UserError, logger
 from engine.world import World
 from evaluations.cli import add_asset_flags, assets_of, run_evaluation
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
 def write(args: argparse.Namespace, world: World) -> None:
     if args.output.suffix != ".npz" or args.output.exists():
         raise UserError(f"--output {args.output} must be an npz file that does not exist yet")
-    source = ON_DISK[kind_of(args.data_path)](args.data_path, "--data-path")
+    source = open_path(args.data_path, "--data-path")
     images = SourceImages(source, args.kind, args.image_size)
     extractor = InceptionExtractor(assets_of(args)).to(world.device)
     stored = np.unique(np.linspace(0, len(images) - 1, min(args.num_images, len(images))).round().astype(int))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from engine.checkpoint.manifest import write_atomic
 from engine.cli import entry_parser, positive, run_entry
-from engine.data.packaged import ATTRIBUTION
+from engine.data.sources import attribution_of
 from engine.messages import UserError, logger
 from engine.pipeline import Stage, StageLog, python, run_stages
 from engine.run_log import read_metrics
@@ -198,7 +198,7 @@ def main() -> None:
     if args.system == "wetok" and args.data != "mnist5k":
         raise UserError(f"--system wetok has settings for --data mnist5k only, not for {args.data}")
     run = run_folder(args)
-    logger.info("quick start on %s in %s (%s)", args.data, run, ATTRIBUTION[args.data])
+    logger.info("quick start on %s in %s (%s)", args.data, run, attribution_of(args.data))
     log = run_stages(run, stages_of(args, run))
     write_atomic(run / "results.json", json.dumps(collect(run, log), indent=1))
     report = Stage(

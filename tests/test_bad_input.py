@@ -82,7 +82,7 @@ CONFIGS = {
     "unknown literal": (["model.hybrid.layout=3d"], ["model.hybrid.layout", "'3d'", "1d"]),
     "unknown model": (["model.name=hybird"], ["model.name='hybird' is not known; choose one of: hybrid"]),
     "unknown quantizer": (["model.quantizer.name=vg"], ["model.quantizer.name='vg' is not known", "vq"]),
-    "unknown data": (["data.name=mnist"], ["data.name='mnist' is not known; choose one of: folder, loose, mnist5k"]),
+    "unknown data": (["data.name=mnist"], ["data.name='mnist' must be one of: folder, loose, mnist5k"]),
     "unknown discriminator": (["loss.discriminator.name=gan"], ["loss.discriminator.name='gan'", "none, patchgan"]),
     "unknown perceptual": (["loss.perceptual=vgg"], ["loss.perceptual='vgg'", "efficientnet_lite0, lpips"]),
     "unknown teacher": (["semantic.teacher=dino"], ["semantic.teacher='dino'", "dinov2_b", "efficientnet_lite0"]),

@@ -21,8 +21,8 @@ from autoregressive.sampling import seeded_draw
 from engine import pipeline as stages
 from engine.checkpoint.manifest import checkpoint_folders, read_manifest
 from engine.data.images import image_tensor, to_float, to_uint8
-from engine.data.packaged import ArraySource, mnist5k
-from engine.data.sources import DATASETS
+from engine.data.packaged import ArraySource, Mnist5k
+from engine.data.sources import SOURCES
 from engine.run_log import read_metrics
 from evaluations import quickstart
 from evaluations.results import read_result
@@ -49,7 +49,7 @@ FEWER = {  # arguments that a stage gets on top of its own: six updates of every
 
 def digits(config, split: str) -> ArraySource:
     """The first 40 training and 12 held-out digits."""
-    whole, count = mnist5k(split), {"train": 40, "val": 12}[split]
+    whole, count = Mnist5k.read(split), {"train": 40, "val": 12}[split]
     return ArraySource("mnist5k", whole.images[:count], whole.labels[:count], whole.class_names)
 
 
@@ -59,7 +59,7 @@ def call(module: str, *arguments: str) -> None:
     handlers, level = list(root.handlers), root.level
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [module, *map(str, arguments)])
-        patch.setitem(DATASETS, "mnist5k", digits)
+        patch.setattr(SOURCES["mnist5k"], "open", digits)
         patch.chdir(ROOT)
         try:
             importlib.import_module(module).main()

@@ -9,8 +9,7 @@ import torch
 
 from engine.cli import positive
 from engine.data.config import DataConfig
-from engine.data.packaged import PACKAGED
-from engine.data.sources import kind_of
+from engine.data.sources import SOURCES, kind_of, source_names
 from engine.messages import ConfigError
 from tokenizer.loading import load_tokenizer
 from tokenizer.models.base import Tokenizer
@@ -55,7 +54,7 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that name images for a trained tokenizer."""
     parser.add_argument(
         "--data",
-        help="name of the images (folder, loose, shards, mnist5k, twemoji, photos); default: the tokenizer's own",
+        help=f"name of the images ({source_names()}); default: the tokenizer's own",
     )
     parser.add_argument(
         "--data-path",
@@ -72,12 +71,12 @@ def images_from(args: argparse.Namespace, tokenizer: Tokenizer) -> DataConfig:
     """The images that the flags name, at the tokenizer's size; without flags those of its own config."""
     own = tokenizer.provenance.config.data
     name = args.data
-    if name in PACKAGED and (args.data_path or args.val_path):
-        raise ConfigError(f"--data {name} is shipped by a package; leave out --data-path and --val-path")
+    if name in SOURCES and not SOURCES[name].needs_root and (args.data_path or args.val_path):
+        raise ConfigError(f"--data {name} needs no path; leave out --data-path and --val-path")
     if name is None and (args.data_path or args.val_path):
         name = kind_of(args.data_path or args.val_path)
-        if args.data_path is not None and name == "loose":
-            name = "folder"  # training images have classes
+        if args.data_path is not None and not SOURCES[name].has_classes:
+            name = DataConfig().name  # training images have classes: the error of this kind says what is missing
     changes = {"name": name, "root": args.data_path, "val_root": args.val_path}
     changes = {key: value for key, value in changes.items() if value is not None}
     broken = own.skip_broken or args.skip_broken

@@ -23,7 +23,7 @@ from engine.data.config import DataConfig
 from engine.data.crops import center_crop
 from engine.data.folders import LooseSource
 from engine.data.images import image_tensor, save_grid, to_float, to_pil, to_uint8
-from engine.data.sources import open_source
+from engine.data.sources import open_source, source_names
 from engine.image_metrics import psnr
 from engine.messages import UserError, logger
 from engine.world import distributed_world
@@ -46,7 +46,8 @@ def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
     add_tokenizer_flags(parser)
     parser.add_argument("--data-path", type=Path, help="folder that is searched for images")
-    parser.add_argument("--data", help="instead: held-out images of a packaged set (mnist5k, twemoji, photos)")
+    packaged = source_names(packaged_only=True)
+    parser.add_argument("--data", help=f"instead: held-out images of a packaged set ({packaged})")
     parser.add_argument("--num-images", type=int, default=0, help="only the first images; 0 = all")
     parser.add_argument("--sample-dir", type=Path, default=Path("results/reconstructions"))
     parser.add_argument("--per-proc-batch-size", type=positive, default=16)

@@ -1,1 +1,10 @@
-"""Image data: sources, decoding, crops, samples, and their order."""
+"""Image data.
+
+base       what a source of images is, and what a kind of source says of itself
+folders, shards, packaged     the kinds that come with the project
+sources    their registry; open the images that a config names
+config     the `data` section of a config
+images     decoding, float <-> uint8, grids
+crops, samples                how an image becomes a training sample or a center crop
+stream     the order of training samples, a pure function of (seed, position)
+"""

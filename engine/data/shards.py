@@ -3,8 +3,8 @@
     shard-000000.tar:  0001.jpg  0001.cls  0002.jpg  0002.cls ...     .cls holds the label as text; without any: label 0
 
 WebDataset itself reads a tar from its start and shuffles in a buffer, so the order of its samples depends on the number
-of processes and a restart loses its place. Here the place of every image is looked up once (40 bytes an image, kept for
-the next start in $XDG_CACHE_HOME), and any image is read by its number: the order is the same pure function of
+of processes and a restart loses its place. Here the place of every image is looked up once (40 bytes per image, cached
+for the next start in $XDG_CACHE_HOME), and any image is read by its number: the order is the same pure function of
 (seed, position) as for folders. Names of shards and samples follow the package webdataset. Shards are local and not
 compressed; images are compressed already.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,18 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from engine.data.folders import identity_of, version_of
+from engine.data.base import PathKind
+from engine.data.folders import identity_of, is_image_name, version_of
 from engine.data.images import IMAGE_SUFFIXES, ImageError, decode_image
 from engine.messages import UserError, logger
 
-LABEL_SUFFIX, MAX_LABEL_BYTES, MAX_CLASSES = ".cls", 32, 10**6
+LABEL_SUFFIX = ".cls"
+MAX_LABEL_BYTES = 32
+MAX_CLASSES = 10**6
 
 
 def webdataset() -> Any:
-    """The package, which is an optional extra."""
+    """Imports the package, which is an optional extra. Raises UserError if it is not installed."""
     try:
         import webdataset
     except ImportError as error:
@@ -37,13 +41,11 @@ def webdataset() -> Any:
     return webdataset
 
 
-def is_shards(root: str | Path) -> bool:
-    """Whether `root` names tar files: a pattern that ends in .tar, or a folder that holds some."""
-    return str(root).endswith(".tar") or (Path(root).is_dir() and any(Path(root).glob("*.tar")))
-
-
 def shard_paths(root: str, key: str) -> list[Path]:
-    """The tar files of a folder, in alphabetical order, or those of a pattern such as `train-{000000..000123}.tar`."""
+    """The tar files of a folder, in alphabetical order, or those of a pattern such as `train-{000000..000123}.tar`.
+
+    Raises UserError if there are none, or some of the pattern are missing; `key` is what named `root`.
+    """
     paths = sorted(Path(root).glob("*.tar"))
     if not paths and root.endswith(".tar") and ":" not in root:
         paths = [Path(url) for url in webdataset().shardlists.expand_urls(root)]
@@ -55,81 +57,144 @@ def shard_paths(root: str, key: str) -> list[Path]:
     return paths
 
 
-def _scan(path: Path, skip_broken: bool) -> list[list[int]]:
-    """[first byte, size, label or -1] of the images of one shard, in the order of the file."""
-    split = webdataset().tariterators.base_plus_ext
-    samples: dict[str, list[int]] = {}
-    odd = 0  # images that WebDataset's rule (the name ends at its first dot) gives another kind
+# ------------------------------------------------------------------------------------------------ one shard
+@dataclass(slots=True)
+class _Sample:
+    """What is known of one sample while the members of its shard come along."""
+
+    start: int | None = None  # first byte of the image in the tar file; None = no image yet
+    size: int = 0  # bytes of the image
+    label: int = -1  # -1 = no label
+
+
+def _scan(path: Path, skip_broken: bool) -> list[_Sample]:
+    """Looks up the samples of one shard that have an image, in the order of the file."""
     try:
         with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                name, suffix = split(member.name)
-                suffix = f".{(suffix or '').lower()}"
-                if suffix not in {LABEL_SUFFIX, *IMAGE_SUFFIXES} or not member.isreg():
-                    odd += Path(member.name).suffix.lower() in IMAGE_SUFFIXES
-                    continue
-                row = samples.setdefault(name, [-1, 0, -1])
-                if suffix == LABEL_SUFFIX:
-                    text = tar.extractfile(member).read(MAX_LABEL_BYTES)
-                    if not text.strip().isdigit() or len(text) == MAX_LABEL_BYTES or int(text) >= MAX_CLASSES:
-                        raise UserError(f"{path}: {member.name} holds {text!r}; a label is from 0 to {MAX_CLASSES - 1}")
-                    row[2] = int(text)
-                elif row[0] >= 0:
-                    raise UserError(f"{path}: sample {name} has two images; a sample is one image and its label")
-                else:
-                    row[:2] = member.offset_data, member.size
-            tar.fileobj.seek(tar.offset)  # tarfile takes a file that was cut between two members for a whole one
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("its end is missing")
+            samples, num_misnamed = _read_members(tar, path)
+            _check_end(tar)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{path} is not a readable tar file without compression ({error}); fetch it again") from error
-    lonely = [name for name, row in samples.items() if row[0] < 0]
-    if lonely and not skip_broken:
-        raise ImageError(f"{path}: sample {lonely[0]} has a label and no image; mend it, or set data.skip_broken=true")
-    if lonely or odd:
-        logger.warning("%s: left out %d labels without image, %d images named a.b.png", path, len(lonely), odd)
-    return [row for row in samples.values() if row[0] >= 0]
+
+    without_image = [name for name, sample in samples.items() if sample.start is None]
+    if without_image and not skip_broken:
+        raise ImageError(
+            f"{path}: sample {without_image[0]} has a label but no image; fix the shard or set data.skip_broken=true"
+        )
+    if without_image or num_misnamed:
+        logger.warning(
+            "%s: left out %d labels without image, %d images named a.b.png", path, len(without_image), num_misnamed
+        )
+    return [sample for sample in samples.values() if sample.start is not None]
 
 
-def _index(paths: list[Path], skip_broken: bool) -> np.ndarray:
-    """int64 (N, 4): shard, first byte, size, label of every image; kept until a shard changes."""
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    digest = hashlib.sha256(repr((stats, skip_broken)).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visual-tokenizers"
-    kept = cache / f"shards-{digest}.npy"
-    if kept.is_file():
+def _read_members(tar: tarfile.TarFile, path: Path) -> tuple[dict[str, _Sample], int]:
+    """{name: sample} of a tar file, and the number of images whose name has a second dot.
+
+    WebDataset's rule is that the name of a sample ends at its first dot: the rest of `a.b.png` is no image suffix.
+    """
+    split_name = webdataset().tariterators.base_plus_ext
+    samples: dict[str, _Sample] = {}
+    num_misnamed = 0
+    for member in tar:
+        name, suffix = split_name(member.name)
+        suffix = f".{(suffix or '').lower()}"
+        if suffix not in {LABEL_SUFFIX, *IMAGE_SUFFIXES} or not member.isreg():
+            if is_image_name(member.name):
+                num_misnamed += 1
+            continue
+
+        sample = samples.setdefault(name, _Sample())
+        if suffix == LABEL_SUFFIX:
+            sample.label = _read_label(tar, member, path)
+        elif sample.start is not None:
+            raise UserError(f"{path}: sample {name} has two images; a sample is one image and its label")
+        else:
+            sample.start, sample.size = member.offset_data, member.size
+    return samples, num_misnamed
+
+
+def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> int:
+    text = tar.extractfile(member).read(MAX_LABEL_BYTES)
+    if not text.strip().isdigit() or len(text) == MAX_LABEL_BYTES or int(text) >= MAX_CLASSES:
+        raise UserError(f"{path}: {member.name} holds {text!r}; a label is from 0 to {MAX_CLASSES - 1}")
+    return int(text)
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raises ReadError unless a block of zeros ends the file.
+
+    tarfile itself takes a file that was cut between two members for a whole one.
+    """
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("its end is missing")
+
+
+# ------------------------------------------------------------------------------------------------ the index
+def _open_index(paths: list[Path], skip_broken: bool) -> np.ndarray:
+    """int64 (N, 4): shard, first byte, size and label of every image; cached until a shard changes."""
+    cache = _cache_path(paths, skip_broken)
+    if cache.is_file():
         try:
-            return np.load(kept, allow_pickle=False).reshape(-1, 4)
+            return np.load(cache, allow_pickle=False).reshape(-1, 4)
         except (OSError, ValueError, EOFError) as error:
-            logger.warning("the kept places of images %s are damaged (%s): they are looked up anew", kept, error)
-    shards = tqdm(paths, desc="looking up images", unit="shard", disable=None)
-    parts = [np.array(_scan(path, skip_broken), dtype=np.int64).reshape(-1, 3) for path in shards]
-    index = np.column_stack([np.repeat(np.arange(len(paths)), list(map(len, parts))), np.concatenate(parts)])
+            logger.warning("the cached shard index %s is damaged (%s); rebuilding it", cache, error)
+
+    index = _build_index(paths, skip_broken)
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_name(f".{kept.stem}.{os.getpid()}.npy")
+        # Written under a name of this process and renamed: other ranks may do the same at this moment.
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cache.with_name(f".{cache.stem}.{os.getpid()}.npy")
         np.save(temporary, index)
-        temporary.replace(kept)
-        logger.info("places of %d images in %d shards kept in %s", len(index), len(paths), kept)
+        temporary.replace(cache)
+        logger.info("wrote shard index (%d images in %d shards) to %s", len(index), len(paths), cache)
     except OSError as error:
-        logger.warning("the places of the images cannot be kept for the next start (%s)", error)
+        logger.warning("the shard index cannot be cached for the next start (%s)", error)
     return index
 
 
-class ShardSource:
-    """The images of tar files, by number. A shard that is missing or torn is an error that names it."""
+def _cache_path(paths: list[Path], skip_broken: bool) -> Path:
+    """The file of the cached index; its name changes when a shard does."""
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    digest = hashlib.sha256(repr((stats, skip_broken)).encode()).hexdigest()[:16]
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "visual-tokenizers" / f"shards-{digest}.npy"
 
-    def __init__(self, root: str, key: str, skip_broken: bool = False) -> None:
-        self.name, self.paths = str(root), shard_paths(str(root), key)
-        index = _index(self.paths, skip_broken)
+
+def _build_index(paths: list[Path], skip_broken: bool) -> np.ndarray:
+    rows = []
+    for shard, path in enumerate(tqdm(paths, desc="looking up images", unit="shard", disable=None)):
+        samples = [(shard, s.start, s.size, s.label) for s in _scan(path, skip_broken)]
+        rows.append(np.array(samples, dtype=np.int64).reshape(-1, 4))
+    return np.concatenate(rows)
+
+
+class ShardSource(PathKind):
+    """The images of tar files, by number.
+
+    Raises UserError for a shard that is missing, torn or without images, and where only some images have a label.
+    """
+
+    mixed_held_out = True
+
+    def __init__(self, root: str | Path, key: str, skip_broken: bool = False) -> None:
+        self.name = str(root)
+        self.paths = shard_paths(self.name, key)
+        index = _open_index(self.paths, skip_broken)
         if not len(index):
-            raise UserError(f"{key}={str(root)!r}: no images in {len(self.paths)} shards")
+            raise UserError(f"{key}={self.name!r}: no images in {len(self.paths)} shards")
         self.shards, self.starts, self.sizes, labels = index.T
         if labels.min() < 0 <= labels.max():
-            which = self.where(int(labels.argmin()))
-            raise UserError(f"{which} has no label, others have one; give all images one ({LABEL_SUFFIX}), or none")
+            unlabeled = self.where(int(labels.argmin()))
+            raise UserError(f"{unlabeled} has no label, others have one; give all images one ({LABEL_SUFFIX}), or none")
         self.labels = np.maximum(labels, 0)
         self.class_names = [str(i) for i in range(labels.max() + 1)] or ["all"]
+
+    @classmethod
+    def holds(cls, path: str | Path) -> bool:
+        """Tar files: a pattern that ends in .tar, or a folder that holds some."""
+        return str(path).endswith(".tar") or (Path(path).is_dir() and any(Path(path).glob("*.tar")))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,86 +1,94 @@
-"""Image data sets by name: folders, tar files, or a set that a package ships."""
+"""The kinds of image sources by name, and how the images that a config or a path names are opened.
+
+`data.name` of a config picks from `SOURCES`. Nobody else compares names: what a kind needs or may be assumed of it is
+an attribute of its class (`engine.data.base.SourceKind`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
-from engine.data.folders import FolderSource, LooseSource, has_class_folders
+from engine.data.base import ImageSource, PathKind, SourceKind
+from engine.data.folders import FolderSource, LooseSource
 from engine.data.images import ImageError
-from engine.data.packaged import PACKAGED
-from engine.data.shards import ShardSource, is_shards
+from engine.data.packaged import Mnist5k, Photos, Twemoji
+from engine.data.shards import ShardSource
 from engine.messages import UserError, logger
+from engine.registry import lookup, selected_section
 
 if TYPE_CHECKING:
     from engine.data.config import DataConfig
 
-ON_DISK: dict[str, type] = {"folder": FolderSource, "loose": LooseSource, "shards": ShardSource}
-
-
-class ImageSource(Protocol):
-    """Images with labels. `image(i)` is PIL RGB of any size; `where(i)` names image i for messages."""
-
-    name: str
-    labels: np.ndarray
-    class_names: list[str]
-
-    def __len__(self) -> int: ...
-    def image(self, index: int) -> Image.Image: ...
-    def where(self, index: int) -> str: ...
-    def identity(self) -> str:
-        """A name that changes when the images do, the same on every machine."""
-
-    def version(self) -> str:
-        """Likewise, for files on this machine: it notices any change."""
-
-
-def _on_disk(name: str) -> Callable[[DataConfig, str], ImageSource]:
-    def open_files(config: DataConfig, split: str) -> ImageSource:
-        if split == "train":
-            return ON_DISK[name](config.root, "data.root", config.skip_broken)
-        kind = kind_of(config.val_root) if name == "shards" else name  # beside shards, held-out images may be files
-        return ON_DISK[kind](config.val_root, "data.val_root", config.skip_broken)
-
-    return open_files
-
-
-def _packaged(name: str) -> Callable[[DataConfig, str], ImageSource]:
-    return lambda config, split: PACKAGED[name](split)
-
-
-DATASETS: dict[str, Callable[[DataConfig, str], ImageSource]] = {
-    **{name: _on_disk(name) for name in ON_DISK},
-    **{name: _packaged(name) for name in PACKAGED},
+# A path is offered to the last kind first (`kind_of`): plug-ins come before those here, and `loose` takes what is left.
+SOURCES: dict[str, type[SourceKind]] = {
+    "loose": LooseSource,
+    "shards": ShardSource,
+    "folder": FolderSource,
+    "mnist5k": Mnist5k,
+    "twemoji": Twemoji,
+    "photos": Photos,
 }
 
 
+def source_names(*, packaged_only: bool = False) -> str:
+    """The names of all kinds, or of those that need no path, for help texts."""
+    return ", ".join(sorted(name for name, kind in SOURCES.items() if not (packaged_only and kind.needs_root)))
+
+
+def attribution_of(name: str) -> str:
+    """Who made the images of a kind, where that must be said; empty for others, and for unknown names."""
+    return SOURCES[name].attribution if name in SOURCES else ""
+
+
 def open_source(config: DataConfig, split: str) -> ImageSource:
-    """The `train` or `val` images of a data config."""
-    return DATASETS[config.name](config, split)
+    """Opens the `train` or `val` images of a data config.
+
+    Raises ConfigError for an unknown kind or a section of another kind, UserError if the images are not there.
+    """
+    selected_section(config, SOURCES, "data")
+    kind = SOURCES[config.name]
+    if split == "val" and kind.mixed_held_out:
+        kind = SOURCES[kind_of(kind.root(config, split))]
+    return kind.open(config, split)
+
+
+def open_path(path: str | Path, key: str) -> ImageSource:
+    """Opens the images under a path, whatever kind they are; `key` is the flag that named it, for messages.
+
+    Raises UserError if there are none.
+    """
+    return SOURCES[kind_of(path)](path, key)
 
 
 def has_split(config: DataConfig, split: str) -> bool:
-    """Whether the data config names images for `split`."""
-    return config.name not in ON_DISK or bool(config.root if split == "train" else config.val_root)
+    """Whether the data config names images for `split`. Raises ConfigError for an unknown kind."""
+    return lookup(SOURCES, config.name, "data.name").has_split(config, split)
 
 
-def kind_of(root: str | Path) -> str:
-    """The name of the data set that a path holds, by what lies there."""
-    return "folder" if has_class_folders(root) else "shards" if is_shards(root) else "loose"
+def kind_of(path: str | Path) -> str:
+    """The name of the kind that holds a path, by what lies there; `loose` where nothing else fits."""
+    for name in reversed(SOURCES):
+        kind = SOURCES[name]
+        if issubclass(kind, PathKind) and kind.holds(path):
+            return name
+    raise UserError(f"{path} holds images of no known kind: {source_names()}")
 
 
 def read_source(source: ImageSource, index: int, skip_broken: bool) -> tuple[Image.Image, int, int]:
-    """Image `index`, or with `skip_broken` the next readable one: (image, its index, unreadable ones passed)."""
-    for passed in range(len(source)):
-        at = (index + passed) % len(source)
+    """Reads image `index`, or with `skip_broken` the next readable one.
+
+    Returns (image, its index, number of unreadable ones passed). Raises ImageError if the image cannot be read, and
+    UserError if no image of the source can be.
+    """
+    for num_passed in range(len(source)):
+        candidate = (index + num_passed) % len(source)
         try:
-            return source.image(at), at, passed
+            return source.image(candidate), candidate, num_passed
         except ImageError:
             if not skip_broken:
                 raise
-            logger.warning("skipped unreadable image %s", source.where(at))
+            logger.warning("skipped unreadable image %s", source.where(candidate))
     raise UserError(f"{source.name} holds no readable image")

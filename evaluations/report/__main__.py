@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 
 from engine.cli import entry_parser, run_entry
-from engine.data.packaged import ATTRIBUTION
+from engine.data.sources import attribution_of
 from engine.messages import UserError, logger
 from evaluations.comparison import compare
 from evaluations.report.page import page, table
@@ -42,7 +42,7 @@ def opened(path: Path) -> RunFolder:
 def attribution(runs: list[RunFolder]) -> str:
     """Who made the images that are shown."""
     data = {str(result["protocol"].get("data")) for run in runs for result in run.results.values()}
-    lines = [ATTRIBUTION[name] for name in sorted(data) if name in ATTRIBUTION]
+    lines = [attribution_of(name) for name in sorted(data) if attribution_of(name)]
     return f"<footer>{escape(' '.join(lines))}</footer>" if lines else ""
 
 

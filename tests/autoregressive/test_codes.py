@@ -15,7 +15,7 @@ from autoregressive.extract_codes import NUM_VIEWS, extract_split, views_of
 from engine.checkpoint.weights import fingerprint
 from engine.data.crops import center_crop
 from engine.data.images import ImageError, image_tensor, to_float
-from engine.data.sources import DATASETS
+from engine.data.sources import SOURCES
 from tokenizer.loading import Provenance
 
 COUNT = 23
@@ -25,7 +25,7 @@ COUNT = 23
 def source(monkeypatch):
     """23 images of 20 pixels, larger than the tokenizer's 16, under the name of a packaged set."""
     images = mini.image_source(COUNT, size=20)
-    monkeypatch.setitem(DATASETS, "mnist5k", lambda config, split: images)
+    monkeypatch.setattr(SOURCES["mnist5k"], "open", lambda config, split: images)
     return images
 
 

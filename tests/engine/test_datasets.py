@@ -1,7 +1,9 @@
-"""engine/datasets.py and engine/packaged.py: which images there are, and how they become training samples."""
+"""engine/data: which images there are, and how they become training samples."""
 
 import logging
 import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +11,14 @@ import tiny
 import torch
 from PIL import Image, ImageOps
 
+from engine.data.base import SourceKind
 from engine.data.config import DataConfig
 from engine.data.crops import center_crop, random_crop
 from engine.data.folders import FolderSource
 from engine.data.images import ImageError, image_tensor
-from engine.data.packaged import ATTRIBUTION, NUM_HELD_OUT, PACKAGED, PHOTO_CROP
+from engine.data.packaged import PHOTO_CROP, ArraySource, Mnist5k, PackagedKind
 from engine.data.samples import center_batch, labelled_batch, training_item
-from engine.data.sources import has_split, open_source
+from engine.data.sources import SOURCES, attribution_of, has_split, kind_of, open_path, open_source, source_names
 from engine.data.stream import position_rng
 from engine.messages import ConfigError, UserError
 
@@ -156,22 +159,76 @@ def test_splits_that_a_config_names():
 
 
 @pytest.mark.parametrize(
-    ("setting", "key"),
+    ("setting", "problem"),
     [
-        (
-            {"name": "mnist"},
-            "data.name='mnist' is not known; choose one of: folder, loose, mnist5k, photos, shards, twemoji",
-        ),
-        ({"image_size": 4}, "data.image_size=4"),
-        ({"flip_prob": 1.5}, "data.flip_prob=1.5"),
-        ({"num_workers": -1}, "data.num_workers"),
-        ({"global_batch_size": 0}, "data.global_batch_size"),
+        ({"name": "mnist"}, "name='mnist' must be one of: folder, loose, mnist5k, photos, shards, twemoji"),
+        ({"image_size": 4}, "image_size=4 must be 8 or more"),
+        ({"min_crop_scale": 0.0}, "min_crop_scale=0.0 must be in (0, 1]"),
+        ({"flip_prob": 1.5}, "flip_prob=1.5 must be in [0, 1]"),
+        ({"num_workers": -1}, "num_workers=-1 must be 0 or more"),
+        ({"global_batch_size": 0}, "global_batch_size=0 must be 1 or more"),
     ],
 )
-def test_settings_out_of_range_are_named(setting, key):
+def test_settings_out_of_range_are_named(setting, problem):
+    """One line for each wrong value: the key, what was found, what is accepted."""
     with pytest.raises(ConfigError) as caught:
         DataConfig(**setting)
-    assert key in str(caught.value)
+    assert str(caught.value) == problem
+
+
+# ---------------------------------------------------------------------------------------------- kinds of sources
+@dataclass(kw_only=True, slots=True)
+class StripesConfig:
+    """The section of a foreign kind."""
+
+    count: int = 3
+
+
+class Stripes(SourceKind):
+    """A foreign kind: made from its own section of the config."""
+
+    config_class = StripesConfig
+    fits_memory = True
+
+    @classmethod
+    def open(cls, config, split):
+        pixels = [np.full((8, 8, 3), i, np.uint8) for i in range(config.stripes.count)]
+        return ArraySource("stripes", pixels, np.zeros(len(pixels), np.int64), ["all"])
+
+
+class Pages(FolderSource):
+    """A foreign layout: a folder with a file `pages`."""
+
+    @classmethod
+    def holds(cls, path):
+        return (Path(path) / "pages").exists()
+
+
+def test_a_foreign_kind_is_one_class_in_the_registry(folder, monkeypatch):
+    """It opens, is listed, may claim paths before the layouts that come with the project, and has its own section."""
+    monkeypatch.setitem(SOURCES, "stripes", Stripes)
+    monkeypatch.setitem(SOURCES, "pages", Pages)
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(DataConfig):
+        stripes: StripesConfig = field(default_factory=StripesConfig)
+
+    data = Config(name="stripes", stripes=StripesConfig(count=5))
+    assert len(open_source(data, "train")) == 5 and has_split(data, "val")
+    with pytest.raises(ConfigError, match=r"data\.stripes is set, but data\.name='folder' does not use it"):
+        open_source(Config(root=str(folder), stripes=StripesConfig(count=5)), "train")
+    assert source_names() == "folder, loose, mnist5k, pages, photos, shards, stripes, twemoji"
+    assert source_names(packaged_only=True) == "mnist5k, photos, stripes, twemoji"
+    assert kind_of(folder) == "folder"
+    (folder / "pages").write_text("")
+    assert kind_of(folder) == "pages" and isinstance(open_path(folder, "--data-path"), Pages)
+
+
+def test_what_may_be_assumed_of_a_kind():
+    """Packaged sets need no path, and are small enough for cached features; loose images have no classes."""
+    assert {name for name, kind in SOURCES.items() if kind.needs_root} == {"folder", "loose", "shards"}
+    assert {name for name, kind in SOURCES.items() if kind.fits_memory} == {"mnist5k", "photos", "twemoji"}
+    assert [name for name, kind in SOURCES.items() if not kind.has_classes] == ["loose"]
 
 
 # ---------------------------------------------------------------------------------------------- packaged sets
@@ -182,10 +239,14 @@ SIZES = {  # training images, held-out images, classes, pixels
 }
 
 
+def packaged_kinds() -> dict[str, type[PackagedKind]]:
+    return {name: kind for name, kind in SOURCES.items() if issubclass(kind, PackagedKind)}
+
+
 @pytest.fixture(scope="module")
 def packaged():
     """All packaged sets, read once."""
-    return {name: (make("train"), make("val")) for name, make in PACKAGED.items()}
+    return {name: (kind.read("train"), kind.read("val")) for name, kind in packaged_kinds().items()}
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
@@ -198,7 +259,7 @@ def test_packaged_sets_have_the_stated_sizes(packaged, name):
         image = source.image(0)
         assert (image.mode, image.size) == ("RGB", (side, side))
         assert set(np.unique(source.labels)) == set(range(num_classes)) and source.labels.dtype == np.int64
-    assert NUM_HELD_OUT.get(name, num_val) == num_val
+    assert SOURCES[name].num_held_out == num_val and SOURCES[name].fits_memory
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
@@ -235,12 +296,13 @@ def test_digits_are_white_on_black_and_every_class_is_held_out(packaged):
 
 def test_the_split_is_fixed():
     """The same images are held out every time, so numbers of different runs can be compared."""
-    first, second = PACKAGED["mnist5k"]("val"), PACKAGED["mnist5k"]("val")
+    first, second = Mnist5k.read("val"), Mnist5k.read("val")
     assert all(np.array_equal(a, b) for a, b in zip(first.images, second.images, strict=True))
     assert first.index_of[:3] == second.index_of[:3] and first.where(0) == first.index_of[0]
 
 
 def test_every_set_has_an_attribution():
     """Twemoji is CC-BY: the licence asks for author and licence."""
-    assert ATTRIBUTION.keys() == PACKAGED.keys()
-    assert all(part in ATTRIBUTION["twemoji"] for part in ("Twitter", "CC-BY 4.0"))
+    assert all(attribution_of(name) for name in packaged_kinds())
+    assert all(part in attribution_of("twemoji") for part in ("Twitter", "CC-BY 4.0"))
+    assert attribution_of("folder") == attribution_of("another set") == ""

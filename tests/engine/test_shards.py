@@ -1,4 +1,4 @@
-"""engine/shards.py: images in tar files, in an order that depends on seed and position only."""
+"""engine/data/shards.py: images in tar files, in an order that depends on seed and position only."""
 
 import gzip
 import io
@@ -123,15 +123,15 @@ def test_places_are_looked_up_once_and_again_when_a_shard_changes(shards, folder
 
 
 @pytest.mark.parametrize("damage", [lambda c: b"", lambda c: c[:40], lambda c: c[:-16], lambda c: b"x" * len(c)])
-def test_damaged_places_are_looked_up_anew(shards, cache, caplog, damage):
+def test_a_damaged_index_is_built_again(shards, cache, caplog, damage):
     """An empty, cut or overwritten file of the cache is as good as none: a line in the log, and a sound file again."""
     before = ShardSource(str(shards), "data.root")
-    (kept,) = cache.glob("*.npy")
-    content = kept.read_bytes()
-    kept.write_bytes(damage(content))
+    (file,) = cache.glob("*.npy")
+    content = file.read_bytes()
+    file.write_bytes(damage(content))
     again = ShardSource(str(shards), "data.root")
     assert np.array_equal(again.starts, before.starts) and again.identity() == before.identity()
-    assert f"{kept} are damaged" in caplog.text and kept.read_bytes() == content
+    assert f"cached shard index {file} is damaged" in caplog.text and file.read_bytes() == content
 
 
 def test_images_without_labels_are_one_class(tmp_path, folder):
@@ -164,7 +164,7 @@ def test_a_broken_image_is_named_and_skipped_only_when_asked(shards):
     ("files", "message"),
     [
         ({"b__png": b"x", "b__jpg": b"y"}, "train-000001.tar: sample b has two images"),
-        ({"b__cls": b"1"}, "train-000001.tar: sample b has a label and no image"),
+        ({"b__cls": b"1"}, "train-000001.tar: sample b has a label but no image"),
         ({"b__png": b"x", "b__cls": b"dog"}, "b.cls holds b'dog'; a label is from 0 to 999999"),
         ({"b__png": b"x"}, r"train-000001.tar \(image at byte \d+\) has no label, others have one"),
     ],

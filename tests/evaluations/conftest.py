@@ -4,7 +4,7 @@ import pytest
 import torch
 from probes import IMAGES, export_all
 
-from engine.data.sources import DATASETS
+from engine.data.sources import SOURCES
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def seed():
 @pytest.fixture
 def probe_images(monkeypatch):
     """24 training and 14 held-out images of 4 classes under the name of a packaged set."""
-    monkeypatch.setitem(DATASETS, "mnist5k", lambda config, split: IMAGES[split])
+    monkeypatch.setattr(SOURCES["mnist5k"], "open", lambda config, split: IMAGES[split])
 
 
 @pytest.fixture(scope="session")

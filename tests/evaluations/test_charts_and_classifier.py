@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine.config import load_config
 from engine.data.images import to_float
 from engine.data.packaged import ArraySource
-from engine.data.sources import DATASETS
+from engine.data.sources import SOURCES
 from engine.messages import ConfigError
 from engine.optim import OptimConfig
 from engine.run_log import read_metrics
@@ -95,7 +95,7 @@ def stripes(monkeypatch):
         rgb = np.stack([np.repeat(image[..., None], 3, axis=2) for image in images]).astype(np.uint8)
         return ArraySource("mnist5k", rgb, labels.astype(np.int64), ["vertical", "horizontal"])
 
-    monkeypatch.setitem(DATASETS, "mnist5k", source)
+    monkeypatch.setattr(SOURCES["mnist5k"], "open", source)
     return source(None, "val")
 
 

@@ -22,7 +22,7 @@ import evaluations.doctor.evidence
 import tokenizer.train
 from engine.alerts import alerts_for
 from engine.config import load_config, read_yaml, save_config
-from engine.data.sources import DATASETS
+from engine.data.sources import SOURCES
 from engine.messages import UserError
 from engine.run_log import read_metrics
 from evaluations.doctor.__main__ import named, readings
@@ -313,7 +313,7 @@ def test_a_shipped_recipe_is_no_mismatch(name, tmp_path, monkeypatch):
 
 def test_of_a_probe_the_best_head_is_judged(tmp_path, world, monkeypatch):
     """Heads at high rates diverge by design and are nobody's fault; that all diverge is one."""
-    monkeypatch.setitem(DATASETS, "mnist5k", lambda config, split: probes.IMAGES[split])
+    monkeypatch.setattr(SOURCES["mnist5k"], "open", lambda config, split: probes.IMAGES[split])
     mini.export_networks(tmp_path)
     train_probe(probes.config_of(tmp_path, tmp_path / "probe", "probe.base_lrs=[1.0,1e30]"), world)
     assert any("loss/1e+30" in r and not np.isfinite(r["loss/1e+30"]) for r in read_metrics(tmp_path / "probe"))

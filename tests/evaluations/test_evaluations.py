@@ -22,7 +22,7 @@ from autoregressive.training.config import GPTTrainConfig
 from engine.assets import AssetsConfig
 from engine.config import load_config
 from engine.data.images import to_float, to_uint8
-from engine.data.sources import DATASETS
+from engine.data.sources import SOURCES
 from engine.messages import ConfigError, UserError
 from engine.world import World
 from evaluations import generated as sampled
@@ -43,7 +43,7 @@ SAMPLES = 25
 @pytest.fixture(autouse=True)
 def packaged(monkeypatch):
     """30 training and 14 held-out images under the name of a packaged set."""
-    monkeypatch.setitem(DATASETS, "mnist5k", lambda config, split: IMAGES[split])
+    monkeypatch.setattr(SOURCES["mnist5k"], "open", lambda config, split: IMAGES[split])
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def given(tmp_path_factory):
     mini.export(root / "classifier", cnn_config, Classifier(cnn_config.model))
     world = World(0, 1, 0, torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DATASETS, "mnist5k", lambda config, split: IMAGES[split])
+        patch.setattr(SOURCES["mnist5k"], "open", lambda config, split: IMAGES[split])
         extract_split(load_tokenizer(root / "tokenizer"), config.data, "train", "flip", root / "codes", 8, world)
     return root
 

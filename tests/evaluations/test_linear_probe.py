@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, read_manifest
 from engine.checkpoint.weights import find_weights, read_weights
 from engine.config import load_config, save_config
-from engine.data.sources import DATASETS
+from engine.data.sources import SOURCES
 from engine.messages import UserError
 from engine.run_log import read_metrics
 from evaluations import linear_probe
@@ -341,7 +341,7 @@ def test_what_does_not_fit_is_refused(refused, probed, monkeypatch):
     refused("probe.warmup_epochs=2", says="probe.warmup_epochs must be 0..probe.epochs - 1")
     refused("probe.read_batch_size=0", says="probe.read_batch_size 1 or more")
     other = {"train": IMAGES["train"], "val": mini.image_source(4, classes=3)}
-    monkeypatch.setitem(DATASETS, "mnist5k", lambda config, split: other[split])
+    monkeypatch.setattr(SOURCES["mnist5k"], "open", lambda config, split: other[split])
     refused(says="different classes")
 
 

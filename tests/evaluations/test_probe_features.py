@@ -9,7 +9,7 @@ from torch import nn
 
 from autoregressive import load_gpt
 from engine.data.images import to_float
-from engine.data.sources import DATASETS
+from engine.data.sources import SOURCES
 from evaluations.probes.features import ProbedNetwork, read_features
 from tokenizer import load_tokenizer
 
@@ -103,7 +103,7 @@ def test_features_are_read_once_and_only_found_by_the_same_network(probed, tmp_p
     monkeypatch.setattr(ProbedNetwork, "__call__", lambda *args: pytest.fail("read again"))
     assert np.array_equal(read_features(network, data, "train", tmp_path, 5, world), records)
     monkeypatch.undo()
-    monkeypatch.setitem(DATASETS, "mnist5k", lambda config, split: IMAGES[split])
+    monkeypatch.setattr(SOURCES["mnist5k"], "open", lambda config, split: IMAGES[split])
     read_features(network, data, "val", tmp_path, 5, world)
     read_features(network_of(probed, layer=2), data, "train", tmp_path, 5, world)
     assert len(list(tmp_path.glob("*.npy"))) == 3

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.data.sources import DATASETS
+from engine.data.sources import SOURCES
 from engine.messages import UserError
 from engine.pipeline import StageLog
 from evaluations.probes.pca import principal_components
@@ -119,7 +119,7 @@ def test_principal_components_are_those_of_numpy():
 
 def test_the_figure_shows_tokenizers_side_by_side(tmp_path, monkeypatch):
     """Images of one class, one strip for each tokenizer; an unknown class is refused with those that there are."""
-    monkeypatch.setitem(DATASETS, "mnist5k", lambda config, split: mini.image_source(20))
+    monkeypatch.setattr(SOURCES["mnist5k"], "open", lambda config, split: mini.image_source(20))
     config = mini.tokenizer_config()
     paths = [str(mini.export(tmp_path / name, config, mini.tokenizer_of(config, i))) for i, name in enumerate("ab")]
     flags = ["--vq-ckpt", paths[0], "--vq-ckpt", paths[1], "--device", "cpu", "--output", str(tmp_path / "pca.npz")]

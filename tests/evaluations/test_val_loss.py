@@ -13,7 +13,7 @@ from autoregressive import load_gpt
 from autoregressive.codes import CodesError
 from autoregressive.extract_codes import extract_split
 from engine.data.images import to_float
-from engine.data.sources import DATASETS
+from engine.data.sources import SOURCES
 from engine.messages import ConfigError, UserError
 from engine.world import World
 from evaluations import val_loss
@@ -25,7 +25,7 @@ IMAGES = mini.image_source(14, seed=2)
 
 @pytest.fixture(autouse=True)
 def packaged(monkeypatch):
-    monkeypatch.setitem(DATASETS, "mnist5k", lambda config, split: IMAGES)
+    monkeypatch.setattr(SOURCES["mnist5k"], "open", lambda config, split: IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def given(tmp_path_factory):
     mini.export_networks(root)
     data, world = mini.tokenizer_config().data, World(0, 1, 0, torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DATASETS, "mnist5k", lambda config, split: IMAGES)
+        patch.setattr(SOURCES["mnist5k"], "open", lambda config, split: IMAGES)
         for views in ("flip", "ten-crop"):
             extract_split(load_tokenizer(root / "tokenizer"), data, "val", views, root / views, 8, world)
         extract_split(load_tokenizer(root / "tokenizer"), data, "train", "flip", root / "train only", 8, world)

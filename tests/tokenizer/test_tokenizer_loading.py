@@ -14,7 +14,7 @@ from engine.checkpoint.manifest import CheckpointError, checkpoint_folders
 from engine.checkpoint.weights import fingerprint, read_weights
 from engine.config import load_config
 from engine.data.images import to_float
-from engine.data.sources import DATASETS
+from engine.data.sources import SOURCES
 from engine.messages import ConfigError, UserError
 from engine.world import World
 from evaluations.digits.model import Classifier, ClassifierConfig
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
         "assets.random_stand_in=true",
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DATASETS, "mnist5k", lambda config, split: mini.image_source(20))
+        patch.setattr(SOURCES["mnist5k"], "open", lambda config, split: mini.image_source(20))
         tokenizer.train.train(config, World(0, 1, 0, torch.device("cpu")))
     return folder
 

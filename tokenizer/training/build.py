@@ -10,7 +10,7 @@ from torch import nn
 
 from engine.checkpoint.weights import num_parameters
 from engine.data.samples import center_batch
-from engine.data.sources import ON_DISK, ImageSource, has_split, open_source
+from engine.data.sources import SOURCES, ImageSource, has_split, open_source
 from engine.memory_plan import plan
 from engine.parallel import build_device
 from engine.run_log import Run
@@ -80,7 +80,7 @@ def _frozen_networks(
 ) -> FrozenNetworks:
     """The frozen networks; teacher features are computed once where every image is seen in one crop only."""
     frozen = build_frozen_networks(config, described, world)
-    fits_memory = config.data.name not in ON_DISK
+    fits_memory = SOURCES[config.data.name].fits_memory
     if frozen.teacher is not None and fits_memory and not config.data.augmented:
         run.log(f"computing the features of {config.semantic.teacher} for {len(train)} training images, once")
         frozen.teacher_cache = cached_features(frozen.teacher, train, config.data.image_size, world)

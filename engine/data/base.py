@@ -1,0 +1,97 @@
+"""What a source of images is, and what a kind of source says of itself.
+
+`ImageSource` is the contents: images, labels and names of one split. `SourceKind` is how a config gets there: which
+keys it needs, how a split is opened, and what may be assumed of its images. Kinds are registered by name in
+`engine.data.sources.SOURCES`; a plug-in adds one class:
+
+    class Video(SourceKind):
+        config_class = VideoConfig                      # becomes the section `data.video`
+
+        @classmethod
+        def open(cls, config, split):
+            return VideoFrames(config.video.files, split)    # an ImageSource
+
+    SOURCES["video"] = Video
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from engine.data.config import DataConfig
+
+
+class ImageSource(Protocol):
+    """The labeled images of one split, by number."""
+
+    name: str  # a path, or the name of a packaged set
+    labels: np.ndarray  # int64 (N,)
+    class_names: list[str]  # by label
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image:
+        """Image `index` as PIL RGB, of any size. Raises ImageError if it cannot be decoded."""
+
+    def where(self, index: int) -> str:
+        """Names image `index` for messages."""
+
+    def identity(self) -> str:
+        """Content hash of the data set, equal on every machine."""
+
+    def version(self) -> str:
+        """Cheap cache key from modification times; local to this machine."""
+
+
+class SourceKind(ABC):
+    """A kind of image source: facts about it, and how to open a split. It is the class that is asked."""
+
+    config_class: ClassVar[type | None] = None  # dataclass of its own section `data.<name>`, if it has one
+    needs_root: ClassVar[bool] = False  # opened from data.root and data.val_root, which may be empty
+    has_classes: ClassVar[bool] = True  # False: all images have one label
+    mixed_held_out: ClassVar[bool] = False  # data.val_root may hold images of any other kind
+    fits_memory: ClassVar[bool] = False  # so few images that features of all of them may be cached
+    attribution: ClassVar[str] = ""  # who made the images, where that must be said
+
+    @classmethod
+    @abstractmethod
+    def open(cls, config: DataConfig, split: str) -> ImageSource:
+        """Opens the images of `split`, `train` or `val`. Raises UserError if they are not there or not as expected."""
+
+    @classmethod
+    def has_split(cls, config: DataConfig, split: str) -> bool:
+        """Whether a config names images for `split`; held-out images are optional."""
+        return not cls.needs_root or bool(cls.root(config, split))
+
+    @classmethod
+    def root(cls, config: DataConfig, split: str) -> str:
+        """The path of a split in a config; empty = none."""
+        return config.root if split == "train" else config.val_root
+
+
+class PathKind(SourceKind):
+    """A kind of source that lies under one path per split; its instances are the contents.
+
+    The constructor takes the path, the config key or flag that named it (for messages), and `skip_broken`.
+    """
+
+    needs_root = True
+
+    @abstractmethod
+    def __init__(self, root: str | Path, key: str, skip_broken: bool = False) -> None: ...
+
+    @classmethod
+    @abstractmethod
+    def holds(cls, path: str | Path) -> bool:
+        """Whether `path` looks like images of this kind: for commands that name a path without a kind."""
+
+    @classmethod
+    def open(cls, config: DataConfig, split: str) -> ImageSource:
+        key = "data.root" if split == "train" else "data.val_root"
+        return cls(cls.root(config, split), key, config.skip_broken)
