@@ -27,7 +27,7 @@ from autoregressive.codes import CENTER_VIEW, CodeStore
 from autoregressive.training.task import next_token_loss
 from engine.cli import entry_parser, run_entry
 from engine.data.images import to_float
-from engine.data.samples import labelled_batch
+from engine.data.samples import labeled_batch
 from engine.data.sources import open_source
 from engine.messages import ConfigError, UserError
 from engine.world import World
@@ -56,7 +56,7 @@ def open_codes(args: argparse.Namespace, tokenizer: nn.Module) -> tuple[Read, li
         source, device = open_source(data, "val"), tokenizer.quant_proj.weight.device
 
         def encode(rows: np.ndarray) -> tuple[Tensor, Tensor]:
-            images, labels = labelled_batch(source, tokenizer.image_size, rows, data.skip_broken)
+            images, labels = labeled_batch(source, tokenizer.image_size, rows, data.skip_broken)
             return tokenizer.encode(to_float(images.to(device))).indices, labels
 
         facts = {"num_images": len(source), "data": source.name, "content": source.identity()}

@@ -1,4 +1,7 @@
-"""Crops of the ADM code base (Dhariwal and Nichol, arXiv:2105.05233): center, random, and ten crops."""
+"""Crops of the ADM code base (Dhariwal and Nichol, arXiv:2105.05233): center, random, and ten crops.
+
+All return PIL images of `size` x `size` pixels.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ def _resize_short_side(image: Image.Image, target: int) -> Image.Image:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """ADM's centre crop: short side to `size`, then the central window."""
+    """ADM's center crop: short side to `size`, then the central window."""
     image = _resize_short_side(image, size)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
+    left = (image.width - size) // 2
+    top = (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
@@ -32,8 +36,13 @@ def random_crop(image: Image.Image, size: int, rng: np.random.Generator, min_sca
 
 
 def ten_crop(image: Image.Image, size: int, crop_range: float = 1.1) -> list[Image.Image]:
-    """Four corners and centre of the centre crop to int(size * crop_range), then the same five mirrored."""
-    big = center_crop(image, int(size * crop_range))
-    far, middle = big.width - size, round((big.width - size) / 2.0)
+    """Four corners and center of the center crop to int(size * crop_range), then the same five mirrored."""
+    large = center_crop(image, int(size * crop_range))
+    far = large.width - size
+    middle = round((large.width - size) / 2.0)
     corners = [(0, 0), (far, 0), (0, far), (far, far), (middle, middle)]
-    return [whole.crop((x, y, x + size, y + size)) for whole in (big, ImageOps.mirror(big)) for x, y in corners]
+    return [
+        whole.crop((left, top, left + size, top + size))
+        for whole in (large, ImageOps.mirror(large))
+        for left, top in corners
+    ]

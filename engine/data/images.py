@@ -1,4 +1,8 @@
-"""Images: uint8 at file borders, float32 in [-1,1] inside. Crops of the ADM code base, grids, and files."""
+"""Images: decoding, float <-> uint8, grids, and files.
+
+Inside the program images are float32 (B,3,H,W) in [-1,1]; uint8 stands only at file borders and in batches on their way
+to the device.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,23 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from engine.arithmetic import ceil_div
 from engine.messages import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+WHITE = 255
 
 
 class ImageError(UserError):
     """An image file that cannot be decoded; the message names it."""
 
 
+# ------------------------------------------------------------------------------------------------ decoding
 def decode_image(read: Callable[[], bytes], where: str) -> Image.Image:
-    """The content of an image file as RGB. What is lost, truncated or no image is an `ImageError` that says `where`."""
+    """Decodes the content of an image file as RGB; `where` names it in messages.
+
+    Raises ImageError if the file is lost, truncated or no image.
+    """
     try:
         with Image.open(io.BytesIO(read())) as image:
             return image.convert("RGB")
@@ -34,12 +44,13 @@ def decode_image(read: Callable[[], bytes], where: str) -> Image.Image:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """An image file as RGB; see `decode_image`."""
+    """Reads an image file as RGB. Raises ImageError if it cannot be decoded."""
     return decode_image(Path(path).read_bytes, str(path))
 
 
+# ------------------------------------------------------------------------------------------------ tensors
 def to_float(images_u8: Tensor) -> Tensor:
-    """uint8 in 0..255 -> float32 in [-1,1]."""
+    """uint8 in [0,255] -> float32 in [-1,1]."""
     return images_u8.float() / 127.5 - 1
 
 
@@ -49,7 +60,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def resize_for_evaluation(images: Tensor, size: int) -> Tensor:
-    """float (B,3,H,W) in [-1,1] -> (B,3,size,size), bicubic without antialias, before any clamp.
+    """float (B,3,H,W) in [-1,1] -> (B,3,size,size), bicubic without antialiasing, before any clamp.
 
     LlamaGen's rule (arXiv:2406.06525, released evaluation code): its 384 px models are measured at 256 px.
     """
@@ -59,17 +70,8 @@ def resize_for_evaluation(images: Tensor, size: int) -> Tensor:
 
 
 def image_tensor(image: Image.Image) -> Tensor:
-    """A PIL image -> uint8 (3,H,W)."""
+    """PIL image -> uint8 (3,H,W)."""
     return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).contiguous()
-
-
-def make_grid(images: Tensor, columns: int, padding: int = 2) -> Tensor:
-    """(B,3,H,W) in [-1,1] -> uint8 (3, rows*(H+padding)+padding, ...) with white gaps."""
-    tiles = F.pad(to_uint8(images.detach().cpu()), (padding, 0, padding, 0), value=255)
-    columns = min(columns, len(tiles))
-    tiles = torch.cat([tiles, tiles.new_full((-len(tiles) % columns, *tiles.shape[1:]), 255)])
-    grid = tiles.unflatten(0, (-1, columns)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)  # (3, rows, H, columns, W)
-    return F.pad(grid, (0, padding, 0, padding), value=255)
 
 
 def to_pil(image_u8: Tensor) -> Image.Image:
@@ -77,8 +79,27 @@ def to_pil(image_u8: Tensor) -> Image.Image:
     return Image.fromarray(image_u8.permute(1, 2, 0).contiguous().numpy())
 
 
+# ------------------------------------------------------------------------------------------------ grids
+def make_grid(images: Tensor, columns: int, padding: int = 2) -> Tensor:
+    """Arranges (B,3,H,W) in [-1,1] row by row as uint8 (3, rows*(H+padding)+padding, ...) with white gaps."""
+    tiles = to_uint8(images.detach().cpu())
+    num_tiles, channels, height, width = tiles.shape
+    columns = min(columns, num_tiles)
+    rows = ceil_div(num_tiles, columns)
+
+    grid_height = rows * (height + padding) + padding
+    grid_width = columns * (width + padding) + padding
+    grid = tiles.new_full((channels, grid_height, grid_width), WHITE)
+    for i, tile in enumerate(tiles):
+        row, column = divmod(i, columns)
+        top = row * (height + padding) + padding
+        left = column * (width + padding) + padding
+        grid[:, top : top + height, left : left + width] = tile
+    return grid
+
+
 def save_grid(path: str | Path, images: Tensor, columns: int, zoom: int = 1) -> None:
-    """Writes a grid as PNG; `zoom` enlarges small images by pixel repetition."""
+    """Writes a grid of images (B,3,H,W) in [-1,1] as PNG; `zoom` enlarges small images by pixel repetition."""
     grid = to_pil(make_grid(images, columns))
     if zoom > 1:
         grid = grid.resize((grid.width * zoom, grid.height * zoom), Image.Resampling.NEAREST)

@@ -17,13 +17,20 @@ from engine.data.stream import position_rng
 
 
 def training_item(source: ImageSource, config: DataConfig, seed: int) -> Callable[[int, int], dict[str, Tensor]]:
-    """`item(index, position)`:
+    """Returns `item(index, position)`, which makes the sample at `position` of the training order of image `index`.
 
-    the sample that stands at `position` of the training order; augmentation depends on both only.
+    Crop and flip depend on (seed, position) only, through `position_rng`. A sample holds
+
+        images_u8         uint8 (3, image_size, image_size)
+        labels            int64 ()
+        index, position   int64 (): the image that was read, which differs from `index` if that one is broken
+        skipped_images    int64 (): broken images that were passed
     """
 
     def item(index: int, position: int) -> dict[str, Tensor]:
-        image, index, skipped = read_source(source, index, config.skip_broken)
+        image, index, num_skipped = read_source(source, index, config.skip_broken)
+
+        # The order of the draws is part of the recipe: crop size, left, top, flip.
         rng = position_rng(seed, position)
         if config.random_crop:
             image = random_crop(image, config.image_size, rng, config.min_crop_scale)
@@ -31,30 +38,33 @@ def training_item(source: ImageSource, config: DataConfig, seed: int) -> Callabl
             image = center_crop(image, config.image_size)
         if rng.random() < config.flip_prob:
             image = ImageOps.mirror(image)
+
         return {
             "images_u8": image_tensor(image),
             "labels": torch.tensor(int(source.labels[index])),
             "index": torch.tensor(index),
             "position": torch.tensor(position),
-            "skipped_images": torch.tensor(skipped),
+            "skipped_images": torch.tensor(num_skipped),
         }
 
     return item
 
 
-def labelled_batch(
+def labeled_batch(
     source: ImageSource, image_size: int, indices: range | np.ndarray, skip_broken: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Centre crops of several images, uint8 (B, 3, image_size, image_size), and the labels (B,) of those that were
-    read.
+    """Reads center crops of several images, uint8 (B, 3, image_size, image_size), and their labels int64 (B,).
+
+    With `skip_broken` the next readable image, with its label, takes the place of a broken one.
     """
-    read = [read_source(source, int(i), skip_broken) for i in indices]
-    images = torch.stack([image_tensor(center_crop(image, image_size)) for image, _, _ in read])
-    return images, torch.tensor([int(source.labels[at]) for _, at, _ in read])
+    readings = [read_source(source, int(i), skip_broken) for i in indices]
+    images = torch.stack([image_tensor(center_crop(image, image_size)) for image, _, _ in readings])
+    labels = torch.tensor([int(source.labels[index]) for _, index, _ in readings])
+    return images, labels
 
 
 def center_batch(
     source: ImageSource, image_size: int, indices: range | np.ndarray, skip_broken: bool = False
 ) -> Tensor:
-    """Centre crops of several images, uint8 (B, 3, image_size, image_size)."""
-    return labelled_batch(source, image_size, indices, skip_broken)[0]
+    """Reads center crops of several images, uint8 (B, 3, image_size, image_size)."""
+    return labeled_batch(source, image_size, indices, skip_broken)[0]

@@ -20,7 +20,10 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from engine.messages import UserError
 from engine.world import World
 
-Item = Callable[[int, int], dict[str, Tensor]]
+Item = Callable[[int, int], dict[str, Tensor]]  # (index, position) -> sample
+
+AUGMENTATION_KEY = 0x5EED  # keeps the random numbers of positions apart from those of other users of the seed
+PREFETCHED_BATCHES = 4  # per loader process
 
 
 class StreamConfig(Protocol):
@@ -37,9 +40,10 @@ class OrderConfig(Protocol):
     grad_accum: int
 
 
+# ------------------------------------------------------------------------------------------------ the order
 def position_rng(seed: int, position: int) -> np.random.Generator:
-    """Random numbers of one sample position: a counter-based generator, independent of all other positions."""
-    return np.random.Generator(np.random.Philox(key=[seed, 0x5EED], counter=[0, 0, 0, position]))
+    """The random numbers of one position: a counter-based generator, independent of all other positions."""
+    return np.random.Generator(np.random.Philox(key=[seed, AUGMENTATION_KEY], counter=[0, 0, 0, position]))
 
 
 @lru_cache(maxsize=4)
@@ -49,7 +53,8 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 
 def index_at(seed: int, position: int, count: int) -> int:
     """Which of `count` samples stands at `position`."""
-    return int(_permutation(seed, position // count, count)[position % count])
+    epoch, place = divmod(position, count)
+    return int(_permutation(seed, epoch, count)[place])
 
 
 def positions_of(step: int, chunk: int, global_batch_size: int, chunk_size: int) -> range:
@@ -58,44 +63,58 @@ def positions_of(step: int, chunk: int, global_batch_size: int, chunk_size: int)
     return range(start, start + chunk_size)
 
 
+def _micro_batches(start_step: int, global_batch_size: int, grad_accum: int, world: World) -> Iterator[range]:
+    """The positions of each micro-batch of this rank, from a step on, without end."""
+    chunk_size = global_batch_size // (grad_accum * world.size)
+    for step in itertools.count(start_step):
+        for micro_batch in range(grad_accum):
+            chunk = micro_batch * world.size + world.rank
+            yield positions_of(step, chunk, global_batch_size, chunk_size)
+
+
+# ------------------------------------------------------------------------------------------------ the loader
 class _Items(Dataset):
+    """Samples by position. A UserError is returned as a value: a loader process would wrap it in its own traceback."""
+
     def __init__(self, item: Item, seed: int, count: int) -> None:
-        self.item, self.seed, self.count = item, seed, count
+        self.item = item
+        self.seed = seed
+        self.count = count
 
     def __getitem__(self, position: int) -> dict[str, Tensor] | UserError:
         try:
             return self.item(index_at(self.seed, position, self.count), position)
-        except UserError as error:  # as a value: a loader process would wrap it in its own traceback
+        except UserError as error:
             return error
 
 
 def _collate(items: list[dict[str, Tensor] | UserError]) -> dict[str, Tensor] | UserError:
-    return next((i for i in items if isinstance(i, UserError)), None) or default_collate(items)
-
-
-def _chunks(start_step: int, global_batch_size: int, grad_accum: int, world: World) -> Iterator[range]:
-    size = global_batch_size // (grad_accum * world.size)
-    for step in itertools.count(start_step):
-        for micro in range(grad_accum):
-            yield positions_of(step, micro * world.size + world.rank, global_batch_size, size)
+    """A batch of samples, or the first error among them."""
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+    return default_collate(items)
 
 
 def open_stream(
     item: Item, count: int, data: StreamConfig, loop: OrderConfig, world: World
 ) -> Callable[[int], Iterator[dict[str, Tensor]]]:
-    """`stream(start_step)`: micro-batches of this rank from a step on, without end. `item(index, position)` makes one
-    of `count` samples.
+    """Returns `stream(start_step)`, which yields the micro-batches of this rank from a step on, without end.
+
+    `item(index, position)` makes one of `count` samples; batches are stacked along a new first dimension and lie on
+    this rank's device. A UserError of an item is raised by the stream.
     """
 
     def stream(start_step: int) -> Iterator[dict[str, Tensor]]:
         loader = DataLoader(
             _Items(item, loop.seed, count),
-            batch_sampler=_chunks(start_step, data.global_batch_size, loop.grad_accum, world),
+            batch_sampler=_micro_batches(start_step, data.global_batch_size, loop.grad_accum, world),
             collate_fn=_collate,
             num_workers=data.num_workers,
             pin_memory=world.device.type == "cuda",
-            prefetch_factor=4 if data.num_workers else None,
-            multiprocessing_context="fork" if data.num_workers else None,  # samples are made by closures
+            prefetch_factor=PREFETCHED_BATCHES if data.num_workers else None,
+            # Items are closures, which cannot be pickled: loader processes must be forks.
+            multiprocessing_context="fork" if data.num_workers else None,
             worker_init_fn=lambda worker: torch.set_num_threads(1),
         )
         for batch in loader:

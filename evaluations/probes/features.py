@@ -29,7 +29,7 @@ from autoregressive.models.gpt import GPT
 from engine.checkpoint.weights import fingerprint
 from engine.data.config import DataConfig
 from engine.data.images import to_float
-from engine.data.samples import labelled_batch
+from engine.data.samples import labeled_batch
 from engine.data.sources import open_source
 from engine.devices import autocast
 from engine.messages import ConfigError
@@ -179,7 +179,7 @@ def read_features(
         world.barrier()
         batches = rank_batches(count, batch_size, world)
         for ids in tqdm(batches, desc=f"features of {split}", disable=None if world.is_main else True):
-            crops, labels = labelled_batch(source, network.image_size, ids.numpy(), data.skip_broken)
+            crops, labels = labeled_batch(source, network.image_size, ids.numpy(), data.skip_broken)
             rows = np.empty(len(ids), dtype=record)
             rows["features"], rows["label"] = network(crops).cpu().numpy(), labels.numpy()
             write_rows(temporary, int(ids[0]), rows)

@@ -17,7 +17,7 @@ from engine.data.crops import center_crop, random_crop
 from engine.data.folders import FolderSource
 from engine.data.images import ImageError, image_tensor
 from engine.data.packaged import PHOTO_CROP, ArraySource, Mnist5k, PackagedKind
-from engine.data.samples import center_batch, labelled_batch, training_item
+from engine.data.samples import center_batch, labeled_batch, training_item
 from engine.data.sources import SOURCES, attribution_of, has_split, kind_of, open_path, open_source, source_names
 from engine.data.stream import position_rng
 from engine.messages import ConfigError, UserError
@@ -114,7 +114,7 @@ def test_an_unreadable_image_is_replaced_and_counted_by_option(folder, caplog):
         assert torch.equal(made["images_u8"], item(stands_in, 50)["images_u8"])
         assert len(caplog.records) == skipped
     assert str(folder / "b" / "003.png") in caplog.text
-    images, labels = labelled_batch(source, 8, [1, 7], skip_broken=True)
+    images, labels = labeled_batch(source, 8, [1, 7], skip_broken=True)
     assert torch.equal(images, center_batch(source, 8, [3, 0]))
     assert labels.tolist() == source.labels[[3, 0]].tolist() and source.labels[7] != source.labels[0]
     for path in folder.rglob("*.png"):
