@@ -1,4 +1,4 @@
-"""The ground floor: configuration, processes, optimization, checkpoints, data. It imports nothing from above.
+"""The ground floor: configs, processes, training, checkpoints, data. It imports nothing from above.
 
 Configs and entries   config, validation, registry, cli, messages
 Processes             world, devices, parallel, memory_plan

@@ -16,6 +16,7 @@ Alert = Callable[[Record, Record], str | None]  # (record, record before it) -> 
 
 
 def _not_finite(now: Record, before: Record) -> str | None:
+    """Names the first metric that is NaN or infinite."""
     for name, value in now.items():
         if not math.isfinite(value):
             return f"{name} is not finite"

@@ -1,9 +1,9 @@
-"""Pretrained networks by name: their files, hashes and sources. Nothing is ever downloaded unless ALLOW_DOWNLOAD=1.
+"""Pretrained networks by name: their files, their hashes, and where a user gets them.
 
-A network is a file in PRETRAINED_DIR, checked against a known hash; or it ships inside a package; or, with
-ALLOW_DOWNLOAD=1, its library fetches it; otherwise `resolve` raises an error that names file, folder and hash. For
-tests and dry runs only, `random_stand_in` builds the same architecture with seeded random weights, announced in the log
-and stamped `weights: random` in every checkpoint and result.
+Nothing is ever downloaded unless ALLOW_DOWNLOAD=1. A network is a file in PRETRAINED_DIR, checked against a known hash;
+or it ships inside a package; or, with ALLOW_DOWNLOAD=1, its library fetches it; otherwise `resolve` raises an error
+that names file, folder and hash. For tests and dry runs only, `random_stand_in` builds the same architecture with
+seeded random weights, announced in the log and stamped `weights: random` in every checkpoint and result.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class PretrainedFile:
 
     @property
     def random(self) -> bool:
+        """Whether a stand-in with random weights takes its place."""
         return self.stamp == "random"
 
 

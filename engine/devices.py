@@ -42,6 +42,7 @@ def device_facts(device: torch.device) -> dict[str, str | int]:
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
         }
+
     return {
         "type": "cuda",
         "name": torch.cuda.get_device_name(device),

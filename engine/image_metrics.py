@@ -55,6 +55,6 @@ def _as_float64(*pair: Tensor) -> list[Tensor]:
     same_shape = pair[0].shape == pair[1].shape
     known_types = all(x.dtype in (torch.uint8, torch.float32, torch.float64) for x in pair)
     if not (same_shape and known_types):
-        found = " and ".join(f"{x.dtype} {tuple(x.shape)}" for x in pair)
-        raise ValueError(f"expected uint8 or float images of one shape, found {found}")
+        shapes = " and ".join(f"{x.dtype} {tuple(x.shape)}" for x in pair)
+        raise ValueError(f"expected uint8 or float images of one shape, found {shapes}")
     return [x.double() / 255 if x.dtype == torch.uint8 else x.double() for x in pair]

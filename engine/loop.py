@@ -1,4 +1,4 @@
-"""The training loop that every task shares: steps, checkpoints and records, nothing of losses or networks.
+"""The training loop that every task shares: steps, checkpoints, records; no losses, no networks.
 
 An entry builds a task (`Task`), the run folder (`engine.run_log.Run`), the checkpoint store and the order of the data,
 and hands them to `fit`. The loop has no hooks or callbacks: what is particular to a kind of training is in its task.
@@ -48,6 +48,7 @@ class LoopConfig(Section):
     wandb_project: str = ""  # empty = no wandb
 
     def problems(self) -> Iterator[Problem]:
+        """Values out of range, and names that do not exist."""
         for name in ("steps", "grad_accum", "log_every", "save_every", "keep_last"):
             yield from at_least(self, name, 1)
         for name in ("seed", "eval_every", "keep_every"):
@@ -110,6 +111,7 @@ class _StepRate:
         self.restart(step)
 
     def restart(self, step: int) -> None:
+        """Starts the clock at `step`."""
         self._time, self._step = time.perf_counter(), step
 
     def measure(self, step: int) -> float:

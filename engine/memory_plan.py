@@ -38,11 +38,12 @@ class SavedBytes(NamedTuple):
     checkpointed: int
 
     def under(self, checkpointing: bool) -> int:
+        """The bytes with or without checkpointing."""
         return self.checkpointed if checkpointing else self.kept
 
 
 class ActivationMeter:
-    """Records the tensors that a forward pass saves for backward, and which block of the network saves them.
+    """Records the tensors that a forward pass saves for backward, and in which block.
 
         with ActivationMeter(module) as meter:
             forward(batch)
@@ -144,6 +145,7 @@ class Setting:
 
     @property
     def title(self) -> str:
+        """The setting in the table of a report."""
         return f"{self.strategy} activation_checkpointing" if self.checkpointing else self.strategy
 
     def overrides(self) -> str:
@@ -181,17 +183,20 @@ class MemoryModel:
         return cls(state_of, image, batch, gpus)
 
     def state(self, setting: Setting) -> int:
+        """Bytes per GPU that do not depend on the batch."""
         return self.state_of[setting.strategy]
 
     def activations(self, setting: Setting) -> int:
+        """Bytes per GPU that one micro-batch saves for backward."""
         images_at_a_time = ceil_div(self.batch, self.gpus * setting.grad_accum)
         return images_at_a_time * self.image.under(setting.checkpointing)
 
     def total(self, setting: Setting) -> int:
+        """Bytes per GPU."""
         return self.state(setting) + self.activations(setting)
 
     def first_fitting(self) -> Setting | None:
-        """The setting that fits with the fewest micro-batches, then the simplest strategy, then without recomputing."""
+        """The fitting setting with the fewest micro-batches, then the simplest strategy; or None."""
         for grad_accum in range(1, self.batch // self.gpus + 1):
             if self.batch % (self.gpus * grad_accum) != 0:
                 continue
@@ -209,10 +214,10 @@ def _settings(grad_accum: int) -> list[Setting]:
 def plan(
     module: nn.Module, forward: Forward, loop: TrainLoopConfig, batch: int, gpus: int, *, ema: bool, beside: int = 0
 ) -> str:
-    """Reports what training `module` needs on `gpus` GPUs of 80 GB (10^9 bytes), whether that fits, and what to change.
+    """Reports what training `module` needs per GPU, whether that fits, and what to change.
 
-    `module` is on the meta device; `batch` is the global batch size in images. `beside` bytes of other networks are on
-    every GPU.
+    `module` is on the meta device; `batch` is the global batch size in images, on `gpus` GPUs of 80 GB (10^9 bytes).
+    `beside` bytes of other networks are on every GPU.
     """
     memory = MemoryModel.measure(module, forward, loop.precision, batch, gpus, ema=ema, beside=beside)
     recipe = Setting(loop.strategy, loop.activation_checkpointing, loop.grad_accum)

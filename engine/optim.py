@@ -34,6 +34,7 @@ class OptimConfig(Section):
     lr_after_step: bool = False  # compat: set lr after the step, as the released trainer does (the first step is at lr)
 
     def problems(self) -> Iterator[Problem]:
+        """Values out of range, and a schedule that does not exist."""
         for name in ("lr", "end_lr", "weight_decay", "max_grad_norm", "warmup_steps"):
             yield from at_least(self, name, 0)
         yield from at_least(self, "max_bad_steps", 1)

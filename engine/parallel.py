@@ -1,4 +1,4 @@
-"""How a network is spread over processes: DDP, FSDP2 and HSDP, with compilation and activation checkpointing.
+"""How a network is spread over processes: DDP, FSDP2 and HSDP, compiled and checkpointed.
 
 A network marks its repeated blocks by an attribute `parallel_unit`:
 
@@ -44,7 +44,7 @@ def parallel_blocks(module: nn.Module, *units: str) -> list[nn.Module]:
 
 
 def is_sharded(world: World, scale: Scale | None) -> bool:
-    """Whether the parameters of a network are divided over the processes; in a world of one they never are."""
+    """Whether parameters are divided over the processes; in a world of one they never are."""
     return scale is not None and scale.strategy != "ddp" and world.size > 1
 
 
@@ -71,6 +71,7 @@ def parallelize(
         _compile_blocks(module)
     if scale is not None and scale.activation_checkpointing:
         _checkpoint_blocks(module)
+
     if is_sharded(world, scale):
         mesh = _device_mesh(world, scale)
         _shard(module, world, scale, mesh)
@@ -95,7 +96,7 @@ def _checkpoint_blocks(module: nn.Module) -> None:
 
 
 def _device_mesh(world: World, scale: Scale) -> DeviceMesh:
-    """The mesh to shard over: all processes (fsdp), or those of each machine, with copies between machines (hsdp)."""
+    """The mesh to shard over: all processes (fsdp), or those of each machine (hsdp)."""
     num_sharing = world.size
     if scale.strategy == "hsdp":
         num_sharing = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
@@ -146,7 +147,7 @@ def _data_parallel(module: nn.Module, world: World, find_unused: bool) -> nn.Mod
 
 
 def gradient_sync(network: nn.Module, last: bool) -> AbstractContextManager:
-    """The context of the forward *and* backward pass of a micro-batch, the `last` of its step or an earlier one.
+    """The context of forward *and* backward of a micro-batch, the `last` of its step or not.
 
     DDP exchanges gradients at the last micro-batch. FSDP reduces them to shards at each, but between machines (hsdp)
     at the last only.
@@ -159,7 +160,7 @@ def gradient_sync(network: nn.Module, last: bool) -> AbstractContextManager:
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Shards a full `tensor`, equal on all ranks, as `like` is; returns it as it is where `like` is no shard."""
+    """Shards a full `tensor`, equal on all ranks, as `like` is sharded, if it is."""
     if isinstance(like, DTensor):
         return distribute_tensor(tensor, like.device_mesh, like.placements)
     return tensor

@@ -1,9 +1,10 @@
-"""A pipeline of commands that can be stopped anywhere: finished stages are skipped, an unfinished one is started again.
+"""A pipeline of commands that can be stopped anywhere: finished stages are skipped.
 
     log = run_stages(run_dir, [Stage("train", [...]), Stage("report", [...], always=True)])
 
 `<run>/stages.json` holds for each stage whether it is done and how many seconds it took, summed over interruptions.
-Each stage is a process of its own and resumes by its own means: a training from its newest checkpoint.
+An unfinished stage is started again: it is a process and resumes by its own means, as a training from its newest
+checkpoint.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def _run(stage: Stage, log: StageLog) -> None:
 
 
 def _die_with_parent() -> None:
-    """On Linux: makes the kernel send SIGTERM to the stage when this process is killed, so that no orphan writes on."""
+    """On Linux: the kernel stops the stage when this process is killed, so that no orphan writes on."""
     try:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     except (OSError, AttributeError):

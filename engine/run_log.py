@@ -1,10 +1,10 @@
-"""What a run leaves behind: `config.yaml`, `log.txt`, `metrics.jsonl` (the record), image grids, optionally wandb.
+"""What a run leaves behind: its config, log, metric records and image grids; optionally wandb.
 
     <run>/config.yaml      the resolved config of the newest start
     <run>/git_sha.txt      the commit of the newest start
     <run>/starts.jsonl     one record per start: command, code, libraries, device, environment
     <run>/log.txt          what the console showed
-    <run>/metrics.jsonl    one record per line: step, time, and metrics by name
+    <run>/metrics.jsonl    the record: one line per step that is logged, with time and metrics by name
     <run>/samples/         image grids
     <run>/.lock            held while a process trains here
 
@@ -150,7 +150,7 @@ def _lock_folder(folder: Path) -> TextIO:
 
 
 def _end_torn_line(path: Path) -> None:
-    """Ends the last line of a file if a killed process tore it, so that the next record starts on its own line."""
+    """Ends a last line that a killed process tore, so that the next record starts on its own line."""
     with path.open("a+b") as file:
         file.seek(max(0, file.tell() - 1))
         last_byte = file.read()
@@ -159,6 +159,7 @@ def _end_torn_line(path: Path) -> None:
 
 
 def _append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Appends one record to a file of JSON lines."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 

@@ -1,4 +1,4 @@
-"""The record of how a process was started: command, code, libraries, device, and the environment that matters.
+"""The record of how a process was started: command, code, libraries, device, environment.
 
 A run appends one such record to `starts.jsonl` at every start (`engine.run_log.Run.write_config`), so that a difference
 between two runs, or between two starts of one run, can be traced to its cause.

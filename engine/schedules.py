@@ -33,7 +33,10 @@ def _cosine(step: int, total: int, config: OptimConfig) -> float:
 
 
 def _wsd(step: int, total: int, config: OptimConfig) -> float:
-    """Holds `lr`, then falls to `end_lr` as 1 - sqrt over the last `decay_fraction` of the run (GigaTok, section 4)."""
+    """Holds `lr`, then falls to `end_lr` as 1 - sqrt over the last `decay_fraction` of the run.
+
+    Source: GigaTok (arXiv:2504.08736), section 4.
+    """
     num_decay_steps = int(config.decay_fraction * total)
     first_decay_step = total - num_decay_steps
     if step < first_decay_step or num_decay_steps == 0:

@@ -1,4 +1,4 @@
-"""One trained network with its optimizer, gradient clipping, EMA and guard against non-finite gradients.
+"""One trained network with its optimizer, gradient clipping, EMA and non-finite guard.
 
 A task owns one `TrainedModel` per network and calls it once per step:
 
@@ -111,7 +111,7 @@ class TrainedModel:
         return gradient_sync(self.wrapped, last)
 
     def step(self, step: int, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Updates weights and EMA from the gradients that backward left; a non-finite gradient skips the update.
+        """Updates weights and EMA from the gradients that backward left, if they are finite.
 
         `terms` are the values of the loss terms, to name a non-finite one. Returns the learning rate, the gradient norm
         before clipping, and the number of updates skipped since the start of the run.
@@ -143,10 +143,12 @@ class TrainedModel:
         }
 
     def _set_lr(self, step: int) -> None:
+        """Gives all groups the learning rate of `step`."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.total_steps, self.config)
 
     def _skip(self, step: int, terms: Mapping[str, Tensor]) -> None:
+        """Counts a skipped update. Raises NonFiniteError if there were too many in a row."""
         self.num_skipped += 1
         self.bad_in_a_row += 1
         if self.bad_in_a_row < self.config.max_bad_steps:
@@ -168,7 +170,7 @@ class TrainedModel:
             averaged.copy_(current)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next update depends on, with names that do not depend on the number of processes."""
+        """Everything that the next update depends on, under the same names for any number of processes."""
         state: dict[str, Any] = {
             "model": get_model_state_dict(self.wrapped),
             "optimizer": get_optimizer_state_dict(self.wrapped, self.optimizer),
@@ -209,7 +211,7 @@ class TrainedModel:
 
 
 def _parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """The parameter groups of the optimizer: those that decay, and with `decay_params=matrices` those that do not."""
+    """The parameter groups of the optimizer: parameters that decay, and those that do not."""
     trained = [p for p in module.parameters() if p.requires_grad]
     if config.decay_params == "all":
         return [{"params": trained, "weight_decay": config.weight_decay}]

@@ -116,6 +116,7 @@ def distributed_world(device: str = "auto", deterministic: bool = False, tf32: b
 
 @contextmanager
 def _join(device_name: str, tf32: bool) -> Iterator[World]:
+    """The world of this process, for as long as the context lasts."""
     # A caller that started the group itself, such as a test, keeps it.
     if dist.is_initialized():
         rank, size = dist.get_rank(), dist.get_world_size()
@@ -141,7 +142,7 @@ def _join(device_name: str, tf32: bool) -> Iterator[World]:
 
 
 def _prepare_cpu_processes(size: int) -> None:
-    """Sets up gloo on one machine, and shares the cores among its processes, where the user has not said otherwise."""
+    """Sets up gloo on one machine and divides its cores, where the user has not said otherwise."""
     if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if "OMP_NUM_THREADS" not in os.environ:

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint folder: which files it holds, with sizes and SHA-256, and what is damaged.
+"""The manifest of a checkpoint folder: its files, with sizes and SHA-256, and what is damaged.
 
 `manifest.json` is written last. A folder without a valid one is no checkpoint; `find_damage` compares every file with
 it. Small text files elsewhere (results, stages, configs) use the same `write_atomic`.
@@ -47,7 +47,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of a manifest's content, which it carries itself: no file that it lists holds its step and stamp."""
+    """SHA-256 of the content of a manifest, which carries it: no other file holds its step and stamp."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 

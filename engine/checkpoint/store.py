@@ -53,9 +53,10 @@ FROZEN_STAMPS = ("tokenizer_fingerprint", "weights", "features")  # facts that a
 
 @dataclass
 class CheckpointStore:
-    """The checkpoints of one run. `parts` are `Stateful` objects by name; all ranks call `save` and `load_latest`.
+    """The checkpoints of one run; all ranks call `save` and `load_latest` together.
 
-    With `asynchronous`, `save` returns once the state is copied to host memory; a thread writes it in the same order.
+    `parts`, in both, are `Stateful` objects by name. With `asynchronous`, `save` returns once the state is copied to
+    host memory; a thread writes it in the same order.
     """
 
     run_dir: Path
@@ -75,15 +76,17 @@ class CheckpointStore:
 
     @property
     def folder(self) -> Path:
+        """Where the checkpoints are."""
         return self.run_dir / "checkpoints"
 
     # -------------------------------------------------------------------------------------------- saving
     def save(
         self, step: int, parts: Mapping[str, Any], weights: Callable[[], WeightSets], *, wait: bool = True
     ) -> Path:
-        """Saves the state after `step` steps, once the save before it has ended. With `wait` it is on disk then.
+        """Saves the state after `step` steps, once the save before it has ended.
 
-        On any failure nothing half-written stays and older checkpoints are untouched.
+        With `wait` the checkpoint is on disk when this returns. On any failure nothing half-written stays and older
+        checkpoints are untouched.
 
         Raises CheckpointError if it, or the asynchronous save before it, could not be written.
         """
@@ -116,6 +119,7 @@ class CheckpointStore:
                 temporary.mkdir()
                 self._check_space(_num_bytes(state) + _num_bytes(weights))
             self.world.barrier(self._group)
+
             with _quiet():
                 dcp.save(
                     state,
@@ -123,22 +127,25 @@ class CheckpointStore:
                     process_group=self._group,
                     no_dist=self.world.size == 1,
                 )
+
             if self.world.is_main:
                 self._finish(temporary, folder, step, weights)
         except FAILURES as error:
+            # Torch raises the failure of one rank on all of them.
             if self.world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise _explain(_cause(error), folder) from error
         self.world.barrier(self._group)
 
     def _clear(self, folder: Path) -> None:
-        """Removes a damaged checkpoint `folder`, and what a crash left behind while it wrote or removed another."""
+        """Removes a damaged checkpoint `folder`, and what a crash in the middle of another left behind."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for torn in self.folder.glob(".*ing_step_*"):
             shutil.rmtree(torn, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
 
     def _check_space(self, num_bytes: int) -> None:
+        """Raises OSError if the disk is too full, before anything is written."""
         free = shutil.disk_usage(self.folder).free
         if num_bytes > free:
             raise OSError(errno.ENOSPC, f"{num_bytes / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free")
@@ -206,7 +213,7 @@ class CheckpointStore:
         return 0
 
     def is_frozen(self, key: str) -> bool:
-        """Whether a dotted config key may not change on a resume: it, or its top section, is in `frozen_sections`."""
+        """Whether a dotted config key must be equal for a resume: the key itself, or its top section."""
         return key in self.frozen_sections or key.split(".")[0] in self.frozen_sections
 
     def _check_same(self, folder: Path) -> dict[str, tuple[Any, Any]]:
@@ -270,5 +277,5 @@ def _num_bytes(tree: Any) -> int:
 
 
 def _copy_to_host(tree: Any) -> Any:
-    """Copies all tensors in nested containers to host memory, because the training goes on and changes them."""
+    """Copies all tensors in nested containers to host memory: the training goes on and changes them."""
     return tree_map_only(Tensor, lambda t: t.detach().to("cpu", copy=True), tree)

@@ -1,4 +1,4 @@
-"""Weights as safetensors: finding, reading, strict loading, exporting, and the fingerprint of a network.
+"""Weights as safetensors: find, read, load strictly, export; and a network's fingerprint.
 
 A folder of weights holds `model.safetensors`, `config.yaml` and, where the run has an EMA, `ema.safetensors`. It is a
 checkpoint of a run, or an exported folder without training state.
@@ -31,7 +31,7 @@ def num_parameters(module: nn.Module) -> int:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of all parameters: the identity of a network, wherever it is stored."""
+    """SHA-256 over names, shapes and bytes of all parameters: the identity of a network."""
     digest = hashlib.sha256()
     for name, value in sorted(module.named_parameters()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
@@ -90,7 +90,7 @@ def write_weights(folder: Path, weights: WeightSets, config: Any) -> None:
 
 
 def export_folder(folder: Path, config: Any, weights: WeightSets) -> None:
-    """Writes weights and config.yaml, without training state, to a folder that does not exist yet; all or nothing."""
+    """Writes weights and config.yaml to a folder that does not exist yet, all or nothing."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -109,13 +109,15 @@ class WeightsFile:
 
     @property
     def path(self) -> Path:
+        """The safetensors file."""
         return self.folder / f"{self.kind}.safetensors"
 
 
 def find_weights(path: str | Path, prefer: str, what: str) -> WeightsFile:
-    """Finds the weights under `path`: a run folder (its newest checkpoint), a checkpoint, or an exported folder.
+    """Finds the weights under `path`.
 
-    `prefer` is `ema`, `model` or `auto` (the EMA where there is one). `what` names the network in messages.
+    `path` is a run folder (its newest checkpoint counts), a checkpoint, or an exported folder. `prefer` is `ema`,
+    `model` or `auto` (the EMA where there is one). `what` names the network in messages.
 
     Raises CheckpointError if there are no such weights, or their file is not the one that the manifest lists.
     """
@@ -140,7 +142,10 @@ def find_weights(path: str | Path, prefer: str, what: str) -> WeightsFile:
 
 
 def _weights_folder(folder: Path, what: str) -> Path:
-    """`folder` itself if it holds weights, else the newest checkpoint of the run (or of the last phase) in it."""
+    """`folder` itself if it holds weights, else the newest checkpoint of the run in it.
+
+    Of a run in phases, the newest checkpoint of the last phase that has one.
+    """
     if not folder.is_dir():
         raise CheckpointError(f"{what} {folder} is not a folder of weights (a run, a checkpoint, or an exported model)")
     if (folder / "model.safetensors").is_file():

@@ -62,7 +62,10 @@ class SourceKind(ABC):
     @classmethod
     @abstractmethod
     def open(cls, config: DataConfig, split: str) -> ImageSource:
-        """Opens the images of `split`, `train` or `val`. Raises UserError if they are not there or not as expected."""
+        """Opens the images of `split`, `train` or `val`.
+
+        Raises UserError if they are not there or not as expected.
+        """
 
     @classmethod
     def has_split(cls, config: DataConfig, split: str) -> bool:

@@ -29,6 +29,7 @@ class DataConfig(Section):
     skip_broken: bool = False  # replace unreadable files by their successor and count them, instead of stopping
 
     def problems(self) -> Iterator[Problem]:
+        """Values out of range, and a kind of source that does not exist."""
         yield from one_of(self, "name", SOURCES)
         yield from at_least(self, "image_size", 8)
         yield from at_least(self, "global_batch_size", 1)

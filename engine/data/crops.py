@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 
 def _resize_short_side(image: Image.Image, target: int) -> Image.Image:
-    """ADM's rule: halve with BOX while the short side is at least twice the target, then BICUBIC to the target."""
+    """ADM's rule: halve with BOX while the short side is at least twice `target`, then BICUBIC."""
     while min(image.size) >= 2 * target:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = target / min(image.size)
@@ -28,7 +28,10 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator, min_scale: float = 0.8) -> Image.Image:
-    """ADM's random crop: short side to a uniform integer in size..ceil(size / min_scale), then a uniform window."""
+    """ADM's random crop: short side to a uniform integer, then a uniform window.
+
+    The short side becomes size..ceil(size / min_scale) pixels, ends included.
+    """
     image = _resize_short_side(image, int(rng.integers(size, math.ceil(size / min_scale) + 1)))
     left = int(rng.integers(0, image.width - size + 1))
     top = int(rng.integers(0, image.height - size + 1))

@@ -1,4 +1,4 @@
-"""Images in folders: one sub-folder per class (ImageNet layout), or image files at any depth with one label."""
+"""Images in folders: one sub-folder per class (ImageNet layout), or files at any depth."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def version_of(paths: Sequence[Path]) -> str:
 
 
 class FileSource(PathKind):
-    """Images that are one file each: the common part of the two layouts. `paths[i]` is the file of image i."""
+    """The common part of the two layouts: one file per image; `paths[i]` is that of image i."""
 
     name: str
     paths: list[Path]
@@ -56,7 +56,7 @@ class FileSource(PathKind):
         return str(self.paths[index])
 
     def identity(self) -> str:
-        """SHA-256 over names and sizes of all files, and the content of evenly spread ones (all of a small set)."""
+        """SHA-256 over names and sizes of all files, and the content of evenly spread ones."""
         listing = "".join(f"{path.relative_to(self.name)} {path.stat().st_size}\n" for path in self.paths)
         return identity_of(listing.encode(), len(self), lambda index: self.paths[index].read_bytes())
 
@@ -99,7 +99,10 @@ class FolderSource(FileSource):
 
 
 def _list_class(folder: Path, skip_broken: bool) -> tuple[list[Path], list[Path]]:
-    """The image files of one class folder, and all else in it; without `skip_broken` the latter is an error."""
+    """Lists the image files of one class folder, and all else in it.
+
+    Raises ImageError for anything else without `skip_broken`, and UserError if there are no images.
+    """
     entries = sorted(entry.name for entry in os.scandir(folder))
     images = [folder / name for name in entries if is_image_name(name)]
     others = [folder / name for name in entries if not is_image_name(name)]

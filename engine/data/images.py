@@ -99,7 +99,7 @@ def make_grid(images: Tensor, columns: int, padding: int = 2) -> Tensor:
 
 
 def save_grid(path: str | Path, images: Tensor, columns: int, zoom: int = 1) -> None:
-    """Writes a grid of images (B,3,H,W) in [-1,1] as PNG; `zoom` enlarges small images by pixel repetition."""
+    """Writes a grid of images (B,3,H,W) in [-1,1] as PNG; `zoom` repeats pixels of small images."""
     grid = to_pil(make_grid(images, columns))
     if zoom > 1:
         grid = grid.resize((grid.width * zoom, grid.height * zoom), Image.Resampling.NEAREST)

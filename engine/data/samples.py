@@ -17,9 +17,10 @@ from engine.data.stream import position_rng
 
 
 def training_item(source: ImageSource, config: DataConfig, seed: int) -> Callable[[int, int], dict[str, Tensor]]:
-    """Returns `item(index, position)`, which makes the sample at `position` of the training order of image `index`.
+    """Returns `item(index, position)`, which makes a training sample of image `index`.
 
-    Crop and flip depend on (seed, position) only, through `position_rng`. A sample holds
+    `position` is its place in the order of the run. Crop and flip depend on (seed, position) only, through
+    `position_rng`. A sample holds
 
         images_u8         uint8 (3, image_size, image_size)
         labels            int64 ()
@@ -53,9 +54,10 @@ def training_item(source: ImageSource, config: DataConfig, seed: int) -> Callabl
 def labeled_batch(
     source: ImageSource, image_size: int, indices: range | np.ndarray, skip_broken: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Reads center crops of several images, uint8 (B, 3, image_size, image_size), and their labels int64 (B,).
+    """Reads center crops of several images and their labels.
 
-    With `skip_broken` the next readable image, with its label, takes the place of a broken one.
+    Returns uint8 (B, 3, image_size, image_size) and int64 (B,). With `skip_broken` the next readable image, with its
+    label, takes the place of a broken one.
     """
     readings = [read_source(source, int(i), skip_broken) for i in indices]
     images = torch.stack([image_tensor(center_crop(image, image_size)) for image, _, _ in readings])

@@ -1,4 +1,4 @@
-"""Images in tar files, as WebDataset lays them out: samples side by side, the parts of one sample under one name.
+"""Images in tar files, as WebDataset lays them out: the parts of a sample share a name.
 
     shard-000000.tar:  0001.jpg  0001.cls  0002.jpg  0002.cls ...     .cls holds the label as text; without any: label 0
 
@@ -42,9 +42,10 @@ def webdataset() -> Any:
 
 
 def shard_paths(root: str, key: str) -> list[Path]:
-    """The tar files of a folder, in alphabetical order, or those of a pattern such as `train-{000000..000123}.tar`.
+    """The tar files of a folder, in alphabetical order, or those of a pattern.
 
-    Raises UserError if there are none, or some of the pattern are missing; `key` is what named `root`.
+    A pattern is such as `train-{000000..000123}.tar`. Raises UserError if there are none, or some of the pattern are
+    missing; `key` is what named `root`.
     """
     paths = sorted(Path(root).glob("*.tar"))
     if not paths and root.endswith(".tar") and ":" not in root:
@@ -115,6 +116,7 @@ def _read_members(tar: tarfile.TarFile, path: Path) -> tuple[dict[str, _Sample],
 
 
 def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> int:
+    """Reads the label in a member of a tar file. Raises UserError if it is none."""
     text = tar.extractfile(member).read(MAX_LABEL_BYTES)
     if not text.strip().isdigit() or len(text) == MAX_LABEL_BYTES or int(text) >= MAX_CLASSES:
         raise UserError(f"{path}: {member.name} holds {text!r}; a label is from 0 to {MAX_CLASSES - 1}")
@@ -163,6 +165,7 @@ def _cache_path(paths: list[Path], skip_broken: bool) -> Path:
 
 
 def _build_index(paths: list[Path], skip_broken: bool) -> np.ndarray:
+    """Scans all shards; the rows of the index as `_open_index` describes them."""
     rows = []
     for shard, path in enumerate(tqdm(paths, desc="looking up images", unit="shard", disable=None)):
         samples = [(shard, s.start, s.size, s.label) for s in _scan(path, skip_broken)]
@@ -211,7 +214,7 @@ class ShardSource(PathKind):
         return f"{self.paths[self.shards[index]]} (image at byte {self.starts[index]})"
 
     def identity(self) -> str:
-        """SHA-256 over sizes and labels of all images, and the content of evenly spread ones (all of a small set)."""
+        """SHA-256 over sizes and labels of all images, and the content of evenly spread ones."""
         return identity_of(np.stack([self.sizes, self.labels]).tobytes(), len(self), self._bytes)
 
     def version(self) -> str:

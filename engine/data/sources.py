@@ -56,9 +56,9 @@ def open_source(config: DataConfig, split: str) -> ImageSource:
 
 
 def open_path(path: str | Path, key: str) -> ImageSource:
-    """Opens the images under a path, whatever kind they are; `key` is the flag that named it, for messages.
+    """Opens the images under a path, whatever kind they are.
 
-    Raises UserError if there are none.
+    `key` is the flag that named the path, for messages. Raises UserError if there are none.
     """
     return SOURCES[kind_of(path)](path, key)
 

@@ -48,6 +48,7 @@ def position_rng(seed: int, position: int) -> np.random.Generator:
 
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of the samples in one epoch; a few epochs stay cached, because every position asks."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
@@ -58,7 +59,10 @@ def index_at(seed: int, position: int, count: int) -> int:
 
 
 def positions_of(step: int, chunk: int, global_batch_size: int, chunk_size: int) -> range:
-    """The positions of one chunk of a step's global batch; chunks are numbered micro-batch first, then rank."""
+    """The positions of one chunk of a step's global batch.
+
+    Chunks are numbered by micro-batch first, then by rank, so that more ranks and more micro-batches are the same.
+    """
     start = step * global_batch_size + chunk * chunk_size
     return range(start, start + chunk_size)
 
@@ -74,7 +78,7 @@ def _micro_batches(start_step: int, global_batch_size: int, grad_accum: int, wor
 
 # ------------------------------------------------------------------------------------------------ the loader
 class _Items(Dataset):
-    """Samples by position. A UserError is returned as a value: a loader process would wrap it in its own traceback."""
+    """Samples by position. A UserError is a value: a loader process would wrap it in its traceback."""
 
     def __init__(self, item: Item, seed: int, count: int) -> None:
         self.item = item
@@ -99,7 +103,7 @@ def _collate(items: list[dict[str, Tensor] | UserError]) -> dict[str, Tensor] | 
 def open_stream(
     item: Item, count: int, data: StreamConfig, loop: OrderConfig, world: World
 ) -> Callable[[int], Iterator[dict[str, Tensor]]]:
-    """Returns `stream(start_step)`, which yields the micro-batches of this rank from a step on, without end.
+    """Returns `stream(start_step)`, which yields the micro-batches of this rank without end.
 
     `item(index, position)` makes one of `count` samples; batches are stacked along a new first dimension and lie on
     this rank's device. A UserError of an item is raised by the stream.

@@ -1,4 +1,4 @@
-"""engine/checkpoint.py: what is saved comes back, what is torn does not exist, and a failure leaves nothing behind."""
+"""engine/checkpoint: what is saved comes back, what is torn does not exist, and a failure leaves nothing behind."""
 
 import logging
 import resource

@@ -1,4 +1,4 @@
-"""engine/checkpoint.py: which checkpoints stay, which are refused, how weights are found and identified."""
+"""engine/checkpoint: which checkpoints stay, which are refused, how weights are found and identified."""
 
 import copy
 import json

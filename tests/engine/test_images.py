@@ -1,4 +1,4 @@
-"""engine/images.py: pixels survive, and crops are ADM's, against a plain re-statement."""
+"""engine/data/images.py and crops.py: pixels survive, and crops are ADM's, against a plain re-statement."""
 
 import io
 import math

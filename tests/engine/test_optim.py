@@ -1,4 +1,4 @@
-"""engine/optim.py: learning rates, and the TrainedModel against PyTorch and plain formulas."""
+"""engine/schedules.py and trained_model.py: learning rates, and the TrainedModel against PyTorch and plain formulas."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""engine/stream.py: the order of samples is a pure function of (seed, position)."""
+"""engine/data/stream.py: the order of samples is a pure function of (seed, position)."""
 
 from dataclasses import dataclass
 from itertools import islice

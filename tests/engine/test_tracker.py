@@ -1,4 +1,4 @@
-"""engine/tracker.py: the record of a run survives kills and resumes."""
+"""engine/run_log.py: the record of a run survives kills and resumes."""
 
 import json
 import logging
