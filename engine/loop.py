@@ -115,7 +115,7 @@ class _StepRate:
         self._time, self._step = time.perf_counter(), step
 
     def measure(self, step: int) -> float:
-        """The rate up to `step`; starts the clock anew."""
+        """The rate up to `step`; restarts the clock."""
         rate = (step - self._step) / (time.perf_counter() - self._time)
         self.restart(step)
         return rate

@@ -144,7 +144,7 @@ def test_a_sample_depends_on_image_and_position_only(folder, crop):
     assert 8 < flips < 32
 
 
-def test_without_augmentation_a_sample_is_the_centre_crop(folder):
+def test_without_augmentation_a_sample_is_the_center_crop(folder):
     data = config(folder, random_crop=False, flip_prob=0.0)
     assert not data.augmented and config(folder).augmented
     source = open_source(data, "train")
@@ -302,7 +302,7 @@ def test_the_split_is_fixed():
 
 
 def test_every_set_has_an_attribution():
-    """Twemoji is CC-BY: the licence asks for author and licence."""
+    """Twemoji is CC-BY: the license asks for author and license."""
     assert all(attribution_of(name) for name in packaged_kinds())
     assert all(part in attribution_of("twemoji") for part in ("Twitter", "CC-BY 4.0"))
     assert attribution_of("folder") == attribution_of("another set") == ""

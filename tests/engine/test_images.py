@@ -36,7 +36,7 @@ def naive_resize(image: Image.Image, target: int) -> Image.Image:
     return image.resize(tuple(round(x * scale) for x in image.size), resample=Image.BICUBIC)
 
 
-def naive_centre(image: Image.Image, size: int) -> np.ndarray:
+def naive_center(image: Image.Image, size: int) -> np.ndarray:
     array = pixels(naive_resize(image, size))
     y, x = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
     return array[y : y + size, x : x + size]
@@ -69,14 +69,14 @@ SHAPES = [(16, 16), (17, 40), (40, 17), (64, 64), (100, 33), (33, 100), (5, 9), 
 
 
 @pytest.mark.parametrize(("width", "height"), SHAPES)
-def test_centre_crop_is_adms(width, height):
+def test_center_crop_is_adms(width, height):
     image = picture(width, height)
     made = center_crop(image, 16)
     assert made.size == (16, 16)
-    assert np.array_equal(pixels(made), naive_centre(image, 16))
+    assert np.array_equal(pixels(made), naive_center(image, 16))
 
 
-def test_centre_crop_of_the_right_size_changes_nothing():
+def test_center_crop_of_the_right_size_changes_nothing():
     image = picture(16, 16)
     assert np.array_equal(pixels(center_crop(image, 16)), pixels(image))
     assert pixels(center_crop(coordinates(41, 16), 16))[0, 0, 0] == 12, "the window is in the middle"
@@ -122,11 +122,11 @@ def test_random_crop_windows_are_uniform():
     assert sum((n - 200) ** 2 / 200 for n in offsets.values()) < 29.6  # 0.1 %, 10 degrees of freedom
 
 
-def test_ten_crops_are_corners_and_centre_and_their_mirror_images():
-    """Of the centre crop to int(1.1 * size): top left, top right, bottom left, bottom right, centre; then mirrored."""
+def test_ten_crops_are_corners_and_center_and_their_mirror_images():
+    """Of the center crop to int(1.1 * size): top left, top right, bottom left, bottom right, center; then mirrored."""
     image = picture(90, 60)
     crops = ten_crop(image, 32)
-    big = naive_centre(image, 35)
+    big = naive_center(image, 35)
     assert len(crops) == 10 and all(crop.size == (32, 32) for crop in crops)
     starts = [(0, 0), (0, 3), (3, 0), (3, 3), (2, 2)]
     for source, part in ((big, crops[:5]), (big[:, ::-1], crops[5:])):

@@ -40,12 +40,12 @@ def folder(tmp_path):
     return FolderSource(str(tmp_path / "images"), "data.root")
 
 
-def written(root: Path, folder: FolderSource, labelled: bool = True, count: int = 4) -> Path:
+def written(root: Path, folder: FolderSource, labeled: bool = True, count: int = 4) -> Path:
     """The images of `folder` as shards of `count`, made by webdataset's own writer."""
     root.mkdir()
     with webdataset.ShardWriter(str(root / "train-%06d.tar"), maxcount=count, verbose=0) as writer:
         for i, path in enumerate(folder.paths):
-            label = {"cls": int(folder.labels[i])} if labelled else {}
+            label = {"cls": int(folder.labels[i])} if labeled else {}
             writer.write({"__key__": f"a/{i:04d}", "png": path.read_bytes(), "json": {"i": i}, **label})
     return root
 
@@ -135,7 +135,7 @@ def test_a_damaged_index_is_built_again(shards, cache, caplog, damage):
 
 
 def test_images_without_labels_are_one_class(tmp_path, folder):
-    source = ShardSource(str(written(tmp_path / "plain", folder, labelled=False)), "data.root")
+    source = ShardSource(str(written(tmp_path / "plain", folder, labeled=False)), "data.root")
     assert source.class_names == ["all"] and source.labels.tolist() == [0] * 10
 
 
