@@ -34,12 +34,12 @@ STRATEGIES = ("ddp", "hsdp", "fsdp")
 class SavedBytes(NamedTuple):
     """Bytes that one forward pass keeps for backward, without and with activation checkpointing."""
 
-    kept: int
+    plain: int
     checkpointed: int
 
     def under(self, checkpointing: bool) -> int:
         """The bytes with or without checkpointing."""
-        return self.checkpointed if checkpointing else self.kept
+        return self.checkpointed if checkpointing else self.plain
 
 
 class ActivationMeter:
@@ -100,7 +100,7 @@ class ActivationMeter:
 
         largest_inside = max((size(inside) for inside in self._insides), default=0)
         return SavedBytes(
-            kept=size(self._outside, *self._insides),
+            plain=size(self._outside, *self._insides),
             checkpointed=size(self._outside, self._inputs) + largest_inside,
         )
 
@@ -174,10 +174,10 @@ class MemoryModel:
             module.to_empty(device="cpu").train()
             one = saved_bytes(module, forward, precision, 1)
             two = saved_bytes(module, forward, precision, 2)
-        image = SavedBytes(two.kept - one.kept, two.checkpointed - one.checkpointed)
+        image = SavedBytes(two.plain - one.plain, two.checkpointed - one.checkpointed)
 
         # What does not grow with the batch are the weights that autocast has cast. Shards are cast already.
-        cast_weights = one.kept - image.kept
+        cast_weights = one.plain - image.plain
         state_of = {s: state_bytes(module, s, gpus, precision, ema) + beside for s in STRATEGIES}
         state_of["ddp"] += cast_weights
         return cls(state_of, image, batch, gpus)
