@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import tiny
 import torch
 from PIL import Image, ImageOps
 
+from engine.config import load_config
 from engine.data.base import SourceKind
 from engine.data.config import DataConfig
 from engine.data.crops import center_crop, random_crop
@@ -208,15 +209,10 @@ def test_a_foreign_kind_is_one_class_in_the_registry(folder, monkeypatch):
     """It opens, is listed, may claim paths before the layouts that come with the project, and has its own section."""
     monkeypatch.setitem(SOURCES, "stripes", Stripes)
     monkeypatch.setitem(SOURCES, "pages", Pages)
-
-    @dataclass(kw_only=True, slots=True)
-    class Config(DataConfig):
-        stripes: StripesConfig = field(default_factory=StripesConfig)
-
-    data = Config(name="stripes", stripes=StripesConfig(count=5))
+    data = load_config(DataConfig, overrides=["name=stripes", "stripes.count=5"])
     assert len(open_source(data, "train")) == 5 and has_split(data, "val")
     with pytest.raises(ConfigError, match=r"data\.stripes is set, but data\.name='folder' does not use it"):
-        open_source(Config(root=str(folder), stripes=StripesConfig(count=5)), "train")
+        open_source(load_config(DataConfig, overrides=[f"root={folder}", "stripes.count=5"]), "train")
     assert source_names() == "folder, loose, mnist5k, pages, photos, shards, stripes, twemoji"
     assert source_names(packaged_only=True) == "mnist5k, photos, stripes, twemoji"
     assert kind_of(folder) == "folder"
