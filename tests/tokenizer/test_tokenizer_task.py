@@ -37,7 +37,7 @@ ALL_TERMS = [
     "assets.random_stand_in=true",
     "optim.lr=1e-3",
 ]
-SILENT = SimpleNamespace(log=lambda text: None, grid=None)
+SILENT = SimpleNamespace(log=lambda text: None, save_grid=None)
 SOURCE = mini.image_source(40)
 HELD_OUT = mini.random_images(11, seed=9)
 
