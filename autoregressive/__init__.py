@@ -1,6 +1,7 @@
-"""Autoregressive image generation over codes. Public face: `from autoregressive import load_gpt, generate`."""
+"""Image generation over codes. Public face: `from autoregressive import load_gpt, generate`."""
 
-from autoregressive.generate import generate  # at once: later, the submodule of this name would stand in its place
+# At once and not on demand: importing the submodule of this name later would put it in the place of the function.
+from autoregressive.generate import generate
 
 __all__ = ["generate", "load_gpt"]
 

@@ -1,4 +1,4 @@
-"""Command-line flags that name a trained GPT and set the sampler."""
+"""Command-line flags that name a trained generator and set the sampler."""
 
 from __future__ import annotations
 
@@ -6,33 +6,37 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from autoregressive.guidance import GUIDANCE_SCHEDULES, Guidance
 from autoregressive.loading import load_gpt, require_pair
-from autoregressive.models.gpt import GPT, SIZES, GPTConfig
+from autoregressive.models.base import Generator
+from autoregressive.published import PUBLISHED_SIZES, published_config
 from autoregressive.sampler import SamplerSettings
 from engine.messages import logger
+from engine.validation import collecting, problems_of, raise_problems
+from tokenizer.models.base import Tokenizer
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # beside fp32, which weights have when they are loaded
 
 
 def per_index_type(kind: Callable[[str], float]) -> Callable[[str], float | tuple[float, ...]]:
-    """The argparse type of a setting: one number, or one for each index of a token with commas between."""
+    """The argparse type of a sampler setting: one number, or one per index of a token, separated by commas."""
 
     def parse(text: str) -> float | tuple[float, ...]:
         values = tuple(kind(part) for part in text.split(","))
         return values if len(values) > 1 else values[0]
 
-    parse.__name__ = kind.__name__  # in argparse's message
+    parse.__name__ = kind.__name__  # argparse names the type in its message
     return parse
 
 
 def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
-    """The documented flags of the sampler."""
+    """Adds the documented flags of the sampler."""
     parser.add_argument(
         "--cfg-scale",
         type=per_index_type(float),
         default=2.0,
-        help="guidance scale, 1 = off (default 2.0; a search starts at the published one); 1.75,1.8,2,2: of each index",
+        help="guidance scale, 1 = off (default 2.0; a search starts at the published one); 1.75,1.8,2,2: one per index",
     )
     parser.add_argument("--cfg-schedule", default="constant", choices=sorted(GUIDANCE_SCHEDULES))
     parser.add_argument(
@@ -55,23 +59,30 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of(args: argparse.Namespace) -> SamplerSettings:
-    """The settings that the flags describe."""
-    guidance = Guidance(
-        scale=args.cfg_scale,
-        schedule=args.cfg_schedule,
-        start=args.step_start_ratio,
-        first_token=args.guidance_first_token,
-        unguided_scale=args.unguided_scale,
-        last_guided=args.cfg_interval,
-    )
-    return SamplerSettings(guidance, args.temperature, args.top_k, args.top_p, args.seed, args.greedy)
-
-
-PUBLISHED_SIZES = {f"GPT-{size.upper()}": size for size in SIZES}
+    """The settings that the flags describe. Raises one ConfigError that lists all problems."""
+    with collecting():
+        guidance = Guidance(
+            scale=args.cfg_scale,
+            schedule=args.cfg_schedule,
+            start=args.step_start_ratio,
+            first_token=args.guidance_first_token,
+            unguided_scale=args.unguided_scale,
+            last_guided=args.cfg_interval,
+        )
+        settings = SamplerSettings(
+            guidance=guidance,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            seed=args.seed,
+            greedy=args.greedy,
+        )
+    raise_problems(problems_of(settings), "the sampler")
+    return settings
 
 
 def add_gpt_flags(parser: argparse.ArgumentParser) -> None:
-    """The documented flags that name a GPT. `--weights` comes with the tokenizer's flags."""
+    """Adds the documented flags that name a generator. `--weights` comes with the tokenizer's flags."""
     parser.add_argument(
         "--gpt-ckpt", required=True, help="a run, a checkpoint or an export (folders), or a published file"
     )
@@ -81,25 +92,25 @@ def add_gpt_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gpt-2d", action="store_true", help="with --gpt-model: 2D rotary positions (LlamaGen)")
     parser.add_argument(
-        "--precision", default="fp32", choices=["none", "fp32", "bf16", "fp16"], help="of the GPT (default fp32 = none)"
+        "--precision",
+        default="fp32",
+        choices=["none", "fp32", "bf16", "fp16"],
+        help="of the generator (default fp32 = none)",
     )
 
 
-def gpt_from(args: argparse.Namespace, tokenizer: nn.Module, device: torch.device) -> GPT:
-    """The GPT that the flags name, checked against the tokenizer, in the precision asked for."""
+def gpt_from(args: argparse.Namespace, tokenizer: Tokenizer, device: torch.device) -> Generator:
+    """The generator that the flags name, checked against the tokenizer, in the precision asked for."""
     config = args.gpt_config
     if config is None and args.gpt_model is not None:
-        config = GPTConfig(
-            size=PUBLISHED_SIZES[args.gpt_model],
-            vocab_size=tokenizer.quantizer.codebook_size,
-            num_tokens=tokenizer.num_tokens,
-            positions="rope2d" if args.gpt_2d else "learned",
-        )
-    gpt = load_gpt(args.gpt_ckpt, config=config, weights=args.weights, device=device)
-    require_pair(gpt, tokenizer)
-    if args.precision in ("bf16", "fp16"):
-        if device.type == "cpu":
-            logger.info("--precision %s: on a CPU the GPT runs in fp32", args.precision)
-            return gpt
-        gpt.to(torch.bfloat16 if args.precision == "bf16" else torch.float16)
-    return gpt
+        codebook_size = tokenizer.quantizer.codebook_size
+        config = published_config(args.gpt_model, codebook_size, tokenizer.num_tokens, rotary=args.gpt_2d)
+    generator = load_gpt(args.gpt_ckpt, config=config, weights=args.weights, device=device)
+    require_pair(generator, tokenizer)
+
+    if args.precision not in PRECISIONS:
+        return generator
+    if device.type == "cpu":
+        logger.info("--precision %s: on a CPU the generator runs in fp32", args.precision)
+        return generator
+    return generator.to(PRECISIONS[args.precision])

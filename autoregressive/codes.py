@@ -1,7 +1,7 @@
 """The packed code store: one memory-mapped array per split, with a manifest that names the tokenizer it came from.
 
     <codes>/train/codes.npy     (num_images, num_views, num_tokens) uint16, or wider for codebooks above 65,536; with
-                                several indices per token (num_images, num_views, num_tokens, streams)
+                                k indices per token (num_images, num_views, num_tokens, k)
     <codes>/train/labels.npy    (num_images,) int64
     <codes>/train/manifest.json the tokenizer's fingerprint, sizes, crops, class names; written when every code is there
 
@@ -15,23 +15,26 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.aliases import current_manifest
 from engine.checkpoint.manifest import write_atomic
 from engine.data.stream import position_rng
 from engine.messages import UserError
 
 FORMAT = 1
-CENTER_VIEW = {"centre": 0, "flip": 0, "ten-crop": 4}  # kind of views -> the one that is the plain centre crop
+CENTER_VIEW = {"center": 0, "flip": 0, "ten-crop": 4}  # kind of views -> the one that is the plain center crop
 
 
 class CodesError(UserError):
     """Codes that are missing, damaged, or of another tokenizer."""
 
 
+# ---------------------------------------------------------------------------------------------- the manifest
 @dataclass(frozen=True)
 class CodesManifest:
     """What a split of codes is."""
@@ -44,39 +47,61 @@ class CodesManifest:
     num_images: int
     num_views: int
     num_tokens: int
-    codebook_size: int
+    codebook_size: int  # the largest one, where a token has several indices
     image_size: int
-    views: str  # centre | flip | ten-crop
+    views: str  # center | flip | ten-crop
     class_names: list[str]
-    streams: list[int] = field(default_factory=list)  # codebook size of each index of a token; empty = one index
+    codebook_sizes: list[int] = field(default_factory=list)  # one per index of a token; empty = one index
+
+    @property
+    def index_sizes(self) -> tuple[int, ...]:
+        """Codebook size of each index of a token."""
+        return tuple(self.codebook_sizes) or (self.codebook_size,)
+
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """Shape of one image's tokens: (N,), or (N,k) where a token has k indices."""
+        return (self.num_tokens, len(self.codebook_sizes)) if self.codebook_sizes else (self.num_tokens,)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the codes."""
-        own = (len(self.streams),) if self.streams else ()
-        return (self.num_images, self.num_views, self.num_tokens, *own)
+        """Shape of the code array."""
+        return (self.num_images, self.num_views, *self.token_shape)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The facts of a manifest or of a progress file, with present names. Raises OSError or ValueError if damaged."""
+    return current_manifest(json.loads(path.read_text(encoding="utf-8")))
 
 
 def code_dtype(codebook_size: int) -> type:
     """The smallest type that holds every index."""
-    return np.uint16 if codebook_size <= 2**16 else np.int32 if codebook_size <= 2**31 else np.int64
+    if codebook_size <= 2**16:
+        return np.uint16
+    if codebook_size <= 2**31:
+        return np.int32
+    return np.int64
 
 
+# ---------------------------------------------------------------------------------------------- reading
 class CodeStore:
-    """A finished split, memory-mapped."""
+    """A finished split, memory-mapped. Raises CodesError if it is missing, unfinished or damaged."""
 
     def __init__(self, folder: str | Path, split: str) -> None:
         self.folder = Path(folder) / split
         path = self.folder / "manifest.json"
         if not path.is_file():
-            state = "an unfinished extraction" if (self.folder / "progress.json").is_file() else "no codes"
+            is_unfinished = (self.folder / "progress.json").is_file()
+            state = "an unfinished extraction" if is_unfinished else "no codes"
             raise CodesError(f"{self.folder} holds {state}; run: bash scripts/extract_code_c2i.sh --code-path {folder}")
+
         try:
-            self.manifest = CodesManifest(**json.loads(path.read_text(encoding="utf-8")))
+            self.manifest = CodesManifest(**read_manifest(path))
             self.codes = np.load(self.folder / "codes.npy", mmap_mode="r", allow_pickle=False)
             self.labels = np.load(self.folder / "labels.npy", allow_pickle=False)
         except (OSError, ValueError, TypeError) as error:
             raise CodesError(f"{self.folder} is damaged: {error}") from error
+
         expected = self.manifest.shape
         if self.codes.shape != expected or len(self.labels) != expected[0]:
             raise CodesError(f"{self.folder / 'codes.npy'} has shape {self.codes.shape}, manifest.json says {expected}")
@@ -85,7 +110,7 @@ class CodeStore:
         return len(self.labels)
 
     def require(self, fingerprint: str, tokenizer: str) -> None:
-        """An error unless these codes were made by the tokenizer with this fingerprint."""
+        """Raises CodesError unless these codes were made by the tokenizer with this fingerprint."""
         if self.manifest.fingerprint != fingerprint:
             raise CodesError(
                 f"{self.folder} holds codes of another tokenizer: theirs {self.manifest.fingerprint[:16]} "
@@ -93,12 +118,12 @@ class CodeStore:
             )
 
     def tokens(self, index: int, view: int) -> Tensor:
-        """(num_tokens,) or (num_tokens, streams) int64."""
+        """The tokens of one view of an image, (num_tokens,) or (num_tokens, k) int64."""
         return torch.from_numpy(self.codes[index, view].astype(np.int64))
 
 
 def code_item(store: CodeStore, seed: int, class_dropout_prob: float) -> Callable[[int, int], dict[str, Tensor]]:
-    """`item(index, position)`: a random view of image `index`, and whether its label is dropped at this position."""
+    """Returns `item(index, position)`: a random view of image `index`, and whether its label is dropped there."""
 
     def item(index: int, position: int) -> dict[str, Tensor]:
         rng = position_rng(seed, position)
@@ -112,13 +137,22 @@ def code_item(store: CodeStore, seed: int, class_dropout_prob: float) -> Callabl
     return item
 
 
+# ---------------------------------------------------------------------------------------------- writing
 def write_rows(path: Path, first: int, rows: np.ndarray) -> None:
     """Writes rows of an array file in place, and syncs them."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     content = rows.astype(array.dtype).tobytes()
+    row_bytes = array[:1].nbytes
     with path.open("r+b") as file:
-        os.pwrite(file.fileno(), content, array.offset + first * array[:1].nbytes)
+        os.pwrite(file.fileno(), content, array.offset + first * row_bytes)
         os.fdatasync(file.fileno())
+
+
+def create_array(path: Path, shape: tuple[int, ...], dtype: type) -> None:
+    """Makes an array file of zeros with all its blocks on disk, so that a full disk is noticed now and not later."""
+    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
 
 class CodeWriter:
@@ -128,61 +162,67 @@ class CodeWriter:
     """
 
     def __init__(self, folder: str | Path, manifest: CodesManifest, block: int, rank: int) -> None:
-        self.folder, self.manifest, self.block = Path(folder) / manifest.split, manifest, block
-        self.progress_path = self.folder / f"progress_{rank}.json"
+        self.folder = Path(folder) / manifest.split
+        self.manifest = manifest
         self.shape = manifest.shape
+        self.block = block
+        self.progress_path = self.folder / f"progress_{rank}.json"
+        self.done: set[int] = set()  # first images of the blocks that are on disk
 
     def finished(self) -> bool:
-        """Whether the same extraction was finished before; codes of another tokenizer or other crops are an error."""
+        """Whether the same extraction was finished before. Raises CodesError if other codes are there."""
         path = self.folder / "manifest.json"
         if not path.is_file():
             return False
         self._require_same(path)
         return True
 
-    def _require_same(self, path: Path) -> dict:
-        """The facts in `path`, an error unless they are ours."""
+    def _require_same(self, path: Path) -> dict[str, Any]:
+        """The facts in `path`. Raises CodesError unless they are those of this extraction."""
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            present = read_manifest(path)
         except (OSError, ValueError) as error:
             raise CodesError(f"{path} is damaged: {error}; remove {path.parent} or use another --code-path") from error
+
+        # The tokenizer may have been moved. A fact that is younger than the file was empty then.
         wanted = asdict(self.manifest)
         changed = [
-            f"{k}: {found.get(k)!r} there, {wanted[k]!r} now"
-            for k in wanted
-            if k != "tokenizer" and found.get(k, []) != wanted[k]
+            f"{key}: {present.get(key)!r} there, {value!r} now"
+            for key, value in wanted.items()
+            if key != "tokenizer" and present.get(key, []) != value
         ]
         if changed:
             raise CodesError(f"{path.parent} holds other codes ({'; '.join(changed)[:600]}); use another --code-path")
-        return found
+        return present
 
     def create(self, labels: np.ndarray) -> None:
-        """On rank 0: makes the arrays, or keeps those of an interrupted extraction of the same kind."""
+        """Makes the arrays, or keeps those of an interrupted extraction of the same kind. For rank 0."""
         self.folder.mkdir(parents=True, exist_ok=True)
         plan = self.folder / "progress.json"
-        wanted = asdict(self.manifest) | {"block": self.block}
         if plan.is_file() and self._require_same(plan).get("block") == self.block:
             return
-        for old in self.folder.glob("progress_*.json"):
-            old.unlink()
-        dtype = code_dtype(self.manifest.codebook_size)
-        np.lib.format.open_memmap(self.folder / "codes.npy", mode="w+", dtype=dtype, shape=self.shape).flush()
-        with (self.folder / "codes.npy").open("r+b") as file:  # a full disk is told here, not by a crash in between
-            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+
+        # Blocks of another size do not line up with these; all of them are made again.
+        for progress in self.folder.glob("progress_*.json"):
+            progress.unlink()
+        create_array(self.folder / "codes.npy", self.shape, code_dtype(self.manifest.codebook_size))
         np.save(self.folder / "labels.npy", labels.astype(np.int64))
-        write_atomic(plan, json.dumps(wanted))
+        write_atomic(plan, json.dumps(asdict(self.manifest) | {"block": self.block}))
 
     def pending(self, rank: int, size: int) -> list[range]:
-        """The blocks of images that this rank still has to do."""
-        starts = range(0, self.shape[0], self.block)
-        blocks = [range(s, min(s + self.block, self.shape[0])) for s in starts][rank::size]
-        done = json.loads(self.progress_path.read_text())["done"] if self.progress_path.is_file() else []
-        self.done = set(done)
-        return [b for b in blocks if b.start not in self.done]
+        """The blocks of images that this rank of `size` still has to do."""
+        if self.progress_path.is_file():
+            self.done = set(json.loads(self.progress_path.read_text())["done"])
+        num_images = self.shape[0]
+        starts = range(0, num_images, self.block)
+        blocks = [range(start, min(start + self.block, num_images)) for start in starts]
+        return [block for block in blocks[rank::size] if block.start not in self.done]
 
     def write(self, block: range, codes: Tensor, labels: list[int] | None = None) -> None:
-        """Codes (images, views, tokens[, streams]) of one block, and the labels of the images that were read; on disk
-        before the progress says so. Bytes are written in place: ranks on several machines share the file.
+        """Writes the codes (images, views, tokens[, k]) of one block, and the labels of the images that were read.
+
+        They are on disk before the progress says so. Bytes are written in place: ranks on several machines share the
+        file.
         """
         write_rows(self.folder / "codes.npy", block.start, codes.cpu().numpy())
         if labels is not None:
@@ -191,7 +231,7 @@ class CodeWriter:
         write_atomic(self.progress_path, json.dumps({"done": sorted(self.done)}))
 
     def finish(self) -> None:
-        """On rank 0, after a barrier: writes the manifest and removes the progress files."""
+        """Writes the manifest and removes the progress files. For rank 0, after a barrier."""
         write_atomic(self.folder / "manifest.json", json.dumps(asdict(self.manifest), indent=1))
         for path in self.folder.glob("progress*.json"):
             path.unlink()

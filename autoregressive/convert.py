@@ -1,4 +1,4 @@
-"""Converts a GPT between the published layout and ours, in both directions.
+"""Converts a generator between its published layout and ours, in both directions.
 
     python -m autoregressive.convert --gpt-ckpt GPT_B256_e300_VQ_SS.pt \\
         --gpt-config configs/gpt/GPT_B256.yaml --output converted/GPT_B
@@ -7,7 +7,7 @@
 
 A published file becomes a folder with config.yaml and model.safetensors, which every command takes; a folder of ours
 becomes a file in the published layout. Nothing is overwritten. WeTok's files carry the tokenizer too; this program
-writes GPTs alone.
+writes generators alone.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ import argparse
 from torch import Tensor
 
 from autoregressive.loading import load_gpt
-from autoregressive.models.gpt import GPT
-from autoregressive.published import layout_rules
+from autoregressive.models.base import Generator
+from autoregressive.published import layout_of
 from engine.cli import entry_parser, run_entry
 from tokenizer.published.files import add_conversion_flags, convert
-from tokenizer.published.layout import export_state
-from tokenizer.published.parts import GPT_PART
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,16 +29,15 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def published(gpt: GPT) -> dict[str, dict[str, Tensor]]:
+def published(generator: Generator) -> dict[str, dict[str, Tensor]]:
     """The content of a file in the published layout."""
-    state = export_state(gpt.state_dict(), layout_rules(gpt.config))
-    return {"state_dict": {GPT_PART + k: v for k, v in state.items()}} if gpt.config.streams else {"model": state}
+    return layout_of(generator.provenance.config.model).export(generator)
 
 
 def main() -> None:
     args = parse_args()
 
-    def load() -> GPT:
+    def load() -> Generator:
         return load_gpt(args.gpt_ckpt, config=args.gpt_config, weights=args.weights)
 
     convert(args.gpt_ckpt, args.output, load, published)

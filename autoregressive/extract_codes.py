@@ -1,10 +1,10 @@
-"""Turns images into codes with a trained tokenizer: the data set that a GPT is trained on.
+"""Turns images into codes with a trained tokenizer: the data set that a generator is trained on.
 
     bash scripts/extract_code_c2i.sh --vq-ckpt runs/VQ_SS256 --code-path codes/VQ_SS256 --ten-crop
     python -m autoregressive.extract_codes --vq-ckpt runs/quickstart/tokenizer --code-path runs/quickstart/codes
 
-Images are those of the tokenizer's own config unless --data or --data-path names others. Views of an image: its centre
-crop, the centre crop and its mirror image (--flip), or ten crops of 1.1 times the size (--ten-crop, the published
+Images are those of the tokenizer's own config unless --data or --data-path names others. Views of an image: its center
+crop, the center crop and its mirror image (--flip), or ten crops of 1.1 times the size (--ten-crop, the published
 recipe). A killed extraction continues with the same command; several processes share the work.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from PIL import ImageOps
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
@@ -27,9 +27,9 @@ from engine.data.sources import ImageSource, has_split, open_source, read_source
 from engine.messages import UserError, logger
 from engine.world import World, distributed_world
 from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
-from tokenizer.loading import streams_of
+from tokenizer.models.base import Tokenizer
 
-NUM_VIEWS = {"centre": 1, "flip": 2, "ten-crop": 10}
+NUM_VIEWS = {"center": 1, "flip": 2, "ten-crop": 10}
 
 
 def views_of(
@@ -41,17 +41,15 @@ def views_of(
         crops = ten_crop(image, image_size)
     else:
         crops = [center_crop(image, image_size)]
-        crops += [ImageOps.mirror(crops[0])] if views == "flip" else []
+        if views == "flip":
+            crops.append(ImageOps.mirror(crops[0]))
     return torch.stack([image_tensor(crop) for crop in crops]), int(source.labels[index])
 
 
-@torch.inference_mode()
-def extract_split(
-    tokenizer: nn.Module, data: DataConfig, split: str, views: str, code_path: Path, batch_size: int, world: World
-) -> None:
-    """Extracts one split; finished splits are left alone."""
-    source = open_source(data, split)
-    manifest = CodesManifest(
+def manifest_of(tokenizer: Tokenizer, source: ImageSource, split: str, views: str) -> CodesManifest:
+    """The facts of the codes that `tokenizer` makes of one split."""
+    quantizer = tokenizer.quantizer
+    return CodesManifest(
         format=FORMAT,
         fingerprint=tokenizer.provenance.fingerprint,
         tokenizer=tokenizer.provenance.path,
@@ -60,25 +58,41 @@ def extract_split(
         num_images=len(source),
         num_views=NUM_VIEWS[views],
         num_tokens=tokenizer.num_tokens,
-        codebook_size=tokenizer.quantizer.codebook_size,
+        codebook_size=quantizer.codebook_size,
         image_size=tokenizer.image_size,
         views=views,
         class_names=list(source.class_names),
-        streams=streams_of(tokenizer),
+        codebook_sizes=list(quantizer.group_sizes) if quantizer.num_groups > 1 else [],
     )
-    block = max(1, batch_size // NUM_VIEWS[views])
+
+
+@torch.inference_mode()
+def extract_split(
+    tokenizer: Tokenizer, data: DataConfig, split: str, views: str, code_path: Path, batch_size: int, world: World
+) -> None:
+    """Extracts one split; finished splits are left alone. All ranks call this; `batch_size` counts views."""
+    source = open_source(data, split)
+    manifest = manifest_of(tokenizer, source, split, views)
+    block = max(1, batch_size // manifest.num_views)
     writer = CodeWriter(code_path, manifest, block, world.rank)
     if writer.finished():
         logger.info("%s: %s images are already there", writer.folder, len(source))
         return
+
+    # The arrays must be there before anybody writes into them.
     if world.is_main:
         writer.create(source.labels)
     world.barrier()
+
+    # Each rank encodes its blocks, all views of a block as one batch.
     pending = writer.pending(world.rank, world.size)
     for rows in tqdm(pending, desc=f"codes of {split}", unit="batch", disable=None if world.is_main else True):
-        items = [views_of(source, i, tokenizer.image_size, views, data.skip_broken) for i in rows]
-        indices = tokenizer.encode(to_float(torch.cat([images for images, _ in items]).to(world.device))).indices
-        writer.write(rows, indices.unflatten(0, (len(rows), NUM_VIEWS[views])), [label for _, label in items])
+        items = [views_of(source, index, tokenizer.image_size, views, data.skip_broken) for index in rows]
+        images = torch.cat([image_views for image_views, _ in items])
+        indices = tokenizer.encode(to_float(images.to(world.device))).indices
+        codes = indices.unflatten(0, (len(rows), manifest.num_views))
+        writer.write(rows, codes, [label for _, label in items])
+
     world.barrier()
     if world.is_main:
         writer.finish()
@@ -94,13 +108,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--split", action="append", choices=["train", "val"], help="default: every split the data has")
     add_image_flags(parser)
     views = parser.add_mutually_exclusive_group()
-    views.add_argument("--ten-crop", action="store_const", const="ten-crop", dest="views", help="ten crops an image")
+    views.add_argument("--ten-crop", action="store_const", const="ten-crop", dest="views", help="ten crops per image")
     views.add_argument(
-        "--flip", action="store_const", const="flip", dest="views", help="centre crop and its mirror image"
+        "--flip", action="store_const", const="flip", dest="views", help="center crop and its mirror image"
     )
-    parser.add_argument("--batch-size", type=positive, default=32, help="views at a time")
+    parser.add_argument("--batch-size", type=positive, default=32, help="views per batch")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.set_defaults(views="centre")
+    parser.set_defaults(views="center")
     return parser.parse_args()
 
 
@@ -109,7 +123,7 @@ def main() -> None:
     with distributed_world(args.device, tf32=False) as world:
         tokenizer = tokenizer_from(args, world.device)
         data = images_from(args, tokenizer)
-        splits = args.split or [s for s in ("train", "val") if has_split(data, s)]
+        splits = args.split or [split for split in ("train", "val") if has_split(data, split)]
         if not splits:
             raise UserError("no images: give --data-path (and --val-path), or --data with a packaged set")
         for split in splits:

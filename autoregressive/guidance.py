@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.messages import ConfigError
-from engine.registry import lookup
+from engine.validation import Problem, Section, one_of
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
-class Guidance:
+class Guidance(Section):
     """Classifier-free guidance: logits = uncond + s (cond - uncond), s = 1 is off.
 
-    `constant`: s everywhere. `step`: s from ratio `start` on, `unguided_scale` before. `linear`: rises from 1 to s. The
-    ratio of token t of N is t / (N - 1). As released, the first token has the full scale under every schedule
-    (`first_token`).
+    `constant`: s everywhere. `step`: s from ratio `start` on, `unguided_scale` before. `linear`: rises from
+    `unguided_scale` by s - 1. The ratio of token t of N is t / (N - 1). As released, the first token has the full scale
+    under every schedule (`first_token`).
     """
 
-    scale: float | tuple[float, ...] = 1.0  # or one for each index of a token
+    scale: float | tuple[float, ...] = 1.0  # or one per index of a token
     schedule: str = "constant"
     start: float = 0.18  # step only
     first_token: Literal["full", "schedule"] = "full"
@@ -28,22 +27,28 @@ class Guidance:
     # tokens after number last_guided + 1 use the conditional logits only (`--cfg-interval`); -1 = none
     last_guided: int = -1
 
-    def __post_init__(self) -> None:
-        lookup(GUIDANCE_SCHEDULES, self.schedule, "guidance_schedule")
-        if not all(1 <= s < math.inf for s in (self.scale if isinstance(self.scale, tuple) else (self.scale,))):
-            raise ConfigError(f"guidance_scale={self.scale} must be 1 (off) or more")
+    def problems(self) -> Iterator[Problem]:
+        scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+        if not all(1 <= scale < math.inf for scale in scales):
+            yield Problem("scale", self.scale, "1 (off) or more")
+        yield from one_of(self, "schedule", GUIDANCE_SCHEDULES)
 
     def scales(self, num_tokens: int) -> list[float]:
-        """The scale of each token."""
+        """The scale of each token, for a `scale` that is one number."""
         if self.scale == 1:
             return [1.0] * num_tokens
-        ratios = [t / max(1, num_tokens - 1) for t in range(num_tokens)]
-        scales = [GUIDANCE_SCHEDULES[self.schedule](self, ratio) for ratio in ratios]
+
+        schedule = GUIDANCE_SCHEDULES[self.schedule]
+        scales = [schedule(self, token / max(1, num_tokens - 1)) for token in range(num_tokens)]
         if self.first_token == "full":
             scales[0] = self.scale
         if self.last_guided > -1:
-            scales = [s if t <= self.last_guided + 1 else 1.0 for t, s in enumerate(scales)]
+            scales = [scale if t <= self.last_guided + 1 else 1.0 for t, scale in enumerate(scales)]
         return scales
+
+
+def _constant(guidance: Guidance, ratio: float) -> float:
+    return guidance.scale
 
 
 def _step(guidance: Guidance, ratio: float) -> float:
@@ -55,9 +60,7 @@ def _linear(guidance: Guidance, ratio: float) -> float:
 
 
 GUIDANCE_SCHEDULES: dict[str, Callable[[Guidance, float], float]] = {
-    "constant": lambda guidance, ratio: guidance.scale,
-    "step": _step,
-    "linear": _linear,
-}
+    "constant": _constant, "step": _step, "linear": _linear
+}  # fmt: skip
 
 UNGUIDED = Guidance()

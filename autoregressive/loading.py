@@ -1,4 +1,4 @@
-"""Loads a trained GPT: one of ours, whose folder carries everything that is needed, or a published file."""
+"""Loads a trained generator: from a folder of this project, which carries its config, or from a published file."""
 
 from __future__ import annotations
 
@@ -6,80 +6,99 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from autoregressive.models.gpt import GPT, GPTConfig
-from autoregressive.published import ignored, layout_rules
+from autoregressive.models.base import Generator
+from autoregressive.models.registry import GeneratorConfig, build_generator
+from autoregressive.published import layout_of
 from engine.checkpoint.weights import find_weights, fingerprint, load_strict, read_weights
 from engine.config import load_sections
 from engine.messages import ConfigError
-from tokenizer.loading import Provenance, streams_of
-from tokenizer.published.files import is_published, read_published
-from tokenizer.published.layout import import_state
-from tokenizer.published.parts import GPT_PART, is_gpt, select_submodule
+from tokenizer.loading import Provenance
+from tokenizer.models.base import Tokenizer
+from tokenizer.published.files import is_published
 
 
 @dataclass(kw_only=True, slots=True)
-class GPTSections:
-    """The part of a training config that a trained GPT needs."""
+class GeneratorSections:
+    """The part of a training config that a trained generator needs."""
 
-    model: GPTConfig = field(default_factory=GPTConfig)
-    plugins: list[str] = field(default_factory=list)  # that training used; named in messages, never imported
+    model: GeneratorConfig = field(default_factory=GeneratorConfig)
+    plugins: list[str] = field(default_factory=list)  # of its training: named in messages, never imported
 
 
 def load_gpt(
-    path: str | Path, *, config: str | Path | GPTConfig | None = None, weights: str = "auto", device: str = "cpu"
-) -> GPT:
-    """A GPT in evaluation mode from a run folder, a checkpoint, an exported folder, or a published file.
+    path: str | Path,
+    *,
+    config: str | Path | GeneratorConfig | None = None,
+    weights: str = "auto",
+    device: torch.device | str = "cpu",
+) -> Generator:
+    """Loads a generator in evaluation mode from a run, a checkpoint, an export (folders), or a published file.
 
-    A published file needs `config`: the YAML of its architecture, or a `GPTConfig`. `auto` takes the averaged weights
-    of our own runs, and `model` of a published file, as the published readers do. See `load_tokenizer`.
+    A published file needs `config`: the YAML of its architecture, or a `GeneratorConfig`. `weights` is `ema`, `model`
+    or `auto`: the EMA weights of a run of this project, and `model` of a published file, as the published readers do.
+    The result has a `provenance`. Another kind of network, another size, or a damaged file is an error; nothing loads
+    partly.
     """
-    gpt, provenance = _load_published(Path(path), config, weights) if is_published(path) else _load_own(path, weights)
-    gpt = gpt.to(device).eval().requires_grad_(False)
-    gpt.provenance = replace(provenance, fingerprint=fingerprint(gpt))
-    return gpt
+    if is_published(path):
+        generator, provenance = _load_published(Path(path), config, weights)
+    else:
+        generator, provenance = _load_folder(path, weights)
+    generator = generator.to(device).eval().requires_grad_(False)
+    generator.provenance = replace(provenance, fingerprint=fingerprint(generator))
+    return generator
 
 
-def _load_own(path: str | Path, weights: str) -> tuple[GPT, Provenance]:
-    found = find_weights(path, weights, "GPT")
+def _load_folder(path: str | Path, weights: str) -> tuple[Generator, Provenance]:
+    found = find_weights(path, weights, "generator")
     try:
-        config = load_sections(GPTSections, found.folder / "config.yaml")
+        config = load_sections(GeneratorSections, found.folder / "config.yaml")
     except ConfigError as error:
-        raise ConfigError(f"{found.folder} is not a GPT: {error}") from error
-    gpt = GPT(config.model)
-    load_strict(gpt, read_weights(found.path), found.path)
-    return gpt, Provenance(str(found.folder), found.kind, "", found.stamp, config)
+        raise ConfigError(f"{found.folder} is not a generator: {error}") from error
+    generator = build_generator(config.model)
+    load_strict(generator, read_weights(found.path), found.path)
+    return generator, Provenance(str(found.folder), found.kind, "", found.stamp, config)
 
 
-def _load_published(path: Path, config: str | Path | GPTConfig | None, weights: str) -> tuple[GPT, Provenance]:
+def _load_published(
+    path: Path, config: str | Path | GeneratorConfig | None, weights: str
+) -> tuple[Generator, Provenance]:
     if config is None:
         raise ConfigError(
             f"{path} is a published file: name its architecture (--gpt-model GPT-B, or --gpt-config FILE)"
         )
-    model = config if isinstance(config, GPTConfig) else load_sections(GPTSections, config).model
-    # WeTok's files hold raw weights of a GPT alone; --weights then speaks of the tokenizer
-    state, picked = read_published(path, ("model", "module", "state_dict"), "auto" if model.streams else weights)
-    state = select_submodule(state, GPT_PART)
-    if not is_gpt(state):
-        raise ConfigError(f"{path} holds no GPT (it has no tok_embeddings.weight); is it a tokenizer?")
-    state = {name: value.float() for name, value in state.items() if not ignored(name)}
+    model = config if isinstance(config, GeneratorConfig) else load_sections(GeneratorSections, config).model
+    layout = layout_of(model)
+    state, picked = layout.read(path, weights)
+    state = {name: value.float() for name, value in state.items()}
+
+    # The tensors of the file become the parameters; nothing is initialized first.
     with torch.device("meta"):
-        gpt = GPT(model)
-    load_strict(gpt, import_state(state, gpt.state_dict(), layout_rules(model)), path, assign=True)
-    return gpt, Provenance(str(path), picked, "", {}, GPTSections(model=model))
+        generator = build_generator(model)
+    load_strict(generator, layout.import_state(state, generator.state_dict()), path, assign=True)
+    return generator, Provenance(str(path), picked, "", {}, GeneratorSections(model=model))
 
 
-def require_pair(gpt: GPT, tokenizer: nn.Module) -> None:
-    """An error unless `gpt` was trained on codes of `tokenizer` (both loaded from folders)."""
-    trained_on = gpt.provenance.stamp.get("tokenizer_fingerprint")
-    given = tokenizer.provenance.fingerprint
-    if trained_on is not None and trained_on != given:
+def require_pair(generator: Generator, tokenizer: Tokenizer) -> None:
+    """Raises ConfigError unless `generator` was trained on codes of `tokenizer` (both loaded).
+
+    Where the generator does not say what it was trained on, its tokens must at least have the tokenizer's sizes.
+    """
+    trained_on = generator.provenance.stamp.get("tokenizer_fingerprint")
+    fingerprint_now = tokenizer.provenance.fingerprint
+    if trained_on is not None and trained_on != fingerprint_now:
         raise ConfigError(
-            f"the GPT {gpt.provenance.path} was trained on codes of tokenizer {trained_on[:16]}, "
-            f"but {tokenizer.provenance.path} is {given[:16]}"
+            f"the generator {generator.provenance.path} was trained on codes of tokenizer {trained_on[:16]}, "
+            f"but {tokenizer.provenance.path} is {fingerprint_now[:16]}"
         )
-    own = (gpt.config.streams or gpt.config.vocab_size, gpt.config.num_tokens)
-    others = (streams_of(tokenizer) or tokenizer.quantizer.codebook_size, tokenizer.num_tokens)
-    if own != others:
-        raise ConfigError(f"the GPT has {own[0]} codes and {own[1]} tokens, the tokenizer {others[0]} and {others[1]}")
+
+    wanted = (generator.num_tokens, generator.codebook_sizes)
+    available = (tokenizer.num_tokens, tuple(tokenizer.quantizer.group_sizes))
+    if wanted != available:
+        raise ConfigError(
+            f"the generator is for {_tokens_text(*wanted)} per image, the tokenizer gives {_tokens_text(*available)}"
+        )
+
+
+def _tokens_text(num_tokens: int, codebook_sizes: tuple[int, ...]) -> str:
+    return f"{num_tokens} tokens of {' x '.join(map(str, codebook_sizes))} codes"

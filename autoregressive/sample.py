@@ -15,26 +15,33 @@ import re
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from autoregressive.cli import add_gpt_flags, add_sampler_flags, gpt_from, settings_of
-from autoregressive.sampler import sample_images
+from autoregressive.models.base import Generator
+from autoregressive.sampler import SamplerSettings, sample_images
 from engine.cli import entry_parser, positive, run_entry
 from engine.data.images import save_grid, to_float, to_pil
 from engine.messages import UserError, logger
-from engine.world import distributed_world
+from engine.world import World, distributed_world
 from tokenizer.cli import add_tokenizer_flags, tokenizer_from
+from tokenizer.models.base import Tokenizer
+
+DEFAULT_CLASSES = 8  # how many are drawn without --class-idx
+GRID_COLUMNS = 8
+SAMPLES_PER_CLASS = 2**32  # sample numbers kept for each class, so that no two classes share one
 
 
 def parse_classes(text: str, num_classes: int) -> list[int]:
-    """`"22,388"` -> [22, 388]; anything else is an error that says what is accepted."""
+    """Reads `"22,388"` as [22, 388]. Raises UserError for anything that is not a list of classes."""
     try:
         classes = [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--class-idx {text!r} must be numbers separated by commas, such as 22,388") from None
-    bad = [c for c in classes if not 0 <= c < num_classes]
-    if bad:
-        raise UserError(f"--class-idx has {bad[0]}, but the GPT knows the classes 0..{num_classes - 1}")
+    unknown = [label for label in classes if not 0 <= label < num_classes]
+    if unknown:
+        raise UserError(f"--class-idx has {unknown[0]}, but the generator knows the classes 0..{num_classes - 1}")
     return classes
 
 
@@ -45,6 +52,49 @@ def folder_name(label: int, num_classes: int) -> str:
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
     return f"class_{label}_" + re.sub(r"[^a-z0-9]+", "_", _IMAGENET_CATEGORIES[label].lower()).strip("_")
+
+
+def draw_class(
+    generator: Generator, tokenizer: Tokenizer, label: int, count: int, settings: SamplerSettings, batch_size: int
+) -> Tensor:
+    """`count` images of one class, uint8 (count,3,H,W)."""
+    sample_ids = torch.arange(count) + label * SAMPLES_PER_CLASS
+    labels = torch.full((count,), label)
+    batches = sample_images(generator, tokenizer, labels, sample_ids, settings, batch_size)
+    return torch.cat([images for _, images in batches])
+
+
+def write_class(folder: Path, images: Tensor) -> None:
+    """Writes each image as PNG, and a grid of all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images):
+        to_pil(image).save(folder / f"{number:06d}.png")
+    save_grid(folder / "grid.png", to_float(images), columns=min(GRID_COLUMNS, len(images)))
+
+
+def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) -> None:
+    """Writes the images of all classes; the ranks share the classes."""
+    tokenizer = tokenizer_from(args, world.device)
+    generator = gpt_from(args, tokenizer, world.device)
+    num_classes = generator.num_classes
+    classes = list(range(min(DEFAULT_CLASSES, num_classes)))
+    if args.class_idx:
+        classes = parse_classes(args.class_idx, num_classes)
+    images_per_class = -(-args.qual_num // len(classes))  # division that rounds up
+
+    first_images = []
+    rank_classes = classes[world.rank :: world.size]
+    for label in tqdm(rank_classes, desc="classes", disable=None if world.is_main else True):
+        images = draw_class(generator, tokenizer, label, images_per_class, settings, args.per_proc_batch_size)
+        write_class(args.sample_dir / folder_name(label, num_classes), images)
+        first_images.append(images[:1])
+
+    # The grid of the folder shows one image of each class that the main process drew.
+    world.barrier()
+    if world.is_main:
+        overview = to_float(torch.cat(first_images))
+        save_grid(args.sample_dir / "grid.png", overview, columns=min(GRID_COLUMNS, len(overview)))
+        logger.info("wrote %d images of each of %d classes under %s", images_per_class, len(classes), args.sample_dir)
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,27 +116,7 @@ def main() -> None:
     args = parse_args()
     settings = settings_of(args)
     with distributed_world(args.device) as world:
-        tokenizer = tokenizer_from(args, world.device)
-        gpt = gpt_from(args, tokenizer, world.device)
-        count = gpt.config.num_classes
-        classes = parse_classes(args.class_idx, count) if args.class_idx else list(range(min(8, count)))
-        each = -(-args.qual_num // len(classes))
-        mine, firsts = classes[world.rank :: world.size], []
-        for label in tqdm(mine, desc="classes", disable=None if world.is_main else True):
-            ids = torch.arange(each) + label * 2**32
-            labels = torch.full((each,), label)
-            batches = sample_images(gpt, tokenizer, labels, ids, settings, args.per_proc_batch_size)
-            images = torch.cat([made for _, made in batches])
-            folder = args.sample_dir / folder_name(label, count)
-            folder.mkdir(parents=True, exist_ok=True)
-            for i, image in enumerate(images):
-                to_pil(image).save(folder / f"{i:06d}.png")
-            save_grid(folder / "grid.png", to_float(images), columns=min(8, each))
-            firsts.append(images[:1])
-        world.barrier()
-        if world.is_main:
-            save_grid(args.sample_dir / "grid.png", to_float(torch.cat(firsts)), columns=min(8, len(firsts)))
-            logger.info("wrote %d images of each of %d classes under %s", each, len(classes), args.sample_dir)
+        sample(args, settings, world)
 
 
 if __name__ == "__main__":

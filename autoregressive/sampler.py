@@ -7,42 +7,51 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
-from autoregressive.models.gpt import GPT
-from autoregressive.sampling import greedy, seeded_draw
+from autoregressive.models.base import Generator
+from autoregressive.sampling import Draw, PerIndex, greedy, seeded_draw
 from engine.data.images import resize_for_evaluation, to_uint8
 from engine.devices import synchronize
-from engine.messages import ConfigError
+from engine.validation import Problem, Section
+from tokenizer.models.base import Tokenizer
 
 
 @dataclass(frozen=True)
-class SamplerSettings:
+class SamplerSettings(Section):
     """Everything that an image depends on besides the weights, its class and its sample number."""
 
     guidance: Guidance
-    temperature: float | tuple[float, ...] = 1.0  # this and the next two may be given for each index of a token
-    top_k: int | tuple[int, ...] = 0
-    top_p: float | tuple[float, ...] = 1.0
+    temperature: PerIndex[float] = 1.0  # this and the next two: one for all indices of a token, or one per index
+    top_k: PerIndex[int] = 0
+    top_p: PerIndex[float] = 1.0
     seed: int = 0
     greedy: bool = False
 
-    def __post_init__(self) -> None:
-        settings = (self.temperature, self.top_k, self.top_p)
-        coldest, top_k, top_p = (v if isinstance(v, tuple) else (v,) for v in settings)
-        if min(coldest) <= 0 or min(top_k) < 0 or not all(0 < p <= 1 for p in top_p):
-            raise ConfigError(
-                f"temperature={self.temperature} must be above 0, top_k={self.top_k} 0 or more, "
-                f"top_p={self.top_p} in (0, 1]"
-            )
+    def problems(self) -> Iterator[Problem]:
+        if not all(value > 0 for value in _values(self.temperature)):
+            yield Problem("temperature", self.temperature, "above 0")
+        if not all(value >= 0 for value in _values(self.top_k)):
+            yield Problem("top_k", self.top_k, "0 (all) or more")
+        if not all(0 < value <= 1 for value in _values(self.top_p)):
+            yield Problem("top_p", self.top_p, "in (0, 1]")
+
+    def draw(self, sample_ids: Tensor, num_draws: int) -> Draw:
+        """The random numbers of the samples `sample_ids` (B,), `num_draws` per image."""
+        return greedy if self.greedy else seeded_draw(self.seed, sample_ids, num_draws)
+
+
+def _values(setting: PerIndex[float]) -> tuple[float, ...]:
+    """The values of a setting that may be given per index."""
+    return setting if isinstance(setting, tuple) else (setting,)
 
 
 @torch.inference_mode()
 def sample_images(
-    gpt: GPT,
-    tokenizer: nn.Module,
+    generator: Generator,
+    tokenizer: Tokenizer,
     labels: Tensor,
     sample_ids: Tensor,
     settings: SamplerSettings,
@@ -50,21 +59,21 @@ def sample_images(
     image_size: int | None = None,
     seconds: dict[str, float] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields (tokens (b,N) or (b,N,k), images uint8 (b,3,H,W)), on the CPU, for `labels` (B,) and `sample_ids` (B,) in
-    order.
+    """Yields (tokens (b,N) or (b,N,k), images uint8 (b,3,H,W)) on the CPU, for `labels` and `sample_ids` (B,) in order.
 
     Images are resized to `image_size` as LlamaGen's evaluation does. The time of generation and of decoding is added to
     `seconds`, under `generation` and `decoding`.
     """
-    device, num_draws = next(gpt.parameters()).device, gpt.config.num_tokens * gpt.config.num_indices
-    for start in range(0, len(labels), batch_size):
-        rows = slice(start, start + batch_size)
-        begun = time.perf_counter()
-        draw = greedy if settings.greedy else seeded_draw(settings.seed, sample_ids[rows], num_draws)
+    device = generator.device
+    for first in range(0, len(labels), batch_size):
+        rows = slice(first, first + batch_size)
+
+        # Tokens.
+        start = time.perf_counter()
         tokens = generate(
-            gpt,
+            generator,
             labels[rows].to(device),
-            draw=draw,
+            draw=settings.draw(sample_ids[rows], generator.num_draws),
             guidance=settings.guidance,
             temperature=settings.temperature,
             top_k=settings.top_k,
@@ -72,9 +81,12 @@ def sample_images(
         )
         synchronize(device)
         generated = time.perf_counter()
-        made = tokenizer.decode_indices(tokens)
-        made = to_uint8(resize_for_evaluation(made, image_size or made.shape[-1])).cpu()
+
+        # Pixels.
+        decoded = tokenizer.decode_indices(tokens)
+        resized = resize_for_evaluation(decoded, image_size or decoded.shape[-1])
+        images = to_uint8(resized).cpu()
         if seconds is not None:
-            seconds["generation"] = seconds.get("generation", 0.0) + generated - begun
+            seconds["generation"] = seconds.get("generation", 0.0) + generated - start
             seconds["decoding"] = seconds.get("decoding", 0.0) + time.perf_counter() - generated
-        yield tokens.cpu(), made
+        yield tokens.cpu(), images

@@ -1,26 +1,96 @@
-"""From logits to a token: temperature, top-k, top-p, and random numbers that belong to a sample."""
+"""From logits to an index: temperature, top-k, top-p, and random numbers that belong to a sample."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Draw = Callable[[Tensor, int], Tensor]  # (probabilities (B,V), position) -> indices (B,); a token of k has k positions
+from autoregressive.guidance import Guidance
+from engine.messages import ConfigError
+
+T = TypeVar("T")
+PerIndex = T | tuple[T, ...]  # a setting: one value for all indices of a token, or one per index
+Draw = Callable[[Tensor, int], Tensor]  # (probabilities (B,V), number of the draw in its image) -> indices (B,)
+
+SAMPLING_KEY = 0xD1CE  # keeps the random numbers of samples apart from others of the same seed
 
 
+# ---------------------------------------------------------------------------------------------- settings of a draw
+@dataclass(frozen=True)
+class IndexSettings:
+    """How one index of one token is drawn."""
+
+    guidance_scale: float  # 1 = no guidance
+    temperature: float
+    top_k: int  # 0 = all
+    top_p: float  # 1 = all
+
+
+class DecodingSettings:
+    """How every index of every token of an image is drawn: `at(token)` gives the settings of the token's indices.
+
+    Guidance changes from token to token, the filters do not. Raises ConfigError if a setting is given per index, but
+    not for `num_indices` of them.
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        num_indices: int,
+        *,
+        guidance: Guidance,
+        temperature: PerIndex[float],
+        top_k: PerIndex[int],
+        top_p: PerIndex[float],
+    ) -> None:
+        scales = per_index(guidance.scale, num_indices, "guidance scale")
+        self.index_scales = [replace(guidance, scale=scale).scales(num_tokens) for scale in scales]  # [index][token]
+        self.temperatures = per_index(temperature, num_indices, "temperature")
+        self.top_ks = per_index(top_k, num_indices, "top_k")
+        self.top_ps = per_index(top_p, num_indices, "top_p")
+
+        # After the last guided token nobody needs unconditional logits any more.
+        guided = [t for scales_of_index in self.index_scales for t, scale in enumerate(scales_of_index) if scale != 1]
+        self.num_guided = max(guided, default=-1) + 1
+
+    def at(self, token: int) -> list[IndexSettings]:
+        """The settings of each index of token number `token`."""
+        scales = [scales_of_index[token] for scales_of_index in self.index_scales]
+        columns = zip(scales, self.temperatures, self.top_ks, self.top_ps, strict=True)
+        return [IndexSettings(*column) for column in columns]
+
+
+def per_index(value: PerIndex[T], num_indices: int, name: str) -> tuple[T, ...]:
+    """A setting of the sampler for each of the `num_indices` indices of a token.
+
+    Raises ConfigError if `value` is a tuple of another length.
+    """
+    values = value if isinstance(value, tuple) else (value,) * num_indices
+    if len(values) != num_indices:
+        raise ConfigError(
+            f"{name} has {len(values)} values, but a token has {num_indices} indices; give 1 or {num_indices}"
+        )
+    return values
+
+
+# ---------------------------------------------------------------------------------------------- from logits to p
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Logits (B,V) with all but the `top_k` largest (ties stay; 0 = all), then all outside the `top_p` nucleus, at
-    -inf.
+    """Puts all logits (B,V) but the `top_k` largest, then all outside of the `top_p` nucleus, at -inf.
 
-    The nucleus ends with the first token whose cumulative probability exceeds `top_p`; that token stays.
+    Ties with the smallest of the `top_k` stay; 0 = all. The nucleus ends with the first token whose cumulative
+    probability exceeds `top_p`; that token stays.
     """
     if top_k > 0:
         smallest = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
+
     if top_p < 1:
+        # Probability of all more probable tokens; 0 for the most probable one.
         ordered, order = logits.sort(dim=-1, descending=True)
         before = ordered.softmax(-1).cumsum(-1).roll(1, -1)
         before[:, 0] = 0
@@ -30,24 +100,29 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
 
 
 def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Logits (B,V) -> the distribution (B,V) that a token is drawn from."""
+    """Turns logits (B,V) into the distribution (B,V) that an index is drawn from."""
     return filter_logits(logits / max(temperature, 1e-5), top_k, top_p).softmax(-1)
 
 
+# ---------------------------------------------------------------------------------------------- draws
 def greedy(p: Tensor, position: int) -> Tensor:
-    """The most probable token."""
+    """Picks the most probable index."""
     return p.argmax(-1)
 
 
-def seeded_draw(seed: int, sample_ids: Tensor, num_tokens: int) -> Draw:
-    """Draws by inverse transform with one uniform number per (seed, sample, position); `sample_ids` (B,) int64."""
-    rows = [
-        np.random.Generator(np.random.Philox(key=[seed, 0xD1CE], counter=[0, 0, 0, int(i)])).random(num_tokens)
-        for i in sample_ids
-    ]
+def seeded_draw(seed: int, sample_ids: Tensor, num_draws: int) -> Draw:
+    """Draws by inverse transform with one uniform number per (seed, sample, position).
+
+    `sample_ids` (B,) int64; an image takes `num_draws` numbers (see `Generator.num_draws`).
+    """
+    rows = []
+    for sample_id in sample_ids:
+        bits = np.random.Philox(key=[seed, SAMPLING_KEY], counter=[0, 0, 0, int(sample_id)])
+        rows.append(np.random.Generator(bits).random(num_draws))
     uniform = torch.from_numpy(np.stack(rows))
 
     def draw(p: Tensor, position: int) -> Tensor:
+        # Scaled by the last sum, which rounding may leave beside 1; an index of probability 0 is never reached.
         cumulative = p.double().cumsum(-1)
         target = uniform[:, position : position + 1].to(p.device) * cumulative[:, -1:]
         return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(p.shape[-1] - 1)

@@ -1,4 +1,4 @@
-"""Trains a GPT on extracted codes.
+"""Trains a generator, such as a GPT, on extracted codes.
 
     bash scripts/train_c2i.sh configs/gpt/GPT_B256.yaml data.codes=codes/VQ_SS256 data.tokenizer=runs/VQ_SS256 \\
         loop.run_dir=runs/GPT_B256
@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from autoregressive.codes import CodeStore, code_item
-from autoregressive.models.gpt import GPT
+from autoregressive.models.registry import build_generator
 from autoregressive.training.build import check_codes, memory_plan, preview_grid, validate
 from autoregressive.training.config import GPTTrainConfig
-from autoregressive.training.task import GPTTask
+from autoregressive.training.task import GeneratorTask
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import num_parameters
 from engine.cli import parse_cli, run_entry
@@ -30,29 +30,48 @@ from engine.run_log import Run
 from engine.trained_model import TrainedModel
 from engine.world import World, distributed_world
 from tokenizer import load_tokenizer
+from tokenizer.models.base import Tokenizer
+
+
+def open_codes(config: GPTTrainConfig, tokenizer: Tokenizer) -> tuple[CodeStore, CodeStore | None]:
+    """The codes to train on and those held out, or None. Raises CodesError if another tokenizer made them."""
+    store = CodeStore(config.data.codes, "train")
+    store.require(tokenizer.provenance.fingerprint, config.data.tokenizer)
+    check_codes(validate(config), config.model.name, store)
+
+    if not (Path(config.data.codes) / "val").is_dir():
+        return store, None
+    held_out = CodeStore(config.data.codes, "val")
+    held_out.require(tokenizer.provenance.fingerprint, config.data.tokenizer)
+    return store, held_out
 
 
 def train(config: GPTTrainConfig, world: World) -> None:
     """Trains to the end, or continues where an earlier call stopped."""
+    # All refusals come before anything is written.
     check_batch(config.data.global_batch_size, world, config.loop.grad_accum)
     if not config.data.codes or not config.data.tokenizer:
         raise ConfigError("data.codes and data.tokenizer must name the codes and the tokenizer that made them")
     tokenizer = load_tokenizer(config.data.tokenizer, device=world.device)
-    store = CodeStore(config.data.codes, "train")
-    store.require(tokenizer.provenance.fingerprint, config.data.tokenizer)
-    check_codes(config.model, store)
-    held_out = CodeStore(config.data.codes, "val") if (Path(config.data.codes) / "val").is_dir() else None
-    if held_out is not None:
-        held_out.require(tokenizer.provenance.fingerprint, config.data.tokenizer)
+    store, held_out = open_codes(config, tokenizer)
+
     run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
     try:
+        # The network, with its optimizer and EMA.
         torch.manual_seed(config.loop.seed)
         with build_device(world, config.loop):
-            network = GPT(config.model)
-        shared = {"total_steps": config.loop.steps, "world": world, "scale": config.loop}
-        gpt = TrainedModel(network, config.optim, ema_decay=config.ema_decay, **shared)
-        task = GPTTask(
-            gpt,
+            network = build_generator(config.model)
+        trained = TrainedModel(
+            network,
+            config.optim,
+            ema_decay=config.ema_decay,
+            total_steps=config.loop.steps,
+            world=world,
+            scale=config.loop,
+        )
+        task = GeneratorTask(
+            trained,
+            name=config.model.name,
             world=world,
             precision=config.loop.precision,
             validation=held_out,
@@ -61,10 +80,12 @@ def train(config: GPTTrainConfig, world: World) -> None:
             preview=preview_grid(config, tokenizer, run, world),
         )
         run.log(
-            f"GPT: {num_parameters(gpt.module):,} parameters; {len(store):,} training images; {world.size} process(es)"
+            f"generator: {num_parameters(trained.module):,} parameters; {len(store):,} training images; {world.size} process(es)"
         )
         if held_out is None:
             run.log("no validation: the codes have no split `val`")
+
+        # Checkpoints name the tokenizer, so that no other one is used with this generator.
         checkpoints = CheckpointStore(
             run.dir,
             world,
@@ -75,7 +96,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
             asynchronous=config.loop.async_save,
         )
 
-        item = code_item(store, config.loop.seed, config.model.class_dropout_prob)
+        item = code_item(store, config.loop.seed, network.class_dropout_prob)
         stream = open_stream(item, len(store), config.data, config.loop, world)
         fit(task, stream, config.loop, run, world, checkpoints)
     finally:
@@ -84,12 +105,12 @@ def train(config: GPTTrainConfig, world: World) -> None:
 
 def main() -> None:
     config, args = parse_cli(GPTTrainConfig, __doc__, plan=True, check=validate)
-    model = validate(config)
+    network = validate(config)
     if args.plan:
-        print(memory_plan(config, model, args.plan))
+        print(memory_plan(config, network, args.plan))
         return
     if args.dry_run:
-        print(f"GPT: {num_parameters(model):,} parameters\nthe config is valid")
+        print(f"generator: {num_parameters(network):,} parameters\nthe config is valid")
         return
     with distributed_world(config.loop.device, config.loop.deterministic) as world:
         train(config, world)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoregressive.cli import add_gpt_flags, add_sampler_flags
-from autoregressive.models.gpt import GPT
+from autoregressive.models.base import Generator
 from autoregressive.sampler import SamplerSettings, sample_images
 from engine.cli import positive
 from engine.world import World
@@ -49,9 +49,9 @@ def labels_of(mode: str, count: int, num_classes: int, seed: int) -> Tensor:
 
 @dataclass
 class Sampler:
-    """A GPT with its tokenizer and settings, asked for `len(labels)` samples."""
+    """A generator with its tokenizer and settings, asked for `len(labels)` samples."""
 
-    gpt: GPT
+    gpt: Generator
     tokenizer: nn.Module
     settings: SamplerSettings
     labels: Tensor
@@ -95,7 +95,7 @@ class Sampler:
             "rounding": "uint8(clamp(127.5 x + 128))",
             "reference": reference.facts if reference is not None else None,
             "sampler": {**sampler, "batch_size": self.batch_size},
-            "precision": str(self.gpt.class_embedding.weight.dtype).removeprefix("torch."),
+            "precision": str(self.gpt.dtype).removeprefix("torch."),
             "tokenizer": self.tokenizer.provenance.facts(),
             "gpt": self.gpt.provenance.facts(),
         }

@@ -94,14 +94,14 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     reference, is_fid = None, extractor is not None and extractor.metric == "fid"
     if extractor is not None:
         reference = reference_from(args, "generation", data, size, extractor, output.parent, world, keep=is_fid)
-    labels = labels_of(args.labels, count, gpt.config.num_classes, settings.seed)
+    labels = labels_of(args.labels, count, gpt.num_classes, settings.seed)
     sampler = Sampler(gpt, tokenizer, settings, labels, args.labels, args.per_proc_batch_size, size, world)
     classifier = load_classifier(args.classifier) if args.classifier is not None else None
     export = Export(args, size, world) if args.export else None
     made = FeatureStatistics(extractor, count, keep=is_fid) if extractor is not None else None
     # a scale for the offline metric
     noise = FeatureStatistics(extractor, count) if made is not None and not is_fid else None
-    tokens = torch.zeros(count, *gpt.config.token_shape, dtype=torch.long)
+    tokens = torch.zeros(count, *gpt.token_shape, dtype=torch.long)
     checksums, right = torch.zeros(count, dtype=torch.long), torch.zeros(1, dtype=torch.float64)
     for ids, made_tokens, images in sampler.batches():
         tokens[ids] = made_tokens
@@ -148,9 +148,9 @@ def _examples(sampler: Sampler, data: DataConfig) -> dict[str, np.ndarray]:
     if not has_split(data, "train"):
         raise UserError("the data names no training images")
     source: ImageSource = open_source(data, "train")
-    classes = min(SHOWN_CLASSES, sampler.gpt.config.num_classes)
+    classes = min(SHOWN_CLASSES, sampler.gpt.num_classes)
     labels = torch.arange(classes).repeat_interleave(SHOWN_PER_CLASS)
-    ids = labels + torch.arange(SHOWN_PER_CLASS).repeat(classes) * sampler.gpt.config.num_classes  # as if balanced
+    ids = labels + torch.arange(SHOWN_PER_CLASS).repeat(classes) * sampler.gpt.num_classes  # as if balanced
     batches = sample_images(
         sampler.gpt, sampler.tokenizer, labels, ids, sampler.settings, sampler.batch_size, sampler.image_size
     )

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from autoregressive.cli import gpt_from, settings_of
-from autoregressive.models.gpt import GPT
+from autoregressive.models.base import Generator
 from engine.checkpoint.manifest import write_atomic
 from engine.cli import entry_parser, run_entry
 from engine.messages import UserError, logger
@@ -67,12 +67,12 @@ def zero_order_search(
     return best
 
 
-def start_of(gpt: GPT, schedule: str, tokenizer_path: str = "") -> float:
+def start_of(gpt: Generator, schedule: str, tokenizer_path: str = "") -> float:
     """Where the released search starts; it knows the XXL tokenizer by its name."""
-    if (schedule, gpt.config.size) == ("constant", "b") and "XXL" in tokenizer_path:
+    if (schedule, gpt.published_size) == ("constant", "b") and "XXL" in tokenizer_path:
         return 1.75
     starts = STARTS.get(schedule, {None: 2.0})
-    return starts.get(gpt.config.size, starts[None])
+    return starts.get(gpt.published_size, starts[None])
 
 
 class Curve:
@@ -131,7 +131,7 @@ def search(args: argparse.Namespace, world: World) -> None:
     data = images_from(args, tokenizer)
     keep = extractor.metric == "fid"
     reference = reference_from(args, "generation", data, size, extractor, output.parent, world, keep)
-    labels = labels_of(args.labels, args.num_fid_samples, gpt.config.num_classes, settings.seed)
+    labels = labels_of(args.labels, args.num_fid_samples, gpt.num_classes, settings.seed)
     sampler = Sampler(gpt, tokenizer, settings, labels, args.labels, args.per_proc_batch_size, size, world)
     facts = sampler.protocol(reference)
     for section, key in (("sampler", "guidance_scale"), ("tokenizer", "path"), ("gpt", "path")):

@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from autoregressive.cli import add_gpt_flags, gpt_from
 from autoregressive.codes import CENTER_VIEW, CodeStore
-from autoregressive.training.task import next_token_loss
 from engine.cli import entry_parser, run_entry
 from engine.data.images import to_float
 from engine.data.samples import labeled_batch
@@ -82,16 +81,15 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     gpt = gpt_from(args, tokenizer, world.device)
     read, class_names, facts = open_codes(args, tokenizer)
     count = facts["num_images"]
-    if len(class_names) != gpt.config.num_classes:
-        raise ConfigError(f"{facts['data']} has {len(class_names)} classes, the GPT {gpt.config.num_classes}")
+    if len(class_names) != gpt.num_classes:
+        raise ConfigError(f"{facts['data']} has {len(class_names)} classes, the GPT {gpt.num_classes}")
     if count < 2:
         raise UserError(f"{facts['data']} has {count} images; a standard error needs 2 or more")
     losses = torch.zeros(count, dtype=torch.float64, device=world.device)
     batches = rank_batches(count, args.per_proc_batch_size, world)
     for ids in tqdm(batches, desc="validation loss", disable=None if world.is_main else True):
         tokens, labels = (t.to(world.device) for t in read(ids.numpy()))
-        pairs = zip(gpt(labels, tokens), tokens, strict=True)
-        losses[ids] = torch.stack([next_token_loss(logits[None], t[None]) for logits, t in pairs]).double()
+        losses[ids] = gpt.image_losses(gpt(labels, tokens), tokens).double()
     losses = world.sum(losses)
     if not world.is_main:
         return
@@ -105,7 +103,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         "unit": "nats per token",
         "tokenizer": tokenizer.provenance.facts(),
         "gpt": gpt.provenance.facts(),
-        "precision": str(gpt.class_embedding.weight.dtype).removeprefix("torch."),
+        "precision": str(gpt.dtype).removeprefix("torch."),
     }
     write_result(output, metrics, protocol)
 

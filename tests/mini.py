@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from autoregressive.models.gpt import GPT
+from autoregressive.models.registry import build_generator
 from autoregressive.training.config import GPTTrainConfig
 from engine.config import load_config, save_config
 from engine.data.packaged import ArraySource
@@ -66,9 +66,9 @@ def export_networks(root: Path) -> None:
     config = tokenizer_config()
     for name, seed in (("tokenizer", 0), ("other", 1)):
         export(root / name, config, tokenizer_of(config, seed))
-    sizes = "model={width: 16, layers: 2, heads: 2, vocab_size: 32, num_tokens: 8, num_classes: 4}"
+    sizes = "model.gpt={width: 16, layers: 2, heads: 2, vocab_size: 32, num_tokens: 8, num_classes: 4}"
     gpt_config = load_config(GPTTrainConfig, overrides=[sizes])
-    gpt = GPT(gpt_config.model)
+    gpt = build_generator(gpt_config.model)
     nn.init.normal_(gpt.output.weight)
     export(root / "gpt", gpt_config, gpt)
 

@@ -38,7 +38,7 @@ def kind_of(path: Path) -> str:
     tree = read_yaml(path)
     if "probe" in tree or "gpt_configs" in tree:
         return "probe" if "probe" in tree else "chain"
-    if "codes" in tree.get("data", {}) or {"vocab_size", "num_tokens"} & set(tree.get("model", {})):
+    if "codes" in tree.get("data", {}) or "gpt" in tree.get("model", {}):
         return "gpt"
     return "classifier" if "max_shift" in tree.get("model", {}) else "tokenizer"
 

@@ -130,7 +130,7 @@ def cells_of(path: Path) -> list[str]:
     config, _ = load(path)
     trainings = phases_of(config) if getattr(config, "phases", None) else [config]
     if kind_of(path) == "gpt":
-        generator = getattr(config.model, "gpt", config.model)
+        generator = config.model.gpt
         terms, teacher, options = ["1 to end: cross entropy 1"], "", differing(generator, skip=("size",))
     else:
         terms, options = [terms_cell(one) for one in trainings], differing(config.model.quantizer)

@@ -318,10 +318,8 @@ def test_codes_of_another_tokenizer_are_refused(place, refused, tmp_path):
     refused(GPT, place.gpt(run, f"data.codes={tmp_path / 'nothing'}"), f"{tmp_path / 'nothing'}", "no codes")
     (tmp_path / "foreign" / "train" / "manifest.json").rename(tmp_path / "foreign" / "train" / "progress.json")
     refused(GPT, place.gpt(run, f"data.codes={tmp_path / 'foreign'}"), "an unfinished extraction")
-    refused(GPT, place.gpt(run, "model.vocab_size=32"), "model.vocab_size=32", "has 16")
-    refused(
-        GPT, place.gpt(run, "model.num_classes=5", "model.num_tokens=8"), "model.num_tokens=8", "model.num_classes=5"
-    )
+    refused(GPT, place.gpt(run, "model.gpt.vocab_size=32"), "codebook_sizes=[32]", "has [16]")
+    refused(GPT, place.gpt(run, "model.gpt.num_classes=5", "model.gpt.num_tokens=8"), "num_tokens=8", "num_classes=5")
     refused(GPT, place.gpt(run, "data.codes=''"), "data.codes and data.tokenizer must name")
     refused(
         GPT,
@@ -329,7 +327,7 @@ def test_codes_of_another_tokenizer_are_refused(place, refused, tmp_path):
         "data.global_batch_size=5",
         "multiple of 2",
     )
-    refused(GPT, place.gpt(run, "model.heads=3"), "model.width=16 must be divisible by", "model.heads=3")
+    refused(GPT, place.gpt(run, "model.gpt.heads=3"), "model.gpt.width=16 must be divisible by", "heads=3")
     assert not run.exists()
 
 

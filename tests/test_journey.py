@@ -190,7 +190,7 @@ def test_the_gpt_starts_at_the_logarithm_of_the_codebook(journey, gpt, tokenizer
     losses = [r["loss"] for r in read_metrics(run / "gpt") if "loss" in r]
     assert losses[0] == pytest.approx(math.log(32), rel=1e-5) and losses[-1] < losses[0]
     assert gpt.provenance.stamp["tokenizer_fingerprint"] == tokenizer.provenance.fingerprint
-    assert (gpt.config.vocab_size, gpt.config.num_tokens, gpt.config.num_classes) == (32, 16, 10)
+    assert (gpt.codebook_sizes, gpt.num_tokens, gpt.num_classes) == ((32,), 16, 10)
 
 
 def test_the_same_training_command_again_changes_nothing(journey):

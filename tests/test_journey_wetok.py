@@ -34,7 +34,7 @@ def test_the_tokenizer_went_through_both_stages(run):
 
 def test_codes_and_gpt_have_two_indices_a_token(run):
     store, gpt = CodeStore(run / "codes", "train"), load_gpt(run / "gpt")
-    assert store.codes.shape[2:] == (16, 2) and store.manifest.streams == gpt.config.streams == [256, 256]
+    assert store.codes.shape[2:] == (16, 2) and store.manifest.codebook_sizes == list(gpt.codebook_sizes) == [256, 256]
 
 
 def test_results_and_report_are_there(run):

@@ -21,7 +21,6 @@ from engine.data.sources import open_source
 from engine.messages import ConfigError
 from engine.run_log import read_metrics
 from tokenizer import load_tokenizer
-from tokenizer.loading import streams_of
 from tokenizer.training.checks import validate
 
 QUANTIZERS = {  # overrides; each but FSQ has an entropy loss
@@ -78,12 +77,11 @@ def test_every_quantizer_in_every_tokenizer_under_its_head(network, quantizer, t
     assert len(losses) == 3 and all(torch.isfinite(torch.tensor(losses)))
 
     model = load_tokenizer(tmp_path / "tokenizer")
-    streams = streams_of(model)
+    sizes = list(model.quantizer.group_sizes)
     for split in ("train", "val"):
-        extract_split(model, config.data, split, "centre", tmp_path / "codes", 4, world)
+        extract_split(model, config.data, split, "center", tmp_path / "codes", 4, world)
     store = CodeStore(tmp_path / "codes", "train")
-    own = (len(streams),) if streams else ()
-    assert store.codes.shape[2:] == (model.num_tokens, *own)
+    assert store.codes.shape[2:] == ((model.num_tokens, len(sizes)) if len(sizes) > 1 else (model.num_tokens,))
     with torch.inference_mode():
         images = center_batch(open_source(config.data, "train"), 8, range(3))
         out = model(to_float(images))
@@ -91,15 +89,14 @@ def test_every_quantizer_in_every_tokenizer_under_its_head(network, quantizer, t
         assert torch.equal(stored, out.quantized.indices)
         torch.testing.assert_close(model.decode_indices(stored), out.reconstructions, atol=1e-4, rtol=1e-4)
 
-    sizes = f"streams: {streams}" if streams else f"vocab_size: {model.quantizer.codebook_size}"
-    overrides = [f"model={{{sizes}, num_tokens: {model.num_tokens}}}", "loop.steps=3"]
+    overrides = [f"model.gpt={{codebook_sizes: {sizes}, num_tokens: {model.num_tokens}}}", "loop.steps=3"]
     gpt_config = tiny.gpt_config(tmp_path / "gpt", tmp_path / "codes", tmp_path / "tokenizer", *overrides)
     autoregressive.train.train(gpt_config, world)
     gpt = load_gpt(tmp_path / "gpt")
     require_pair(gpt, model)
-    draw = seeded_draw(0, torch.arange(2), gpt.config.num_tokens * gpt.config.num_indices)
+    draw = seeded_draw(0, torch.arange(2), gpt.num_draws)
     tokens = generate(gpt, torch.tensor([0, 1]), draw=draw, guidance=Guidance(scale=1.5))
-    assert tokens.shape == (2, *gpt.config.token_shape)
+    assert tokens.shape == (2, *gpt.token_shape)
     made = model.decode_indices(tokens)
     assert made.shape == (2, 3, 8, 8) and torch.isfinite(made).all()
 

@@ -38,7 +38,7 @@ data: {{image_size: 8, global_batch_size: 4, num_workers: 0}}
 validation: {{num_images: 4, batch_size: 2}}
 {LOOP}"""  # 8 px images, 4 tokens of 16 codes
 GPT = f"""\
-model: {{width: 16, layers: 2, heads: 2, vocab_size: 16, num_tokens: 4, num_classes: 2}}
+model: {{gpt: {{width: 16, layers: 2, heads: 2, vocab_size: 16, num_tokens: 4, num_classes: 2}}}}
 optim: {{lr: 1e-2, schedule: constant}}
 data: {{global_batch_size: 4, num_workers: 0}}
 validation: {{num_images: 4, batch_size: 2, preview_classes: 0}}

@@ -1,29 +1,33 @@
-"""The GPT of GigaTok and LlamaGen: a Llama-style decoder over image tokens, conditioned on a class (arXiv:2406.06525,
-section 3.2).
+"""The GPT of GigaTok, LlamaGen and WeTok: a Llama-style decoder over image tokens, conditioned on a class.
 
-The sequence is [class, token 0, ..., token N-2]; position p predicts token p. RMSNorm before attention and SwiGLU, no
-biases, no weight tying. Positions are a learned table (GigaTok), or 2D rotary on a square grid of tokens (LlamaGen).
-Tokens of several indices (`streams`, WeTok) are read and written by `autoregressive.heads`.
+arXiv:2406.06525, section 3.2. The sequence is [class, token 0, ..., token N-2]; position p predicts token p. RMSNorm
+before attention and SwiGLU, no biases, no weight tying. Positions are a learned table (GigaTok), or 2D rotary on a
+square grid of tokens (LlamaGen, WeTok). Tokens are read and written by a head (`autoregressive.models.heads`).
 
 Shapes    labels (B,) int64, `num_classes` is the null class      tokens (B,N) int64      logits (B,N,V) float32
-          with k streams tokens (B,N,k) and logits (B,N,k,V)
+          with k indices per token: tokens (B,N,k) and logits (B,N,k,V)
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoregressive.models.heads import FactorizedHead
+from autoregressive.guidance import UNGUIDED, Guidance
+from autoregressive.models.base import Generator
+from autoregressive.models.heads import HEADS, HeadSettings, default_head
 from autoregressive.models.kv_cache import KVCache
-from autoregressive.models.layers import Layer, RMSNorm
-from autoregressive.models.rope import rope2d_table
+from autoregressive.models.layers import Layer
+from autoregressive.models.rope import NoRope, Rope2D
+from autoregressive.sampling import DecodingSettings, Draw, IndexSettings, PerIndex, probabilities
 from engine.messages import ConfigError
-from engine.registry import transformer_size
+from engine.validation import Problem, Section, at_least, in_range, one_of
 
 SIZES = {  # width, layers, heads
     "b": (768, 12, 12),
@@ -35,142 +39,276 @@ SIZES = {  # width, layers, heads
 
 
 @dataclass(kw_only=True, slots=True)
-class GPTConfig:
-    """A named size, or its own width, layers and heads; and the data it is for."""
+class GPTConfig(Section):
+    """A named size, or width, layers and heads; and the tokens and classes that it is for."""
 
     size: str | None = None  # b | l | xl | xxl | 3b
     width: int | None = None
     layers: int | None = None
     heads: int | None = None
-    vocab_size: int = 16384  # codebook size of the tokenizer; not used with streams
-    streams: list[int] = field(default_factory=list)  # codebook size of each index of a token; empty = one index
-    head_layers: int = 2  # with streams: of the transformer over the indices of a token
-    num_tokens: int = 256  # tokens of an image
+    vocab_size: int = 16384  # codebook size of tokens with one index; not used with codebook_sizes
+    codebook_sizes: list[int] = field(default_factory=list)  # codebook size of each index of a token; empty = one index
+    head: str | None = None  # plain | factorized; null: plain for one index per token, factorized for several
+    head_layers: int = 2  # factorized head: layers of its transformer over the indices of a token
+    num_tokens: int = 256  # tokens per image
     num_classes: int = 1000
     positions: Literal["learned", "rope2d"] = "learned"  # rope2d: num_tokens is a square grid, row-major
     qk_norm: bool = False  # layer norm of queries and keys of each head; no published model has it
-    class_dropout_prob: float = 0.1  # training: share of labels replaced by the null class
+    class_dropout_prob: float = 0.1  # training: fraction of labels replaced by the null class
     token_dropout: float = 0.1  # training: after the embeddings
     residual_dropout: float = 0.1  # training: after attention and after the MLP
 
-    def __post_init__(self) -> None:
+    def problems(self) -> Iterator[Problem]:
+        yield from self._size_problems()
+        for name in ("vocab_size", "head_layers", "num_tokens", "num_classes"):
+            yield from at_least(self, name, 1)
         for name in ("class_dropout_prob", "token_dropout", "residual_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"model.{name}={getattr(self, name)} must lie in 0..1")
-        if min(self.vocab_size, self.num_tokens, self.num_classes, self.head_layers, *self.streams) < 1:
-            raise ConfigError("model: vocab_size, streams, num_tokens, num_classes and head_layers must be 1 or more")
-        if self.positions == "rope2d" and len(self.streams) > self.num_tokens + 1:
-            raise ConfigError(f"model.streams: at most {self.num_tokens + 1} with rope2d, one a row of the table")
-        if self.positions == "rope2d" and math.isqrt(self.num_tokens) ** 2 != self.num_tokens:
-            raise ConfigError(f"model.num_tokens={self.num_tokens} must be a square number with positions=rope2d")
+            yield from in_range(self, name, 0, 1)
+        yield from self._head_problems()
+        if self.positions == "rope2d" and self.num_tokens >= 1:
+            yield from self._rope_problems()
+
+    def _size_problems(self) -> Iterator[Problem]:
+        sizes = {name: getattr(self, name) for name in ("width", "layers", "heads")}
+        given = [name for name, value in sizes.items() if value is not None]
+        if self.size is not None:
+            if given:
+                yield Problem("size", self.size, f"null where {', '.join(given)} is given")
+            else:
+                yield from one_of(self, "size", SIZES)
+            return
+
+        # Nothing at all is the section of a model that is not in use; `dims` refuses to build it.
+        if not given:
+            return
+        for name, value in sizes.items():
+            if value is None:
+                yield Problem(name, None, f"given with {', '.join(given)}, where there is no size")
+            else:
+                yield from at_least(self, name, 1)
+        if len(given) == len(sizes) and min(sizes.values()) >= 1:
+            multiple = self._width_multiple(self.heads)
+            if self.width % multiple:
+                with_what = f"heads={self.heads} and positions={self.positions}"
+                yield Problem("width", self.width, f"divisible by {multiple} with {with_what}")
+
+    def _head_problems(self) -> Iterator[Problem]:
+        if min(self.codebook_sizes, default=1) < 1:
+            yield Problem("codebook_sizes", self.codebook_sizes, "numbers of 1 or more")
+        if self.head is None:
+            return
+        yield from one_of(self, "head", HEADS)
+        most = HEADS[self.head].max_indices if self.head in HEADS else None
+        if most is not None and len(self.index_sizes) > most:
+            sizes = self.codebook_sizes
+            yield Problem("head", self.head, f"null or another, for tokens of several indices (codebook_sizes={sizes})")
+
+    def _rope_problems(self) -> Iterator[Problem]:
+        if math.isqrt(self.num_tokens) ** 2 != self.num_tokens:
+            yield Problem("num_tokens", self.num_tokens, "a square number with positions=rope2d")
+        rows = self.num_tokens + 1
+        if len(self.codebook_sizes) > rows:
+            accepted = f"at most {rows} sizes with positions=rope2d, one per row of the rotary table"
+            yield Problem("codebook_sizes", self.codebook_sizes, accepted)
+
+    def _width_multiple(self, heads: int) -> int:
+        """What the width must be a multiple of: 2D rotary positions turn pairs of channels, of rows and of columns."""
+        return heads * 4 if self.positions == "rope2d" else heads
 
     @property
-    def num_indices(self) -> int:
-        """Of a token."""
-        return max(1, len(self.streams))
+    def index_sizes(self) -> tuple[int, ...]:
+        """Codebook size of each index of a token."""
+        return tuple(self.codebook_sizes) or (self.vocab_size,)
 
     @property
-    def token_shape(self) -> tuple[int, ...]:
-        """Of the tokens of an image: (N,) or (N,k)."""
-        return (self.num_tokens, len(self.streams)) if self.streams else (self.num_tokens,)
+    def head_name(self) -> str:
+        """The head that is built: that of the config, or the one for this number of indices."""
+        return self.head or default_head(len(self.index_sizes))
 
     def dims(self) -> tuple[int, int, int]:
-        """(width, layers, heads)."""
-        width, layers, heads = transformer_size(self, SIZES, "model")
-        multiple = heads * (4 if self.positions == "rope2d" else 1)
-        if width % multiple:
-            raise ConfigError(f"model.width={width} must be divisible by {multiple} for model.heads={heads}")
-        return width, layers, heads
+        """(width, layers, heads). Raises ConfigError where neither they nor a size are given."""
+        if self.size is not None:
+            return SIZES[self.size]
+        if self.width is None:
+            raise ConfigError(f"model.gpt: give size (one of {', '.join(SIZES)}) or width, layers and heads")
+        return self.width, self.layers, self.heads
 
 
-class GPT(nn.Module):
-    """See the module docstring."""
+def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Cross entropy in nats, mean over all tokens, summed over the indices of a token.
 
-    forward_methods = ("next_hidden", "index_logits")  # called from outside beside `forward`
+    Logits (B,N,V) and tokens (B,N), or (B,N,k,V) and (B,N,k).
+    """
+    num_indices = tokens.shape[2] if tokens.ndim == 3 else 1
+    return num_indices * F.cross_entropy(logits.flatten(0, -2), tokens.flatten())
+
+
+class GPT(Generator):
+    """See the module docstring, and `Generator` for what is asked of it."""
+
+    config_class = GPTConfig
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.config = config
         width, layers, heads = config.dims()
-        self.null_class = config.num_classes
+        self.config = config
+        self.num_classes = config.num_classes
+        self.num_tokens = config.num_tokens
+        self.num_layers = layers
+        self.codebook_sizes = config.index_sizes
+        self.class_dropout_prob = config.class_dropout_prob
+        self.published_size = config.size
+
+        # The order of what follows fixes the random numbers of a start and the order of the parameters.
+        self.rope = Rope2D(math.isqrt(self.num_tokens), width // heads) if config.positions == "rope2d" else NoRope()
         self.class_embedding = nn.Embedding(config.num_classes + 1, width)
-        self.head = None
-        if config.streams:
-            own = nn.ModuleList(Layer(width, heads, config.residual_dropout) for _ in range(config.head_layers))
-            self.head = FactorizedHead(config.streams, width, own, RMSNorm(width))
-        else:
-            self.token_embedding = nn.Embedding(config.vocab_size, width)
+        head_settings = HeadSettings(
+            codebook_sizes=config.index_sizes,
+            width=width,
+            heads=heads,
+            layers=config.head_layers,
+            dropout=config.residual_dropout,
+            qk_norm=config.qk_norm,
+            rope=self.rope,
+        )
+        self.head = HEADS[config.head_name](head_settings)
+        self.head.add_input(self)
         self.positional_embedding = None
         if config.positions == "learned":
             self.positional_embedding = nn.Parameter(torch.randn(config.num_tokens + 1, width) * width**-0.5)
         self.token_dropout = nn.Dropout(config.token_dropout)
-        self.layers = nn.ModuleList(Layer(width, heads, config.residual_dropout) for _ in range(layers))
-        for layer in (*self.layers, *(self.head.layers if self.head else ())) if config.qk_norm else ():
-            layer.attention.add_qk_norm()
-        if self.head is None:
-            self.norm = RMSNorm(width)
-            self.output = nn.Linear(width, config.vocab_size, bias=False)
+        self.layers = nn.ModuleList(Layer(width, heads, config.residual_dropout, config.qk_norm) for _ in range(layers))
+        self.head.add_output(self)
+
         self.apply(self._init)
-        for output in [self.output] if self.head is None else self.head.outputs:
-            nn.init.zeros_(output.weight)  # the first loss is log(vocab_size)
+        for output in self.head.output_layers():
+            nn.init.zeros_(output.weight)  # every code is equally likely: the first loss is log(codebook size)
 
     @staticmethod
     def _init(module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
 
-    def embed_tokens(self, tokens: Tensor) -> Tensor:
-        """Tokens (B,n) or (B,n,k) -> (B,n,C)."""
-        return self.token_embedding(tokens) if self.head is None else self.head.embed(tokens)
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        return self.head.token_shape(self.num_tokens)
 
-    def embed(self, labels: Tensor, tokens: Tensor) -> Tensor:
-        """[class, tokens], with learned positions where the model has them: (B,), (B,n) -> (B,n+1,C)."""
-        x = torch.cat([self.class_embedding(labels)[:, None], self.embed_tokens(tokens)], dim=1)
-        if self.positional_embedding is not None:
-            x = x + self.positional_embedding[: x.shape[1]]
-        return self.token_dropout(x)
-
-    def rope(self, first: int, count: int, device: torch.device) -> Tensor | None:
-        """The rotary table of `count` positions from `first` on, or None for learned positions."""
-        if self.config.positions == "learned":
-            return None
-        width, _, heads = self.config.dims()
-        table = rope2d_table(math.isqrt(self.config.num_tokens), width // heads, device)
-        return table[first : first + count]
-
+    # ---------------------------------------------------------------------------------------- all tokens at once
     def forward(self, labels: Tensor, tokens: Tensor, drop: Tensor | None = None) -> Tensor:
-        """Teacher-forced logits (B,N,V) of all tokens (B,N). Rows where `drop` (B,) is true lose their class."""
+        """Teacher-forced logits of all tokens. Rows where `drop` (B,) is true lose their class."""
         if drop is not None:
             labels = torch.where(drop, self.null_class, labels)
-        hidden = self.features(labels, tokens, len(self.layers))
-        if self.head is not None:
-            return self.head(hidden, tokens, self.rope(0, tokens.shape[2], hidden.device))
-        return self.output(self.norm(hidden)).float()
+        return self.head.logits(self.features(labels, tokens, self.num_layers), tokens)
 
     def features(self, labels: Tensor, tokens: Tensor, layer: int) -> Tensor:
         """Hidden states (B,N,C) after layer number `layer`, counted from 1, without the final norm."""
         x = self.embed(labels, tokens[:, :-1])
-        rope = self.rope(0, x.shape[1], x.device)
+        rope = self.rope.rows(0, x.shape[1], x.device)
         for block in self.layers[:layer]:
             x = block(x, rope)
         return x
 
-    def next_hidden(self, inputs: Tensor, position: int, cache: KVCache) -> Tensor:
+    def embed(self, labels: Tensor, tokens: Tensor) -> Tensor:
+        """[class, tokens], with learned positions where the model has them: (B,), (B,n) -> (B,n+1,C)."""
+        x = torch.cat([self.class_embedding(labels)[:, None], self.head.embed(tokens)], dim=1)
+        if self.positional_embedding is not None:
+            x = x + self.positional_embedding[: x.shape[1]]
+        return self.token_dropout(x)
+
+    def loss(self, outputs: Tensor, tokens: Tensor) -> Tensor:
+        """`next_token_loss` of the logits of `forward`."""
+        return next_token_loss(outputs, tokens)
+
+    # ---------------------------------------------------------------------------------------- token by token
+    @torch.inference_mode()
+    def sample(
+        self,
+        labels: Tensor,
+        *,
+        draw: Draw,
+        guidance: Guidance = UNGUIDED,
+        temperature: PerIndex[float] = 1.0,
+        top_k: PerIndex[int] = 0,
+        top_p: PerIndex[float] = 1.0,
+    ) -> Tensor:
+        """Tokens (B,N) or (B,N,k) for class `labels` (B,); see `Generator.sample`.
+
+        With guidance the batch is doubled, conditional rows first; as soon as no later token needs them, the
+        unconditional rows are dropped.
+        """
+        assert not self.training, "sampling needs evaluation mode: call eval() first"
+        batch = len(labels)
+        settings = DecodingSettings(
+            self.num_tokens,
+            len(self.codebook_sizes),
+            guidance=guidance,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
+
+        # The first input is the class. Unconditional rows follow where any token is guided.
+        inputs = labels
+        if settings.num_guided > 0:
+            inputs = torch.cat([labels, torch.full_like(labels, self.null_class)])
+        cache = self.new_cache(len(inputs))
+        head_cache = self.head.new_cache(len(inputs), self.dtype, self.device)
+
+        tokens = []
+        for position in range(self.num_tokens):
+            if position == settings.num_guided and len(inputs) > batch:
+                inputs = inputs[:batch]
+                cache.keep_rows(batch)
+                head_cache.keep_rows(batch)
+
+            # Both halves of a guided batch go on with the same token.
+            hidden = self.decode_hidden(inputs, position, cache)
+            token = self._draw_token(hidden, position, settings.at(position), draw, batch, head_cache)
+            tokens.append(token)
+            inputs = torch.cat([token] * (len(inputs) // batch))
+        return torch.stack(tokens, dim=1)
+
+    def _draw_token(
+        self,
+        hidden: Tensor,
+        position: int,
+        settings: list[IndexSettings],
+        draw: Draw,
+        batch: int,
+        head_cache: KVCache,
+    ) -> Tensor:
+        """Draws the indices of one token, one after the other: (batch,) or (batch,k).
+
+        `hidden` has `batch` conditional rows, and as many unconditional ones after them where the token is guided.
+        """
+        x = hidden
+        indices = []
+        for number, options in enumerate(settings):
+            logits = self.head.next_logits(x, number, head_cache)
+            guided = logits[:batch]
+            if options.guidance_scale != 1:
+                unconditional = logits[batch:]
+                guided = unconditional + (guided - unconditional) * options.guidance_scale
+
+            p = probabilities(guided, options.temperature, options.top_k, options.top_p)
+            index = draw(p, position * len(settings) + number)
+            indices.append(index)
+            x = torch.cat([index] * (len(hidden) // batch))
+        return torch.stack(indices, dim=-1).reshape(batch, *self.token_shape[1:])
+
+    def decode_hidden(self, inputs: Tensor, position: int, cache: KVCache) -> Tensor:
         """Hidden state (B,C) at `position`. `inputs`: class labels (B,) at position 0, then the token before."""
-        x = (self.class_embedding if position == 0 else self.embed_tokens)(inputs)[:, None]
+        embedded = self.class_embedding(inputs) if position == 0 else self.head.embed(inputs)
+        x = embedded[:, None]
         if self.positional_embedding is not None:
             x = x + self.positional_embedding[position]
-        rope = self.rope(position, 1, x.device)
-        for i, layer in enumerate(self.layers):
-            x = layer(x, rope, (cache.keys[i], cache.values[i]), position)
+
+        rope = self.rope.rows(position, 1, x.device)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, rope, cache.layer(number), position)
         return x[:, 0]
 
-    def index_logits(self, x: Tensor, i: int, cache: KVCache) -> Tensor:
-        """Logits (B,V) of index i of a token: x is its hidden state (B,C) for i = 0, then index i - 1 (B,)."""
-        if self.head is None:
-            return self.output(self.norm(x)).float()
-        return self.head.next_logits(x, i, self.rope(i, 1, x.device), cache.head)
-
-    def next_logits(self, inputs: Tensor, position: int, cache: KVCache) -> Tensor:
-        """Logits (B,V) of token number `position`, or of the first of its indices."""
-        return self.index_logits(self.next_hidden(inputs, position, cache), 0, cache)
+    def new_cache(self, batch_size: int) -> KVCache:
+        """An empty cache for `decode_hidden`."""
+        width, layers, heads = self.config.dims()
+        return KVCache(layers, batch_size, heads, self.num_tokens, width // heads, dtype=self.dtype, device=self.device)

@@ -1,50 +1,185 @@
-"""The factorised head of WeTok (arXiv:2508.05599, section 3.4): k indices per token, one after the other.
+"""How a GPT reads and writes a token: the plain head for one index per token, the factorized head for several.
 
-A token's k indices are read by k embedding tables, summed. They are written by a small transformer over the k of one
-position: it sees the hidden state of that position, then indices 0, 1, ... by the same tables, and predicts the next.
-
-Shapes    hidden (B,N,C)      tokens (B,N,k) int64      logits (B,N,k,V), V the largest of the k sizes; -inf beyond a
-          smaller one
+Shapes    hidden (B,N,C)      tokens (B,N) or (B,N,k) int64      logits (B,N,V) or (B,N,k,V) float32
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Cache = tuple[Tensor, Tensor]  # keys and values of all layers, (layers, B, heads, k, head_dim)
+from autoregressive.models.kv_cache import KVCache
+from autoregressive.models.layers import Layer, RMSNorm
+from autoregressive.models.rope import Rope
 
 
-class FactorizedHead(nn.Module):
-    """See the module docstring. `layers` and `norm` are those of the transformer over the k indices."""
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """What a head is built from."""
 
-    def __init__(self, sizes: Sequence[int], width: int, layers: nn.ModuleList, norm: nn.Module) -> None:
-        super().__init__()
-        self.tables = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
-        self.layers, self.norm = layers, norm
-        self.outputs = nn.ModuleList(nn.Linear(width, size, bias=False) for size in sizes)
+    codebook_sizes: tuple[int, ...]  # one entry per index of a token
+    width: int  # channels of the GPT
+    heads: int  # attention heads of a transformer of the head's own; its layers, dropout and positions follow
+    layers: int
+    dropout: float
+    qk_norm: bool
+    rope: Rope
+
+
+class Head:
+    """Base class of all heads; a head is entered in `HEADS`.
+
+    The GPT builds a head as `Class(settings)` after the class embedding, calls `add_input` then and `add_output` after
+    its own layers. A head that is a `nn.Module` holds its parameters itself and need not define these two.
+    """
+
+    max_indices: ClassVar[int | None] = None  # indices per token that it can write; None = any number
+
+    def add_input(self, gpt: nn.Module) -> None:
+        """Registers modules that read tokens in the GPT itself."""
+
+    def add_output(self, gpt: nn.Module) -> None:
+        """Registers modules that write tokens in the GPT itself."""
+
+    def output_layers(self) -> Sequence[nn.Linear]:
+        """The layers that give logits; the GPT starts them at zero."""
+        raise NotImplementedError
+
+    def token_shape(self, num_tokens: int) -> tuple[int, ...]:
+        """Shape of one image's tokens."""
+        raise NotImplementedError
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Tokens (...,k) -> (...,C)."""
+        """Tokens (B,n) or (B,n,k), or without n -> hidden states (B,n,C), or (B,C)."""
+        raise NotImplementedError
+
+    def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Teacher-forced logits of all tokens, from the hidden states (B,N,C) of their positions."""
+        raise NotImplementedError
+
+    def next_logits(self, x: Tensor, index: int, cache: KVCache) -> Tensor:
+        """Logits (B,V) of one index of one token: x is the hidden state (B,C) for index 0, then index - 1 (B,)."""
+        raise NotImplementedError
+
+    def new_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+        """An empty cache for `next_logits`. Every token uses it anew, from index 0 on."""
+        raise NotImplementedError
+
+
+class PlainHead(Head):
+    """One index per token: an embedding table reads it, a norm and a linear layer write it.
+
+    Published files have these three at the top level. They are therefore modules of the GPT, `token_embedding`, `norm`
+    and `output`, in the order of the published code; this class only refers to them and is no `nn.Module`.
+    """
+
+    max_indices = 1
+
+    def __init__(self, settings: HeadSettings) -> None:
+        (self.codebook_size,) = settings.codebook_sizes
+        self.width = settings.width
+
+    def add_input(self, gpt: nn.Module) -> None:
+        self.embedding = nn.Embedding(self.codebook_size, self.width)
+        gpt.token_embedding = self.embedding
+
+    def add_output(self, gpt: nn.Module) -> None:
+        self.norm = RMSNorm(self.width)
+        self.output = nn.Linear(self.width, self.codebook_size, bias=False)
+        gpt.norm = self.norm
+        gpt.output = self.output
+
+    def output_layers(self) -> list[nn.Linear]:
+        return [self.output]
+
+    def token_shape(self, num_tokens: int) -> tuple[int, ...]:
+        return (num_tokens,)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.embedding(tokens)
+
+    def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        return self.output(self.norm(hidden)).float()
+
+    def next_logits(self, x: Tensor, index: int, cache: KVCache) -> Tensor:
+        return self.output(self.norm(x)).float()
+
+    def new_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+        """A cache of no layers: there is nothing to keep."""
+        return KVCache(0, batch_size, 1, 1, self.width, dtype=dtype, device=device)
+
+
+class FactorizedHead(Head, nn.Module):
+    """The head of WeTok (arXiv:2508.05599, section 3.4): k indices per token, one after the other.
+
+    A token's k indices are read by k embedding tables, summed. They are written by a small transformer over the k
+    indices of one position: it sees the hidden state of that position, then indices 0, 1, ... by the same tables, and
+    predicts the next. Logits of an index with fewer than V codes, the largest of the k sizes, are -inf beyond them.
+    """
+
+    def __init__(self, settings: HeadSettings) -> None:
+        super().__init__()
+        width = settings.width
+        sizes = settings.codebook_sizes
+        self.rope = settings.rope
+        self.attention_heads = settings.heads
+
+        # The layers are built before the tables and registered after them. Both orders are part of every run: one is
+        # that of the random numbers at the start, the other that of the parameters in the optimizer.
+        layers = nn.ModuleList(
+            Layer(width, settings.heads, settings.dropout, settings.qk_norm) for _ in range(settings.layers)
+        )
+        self.tables = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
+        self.layers = layers
+        self.norm = RMSNorm(width)
+        self.outputs = nn.ModuleList(nn.Linear(width, size, bias=False) for size in sizes)
+
+    def output_layers(self) -> Sequence[nn.Linear]:
+        return self.outputs
+
+    def token_shape(self, num_tokens: int) -> tuple[int, ...]:
+        return (num_tokens, len(self.tables))
+
+    def embed(self, tokens: Tensor) -> Tensor:
         return sum(table(index) for table, index in zip(self.tables, tokens.unbind(-1), strict=True))
 
-    def forward(self, hidden: Tensor, tokens: Tensor, rope: Tensor | None) -> Tensor:
-        """Teacher-forced logits of all indices of all tokens."""
-        read = [table(index) for table, index in zip(self.tables, tokens[..., :-1].unbind(-1), strict=False)]
-        x = torch.stack([hidden, *read], dim=2).flatten(0, 1)
+    def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        # One short sequence per position: its hidden state, then all its indices but the last.
+        embedded = [table(index) for table, index in zip(self.tables, tokens[..., :-1].unbind(-1), strict=False)]
+        x = torch.stack([hidden, *embedded], dim=2).flatten(0, 1)
+        rope = self.rope.rows(0, len(self.tables), x.device)
         for layer in self.layers:
             x = layer(x, rope)
         x = self.norm(x).unflatten(0, hidden.shape[:2])
-        logits = [output(x[:, :, i]).float() for i, output in enumerate(self.outputs)]
-        widest = max(part.shape[-1] for part in logits)
-        return torch.stack([F.pad(part, (0, widest - part.shape[-1]), value=-torch.inf) for part in logits], dim=2)
 
-    def next_logits(self, x: Tensor, i: int, rope: Tensor | None, cache: Cache) -> Tensor:
-        """Logits (B,V_i) of index i of one token; x is the hidden state (B,C) for i = 0, then index i - 1 (B,)."""
-        x = (x if i == 0 else self.tables[i - 1](x))[:, None]
-        for layer, keys, values in zip(self.layers, *cache, strict=True):
-            x = layer(x, rope, (keys, values), i)
-        return self.outputs[i](self.norm(x[:, 0])).float()
+        # Pad all to the largest codebook, with logits of impossible codes.
+        logits = [output(x[:, :, index]).float() for index, output in enumerate(self.outputs)]
+        widest = max(part.shape[-1] for part in logits)
+        padded = [F.pad(part, (0, widest - part.shape[-1]), value=-torch.inf) for part in logits]
+        return torch.stack(padded, dim=2)
+
+    def next_logits(self, x: Tensor, index: int, cache: KVCache) -> Tensor:
+        x = x if index == 0 else self.tables[index - 1](x)
+        x = x[:, None]
+        rope = self.rope.rows(index, 1, x.device)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, rope, cache.layer(number), index)
+        return self.outputs[index](self.norm(x[:, 0])).float()
+
+    def new_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+        heads = self.attention_heads
+        head_dim = self.norm.weight.shape[0] // heads
+        return KVCache(len(self.layers), batch_size, heads, len(self.tables), head_dim, dtype=dtype, device=device)
+
+
+HEADS: dict[str, type[Head]] = {"plain": PlainHead, "factorized": FactorizedHead}
+
+
+def default_head(num_indices: int) -> str:
+    """The name of the head for tokens of `num_indices` indices."""
+    return "plain" if num_indices == 1 else "factorized"

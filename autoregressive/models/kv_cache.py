@@ -1,27 +1,50 @@
-"""Keys and values of the tokens so far."""
+"""Keys and values of the tokens so far, for decoding one token at a time."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from autoregressive.models.gpt import GPT
+
+@dataclass
+class LayerCache:
+    """Keys and values of one layer, (B, heads, length, head_dim) each."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, position: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores `key` and `value` (B,heads,1,head_dim) at `position`; returns all keys and values up to there."""
+        self.keys[:, :, position] = key[:, :, 0]
+        self.values[:, :, position] = value[:, :, 0]
+        return self.keys[:, :, : position + 1], self.values[:, :, : position + 1]
 
 
 class KVCache:
-    """Keys and values of all layers, (layers, B, heads, length, head_dim); those of the head serve every token anew."""
+    """Keys and values of all layers of a transformer, (layers, B, heads, length, head_dim) each."""
 
-    def __init__(self, gpt: GPT, batch_size: int) -> None:
-        (width, layers, heads), config, like = gpt.config.dims(), gpt.config, gpt.class_embedding.weight
-        depth = config.head_layers if config.streams else 0
-        sizes = 2 * [(layers, config.num_tokens)] + 2 * [(depth, config.num_indices)]
-        shapes = [(n, batch_size, heads, length, width // heads) for n, length in sizes]
-        empty = [torch.zeros(shape, dtype=like.dtype, device=like.device) for shape in shapes]
-        self.keys, self.values, self.head = empty[0], empty[1], tuple(empty[2:])
+    def __init__(
+        self,
+        layers: int,
+        batch_size: int,
+        heads: int,
+        length: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (layers, batch_size, heads, length, head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    def layer(self, number: int) -> LayerCache:
+        """The part of layer `number`, counted from 0; it shares memory with the whole."""
+        return LayerCache(self.keys[number], self.values[number])
 
     def keep_rows(self, count: int) -> None:
         """Drops all rows of the batch after the first `count`."""
-        self.keys, self.values = self.keys[:, :count], self.values[:, :count]
-        self.head = tuple(part[:, :count] for part in self.head)
+        self.keys = self.keys[:, :count]
+        self.values = self.values[:, :count]

@@ -6,14 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoregressive.models.kv_cache import LayerCache
 from autoregressive.models.rope import apply_rope
 
 NORM_EPS = 1e-5
+MLP_MULTIPLE = 256  # the hidden width of the SwiGLU is rounded up to a multiple of this
 
 
 def mlp_width(width: int) -> int:
     """Hidden width of the SwiGLU: 2/3 of 4 * width, rounded up to a multiple of 256."""
-    return -(-int(2 * (4 * width) / 3) // 256) * 256
+    exact = int(2 * (4 * width) / 3)
+    multiples = -(-exact // MLP_MULTIPLE)  # division that rounds up
+    return multiples * MLP_MULTIPLE
 
 
 class RMSNorm(nn.Module):
@@ -29,39 +33,32 @@ class RMSNorm(nn.Module):
         return normed.type_as(x) * self.weight
 
 
-Cached = tuple[Tensor, Tensor] | None  # keys and values of one layer
-
-
 class Attention(nn.Module):
-    """Causal self-attention."""
+    """Causal self-attention. `qk_norm`: layer norm of the queries and keys of each head, before any rotation."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, qk_norm: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.wqkv = nn.Linear(width, 3 * width, bias=False)
         self.wo = nn.Linear(width, width, bias=False)
         self.dropout = nn.Dropout(dropout)
-        self.q_norm = self.k_norm = nn.Identity()
+        self.q_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
 
-    def add_qk_norm(self) -> None:
-        """Normalises queries and keys of each head from now on, before any rotation."""
-        width = self.wo.in_features // self.heads
-        self.q_norm, self.k_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-
-    def forward(self, x: Tensor, rope: Tensor | None, cached: Cached = None, position: int = 0) -> Tensor:
-        """x (B,N,C), rope (N,head_dim/2,2) or None.
-
-        With `cached` keys and values (B,heads,length,head_dim), x is the one token at `position`.
-        """
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.wqkv(x).chunk(3, dim=-1))
-        q, k = self.q_norm(q), self.k_norm(k)
+    def forward(self, x: Tensor, rope: Tensor | None, cache: LayerCache | None = None, position: int = 0) -> Tensor:
+        """x (B,N,C), rope (N,head_dim/2,2) or None. With a `cache`, x is the one token at `position`."""
+        heads = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.wqkv(x).chunk(3, dim=-1))
+        q, k, v = heads
+        q = self.q_norm(q)
+        k = self.k_norm(k)
         if rope is not None:
-            q, k = apply_rope(q, rope), apply_rope(k, rope)
-        if cached is not None:
-            keys, values = cached
-            keys[:, :, position], values[:, :, position] = k[:, :, 0], v[:, :, 0]
-            k, v = keys[:, :, : position + 1], values[:, :, : position + 1]
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=cached is None)
+            q = apply_rope(q, rope)
+            k = apply_rope(k, rope)
+
+        # The one token of a cached step may see all that is stored; else each token sees those up to itself.
+        if cache is not None:
+            k, v = cache.update(position, k, v)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
         return self.dropout(self.wo(out.transpose(1, 2).flatten(2)))
 
 
@@ -85,12 +82,14 @@ class Layer(nn.Module):
 
     parallel_unit = "shard"
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, qk_norm: bool = False) -> None:
         super().__init__()
-        self.attention = Attention(width, heads, dropout)
+        self.attention = Attention(width, heads, dropout, qk_norm)
         self.feed_forward = FeedForward(width, dropout)
-        self.attention_norm, self.ffn_norm = RMSNorm(width), RMSNorm(width)
+        self.attention_norm = RMSNorm(width)
+        self.ffn_norm = RMSNorm(width)
 
-    def forward(self, x: Tensor, rope: Tensor | None, cached: Cached = None, position: int = 0) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope, cached, position)
+    def forward(self, x: Tensor, rope: Tensor | None, cache: LayerCache | None = None, position: int = 0) -> Tensor:
+        """x (B,N,C); the other arguments are those of `Attention.forward`."""
+        x = x + self.attention(self.attention_norm(x), rope, cache, position)
         return x + self.feed_forward(self.ffn_norm(x))

@@ -1,1 +1,1 @@
-"""What training a GPT needs beside the model: config, construction, task."""
+"""What training a generator needs beside the model: config, construction, task."""

@@ -2,69 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import nn
 
 from autoregressive.codes import CodeStore
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
-from autoregressive.models.gpt import GPT, GPTConfig
+from autoregressive.models.base import Generator
+from autoregressive.models.registry import build_generator
 from autoregressive.sampling import seeded_draw
 from autoregressive.training.config import GPTTrainConfig
-from autoregressive.training.task import next_token_loss
+from autoregressive.training.task import Preview
 from engine.config import check_all
 from engine.memory_plan import plan
 from engine.run_log import Run
 from engine.world import World
+from tokenizer.models.base import Tokenizer
+
+PREVIEWS_PER_CLASS = 4
 
 
-def validate(config: GPTTrainConfig) -> GPT:
-    """Checks the sizes and returns the model on the meta device."""
+def validate(config: GPTTrainConfig) -> Generator:
+    """Builds the network on the meta device, which checks its sizes."""
     with torch.device("meta"):
-        return GPT(config.model)
+        return build_generator(config.model)
 
 
-def memory_plan(config: GPTTrainConfig, model: GPT, gpus: int) -> str:
-    """The memory that training `model` (on the meta device) needs, without that of the tokenizer for previews."""
-    model.rope(0, 1, torch.device("cpu"))  # real, for the cache outlives the plan
+def memory_plan(config: GPTTrainConfig, network: Generator, gpus: int) -> str:
+    """The memory that training `network` (on the meta device) needs, without that of the tokenizer for previews."""
 
     def forward(batch: int) -> torch.Tensor:
-        tokens = torch.zeros(batch, *config.model.token_shape, dtype=torch.long)
-        return next_token_loss(model(torch.zeros(batch, dtype=torch.long), tokens), tokens)
+        labels = torch.zeros(batch, dtype=torch.long)
+        tokens = torch.zeros(batch, *network.token_shape, dtype=torch.long)
+        return network.loss(network(labels, tokens), tokens)
 
-    return plan(model, forward, config.loop, config.data.global_batch_size, gpus, ema=config.ema_decay > 0)
+    return plan(network, forward, config.loop, config.data.global_batch_size, gpus, ema=config.ema_decay > 0)
 
 
-def check_codes(config: GPTConfig, store: CodeStore) -> None:
-    """An error where the model was configured for other codes."""
+def check_codes(network: Generator, name: str, store: CodeStore) -> None:
+    """Raises one ConfigError that lists all sizes of `network`, the generator `name`, that the codes do not have."""
     manifest = store.manifest
-    wanted: dict[str, Any] = {
-        "streams" if manifest.streams or config.streams else "vocab_size": manifest.streams or manifest.codebook_size,
-        "num_tokens": manifest.num_tokens,
-        "num_classes": len(manifest.class_names),
+    sizes = {
+        "codebook_sizes": (list(network.codebook_sizes), list(manifest.index_sizes)),
+        "num_tokens": (network.num_tokens, manifest.num_tokens),
+        "num_classes": (network.num_classes, len(manifest.class_names)),
     }
-    check_all(
-        [
-            f"model.{key}={getattr(config, key)}, but {store.folder} has {value}"
-            for key, value in wanted.items()
-            if getattr(config, key) != value
-        ]
-    )
+    problems = [
+        f"model.{name} has {key}={configured}, but {store.folder} has {stored}"
+        for key, (configured, stored) in sizes.items()
+        if configured != stored
+    ]
+
+    # The same sizes in another layout: a list of one index is not the same as a plain index.
+    if not problems and network.token_shape != manifest.token_shape:
+        problems.append(
+            f"model.{name} is for tokens of shape {network.token_shape}, but {store.folder} has {manifest.token_shape}"
+        )
+    check_all(problems)
 
 
-def preview_grid(config: GPTTrainConfig, tokenizer: nn.Module, run: Run, world: World) -> Callable | None:
-    """A function that writes a grid of samples: one class a row, four images."""
-    rows = min(config.validation.preview_classes, config.model.num_classes)
-    if rows == 0:
+def preview_grid(config: GPTTrainConfig, tokenizer: Tokenizer, run: Run, world: World) -> Preview | None:
+    """A function that writes a grid of samples, one row of four per class; None if no classes are asked for."""
+    if config.validation.preview_classes == 0:
         return None
-    labels = torch.arange(rows, device=world.device).repeat_interleave(4)
+    guidance = Guidance(scale=config.validation.guidance_scale)
 
-    def write(gpt: GPT, name: str) -> None:
-        draw = seeded_draw(config.loop.seed, torch.arange(len(labels)), gpt.config.num_tokens * gpt.config.num_indices)
-        tokens = generate(gpt, labels, draw=draw, guidance=Guidance(scale=config.validation.guidance_scale))
-        run.save_grid(name, tokenizer.decode_indices(tokens), 4)
+    def write(network: Generator, name: str) -> None:
+        num_classes = min(config.validation.preview_classes, network.num_classes)
+        labels = torch.arange(num_classes, device=world.device).repeat_interleave(PREVIEWS_PER_CLASS)
+        draw = seeded_draw(config.loop.seed, torch.arange(len(labels)), network.num_draws)
+        tokens = generate(network, labels, draw=draw, guidance=guidance)
+        run.save_grid(name, tokenizer.decode_indices(tokens), PREVIEWS_PER_CLASS)
 
     return write

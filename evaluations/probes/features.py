@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from autoregressive.codes import write_rows
 from autoregressive.loading import load_gpt, require_pair
-from autoregressive.models.gpt import GPT
+from autoregressive.models.base import Generator
+from autoregressive.models.registry import build_generator
 from engine.checkpoint.weights import fingerprint
 from engine.data.config import DataConfig
 from engine.data.images import to_float
@@ -81,7 +82,7 @@ def _chosen_layer(config: NetworkConfig, default: int | None, count: int) -> int
 
 def _of_gpt(config: NetworkConfig, networks: dict[str, nn.Module]) -> tuple[Tokens, int]:
     tokenizer, gpt = networks["tokenizer"], networks["gpt"]
-    layer = _chosen_layer(config, max(1, len(gpt.layers) // 2), len(gpt.layers))
+    layer = _chosen_layer(config, max(1, gpt.num_layers // 2), gpt.num_layers)
 
     def tokens(images: Tensor, training: bool) -> Tensor:
         codes = tokenizer.encode(images).indices
@@ -124,8 +125,9 @@ SOURCES = {"gpt": _of_gpt, "tokenizer": _of_tokenizer, "decoder": _of_decoder}
 def _redraw(network: nn.Module, seed: int) -> None:
     """Fresh weights in the place of the trained ones; the provenance says `weights: random`."""
     torch.manual_seed(seed)
-    of = network.provenance.config.model
-    fresh = GPT(of) if isinstance(network, GPT) else build_tokenizer(of, network.image_size)
+    model = network.provenance.config.model
+    is_generator = isinstance(network, Generator)
+    fresh = build_generator(model) if is_generator else build_tokenizer(model, network.image_size)
     network.load_state_dict(fresh.state_dict())
     network.provenance = replace(network.provenance, weights="random", fingerprint=fingerprint(network))
 

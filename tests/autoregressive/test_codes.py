@@ -64,7 +64,7 @@ def kill_after(monkeypatch, blocks: int) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- extraction
-@pytest.mark.parametrize(("views", "batch_size"), [("centre", 5), ("flip", 7), ("ten-crop", 30), ("ten-crop", 3)])
+@pytest.mark.parametrize(("views", "batch_size"), [("center", 5), ("flip", 7), ("ten-crop", 30), ("ten-crop", 3)])
 def test_codes_are_those_of_each_view_encoded_alone(tokenizer, source, tmp_path, world, views, batch_size):
     """Views of an image stay together, in order, for any batch size; labels and class names come along."""
     store = extract(tokenizer, tmp_path, world, views, batch_size)
@@ -90,12 +90,12 @@ def test_codes_are_those_of_each_view_encoded_alone(tokenizer, source, tmp_path,
     )
 
 
-def test_views_are_centre_mirror_and_ten_crops(source):
-    """Ten crops: of the centre crop to int(1.1 size), corners TL TR BL BR, centre, then the same five mirrored."""
+def test_views_are_center_mirror_and_ten_crops(source):
+    """Ten crops: of the center crop to int(1.1 size), corners TL TR BL BR, center, then the same five mirrored."""
     image = source.image(3)
-    centre = center_crop(image, 16)
-    assert torch.equal(views_of(source, 3, 16, "centre")[0], image_tensor(centre)[None])
-    flipped = torch.stack([image_tensor(centre), image_tensor(ImageOps.mirror(centre))])
+    center = center_crop(image, 16)
+    assert torch.equal(views_of(source, 3, 16, "center")[0], image_tensor(center)[None])
+    flipped = torch.stack([image_tensor(center), image_tensor(ImageOps.mirror(center))])
     assert torch.equal(views_of(source, 3, 16, "flip")[0], flipped)
     crops = views_of(source, 3, 16, "ten-crop")[0]
     big = center_crop(image, 17)

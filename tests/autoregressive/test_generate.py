@@ -73,8 +73,10 @@ def test_tokens_are_those_of_two_full_passes_for_every_token(gpt, guidance):
 
 
 def rows_per_token(gpt, guidance, monkeypatch) -> list[int]:
-    rows, forward = [], gpt.next_hidden
-    monkeypatch.setattr(gpt, "next_hidden", lambda inputs, *args: (rows.append(len(inputs)), forward(inputs, *args))[1])
+    rows, forward = [], gpt.decode_hidden
+    monkeypatch.setattr(
+        gpt, "decode_hidden", lambda inputs, *args: (rows.append(len(inputs)), forward(inputs, *args))[1]
+    )
     generate(gpt, LABELS, draw=draw(), guidance=guidance)
     return rows
 
@@ -314,18 +316,25 @@ def test_flags_of_the_sampler_become_settings():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--cfg-scale", "0.5"], r"guidance_scale=0\.5 must be 1 \(off\) or more"),
+        (["--cfg-scale", "0.5"], r"guidance\.scale=0\.5 must be 1 \(off\) or more"),
         (["--temperature", "0"], r"temperature=0\.0 must be above 0"),
-        (["--top-k", "-1"], r"top_k=-1 0 or more"),
-        (["--top-p", "0"], r"top_p=0\.0 in \(0, 1\]"),
-        (["--top-p", "1.5"], r"top_p=1\.5 in \(0, 1\]"),
+        (["--top-k", "-1"], r"top_k=-1 must be 0 \(all\) or more"),
+        (["--top-p", "0"], r"top_p=0\.0 must be in \(0, 1\]"),
+        (["--top-p", "1.5"], r"top_p=1\.5 must be in \(0, 1\]"),
     ],
 )
 def test_impossible_settings_are_named(flags, message):
     with pytest.raises(ConfigError, match=message):
         parsed(*flags)
-    with pytest.raises(ConfigError, match=r"guidance_schedule='cosine' is not known; choose one of: constant"):
+    with pytest.raises(ConfigError, match=r"schedule='cosine' must be one of: constant, linear, step"):
         Guidance(schedule="cosine")
+
+
+def test_all_impossible_settings_are_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        parsed("--cfg-scale", "0.5", "--top-k", "-1", "--temperature", "1,0")
+    for part in ("the sampler has 3 problems", "guidance.scale=0.5", "top_k=-1", "temperature=(1.0, 0.0)"):
+        assert part in str(caught.value)
 
 
 def test_greedy_settings_ignore_the_seed(pair):

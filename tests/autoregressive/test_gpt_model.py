@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoregressive.models.gpt import GPT, GPTConfig
-from autoregressive.models.kv_cache import KVCache
 from autoregressive.models.layers import mlp_width
 from autoregressive.published import GPT_NAMES
 from engine.messages import ConfigError
@@ -32,6 +31,16 @@ def gpt_of(seed: int = 0, **options) -> GPT:
 
 def sample(count: int = 3) -> tuple[Tensor, Tensor]:
     return torch.arange(count) % 5, torch.randint(0, 20, (count, 9))
+
+
+def cached_logits(gpt: GPT, inputs: Tensor, position: int, caches) -> Tensor:
+    """Logits (B,V) of token number `position` by cached steps; `caches`: those of the GPT and of its head."""
+    cache, head_cache = caches
+    return gpt.head.next_logits(gpt.decode_hidden(inputs, position, cache), 0, head_cache)
+
+
+def new_caches(gpt: GPT, count: int):
+    return gpt.new_cache(count), gpt.head.new_cache(count, gpt.dtype, gpt.device)
 
 
 def plain_forward(gpt: GPT, labels: Tensor, tokens: Tensor) -> Tensor:
@@ -66,12 +75,13 @@ def test_token_by_token_equals_one_pass(positions):
     """Cached keys and values give the logits of the full pass at every position, also after rows were dropped."""
     gpt, (labels, tokens) = gpt_of(positions=positions), sample()
     with torch.no_grad():
-        full, cache, inputs = gpt(labels, tokens), KVCache(gpt, 3), labels
+        full, caches, inputs = gpt(labels, tokens), new_caches(gpt, 3), labels
         for position in range(9):
             if position == 5:
-                cache.keep_rows(2)
+                for cache in caches:
+                    cache.keep_rows(2)
                 inputs = inputs[:2]
-            logits = gpt.next_logits(inputs, position, cache)
+            logits = cached_logits(gpt, inputs, position, caches)
             torch.testing.assert_close(logits, full[: len(inputs), position], rtol=1e-4, atol=1e-4)
             inputs = tokens[: len(inputs), position]
 
@@ -193,16 +203,20 @@ def test_residual_dropout_is_on_both_branches_of_a_layer():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": "b", "width": 768}, r"model: give either size=b or width"),
-        ({"size": "huge"}, r"model\.size='huge' is not known; choose one of: .*xxl"),
-        ({"width": 16, "layers": 1}, r"model: give size"),
-        ({**SMALL, "layers": 0}, "each 1 or more"),
-        ({**SMALL, "heads": 3}, r"model\.width=16 must be divisible by 3"),
+        ({}, r"model\.gpt: give size \(one of b, l, xl, xxl, 3b\) or width, layers and heads"),
+        ({"size": "b", "width": 768}, r"size='b' must be null where width is given"),
+        ({"size": "huge"}, r"size='huge' must be one of: .*xxl"),
+        ({"width": 16, "layers": 1}, r"heads=None must be given with width, layers"),
+        ({**SMALL, "layers": 0}, "layers=0 must be 1 or more"),
+        ({**SMALL, "heads": 3}, r"width=16 must be divisible by 3 with heads=3"),
         (
             {"width": 16, "layers": 1, "heads": 2, "num_tokens": 8, "positions": "rope2d"},
             r"num_tokens=8 must be a square",
         ),
-        ({**SMALL, "width": 12, "positions": "rope2d"}, r"model\.width=12 must be divisible by 8"),
+        ({**SMALL, "width": 12, "positions": "rope2d"}, r"width=12 must be divisible by 8"),
+        ({**SMALL, "head": "round"}, r"head='round' must be one of: factorized, plain"),
+        ({**SMALL, "head": "plain", "codebook_sizes": [4, 4]}, r"head='plain' must be null or another"),
+        ({**SMALL, "token_dropout": 1.5}, r"token_dropout=1\.5 must be in \[0, 1\]"),
     ],
 )
 def test_sizes_that_do_not_fit_name_their_key(options, message):
@@ -211,7 +225,7 @@ def test_sizes_that_do_not_fit_name_their_key(options, message):
 
 
 @pytest.mark.parametrize("positions", ["learned", "rope2d"])
-def test_qk_norm_normalises_each_head(positions):
+def test_qk_norm_normalizes_each_head(positions):
     """Scaling the weights of queries and keys changes nothing with it, and does without; cached steps agree; it has no
     published layout.
     """
@@ -221,8 +235,8 @@ def test_qk_norm_normalises_each_head(positions):
         torch.manual_seed(0)
         gpt = GPT(GPTConfig(**sizes, positions=positions, qk_norm=qk_norm)).eval()
         torch.nn.init.normal_(gpt.output.weight)
-        before, cache = gpt(labels, tokens), KVCache(gpt, 2)
-        steps = [gpt.next_logits(labels if t == 0 else tokens[:, t - 1], t, cache) for t in range(4)]
+        before, caches = gpt(labels, tokens), new_caches(gpt, 2)
+        steps = [cached_logits(gpt, labels if t == 0 else tokens[:, t - 1], t, caches) for t in range(4)]
         torch.testing.assert_close(torch.stack(steps, 1), before, atol=1e-5, rtol=1e-4)
         for layer in gpt.layers:
             layer.attention.wqkv.weight.data[:32] *= 40

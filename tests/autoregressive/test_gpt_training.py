@@ -17,11 +17,12 @@ from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, C
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
 from autoregressive.loading import require_pair
-from autoregressive.models.gpt import GPT
+from autoregressive.models.gpt import next_token_loss
+from autoregressive.models.registry import build_generator
 from autoregressive.sampling import seeded_draw
 from autoregressive.train import train
 from autoregressive.training.build import preview_grid
-from autoregressive.training.task import GPTTask, next_token_loss
+from autoregressive.training.task import GeneratorTask
 from engine.checkpoint.manifest import CheckpointError
 from engine.messages import ConfigError, UserError
 from engine.optim import OptimConfig
@@ -45,14 +46,16 @@ def config_of(given, run, *overrides, codes=None, tokenizer=None):
     return tiny.gpt_config(run, codes or given / "codes", tokenizer or given / "tokenizer", *overrides)
 
 
-def task_of(given, world, *overrides, ema_decay=0.0, batch_size=2, num_validation=100, preview=None) -> GPTTask:
+def task_of(given, world, *overrides, ema_decay=0.0, batch_size=2, num_validation=100, preview=None) -> GeneratorTask:
     config = config_of(given, given / "unused", *overrides)
     torch.manual_seed(0)
-    gpt = GPT(config.model)
+    gpt = build_generator(config.model)
     nn.init.normal_(gpt.output.weight, std=0.5)
     updater = TrainedModel(gpt, OptimConfig(lr=0.01), total_steps=10, world=world, ema_decay=ema_decay)
     options = {"validation": CodeStore(given / "codes", "val"), "num_validation": num_validation}
-    return GPTTask(updater, world=world, precision="fp32", batch_size=batch_size, preview=preview, **options)
+    return GeneratorTask(
+        updater, name="gpt", world=world, precision="fp32", batch_size=batch_size, preview=preview, **options
+    )
 
 
 def batch(count: int = 6):
@@ -73,7 +76,7 @@ def test_loss_is_the_mean_negative_log_probability_of_all_tokens():
 def test_an_update_trains_on_the_given_labels_tokens_and_drops(given, world):
     """Loss and gradients are those of one plain pass; without dropout nothing else enters."""
     task = task_of(given, world, "model.token_dropout=0", "model.residual_dropout=0")
-    gpt, seen, step, made = task.gpt.module, {}, task.gpt.step, batch()
+    gpt, seen, step, made = task.trained.module, {}, task.trained.step, batch()
     labels = torch.where(made["drop"], 2, made["labels"])
     loss = F.cross_entropy(gpt(labels, made["tokens"]).transpose(1, 2), made["tokens"])
     expected = torch.autograd.grad(loss, list(gpt.parameters()))
@@ -82,7 +85,7 @@ def test_an_update_trains_on_the_given_labels_tokens_and_drops(given, world):
         seen.update({name: p.grad.clone() for name, p in gpt.named_parameters()})
         return step(*args)
 
-    task.gpt.step = watched
+    task.trained.step = watched
     torch.testing.assert_close(task.train_step([made], 0)["loss"], loss.detach())
     for gradient, (name, actual) in zip(expected, seen.items(), strict=True):
         torch.testing.assert_close(actual, gradient, rtol=1e-4, atol=1e-6, msg=name)
@@ -93,9 +96,9 @@ def test_training_has_dropout_and_validation_has_not(given, world):
     task = task_of(given, world)
     task.evaluate(0)
     task.train_step([batch()], 0)
-    assert task.gpt.module.training
+    assert task.trained.module.training
     first = task.evaluate(1)
-    assert not task.gpt.module.training
+    assert not task.trained.module.training
     assert task.evaluate(1) == first
 
 
@@ -126,7 +129,7 @@ def test_validation_is_the_mean_over_held_out_images(given, world):
         task.batch_size = size
         results.append(task.evaluate(1))
     with torch.no_grad():
-        for prefix, network in (("val", task.gpt.module), ("val_ema", task.gpt.ema)):
+        for prefix, network in (("val", task.trained.module), ("val_ema", task.trained.ema)):
             expected = next_token_loss(network.eval()(labels, tokens), tokens).item()
             assert [r[f"{prefix}/loss"] for r in results] == pytest.approx([expected] * 3, rel=1e-5)
     assert results[0].keys() == {"val/loss", "val_ema/loss"}
@@ -134,8 +137,14 @@ def test_validation_is_the_mean_over_held_out_images(given, world):
     task.batch_size = 2
 
     def on_rank(rank_world):
-        task_on_rank = GPTTask(
-            task.gpt, world=rank_world, precision="fp32", validation=store, num_validation=100, batch_size=2
+        task_on_rank = GeneratorTask(
+            task.trained,
+            name="gpt",
+            world=rank_world,
+            precision="fp32",
+            validation=store,
+            num_validation=100,
+            batch_size=2,
         )
         return task_on_rank.evaluate(1)["val/loss"]
 
@@ -150,12 +159,12 @@ def test_only_the_asked_number_of_images_is_validated(given, world):
     assert rows.tolist() == task_of(given, world, num_validation=5).rows.tolist(), "the same in every run"
     tokens = torch.stack([store.tokens(i, 0) for i in rows])
     with torch.no_grad():
-        expected = next_token_loss(task.gpt.module.eval()(torch.from_numpy(store.labels[rows]), tokens), tokens)
+        expected = next_token_loss(task.trained.module.eval()(torch.from_numpy(store.labels[rows]), tokens), tokens)
     assert task.evaluate(0)["val/loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_ten_crops_are_validated_on_their_centre(given, tmp_path, world):
-    """The fifth view is the crop at the centre: the one that stands for the image itself."""
+def test_ten_crops_are_validated_on_their_center(given, tmp_path, world):
+    """The fifth view is the crop at the center: the one that stands for the image itself."""
     facts = {"num_views": 10, "num_tokens": 4, "codebook_size": 16, "image_size": 8, "views": "ten-crop"}
     manifest = CodesManifest(FORMAT, "f", "t", "val", "x", 6, class_names=["a", "b"], **facts)
     writer, values = CodeWriter(tmp_path, manifest, 6, 0), torch.randint(0, 16, (6, 10, 4))
@@ -164,9 +173,9 @@ def test_ten_crops_are_validated_on_their_centre(given, tmp_path, world):
     writer.finish()
     task = task_of(given, world)
     options = {"precision": "fp32", "num_validation": 100, "batch_size": 4}
-    crops = GPTTask(task.gpt, world=world, validation=CodeStore(tmp_path, "val"), **options)
+    crops = GeneratorTask(task.trained, name="gpt", world=world, validation=CodeStore(tmp_path, "val"), **options)
     with torch.no_grad():
-        expected = next_token_loss(task.gpt.module.eval()(torch.arange(6) % 2, values[:, 4]), values[:, 4]).item()
+        expected = next_token_loss(task.trained.module.eval()(torch.arange(6) % 2, values[:, 4]), values[:, 4]).item()
     assert crops.evaluate(0)["val/loss"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -176,11 +185,11 @@ def test_preview_shows_four_samples_of_each_class(given, world):
     tokenizer, grids = load_tokenizer(given / "tokenizer"), []
     run = SimpleNamespace(grid=lambda name, images, columns: grids.append((name, images, columns)))
     task = task_of(given, world, preview=preview_grid(config, tokenizer, run, world), ema_decay=0.5)
-    task.gpt.module.class_embedding.weight.data *= 50
+    task.trained.module.class_embedding.weight.data *= 50
     task.evaluate(12)
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
     draws = seeded_draw(7, torch.arange(8), 4)
-    tokens = generate(task.gpt.module, labels, draw=draws, guidance=Guidance(scale=3))
+    tokens = generate(task.trained.module, labels, draw=draws, guidance=Guidance(scale=3))
     assert [name for name, _, _ in grids] == ["val_00000012", "val_ema_00000012"]
     assert grids[0][2] == 4
     assert torch.equal(grids[0][1], tokenizer.decode_indices(tokens))
@@ -209,7 +218,7 @@ def test_a_model_for_other_codes_names_every_key(given, tmp_path, world):
     wrong = ["model.vocab_size=17", "model.num_tokens=5", "model.num_classes=3"]
     with pytest.raises(ConfigError) as caught:
         train(config_of(given, tmp_path / "run", *wrong), world)
-    for part in ("model.vocab_size=17", "has 16", "model.num_tokens=5", "has 4", "model.num_classes=3", "has 2"):
+    for part in ("codebook_sizes=[17]", "has [16]", "num_tokens=5", "has 4", "num_classes=3", "has 2"):
         assert part in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -266,7 +275,9 @@ def test_a_gpt_of_unknown_origin_must_at_least_have_the_sizes_of_the_tokenizer(g
     require_pair(exported, load_tokenizer(given / "other"))
     config = tiny.tokenizer_config(tmp_path, image_folder, "model.quantizer.vq.codebook_size=17")
     mini.export(tmp_path / "larger", config, mini.tokenizer_of(config))
-    with pytest.raises(ConfigError, match="the GPT has 16 codes and 4 tokens, the tokenizer 17 and 4"):
+    with pytest.raises(
+        ConfigError, match="is for 4 tokens of 16 codes per image, the tokenizer gives 4 tokens of 17 codes"
+    ):
         require_pair(exported, load_tokenizer(tmp_path / "larger"))
 
 
@@ -292,9 +303,9 @@ def test_run_checkpoint_and_export_give_the_same_gpt(run, tmp_path):
 
 def test_what_is_not_a_gpt_is_refused(given, run, tmp_path):
     """A tokenizer, a missing folder, a cut file: each is named."""
-    with pytest.raises(ConfigError, match=rf"{given / 'tokenizer'} is not a GPT: .*model"):
+    with pytest.raises(ConfigError, match=rf"{given / 'tokenizer'} is not a generator: .*model"):
         load_gpt(given / "tokenizer")
-    with pytest.raises(CheckpointError, match=r"GPT .*nowhere is not a folder of weights"):
+    with pytest.raises(CheckpointError, match=r"generator .*nowhere is not a folder of weights"):
         load_gpt(tmp_path / "nowhere")
     gpt = load_gpt(run)
     path = mini.export(tmp_path / "export", gpt.provenance.config, gpt) / "model.safetensors"
@@ -305,5 +316,5 @@ def test_what_is_not_a_gpt_is_refused(given, run, tmp_path):
         CheckpointError, match=r"does not fit this model:\n.*class_embedding\.weight: file has \(3, 16\)"
     ):
         config = gpt.provenance.config
-        config.model.num_classes = 7
+        config.model.gpt.num_classes = 7
         load_gpt(mini.export(tmp_path / "wrong", config, gpt))

@@ -1,4 +1,4 @@
-"""The factorised head: causal over tokens and over the indices of a token, any number and size of indices."""
+"""The factorized head: causal over tokens and over the indices of a token, any number and size of indices."""
 
 import math
 
@@ -13,22 +13,22 @@ from autoregressive.cli import per_index_type
 from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, CodeWriter, code_dtype
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
-from autoregressive.models.gpt import GPT, GPTConfig
-from autoregressive.models.kv_cache import KVCache
+from autoregressive.models.gpt import GPT, GPTConfig, next_token_loss
+from autoregressive.models.heads import HEADS
 from autoregressive.sampling import greedy, probabilities, seeded_draw
 from autoregressive.training.build import check_codes
-from autoregressive.training.task import next_token_loss
 from engine.messages import ConfigError
 
-STREAMS = [[5], [4, 4], [3, 6, 2], [4] * 7]
+SIZES = [[5], [4, 4], [3, 6, 2], [4] * 7]  # codebook size of each index of a token
 POSITIONS = ["learned", "rope2d"]
 
 
-def gpt_of(streams: list[int], positions: str = "rope2d", seed: int = 0, **options) -> GPT:
+def gpt_of(codebook_sizes: list[int], positions: str = "rope2d", seed: int = 0, **options) -> GPT:
     """Two small layers and two over the indices, with weights that are no longer those of the start."""
     torch.manual_seed(seed)
     sizes = {"width": 16, "layers": 2, "heads": 2, "num_tokens": 9, "num_classes": 3, "positions": positions}
-    gpt = GPT(GPTConfig(streams=streams, **sizes | options))
+    sizes |= {"head": "factorized", "codebook_sizes": codebook_sizes}
+    gpt = GPT(GPTConfig(**sizes | options))
     with torch.no_grad():
         for parameter in gpt.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -37,24 +37,24 @@ def gpt_of(streams: list[int], positions: str = "rope2d", seed: int = 0, **optio
 
 def tokens_of(gpt: GPT, count: int = 3, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    columns = [torch.randint(0, size, (count, 9), generator=generator) for size in gpt.config.streams]
+    columns = [torch.randint(0, size, (count, 9), generator=generator) for size in gpt.codebook_sizes]
     return torch.stack(columns, dim=-1)
 
 
 LABELS = torch.tensor([0, 1, 2])
 
 
-@pytest.mark.parametrize("streams", STREAMS)
+@pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_logits_depend_on_what_was_before_only(streams, positions):
+def test_logits_depend_on_what_was_before_only(sizes, positions):
     """Changing index i of token n moves later indices of that token and later tokens, and nothing else."""
-    gpt = gpt_of(streams, positions)
+    gpt = gpt_of(sizes, positions)
     tokens = tokens_of(gpt)
     before = gpt(LABELS, tokens)
-    assert before.shape == (3, 9, len(streams), max(streams))
-    for n, i in ((0, 0), (4, len(streams) - 1), (8, 0)):
+    assert before.shape == (3, 9, len(sizes), max(sizes))
+    for n, i in ((0, 0), (4, len(sizes) - 1), (8, 0)):
         changed = tokens.clone()
-        changed[:, n, i] = (changed[:, n, i] + 1) % streams[i]
+        changed[:, n, i] = (changed[:, n, i] + 1) % sizes[i]
         moved = (gpt(LABELS, changed) - before).nan_to_num().abs().amax((0, 3)) > 1e-7  # (N,k)
         later = torch.zeros_like(moved)
         later[n, i + 1 :] = True
@@ -70,18 +70,19 @@ def test_sizes_may_differ_and_what_is_beyond_one_is_impossible():
         torch.testing.assert_close(p[:, :, i, :size].sum(-1), torch.ones(3, 9))
 
 
-@pytest.mark.parametrize("streams", STREAMS)
+@pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("positions", POSITIONS)
 @torch.no_grad()
-def test_cached_steps_equal_one_pass(streams, positions):
+def test_cached_steps_equal_one_pass(sizes, positions):
     """Token by token and index by index; the cache of the head is used again for every token."""
-    gpt = gpt_of(streams, positions)
-    tokens, cache = tokens_of(gpt), KVCache(gpt, 3)
+    gpt = gpt_of(sizes, positions)
+    tokens, cache = tokens_of(gpt), gpt.new_cache(3)
+    head_cache = gpt.head.new_cache(3, gpt.dtype, gpt.device)
     expected, inputs = gpt(LABELS, tokens), [LABELS, *tokens.unbind(1)]
     for position in range(9):
-        x = gpt.next_hidden(inputs[position], position, cache)
-        for i, size in enumerate(streams):
-            logits = gpt.index_logits(x, i, cache)
+        x = gpt.decode_hidden(inputs[position], position, cache)
+        for i, size in enumerate(sizes):
+            logits = gpt.head.next_logits(x, i, head_cache)
             torch.testing.assert_close(logits, expected[:, position, i, :size], atol=1e-4, rtol=1e-4)
             x = tokens[:, position, i]
 
@@ -103,11 +104,11 @@ def test_the_loss_is_the_sum_over_the_indices():
 # ---------------------------------------------------------------------------------------------- sampling
 def plain_generate(gpt: GPT, labels: Tensor, draw, scales, temperatures, top_ks, top_ps) -> Tensor:
     """Without caches: the whole sequence anew for every index."""
-    count, k = len(labels), len(gpt.config.streams)
+    count, k = len(labels), len(gpt.codebook_sizes)
     tokens = torch.zeros(count, 9, k, dtype=torch.long)
     null = torch.full_like(labels, gpt.null_class)
     for n in range(9):
-        for i, size in enumerate(gpt.config.streams):
+        for i, size in enumerate(gpt.codebook_sizes):
             cond, uncond = (gpt(classes, tokens)[:, n, i, :size] for classes in (labels, null))
             logits = uncond + (cond - uncond) * scales[i]
             tokens[:, n, i] = draw(probabilities(logits, temperatures[i], top_ks[i], top_ps[i]), n * k + i)
@@ -144,7 +145,7 @@ def test_settings_of_another_number_of_indices_are_refused():
         generate(gpt, LABELS, draw=greedy, top_k=(1, 2, 3))
     with pytest.raises(ConfigError, match="guidance scale has 3 values"):
         generate(gpt, LABELS, draw=greedy, guidance=Guidance(scale=(1.0, 2.0, 3.0)))
-    with pytest.raises(ConfigError, match="guidance_scale"):
+    with pytest.raises(ConfigError, match=r"scale=\(2\.0, 0\.5\) must be 1 \(off\) or more"):
         Guidance(scale=(2.0, 0.5))
     assert per_index_type(float)("1.75,2") == (1.75, 2.0) and per_index_type(int)("3") == 3
 
@@ -152,12 +153,12 @@ def test_settings_of_another_number_of_indices_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"streams": [4, 0]}, "streams"),
-        ({"head_layers": 0}, "head_layers"),
-        ({"streams": [2] * 11}, "rope2d"),
+        ({"codebook_sizes": [4, 0]}, r"codebook_sizes=\[4, 0\] must be numbers of 1 or more"),
+        ({"head_layers": 0}, "head_layers=0 must be 1 or more"),
+        ({"codebook_sizes": [2] * 11}, "at most 10 sizes with positions=rope2d"),
     ],
 )
-def test_streams_that_do_not_fit_are_named(options, message):
+def test_codebook_sizes_that_do_not_fit_are_named(options, message):
     with pytest.raises(ConfigError, match=message):
         GPTConfig(width=16, layers=1, heads=2, num_tokens=9, positions="rope2d", **options)
 
@@ -176,7 +177,7 @@ def write_store(folder, fingerprint: str, sizes: list[int], num_tokens: int = 4)
             num_images=12,
             num_tokens=num_tokens,
             class_names=["cat", "dog"],
-            streams=sizes,
+            codebook_sizes=sizes,
             **facts,
         )
         writer = CodeWriter(folder, manifest, 5, rank=0)
@@ -187,30 +188,60 @@ def write_store(folder, fingerprint: str, sizes: list[int], num_tokens: int = 4)
     return codes
 
 
+def small_gpt(**options) -> GPT:
+    """Four tokens, two classes."""
+    return GPT(GPTConfig(width=16, layers=1, heads=2, num_tokens=4, num_classes=2, **options))
+
+
 def test_codes_of_several_indices_are_stored_and_read(tmp_path):
     codes = write_store(tmp_path, "x", [4, 70_000, 2])
     store = CodeStore(tmp_path, "train")
     assert store.codes.shape == (12, 2, 4, 3)
     assert all(torch.equal(store.tokens(i, v), codes[i, v]) for i in range(12) for v in range(2))
-    config = GPTConfig(width=16, layers=1, heads=2, num_tokens=4, num_classes=2, streams=[4, 70_000, 2])
-    check_codes(config, store)
-    with pytest.raises(ConfigError, match=r"model\.streams=\[4, 4\], but .* has \[4, 70000, 2\]"):
-        check_codes(GPTConfig(width=16, layers=1, heads=2, num_tokens=4, num_classes=2, streams=[4, 4]), store)
-    with pytest.raises(ConfigError, match=r"model\.streams=\[\], but"):
-        check_codes(GPTConfig(width=16, layers=1, heads=2, num_tokens=4, num_classes=2), store)
+    check_codes(small_gpt(codebook_sizes=[4, 70_000, 2]), "gpt", store)
+    with pytest.raises(ConfigError, match=r"model\.gpt has codebook_sizes=\[4, 4\], but .* has \[4, 70000, 2\]"):
+        check_codes(small_gpt(codebook_sizes=[4, 4]), "gpt", store)
+    with pytest.raises(ConfigError, match=r"model\.gpt has codebook_sizes=\[16384\], but"):
+        check_codes(small_gpt(), "gpt", store)
     (tmp_path / "train/manifest.json").write_text((tmp_path / "train/manifest.json").read_text().replace("70000,", ""))
     with pytest.raises(CodesError, match=r"damaged|shape"):
         CodeStore(tmp_path, "train")
     assert [code_dtype(n).__name__ for n in (2**16, 2**31, 2**40)] == ["uint16", "int32", "int64"]
 
 
-def test_a_gpt_of_one_index_refuses_a_store_of_one_index_with_streams(tmp_path):
+def test_a_list_of_one_index_is_not_a_plain_index(tmp_path):
+    """Tokens of shape (N,1) and (N,) are not mixed up; one index gets the plain head unless the other is asked for."""
     tiny.write_codes(tmp_path, "x")
-    with pytest.raises(ConfigError, match=r"model\.streams=\[16\], but .* has 16"):
-        check_codes(
-            GPTConfig(width=16, layers=1, heads=2, num_tokens=4, num_classes=2, streams=[16]),
-            CodeStore(tmp_path, "train"),
-        )
+    store = CodeStore(tmp_path, "train")
+    check_codes(small_gpt(codebook_sizes=[16]), "gpt", store)
+    with pytest.raises(ConfigError, match=r"tokens of shape \(4, 1\), but .* has \(4,\)"):
+        check_codes(small_gpt(codebook_sizes=[16], head="factorized"), "gpt", store)
+
+
+def test_a_store_of_an_earlier_version_is_read_under_present_names(tmp_path):
+    """`streams` is `codebook_sizes` now, and the view `centre` is `center`."""
+    codes = write_store(tmp_path, "x", [4, 6])
+    path = tmp_path / "train/manifest.json"
+    text = path.read_text().replace('"codebook_sizes"', '"streams"').replace('"flip"', '"centre"')
+    path.write_text(text)
+    store = CodeStore(tmp_path, "train")
+    assert (store.manifest.codebook_sizes, store.manifest.views) == ([4, 6], "center")
+    assert torch.equal(store.tokens(3, 1), codes[3, 1])
+
+
+def test_every_head_is_found_by_name():
+    """The config names one, or the number of indices decides."""
+    assert HEADS.keys() == {"plain", "factorized"}
+    assert [
+        type(small_gpt(**options).head) for options in ({}, {"codebook_sizes": [4, 4]}, {"head": "factorized"})
+    ] == [
+        HEADS["plain"],
+        HEADS["factorized"],
+        HEADS["factorized"],
+    ]
+    plain, factorized = small_gpt(vocab_size=7), small_gpt(vocab_size=7, head="factorized")
+    assert (plain.codebook_sizes, plain.token_shape) == ((7,), (4,))
+    assert (factorized.codebook_sizes, factorized.token_shape) == ((7,), (4, 1))
 
 
 def test_training_on_the_store_learns_and_the_run_loads(tmp_path, image_folder, world):
@@ -222,7 +253,10 @@ def test_training_on_the_store_learns_and_the_run_loads(tmp_path, image_folder, 
     run, store = tmp_path / "tokenizer", tmp_path / "codes"
     tokenizer.train.train(tiny.tokenizer_config(run, image_folder, "loop.steps=1", base=tiny.WETOK), world)
     codes = write_store(store, load_tokenizer(run).provenance.fingerprint, [4, 4], 16)
-    overrides = ["model={streams: [4, 4], num_tokens: 16, token_dropout: 0, residual_dropout: 0}", "loop.steps=80"]
+    overrides = [
+        "model.gpt={codebook_sizes: [4, 4], num_tokens: 16, token_dropout: 0, residual_dropout: 0}",
+        "loop.steps=80",
+    ]
     config = tiny.gpt_config(tmp_path / "gpt", store, run, *overrides, "validation.preview_classes=2")
     autoregressive.train.train(config, world)
     from engine.run_log import read_metrics

@@ -250,11 +250,11 @@ def test_an_entry_reports_without_a_traceback_and_with_code_2(entry):
 
 def test_print_config_shows_every_resolved_key(entry, tmp_path):
     """`--print-config` prints YAML that loads to the same config, and does nothing else."""
-    path = write(tmp_path / "c.yaml", "model: {width: 8, layers: 1, heads: 1}\noptim: {lr: 2e-4}\n")
+    path = write(tmp_path / "c.yaml", "model: {gpt: {width: 8, layers: 1, heads: 1}}\noptim: {lr: 2e-4}\n")
     code, out, _ = entry(gpt_train.main, "--config", path, "loop.steps=7", "--print-config")
     assert code == 0
     shown = merge_config(gpt_train.GPTTrainConfig, [("printed", OmegaConf.create(out))])
-    assert (shown.optim.lr, shown.loop.steps, shown.model.width) == (2e-4, 7, 8)
+    assert (shown.optim.lr, shown.loop.steps, shown.model.gpt.width) == (2e-4, 7, 8)
     assert len(differences(OmegaConf.create(out), shown)) == 0
 
 

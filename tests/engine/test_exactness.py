@@ -75,7 +75,12 @@ def test_gpt_training_does_not_depend_on_processes(tmp_path, image_folder, world
     train_tokenizer(world, tmp_path / "tokenizer", image_folder, "loop.steps=1")
     tiny.write_codes(tmp_path / "codes", load_tokenizer(tmp_path / "tokenizer").provenance.fingerprint)
     given = (tmp_path / "codes", tmp_path / "tokenizer")
-    options = ["model.token_dropout=0", "model.residual_dropout=0", "model.class_dropout_prob=0.5", *EVERYWHERE]
+    options = [
+        "model.gpt.token_dropout=0",
+        "model.gpt.residual_dropout=0",
+        "model.gpt.class_dropout_prob=0.5",
+        *EVERYWHERE,
+    ]
     train_gpt(world, tmp_path / "one", *given, *options)
     train_gpt(world, tmp_path / "accumulated", *given, *options, "loop.grad_accum=2")
     on_ranks(2, tmp_path / "a", train_gpt, tmp_path / "two", *given, *options)

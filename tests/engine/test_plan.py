@@ -122,7 +122,7 @@ def test_both_entries_plan_without_data_or_weights(tmp_path, entry):
 def test_a_plan_leaves_nothing_behind(tmp_path, entry):
     """The rotary table of a planned GPT is a real one afterwards."""
     (tmp_path / "g").write_text(tiny.GPT)
-    options = ["model.positions=rope2d", "model.heads=1"]
+    options = ["model.gpt.positions=rope2d", "model.gpt.heads=1"]
     assert entry(autoregressive.train.main, "--config", tmp_path / "g", "--plan", "2", *options)[0] == 0
     from autoregressive.models.gpt import GPT, GPTConfig
 

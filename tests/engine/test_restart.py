@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import autoregressive.train
 import tokenizer.train
-from autoregressive.training.task import GPTTask
+from autoregressive.training.task import GeneratorTask
 from engine.checkpoint.manifest import checkpoint_folders, read_manifest
 from engine.loop import EXIT_STOPPED
 from engine.run_log import read_metrics
@@ -121,7 +121,7 @@ def test_gpt_with_dropout_restarts_exactly(tmp_path, codes, world):
     forget(tmp_path / "restarted", 6)
     run("restarted", "loop.save_every=3")
     assert_same_run(tmp_path / "straight", tmp_path / "restarted", tmp_path)
-    run("no dropout", "model.token_dropout=0", "model.residual_dropout=0")
+    run("no dropout", "model.gpt.token_dropout=0", "model.gpt.residual_dropout=0")
     assert records(tmp_path / "no dropout") != records(tmp_path / "straight"), "dropout did nothing"
 
 
@@ -163,7 +163,7 @@ def test_a_signal_saves_and_exits_and_the_same_command_continues(
 
 
 def test_a_signal_in_the_last_step_is_a_normal_end(tmp_path, codes, world, monkeypatch):
-    signal_at(monkeypatch, GPTTask, signal.SIGTERM, step=5)
+    signal_at(monkeypatch, GeneratorTask, signal.SIGTERM, step=5)
     autoregressive.train.train(tiny.gpt_config(tmp_path / "run", *codes), world)
     assert read_manifest(checkpoint_folders(tmp_path / "run")[-1])["step"] == 6
 
@@ -173,6 +173,6 @@ def test_a_finished_run_is_left_alone(tmp_path, codes, world, monkeypatch):
     config = tiny.gpt_config(tmp_path / "run", *codes)
     autoregressive.train.train(config, world)
     before = (checkpoint_folders(tmp_path / "run")[-1] / "manifest.json").stat().st_mtime_ns
-    monkeypatch.setattr(GPTTask, "train_step", None)
+    monkeypatch.setattr(GeneratorTask, "train_step", None)
     autoregressive.train.train(config, world)
     assert (checkpoint_folders(tmp_path / "run")[-1] / "manifest.json").stat().st_mtime_ns == before

@@ -30,7 +30,12 @@ from tokenizer.quantizers.fsq import FSQ, FSQConfig
 from tokenizer.training.checks import validate
 from tokenizer.training.config import TokenizerTrainConfig
 
-NO_DROPOUT = ["model.token_dropout=0", "model.residual_dropout=0", "model.class_dropout_prob=0.5", "ema_decay=0.9"]
+NO_DROPOUT = [
+    "model.gpt.token_dropout=0",
+    "model.gpt.residual_dropout=0",
+    "model.gpt.class_dropout_prob=0.5",
+    "ema_decay=0.9",
+]
 WAYS = {  # name -> (processes, overrides); hsdp is two machines of two processes
     "ddp": (2, []),
     "fsdp": (2, ["loop.strategy=fsdp"]),

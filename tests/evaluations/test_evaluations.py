@@ -16,7 +16,7 @@ from autoregressive.codes import CodesError, CodeStore
 from autoregressive.extract_codes import extract_split
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
-from autoregressive.models.gpt import GPT
+from autoregressive.models.registry import build_generator
 from autoregressive.sampling import seeded_draw
 from autoregressive.training.config import GPTTrainConfig
 from engine.assets import AssetsConfig
@@ -53,10 +53,10 @@ def given(tmp_path_factory):
     config = mini.tokenizer_config()
     for name, seed in (("tokenizer", 0), ("other", 1)):
         mini.export(root / name, config, mini.tokenizer_of(config, seed))
-    sizes = "model={width: 16, layers: 1, heads: 2, vocab_size: 32, num_tokens: 8, num_classes: 4}"
+    sizes = "model.gpt={width: 16, layers: 1, heads: 2, vocab_size: 32, num_tokens: 8, num_classes: 4}"
     gpt_config = load_config(GPTTrainConfig, overrides=[sizes])
     torch.manual_seed(3)
-    gpt = GPT(gpt_config.model)
+    gpt = build_generator(gpt_config.model)
     torch.nn.init.normal_(gpt.output.weight)
     mini.export(root / "gpt", gpt_config, gpt)
     cnn_config = load_config(ClassifierTrainConfig, overrides=["model={width: 4, num_classes: 4}"])
@@ -373,7 +373,7 @@ def test_pairs_and_codes_that_do_not_belong_together_are_refused(given, tmp_path
     foreign = ["--vq-ckpt", given / "other", "--gpt-ckpt", given / "gpt", "--num-fid-samples", 10]
     with pytest.raises(CodesError, match="another tokenizer"):
         run(generation, monkeypatch, world, output, *foreign, "--code-path", given / "codes")
-    with pytest.raises(ConfigError, match="is not a GPT"):
+    with pytest.raises(ConfigError, match="is not a generator"):
         run(generation, monkeypatch, world, output, "--vq-ckpt", given / "other", "--gpt-ckpt", given / "other")
     with pytest.raises(UserError, match="--num-fid-samples 1: statistics need 2 or more"):
         generate_images(given, monkeypatch, world, output, "--num-fid-samples", 1)

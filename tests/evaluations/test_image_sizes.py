@@ -13,7 +13,7 @@ from PIL import Image
 
 from autoregressive import extract_codes, generate, load_gpt
 from autoregressive.codes import CodeStore
-from autoregressive.models.gpt import GPT
+from autoregressive.models.registry import build_generator
 from autoregressive.sampling import seeded_draw
 from autoregressive.training.config import GPTTrainConfig
 from engine.config import load_config
@@ -43,9 +43,9 @@ def given(tmp_path_factory):
     mini.export(root / "tokenizer", config, mini.tokenizer_of(config))
     mini.export(root / "hybrid", mini.tokenizer_config(), mini.tokenizer_of(mini.tokenizer_config()))
     sizes = "{width: 16, layers: 1, heads: 2, vocab_size: 32, num_tokens: 36, num_classes: 4, positions: rope2d}"
-    gpt_config = load_config(GPTTrainConfig, overrides=[f"model={sizes}"])
+    gpt_config = load_config(GPTTrainConfig, overrides=[f"model.gpt={sizes}"])
     torch.manual_seed(3)
-    gpt = GPT(gpt_config.model)
+    gpt = build_generator(gpt_config.model)
     torch.nn.init.normal_(gpt.output.weight)
     mini.export(root / "gpt", gpt_config, gpt)
     rng = np.random.default_rng(0)

@@ -330,7 +330,10 @@ def test_what_does_not_fit_is_refused(refused, probed, monkeypatch):
     refused("network.gpt=''", "network.tokenizer=''", says="network.tokenizer must name a tokenizer")
     refused("network.gpt_dropout=true", says="network.gpt_dropout needs probe.features=augmented")
     refused("network.source=teacher", says="teacher")
-    refused(f"network.tokenizer={probed / '2d'}", says="the GPT has 32 codes and 8 tokens, the tokenizer 32 and 16")
+    refused(
+        f"network.tokenizer={probed / '2d'}",
+        says="is for 8 tokens of 32 codes per image, the tokenizer gives 16 tokens of 32 codes",
+    )
     refused("data.name=folder", "data.root=x", says="data.val_root is empty: the probe is measured on held-out images")
     refused("data.image_size=32", says="data.image_size=32, but the tokenizer is for 16")
     refused("data.global_batch_size=32", says="but there are only 24 images")

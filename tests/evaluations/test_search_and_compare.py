@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from autoregressive.guidance import Guidance
-from autoregressive.models.gpt import GPTConfig
 from engine.data.folders import FolderSource
 from engine.messages import UserError
 from evaluations import compare as compare_entry
@@ -62,9 +61,9 @@ def test_the_search_agrees_with_an_exhaustive_grid_on_a_stored_curve():
 def test_the_start_is_the_published_one():
     sizes = {"b": (2.5, 2.0), "l": (1.75, 1.75), "xl": (1.25, 1.75)}
     for size, (step, constant) in sizes.items():
-        gpt = SimpleNamespace(config=GPTConfig(size=size))
+        gpt = SimpleNamespace(published_size=size)
         assert (start_of(gpt, "step"), start_of(gpt, "constant")) == (step, constant)
-    gpt = SimpleNamespace(config=GPTConfig(size="b"))
+    gpt = SimpleNamespace(published_size="b")
     assert start_of(gpt, "constant", "configs/vq/VQ_XLXXL256.yaml") == 1.75
 
 
@@ -88,8 +87,8 @@ def test_scales_that_are_none_are_refused(text, message):
 @pytest.fixture
 def search(tmp_path, monkeypatch, world):
     """`search(*flags)` with distances to 2.5 instead of measured ones; `search.calls`: the scales. The third fails."""
-    sizes = {"vocab_size": 8, "num_tokens": 4, "num_classes": 2, "width": 8, "layers": 1, "heads": 1}
-    gpt, tokenizer = SimpleNamespace(config=GPTConfig(**sizes)), SimpleNamespace(image_size=16)
+    gpt = SimpleNamespace(num_classes=2, published_size=None)
+    tokenizer = SimpleNamespace(image_size=16)
     for name, value in {
         "tokenizer_from": lambda *a: tokenizer, "gpt_from": lambda *a: gpt,
         "extractor_of": lambda *a: SimpleNamespace(metric="fid"),

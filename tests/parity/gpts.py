@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoregressive.guidance import Guidance
-from autoregressive.loading import GPTSections
+from autoregressive.loading import GeneratorSections
 from autoregressive.models.gpt import GPT, SIZES, GPTConfig
-from autoregressive.models.kv_cache import KVCache
 from autoregressive.published import GPT_NAMES
 from autoregressive.sampling import Draw
 from engine.checkpoint.weights import load_strict
@@ -74,7 +73,7 @@ def full_config(case: str, vocab_size: int, num_tokens: int) -> GPTConfig:
     size, kind = FULL_NAME.fullmatch(case).groups()
     path = CONFIGS / (f"gpt/GPT_{size}256.yaml" if kind == "1d" else f"llamagen/GPT_{size}_{kind}.yaml")
     if path.exists():
-        config = load_sections(GPTSections, path).model
+        config = load_sections(GeneratorSections, path).model.gpt
         assert (config.vocab_size, config.num_tokens) == (vocab_size, num_tokens)
         return config
     positions = "learned" if kind == "1d" else "rope2d"
@@ -112,8 +111,10 @@ def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def cached_logits(gpt: GPT, labels: Tensor, tokens: Tensor, count: int) -> Tensor:
     """Logits (B,count,V) of the first tokens, fed one by one through cached keys and values."""
-    cache, inputs = KVCache(gpt, len(labels)), [labels, *tokens.unbind(1)]
-    return torch.stack([gpt.next_logits(inputs[position], position, cache) for position in range(count)], dim=1)
+    cache, inputs = gpt.new_cache(len(labels)), [labels, *tokens.unbind(1)]
+    head_cache = gpt.head.new_cache(len(labels), gpt.dtype, gpt.device)
+    hidden = (gpt.decode_hidden(inputs[position], position, cache) for position in range(count))
+    return torch.stack([gpt.head.next_logits(x, 0, head_cache) for x in hidden], dim=1)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""WeTok's GPT with its factorised head gives the released logits, loss, gradients, greedy tokens and filters."""
+"""WeTok's GPT with its factorized head gives the released logits, loss, gradients, greedy tokens and filters."""
 
 import functools
 
@@ -11,12 +11,11 @@ from torch import Tensor
 
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
-from autoregressive.loading import GPTSections
-from autoregressive.models.gpt import GPT, GPTConfig
+from autoregressive.loading import GeneratorSections
+from autoregressive.models.gpt import GPT, GPTConfig, next_token_loss
 from autoregressive.models.rope import rope2d_table
 from autoregressive.published import WETOK_NAMES
 from autoregressive.sampling import greedy, probabilities
-from autoregressive.training.task import next_token_loss
 from engine.checkpoint.weights import load_strict
 from engine.config import load_sections
 from tokenizer.published.layout import export_state, import_state
@@ -34,7 +33,8 @@ def gpt_of(case: str) -> GPT:
         width=args["dim"],
         layers=args["spatial_n_layer"],
         heads=args["n_head"],
-        streams=[2**bits for bits in args["factorized_bits"]],
+        head="factorized",
+        codebook_sizes=[2**bits for bits in args["factorized_bits"]],
         head_layers=args["factorized_n_layer"],
         num_tokens=args["block_size"],
         num_classes=args["class_num"],
@@ -48,9 +48,9 @@ def gpt_of(case: str) -> GPT:
     return gpt.eval()
 
 
-def streams(case: str, prefix: str = "") -> Tensor:
+def tokens_of(case: str, prefix: str = "") -> Tensor:
     """(B,N,k) tokens of the io file."""
-    io, count = goldens.tensors(TINY, case), len(gpt_of(case).config.streams)
+    io, count = goldens.tensors(TINY, case), len(gpt_of(case).codebook_sizes)
     return torch.stack([io[f"{prefix}tokens{i}"] for i in range(count)], dim=-1).long()
 
 
@@ -58,9 +58,9 @@ def streams(case: str, prefix: str = "") -> Tensor:
 def test_teacher_forced_logits_loss_and_gradients(case):
     """Logits of every index, of class and null class; the loss of each index; the gradient norm of every parameter."""
     io, meta, gpt = goldens.tensors(TINY, case), goldens.meta(TINY, case), gpt_of(case)
-    labels, tokens = io["class"].flatten(), streams(case)
+    labels, tokens = io["class"].flatten(), tokens_of(case)
     logits = gpt(labels, tokens)
-    for i, size in enumerate(gpt.config.streams):
+    for i, size in enumerate(gpt.codebook_sizes):
         close(logits[:, :, i, :size], io[f"logits{i}"], f"{case} logits{i}")
         loss = torch.nn.functional.cross_entropy(logits[:, :, i].flatten(0, 1), tokens[:, :, i].flatten())
         close(loss.item(), meta["losses"][i], f"{case} loss of index {i}")
@@ -91,8 +91,8 @@ def test_greedy_tokens_with_and_without_guidance(case):
             return greedy(p, position)
 
         tokens = generate(gpt, labels, draw=draw, guidance=guidance)
-        goldens.assert_equal(tokens, streams(case, f"{name}/"), f"{case} {name}")
-        count = len(gpt.config.streams)
+        goldens.assert_equal(tokens, tokens_of(case, f"{name}/"), f"{case} {name}")
+        count = len(gpt.codebook_sizes)
         for where, first in (("first", 0), ("last", len(seen) - count)):
             for i in range(count):
                 if f"{name}/{where}_logits{i}" in io:
@@ -127,7 +127,9 @@ def test_initialization_and_export(case):
 def test_a_recipe_builds_the_published_network(size):
     """Every name and shape of the transformer, and the parameter counts of its two stacks."""
     manifest = manifests("wetok")[f"ar_{size}"]
-    config = load_sections(GPTSections, goldens.Path(__file__).parents[2] / f"configs/gpt/GPT_wetok_{size}.yaml").model
+    config = load_sections(
+        GeneratorSections, goldens.Path(__file__).parents[2] / f"configs/gpt/GPT_wetok_{size}.yaml"
+    ).model.gpt
     with torch.device("meta"):
         gpt = GPT(config)
     ours = {

@@ -43,7 +43,7 @@ def published(tmp_path_factory):
     extra = {"freqs_cis": torch.zeros(3), "layers.0.attention.kv_cache.k_cache": torch.zeros(2)}
     torch.save({**gpt_state, **extra}, folder / "gpt.pt")  # a bare state dict, as sharded training writes it
     (folder / "gpt.yaml").write_text(
-        "model: {width: 16, layers: 1, heads: 2, vocab_size: 16, num_tokens: 16, num_classes: 10}\n"
+        "model: {gpt: {width: 16, layers: 1, heads: 2, vocab_size: 16, num_tokens: 16, num_classes: 10}}\n"
     )
     return folder, tokenizer.eval(), gpt.eval()
 

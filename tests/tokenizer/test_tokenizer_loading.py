@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tokenizer.train
-from autoregressive.models.gpt import GPT
+from autoregressive.models.registry import build_generator
 from autoregressive.training.config import GPTTrainConfig
 from engine.checkpoint.manifest import CheckpointError, checkpoint_folders
 from engine.checkpoint.weights import fingerprint, read_weights
@@ -20,7 +20,7 @@ from engine.world import World
 from evaluations.digits.model import Classifier, ClassifierConfig
 from tokenizer import load_tokenizer
 
-GPT_OPTIONS = ["model={width: 16, layers: 1, heads: 2, vocab_size: 32, num_tokens: 8, num_classes: 4}"]
+GPT_OPTIONS = ["model.gpt={width: 16, layers: 1, heads: 2, vocab_size: 32, num_tokens: 8, num_classes: 4}"]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_the_fingerprint_is_that_of_the_parameters(exported):
 def test_networks_of_another_kind_are_refused(tmp_path):
     """A GPT or a classifier in the place of a tokenizer: the message names the folder and what it is not."""
     gpt_config = load_config(GPTTrainConfig, overrides=GPT_OPTIONS)
-    gpt = mini.export(tmp_path / "gpt", gpt_config, GPT(gpt_config.model))
+    gpt = mini.export(tmp_path / "gpt", gpt_config, build_generator(gpt_config.model))
     classifier = mini.export(tmp_path / "cnn", ClassifierConfig(width=4), Classifier(ClassifierConfig(width=4)))
     (classifier / "config.yaml").write_text("model: {width: 4, num_classes: 10}\n", encoding="utf-8")
     for folder in (gpt, classifier):

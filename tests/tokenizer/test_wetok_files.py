@@ -11,6 +11,7 @@ import autoregressive.convert
 import tokenizer.convert
 from autoregressive import load_gpt
 from autoregressive.models.gpt import GPT, GPTConfig
+from autoregressive.models.registry import GeneratorConfig
 from autoregressive.published import layout_rules as gpt_rules
 from engine.checkpoint.manifest import CheckpointError
 from engine.config import save_config
@@ -131,22 +132,22 @@ def test_another_file_still_needs_its_yaml(tmp_path):
     assert config_of_state({}) is None
 
 
-def gpt(seed: int = 0) -> tuple[GPT, GPTConfig]:
+def gpt(seed: int = 0) -> tuple[GPT, GeneratorConfig]:
     torch.manual_seed(seed)
     config = GPTConfig(
-        width=16, layers=1, heads=2, streams=[256, 256], num_tokens=16, num_classes=3, positions="rope2d"
+        width=16, layers=1, heads=2, codebook_sizes=[256, 256], num_tokens=16, num_classes=3, positions="rope2d"
     )
     net = GPT(config)
     for output in net.head.outputs:
         nn.init.normal_(output.weight)
-    return net.eval(), config
+    return net.eval(), GeneratorConfig(gpt=config)
 
 
 def test_the_file_of_a_gpt_carries_its_tokenizer(tmp_path):
     """One file gives both: the GPT, and the raw tokenizer that it was trained with."""
     net, config = gpt()
     raw = network(0)
-    state = {f"transformer.{k}": v for k, v in export_state(net.state_dict(), gpt_rules(config)).items()}
+    state = {f"transformer.{k}": v for k, v in export_state(net.state_dict(), gpt_rules(config.gpt)).items()}
     assert {"transformer.pre_emb.weight", "transformer.post_emb.weight"} <= state.keys()  # of a token of two indices
     state |= {
         f"first_stage_model.{k}": v for k, v in export_state(raw.state_dict(), layout_rules(model_config())).items()
@@ -192,7 +193,7 @@ def test_gpt_conversion_both_ways(tmp_path, entry):
 
     net, config = gpt()
     save_config(GPTSections(model=config), tmp_path / "gpt.yaml")
-    exported = export_state(net.state_dict(), gpt_rules(config))
+    exported = export_state(net.state_dict(), gpt_rules(config.gpt))
     path = write(tmp_path / "ar.ckpt", {f"transformer.{k}": v for k, v in exported.items()})
     run = lambda *a: entry(autoregressive.convert.main, *a)  # noqa: E731
     code, _, err = run("--gpt-ckpt", path, "--gpt-config", tmp_path / "gpt.yaml", "--output", tmp_path / "folder")

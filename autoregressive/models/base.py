@@ -1,0 +1,119 @@
+"""The contract of all generators: networks that learn the tokens of images, given a class, and draw new ones.
+
+Shapes    labels (B,) int64 in [0, num_classes]; the last one is the null class, which stands for "no class"
+          tokens (B, *token_shape) int64: (B,N), or (B,N,k) where a token has k indices
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from autoregressive.guidance import UNGUIDED, Guidance
+from autoregressive.sampling import Draw, PerIndex
+
+
+class Generator(nn.Module):
+    """Base class of all generators.
+
+    A generator is a class in a file of its own, entered in `autoregressive.models.registry.GENERATORS` (or registered
+    by a plug-in). It is built as `Class(section)`, where `section` is an instance of its `config_class`. It must set
+    `num_classes`, `num_tokens`, `codebook_sizes` and `num_layers`, and define `forward`, `loss`, `sample` and
+    `features`. Everything else has a default.
+
+    Who calls what, and when:
+
+        training          `loss(forward(labels, tokens, drop), tokens)`; `drop` is true for about `class_dropout_prob`
+                          of the labels, decided by the data stream, so that a resumed run repeats it. The network is in
+                          training mode, under autocast for `forward`, and may be sharded
+        validation        the same in evaluation mode without `drop`, with the raw and the EMA weights
+        validation loss   `image_losses(forward(labels, tokens), tokens)`: one number per image
+        sampling          `sample`, in evaluation mode; also for the preview grids of a training
+        linear probe      `features(null labels, tokens, layer)`
+        all entries       the sizes, to refuse codes of another tokenizer before any work is done
+
+    A block with `parallel_unit = "shard"` is sharded, compiled and recomputed as one (see `engine.parallel`).
+    """
+
+    config_class: ClassVar[type]  # the dataclass of its section `model.<name>`
+    forward_methods = ("sample",)  # called from outside beside `forward`, also while the network is sharded
+
+    num_classes: int
+    num_tokens: int  # tokens per image
+    codebook_sizes: tuple[int, ...]  # one entry per index of a token
+    num_layers: int  # layers whose `features` can be read
+    class_dropout_prob: float = 0.0  # training: fraction of labels that the data stream replaces by the null class
+    published_size: str | None = None  # name of a published size; published defaults of the sampler depend on it
+    provenance: Any = None  # where a loaded network came from (`tokenizer.loading.Provenance`)
+
+    # ------------------------------------------------------------------------------------------------ its sizes
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """Shape of one image's tokens: (N,), or (N,k) where a token has k indices."""
+        indices = len(self.codebook_sizes)
+        return (self.num_tokens,) if indices == 1 else (self.num_tokens, indices)
+
+    @property
+    def num_draws(self) -> int:
+        """How many random numbers `sample` draws per image."""
+        return math.prod(self.token_shape)
+
+    @property
+    def null_class(self) -> int:
+        """The label that stands for "no class"."""
+        return self.num_classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the parameters."""
+        return next(self.parameters()).dtype
+
+    # ------------------------------------------------------------------------------------------------ the network
+    def forward(self, labels: Tensor, tokens: Tensor, drop: Tensor | None = None) -> Any:
+        """A training pass. Rows where `drop` (B,) bool is true lose their class.
+
+        Returns what `loss` and `image_losses` take, such as logits of all tokens.
+        """
+        raise NotImplementedError
+
+    def loss(self, outputs: Any, tokens: Tensor) -> Tensor:
+        """The scalar that is trained on, from the outputs of `forward`: nats per token, mean over the batch."""
+        raise NotImplementedError
+
+    def image_losses(self, outputs: Any, tokens: Tensor) -> Tensor:
+        """The loss of each image (B,), in nats per token.
+
+        The default is for outputs that are one tensor with the batch in front.
+        """
+        rows = zip(outputs, tokens, strict=True)
+        return torch.stack([self.loss(image_outputs[None], image_tokens[None]) for image_outputs, image_tokens in rows])
+
+    def sample(
+        self,
+        labels: Tensor,
+        *,
+        draw: Draw,
+        guidance: Guidance = UNGUIDED,
+        temperature: PerIndex[float] = 1.0,
+        top_k: PerIndex[int] = 0,
+        top_p: PerIndex[float] = 1.0,
+    ) -> Tensor:
+        """New tokens (B, *token_shape) for class `labels` (B,), in evaluation mode.
+
+        `draw(p, position)` picks an index for each row of the probabilities p (B,V); `position` counts the draws of an
+        image from 0 to `num_draws` - 1. All random numbers come from it, so that a sample does not depend on its batch.
+        Settings may be given once or per index of a token. Raises ConfigError if there is another number of them.
+        """
+        raise NotImplementedError
+
+    def features(self, labels: Tensor, tokens: Tensor, layer: int) -> Tensor:
+        """Hidden states (B,N,C) after layer number `layer`, from 1 to `num_layers`."""
+        raise NotImplementedError
