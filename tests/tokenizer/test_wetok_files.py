@@ -189,10 +189,10 @@ def test_tokenizer_conversion_both_ways(generative, tmp_path, entry):
 
 
 def test_gpt_conversion_both_ways(tmp_path, entry):
-    from autoregressive.loading import GPTSections
+    from autoregressive.loading import GeneratorSections
 
     net, config = gpt()
-    save_config(GPTSections(model=config), tmp_path / "gpt.yaml")
+    save_config(GeneratorSections(model=config), tmp_path / "gpt.yaml")
     exported = export_state(net.state_dict(), gpt_rules(config.gpt))
     path = write(tmp_path / "ar.ckpt", {f"transformer.{k}": v for k, v in exported.items()})
     run = lambda *a: entry(autoregressive.convert.main, *a)  # noqa: E731
