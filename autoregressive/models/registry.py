@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from autoregressive.models.base import Generator
 from autoregressive.models.gpt import GPT, GPTConfig
 from engine.registry import selected_section
-from engine.validation import Problem, Section, one_of
 
 GENERATORS: dict[str, type[Generator]] = {"gpt": GPT}
 
 
 @dataclass(kw_only=True, slots=True)
-class GeneratorConfig(Section):
+class GeneratorConfig:
     """`name` picks the generator, the section of that name configures it."""
 
     REGISTRY: ClassVar[Mapping[str, Any]] = GENERATORS
 
     name: str = "gpt"
     gpt: GPTConfig = field(default_factory=GPTConfig)
-
-    def problems(self) -> Iterator[Problem]:
-        yield from one_of(self, "name", GENERATORS)
 
 
 def build_generator(config: GeneratorConfig) -> Generator:
