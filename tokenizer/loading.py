@@ -127,9 +127,3 @@ def _load_published(path: Path, config_path: str | Path | None, weights: str) ->
 
     sections = TokenizerSections(model=model_config, data=DataConfig(image_size=image_size))
     return tokenizer, Provenance(str(path), selected or picked, "", {}, sections)
-
-
-def streams_of(tokenizer: Tokenizer) -> list[int]:
-    """Codebook size of each index of a token; empty where a token has one index."""
-    quantizer = tokenizer.quantizer
-    return list(quantizer.group_sizes) if quantizer.num_groups > 1 else []
