@@ -79,9 +79,8 @@ def train(config: GPTTrainConfig, world: World) -> None:
             batch_size=config.validation.batch_size,
             preview=preview_grid(config, tokenizer, run, world),
         )
-        run.log(
-            f"generator: {num_parameters(trained.module):,} parameters; {len(store):,} training images; {world.size} process(es)"
-        )
+        parameters = f"{num_parameters(trained.module):,} parameters"
+        run.log(f"generator: {parameters}; {len(store):,} training images; {world.size} process(es)")
         if held_out is None:
             run.log("no validation: the codes have no split `val`")
 
