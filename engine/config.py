@@ -91,8 +91,10 @@ def _resume_hint(sources: Sequence[tuple[str, DictConfig | Sequence[str]]]) -> s
     run_dir = next((Path(value) for value in reversed(run_dirs) if isinstance(value, str)), None)
     if run_dir is None:
         return ""
-    saved = [path for path in (run_dir / "config.yaml", run_dir / "phase_1" / "config.yaml") if path.is_file()]
-    return plugins.missing_hint(_plugin_list(read_yaml(saved[0]), str(saved[0]))) if saved else ""
+    for path in (run_dir / "config.yaml", run_dir / "phase_1" / "config.yaml"):
+        if path.is_file():
+            return plugins.missing_hint(_plugin_list(read_yaml(path), str(path)), path.parent)
+    return ""
 
 
 def merge_config(
@@ -125,7 +127,7 @@ def load_sections(schema: type[T], path: str | Path) -> T:
     try:
         return merge_config(schema, sources)
     except ConfigError as error:
-        hint = plugins.missing_hint(OmegaConf.to_container(read_yaml(path)).get("plugins"))
+        hint = plugins.missing_hint(OmegaConf.to_container(read_yaml(path)).get("plugins"), Path(path).parent)
         raise ConfigError(f"{'; '.join(error.problems)}{hint}", error.problems) from error
 
 

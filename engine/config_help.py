@@ -70,18 +70,17 @@ def _entries(section: type, defaults: Any, prefix: str) -> Iterator[Entry]:
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    """The message of a key that is not there: keys of nearly the same name, or what the section around it has."""
-    last = key.rpartition(".")[2]
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.7)
-    near += [other for other in known if other.rpartition(".")[2] == last and other not in near][:3]
-    if near:
-        return f"--help-config {key}: no such key; did you mean {' or '.join(near)}?"
-
-    parent = key.rpartition(".")[0]
+    """The message of a key that is not there: similar keys, or what the nearest section around it has."""
+    parent, _, name = key.rpartition(".")
     while parent and parent not in known:
         parent = parent.rpartition(".")[0]
     prefix = f"{parent}." if parent else ""
-    here = [other for other in known if other.startswith(prefix) and "." not in other.removeprefix(prefix)]
+    here = [other.removeprefix(prefix) for other in known if other.rpartition(".")[0] == parent]
+
+    near = [f"{prefix}{other}" for other in difflib.get_close_matches(name, here, n=2, cutoff=0.65)]
+    near += [other for other in known if other.rpartition(".")[2] == name][:3]
+    if near:
+        return f"--help-config {key}: no such key; did you mean {' or '.join(dict.fromkeys(near))}?"
     return f"--help-config {key}: no such key; {parent or 'the config'} has: {', '.join(here)}"
 
 

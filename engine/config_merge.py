@@ -21,6 +21,8 @@ from engine.validation import collecting, keyed_problems
 
 T = TypeVar("T")
 
+STAND_INS = {bool: False, int: 1, float: 1.0, str: ""}  # for required values that are missing, to look at the rest
+
 
 class Merger(Generic[T]):
     """Fills `schema` from sources, later ones winning, and collects the lines `problems` of what is wrong.
@@ -157,20 +159,22 @@ class Merger(Generic[T]):
             if isinstance(item, DictConfig):
                 self._merge_section(section, copy.deepcopy(section), item, source, f"{key}[{index}].")
             else:
-                self._tell(key, f"{source}: {key}[{index}]={shown(item)} must be {accepted(schema)}")
+                self._tell(f"{key}[{index}]", f"{source}: {key}[{index}]={shown(item)} must be {accepted(schema)}")
             sections.append(section)
         return sections
 
     # --------------------------------------------------------------------------------------------- the whole
     def _check_required(self) -> None:
-        """A problem for every key without default that no source sets."""
+        """A problem for every key without default that no source sets; a value of its type stands in where it can."""
         for key in sorted(OmegaConf.missing_keys(self.merged)):
             parent, _, name = key.rpartition(".")
-            if {key, parent} & self._wrong_keys:
-                continue
             section = OmegaConf.select(self.merged, parent) if parent else self.merged
             hint = section_types(OmegaConf.get_type(section))[name]
-            self._tell(key, f"{key} is missing; it must be {accepted(hint)}")
+            if not {key, parent} & self._wrong_keys:
+                self._tell(key, f"{key} is missing; it must be {accepted(hint)}")
+            self._wrong_keys.add(key)
+            if hint in STAND_INS:
+                section[name] = STAND_INS[hint]
 
     def _resolve(self, section: DictConfig, defaults: DictConfig, prefix: str) -> None:
         """Resolves interpolations such as `${oc.env:NAME}`; one that cannot be is a problem, its default stands in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
@@ -39,7 +40,8 @@ def _several(hint: Any) -> str:
 
 def type_name(hint: Any) -> str:
     """A type as one writes it: `int | None`, `list[str]`, `QuantizerConfig`."""
-    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+    text = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+    return re.sub(r"\b(\w+\.)+(?=\w)", "", text)
 
 
 def shown(value: Any) -> str:

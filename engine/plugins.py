@@ -150,18 +150,18 @@ def stamp() -> dict[str, Any]:
     return {"plugins": {plugin.name: plugin.sha256 for plugin in loaded()}} if _loaded else {}
 
 
-def names_in(plugins: Any) -> list[Plugin]:
-    """The plug-ins that the `plugins` list of a saved config names."""
+def names_in(plugins: Any, folder: Path) -> list[Plugin]:
+    """The plug-ins that the list `plugins` of a config in `folder` names."""
     parts = [str(text).partition(HASH_MARK) for text in plugins or []]
-    return [Plugin(name, sha256) for name, _, sha256 in parts]
+    return [Plugin(str(folder / name) if _is_path(name) else name, sha256) for name, _, sha256 in parts]
 
 
-def missing_hint(plugins: Any) -> str:
-    """What to add to the message of a component that is unknown, where a saved config names plug-ins that are not
-    loaded; else an empty text.
+def missing_hint(plugins: Any, folder: Path) -> str:
+    """What to add to a message about a config in `folder` whose list `plugins` names some that are not loaded: which
+    ones to name on the command line. Empty where all are loaded.
     """
     present = {plugin.sha256 for plugin in loaded()} | {plugin.name for plugin in loaded()}
-    missing = [p for p in names_in(plugins) if p.sha256 not in present and p.name not in present]
+    missing = [p for p in names_in(plugins, folder) if p.sha256 not in present and p.name not in present]
     return "".join(
         f"; it was trained with plug-in {p.name} (sha256 {p.sha256[:16] or 'unknown'}): add --plugin {p.name}"
         for p in missing

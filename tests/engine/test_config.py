@@ -13,6 +13,7 @@ from autoregressive import train as gpt_train
 from engine.config import check_all, differences, load_config, load_sections, merge_config, read_yaml, to_yaml
 from engine.messages import ConfigError
 from engine.registry import lookup, selected_section
+from engine.validation import Section, at_least
 from tokenizer import train as tokenizer_train
 
 ROOT = Path(__file__).parents[2]
@@ -223,6 +224,95 @@ def test_differences_names_every_changed_key():
         "inner.limit": (None, 4),
         "inner.sizes": ([1, 2, 3], [1, 2]),
     }
+
+
+@dataclass(kw_only=True, slots=True)
+class Item(Section):
+    """One of a list; both keys are required."""
+
+    steps: int
+    rate: float
+
+    def problems(self):
+        yield from at_least(self, "steps", 1)
+
+
+@dataclass(kw_only=True, slots=True)
+class Checked(Section):
+    """A root whose values have limits."""
+
+    count: int = 3
+    size: int = 8
+    folder: str = ""
+    inner: Small = field(default_factory=Small)
+    items: list[Item] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def problems(self):
+        yield from at_least(self, "count", 1)
+
+
+def divisible(config: Checked) -> None:
+    """A check of two keys at once."""
+    check_all([f"size={config.size} is no multiple of {n}" for n in (2, config.count) if config.size % n])
+
+
+def problems_at(files, overrides, check=None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(Checked, files, overrides, check)
+    text = str(caught.value)
+    assert all(line in text for line in caught.value.problems)
+    assert len(caught.value.problems) == 1 or text.startswith(f"the config has {len(caught.value.problems)} problems:")
+    return caught.value.problems
+
+
+def test_everything_that_is_wrong_is_told_at_once(tmp_path, monkeypatch):
+    """Unknown keys, wrong types, missing and unresolved values, values out of range, of all files and the command line,
+    and what does not fit together; each line has its source or key, the value, and what is accepted.
+    """
+    monkeypatch.delenv("NO_SUCH_FOLDER", raising=False)
+    first = write(tmp_path / "first.yaml", "cuont: 5\nsize: 9\nfolder: ${oc.env:NO_SUCH_FOLDER}\n")
+    second = write(tmp_path / "second.yaml", "inner: {rate: fast, sizes: [1, x], one: 1, two: 2}\n")
+    overrides = ["count=0", "items=[{steps: 0, rate: 1}, {steps: a}, 7]", "weights={a: b}", "novalue", "inner.kind=c"]
+    assert problems_at([first, second], overrides, divisible) == [
+        f"{first}: cuont=5 is not a known key (accepted here: count, folder, inner, items, size, weights);"
+        " did you mean count?",
+        f"{second}: inner.one=1, inner.two=2 are not known keys (accepted here: kind, limit, pair, rate, sizes)",
+        f"{second}: inner.rate='fast' must be a number",
+        f"{second}: inner.sizes=[1, 'x'] must be a list of whole numbers",
+        "command line: 'novalue' is not of the form key=value",
+        "command line: items[1].steps='a' must be a whole number",
+        "command line: items[2]=7 must be a section with some of: rate, steps",
+        "command line: weights={'a': 'b'} must be a mapping of names to numbers",
+        "command line: inner.kind='c' must be one of: a, b",
+        "items[1].rate is missing; it must be a number",
+        "folder='${oc.env:NO_SUCH_FOLDER}': the environment variable NO_SUCH_FOLDER is not set; "
+        "source set_env_vars.sh or export it",
+        "count=0 must be 1 or more",
+        "items[0].steps=0 must be 1 or more",
+        "size=9 is no multiple of 2",
+    ]
+
+
+def test_a_check_of_several_keys_is_asked_without_those_that_are_wrong():
+    """Its lines about a wrong key, which has its default there, would mislead; without problems it is not asked."""
+    assert problems_at([], ["size=9", "count=0"], divisible) == [
+        "count=0 must be 1 or more",
+        "size=9 is no multiple of 2",
+    ]
+    assert problems_at([], ["size=wide"], divisible) == ["command line: size='wide' must be a whole number"]
+    assert load_config(Checked, [], ["size=9"], divisible).size == 9
+
+
+def test_a_mapping_of_names_is_merged_name_by_name(tmp_path):
+    path = write(tmp_path / "c.yaml", "weights: {a: 1, b: 2}\n")
+    assert load_config(Checked, [path], ["weights.b=3", "weights.c=4"]).weights == {"a": 1.0, "b": 3.0, "c": 4.0}
+
+
+def test_items_of_a_list_are_sections(tmp_path):
+    path = write(tmp_path / "c.yaml", "items: [{steps: 1, rate: 2}]\n")
+    assert load_config(Checked, [path]).items == [Item(steps=1, rate=2.0)]
+    assert problems_at([path], ["items=[{rate: 1, steps: 0}]"]) == ["items[0].steps=0 must be 1 or more"]
 
 
 def test_all_problems_are_reported_together():
