@@ -130,22 +130,32 @@ def test_every_size_of_the_config_is_honoured():
     ("image_size", "overrides", "message"),
     [
         (250, [], r"data\.image_size=250 .*multiple of 16"),
-        (256, ["hybrid.num_tokens=96"], r"model\.hybrid\.num_tokens=96 must be a power of 2"),
-        (256, ["hybrid.num_tokens=0"], r"model\.hybrid\.num_tokens=0 must be a power of 2"),
-        (256, ["hybrid.num_tokens=-4"], r"model\.hybrid\.num_tokens=-4 must be a power of 2"),
+        (256, ["hybrid.num_tokens=96"], r"hybrid\.num_tokens=96 must be a power of 2"),
+        (256, ["hybrid.num_tokens=0"], r"hybrid\.num_tokens=0 must be a power of 2"),
+        (256, ["hybrid.num_tokens=-4"], r"hybrid\.num_tokens=-4 must be a power of 2"),
         (32, ["hybrid.num_tokens=64"], r"model\.hybrid\.num_tokens=64 does not fit.*4x8 boxes.*2x2 grid"),
         (64, ["hybrid.num_tokens=64"], r"model\.hybrid\.num_tokens=64 does not fit.*4x8 boxes.*4x4 grid"),
         (48, ["hybrid.num_tokens=8"], r"model\.hybrid\.num_tokens=8 does not fit.*2x2 boxes.*3x3 grid"),
         (256, ["hybrid.semantic_layer=7"], r"model\.hybrid\.semantic_layer=7 must lie in 1\.\.6"),
         (256, ["hybrid.semantic_layer=0"], r"model\.hybrid\.semantic_layer=0 must lie in 1\.\.6"),
-        (256, ["hybrid.encoder.width=64"], r"model\.hybrid\.encoder: give either size=small or width"),
-        (256, ["hybrid.decoder.size=huge"], r"model\.hybrid\.decoder\.size='huge' is not known.*small"),
-        (256, ["hybrid.encoder={size: null, width: 64}"], r"model\.hybrid\.encoder: give size"),
-        (256, ["hybrid.encoder={size: null, width: 64, layers: 1, heads: 5}"], r"encoder: width=64 .*heads=5"),
-        (256, ["hybrid.encoder={size: null, width: 64, layers: 0, heads: 4}"], r"encoder: .*each 1 or more"),
-        (256, ["hybrid.cnn.base_channels=100"], r"model.*cnn: widths .*norm_groups=32"),
-        (256, ["hybrid.cnn.channel_multipliers=[]"], r"model.*cnn: .*channel_multipliers"),
-        (256, ["hybrid.cnn.decoder_res_blocks=0"], r"model.*cnn: res_blocks"),
+        (256, ["hybrid.encoder.width=64"], r"hybrid\.encoder\.width=64 must be null where size=small is set"),
+        (256, ["hybrid.decoder.size=huge"], r"hybrid\.decoder\.size='huge' must be one of: .*small"),
+        (
+            256,
+            ["hybrid.encoder={size: null, width: 64}"],
+            r"hybrid\.encoder\.layers=None must be .* where width is set",
+        ),
+        (256, ["hybrid.encoder={size: null}"], r"model\.hybrid\.encoder: give size"),
+        (256, ["hybrid.encoder={size: null, width: 64, layers: 1, heads: 5}"], r"encoder\.width=64 .*by heads=5"),
+        (256, ["hybrid.encoder={size: null, width: 64, layers: 0, heads: 4}"], r"encoder\.layers=0 must be 1 or more"),
+        (256, ["hybrid.cnn.base_channels=100"], r"hybrid\.cnn\.norm_groups=32 must be a divisor .*\[100, 100, 200"),
+        (256, ["hybrid.cnn.channel_multipliers=[]"], r"hybrid\.cnn\.channel_multipliers=\[\] must be a list of one"),
+        (256, ["hybrid.cnn.channel_multipliers=[1,0]"], r"cnn\.channel_multipliers=\[1, 0\] must be .*each 1 or more"),
+        (256, ["hybrid.cnn.decoder_res_blocks=0"], r"hybrid\.cnn\.decoder_res_blocks=0 must be 1 or more"),
+        (256, ["hybrid.cnn.mid_blocks=-1"], r"hybrid\.cnn\.mid_blocks=-1 must be 0 or more"),
+        (256, ["hybrid.z_channels=0"], r"hybrid\.z_channels=0 must be 1 or more"),
+        (256, ["hybrid.position_std=-0.1"], r"hybrid\.position_std=-0\.1 must be 0 or more"),
+        (256, ["llamagen.z_channels=0"], r"llamagen\.z_channels=0 must be 1 or more"),
         (256, ["name=vit"], r"name='vit' must be one of: .*hybrid"),
         (256, ["quantizer.name=pq"], r"quantizer\.name='pq' must be one of: .*vq"),
         (256, ["hybrid.layout=3d"], r"layout"),
@@ -154,6 +164,22 @@ def test_every_size_of_the_config_is_honoured():
 def test_a_size_that_does_not_fit_names_its_key(image_size, overrides, message):
     with pytest.raises(ConfigError, match=f"(?s){message}"):
         on_meta(image_size, *named_sizes("small", "small"), *overrides)
+
+
+def test_all_wrong_sizes_are_named_at_once():
+    """One line per field, also of sections below each other."""
+    wrong = ["hybrid.cnn={encoder_res_blocks: 0, norm_groups: 0}", "hybrid.num_tokens=3", "hybrid.decoder={width: -2}"]
+    with pytest.raises(ConfigError, match="6 problems") as error:
+        load_config(ModelConfig, overrides=wrong)
+    lines = sorted(line.split()[0] for line in str(error.value).splitlines()[1:])
+    assert lines == [
+        "hybrid.cnn.encoder_res_blocks=0",
+        "hybrid.cnn.norm_groups=0",
+        "hybrid.decoder.heads=None",
+        "hybrid.decoder.layers=None",
+        "hybrid.decoder.width=-2",
+        "hybrid.num_tokens=3",
+    ]
 
 
 def test_images_of_another_size_are_refused_early():
@@ -212,6 +238,8 @@ def test_pooling_boxes_sum_to_the_number_of_tokens(exponent):
     assert sum(counts) == 2**exponent
     assert all(counts[i] == sum(counts[:i]) for i in range(1, len(counts)))
     assert all(columns in (rows, 2 * rows) for rows, columns in boxes)
+    with pytest.raises(ValueError, match="not a power of 2"):
+        pooling_boxes(3 * 2**exponent)
 
 
 def test_pooling_against_loops():
@@ -370,7 +398,7 @@ def test_queries_of_the_encoder_are_pooled_after_the_embedding():
 
 
 @pytest.mark.parametrize("layout", ["1d", "2d"])
-def test_qk_norm_normalises_queries_and_keys_of_every_attention(layout):
+def test_qk_norm_normalizes_queries_and_keys_of_every_attention(layout):
     """Scaling their weights changes nothing; it has no published layout."""
     extra = [] if layout == "1d" else ["model.hybrid.layout=2d", "model.hybrid.block=vit", "model.hybrid.num_tokens=16"]
     config = mini.tokenizer_config("model.hybrid.qk_norm=true", *extra)

@@ -1,4 +1,12 @@
-"""Attention, the Q-Former block (a pre-norm DETR decoder layer) and the plain ViT block, batch first."""
+"""Attention and the two transformer blocks of GigaTok's hybrid tokenizers, batch first.
+
+QFormerBlock    a pre-norm DETR decoder layer (arXiv:2005.12872): the tokens attend to each other, then to a memory
+ViTBlock        a pre-norm ViT encoder layer (arXiv:2010.11929)
+
+Both are those of arXiv:2504.08736, section 3.1: GELU, an MLP of four times the width, no dropout, no mask.
+
+Shapes    tokens (B,N,C)      memory (B,M,C)      tables of positions (N,C) and (M,C)
+"""
 
 from __future__ import annotations
 
@@ -8,8 +16,9 @@ from torch import Tensor, nn
 
 
 class MultiheadAttention(nn.Module):
-    """Multi-head attention with separate inputs for queries, keys and values; parameters as in
-    `torch.nn.MultiheadAttention`.
+    """Multi-head attention with separate inputs for queries, keys and values.
+
+    Its parameters have the names and shapes of `torch.nn.MultiheadAttention`.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -23,23 +32,33 @@ class MultiheadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query (B,N,C), key and value (B,M,C) -> (B,N,C). No mask."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        inputs = zip((query, key, value), weights, biases, strict=True)
-        q, k, v = (F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x, w, b in inputs)
+        """Query (B,N,C), key and value (B,M,C) -> (B,N,C). No mask."""
+        # The three projections lie one below the other in one parameter.
+        query_weight, key_weight, value_weight = self.in_proj_weight.chunk(3)
+        query_bias, key_bias, value_bias = self.in_proj_bias.chunk(3)
+        q = self._split_heads(F.linear(query, query_weight, query_bias))
+        k = self._split_heads(F.linear(key, key_weight, key_bias))
+        v = self._split_heads(F.linear(value, value_weight, value_bias))
+
+        # Attention of each head, and the heads side by side again.
         attended = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(B,N,C) -> (B,heads,N,C/heads)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
     def add_qk_norm(self) -> None:
-        """Normalises queries and keys of each head from now on (arXiv:2302.05442, section 2)."""
-        width = self.out_proj.in_features // self.heads
-        self.q_norm, self.k_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        """Normalizes the queries and keys of each head from now on (arXiv:2302.05442, section 2)."""
+        head_width = self.out_proj.in_features // self.heads
+        self.q_norm = nn.LayerNorm(head_width)
+        self.k_norm = nn.LayerNorm(head_width)
 
 
 class QFormerBlock(nn.Module):
     """Self-attention, cross-attention to a memory, MLP. Positions are added to queries and keys, never to values."""
 
-    parallel_unit = "shard"
+    parallel_unit = "shard"  # a block is one unit of sharding and activation checkpointing; see engine.parallel
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -47,19 +66,25 @@ class QFormerBlock(nn.Module):
         self.multihead_attn = MultiheadAttention(width, heads)
         self.linear1 = nn.Linear(width, 4 * width)
         self.linear2 = nn.Linear(4 * width, width)
-        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, memory: Tensor, positions: Tensor, memory_positions: Tensor) -> Tensor:
-        """tokens (B,N,C), memory (B,M,C), positions (N,C), memory_positions (M,C) -> (B,N,C)."""
-        n = self.norm1(tokens)
-        tokens = tokens + self.self_attn(n + positions, n + positions, n)
-        n = self.norm2(tokens)
-        tokens = tokens + self.multihead_attn(n + positions, memory + memory_positions, memory)
+        """Tokens (B,N,C), memory (B,M,C), positions (N,C), memory_positions (M,C) -> tokens (B,N,C)."""
+        # Tokens attend to each other.
+        normed = self.norm1(tokens)
+        tokens = tokens + self.self_attn(normed + positions, normed + positions, normed)
+
+        # Tokens attend to the memory, which is taken as it is: only the tokens are normed.
+        normed = self.norm2(tokens)
+        tokens = tokens + self.multihead_attn(normed + positions, memory + memory_positions, memory)
+
         return tokens + self.linear2(F.gelu(self.linear1(self.norm3(tokens))))
 
 
 class ViTBlock(nn.Module):
-    """Pre-norm self-attention and MLP; positions are added once, before the first block."""
+    """Self-attention and MLP. Positions are added once, before the first block, and not here."""
 
     parallel_unit = "shard"
 
@@ -68,10 +93,11 @@ class ViTBlock(nn.Module):
         self.self_attn = MultiheadAttention(width, heads)
         self.linear1 = nn.Linear(width, 4 * width)
         self.linear2 = nn.Linear(4 * width, width)
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (B,N,C) -> (B,N,C)."""
-        n = self.norm1(tokens)
-        tokens = tokens + self.self_attn(n, n, n)
+        """Tokens (B,N,C) -> tokens (B,N,C)."""
+        normed = self.norm1(tokens)
+        tokens = tokens + self.self_attn(normed, normed, normed)
         return tokens + self.linear2(F.gelu(self.linear1(self.norm2(tokens))))

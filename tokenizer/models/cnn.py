@@ -1,17 +1,20 @@
 """The convolutional encoder and decoder of VQGAN, in the three styles that were released.
 
-    GIGATOK    no attention; the decoder norms each level with statistics of its own input (adaptive group norm) and
-               upsamples by depth-to-space                                        arXiv:2504.08736, section 3.1
-    LLAMAGEN   attention at the coarsest level and in the middle; plain norms; nearest-neighbour upsampling
+    GIGATOK    no attention; each level of the decoder begins with an adaptive group norm, steered by statistics of the
+               decoder's input, and upsamples by depth-to-space                   arXiv:2504.08736, section 3.1
+    LLAMAGEN   attention at the coarsest level and in the middle; plain norms; nearest-neighbor upsampling
                                                                                   arXiv:2406.06525, section 3.1
     WETOK      as GIGATOK, but most convolutions have no bias, downsampling pads all sides, and the encoder ends with a
                1x1 convolution                                                    arXiv:2508.05599, Open-MAGVIT2's CNN
 
-Channels-first maps: B batch, C width, H W pixels, h w grid.
+Encoder and decoder have one level of ResBlocks per resolution, and a few more blocks, the middle, on the coarsest map.
+
+Shapes    images (B,3,H,W)      maps (B,C,H,W), channels first      features (B,z_channels,h,w), h = H / factor
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -19,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.messages import ConfigError
+from engine.validation import Problem, Section, at_least
 from tokenizer.models.cnn_blocks import (
     NORM_EPS,
     AdaptiveGroupNorm,
@@ -33,32 +36,33 @@ from tokenizer.models.cnn_blocks import (
 
 
 @dataclass(kw_only=True, slots=True)
-class CNNConfig:
-    """Widths and depths. The factor between image and grid is 2 ** (number of multipliers - 1)."""
+class CNNConfig(Section):
+    """Widths and depths. An image has 2 ** (number of multipliers - 1) times the side of the grid."""
 
     base_channels: int = 128
-    channel_multipliers: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4])  # finest to coarsest level
+    channel_multipliers: list[int] = field(default_factory=lambda: [1, 1, 2, 2, 4])  # from the finest level on
     encoder_res_blocks: int = 2  # per level
     decoder_res_blocks: int = 3  # per level
-    mid_blocks: int = 2  # with attention there is one more block, between the first and the second
+    mid_blocks: int = 2  # ResBlocks of the middle; with attention there is one more block, after the first
     norm_groups: int = 32  # groups of every group norm
     adaptive_gain: float = 0.0  # bias of the adaptive gain at the start; 0 = as released (levels start nearly silent)
 
-    def __post_init__(self) -> None:
-        if not self.channel_multipliers or min([self.base_channels, self.norm_groups, *self.channel_multipliers]) < 1:
-            raise ConfigError("model: cnn: base_channels, norm_groups and all channel_multipliers must be 1 or more")
-        if min(self.encoder_res_blocks, self.decoder_res_blocks) < 1 or self.mid_blocks < 0:
-            raise ConfigError("model: cnn: res_blocks must be 1 or more, mid_blocks 0 or more")
-        bad = [w for w in self.widths if w % self.norm_groups]
-        if bad:
-            raise ConfigError(
-                f"model: cnn: widths {self.widths} (base_channels x channel_multipliers) must be divisible by "
-                f"norm_groups={self.norm_groups}"
-            )
+    def problems(self) -> Iterator[Problem]:
+        for name in ("base_channels", "encoder_res_blocks", "decoder_res_blocks", "norm_groups"):
+            yield from at_least(self, name, 1)
+        yield from at_least(self, "mid_blocks", 0)
+
+        multipliers = self.channel_multipliers
+        if not multipliers or min(multipliers) < 1:
+            yield Problem("channel_multipliers", multipliers, "a list of one or more numbers, each 1 or more")
+        elif self.norm_groups > 0 and any(width % self.norm_groups != 0 for width in self.widths):
+            accepted = f"a divisor of all widths {self.widths} (base_channels x channel_multipliers)"
+            yield Problem("norm_groups", self.norm_groups, accepted)
 
     @property
     def widths(self) -> list[int]:
-        return [self.base_channels * m for m in self.channel_multipliers]
+        """Channels of each level, from the finest on."""
+        return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
 
     @property
     def factor(self) -> int:
@@ -70,25 +74,21 @@ class CNNConfig:
 class CNNStyle:
     """What the released families do differently."""
 
-    attention: bool
-    adaptive_norm: bool
-    depth_to_space: bool
+    attention: bool  # after every ResBlock of the coarsest level, and in the middle
+    adaptive_norm: bool  # before every level of the decoder
+    depth_to_space: bool  # upsampling; otherwise nearest neighbor
     bias: bool = True  # in the ResBlocks and the encoder's first convolution
     symmetric: bool = False  # downsampling pads all sides, not only right and below
-    out_kernel: int = 3  # of the encoder's last convolution
+    out_kernel: int = 3  # side of the kernel of the encoder's last convolution
 
 
 GIGATOK = CNNStyle(attention=False, adaptive_norm=True, depth_to_space=True)
-
-
 LLAMAGEN = CNNStyle(attention=True, adaptive_norm=False, depth_to_space=False)
-
-
 WETOK = CNNStyle(attention=False, adaptive_norm=True, depth_to_space=True, bias=False, symmetric=True, out_kernel=1)
 
 
 class Level(nn.Module):
-    """ResBlocks of one resolution, each followed by attention where asked for, and the change to the next one."""
+    """The ResBlocks of one resolution, each followed by attention where asked for, and the change to the next one."""
 
     def __init__(
         self,
@@ -103,23 +103,26 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * depth
+        num_attentions = depth if attention else 0
         self.res = nn.ModuleList(ResBlock(a, b, groups) for a, b in pairwise(widths))
-        self.attn = nn.ModuleList(AttentionBlock(out_channels, groups) for _ in range(depth if attention else 0))
-        self.downsample, self.upsample = downsample, upsample
+        self.attn = nn.ModuleList(AttentionBlock(out_channels, groups) for _ in range(num_attentions))
+        self.downsample = downsample
+        self.upsample = upsample
 
     def forward(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.res):
             x = block(x)
-            if self.attn:
+            if len(self.attn) > 0:
                 x = self.attn[i](x)
-        for resample in (self.downsample, self.upsample):
-            if resample is not None:
-                x = resample(x)
+        if self.downsample is not None:
+            x = self.downsample(x)
+        if self.upsample is not None:
+            x = self.upsample(x)
         return x
 
 
-def middle(width: int, config: CNNConfig, style: CNNStyle) -> nn.ModuleList:
-    """The blocks at the coarsest resolution: ResBlocks, in the attention style with one attention after the first."""
+def build_middle(width: int, config: CNNConfig, style: CNNStyle) -> nn.ModuleList:
+    """The blocks on the coarsest map: ResBlocks, in the attention style with one attention after the first."""
     blocks: list[nn.Module] = [ResBlock(width, width, config.norm_groups) for _ in range(config.mid_blocks)]
     if style.attention:
         blocks.insert(1, AttentionBlock(width, config.norm_groups))
@@ -131,14 +134,28 @@ class CNNEncoder(nn.Module):
 
     def __init__(self, config: CNNConfig, z_channels: int, style: CNNStyle) -> None:
         super().__init__()
-        widths, groups = config.widths, config.norm_groups
+        widths = config.widths
+        groups = config.norm_groups
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1, bias=style.bias)
+
+        # Levels from fine to coarse; each but the coarsest ends by halving the map.
         self.conv_blocks = nn.ModuleList()
-        for i, width in enumerate(widths):
-            last, sizes = i + 1 == len(widths), (widths[max(i - 1, 0)], width, config.encoder_res_blocks, groups)
-            down = None if last else Downsample(width, style.symmetric)
-            self.conv_blocks.append(Level(*sizes, attention=last and style.attention, downsample=down))
-        self.mid = middle(widths[-1], config, style)
+        in_channels = widths[0]
+        for number, width in enumerate(widths, start=1):
+            is_coarsest = number == len(widths)
+            level = Level(
+                in_channels,
+                width,
+                config.encoder_res_blocks,
+                groups,
+                attention=style.attention and is_coarsest,
+                downsample=None if is_coarsest else Downsample(width, style.symmetric),
+            )
+            self.conv_blocks.append(level)
+            in_channels = width
+
+        # The middle, and the projection to features.
+        self.mid = build_middle(widths[-1], config, style)
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], z_channels, style.out_kernel, padding=style.out_kernel // 2)
         if not style.bias:
@@ -154,25 +171,44 @@ class CNNEncoder(nn.Module):
 
 
 class CNNDecoder(nn.Module):
-    """Features (B,z_channels,h,w) -> images (B,3,H,W), not clamped. The features also steer the adaptive norms; noise
-    (B,noise_channels,h,w), where the decoder takes any, does not.
+    """Features (B,z_channels,h,w) -> images (B,3,H,W), not clamped.
+
+    With adaptive norms the features also steer the norm before each level. A decoder with `noise_channels` takes noise
+    (B,noise_channels,h,w) beside the features; the noise steers no norm.
     """
 
     def __init__(self, config: CNNConfig, z_channels: int, style: CNNStyle, noise_channels: int = 0) -> None:
         super().__init__()
-        widths, groups = config.widths[::-1], config.norm_groups
+        widths = config.widths[::-1]  # from coarse to fine
+        groups = config.norm_groups
+
+        # The middle comes first.
         self.conv_in = nn.Conv2d(z_channels + noise_channels, widths[0], 3, padding=1)
-        self.mid = middle(widths[0], config, style)
-        entering = [widths[max(k - 1, 0)] for k in range(len(widths))]
+        self.mid = build_middle(widths[0], config, style)
+
+        # An adaptive norm of the input of each level.
+        in_widths = [widths[0], *widths[:-1]]
         self.adaptive = nn.ModuleList()
         if style.adaptive_norm:
-            self.adaptive.extend(AdaptiveGroupNorm(c, z_channels, groups) for c in entering)
-        upsample = DepthToSpaceUpsample if style.depth_to_space else NearestUpsample
+            self.adaptive.extend(AdaptiveGroupNorm(width, z_channels, groups) for width in in_widths)
+
+        # Levels from coarse to fine; each but the finest ends by doubling the map.
+        upsample_class = DepthToSpaceUpsample if style.depth_to_space else NearestUpsample
         self.conv_blocks = nn.ModuleList()
-        for k, width in enumerate(widths):
-            sizes = (entering[k], width, config.decoder_res_blocks, groups)
-            up = None if k + 1 == len(widths) else upsample(width)
-            self.conv_blocks.append(Level(*sizes, attention=k == 0 and style.attention, upsample=up))
+        for number, (in_channels, width) in enumerate(zip(in_widths, widths, strict=True), start=1):
+            is_coarsest = number == 1
+            is_finest = number == len(widths)
+            level = Level(
+                in_channels,
+                width,
+                config.decoder_res_blocks,
+                groups,
+                attention=style.attention and is_coarsest,
+                upsample=None if is_finest else upsample_class(width),
+            )
+            self.conv_blocks.append(level)
+
+        # The projection to pixels.
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
         if not style.bias:
@@ -182,12 +218,14 @@ class CNNDecoder(nn.Module):
         x = self.conv_in(features if noise is None else torch.cat([features, noise], dim=1))
         for block in self.mid:
             x = block(x)
-        for k, level in enumerate(self.conv_blocks):
-            x = level(self.adaptive[k](x, features) if self.adaptive else x)
+        for i, level in enumerate(self.conv_blocks):
+            if len(self.adaptive) > 0:
+                x = self.adaptive[i](x, features)
+            x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))
 
     @torch.no_grad()
     def set_adaptive_gain(self, gain: float) -> None:
-        """Sets the bias of every adaptive gain (the released initialization has 0)."""
+        """Sets the bias of every adaptive gain; it is 0 in the released initialization."""
         for norm in self.adaptive:
             norm.gamma.bias.fill_(gain)

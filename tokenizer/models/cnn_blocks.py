@@ -1,4 +1,12 @@
-"""Building blocks of the CNN encoders and decoders."""
+"""Blocks of VQGAN's convolutional encoder and decoder (arXiv:2012.09841), and those that GigaTok and WeTok changed.
+
+    ResBlock                two 3x3 convolutions around a skip connection
+    AttentionBlock          one head of attention over all positions
+    Downsample              halves the map; NearestUpsample and DepthToSpaceUpsample double it
+    AdaptiveGroupNorm       group norm steered by statistics of a second map (MAGVIT-v2, arXiv:2310.05737)
+
+Channels-first maps: B batch, C channels, H W height and width. All group norms have epsilon `NORM_EPS`.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +16,10 @@ from torch import Tensor, nn
 NORM_EPS = 1e-6
 
 
-def depth_to_space(x: Tensor) -> Tensor:
-    """(B,4C,h,w) -> (B,C,2h,2w) in DCR order:
-
-    channel (dy*2 + dx)*C + c goes to out[c, 2y+dy, 2x+dx] (not pixel_shuffle).
-    """
-    b, c, h, w = x.shape
-    return x.view(b, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, c // 4, 2 * h, 2 * w)
-
-
 class ResBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))))))."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))). (B,C,H,W) -> (B,out_channels,H,W)."""
 
-    parallel_unit = "recompute"
+    parallel_unit = "recompute"  # activation checkpointing keeps only the input; see engine.parallel
 
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
@@ -37,27 +36,50 @@ class ResBlock(nn.Module):
 
 
 def drop_biases(network: nn.Module) -> None:
-    """Takes the biases of all ResBlocks away."""
-    for block in network.modules():
-        for layer in block.children() if isinstance(block, ResBlock) else ():
+    """Removes the biases of the convolutions of all ResBlocks in `network`."""
+    res_blocks = [module for module in network.modules() if isinstance(module, ResBlock)]
+    for block in res_blocks:
+        for layer in block.children():
             if isinstance(layer, nn.Conv2d):
                 layer.register_parameter("bias", None)
 
 
+class AttentionBlock(nn.Module):
+    """x + one head of attention over all positions, as wide as the map. (B,C,H,W) -> (B,C,H,W)."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # One token (B,1,H*W,C) per position; the axis of size 1 is the head.
+        normed = self.norm(x)
+        q, k, v = (layer(normed).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
+        attended = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        return x + self.proj_out(attended.transpose(1, 2).reshape(x.shape))
+
+
+# ------------------------------------------------------------------------------------------------ change of resolution
 class Downsample(nn.Module):
     """Halves the map: zeros right and below, or on all sides, then a 3x3 convolution of stride 2."""
 
     def __init__(self, channels: int, symmetric: bool = False) -> None:
         super().__init__()
-        self.symmetric = symmetric
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=int(symmetric))
+        self.symmetric = symmetric  # zeros on all sides
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if symmetric else 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x if self.symmetric else F.pad(x, (0, 1, 0, 1)))
+        if not self.symmetric:
+            x = F.pad(x, (0, 1, 0, 1))  # left, right, above, below
+        return self.conv(x)
 
 
 class NearestUpsample(nn.Module):
-    """Doubles the map by repetition, then a 3x3 convolution."""
+    """Doubles the map by repeating every pixel, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -65,21 +87,6 @@ class NearestUpsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-class AttentionBlock(nn.Module):
-    """x + one head of attention over all positions, as wide as the map."""
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
-        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        n = self.norm(x)
-        q, k, v = (layer(n).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        out = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-        return x + self.proj_out(out.transpose(1, 2).reshape(x.shape))
 
 
 class DepthToSpaceUpsample(nn.Module):
@@ -93,8 +100,19 @@ class DepthToSpaceUpsample(nn.Module):
         return depth_to_space(self.conv1(x))
 
 
+def depth_to_space(x: Tensor) -> Tensor:
+    """(B,4C,H,W) -> (B,C,2H,2W) in DCR order, which is not that of `pixel_shuffle`.
+
+    Channel (dy*2 + dx)*C + c at (y,x) becomes channel c at (2y+dy, 2x+dx).
+    """
+    b, c, h, w = x.shape
+    by_offset = x.view(b, 2, 2, c // 4, h, w)  # (B,dy,dx,C,H,W)
+    return by_offset.permute(0, 3, 4, 1, 5, 2).reshape(b, c // 4, 2 * h, 2 * w)
+
+
+# ------------------------------------------------------------------------------------------------ adaptive norm
 class AdaptiveGroupNorm(nn.Module):
-    """Group norm whose gain and bias are linear in the spread and mean of `style`, per sample."""
+    """Group norm whose gain and bias are linear in the std and mean of a second map, the style, per image."""
 
     def __init__(self, channels: int, style_channels: int, groups: int) -> None:
         super().__init__()
@@ -103,8 +121,14 @@ class AdaptiveGroupNorm(nn.Module):
         self.beta = nn.Linear(style_channels, channels)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """x (B,C,H,W), style (B,S,h,w) -> (B,C,H,W). The variance over space is unbiased; there is no `1 +`."""
-        flat = style.flatten(2)
-        spread = (flat.var(dim=2, unbiased=True) + NORM_EPS).sqrt()
-        gain, bias = self.gamma(spread), self.beta(flat.mean(dim=2))
+        """x (B,C,H,W), style (B,S,h,w) -> (B,C,H,W).
+
+        The variance of the style over space is unbiased, so it needs two cells or more. The gain is what the linear
+        layer gives, without the usual `1 +`.
+        """
+        flat_style = style.flatten(2)
+        std = (flat_style.var(dim=2, unbiased=True) + NORM_EPS).sqrt()
+        mean = flat_style.mean(dim=2)
+        gain = self.gamma(std)
+        bias = self.beta(mean)
         return gain[..., None, None] * F.group_norm(x, self.groups, eps=NORM_EPS) + bias[..., None, None]

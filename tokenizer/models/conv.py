@@ -1,6 +1,6 @@
-"""What tokenizers without a transformer have in common: a CNN encoder, a quantizer of its grid cells, a CNN decoder.
+"""Base class of purely convolutional tokenizers: a CNN encoder, a quantizer of its grid cells, a CNN decoder.
 
-Fully convolutional: images of any height and width that are multiples of the factor.
+They take images of any height and width that are multiples of the CNN's factor; a token is one cell of the grid.
 
 Shapes    images (B,3,H,W) in [-1,1]      z, z_q (B,h*w,codebook_dim), row-major      indices (B,h*w) or (B,h*w,G)
 """
@@ -19,9 +19,10 @@ from tokenizer.quantizers.base import Quantizer
 
 
 class ConvTokenizer(Tokenizer):
-    """See the module docstring. `image_size` and `num_tokens` are those of training until `set_image_size`.
+    """A tokenizer without a transformer. `image_size` and `num_tokens` are those of training until `set_image_size`.
 
-    A tokenizer of this kind sets `encoder` and `decoder`, and says how features become latents and latents features.
+    A subclass sets `encoder` and `decoder`. Where channels of CNN and quantizer differ it extends `latents` and
+    `decoder_input` by projections; a decoder that takes more than features overrides `decode_features`.
     """
 
     encoder: nn.Module
@@ -38,13 +39,17 @@ class ConvTokenizer(Tokenizer):
         return frozenset({"any_size"})
 
     def set_image_size(self, image_size: int) -> None:
-        """Makes another square size the usual one: nothing of the network depends on it."""
-        if image_size < self.min_cells * self.factor or image_size % self.factor:
+        """Makes another square size the usual one: nothing in the network depends on it.
+
+        Raises ConfigError where the size is no multiple of `factor`, or has fewer than `min_cells` cells per side.
+        """
+        min_size = self.min_cells * self.factor
+        if image_size < min_size or image_size % self.factor != 0:
             raise ConfigError(
-                f"image size {image_size} does not fit: it must be a multiple of {self.factor}, "
-                f"{self.min_cells * self.factor} or more"
+                f"image size {image_size} does not fit: it must be a multiple of {self.factor}, {min_size} or more"
             )
-        self.image_size, self.num_tokens = image_size, (image_size // self.factor) ** 2
+        self.image_size = image_size
+        self.num_tokens = (image_size // self.factor) ** 2
 
     def forward(
         self,
@@ -55,17 +60,26 @@ class ConvTokenizer(Tokenizer):
         shortcut: bool = False,
         semantic: bool = False,
     ) -> TokenizerOutput:
-        """A full pass. There is no transformer to take a shortcut around, and no semantic head."""
+        """A full pass. Raises ValueError for `shortcut` and `semantic`.
+
+        There is no transformer to take a shortcut around, and no semantic head.
+        """
         if shortcut or semantic:
             raise ValueError("a convolutional tokenizer has neither a shortcut nor a semantic head")
         features = self.encode_features(images)
         quantized = self.quantizer(self.latents(features), quantize=quantize, entropy=entropy)
         decoded = self.decoder_input(quantized.z_q, features.shape[2:])
-        return TokenizerOutput(self.decode_features(decoded), quantized, features, decoded)
+        return TokenizerOutput(
+            reconstructions=self.decode_features(decoded),
+            quantized=quantized,
+            encoder_features=features,
+            decoder_features=decoded,
+        )
 
     def encode_features(self, images: Tensor) -> Tensor:
-        """CNN features (B,z_channels,h,w); a size that is not a multiple of the factor is an error."""
-        if images.shape[1] != 3 or images.shape[2] % self.factor or images.shape[3] % self.factor:
+        """Images -> CNN features (B,z_channels,h,w). Raises ValueError for a size that is no multiple of the factor."""
+        _, channels, height, width = images.shape
+        if channels != 3 or height % self.factor != 0 or width % self.factor != 0:
             raise ValueError(f"images must be (B, 3, multiples of {self.factor}), found {tuple(images.shape)}")
         return self.encoder(images)
 
@@ -74,7 +88,7 @@ class ConvTokenizer(Tokenizer):
         return features.flatten(2).transpose(1, 2)
 
     def decoder_input(self, z_q: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Quantized latents -> features (B,z_channels,h,w)."""
+        """Quantized latents (B,h*w,codebook_dim) -> features (B,z_channels,h,w); `grid` is (h, w)."""
         return z_q.transpose(1, 2).unflatten(2, tuple(grid))
 
     def decode_features(self, features: Tensor) -> Tensor:
@@ -83,12 +97,14 @@ class ConvTokenizer(Tokenizer):
 
     def decode(self, z_q: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Quantized latents (B,h*w,codebook_dim) -> images, not clamped. `grid` is (h, w), by default square."""
-        side = math.isqrt(z_q.shape[1])
-        return self.decode_features(self.decoder_input(z_q, grid or (side, side)))
+        if grid is None:
+            side = math.isqrt(z_q.shape[1])
+            grid = (side, side)
+        return self.decode_features(self.decoder_input(z_q, grid))
 
     def feature_sources(self) -> dict[str, FeatureSource]:
-        def read(images: Tensor, layer: int | None) -> Tensor:
+        def encoder_features(images: Tensor, layer: int | None) -> Tensor:
             return self.encode_features(images).flatten(2).mT
 
         side = self.image_size // self.factor
-        return {"encoder": FeatureSource("encoder features", read, grid=(side, side))}
+        return {"encoder": FeatureSource("encoder features", encoder_features, grid=(side, side))}

@@ -1,8 +1,12 @@
-"""The transformers of GigaTok's 2D tokenizers: h*w grid cells stay h*w tokens, row-major.
+"""The transformers of GigaTok's 2D tokenizers (arXiv:2504.08736): every grid cell stays one token.
 
-Two block types were released. `vit` (S-B, B-L): positions are added once, then plain blocks. `qformer` (what the S-S
-config really builds): Q-Former blocks whose memory is the current, un-normalised tokens, with the position table on
-queries and keys of every attention. Shapes: maps (B,z_channels,h,w), tokens (B,h*w,C).
+Two types of blocks were released:
+
+    vit        S-B and B-L: positions are added once, before the first block; the blocks are plain ones
+    qformer    what the S-S config really builds: Q-Former blocks whose memory is the current tokens, not normed, and
+               whose attentions all add the table of positions to their queries and keys
+
+Shapes    maps (B,z_channels,h,w)      tokens (B,h*w,C), row-major, C = width
 """
 
 from __future__ import annotations
@@ -10,20 +14,19 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tokenizer.models.attention import QFormerBlock, ViTBlock
-from tokenizer.models.query_transformer import position_table, semantic_mlp
+from tokenizer.models.query_transformer import Dims, position_table, semantic_mlp
 
-BLOCKS = {"vit": ViTBlock, "qformer": QFormerBlock}
+BLOCKS: dict[str, type[nn.Module]] = {"vit": ViTBlock, "qformer": QFormerBlock}
 
 
 class GridTransformer(nn.Module):
-    """Tokens of z_channels -> normed residual stream of the transformer's width."""
+    """Tokens (B,h*w,z_channels) -> the residual stream (B,h*w,C). Encoder and decoder add what comes after it."""
 
-    def __init__(
-        self, dims: tuple[int, int, int], grid: int, z_channels: int, block: str, position_std: float | None
-    ) -> None:
+    def __init__(self, dims: Dims, grid: int, z_channels: int, block: str, position_std: float | None) -> None:
         super().__init__()
         width, layers, heads = dims
-        self.grid, self.block = grid, block
+        self.grid = grid  # cells per side
+        self.block = block  # a name in BLOCKS
         self.positional_embedding = position_table(grid * grid, width, position_std)
         self.ln_pre = nn.LayerNorm(z_channels)
         self.embed = nn.Linear(z_channels, width)
@@ -33,40 +36,50 @@ class GridTransformer(nn.Module):
     def stream(
         self, tokens: Tensor, last_layer: int | None = None, tap: int | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The residual stream after block `last_layer` (default all), and after block `tap` (from 1) where reached."""
-        x, inner, positions = self.embed(self.ln_pre(tokens)), None, self.positional_embedding
+        """Two residual streams (B,h*w,C): after block `last_layer`, by default the last, and after block `tap`.
+
+        Blocks are counted from 1. The second is None where block `tap` is not reached.
+        """
+        positions = self.positional_embedding
+        x = self.embed(self.ln_pre(tokens))
         if self.block == "vit":
             x = x + positions
+
+        tapped = None
         for number, block in enumerate(self.transformer[:last_layer], start=1):
             x = block(x) if self.block == "vit" else block(x, x, positions, positions)
             if number == tap:
-                inner = x
-        return x, inner
+                tapped = x
+        return x, tapped
 
 
 class GridEncoder(GridTransformer):
     """Grid features (B,z_channels,h,w) -> latent tokens (B,h*w,z_channels)."""
 
-    def __init__(
-        self, dims: tuple[int, int, int], grid: int, z_channels: int, block: str, position_std: float | None
-    ) -> None:
+    def __init__(self, dims: Dims, grid: int, z_channels: int, block: str, position_std: float | None) -> None:
         super().__init__(dims, grid, z_channels, block, position_std)
-        self.out_proj = nn.Linear(dims[0], z_channels)
+        width, _, _ = dims
+        self.out_proj = nn.Linear(width, z_channels)
 
     def features(self, grid_features: Tensor) -> Tensor:
-        """Tokens of width C after the last norm (B,h*w,C): the features of the encoder's linear probe."""
-        return self.ln_post(self.stream(grid_features.flatten(2).transpose(1, 2))[0])
+        """Tokens after the last norm (B,h*w,C): the features of the encoder's linear probe."""
+        tokens, _ = self.stream(grid_features.flatten(2).transpose(1, 2))
+        return self.ln_post(tokens)
 
     def forward(self, grid_features: Tensor) -> Tensor:
         return self.out_proj(self.features(grid_features))
 
 
 class GridDecoder(GridTransformer):
-    """Latent tokens (B,h*w,z_channels) -> grid features (B,z_channels,h,w), with a semantic head on an inner block."""
+    """Latent tokens (B,h*w,z_channels) -> grid features (B,z_channels,h,w), with a semantic head on an inner block.
+
+    The semantic head reads the residual stream right after block `semantic_layer` (counted from 1) and gives
+    (B,h*w,semantic_dim). It exists for training only: decoding never calls it.
+    """
 
     def __init__(
         self,
-        dims: tuple[int, int, int],
+        dims: Dims,
         grid: int,
         z_channels: int,
         block: str,
@@ -75,15 +88,18 @@ class GridDecoder(GridTransformer):
         semantic_dim: int,
     ) -> None:
         super().__init__(dims, grid, z_channels, block, position_std)
-        self.semantic_layer = semantic_layer
-        self.conv_out = nn.Conv2d(dims[0], z_channels, 3, padding=1)
-        self.semantic_head = semantic_mlp(dims[0], semantic_dim) if semantic_layer is not None else None
+        width, _, _ = dims
+        self.semantic_layer = semantic_layer  # None: there is no semantic head
+        self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
+        self.semantic_head = semantic_mlp(width, semantic_dim) if semantic_layer is not None else None
 
     def features(self, latents: Tensor, last_layer: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """The residual stream (B,h*w,C) after block `last_layer` (default all), and after the semantic layer."""
+        """`stream` with the semantic layer as its tap."""
         return self.stream(latents, last_layer, self.semantic_layer)
 
     def forward(self, latents: Tensor, semantic: bool = False) -> tuple[Tensor, Tensor | None]:
-        tokens, inner = self.features(latents)
+        """Grid features, and with `semantic` the output of the semantic head."""
+        tokens, semantic_tokens = self.features(latents)
         as_map = self.ln_post(tokens).transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        return self.conv_out(as_map), self.semantic_head(inner) if semantic else None
+        semantic_features = self.semantic_head(semantic_tokens) if semantic else None
+        return self.conv_out(as_map), semantic_features

@@ -1,7 +1,9 @@
-"""GigaTok's hybrid tokenizer (arXiv:2504.08736): CNN encoder, transformer, quantizer, transformer, CNN decoder.
+"""GigaTok's hybrid tokenizer (arXiv:2504.08736, section 3.1).
 
-Layout `1d`: Q-Formers between the grid and a sequence of latent tokens. Layout `2d`: plain transformers, one token a
-grid cell.
+CNN encoder -> transformer -> quantizer -> transformer -> CNN decoder, in two layouts:
+
+    1d    Q-Formers between the grid and a sequence of latent tokens (`query_transformer.py`)
+    2d    transformers over the grid, one token per grid cell (`grid_transformer.py`)
 
 Shapes    images (B,3,H,H) in [-1,1]      grid features (B,z_channels,h,h), h = H / 16 for the published CNN
           latents (B,N,z_channels)        z, z_q (B,N,codebook_dim)        indices (B,N)
@@ -16,12 +18,18 @@ from typing import Literal
 from torch import Tensor, nn
 
 from engine.messages import ConfigError
-from engine.validation import Problem, Section
+from engine.validation import Problem, Section, at_least
 from tokenizer.models.attention import MultiheadAttention
 from tokenizer.models.base import FeatureSource, Tokenizer, TokenizerOutput
 from tokenizer.models.cnn import GIGATOK, CNNConfig, CNNDecoder, CNNEncoder
 from tokenizer.models.grid_transformer import GridDecoder, GridEncoder
-from tokenizer.models.query_transformer import QueryDecoder, QueryEncoder, TransformerConfig, pooling_boxes
+from tokenizer.models.query_transformer import (
+    QueryDecoder,
+    QueryEncoder,
+    TransformerConfig,
+    is_power_of_two,
+    pooling_boxes,
+)
 from tokenizer.quantizers.base import Quantizer
 
 
@@ -34,12 +42,12 @@ class HybridConfig(Section):
     encoder: TransformerConfig = field(default_factory=TransformerConfig)
     decoder: TransformerConfig = field(default_factory=TransformerConfig)
     qk_norm: bool = False  # layer norm of queries and keys in every attention; no published model has it
-    num_tokens: int = 256  # 1d: a power of 2; 2d: the number of grid cells
-    z_channels: int = 256  # channels between CNN, Q-Former and quantizer
+    num_tokens: int = 256  # tokens per image; 1d: a power of 2; 2d: the number of grid cells
+    z_channels: int = 256  # channels between CNN, transformer and quantizer
     cnn: CNNConfig = field(default_factory=CNNConfig)
     semantic_layer: int | None = 3  # decoder block (from 1) that the semantic head reads; null = no head
-    semantic_dim: int = 768  # width of the teacher's features
-    position_std: float | None = None  # of the position tables at the start; null = width ** -0.5, as released
+    semantic_dim: int = 768  # channels of the teacher's features
+    position_std: float | None = None  # initial std of the tables of positions; null = width ** -0.5, as released
     init: Literal["released", "torch"] = "released"  # truncated normal 0.02 everywhere, or PyTorch's defaults
 
     def problems(self) -> Iterator[Problem]:
@@ -47,16 +55,23 @@ class HybridConfig(Section):
             yield Problem("block", self.block, "vit or qformer with layout=2d")
         if self.layout == "1d" and self.block is not None:
             yield Problem("block", self.block, "null with layout=1d")
+        if self.layout == "1d" and not is_power_of_two(self.num_tokens):
+            yield Problem("num_tokens", self.num_tokens, "a power of 2 with layout=1d")
+        yield from at_least(self, "z_channels", 1)
+        yield from at_least(self, "semantic_dim", 1)
+        if self.position_std is not None:
+            yield from at_least(self, "position_std", 0)
 
 
 def _released_init(module: nn.Module) -> None:
+    """GigaTok's initialization of one layer: weights truncated normal with std 0.02, biases 0."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
 
 
 class HybridTokenizer(Tokenizer):
-    """See the module docstring. Works at the one image size it is built for: its position tables are learned."""
+    """See the module docstring. It works at the one image size it is built for: its tables of positions are learned."""
 
     config_class = HybridConfig
 
@@ -78,7 +93,8 @@ class HybridTokenizer(Tokenizer):
         self.grid = self.semantic_grid = grid
 
         # Networks. The order fixes the random initialization.
-        z, std = config.z_channels, config.position_std
+        z = config.z_channels
+        std = config.position_std
         semantic = (config.semantic_layer, config.semantic_dim)
         self.encoder = CNNEncoder(config.cnn, z, GIGATOK)
         if config.layout == "1d":
@@ -124,7 +140,10 @@ class HybridTokenizer(Tokenizer):
         )
 
     def encode_features(self, images: Tensor) -> Tensor:
-        """CNN features; an image of another size is an error here rather than deep inside."""
+        """Images -> CNN features (B,z_channels,h,h).
+
+        Raises ValueError for images of another size, here rather than deep inside.
+        """
         if images.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(
                 f"this tokenizer takes images (B, 3, {self.image_size}, {self.image_size}), found {tuple(images.shape)}"
@@ -137,7 +156,8 @@ class HybridTokenizer(Tokenizer):
 
     def decode(self, z_q: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Quantized latents (B,N,codebook_dim) -> images, not clamped. The grid is always the one it is built for."""
-        return self.decoder(self.query_decoder(self.post_quant_proj(z_q))[0])
+        decoded, _ = self.query_decoder(self.post_quant_proj(z_q))
+        return self.decoder(decoded)
 
     # ------------------------------------------------------------------------------------------------ what others ask
     @classmethod
@@ -157,7 +177,8 @@ class HybridTokenizer(Tokenizer):
             return self.query_encoder(self.encode_features(images))
 
         def decoder_tokens(images: Tensor, layer: int | None) -> Tensor:
-            return self.query_decoder.features(self.post_quant_proj(self.encode(images).z_q), layer)[0]
+            tokens, _ = self.query_decoder.features(self.post_quant_proj(self.encode(images).z_q), layer)
+            return tokens
 
         decoder = FeatureSource(
             "decoder block",
@@ -174,19 +195,23 @@ class HybridTokenizer(Tokenizer):
 
 
 def grid_size(config: HybridConfig, image_size: int) -> int:
-    """Side of the feature grid; an image size or number of tokens that does not fit is an error."""
+    """Cells per side of the feature grid. Raises ConfigError where image size or number of tokens do not fit it."""
     factor = config.cnn.factor
-    if image_size % factor:
+    if image_size % factor != 0:
         raise ConfigError(f"data.image_size={image_size} does not fit the model: it must be a multiple of {factor}")
     grid = image_size // factor
+
+    # 2d: one token per cell.
     if config.layout == "2d":
         if config.num_tokens != grid * grid:
             raise ConfigError(
                 f"model.hybrid.num_tokens={config.num_tokens} must be {grid * grid}, the cells of the 2d grid"
             )
         return grid
+
+    # 1d: the finest boxes of the pooled queries have whole cells.
     rows, columns = pooling_boxes(config.num_tokens)[-1]
-    if grid % rows or grid % columns:
+    if grid % rows != 0 or grid % columns != 0:
         raise ConfigError(
             f"model.hybrid.num_tokens={config.num_tokens} does not fit: its finest pooling level of "
             f"{rows}x{columns} boxes must divide the {grid}x{grid} grid of data.image_size={image_size}"

@@ -1,12 +1,16 @@
-"""LlamaGen's tokenizers VQ-16 and VQ-8 (arXiv:2406.06525): a VQGAN without transformer, the baseline of both papers."""
+"""LlamaGen's tokenizers VQ-16 and VQ-8 (arXiv:2406.06525, section 3.1): a VQGAN without a transformer.
+
+It is the baseline that GigaTok and WeTok compare with.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from engine.validation import Section
+from engine.validation import Problem, Section, at_least
 from tokenizer.models.cnn import LLAMAGEN, CNNConfig, CNNDecoder, CNNEncoder
 from tokenizer.models.conv import ConvTokenizer
 from tokenizer.quantizers.base import Quantizer
@@ -14,14 +18,17 @@ from tokenizer.quantizers.base import Quantizer
 
 @dataclass(kw_only=True, slots=True)
 class LlamaGenConfig(Section):
-    """Sizes; the multipliers 1,1,2,2,4 give VQ-16, and 1,2,2,4 VQ-8."""
+    """Sizes. The channel multipliers 1,1,2,2,4 give VQ-16, and 1,2,2,4 give VQ-8."""
 
     z_channels: int = 256  # channels between CNN and quantizer
     cnn: CNNConfig = field(default_factory=CNNConfig)
 
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, "z_channels", 1)
+
 
 class LlamaGenTokenizer(ConvTokenizer):
-    """A projection on either side of the quantizer."""
+    """A convolutional tokenizer with a linear projection on either side of the quantizer."""
 
     config_class = LlamaGenConfig
 

@@ -1,22 +1,25 @@
-"""The Q-Formers of GigaTok's 1D tokenizers: `query_encoder` turns a 2D map into N latent tokens, `query_decoder` turns
-them back.
+"""The Q-Formers of GigaTok's 1D tokenizers (arXiv:2504.08736, section 3.1 and figure 3).
 
-Paper: arXiv:2504.08736, section 3.1 and figure 3. Shapes: maps (B,C,h,w) with h*w grid cells in row-major order; tokens
-(B,N,C).
+`QueryEncoder` turns a map into a sequence of N latent tokens, `QueryDecoder` turns them back into a map.
+
+Shapes    maps (B,z_channels,h,w), whose h*w grid cells are in row-major order      tokens (B,N,C), C = width
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.messages import ConfigError
 from engine.registry import transformer_size
+from engine.validation import Problem, Section, at_least, one_of
 from tokenizer.models.attention import QFormerBlock
 
-SIZES = {  # width, layers, heads (GigaTok, table 1)
+Dims = tuple[int, int, int]  # width, layers, heads
+SIZES: dict[str, Dims] = {  # GigaTok, table 1
     "small": (512, 6, 8),
     "base": (768, 12, 12),
     "large": (1024, 24, 16),
@@ -26,63 +29,106 @@ SIZES = {  # width, layers, heads (GigaTok, table 1)
 
 
 @dataclass(kw_only=True, slots=True)
-class TransformerConfig:
-    """A named size, or its own width, layers and heads."""
+class TransformerConfig(Section):
+    """A named size, or a width, number of layers and number of heads."""
 
     size: str | None = None  # small | base | large | xl | xxl
     width: int | None = None
     layers: int | None = None
     heads: int | None = None
 
-    def dims(self, key: str) -> tuple[int, int, int]:
-        """(width, layers, heads); `key` names the section in messages."""
-        width, layers, heads = transformer_size(self, SIZES, key)
-        if width % heads:
-            raise ConfigError(f"{key}: width={width} must be divisible by heads={heads}")
-        return width, layers, heads
+    def problems(self) -> Iterator[Problem]:
+        if self.size is not None:
+            yield from one_of(self, "size", SIZES)
+
+        numbers = {"width": self.width, "layers": self.layers, "heads": self.heads}
+        present = [name for name, number in numbers.items() if number is not None]
+        absent = [name for name, number in numbers.items() if number is None]
+        for name in present:
+            yield from at_least(self, name, 1)
+
+        # Either a size or all three numbers. A section that sets nothing is right where its model is not in use;
+        # where it is, `dims` refuses it.
+        if self.size is not None:
+            for name in present:
+                yield Problem(name, numbers[name], f"null where size={self.size} is set")
+        elif present:
+            for name in absent:
+                yield Problem(name, None, f"1 or more where {' and '.join(present)} is set; or give size alone")
+        if not absent and self.heads > 0 and self.width % self.heads != 0:
+            yield Problem("width", self.width, f"divisible by heads={self.heads}")
+
+    def dims(self, key: str) -> Dims:
+        """(width, layers, heads). Raises ConfigError where nothing is set; `key` names the section in the message."""
+        return transformer_size(self, SIZES, key)
+
+
+def is_power_of_two(number: int) -> bool:
+    """Whether `number` is 1, 2, 4, 8, ..."""
+    return number > 0 and number.bit_count() == 1
 
 
 def pooling_boxes(num_tokens: int) -> list[tuple[int, int]]:
-    """(rows, columns) of the boxes of each pooling level: 1x1, 1x1, 1x2, 2x2, 2x4, ...; `num_tokens` boxes in all."""
-    levels = num_tokens.bit_length() - 1
-    if num_tokens != 2**levels:
-        raise ConfigError(f"model.hybrid.num_tokens={num_tokens} must be a power of 2")
-    counted = [max(group - 1, 0) for group in range(levels + 1)]
-    return [(2 ** (level // 2), 2 ** ((level + 1) // 2)) for level in counted]
+    """(rows, columns) of the boxes of each pooling level: 1x1, 1x1, 1x2, 2x2, 2x4, ...; `num_tokens` boxes in all.
+
+    Raises ValueError where `num_tokens` is not a power of 2.
+    """
+    if not is_power_of_two(num_tokens):
+        raise ValueError(f"num_tokens={num_tokens} is not a power of 2")
+    num_levels = num_tokens.bit_length()
+
+    # Each further level has as many boxes as all levels before it together: 1, then 1, 2, 4, ...
+    boxes = [(1, 1)]
+    for exponent in range(num_levels - 1):
+        rows = 2 ** (exponent // 2)
+        columns = 2 ** ((exponent + 1) // 2)
+        boxes.append((rows, columns))
+    return boxes
 
 
 def multi_level_pooling(x: Tensor, num_tokens: int) -> Tensor:
     """Averages of a map over ever finer boxes: the initial 1D queries. (B,C,h,w) -> (B,num_tokens,C), coarse to fine.
 
-    The width is split first; boxes are in row-major order. The global mean stands twice, as tokens 0 and 1.
+    From level to level the boxes are halved, first in width, then in height, and so on; those of a level are in
+    row-major order. The mean of the whole map stands twice, as tokens 0 and 1.
     """
-    pooled = [nn.functional.adaptive_avg_pool2d(x, box).flatten(2) for box in pooling_boxes(num_tokens)]
+    pooled = [F.adaptive_avg_pool2d(x, box).flatten(2) for box in pooling_boxes(num_tokens)]
     return torch.cat(pooled, dim=2).transpose(1, 2)
 
 
-def position_table(count: int, width: int, std: float | None) -> nn.Parameter:
-    """A learned table (count, width), normal with deviation `std`, by default width ** -0.5."""
-    return nn.Parameter(torch.randn(count, width) * (width**-0.5 if std is None else std))
+def position_table(length: int, width: int, std: float | None) -> nn.Parameter:
+    """A learned table (length, width), initially normal with standard deviation `std`, by default width ** -0.5."""
+    return nn.Parameter(torch.randn(length, width) * (width**-0.5 if std is None else std))
 
 
 def semantic_mlp(width: int, out_dim: int) -> nn.Module:
-    """The head that maps inner decoder features to the teacher's width; for training only."""
+    """The head that maps inner decoder features to the teacher's width. It is used in training only."""
     hidden = 4 * width
-    layers = (nn.Linear(width, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, out_dim))
-    return nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
+    return nn.Sequential(
+        nn.Linear(width, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, hidden),
+        nn.SiLU(),
+        nn.Linear(hidden, out_dim),
+    )
 
 
 class QueryEncoder(nn.Module):
-    """Grid features (B,z_channels,h,w) -> N latent tokens (B,N,z_channels)."""
+    """Grid features (B,z_channels,h,w) -> N latent tokens (B,N,z_channels).
 
-    def __init__(
-        self, dims: tuple[int, int, int], grid: int, num_tokens: int, z_channels: int, position_std: float | None
-    ) -> None:
+    The queries are averages of the embedded map over boxes; the memory is the embedded map itself.
+    """
+
+    def __init__(self, dims: Dims, grid: int, num_tokens: int, z_channels: int, position_std: float | None) -> None:
         super().__init__()
         width, layers, heads = dims
-        self.grid, self.num_tokens = grid, num_tokens
-        self.positional_embedding = position_table(grid * grid, width, position_std)  # of the memory
-        self.latent_positional_embedding = position_table(num_tokens, width, position_std)  # of the queries
+        self.grid = grid  # cells per side
+        self.num_tokens = num_tokens
+
+        # Positions of the memory (grid cells) and of the queries (latent tokens).
+        self.positional_embedding = position_table(grid * grid, width, position_std)
+        self.latent_positional_embedding = position_table(num_tokens, width, position_std)
+
         self.ln_pre = nn.LayerNorm(z_channels)
         self.embed = nn.Linear(z_channels, width)
         self.global_proj = nn.Linear(width, width)
@@ -91,10 +137,14 @@ class QueryEncoder(nn.Module):
         self.out_proj = nn.Linear(width, z_channels)
 
     def features(self, grid_features: Tensor) -> Tensor:
-        """Tokens of width C after the last norm (B,N,C): the features of the encoder's linear probe."""
+        """Tokens after the last norm (B,N,C): the features of the encoder's linear probe."""
+        # The memory: one token per grid cell.
         memory = self.embed(self.ln_pre(grid_features.flatten(2).transpose(1, 2)))
+
+        # The queries: averages of the memory, laid out as a map again.
         as_map = memory.transpose(1, 2).unflatten(2, (self.grid, self.grid))
         tokens = self.global_proj(multi_level_pooling(as_map, self.num_tokens))
+
         for block in self.transformer:
             tokens = block(tokens, memory, self.latent_positional_embedding, self.positional_embedding)
         return self.ln_post(tokens)
@@ -106,14 +156,14 @@ class QueryEncoder(nn.Module):
 class QueryDecoder(nn.Module):
     """Latent tokens (B,N,z_channels) -> grid features (B,z_channels,h,w), with a semantic head on an inner block.
 
-    All grid queries start as the first latent token. The semantic head reads the residual stream right after block
-    `semantic_layer` (counted from 1) and returns (B,h*w,semantic_dim); it exists for training and is never needed for
-    images.
+    All grid queries start as the first latent token; the memory is the latent tokens. The semantic head reads the
+    residual stream right after block `semantic_layer` (counted from 1) and gives (B,h*w,semantic_dim). It exists for
+    training only: decoding never calls it.
     """
 
     def __init__(
         self,
-        dims: tuple[int, int, int],
+        dims: Dims,
         grid: int,
         num_tokens: int,
         z_channels: int,
@@ -123,9 +173,13 @@ class QueryDecoder(nn.Module):
     ) -> None:
         super().__init__()
         width, layers, heads = dims
-        self.grid, self.semantic_layer = grid, semantic_layer
-        self.positional_embedding = position_table(grid * grid, width, position_std)  # of the queries
-        self.latent_positional_embedding = position_table(num_tokens, width, position_std)  # of the memory
+        self.grid = grid  # cells per side
+        self.semantic_layer = semantic_layer  # None: there is no semantic head
+
+        # Positions of the queries (grid cells) and of the memory (latent tokens).
+        self.positional_embedding = position_table(grid * grid, width, position_std)
+        self.latent_positional_embedding = position_table(num_tokens, width, position_std)
+
         self.ln_pre = nn.LayerNorm(z_channels)
         self.embed = nn.Linear(z_channels, width)
         self.transformer = nn.ModuleList(QFormerBlock(width, heads) for _ in range(layers))
@@ -134,19 +188,22 @@ class QueryDecoder(nn.Module):
         self.semantic_head = semantic_mlp(width, semantic_dim) if semantic_layer is not None else None
 
     def features(self, latents: Tensor, last_layer: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """The residual stream (B,h*w,C) after block `last_layer` (default all), and after the semantic layer where
-        reached.
+        """Two residual streams (B,h*w,C): after block `last_layer`, by default the last, and after the semantic layer.
+
+        The second is None where the semantic layer is not reached.
         """
         memory = self.embed(self.ln_pre(latents))
         tokens = memory[:, :1].expand(-1, self.grid * self.grid, -1)
-        inner = None
+        semantic_tokens = None
         for number, block in enumerate(self.transformer[:last_layer], start=1):
             tokens = block(tokens, memory, self.positional_embedding, self.latent_positional_embedding)
             if number == self.semantic_layer:
-                inner = tokens
-        return tokens, inner
+                semantic_tokens = tokens
+        return tokens, semantic_tokens
 
     def forward(self, latents: Tensor, semantic: bool = False) -> tuple[Tensor, Tensor | None]:
-        tokens, inner = self.features(latents)
+        """Grid features, and with `semantic` the output of the semantic head."""
+        tokens, semantic_tokens = self.features(latents)
         as_map = self.ln_post(tokens).transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        return self.conv_out(as_map), self.semantic_head(inner) if semantic else None
+        semantic_features = self.semantic_head(semantic_tokens) if semantic else None
+        return self.conv_out(as_map), semantic_features

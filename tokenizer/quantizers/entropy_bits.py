@@ -1,4 +1,26 @@
-"""Entropy terms of codes that are sign vectors."""
+"""Entropies of a soft assignment of latents to codes that are sign vectors (WeTok, arXiv:2508.05599, Eq. 6-9).
+
+All 2^b vectors of b signs are codes. The softmax over them, of logits that are linear in each sign, factorizes into
+independent bits: bit i of a latent is set with probability sigmoid(l_i), so for a code c with bits c_1 .. c_b
+
+    p(c) = prod_i sigmoid(l_i if c_i else -l_i)                               for one latent with logits l (b,)
+
+    sample_entropy   = mean over latents of sum_i H2(sigmoid(l_i))            exact, without any code
+    codebook_entropy = H(mean over latents of p)                              over all 2^b codes
+
+Binary entropy H2 of sigmoid(l): log sigmoid(l) = -softplus(-l), so H2 = sigmoid(l) softplus(-l) + sigmoid(-l)
+softplus(l). With softplus(l) = l + softplus(-l) that is softplus(-l) + l sigmoid(-l). It is even in l, and nothing
+overflows when it is computed from |l|.
+
+Mean distribution without the (n,2^b) table of p
+    Split the bits of a code into lower and upper ones, c = (u,v). The table of a latent is an outer product,
+    p_i(u,v) = U_iu V_iv, where U (n,2^(b/2)) and V are the tables of the upper and the lower bits alone. So the mean is
+
+        M = U^T V / n                      one matrix product, (2^(b/2), 2^(b/2)), whose row-major elements are codes
+
+    Backward: with G = dL/dM, dL = sum_uv G_uv dM_uv = d(sum_i sum_uv U_iu G_uv V_iv) / n for fixed G. That sum,
+    ((U G / n) * V).sum(), is differentiated by autograd, chunk by chunk, with U and V recomputed.
+"""
 
 from __future__ import annotations
 
@@ -11,74 +33,103 @@ from torch.autograd.function import once_differentiable
 
 from engine.devices import full_precision
 from engine.world import mean_over_ranks
-from tokenizer.quantizers.entropy_assignment import CHUNK_ELEMENTS, LOG_EPS
+from tokenizer.quantizers.entropy_assignment import LOG_EPS, chunk_elements
+
+TABLES_HELD = 7  # float32 tables of all codes at the peak of forward and backward, as measured
+TABLES_PER_FURTHER_HISTOGRAM = 4  # each further histogram waits for its gradient; measured: 3.3
 
 
-# ------------------------------------------------------------------------------------------------ codes made of signs
 def bit_table(logits: Tensor) -> Tensor:
-    """Probabilities of all codes of independent bits, (n,b) -> (n,2^b): bit i has odds exp(logits[:, i]); bit 0 is the
-    lowest of a code.
+    """Probabilities of all codes of b independent bits: logits (n,b) -> (n,2^b).
+
+    Bit i of a code is set with probability sigmoid(logits[:, i]); bit 0 is the lowest.
     """
     table = logits.new_ones(len(logits), 1)
     for bit in logits.unbind(1):
-        table = torch.cat([table * (-bit).sigmoid()[:, None], table * bit.sigmoid()[:, None]], dim=1)
+        unset = table * (-bit).sigmoid()[:, None]
+        is_set = table * bit.sigmoid()[:, None]
+        table = torch.cat([unset, is_set], dim=1)
     return table
 
 
 class _MeanTable(torch.autograd.Function):
-    """Mean over n of `bit_table`, without the (n,2^b) table: the product of those of the lower and upper bits."""
+    """Mean over latents of `bit_table`: logits (n,b) -> (2^b,). See the module docstring for the derivation."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
-        low = (logits.shape[1] + 1) // 2
-        total = logits.new_zeros(2 ** (logits.shape[1] - low), 2**low)
-        ctx.rows = max(1, CHUNK_ELEMENTS.get(logits.device.type, 2**20) >> low)
-        for chunk in logits.split(ctx.rows):
-            total.addmm_(bit_table(chunk[:, low:]).T, bit_table(chunk[:, :low]))
+        count, bits = logits.shape
+        lower_bits = (bits + 1) // 2  # half, rounded up
+        rows = max(1, chunk_elements(logits.device) >> lower_bits)
+
+        # U^T V, chunk by chunk.
+        total = logits.new_zeros(2 ** (bits - lower_bits), 2**lower_bits)
+        for chunk in logits.split(rows):
+            upper = bit_table(chunk[:, lower_bits:])
+            lower = bit_table(chunk[:, :lower_bits])
+            total.addmm_(upper.T, lower)
+
         ctx.save_for_backward(logits)
-        ctx.low = low
-        return total.flatten() / len(logits)
+        ctx.rows = rows
+        ctx.lower_bits = lower_bits
+        return total.flatten() / count
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (logits,) = ctx.saved_tensors
-        grad, parts = grad.view(-1, 2**ctx.low) / len(logits), []
+        grad = grad.view(-1, 2**ctx.lower_bits) / len(logits)  # G / n
+
+        # Autograd calls this outside of the caller's region of full precision, and with gradients disabled.
+        grad_chunks = []
         with full_precision(logits.device), torch.enable_grad():
             for chunk in logits.split(ctx.rows):
                 x = chunk.detach().requires_grad_()
-                mean = ((bit_table(x[:, ctx.low :]) @ grad) * bit_table(x[:, : ctx.low])).sum()
-                parts.append(torch.autograd.grad(mean, x)[0])
-        return torch.cat(parts)
+                upper = bit_table(x[:, ctx.lower_bits :])
+                lower = bit_table(x[:, : ctx.lower_bits])
+                weighted_sum = ((upper @ grad) * lower).sum()
+                grad_chunks.append(torch.autograd.grad(weighted_sum, x)[0])
+        return torch.cat(grad_chunks)
 
 
 def bit_entropies(
     logits: Tensor, *, codebook: bool, per_group: bool = False, naive: bool = False, over_ranks: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """(sample_entropy, codebook_entropy) in nats of codes of b independent bits in G groups, logits (n,G,b).
+    """(sample_entropy, codebook_entropy) in nats of codes of b bits in each of G groups; logits (n,G,b).
 
-    The softmax over all sign vectors factorises into bits, so the sample entropy is a sum of binary entropies, exactly.
-    Pooled, as WeTok released it: the mean over groups, and the entropy of one histogram that all groups share.
-    `per_group`, as in its Eq. 7 and 9: sums over groups. `naive` computes the same from the whole (n,G,2^b) table.
-    `over_ranks` averages histograms over all ranks; without `codebook` the codebook entropy is left out.
+    Pooled, as WeTok released it: the sample entropy is a mean over groups, the codebook entropy that of one histogram
+    that all groups share. `per_group`, as in its Eq. 7 and 9: sums over groups, each with a histogram of its own.
+
+    `codebook=False` leaves the codebook entropy out (None). `naive` computes the same from whole tables (n,2^b).
+    `over_ranks` takes histograms over the latents of all ranks.
     """
     groups = logits.unbind(1) if per_group else [logits.flatten(0, 1)]
-    sample, of_codes = logits.new_zeros(()), logits.new_zeros(())
+    sample_entropy = logits.new_zeros(())
+    codebook_entropy = logits.new_zeros(())
     for group in groups:
-        if naive:
-            p = bit_table(group)
-            sample = sample - (p * (p + torch.finfo(p.dtype).tiny).log()).sum(1).mean()
-        else:
-            size = group.abs()
-            sample = sample + (F.softplus(-size) + size * (-size).sigmoid()).sum(1).mean()
+        table = bit_table(group) if naive else None
+        sample_entropy = sample_entropy + _sample_entropy(group, table)
         if codebook:
-            mean_p = p.mean(0) if naive else _MeanTable.apply(group)
-            mean_p = mean_over_ranks(mean_p) if over_ranks else mean_p
-            of_codes = of_codes - (mean_p * (mean_p + LOG_EPS).log()).sum()
-    return sample, of_codes if codebook else None
+            histogram = _MeanTable.apply(group) if table is None else table.mean(0)
+            if over_ranks:
+                histogram = mean_over_ranks(histogram)
+            codebook_entropy = codebook_entropy - (histogram * (histogram + LOG_EPS).log()).sum()
+    return sample_entropy, codebook_entropy if codebook else None
+
+
+def _sample_entropy(logits: Tensor, table: Tensor | None) -> Tensor:
+    """Mean entropy of latents with logits (n,b): from their bits, or from their `table` (n,2^b) where there is one."""
+    if table is not None:
+        return -(table * (table + torch.finfo(table.dtype).tiny).log()).sum(1).mean()
+    size = logits.abs()
+    return (F.softplus(-size) + size * (-size).sigmoid()).sum(1).mean()
 
 
 def codebook_entropy_bytes(bits: int, samples: int, naive: bool, histograms: int = 1) -> int:
-    """About what the codebook entropy of 2^bits codes takes at its peak, with gradients, for `samples` latents."""
-    # float32 tables at a time, as measured: seven, and for each further histogram 3.3 that wait for its gradient
-    return 4 * 2**bits * (7 * samples if naive else 7 + 4 * (histograms - 1))
+    """Bytes that the codebook entropy of 2^bits codes takes at its peak, about, with gradients, for `samples` latents.
+
+    `histograms`: how many there are in one loss; 1 unless groups have their own.
+    """
+    table_bytes = 4 * 2**bits
+    if naive:
+        return table_bytes * TABLES_HELD * samples
+    return table_bytes * (TABLES_HELD + TABLES_PER_FURTHER_HISTOGRAM * (histograms - 1))

@@ -1,8 +1,20 @@
-"""The two ways to send a gradient through a choice: straight-through, and the rotation trick."""
+"""How a gradient passes through the choice of a code, which has none: straight-through, and the rotation trick.
+
+Shapes    z, z_q (...,D): latents and the codes chosen for them      result (...,D)
+
+    straight-through    z + sg(z_q - z): the gradient at z is the gradient at z_q
+    rotation trick      |z_q| / |z| R z, where R turns the direction of z into that of z_q; R and the factor are
+                        constants, so the gradient at z is that at z_q, turned back. With unit vectors
+                        u = z / |z|, v = z_q / |z_q| and r = (u + v) / |u + v|
+
+                            R = I - 2 r r^T + 2 v u^T                        arXiv:2410.06424, Eq. 4
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
+
+ROTATION_EPS = 1e-6  # added to norms before a division, as released
 
 
 def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
@@ -11,17 +23,21 @@ def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
 
 
 def rotation_trick(z: Tensor, z_q: Tensor) -> Tensor:
-    """Value of `z_q`; the gradient to `z` is rotated by the reflection pair that turns z into z_q (arXiv:2410.06424,
-    Eq. 4).
+    """Value of `z_q` up to about 4e-6; the gradient at `z` is that at the result, turned from z_q back to z.
 
-    The direction of `z` alone enters: z is divided by its norm first, as in the released code of GigaTok, so for
-    l2-normalised latents nothing changes. The value equals `z_q` up to about 4e-6.
+    Only the direction of `z` matters: it is divided by its norm first, as in GigaTok's released code. Latents that are
+    l2-normalized are unit vectors anyway.
     """
-    eps = 1e-6
     z = z / z.norm(dim=-1, keepdim=True)
-    z_norm, q_norm = z.norm(dim=-1, keepdim=True), z_q.norm(dim=-1, keepdim=True)
-    u, v = (z / (z_norm + eps)).detach(), (z_q / (q_norm + eps)).detach()
+
+    # The two directions, and the one in their middle.
+    z_norm = z.norm(dim=-1, keepdim=True)
+    q_norm = z_q.norm(dim=-1, keepdim=True)
+    u = (z / (z_norm + ROTATION_EPS)).detach()
+    v = (z_q / (q_norm + ROTATION_EPS)).detach()
     r = u + v
     r = r / r.norm(dim=-1, keepdim=True)
+
+    # R z, without the matrix R.
     rotated = z - 2 * (z * r).sum(-1, keepdim=True) * r + 2 * (z * u).sum(-1, keepdim=True) * v
-    return rotated * (q_norm / (z_norm + eps)).detach()
+    return rotated * (q_norm / (z_norm + ROTATION_EPS)).detach()

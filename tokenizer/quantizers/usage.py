@@ -1,4 +1,13 @@
-"""Codebook usage and perplexity from indices or histograms."""
+"""How much of a codebook is in use: usage and perplexity, from indices or from histograms.
+
+For the frequencies p_k of the codes k = 0 .. K-1 in n tokens
+
+    codebook_usage         fraction of codes with p_k > 0, in [0,1]
+    codebook_perplexity    exp(-sum_k p_k log p_k), in [1,K]: as many equally frequent codes have the same entropy
+
+Tokens with several indices have one codebook per index ("group"); then both are means over groups, and there are also
+the usage of each group and that of one histogram which all groups share, the one that WeTok reports.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +16,40 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-COUNTED_SIZE = 2**20  # larger codebooks are counted by sorting the indices
+COUNTED_SIZE = 2**20  # codebooks above this size have no histogram; their indices are sorted instead
 
 
 def code_usage(indices: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
-    """Health of a codebook from indices (n,) or (n,G) of codebooks of G `sizes`.
+    """Usage of codebooks of G `sizes` by indices (n,), or (n,G) where a token has G of them.
 
-    `codebook_usage`: share of codes in use. `codebook_perplexity`: exp of the entropy of their frequencies. Both are
-    means over groups; with several groups also the usage of each, and of one histogram that all groups share
-    (`codebook_usage_pooled`, what WeTok reports).
+    Returns float64 scalars `codebook_usage` and `codebook_perplexity`; for G > 1 also `codebook_usage_pooled` and
+    `codebook_usage_group_0`, `codebook_usage_group_1`, ...
     """
-    columns, largest = indices.reshape(len(indices), len(sizes)).long().unbind(1), max(sizes)
+    groups = indices.reshape(len(indices), len(sizes)).long().unbind(1)
+    largest = max(sizes)
     if largest <= COUNTED_SIZE:
-        counts = [torch.bincount(column, minlength=largest) for column in columns]
-        pooled = (sum(counts) > 0).sum()
+        counts = [torch.bincount(group, minlength=largest) for group in groups]
+        num_used = (sum(counts) > 0).sum()
     else:
-        counts = [column.unique(return_counts=True)[1] for column in columns]
-        pooled = torch.tensor(len(torch.cat(columns).unique()))
-    return usage_of_counts(counts, sizes, pooled)
+        counts = [group.unique(return_counts=True)[1] for group in groups]
+        num_used = torch.tensor(len(torch.cat(groups).unique()))
+    return usage_of_counts(counts, sizes, num_used)
 
 
 def usage_of_counts(counts: Sequence[Tensor], sizes: Sequence[int], pooled: Tensor) -> dict[str, Tensor]:
-    """`code_usage` from how often the codes of each group occurred; `pooled` is the number of codes that any group
-    used.
+    """`code_usage` from the number of times that each code of a group occurred; codes that never did may be left out.
+
+    `pooled` is the number of different codes that any group used.
     """
-    shares = [count.double() / count.sum().clamp_min(1) for count in counts]
-    used = [(p > 0).double().sum() / size for p, size in zip(shares, sizes, strict=True)]
-    perplexity = torch.stack([torch.exp(-torch.special.xlogy(p, p).sum()) for p in shares]).mean()
-    usage = {"codebook_usage": torch.stack(used).mean(), "codebook_perplexity": perplexity}
+    frequencies = [count.double() / count.sum().clamp_min(1) for count in counts]
+    usages = [(p > 0).double().sum() / size for p, size in zip(frequencies, sizes, strict=True)]
+    perplexities = [torch.exp(-torch.special.xlogy(p, p).sum()) for p in frequencies]
+    metrics = {
+        "codebook_usage": torch.stack(usages).mean(),
+        "codebook_perplexity": torch.stack(perplexities).mean(),
+    }
     if len(sizes) > 1:
-        groups = {f"codebook_usage_group_{g}": value for g, value in enumerate(used)}
-        usage |= {"codebook_usage_pooled": pooled.double() / max(sizes), **groups}
-    return usage
+        metrics["codebook_usage_pooled"] = pooled.double() / max(sizes)
+        for group, usage in enumerate(usages):
+            metrics[f"codebook_usage_group_{group}"] = usage
+    return metrics
