@@ -62,8 +62,8 @@ def main() -> None:
         args.vq_ckpt,
         args.output,
         load=lambda: load(args, args.weights),
-        published=lambda tokenizer: published_states(args, tokenizer),
-        ours=lambda tokenizer: folder_states(args, tokenizer),
+        published_states=lambda tokenizer: published_states(args, tokenizer),
+        folder_states=lambda tokenizer: folder_states(args, tokenizer),
     )
 
 

@@ -1,9 +1,10 @@
-"""The discriminator of B-L (dino disc): small heads on a frozen DINO-v1 ViT-S/16 (StyleGAN-T, arXiv:2301.09515, section
-3.2).
+"""The discriminator of GigaTok's B-L ("dino disc"): small heads on a frozen DINO ViT-S/16 (StyleGAN-T).
 
-Features are taken before the first block and after blocks 3, 6, 9 and 12, the class token added to every patch token.
-Five heads of spectrally normed 1D convolutions give 196 logits each: images (B,3,H,W) in [-1,1] -> logits (B,980).
-7,386,245 trained parameters.
+StyleGAN-T: arXiv:2301.09515, section 3.2; DINO: arXiv:2104.14294. Features are taken before the first block and after
+blocks 3, 6, 9 and 12, the class token added to every patch token. Each has a head of spectrally normed 1D convolutions
+over the patches. 7,386,245 trained parameters.
+
+Shapes    images (B,3,H,W) in [-1,1] -> five feature maps (B,384,196), one column per patch -> logits (B,5*196)
 """
 
 from __future__ import annotations
@@ -22,42 +23,44 @@ from tokenizer.discriminators.diff_augment import diff_augment
 from tokenizer.frozen.normalization import IMAGENET
 from tokenizer.frozen.timm_vit import timm_vit
 
-SIZE, WIDTH = 224, 384  # pixels and channels of the backbone
-
-
-AFTER_BLOCKS = (3, 6, 9, 12)  # counted from 1
-
-
-VIRTUAL_BATCH = 8
+SIZE = 224  # pixels, side of the images that the backbone sees
+WIDTH = 384  # channels of the backbone
+AFTER_BLOCKS = (3, 6, 9, 12)  # blocks whose output is tapped, counted from 1
+VIRTUAL_BATCH = 8  # largest number of images that one batch norm looks at
 
 
 class LocalBatchNorm(nn.Module):
-    """Batch norm over groups of at most 8 samples, never over the whole batch. (B,C,L) -> (B,C,L).
+    """Batch norm over groups of at most `VIRTUAL_BATCH` images, never over the whole batch. (B,C,L) -> (B,C,L).
 
     The published one needs a batch that divides into ceil(B / 8) groups; here the next number of groups that divides B
-    is used.
+    is used. It has no running statistics: evaluation mode is the same.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        count = len(x)
-        groups = next(g for g in range(-(-count // VIRTUAL_BATCH), count + 1) if count % g == 0)
-        grouped = x.float().unflatten(0, (groups, -1))
+        grouped = x.float().unflatten(0, (self.num_groups(len(x)), -1))
         variance, mean = torch.var_mean(grouped, dim=(1, 3), keepdim=True, unbiased=False)
         normed = ((grouped - mean) * torch.rsqrt(variance + 1e-5)).flatten(0, 1).type_as(x)
         return normed * self.weight[:, None] + self.bias[:, None]
 
+    @staticmethod
+    def num_groups(batch_size: int) -> int:
+        """The smallest number of equal groups with at most `VIRTUAL_BATCH` images each."""
+        min_groups = -(-batch_size // VIRTUAL_BATCH)  # rounded up
+        return next(groups for groups in range(min_groups, batch_size + 1) if batch_size % groups == 0)
+
 
 class Block(nn.Module):
-    """Spectrally normed convolution, local batch norm, leaky ReLU."""
+    """Spectrally normed convolution over patches, local batch norm, leaky ReLU. (B,384,L) -> (B,384,L)."""
 
     def __init__(self, kernel: int) -> None:
         super().__init__()
-        padding = {"padding": kernel // 2, "padding_mode": "circular"} if kernel > 1 else {}
-        self.conv = spectral_norm(nn.Conv1d(WIDTH, WIDTH, kernel, **padding))
+        padding_mode = "circular" if kernel > 1 else "zeros"  # a kernel of 1 is not padded
+        self.conv = spectral_norm(nn.Conv1d(WIDTH, WIDTH, kernel, padding=kernel // 2, padding_mode=padding_mode))
         self.norm = LocalBatchNorm(WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,12 +72,14 @@ class Head(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = Block(1), Block(9)
+        self.first = Block(kernel=1)
+        self.second = Block(kernel=9)
         self.out = spectral_norm(nn.Conv1d(WIDTH, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        return self.out((x + self.second(x)) / 2**0.5)[:, 0]
+        x = (x + self.second(x)) / 2**0.5  # a residual connection that keeps the variance
+        return self.out(x)[:, 0]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -98,28 +103,45 @@ class DINODiscriminator(Discriminator):
 
         # In a list, so that it is not a sub-module.
         self._backbone = [backbone]
-        self.heads = nn.ModuleList(Head() for _ in range(1 + len(AFTER_BLOCKS)))
+        num_taps = 1 + len(AFTER_BLOCKS)
+        self.heads = nn.ModuleList(Head() for _ in range(num_taps))
 
     def to(self, *args, **kwargs) -> DINODiscriminator:
+        """Moves the heads, and the backbone too."""
         self._backbone[0].to(*args, **kwargs)
         return super().to(*args, **kwargs)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Five maps (B,384,196). Larger images are cropped at random (half of the time) or resized by area."""
-        if min(images.shape[-2:]) > SIZE and torch.rand(()) < 0.5:
-            top, left = (int(torch.randint(0, side - SIZE + 1, ())) for side in images.shape[-2:])
-            images = images[..., top : top + SIZE, left : left + SIZE]
-        else:
-            images = F.interpolate(images, size=(SIZE, SIZE), mode="area")
-        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in IMAGENET)
+        """Images (B,3,H,W) in [-1,1] -> five feature maps (B,384,196)."""
+        images = (self._to_backbone_size(images) + 1) / 2
+        mean, std = (torch.tensor(color, device=images.device).view(3, 1, 1) for color in IMAGENET)
+        images = (images - mean) / std
+
+        # The steps of timm's `forward_features` before its blocks.
         vit = self._backbone[0].network
-        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(((images + 1) / 2 - mean) / std))))
-        taps = [x]
+        tokens = vit.patch_embed(images)
+        tokens = vit._pos_embed(tokens)
+        tokens = vit.patch_drop(tokens)
+        tokens = vit.norm_pre(tokens)
+
+        taps = [tokens]
         for number, block in enumerate(vit.blocks, start=1):
-            x = block(x)
+            tokens = block(tokens)
             if number in AFTER_BLOCKS:
-                taps.append(x)
+                taps.append(tokens)
+
+        # The class token, which comes first, is added to every patch token.
         return [(tap[:, 1:] + tap[:, :1]).transpose(1, 2) for tap in taps]
+
+    @staticmethod
+    def _to_backbone_size(images: Tensor) -> Tensor:
+        """Resizes by area; larger images are cropped at random instead, half of the time. (B,3,224,224)."""
+        height, width = images.shape[-2:]
+        if min(height, width) > SIZE and torch.rand(()) < 0.5:
+            top = int(torch.randint(0, height - SIZE + 1, ()))
+            left = int(torch.randint(0, width - SIZE + 1, ()))
+            return images[..., top : top + SIZE, left : left + SIZE]
+        return F.interpolate(images, size=(SIZE, SIZE), mode="area")
 
     def logits(self, images: Tensor) -> Tensor:
         features = self.features(diff_augment(images))

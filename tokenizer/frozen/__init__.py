@@ -1,1 +1,1 @@
-"""Frozen pretrained networks, by name."""
+"""Frozen pretrained networks: LPIPS, vision transformers, EfficientNet-Lite0."""

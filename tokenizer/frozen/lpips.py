@@ -1,28 +1,54 @@
-"""LPIPS on VGG16 or AlexNet."""
+"""LPIPS, the learned perceptual distance of image patches (Zhang et al., arXiv:1801.03924).
+
+    d(x, y) = sum over layers l of mean over pixels of sum_c w_lc (f_lc(x) - f_lc(y))^2
+
+where f are features of VGG16 or AlexNet, of unit length over channels. The package lpips ships the weights w (v0.1);
+the backbone's come from torchvision's file.
+
+Shapes    x, y (B,3,H,W) in [-1,1] -> (B,1,1,1)
+"""
 
 from __future__ import annotations
 
 import re
 import warnings
+from pathlib import Path
+
+from torch import nn
 
 from engine.assets import AssetsConfig, read_state, resolve, seeded
 from engine.checkpoint.weights import load_strict
 from tokenizer.frozen.base import Frozen
 
-LPIPS_BACKBONES = {"vgg": "vgg16", "alex": "alexnet"}  # network of the lpips package -> asset
+LPIPS_BACKBONES = {"vgg": "vgg16", "alex": "alexnet"}  # name in the lpips package -> asset
 
 
 def lpips_network(assets: AssetsConfig, net: str = "vgg") -> tuple[Frozen, str]:
-    """LPIPS (Zhang et al., 2018; weights v0.1 of the lpips package) on torchvision's VGG16 or AlexNet (`alex`)."""
+    """LPIPS on torchvision's VGG16 (`vgg`) or AlexNet (`alex`), and the stamp of the backbone.
+
+    Raises AssetError where the backbone's weights cannot be had.
+    """
     import lpips
 
-    resolved = resolve(LPIPS_BACKBONES[net], assets)
+    weights = resolve(LPIPS_BACKBONES[net], assets)
+    is_downloaded = weights.stamp == "download"  # otherwise the backbone begins random, and its library fetches nothing
     with seeded(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="torchvision")  # lpips calls it in an older way
-        network = lpips.LPIPS(net=net, pnet_rand=resolved.stamp != "download", verbose=False)
-    if resolved.path is not None:
-        published = read_state(resolved.path)
-        own = network.net.state_dict()
-        names = {name: re.sub(r"^slice\d+\.", "features.", name) for name in own}
-        load_strict(network.net, {k: published[v] for k, v in names.items() if v in published}, resolved.path)
-    return Frozen(network), resolved.stamp
+        warnings.filterwarnings("ignore", module="torchvision")  # lpips calls it in a way that is deprecated
+        network = lpips.LPIPS(net=net, pnet_rand=not is_downloaded, verbose=False)
+    if weights.path is not None:
+        _load_backbone(network.net, weights.path)
+    return Frozen(network), weights.stamp
+
+
+def _load_backbone(backbone: nn.Module, path: Path) -> None:
+    """Loads torchvision's file, classifier left out. Raises CheckpointError where tensors are missing.
+
+    The package lpips cuts torchvision's list `features` into slices, whose layers keep their numbers.
+    """
+    published = read_state(path)
+    state = {}
+    for name in backbone.state_dict():
+        published_name = re.sub(r"^slice\d+\.", "features.", name)
+        if published_name in published:
+            state[name] = published[published_name]
+    load_strict(backbone, state, path)

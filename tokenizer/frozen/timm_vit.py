@@ -1,4 +1,4 @@
-"""Vision transformers of timm."""
+"""Vision transformers of the package timm: DINO, DINOv2, CLIP, SigLIP (`engine.assets.TIMM_VITS` lists them)."""
 
 from __future__ import annotations
 
@@ -9,20 +9,26 @@ from tokenizer.frozen.base import Frozen
 
 
 def timm_vit(asset: str, image_size: int, assets: AssetsConfig) -> tuple[Frozen, str]:
-    """A vision transformer of timm without its classifier, its positions resampled to `image_size`."""
+    """A vision transformer without its classifier, for images of `image_size` pixels per side, and its stamp.
+
+    Its table of positions is resampled to that size. Raises AssetError where the weights cannot be had or do not fit.
+    """
     import timm
 
-    resolved, model_name = resolve(asset, assets), TIMM_VITS[asset]
+    weights = resolve(asset, assets)
+    model_name = TIMM_VITS[asset]
     options = {"num_classes": 0, "img_size": image_size}
-    if resolved.random:
+
+    if weights.random:
         with seeded():
             network = timm.create_model(model_name, pretrained=False, **options)
-    elif resolved.path is not None:
-        overlay = {"file": str(resolved.path)}
+    elif weights.path is not None:
+        overlay = {"file": str(weights.path)}
         try:
             network = timm.create_model(model_name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         except (RuntimeError, OSError, SafetensorError) as error:
-            raise AssetError(f"{resolved.path} does not fit {model_name}: {' '.join(str(error).split())}") from error
-    else:
+            reason = " ".join(str(error).split())
+            raise AssetError(f"{weights.path} does not fit {model_name}: {reason}") from error
+    else:  # timm fetches the weights itself
         network = timm.create_model(model_name, pretrained=True, **options)
-    return Frozen(network), resolved.stamp
+    return Frozen(network), weights.stamp

@@ -1,4 +1,11 @@
-"""Perceptual losses: LPIPS, and for offline work a distance of EfficientNet-Lite0 features (never called LPIPS)."""
+"""Perceptual losses: LPIPS, and one of EfficientNet-Lite0 features for offline work, which is never called LPIPS.
+
+`PERCEPTUAL` lists them by name. A builder (assets, dropout) returns (loss, stamp of its weights); a loss is a module
+
+    loss(images, references) -> scalar, the mean over pairs      images, references (B,3,H,W) in [-1,1], not clamped
+
+and computes in float32, whatever the autocast region around it.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +24,15 @@ LITE0_LOSS_STRIDES = (2, 4, 8, 16)
 
 
 class LPIPSLoss(nn.Module):
-    """Mean LPIPS distance of image pairs in [-1,1] (not clamped), in fp32 and without dropout."""
+    """Mean LPIPS distance of image pairs.
+
+    `dropout` puts the dropout layers of LPIPS in training mode, as GigaTok's released trainer does by accident.
+    """
 
     def __init__(self, network: Frozen, dropout: bool = False) -> None:
         super().__init__()
         self.network = network
-        if dropout:  # compat: the released trainer leaves LPIPS in training mode by accident
+        if dropout:
             for module in network.modules():
                 if isinstance(module, nn.Dropout):
                     nn.Module.train(module, True)
@@ -33,9 +43,10 @@ class LPIPSLoss(nn.Module):
 
 
 class Lite0Loss(nn.Module):
-    """Squared differences of channel-normalised EfficientNet-Lite0 features, mean over pixels, summed over channels,
-    mean over four strides. The form of LPIPS without its learned weights: not calibrated, and not comparable with
-    LPIPS.
+    """The form of LPIPS on EfficientNet-Lite0, without its learned weights: not calibrated, not comparable with LPIPS.
+
+    Features of unit length over channels; squared difference, summed over channels; mean over pixels and pairs, then
+    over the four strides.
     """
 
     def __init__(self, network: Frozen) -> None:
@@ -48,22 +59,22 @@ class Lite0Loss(nn.Module):
             total = images.new_zeros(())
             for features in maps:
                 normed = features / (features.square().sum(1, keepdim=True) + 1e-10).sqrt()
-                a, b = normed.chunk(2)
-                total = total + (a - b).square().sum(1).mean()
+                image_features, reference_features = normed.chunk(2)
+                total = total + (image_features - reference_features).square().sum(1).mean()
             return total / len(maps)
 
 
-def _lpips(assets: AssetsConfig, dropout: bool) -> tuple[nn.Module, str]:
+def _build_lpips(assets: AssetsConfig, dropout: bool) -> tuple[nn.Module, str]:
     network, stamp = lpips_network(assets)
     return LPIPSLoss(network, dropout), stamp
 
 
-def _lite0(assets: AssetsConfig, dropout: bool) -> tuple[nn.Module, str]:
+def _build_lite0(assets: AssetsConfig, dropout: bool) -> tuple[nn.Module, str]:
     network, stamp = lite0_features(assets, LITE0_LOSS_STRIDES)
     return Lite0Loss(network), stamp
 
 
 PERCEPTUAL: dict[str, Callable[[AssetsConfig, bool], tuple[nn.Module, str]]] = {
-    "lpips": _lpips,
-    "efficientnet_lite0": _lite0,
+    "lpips": _build_lpips,
+    "efficientnet_lite0": _build_lite0,
 }

@@ -1,15 +1,19 @@
-"""Semantic regularization (GigaTok, section 3.2): inner decoder features follow a frozen teacher's patch features.
+"""Semantic regularization (GigaTok, arXiv:2504.08736, section 3.2).
 
-    loss = -mean over images and cells of cos(head(features), teacher)      in [-1, 1]: a total loss can be negative
+Features of an inner decoder block follow the patch features of a frozen pretrained network, the teacher:
 
-Shapes    images (B,3,H,W) in [-1,1]      teacher features (B,h*w,dim), row-major, on the tokenizer's own grid
+    loss = -mean over images and cells of cos(head(features), teacher features)
+
+It lies in [-1,1], so a total loss can be negative.
+
+Shapes    images (B,3,H,W) in [-1,1]      features of head and teacher (B,h*w,dim), row-major, on the tokenizer's grid
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,21 +23,21 @@ from engine.assets import AssetsConfig
 from engine.devices import full_precision
 from tokenizer.frozen.base import channels_last
 from tokenizer.frozen.lite0 import LITE0_STRIDES, lite0_features
-from tokenizer.frozen.normalization import CENTERED, CLIP, IMAGENET, Triple
+from tokenizer.frozen.normalization import CENTERED, CLIP, IMAGENET, Normalization
 from tokenizer.frozen.timm_vit import timm_vit
 
 
 @dataclass(frozen=True)
 class ViTKind:
-    """A teacher of timm: its asset, the side of a patch in pixels, and the normalization it was trained with."""
+    """A vision transformer that can be a teacher."""
 
-    asset: str
-    patch: int
-    normalization: tuple[Triple, Triple]
+    asset: str  # name of its weights in `engine.assets`
+    patch: int  # pixels, side of a patch
+    normalization: Normalization  # of images, with which it was trained
 
 
 def semantic_loss(features: Tensor, targets: Tensor) -> Tensor:
-    """-mean cosine similarity over channels, in fp32."""
+    """Minus the mean cosine similarity of features (B,N,dim) and targets (B,N,dim), in float32."""
     with full_precision(features.device):
         return -F.cosine_similarity(features.float(), targets.float(), dim=-1).mean()
 
@@ -42,9 +46,10 @@ class Teacher(nn.Module):
     """Base class of all teachers: frozen networks whose features the tokenizer's inner features follow.
 
     A teacher is a class in a file of its own, entered in `TEACHERS` as a `TeacherKind` (or registered by a plug-in).
+    It is built for one grid of `grid` x `grid` cells and takes images of any size.
     """
 
-    stamp: str  # which weights it holds
+    stamp: str  # which weights it holds; see `tokenizer.frozen.base`
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B,3,H,W) in [-1,1] -> features (B, grid * grid, dim) float32, row-major, without gradients."""
@@ -52,14 +57,17 @@ class Teacher(nn.Module):
 
 
 class ViTTeacher(Teacher):
-    """Final-norm patch tokens of a vision transformer, whose patches give the tokenizer's grid."""
+    """Patch tokens of a vision transformer after its last norm, one per cell of the tokenizer's grid.
+
+    Images are resized so that each cell becomes one patch.
+    """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, kind: ViTKind, grid: int, assets: AssetsConfig) -> None:
         super().__init__()
-        self.size = grid * kind.patch
+        self.size = grid * kind.patch  # pixels, side of the images that the network sees
         self.network, self.stamp = timm_vit(kind.asset, self.size, assets)
         mean, std = kind.normalization
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -67,54 +75,66 @@ class ViTTeacher(Teacher):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Normalise, then bicubic resize without antialias or clamp, as released."""
+        # Normalize, then resize without antialias or clamp, as released.
         x = ((images.float() + 1) / 2 - self.mean) / self.std
         x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", align_corners=False)
+
+        # Class and register tokens come first; they belong to no cell.
         network = self.network.network
-        return network.forward_features(x)[:, network.num_prefix_tokens :].float()
+        tokens = network.forward_features(x)
+        return tokens[:, network.num_prefix_tokens :].float()
 
 
 class Lite0Teacher(Teacher):
-    """The stride-16 map of EfficientNet-Lite0 on images enlarged to 16 pixels a grid cell; for offline work."""
+    """One map of EfficientNet-Lite0, of images resized so that each grid cell is one of its pixels; works offline."""
+
+    STRIDE: ClassVar[int] = 16  # image pixels per pixel of the map
 
     def __init__(self, grid: int, assets: AssetsConfig) -> None:
         super().__init__()
-        self.size = grid * 16
-        self.network, self.stamp = lite0_features(assets, (16,))
+        self.size = grid * self.STRIDE
+        self.network, self.stamp = lite0_features(assets, (self.STRIDE,))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         x = F.interpolate(images.float(), size=(self.size, self.size), mode="bicubic", align_corners=False)
-        return self.network(channels_last(x))[0].flatten(2).transpose(1, 2).contiguous()
+        (feature_map,) = self.network(channels_last(x))
+        return feature_map.flatten(2).transpose(1, 2).contiguous()
 
 
 @dataclass(frozen=True)
 class TeacherKind:
     """How to build a teacher, and the width of its features."""
 
-    dim: int
+    dim: int  # channels of its features
     build: Callable[[Any, int, AssetsConfig], Teacher]  # (its section or None, cells per side of the grid, assets)
     config_class: type | None = None  # the dataclass of its section `semantic.<name>`, where it has options
 
 
-def _timm_teacher(asset: str, dim: int, patch: int, normalization: tuple[Triple, Triple]) -> TeacherKind:
+def _vit_teacher(asset: str, dim: int, patch: int, normalization: Normalization) -> TeacherKind:
     kind = ViTKind(asset, patch, normalization)
     return TeacherKind(dim, lambda section, grid, assets: ViTTeacher(kind, grid, assets))
 
 
-DINOV2_DIMS = {"s": 384, "b": 768, "l": 1024, "g": 1536}
+# Names with `_reg`: DINOv2 with register tokens.
 TEACHERS: dict[str, TeacherKind] = {
-    **{
-        f"dinov2_{letter}{registers}": _timm_teacher(f"dinov2_{letter}{registers}", dim, 14, IMAGENET)
-        for letter, dim in DINOV2_DIMS.items()
-        for registers in ("", "_reg")
-    },
-    "clip_b": _timm_teacher("clip_b", 768, 16, CLIP),
-    "siglip_so400m": _timm_teacher("siglip_so400m", 1152, 14, CENTERED),
-    "efficientnet_lite0": TeacherKind(LITE0_STRIDES[16], lambda section, grid, assets: Lite0Teacher(grid, assets)),
+    "dinov2_s": _vit_teacher("dinov2_s", 384, 14, IMAGENET),
+    "dinov2_s_reg": _vit_teacher("dinov2_s_reg", 384, 14, IMAGENET),
+    "dinov2_b": _vit_teacher("dinov2_b", 768, 14, IMAGENET),
+    "dinov2_b_reg": _vit_teacher("dinov2_b_reg", 768, 14, IMAGENET),
+    "dinov2_l": _vit_teacher("dinov2_l", 1024, 14, IMAGENET),
+    "dinov2_l_reg": _vit_teacher("dinov2_l_reg", 1024, 14, IMAGENET),
+    "dinov2_g": _vit_teacher("dinov2_g", 1536, 14, IMAGENET),
+    "dinov2_g_reg": _vit_teacher("dinov2_g_reg", 1536, 14, IMAGENET),
+    "clip_b": _vit_teacher("clip_b", 768, 16, CLIP),
+    "siglip_so400m": _vit_teacher("siglip_so400m", 1152, 14, CENTERED),
+    "efficientnet_lite0": TeacherKind(
+        LITE0_STRIDES[Lite0Teacher.STRIDE], lambda section, grid, assets: Lite0Teacher(grid, assets)
+    ),
 }
 
 
 def build_teacher(config: Any, grid: int, assets: AssetsConfig) -> Teacher:
     """The teacher that the section `semantic` names, for a grid of `grid` x `grid` cells."""
-    return TEACHERS[config.teacher].build(getattr(config, config.teacher, None), grid, assets)
+    section = getattr(config, config.teacher, None)
+    return TEACHERS[config.teacher].build(section, grid, assets)

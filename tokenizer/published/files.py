@@ -1,7 +1,9 @@
 """Reads and writes checkpoint files of the published code bases, safely: tensors and plain values only, never code.
 
-A published `.pt` is a dict with `model` (and `ema`), or a bare state dict; `args` is an `argparse.Namespace`, which is
-allowed beside tensors, numbers and text. Files are memory-mapped, so a 12 GB file costs no 12 GB of memory.
+A published `.pt` is a dict with `model` (and `ema`), or a bare state dict. Its `args` is an `argparse.Namespace`, which
+is allowed beside tensors, numbers and text. Files are memory-mapped, so a 12 GB file costs no 12 GB of memory.
+
+`convert` is the body of the two converters, `tokenizer.convert` and `autoregressive.convert`.
 """
 
 from __future__ import annotations
@@ -20,41 +22,48 @@ from engine.checkpoint.manifest import CheckpointError
 from engine.checkpoint.weights import export_folder, read_weights
 from engine.messages import UserError, logger
 
+States = Mapping[str, Mapping[str, Tensor]]  # {"model" or "ema": state dict}
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-
-
-WRAPPERS = ("module.", "_orig_mod.")  # of data parallelism and compilation
+WRITTEN_SUFFIXES = (".pt", ".ckpt")  # of the files that a converter writes
+WRAPPERS = ("module.", "_orig_mod.")  # prefixes that data parallelism and compilation add to names
 
 
 def is_published(path: str | Path) -> bool:
-    """Whether `path` names a single file in a published format, as opposed to a folder of ours."""
+    """Whether `path` names a single file in a published format, as opposed to a folder of this project."""
     return Path(path).suffix in SUFFIXES and not Path(path).is_dir()
 
 
+# ------------------------------------------------------------------------------------------------ reading
 def read_published(path: str | Path, order: tuple[str, ...], prefer: str = "auto") -> tuple[dict[str, Tensor], str]:
-    """(state dict, which one) of a published file.
+    """Reads (state dict, the key it was under) from a published file. A bare state dict counts as `model`.
 
-    `order` are the keys to look for, in this order, such as ("ema", "model"); `prefer` names one instead of `auto`. A
-    bare state dict is returned as `model`. A file that is missing, truncated, holds pickled code, or none of the keys
-    is an error that says which.
+    `order` are the keys to look for, the preferred one first, such as ("ema", "model"); `prefer` is one of them, or
+    `auto` for the first that the file has.
+
+    Raises CheckpointError where the file is missing or truncated, holds pickled code, or has none of the keys.
     """
     content = _read(Path(path))
-    if content and all(isinstance(value, Tensor) for value in content.values()):
+    is_bare = bool(content) and all(isinstance(value, Tensor) for value in content.values())
+    if is_bare:
         if prefer == "ema":
             raise CheckpointError(f"{path} is a bare state dict; it has no ema weights")
-        state, picked = content, "model"
+        picked = "model"
+        state = content
     else:
         keys = order if prefer == "auto" else (prefer,)
-        picked = next((k for k in keys if isinstance(content.get(k), Mapping)), None)
+        picked = next((key for key in keys if isinstance(content.get(key), Mapping)), None)
         if picked is None:
-            found = ", ".join(map(str, content)) or "nothing"
-            raise CheckpointError(f"{path} has none of the weights {', '.join(keys)}; it holds: {found}")
+            present = ", ".join(map(str, content)) or "nothing"
+            raise CheckpointError(f"{path} has none of the weights {', '.join(keys)}; it holds: {present}")
         state = content[picked]
     logger.info("%s: took the weights %r", path, picked)
-    return {_plain(name): value for name, value in state.items() if isinstance(value, Tensor)}, picked
+
+    # A state dict may hold plain values beside its tensors; they are no weights.
+    return {_without_wrappers(name): value for name, value in state.items() if isinstance(value, Tensor)}, picked
 
 
-def _plain(name: str) -> str:
+def _without_wrappers(name: str) -> str:
+    """The name of a tensor without the prefixes of data parallelism and compilation, however often they were added."""
     for wrapper in WRAPPERS:
         while name.startswith(wrapper):
             name = name.removeprefix(wrapper)
@@ -62,67 +71,102 @@ def _plain(name: str) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The content of a file. Raises CheckpointError where it cannot be read without running code."""
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
     if path.suffix == ".safetensors":
         return read_weights(path)
+
     try:
+        is_mappable = zipfile.is_zipfile(path)  # PyTorch's format since 1.6
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
     except pickle.UnpicklingError as error:
-        foreign = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), None)
-        if foreign is not None:
-            raise CheckpointError(f"{path} holds pickled code, which is never run: {foreign}") from error
+        # PyTorch's message has a line that names the function or class which it refused.
+        refused = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), None)
+        if refused is not None:
+            raise CheckpointError(f"{path} holds pickled code, which is never run: {refused}") from error
         raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint: {reason}") from error
+
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of weights")
     return content
 
 
-def write_published(path: str | Path, states: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Writes `{name: state dict}` (`model`, and `ema` where there is one) as the published code does.
+# ------------------------------------------------------------------------------------------------ writing
+def write_published(path: str | Path, states: States) -> None:
+    """Writes a file as the published code does, under a temporary name first.
 
-    Nothing is overwritten.
+    Raises CheckpointError where it exists already: nothing is overwritten.
     """
     path = Path(path)
-    if path.exists():
-        raise CheckpointError(f"{path} exists already; give another --output")
+    _require_absent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        key: {name: tensor.contiguous() for name, tensor in state.items()}  # views would be saved with their base
+        for key, state in states.items()
+    }
     temporary = path.with_name(f".{path.name}.tmp")
-    torch.save({name: {k: v.contiguous() for k, v in state.items()} for name, state in states.items()}, temporary)
+    torch.save(content, temporary)
     temporary.rename(path)
 
 
-def add_conversion_flags(parser: argparse.ArgumentParser, checkpoint: str, *config: str) -> None:
-    """The flags of a converter; `checkpoint` and `config` are those that name the source."""
-    parser.add_argument(checkpoint, required=True, type=Path, help="a published file, or a folder of ours")
-    parser.add_argument(*config, type=Path, help="YAML of the architecture, for a published file")
-    parser.add_argument("--output", required=True, type=Path, help="a folder for ours, a .pt or .ckpt file for theirs")
-    parser.add_argument("--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema if there is one")
+def _require_absent(path: Path) -> None:
+    if path.exists():
+        raise CheckpointError(f"{path} exists already; give another --output")
+
+
+# ------------------------------------------------------------------------------------------------ converting
+def add_conversion_flags(parser: argparse.ArgumentParser, checkpoint_flag: str, *config_flags: str) -> None:
+    """Adds the flags of a converter.
+
+    `checkpoint_flag` names the source, such as --vq-ckpt; `config_flags` are the spellings of the flag for its YAML.
+    """
+    parser.add_argument(
+        checkpoint_flag, required=True, type=Path, help="a published file, or a run or checkpoint folder"
+    )
+    parser.add_argument(*config_flags, type=Path, help="YAML of the architecture, for a published file")
+    parser.add_argument(
+        "--output", required=True, type=Path, help="a folder, or a .pt or .ckpt file in the published layout"
+    )
+    parser.add_argument(
+        "--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema where there is one"
+    )
+
+
+def _model_state(network: nn.Module) -> States:
+    return {"model": network.state_dict()}
 
 
 def convert(
     source: Path,
     output: Path,
     load: Callable[[], nn.Module],
-    published: Callable[[nn.Module], Mapping[str, Mapping[str, Tensor]]],
-    ours: Callable[[nn.Module], Mapping[str, Mapping[str, Tensor]]] = lambda network: {"model": network.state_dict()},
+    published_states: Callable[[nn.Module], States],
+    folder_states: Callable[[nn.Module], States] = _model_state,
 ) -> None:
-    """Published file -> folder of ours, or back: `published` gives the content of the file, `ours` the weights of the
-    folder. Nothing is overwritten.
+    """Converts a published file into a folder of this project, or a folder into a published file.
+
+    `load` gives the network of `source`, with its `provenance`; `published_states` the content of a file,
+    `folder_states` the weights of a folder.
+
+    Raises UserError where source and output are both files or both folders, and CheckpointError where the output exists
+    already: nothing is overwritten.
     """
-    to_published = output.suffix in (".pt", ".ckpt")
-    if to_published == is_published(source):
-        raise UserError(f"{source} and --output must be a published file and a folder of ours, in either order")
-    if output.exists():
-        raise CheckpointError(f"{output} exists already; give another --output")
+    writes_file = output.suffix in WRITTEN_SUFFIXES
+    if writes_file == is_published(source):
+        raise UserError(f"{source} and --output must be a published file and a folder, in either order")
+    _require_absent(output)
+
     network = load()
-    facts = network.provenance
-    if to_published:
-        write_published(output, published(network))
+    provenance = network.provenance
+    if writes_file:
+        write_published(output, published_states(network))
     else:
-        export_folder(output, facts.config, ours(network))
-    logger.info("%s (%s weights, fingerprint %s) -> %s", source, facts.weights, facts.fingerprint[:16], output)
+        export_folder(output, provenance.config, folder_states(network))
+
+    fingerprint = provenance.fingerprint[:16]
+    logger.info("%s (%s weights, fingerprint %s) -> %s", source, provenance.weights, fingerprint, output)

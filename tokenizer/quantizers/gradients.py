@@ -4,7 +4,7 @@ Shapes    z, z_q (...,D): latents and the codes chosen for them      result (...
 
     straight-through    z + sg(z_q - z): the gradient at z is the gradient at z_q
     rotation trick      |z_q| / |z| R z, where R turns the direction of z into that of z_q; R and the factor are
-                        constants, so the gradient at z is that at z_q, turned back. With unit vectors
+                        constants, so the gradient at z is that at z_q, turned back and scaled. With unit vectors
                         u = z / |z|, v = z_q / |z_q| and r = (u + v) / |u + v|
 
                             R = I - 2 r r^T + 2 v u^T                        arXiv:2410.06424, Eq. 4

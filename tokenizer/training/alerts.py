@@ -1,4 +1,4 @@
-"""Signs of trouble in single records of a tokenizer's training, beside those that any run can show."""
+"""Alerts raised while a tokenizer trains, computed from consecutive metric records; see `engine.alerts`."""
 
 from __future__ import annotations
 
@@ -7,31 +7,41 @@ import math
 from engine import alerts
 from engine.alerts import Alert, Record
 
-STRONG = 0.2  # discriminator loss (1 = undecided) below: nearly all logits are beyond their margins, gradients vanish
+STRONG = (
+    0.2  # a discriminator loss below this: the hinge is saturated, and the tokenizer gets almost no gradient from it
+)
+CLIPPED = 0.05  # a larger fraction of output pixels beyond +-1.05; overshoot at edges alone stays below
 
 
-CLIPPED = 0.05  # share of output pixels outside [-1.05, 1.05]; overshoot at edges is below
+def _codebook_collapse(now: Record, before: Record) -> str | None:
+    """A perplexity or the usage of a group halved. The window of usage moves slowly: that is much for one record."""
+    for name, value in now.items():
+        describes_codebook = name == "codebook_perplexity" or name.startswith("codebook_usage_group_")
+        if describes_codebook and value < 0.5 * before.get(name, 0.0):
+            return f"{name} fell from {before[name]:.4g} to {value:.4g}"
+    return None
 
 
-def _collapse(now: Record, before: Record) -> str | None:
-    names = [n for n in now if n == "codebook_perplexity" or n.startswith("codebook_usage_group_")]
-    fell = [f"{n} fell from {before[n]:.4g} to {now[n]:.4g}" for n in names if now[n] < 0.5 * before.get(n, 0.0)]
-    return fell[0] if fell else None  # the window moves slowly: half is much between two records
+def _overpowering_discriminator(now: Record, before: Record) -> str | None:
+    """In two records: the hinge loss is far below 1, its value for a discriminator that cannot decide."""
+    previous_loss = before.get("discriminator", math.inf)
+    loss = now.get("discriminator", math.inf)
+    if max(previous_loss, loss) < STRONG:
+        return f"discriminator loss {loss:.3g}: it wins everywhere"
+    return None
 
 
-def _strong(now: Record, before: Record) -> str | None:
-    losses = [r.get("discriminator", math.inf) for r in (before, now)]
-    return f"discriminator loss {losses[1]:.3g}: it wins everywhere" if max(losses) < STRONG else None
-
-
-def _clipped(now: Record, before: Record) -> str | None:
-    share = now.get("val/clipped_share", 0.0)
-    return f"{share:.1%} of the output lies outside [-1.05, 1.05]" if share > CLIPPED else None
+def _clipped_output(now: Record, before: Record) -> str | None:
+    """Many pixels are cut when images become uint8."""
+    fraction = now.get("val/clipped_share", 0.0)
+    if fraction > CLIPPED:
+        return f"{fraction:.1%} of the output lies outside [-1.05, 1.05]"
+    return None
 
 
 ALERTS: dict[str, Alert] = {
     **alerts.ALERTS,
-    "codebook collapse": _collapse,
-    "overpowering discriminator": _strong,
-    "clipped output": _clipped,
+    "codebook collapse": _codebook_collapse,
+    "overpowering discriminator": _overpowering_discriminator,
+    "clipped output": _clipped_output,
 }
