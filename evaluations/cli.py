@@ -7,8 +7,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import nn
-
 from engine.assets import AssetsConfig
 from engine.cli import positive
 from engine.config import load_config
@@ -17,40 +15,35 @@ from engine.data.sources import open_source
 from engine.messages import UserError, logger
 from engine.world import World, distributed_world
 from evaluations.image_sets import SourceImages
-from evaluations.metrics.extractors import EXTRACTORS
-from evaluations.protocols.reference import (
-    Reference,
-    reference_of_file,
-    reference_of_images,
-    require_kind,
-    require_size,
-)
+from evaluations.metrics.extractor import Extractor
+from evaluations.metrics.extractors import EXTRACTORS, FILE_EXTRACTOR, OFFLINE_EXTRACTOR
+from evaluations.protocols.reference import ReferenceImages, ReferenceSource, require_kind, require_size
+from evaluations.protocols.reference_file import ReferenceFile
+
+SPLITS = ("val", "train")  # values of --reference that are images of the data, and values of --reference-kind
 
 
+# ------------------------------------------------------------------------------------------------ flags
 def add_asset_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that say how pretrained networks are resolved."""
     parser.add_argument("--allow-unknown-weights", action="store_true", help="accept weight files with another hash")
     parser.add_argument("--random-stand-in", action="store_true", help="tests only: random weights, stamped so")
 
 
-def assets_of(args: argparse.Namespace) -> AssetsConfig:
-    """The asset settings of the flags; the folder is PRETRAINED_DIR."""
-    flags = {"allow_unknown": args.allow_unknown_weights, "random_stand_in": args.random_stand_in}
-    return load_config(AssetsConfig, overrides=[f"{key}={str(value).lower()}" for key, value in flags.items()])
-
-
 def add_measure_flags(parser: argparse.ArgumentParser, reference: str | None, batch_size: int) -> None:
-    """Flags of everything that measures images with a feature extractor; without a default `reference` is a file."""
-    of_data = f"val or train (images of the data, default {reference}), or " if reference else ""
+    """Flags of everything that measures images with a feature extractor.
+
+    `reference` is the default split of the data; without one --reference must name a file.
+    """
+    data_help = f"val or train (images of the data, default {reference}), or " if reference else ""
     parser.add_argument(
         "--extractor", choices=[*sorted(EXTRACTORS), "none"],
-        help="default: inception where the reference is a file, else efficientnet_lite0",
+        help=f"default: {FILE_EXTRACTOR} where the reference is a file, else {OFFLINE_EXTRACTOR}",
     )  # fmt: skip
     parser.add_argument(
-        "--reference", "--gt-npz-path", default=reference,
-        help=f"{of_data}an npz file in ADM's layout",
-    )  # fmt: skip
-    parser.add_argument("--reference-kind", choices=["train", "val"], help="of a file that does not say it itself")
+        "--reference", "--gt-npz-path", default=reference, help=f"{data_help}an npz file in ADM's layout"
+    )
+    parser.add_argument("--reference-kind", choices=sorted(SPLITS), help="of a file that does not say it itself")
     parser.add_argument("--force-reference", action="store_true", help="accept a reference of the wrong kind")
     parser.add_argument("--fp16-emulation", action="store_true", help="also precision and recall as TensorFlow rounds")
     parser.add_argument("--eval-python-path", help="not needed: kept for published commands")
@@ -74,66 +67,82 @@ def add_published_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clear-cache", action="store_true", help="not needed: no files are left over")
 
 
+def add_metric_flags(parser: argparse.ArgumentParser) -> None:
+    """The flag that asks for metrics of plug-ins."""
+    parser.add_argument(
+        "--metrics", action="append", default=[], metavar="NAME",
+        help="also this metric, which a --plugin registers; repeatable",
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ what they mean
 def held_out(args: argparse.Namespace) -> argparse.Namespace:
-    """The same flags with --data-path as --val-path: so the published commands name held-out images."""
+    """The same flags with --data-path as --val-path, as the published commands name held-out images."""
     if args.val_path is None:
         args.val_path, args.data_path = args.data_path, None
     return args
 
 
-def output_of(args: argparse.Namespace, name: str) -> Path:
-    """--output, or `name`.json in the sample folder of the published commands."""
-    if args.output is not None:
-        if args.output.suffix != ".json" or args.output.is_dir():
-            raise UserError(f"--output {args.output} must be the name of a .json file")
-        try:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--output {args.output}: its folder cannot be made: {error}") from error
-        if not os.access(args.output.parent, os.W_OK):
-            raise UserError(f"--output {args.output}: its folder cannot be written")
-        return args.output
-    if getattr(args, "sample_dir", None) is None:
-        raise UserError("--output FILE.json is missing: where the result is written")
-    return args.sample_dir / f"{name}.json"
+def assets_from(args: argparse.Namespace) -> AssetsConfig:
+    """The asset settings of the flags; the folder is PRETRAINED_DIR."""
+    flags = {"allow_unknown": args.allow_unknown_weights, "random_stand_in": args.random_stand_in}
+    return load_config(AssetsConfig, overrides=[f"{key}={str(value).lower()}" for key, value in flags.items()])
 
 
-def extractor_of(args: argparse.Namespace, world: World) -> nn.Module | None:
+def output_path(args: argparse.Namespace, name: str) -> Path:
+    """--output, or `name`.json in the sample folder of the published commands.
+
+    Raises UserError where no such file can be written.
+    """
+    if args.output is None:
+        if getattr(args, "sample_dir", None) is None:
+            raise UserError("--output FILE.json is missing: where the result is written")
+        return args.sample_dir / f"{name}.json"
+
+    if args.output.suffix != ".json" or args.output.is_dir():
+        raise UserError(f"--output {args.output} must be the name of a .json file")
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {args.output}: its folder cannot be made: {error}") from error
+    if not os.access(args.output.parent, os.W_OK):
+        raise UserError(f"--output {args.output}: its folder cannot be written")
+    return args.output
+
+
+def extractor_from(args: argparse.Namespace, world: World) -> Extractor | None:
     """The feature extractor that the flags name, or None."""
     if args.eval_python_path:
         logger.info("--eval-python-path %s is not used: all metrics are computed here", args.eval_python_path)
-    name = args.extractor or ("efficientnet_lite0" if args.reference in ("train", "val") else "inception")
-    return None if name == "none" else EXTRACTORS[name](assets_of(args)).to(world.device)
+    name = args.extractor
+    if name is None:
+        name = OFFLINE_EXTRACTOR if args.reference in SPLITS else FILE_EXTRACTOR
+    return None if name == "none" else EXTRACTORS[name](assets_from(args)).to(world.device)
 
 
 def reference_path(args: argparse.Namespace) -> Path | None:
     """The reference file that the flags name, or None for images of the data."""
-    return None if args.reference in ("train", "val") else Path(args.reference).expanduser()
+    return None if args.reference in SPLITS else Path(args.reference).expanduser()
 
 
-def reference_from(
-    args: argparse.Namespace,
-    measured: str,
-    data: DataConfig,
-    size: int,
-    extractor: nn.Module,
-    folder: Path,
-    world: World,
-    keep: bool,
-) -> Reference:
-    """The reference that the flags name for a `measured` (generation | reconstruction), checked: a file, or images of
-    `data` at `size`. `folder` keeps computed statistics; `keep`: features too, for precision and recall.
+def open_reference(
+    args: argparse.Namespace, measured: str, data: DataConfig, size: int, extractor: Extractor
+) -> ReferenceSource:
+    """The reference that the flags name: a file, or images of `data` at `size` pixels.
+
+    `measured` is `generation` or `reconstruction`. Raises UserError for a reference of another kind or size; nothing is
+    computed before.
     """
     path = reference_path(args)
     if path is not None:
-        reference = reference_of_file(path, args.reference_kind, extractor, folder, world, keep)
+        source: ReferenceSource = ReferenceFile.read(path, args.reference_kind, extractor)
     else:
         images = SourceImages(open_source(data, args.reference), args.reference, size, data.skip_broken)
-        reference = reference_of_images(images, args.reference, extractor, folder, world, keep)
-    if extractor.metric == "fid":
-        require_kind(reference, measured, args.force_reference)
-    require_size(reference, size)
-    return reference
+        source = ReferenceImages(images, args.reference, extractor)
+    if "published" in extractor.capabilities:
+        require_kind(source.facts, measured, args.force_reference)
+    require_size(source.facts, size)
+    return source
 
 
 def run_evaluation(args: argparse.Namespace, evaluate: Callable[[argparse.Namespace, World], None]) -> None:

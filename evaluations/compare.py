@@ -15,7 +15,7 @@ from pathlib import Path
 
 from engine.cli import entry_parser, run_entry
 from engine.messages import UserError
-from evaluations.comparison import compare, differing_images, text_table
+from evaluations.comparison import compare, differing_images
 from evaluations.results import read_result
 
 NOT_COMPARABLE = 3  # exit code
@@ -31,18 +31,23 @@ def main() -> None:
     args = parse_args()
     if len(args.results) < 2:
         raise UserError("name two or more results to compare")
+
+    # the table, under names that are long enough to tell runs apart
+    results = [read_result(path) for path in args.results]
     columns = ["/".join(path.resolve().with_suffix("").parts[-3:]) for path in args.results]
-    names, rows, problems = compare([(c, read_result(path)) for c, path in zip(columns, args.results, strict=True)])
-    print(text_table(names, rows, columns))
-    versions = {json.dumps(read_result(path).get("libraries")) for path in args.results}
-    if len(versions) > 1:
+    comparison = compare(list(zip(columns, results, strict=True)))
+    print(comparison.text(columns))
+
+    # what else may explain a difference
+    if len({json.dumps(result.get("libraries")) for result in results}) > 1:
         print("the library versions differ: see `libraries` in the files")
-    share = differing_images(args.results)
-    if share:
-        print(share)
-    if problems:
+    images = differing_images(args.results)
+    if images:
+        print(images)
+
+    if comparison.differences:
         print("\nnot ranked where the protocols differ from that of the first result:")
-        print("\n".join(f"  {problem}" for problem in problems))
+        print("\n".join(f"  {difference}" for difference in comparison.differences))
         raise SystemExit(NOT_COMPARABLE)
     print("\n* best; the protocols are equal")
 

@@ -1,27 +1,104 @@
-"""Results side by side: which metrics they share, which is best, and in what their protocols differ."""
+"""Results side by side: which metrics they share, which value is best, and in what their protocols differ."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evaluations.results import changed_facts, unranked
-
-SMALLER_IS_BETTER = ("fid", "frechet", "lpips", "loss", "memorised", "bits", "seconds")
-NO_QUALITY = ("_noise", "_real", "_stderr")  # endings of metrics that say nothing about a network
-NOT_RANKED = ("best_guidance_scale", "best_base_lr", "precision_fp16", "recall_fp16")
+from evaluations.metrics.registry import find_metric
+from evaluations.results import changed_for_all, changed_for_some
 
 
-def better(name: str, values: list[float]) -> float:
-    """The best of the values of a metric."""
-    return min(values) if any(part in name for part in SMALLER_IS_BETTER) else max(values)
+@dataclass(frozen=True)
+class Row:
+    """One metric of several results, None where a result does not have it."""
+
+    metric: str
+    values: list[float | None]
+    best: float | None = None  # None where the results are not ranked by it
+
+    def cells(self) -> list[str]:
+        """The values as text, with * at the best."""
+        return ["-" if value is None else f"{value:.5g}{'*' if value == self.best else ''}" for value in self.values]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table of metrics, and the differences of protocols because of which parts are not ranked."""
+
+    rows: list[Row]
+    differences: list[str]
+
+    def text(self, columns: Sequence[str]) -> str:
+        """The table for a terminal, under the names of the results."""
+        names = ["metric", *(row.metric for row in self.rows)]
+        cells = [list(columns), *(row.cells() for row in self.rows)]
+        name_width = max(len(name) for name in names)
+        widths = [max(len(cell) for cell in column) + 2 for column in zip(*cells, strict=True)]
+        lines = []
+        for name, row in zip(names, cells, strict=True):
+            padded = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            lines.append(name.ljust(name_width) + "".join(padded))
+        return "\n".join(lines)
+
+
+def compare(named: Sequence[tuple[str, dict[str, Any]]]) -> Comparison:
+    """Compares (name, result) pairs; what is ranked depends on how their protocols differ from the first."""
+    results = [result for _, result in named]
+    protocols = [result["protocol"] for result in results]
+
+    # what differs: facts that concern every metric, and facts that concern some
+    differences = [
+        f"{name}: {fact}" for name, result in named[1:] for fact in changed_for_all(protocols[0], result["protocol"])
+    ]
+    changed_sections = changed_for_some(protocols)
+    all_metrics_may_rank = len(results) > 1 and not differences
+    differences += sorted({f"only for some metrics: {f}" for facts in changed_sections.values() for f in facts})
+
+    # one row per metric that any of the results has as a number
+    rows = []
+    for metric in shared_names(results):
+        values = [number(result["metrics"].get(metric)) for result in results]
+        may_rank = all_metrics_may_rank and None not in values
+        rows.append(Row(metric, values, best_value(metric, values, changed_sections) if may_rank else None))
+    return Comparison(rows, differences)
+
+
+def shared_names(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The metrics of all results: those of the first in its order, then the others by name."""
+    first, *others = (result["metrics"] for result in results)
+
+    further = sorted({name for metrics in others for name in metrics if name not in first})
+    return [
+        name
+        for name in (*first, *further)
+        if any(number(result["metrics"].get(name)) is not None for result in results)
+    ]
+
+
+def number(value: Any) -> float | None:
+    """The value of a metric that is one number; None for tables such as `top1_per_lr`."""
+    return value if isinstance(value, int | float) else None
+
+
+def best_value(name: str, values: Sequence[float], changed_sections: Mapping[str, Any]) -> float | None:
+    """The best of a metric's values, or None for a metric that is not ranked.
+
+    Those are unknown metrics, metrics that say nothing about a network, and those that depend on a section of the
+    protocol that differs.
+    """
+    metric = find_metric(name)
+    if metric is None or metric.better is None or any(section in changed_sections for section in metric.depends_on):
+        return None
+    return min(values) if metric.better == "lower" else max(values)
 
 
 def differing_images(paths: list[Path]) -> str | None:
-    """How many generated images of two results differ, where both kept checksums of equal numbers of images."""
+    """How many generated images of two results differ; None unless both kept checksums of as many images."""
     tables = []
     for path in paths:
         arrays = path.with_suffix(".npz")
@@ -31,40 +108,8 @@ def differing_images(paths: list[Path]) -> str | None:
             if "checksums" not in stored.files:
                 return None
             tables.append(stored["checksums"])
+
     if len(tables) != 2 or tables[0].shape != tables[1].shape:
         return None
-    share = np.mean(tables[0] != tables[1])
-    return f"{share:.2%} of the {len(tables[0])} generated images differ in some pixel"
-
-
-def compare(named: Sequence[tuple[str, dict[str, Any]]]) -> tuple[list[str], list[list[str]], list[str]]:
-    """(metrics, cells by metric and result with * at the best, differences of protocols) of (name, result) pairs."""
-    results = [result for _, result in named]
-    problems = []
-    for name, result in named[1:]:
-        changed = changed_facts(results[0]["protocol"], result["protocol"], networks=False)
-        problems += [f"{name}: {fact}" for fact in changed]
-    general, partly = bool(problems), unranked([result["protocol"] for result in results])
-    problems += sorted({f"only for some metrics: {fact}" for facts in partly.values() for fact in facts})
-    values: list[dict[str, Any]] = [r["metrics"] for r in results]
-    names = [n for n in values[0] if any(isinstance(v.get(n), int | float) for v in values)]
-    names += sorted({n for v in values[1:] for n, x in v.items() if n not in values[0] and isinstance(x, int | float)})
-    rows = []
-    for name in names:
-        found = [v.get(name) for v in values]
-        best = None
-        ranked = not general and not name.startswith(tuple(partly)) and not name.endswith(NO_QUALITY)
-        if ranked and len(results) > 1 and None not in found and name not in NOT_RANKED:
-            best = better(name, found)
-        rows.append(["-" if v is None else f"{v:.5g}{'*' if v == best else ''}" for v in found])
-    return names, rows, problems
-
-
-def text_table(names: list[str], rows: list[list[str]], columns: list[str]) -> str:
-    """The table for a terminal."""
-    widths = [max(len(c), *(len(row[i]) for row in rows)) + 2 for i, c in enumerate(columns)]
-    first = max(len(n) for n in [*names, "metric"])
-    lines = ["metric".ljust(first) + "".join(c.rjust(w) for c, w in zip(columns, widths, strict=True))]
-    for name, row in zip(names, rows, strict=True):
-        lines.append(name.ljust(first) + "".join(c.rjust(w) for c, w in zip(row, widths, strict=True)))
-    return "\n".join(lines)
+    fraction = np.mean(tables[0] != tables[1])
+    return f"{fraction:.2%} of the {len(tables[0])} generated images differ in some pixel"

@@ -1,28 +1,36 @@
-"""Generated images as a stream for the metrics: which labels, which batches, how long it took, and the stamp."""
+"""Generated images as a stream for the metrics: labels, batches, time and protocol."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoregressive.cli import add_gpt_flags, add_sampler_flags
-from autoregressive.models.base import Generator
+from autoregressive.models.gpt import GPT
 from autoregressive.sampler import SamplerSettings, sample_images
 from engine.cli import positive
 from engine.world import World
 from evaluations.cli import add_measure_flags, add_published_flags
-from evaluations.image_sets import rank_batches, with_bar
-from evaluations.metrics.feature_statistics import FeatureStatistics
-from evaluations.protocols.reference import Reference, compute_metrics
+from evaluations.image_sets import ROUNDING, rank_batches, with_bar
+from evaluations.protocols.generation_accumulators import GeneratedBatch
+from evaluations.protocols.reference import Reference
 from tokenizer.cli import add_image_flags, add_tokenizer_flags
+from tokenizer.models.base import Tokenizer
 
 LABEL_STREAM = 0x1ABE1  # keeps random labels apart from other random numbers of the same seed
+
+GUIDANCE_NAMES = {  # field of `Guidance` -> its name in a protocol; the other fields keep theirs
+    "scale": "guidance_scale",
+    "schedule": "guidance_schedule",
+    "start": "guidance_start",
+    "first_token": "guidance_first_token",
+}
 
 
 def add_sampled_flags(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +48,21 @@ def add_sampled_flags(parser: argparse.ArgumentParser) -> None:
     add_published_flags(parser)
 
 
+# ------------------------------------------------------------------------------------------------ facts of a generator
+def num_classes_of(gpt: GPT) -> int:
+    return gpt.config.num_classes
+
+
+def token_shape_of(gpt: GPT) -> tuple[int, ...]:
+    """Shape of the tokens of one image: (N,) or (N,k)."""
+    return gpt.config.token_shape
+
+
+def precision_of(gpt: GPT) -> str:
+    """The type of the weights, such as `float32`."""
+    return str(gpt.class_embedding.weight.dtype).removeprefix("torch.")
+
+
 def labels_of(mode: str, count: int, num_classes: int, seed: int) -> Tensor:
     """The class of each of `count` samples, int64; a longer list begins with the shorter one."""
     if mode == "balanced":
@@ -49,63 +72,74 @@ def labels_of(mode: str, count: int, num_classes: int, seed: int) -> Tensor:
 
 @dataclass
 class Sampler:
-    """A generator with its tokenizer and settings, asked for `len(labels)` samples."""
+    """A GPT with its tokenizer and settings, asked for `len(labels)` samples."""
 
-    gpt: Generator
-    tokenizer: nn.Module
+    generator: GPT
+    tokenizer: Tokenizer
     settings: SamplerSettings
-    labels: Tensor
-    label_mode: str
+    labels: Tensor  # (count,) int64
+    label_mode: str  # balanced | random
     batch_size: int
-    image_size: int
+    image_size: int  # at which images are measured
     world: World
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)  # of this process, by `generation` and `decoding`
 
-    def batches(self, title: str = "generation") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(sample numbers (b,), tokens (b,N), images uint8 (b,3,H,W)) of this rank, whole batches dealt in turn."""
+    @classmethod
+    def from_args(
+        cls, args: argparse.Namespace, gpt: GPT, tokenizer: Tokenizer, settings: SamplerSettings, world: World
+    ) -> Sampler:
+        """The sampler that the flags describe."""
+        return cls(
+            generator=gpt,
+            tokenizer=tokenizer,
+            settings=settings,
+            labels=labels_of(args.labels, args.num_fid_samples, num_classes_of(gpt), settings.seed),
+            label_mode=args.labels,
+            batch_size=args.per_proc_batch_size,
+            image_size=args.image_size_eval or tokenizer.image_size,
+            world=world,
+        )
+
+    def at(self, scale: float) -> Sampler:
+        """The same sampler with another guidance scale."""
+        guidance = replace(self.settings.guidance, scale=scale)
+        return replace(self, settings=replace(self.settings, guidance=guidance))
+
+    def batches(self, title: str = "generation") -> Iterator[GeneratedBatch]:
+        """The samples of this rank; whole batches are dealt to the ranks in turn."""
         return with_bar(self._batches(), len(self.labels), title, self.world)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _batches(self) -> Iterator[GeneratedBatch]:
         for ids in rank_batches(len(self.labels), self.batch_size, self.world):
-            made = sample_images(
-                self.gpt, self.tokenizer, self.labels[ids], ids, self.settings, len(ids), self.image_size, self.seconds
+            labels = self.labels[ids]
+            generated = sample_images(
+                self.generator, self.tokenizer, labels, ids, self.settings, len(ids), self.image_size, self.seconds
             )
-            yield from ((ids, tokens, images) for tokens, images in made)
+            for tokens, images in generated:
+                yield GeneratedBatch(ids, labels, tokens, images)
 
     def times(self) -> dict[str, float]:
-        """Seconds an image of one process, and the share of decoding (the paper's table of generation time)."""
-        both = [self.seconds.get(name, 0.0) for name in ("generation", "decoding")]
-        generation, decoding = self.world.sum(torch.tensor(both, device=self.world.device)).tolist()
+        """`seconds_per_image` of one process, and the fraction of it that decoding takes. A collective."""
+        rank_seconds = [self.seconds.get(name, 0.0) for name in ("generation", "decoding")]
+        generation, decoding = self.world.sum(torch.tensor(rank_seconds, device=self.world.device)).tolist()
         total = generation + decoding
         return {"seconds_per_image": total / len(self.labels), "decoding_share": decoding / max(total, 1e-9)}
 
     def protocol(self, reference: Reference | None) -> dict[str, Any]:
-        """The stamp of a number that is measured over these samples."""
-        sampler = asdict(self.settings)
-        guidance = sampler.pop("guidance")
-        named = {"scale": "guidance_scale", "schedule": "guidance_schedule", "start": "guidance_start"}
-        named["first_token"] = "guidance_first_token"
-        sampler = {named.get(key, key): value for key, value in guidance.items()} | sampler
+        """How a number that is measured over these samples was made."""
+        settings = asdict(self.settings)
+        guidance = settings.pop("guidance")
+        guidance_facts = {GUIDANCE_NAMES.get(name, name): value for name, value in guidance.items()}
         return {
             "kind": "generation",
             "num_images": len(self.labels),
             "labels": self.label_mode,
             "image_size": self.tokenizer.image_size,
             "image_size_eval": self.image_size,
-            "rounding": "uint8(clamp(127.5 x + 128))",
+            "rounding": ROUNDING,
             "reference": reference.facts if reference is not None else None,
-            "sampler": {**sampler, "batch_size": self.batch_size},
-            "precision": str(self.gpt.dtype).removeprefix("torch."),
+            "sampler": {**guidance_facts, **settings, "batch_size": self.batch_size},
+            "precision": precision_of(self.generator),
             "tokenizer": self.tokenizer.provenance.facts(),
-            "gpt": self.gpt.provenance.facts(),
+            "gpt": self.generator.provenance.facts(),
         }
-
-
-def measured(
-    sampler: Sampler, extractor: nn.Module, reference: Reference, half: bool
-) -> tuple[dict[str, float], dict[str, str]]:
-    """The suite of metrics over all samples."""
-    made = FeatureStatistics(extractor, len(sampler.labels), keep=extractor.metric == "fid")
-    for ids, _, images in sampler.batches(f"guidance {sampler.settings.guidance.scale:g}"):
-        made.update(ids, extractor(images.to(sampler.world.device)))
-    return compute_metrics(made, reference, sampler.world, "generation", half)

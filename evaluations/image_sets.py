@@ -1,8 +1,4 @@
-"""Sets of images that metrics are computed over: an npz file, a folder, or a data set, read batch by batch.
-
-Each has `len()`, `image_size` (None where images differ), `facts` (what they are), and `batches(size, world)`, which
-deals whole batches to the ranks: (image numbers (b,), uint8 (b,3,H,W)).
-"""
+"""Sets of images that metrics are computed over, read in batches: an npz file, a folder, a data set."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,27 +23,46 @@ from engine.messages import UserError
 from engine.world import World
 from evaluations.results import write_arrays
 
-Batches = Iterator[tuple[Tensor, Tensor]]
+# how protocols name what is done to images
+CENTER_CROP = "centre"
+ROUNDING = "uint8(clamp(127.5 x + 128))"  # of `engine.data.images.to_uint8`
+
+
+class ImageBatch(NamedTuple):
+    """Some images of a set."""
+
+    ids: Tensor  # (B,) int64, numbers of the images
+    images: Tensor  # uint8 (B,3,H,W)
 
 
 class ImageSequence(Protocol):
-    """See the module docstring."""
+    """A set of images in a fixed order."""
 
-    image_size: int | None
-    facts: dict[str, Any]
+    image_size: int | None  # None where images differ in size
+    facts: dict[str, Any]  # what the images are, for protocols
     version: str  # changes when the files do, on this machine: for caches
 
     def __len__(self) -> int: ...
-    def batches(self, size: int, world: World) -> Batches: ...
+    def batches(self, size: int, world: World) -> Iterator[ImageBatch]:
+        """The batches of this rank; whole batches are dealt to the ranks in turn."""
 
 
 def rank_batches(count: int, size: int, world: World) -> list[Tensor]:
-    """The batches of this rank: equal for any number of ranks, so that rounding is too."""
+    """Image numbers of this rank's batches.
+
+    The batches are the same for any number of ranks, so that rounding is too.
+    """
     return list(torch.arange(count).split(size)[world.rank :: world.size])
 
 
-def with_bar(batches: Iterator[tuple], count: int, title: str, world: World) -> Iterator[tuple]:
-    """The batches of this rank, (image numbers, ...), with a bar that counts the images of all ranks."""
+B = TypeVar("B", bound=tuple)
+
+
+def with_bar(batches: Iterator[B], count: int, title: str, world: World) -> Iterator[B]:
+    """The batches of this rank, with a bar that counts the images of all ranks.
+
+    The first part of a batch are image numbers.
+    """
     with tqdm(total=count, desc=title, unit="image", disable=None if world.is_main else True) as bar:
         for batch in batches:
             yield batch
@@ -55,28 +70,34 @@ def with_bar(batches: Iterator[tuple], count: int, title: str, world: World) -> 
 
 
 class SourceImages:
-    """Centre crops of a data set, or with `image_size=None` its images as they are, which must have one size."""
+    """Center crops of a data set, or with `image_size=None` its images as they are, all of one size."""
 
     def __init__(self, source: ImageSource, split: str, image_size: int | None, skip_broken: bool = False) -> None:
-        self.source, self.image_size, self.skip_broken = source, image_size, skip_broken
-        crop = "centre" if image_size is not None else "none"
-        self.facts = {"data": source.name, "split": split, "crop": crop, "content": source.identity()}
-        self.facts["skip_broken"] = skip_broken
+        self.source = source
+        self.skip_broken = skip_broken
+        self.is_cropped = image_size is not None
+        self.image_size = image_size if self.is_cropped else read_source(source, 0, skip_broken)[0].width
         self.version = source.version()
-        if image_size is None:
-            self.image_size = read_source(source, 0, skip_broken)[0].width
+        self.facts = {
+            "data": source.name,
+            "split": split,
+            "crop": CENTER_CROP if self.is_cropped else "none",
+            "content": source.identity(),
+            "skip_broken": skip_broken,
+        }
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def batches(self, size: int, world: World) -> Batches:
+    def batches(self, size: int, world: World) -> Iterator[ImageBatch]:
         for ids in rank_batches(len(self), size, world):
-            if self.facts["crop"] == "centre":
-                yield ids, center_batch(self.source, self.image_size, ids.numpy(), self.skip_broken)
+            if self.is_cropped:
+                yield ImageBatch(ids, center_batch(self.source, self.image_size, ids.numpy(), self.skip_broken))
             else:
-                yield ids, torch.stack([self._whole(int(i)) for i in ids])
+                yield ImageBatch(ids, torch.stack([self._whole(int(i)) for i in ids]))
 
     def _whole(self, index: int) -> Tensor:
+        """Image `index` as it is. Raises UserError where it has another size than the first."""
         image = read_source(self.source, index, self.skip_broken)[0]
         if image.size != (self.image_size, self.image_size):
             raise UserError(
@@ -87,63 +108,81 @@ class SourceImages:
 
 
 class NpzImages:
-    """`arr_0` of an npz file, uint8 (n,H,W,3), read from the archive row by row: the file may be larger than memory."""
+    """`arr_0` of an npz file, uint8 (n,H,W,3), which may be larger than memory.
+
+    It is read from the archive row by row. `sha256` of the file, where it is known: to compute it takes half a minute
+    for 10 GB.
+    """
 
     def __init__(self, path: Path, sha256: str | None = None) -> None:
         self.path = path
-        with _rows(path) as (_, shape):
+        with _open_rows(path) as (_, shape):
             self.shape = shape
         self.image_size = shape[1]
-        content = sha256 or file_sha256(path)  # of a file of 10 GB it takes half a minute
-        self.facts = {"data": str(path), "split": "file", "crop": "none", "content": content}
-        self.version = content
+        self.version = sha256 or file_sha256(path)
+        self.facts = {"data": str(path), "split": "file", "crop": "none", "content": self.version}
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def batches(self, size: int, world: World) -> Batches:
+    def batches(self, size: int, world: World) -> Iterator[ImageBatch]:
         _, height, width, channels = self.shape
-        row = height * width * channels
-        with _rows(self.path) as (file, _):
+        row_bytes = height * width * channels
+        with _open_rows(self.path) as (file, _):
             position = 0
             for ids in rank_batches(len(self), size, world):
-                self._read(file, (int(ids[0]) - position) * row)
-                content = np.frombuffer(self._read(file, len(ids) * row), np.uint8)
+                self._read(file, (int(ids[0]) - position) * row_bytes)  # the batches of other ranks
+                content = np.frombuffer(self._read(file, len(ids) * row_bytes), np.uint8)
                 position = int(ids[-1]) + 1
-                yield ids, torch.from_numpy(content.reshape(-1, height, width, channels).transpose(0, 3, 1, 2).copy())
+                images = content.reshape(-1, height, width, channels).transpose(0, 3, 1, 2).copy()
+                yield ImageBatch(ids, torch.from_numpy(images))
 
-    def _read(self, file: Any, count: int) -> bytes:
+    def _read(self, file: Any, num_bytes: int) -> bytes:
+        """The next bytes. Raises UserError where there are fewer."""
         try:
-            content = file.read(count)
+            content = file.read(num_bytes)
         except (OSError, zlib.error, zipfile.BadZipFile, EOFError) as error:
             raise UserError(f"{self.path} is damaged: {error}") from error
-        if len(content) != count:
-            raise UserError(f"{self.path} is truncated: arr_0 ends {count - len(content)} bytes early")
+        if len(content) != num_bytes:
+            raise UserError(f"{self.path} is truncated: arr_0 ends {num_bytes - len(content)} bytes early")
         return content
 
 
 @contextmanager
-def _rows(path: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
-    """The data of `arr_0` inside an npz as an open file, and its shape, checked."""
+def _open_rows(path: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
+    """The data of `arr_0` inside an npz as an open file, and its shape.
+
+    Raises UserError unless it holds images.
+    """
     with ExitStack() as stack:
         try:
             archive = stack.enter_context(zipfile.ZipFile(path))
             if "arr_0.npy" not in archive.namelist():
                 raise UserError(f"{path} has no images (arr_0); it has: {', '.join(archive.namelist())}")
             file = stack.enter_context(archive.open("arr_0.npy"))
-            old = np.lib.format.read_magic(file) == (1, 0)
-            read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(file)
+            shape, fortran_order, dtype = _read_header(file)
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise UserError(f"{path} is not a readable npz file: {error}") from error
-        if dtype != np.uint8 or fortran or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or not shape[0]:
-            kind = "pickled objects, which are never read" if dtype.hasobject else f"{dtype} {shape}"
-            raise UserError(f"{path}: arr_0 must be uint8 (images, size, size, 3), found {kind}")
+
+        has_images_shape = len(shape) == 4 and shape[3] == 3 and shape[1] == shape[2] and shape[0] > 0
+        if dtype != np.uint8 or fortran_order or not has_images_shape:
+            content = "pickled objects, which are never read" if dtype.hasobject else f"{dtype} {shape}"
+            raise UserError(f"{path}: arr_0 must be uint8 (images, size, size, 3), found {content}")
         yield file, shape
 
 
+def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """(shape, whether in Fortran order, dtype) of an .npy file, which then stands at its data."""
+    if np.lib.format.read_magic(file) == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
+
+
 def open_images(path: str | Path, key: str = "--samples") -> NpzImages | SourceImages:
-    """The images of an npz file, or all image files under a folder, as they are."""
+    """The images of an npz file, or all image files under a folder, as they are.
+
+    `key` names the flag in errors.
+    """
     path = Path(path)
     if path.suffix == ".npz":
         if not path.is_file():
@@ -153,30 +192,34 @@ def open_images(path: str | Path, key: str = "--samples") -> NpzImages | SourceI
 
 
 class NpzWriter:
-    """Writes `arr_0` (count,size,size,3) of an npz in the layout of ADM, rows in any order and from any rank.
+    """Writes `arr_0` (count,size,size,3) of an npz in the layout of ADM.
 
-    All ranks call the constructor, `write` and `finish`. The rows lie in a file beside it until then.
+    Rows may come in any order and from any rank. All ranks call the constructor, `write` and `finish`. The rows lie in
+    a file beside it until then.
     """
 
     def __init__(self, path: Path, count: int, image_size: int, world: World) -> None:
-        self.path, self.world, self.rows = path, world, path.with_suffix(".rows.npy")
+        self.path, self.world = path, world
+        self.rows_path = path.with_suffix(".rows.npy")
         if path.exists():
             raise UserError(f"{path} exists already; remove it or name another file")
+
+        # the main rank makes the file, then every rank maps it
         if world.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
             shape = (count, image_size, image_size, 3)
-            np.lib.format.open_memmap(self.rows, mode="w+", dtype=np.uint8, shape=shape).flush()
+            np.lib.format.open_memmap(self.rows_path, mode="w+", dtype=np.uint8, shape=shape).flush()
         world.barrier()
-        self.table = np.load(self.rows, mmap_mode="r+", allow_pickle=False)
+        self.rows = np.load(self.rows_path, mmap_mode="r+", allow_pickle=False)
 
     def write(self, ids: Tensor, images_u8: Tensor) -> None:
-        """Images (b,3,H,W) number `ids` (b,)."""
-        self.table[ids.numpy()] = images_u8.cpu().permute(0, 2, 3, 1).numpy()
+        """Writes the images (B,3,H,W) number `ids` (B,)."""
+        self.rows[ids.numpy()] = images_u8.cpu().permute(0, 2, 3, 1).numpy()
 
     def finish(self, **arrays: Any) -> None:
         """Packs the rows, and other arrays beside them."""
-        self.table.flush()
+        self.rows.flush()
         self.world.barrier()
         if self.world.is_main:
-            write_arrays(self.path, arr_0=self.table, **arrays)
-            self.rows.unlink()
+            write_arrays(self.path, arr_0=self.rows, **arrays)
+            self.rows_path.unlink()

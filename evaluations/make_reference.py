@@ -1,4 +1,4 @@
-"""Writes the reference file of a folder of images: centre crops, their Inception statistics, and which kind they are.
+"""Writes the reference file of a folder of images: center crops, their statistics, and their kind.
 
     bash scripts/val.sh --data-path $IMGNET_ROOT/ILSVRC2012_img_val --image-size 256 --output val_imagenet256.npz
     python -m evaluations.make_reference --data-path train/ --kind train --num-images 10000 --output train_256.npz
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ from engine.cli import entry_parser, positive, run_entry
 from engine.data.sources import open_path
 from engine.messages import UserError, logger
 from engine.world import World
-from evaluations.cli import add_asset_flags, assets_of, run_evaluation
+from evaluations.cli import SPLITS, add_asset_flags, assets_from, run_evaluation
 from evaluations.image_sets import NpzWriter, SourceImages
-from evaluations.metrics.extractors import InceptionExtractor
+from evaluations.metrics.extractors import EXTRACTORS, FILE_EXTRACTOR
 from evaluations.metrics.feature_statistics import FeatureStatistics
 from evaluations.results import write_arrays
 
@@ -31,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--data-path", required=True, help="folder with one sub-folder per class, or of images, or tar files"
     )
-    parser.add_argument("--kind", default="val", choices=["val", "train"], help="whose images they are (default val)")
+    parser.add_argument("--kind", default="val", choices=SPLITS, help="whose images they are (default val)")
     parser.add_argument("--image-size", type=positive, default=256)
     parser.add_argument("--num-images", type=positive, default=10000, help="crops to store (default 10000)")
     parser.add_argument("--no-images", action="store_true", help="store statistics only: no precision and recall later")
@@ -42,34 +43,66 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+class EvenlySpread:
+    """Writes evenly spread images of a set into an npz file, every rank those of its batches.
+
+    `num_stored` of `count` images are written, all of a smaller set.
+    """
+
+    def __init__(self, path: Path, count: int, num_stored: int, image_size: int, world: World) -> None:
+        stored = np.unique(np.linspace(0, count - 1, min(num_stored, count)).round().astype(int))
+        self.num_stored = len(stored)
+        self.rows = torch.full((count,), -1)  # image number -> its row in the file, -1 for images that are left out
+        self.rows[torch.from_numpy(stored)] = torch.arange(len(stored))
+        self.writer = NpzWriter(path, len(stored), image_size, world)
+
+    def write(self, ids: torch.Tensor, images_u8: torch.Tensor) -> None:
+        is_stored = self.rows[ids] >= 0
+        self.writer.write(self.rows[ids][is_stored], images_u8[is_stored])
+
+
+def reference_arrays(images: SourceImages, kind: str, statistics: FeatureStatistics, world: World) -> dict[str, Any]:
+    """Facts and statistics by the names of the file. A collective: every rank calls it."""
+    mean, cov = statistics.pool.merged(world).gaussian()
+    mean_s, cov_s = statistics.spatial.merged(world).gaussian()
+    return {
+        **{key: np.array(str(value)) for key, value in images.facts.items()},
+        "kind": np.array(kind),
+        "extractor_weights": np.array(statistics.extractor.stamp),
+        "mu": mean,
+        "sigma": cov,
+        "mu_s": mean_s,
+        "sigma_s": cov_s,
+        "num_images": np.array(len(images)),
+    }
+
+
 @torch.inference_mode()
 def write(args: argparse.Namespace, world: World) -> None:
     if args.output.suffix != ".npz" or args.output.exists():
         raise UserError(f"--output {args.output} must be an npz file that does not exist yet")
     source = open_path(args.data_path, "--data-path")
     images = SourceImages(source, args.kind, args.image_size)
-    extractor = InceptionExtractor(assets_of(args)).to(world.device)
-    stored = np.unique(np.linspace(0, len(images) - 1, min(args.num_images, len(images))).round().astype(int))
-    place = torch.full((len(images),), -1).index_put_((torch.from_numpy(stored),), torch.arange(len(stored)))
-    found = FeatureStatistics(extractor, len(images))
-    writer = NpzWriter(args.output, len(stored), args.image_size, world) if not args.no_images else None
+    extractor = EXTRACTORS[FILE_EXTRACTOR](assets_from(args)).to(world.device)
+
+    # one pass over the images for both
+    statistics = FeatureStatistics(extractor, len(images))
+    crops = None
+    if not args.no_images:
+        crops = EvenlySpread(args.output, len(images), args.num_images, args.image_size, world)
     for ids, pixels in images.batches(args.per_proc_batch_size, world):
-        found.update(ids, extractor(pixels.to(world.device)))
-        if writer is not None:
-            kept = place[ids] >= 0
-            writer.write(place[ids][kept], pixels[kept])
-    (mean, cov), (mean_s, cov_s) = (part.merged(world).gaussian() for part in (found.pool, found.spatial))
-    facts = {key: np.array(str(value)) for key, value in images.facts.items()}
-    facts |= {"kind": np.array(args.kind), "extractor_weights": np.array(extractor.stamp)}
-    facts |= {"mu": mean, "sigma": cov, "mu_s": mean_s, "sigma_s": cov_s, "num_images": np.array(len(images))}
-    if writer is not None:
-        writer.finish(**facts)
+        statistics.update(ids, extractor(pixels.to(world.device)))
+        if crops is not None:
+            crops.write(ids, pixels)
+
+    arrays = reference_arrays(images, args.kind, statistics, world)
+    if crops is not None:
+        crops.writer.finish(**arrays)
     elif world.is_main:
-        write_arrays(args.output, **facts)
+        write_arrays(args.output, **arrays)
     if world.is_main:
-        logger.info(
-            "%s: statistics of %d images, %d of them stored", args.output, len(images), len(stored) if writer else 0
-        )
+        num_stored = crops.num_stored if crops is not None else 0
+        logger.info("%s: statistics of %d images, %d of them stored", args.output, len(images), num_stored)
 
 
 def main() -> None:

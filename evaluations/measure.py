@@ -1,4 +1,4 @@
-"""The ADM metrics of any set of images, from an npz file or a folder: TensorFlow's evaluator without TensorFlow.
+"""The ADM metrics of any set of images: TensorFlow's evaluator without TensorFlow.
 
     python -m evaluations.measure --samples samples.npz --gt-npz-path VIRTUAL_imagenet256_labeled.npz --output gfid.json
     python -m evaluations.measure --samples pictures/ --gt-npz-path val_imagenet256.npz --measured reconstruction \\
@@ -11,23 +11,27 @@ consecutive chunks of 5,000. They may come from any code base.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 
 from engine.cli import entry_parser, run_entry
 from engine.messages import UserError
 from engine.world import World
-from evaluations.cli import add_measure_flags, extractor_of, output_of, reference_path, run_evaluation
+from evaluations.cli import add_measure_flags, extractor_from, output_path, reference_path, run_evaluation
 from evaluations.image_sets import open_images
+from evaluations.metrics.extractor import Extractor
+from evaluations.metrics.extractors import FILE_EXTRACTOR
+from evaluations.protocols.distances import compute_metrics
 from evaluations.protocols.reference import (
     KINDS,
-    compute_metrics,
+    ReferenceImages,
+    ReferenceSource,
     features_of,
-    reference_of_file,
-    reference_of_images,
     require_kind,
     require_size,
 )
+from evaluations.protocols.reference_file import ReferenceFile
 from evaluations.results import write_result
 
 
@@ -36,36 +40,52 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--samples", required=True, help="npz file with arr_0, or a folder of images")
     parser.add_argument("--measured", default="generation", choices=sorted(KINDS), help="what they are")
     add_measure_flags(parser, reference=None, batch_size=50)
-    parser.set_defaults(extractor="inception")
+    parser.set_defaults(extractor=FILE_EXTRACTOR)
     return parser.parse_args()
+
+
+def open_reference(path: Path, kind: str | None, extractor: Extractor) -> ReferenceSource:
+    """The reference in an npz file, or the images of a folder as one.
+
+    Raises UserError where its kind is not known.
+    """
+    if path.suffix == ".npz":
+        return ReferenceFile.read(path, kind, extractor)
+    if kind is None:
+        raise UserError(f"say whose images {path} holds: --reference-kind train or val")
+    return ReferenceImages(open_images(path, "--reference"), kind, extractor)
 
 
 @torch.inference_mode()
 def evaluate(args: argparse.Namespace, world: World) -> None:
-    output = output_of(args, "result")
+    # everything that may not fit, before anything is computed
+    output = output_path(args, "result")
     path = reference_path(args) if args.reference else None
     if path is None:
         raise UserError("--gt-npz-path (or --reference) names the npz file or folder to measure against")
-    images, extractor = open_images(args.samples), extractor_of(args, world)
+    images = open_images(args.samples)
+    extractor = extractor_from(args, world)
     if extractor is None:
         raise UserError("--extractor none leaves nothing to measure")
-    keep = extractor.metric == "fid"
-    if path.suffix == ".npz":
-        reference = reference_of_file(path, args.reference_kind, extractor, output.parent, world, keep)
-    elif args.reference_kind is None:
-        raise UserError(f"say whose images {path} holds: --reference-kind train or val")
-    else:
-        reference = reference_of_images(
-            open_images(path, "--reference"), args.reference_kind, extractor, output.parent, world, keep
-        )
-    require_kind(reference, args.measured, args.force_reference)
-    require_size(reference, images.image_size)
-    made = features_of(images, extractor, world, keep, "features", args.per_proc_batch_size)
-    metrics, missing = compute_metrics(made, reference, world, args.measured, args.fp16_emulation)
-    facts = {"num_images": len(images), "image_size": images.image_size, "rounding": "uint8 as stored"}
-    protocol = {"kind": args.measured, **facts, "reference": reference.facts, "samples": images.facts}
+    opened = open_reference(path, args.reference_kind, extractor)
+    require_kind(opened.facts, args.measured, args.force_reference)
+    require_size(opened.facts, images.image_size)
+
+    keep_features = "published" in extractor.capabilities
+    reference = opened.reference(output.parent, world, keep_features)
+    statistics = features_of(images, extractor, world, keep_features, "features", args.per_proc_batch_size)
+    measurement = compute_metrics(statistics, reference, world, args.measured, args.fp16_emulation)
+
+    protocol = {
+        "kind": args.measured,
+        "num_images": len(images),
+        "image_size": images.image_size,
+        "rounding": "uint8 as stored",
+        "reference": reference.facts,
+        "samples": images.facts,
+    }
     if world.is_main:
-        write_result(output, metrics, protocol, unavailable=missing)
+        write_result(output, measurement.metrics, protocol, unavailable=measurement.unavailable)
 
 
 def main() -> None:

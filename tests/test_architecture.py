@@ -32,8 +32,21 @@ LAYERS = {
     "autoregressive.generate": ["engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "sampling"))],
     "autoregressive.training": ["engine", "autoregressive", "tokenizer.load_tokenizer", "tokenizer.models.base"],
     "autoregressive": ["engine", "autoregressive", *PUBLIC_TOKENIZER],
-    "evaluations.metrics": ["engine", "tokenizer", "evaluations.metrics"],
-    "evaluations.report": ["engine", "evaluations.report", "evaluations.results", "evaluations.comparison"],
+    "evaluations.metrics": ["engine", "tokenizer.frozen", "tokenizer.quantizers", "evaluations.metrics"],
+    "evaluations.results": ["engine", "evaluations.metrics.registry"],
+    "evaluations.comparison": ["engine", "evaluations.metrics.registry", "evaluations.results"],
+    "evaluations.image_sets": ["engine", "evaluations.results"],
+    "evaluations.protocols": [
+        "engine", "tokenizer.models.base", "tokenizer.quantizers.base", "autoregressive.codes", "evaluations.protocols",
+        "evaluations.metrics", "evaluations.digits", "evaluations.image_sets", "evaluations.results",
+    ],
+    "evaluations.jobs": [
+        "engine", "tokenizer", "autoregressive", "evaluations.protocols", "evaluations.metrics", "evaluations.digits",
+        *(f"evaluations.{name}" for name in ("jobs", "cli", "generated", "image_sets", "results")),
+    ],
+    "evaluations.report": [
+        "engine", "evaluations.report", "evaluations.results", "evaluations.comparison", "evaluations.metrics.registry",
+    ],
     "evaluations": ["engine", "tokenizer", "autoregressive", "evaluations"],
 }  # fmt: skip
 ENGINE_LIBRARIES = {

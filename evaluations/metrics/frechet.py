@@ -16,68 +16,77 @@ Gaussian = tuple[np.ndarray, np.ndarray]  # mean (D,) and covariance (D,D), floa
 
 @dataclass
 class Moments:
-    """Mean and covariance of feature vectors, accumulated batch by batch: count, sum and sum of outer products.
+    """Mean and covariance of feature vectors, accumulated batch by batch.
 
-    Sums are taken around `centre`, the mean of the first batch (in a world of several ranks: of each rank's first
-    batch, moved to a common one when they are merged), so that nothing cancels.
+    Kept are the count, the sum and the sum of outer products. Sums are taken around `center`, the mean of the first
+    batch, so that nothing cancels. With several ranks each has the center of its own first batch, and `merged` moves
+    all of them to a common one.
     """
 
     dim: int
     count: int = 0
-    centre: Tensor | None = None
-    total: Tensor = field(init=False)
-    outer: Tensor = field(init=False)
+    center: Tensor | None = None  # (dim,) float64; None before the first batch
+    total: Tensor = field(init=False)  # (dim,) sum of x - center
+    outer: Tensor = field(init=False)  # (dim,dim) sum of (x - center) (x - center)^T
 
     def __post_init__(self) -> None:
         self.total = torch.zeros(self.dim, dtype=torch.float64)
         self.outer = torch.zeros(self.dim, self.dim, dtype=torch.float64)
 
     def update(self, features: Tensor) -> None:
-        """Adds features (n, dim)."""
+        """Adds features (n, dim). Raises ValueError for another shape, UserError for NaN or infinity."""
         features = features.detach().double().cpu()
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise ValueError(f"expected features (n, {self.dim}), found {tuple(features.shape)}")
         if not torch.isfinite(features).all():
             raise UserError("features hold NaN or infinity: are the images finite, and the weights the right ones?")
-        if self.centre is None:
-            self.centre = features.mean(0)
-        shifted = features - self.centre
+
+        if self.center is None:
+            self.center = features.mean(0)
+        shifted = features - self.center
         self.count += len(features)
         self.total += shifted.sum(0)
         self.outer += shifted.T @ shifted
 
-    def _moved(self, centre: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum and outer sum around another centre."""
-        shift = self.centre - centre
+    def sums_around(self, center: Tensor) -> tuple[Tensor, Tensor]:
+        """`total` and `outer` as they would be around another center (dim,)."""
+        shift = self.center - center
         total = self.total + self.count * shift
         cross = torch.outer(self.total, shift)
         return total, self.outer + cross + cross.T + self.count * torch.outer(shift, shift)
 
     def merged(self, world: World) -> Moments:
-        """The moments over all ranks."""
+        """The moments over all ranks. A collective: every rank calls it."""
         if world.size == 1:
             return self
-        own = self.centre if self.centre is not None else torch.zeros(self.dim, dtype=torch.float64)
-        centre = world.sum(own.to(world.device)).cpu() / world.size
-        if self.centre is None:
-            self.centre = centre
-        total, outer = self._moved(centre)
-        merged = Moments(self.dim, int(world.sum(torch.tensor(self.count, device=world.device)).item()), centre)
-        merged.total, merged.outer = world.sum(total.to(world.device)).cpu(), world.sum(outer.to(world.device)).cpu()
+
+        # the common center is the mean of the ranks' centers; a rank without images has zero as its own
+        rank_center = self.center if self.center is not None else torch.zeros(self.dim, dtype=torch.float64)
+        center = world.sum(rank_center.to(world.device)).cpu() / world.size
+        if self.center is None:
+            self.center = center
+
+        total, outer = self.sums_around(center)
+        count = world.sum(torch.tensor(self.count, device=world.device)).item()
+        merged = Moments(self.dim, int(count), center)
+        merged.total = world.sum(total.to(world.device)).cpu()
+        merged.outer = world.sum(outer.to(world.device)).cpu()
         return merged
 
     def mean(self) -> np.ndarray:
-        return (self.centre + self.total / self.count).numpy()
-
-    def gaussian(self) -> Gaussian:
-        return self.mean(), self.covariance()
+        """(dim,) float64."""
+        return (self.center + self.total / self.count).numpy()
 
     def covariance(self) -> np.ndarray:
-        """Unbiased covariance; needs at least two vectors."""
+        """Unbiased covariance (dim,dim), float64. Raises UserError for fewer than two vectors."""
         if self.count < 2:
             raise UserError(f"statistics need 2 or more images, found {self.count}")
         mean = self.total / self.count
         return ((self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)).numpy()
+
+    def gaussian(self) -> Gaussian:
+        """(mean, covariance)."""
+        return self.mean(), self.covariance()
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -86,14 +95,18 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^1/2), where tr (A B)^1/2 = tr (A^1/2 B A^1/2)^1/2 by two symmetric eigenvalue
     problems: real and stable also for singular covariances.
     """
-    (mean_a, cov_a), (mean_b, cov_b) = ([np.asarray(part, np.float64) for part in gaussian] for gaussian in (a, b))
+    mean_a, cov_a = (np.asarray(part, np.float64) for part in a)
+    mean_b, cov_b = (np.asarray(part, np.float64) for part in b)
     if mean_a.shape != mean_b.shape or cov_a.shape != cov_b.shape:
         raise ValueError(
             f"statistics of different sizes: {mean_a.shape} {cov_a.shape} and {mean_b.shape} {cov_b.shape}"
         )
+
+    # tr (A^1/2 B A^1/2)^1/2; rounding may leave tiny negative eigenvalues
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     product = root @ cov_b @ root
     cross = np.sqrt(np.linalg.eigvalsh((product + product.T) / 2).clip(min=0)).sum()
+
     difference = mean_a - mean_b
     return float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)

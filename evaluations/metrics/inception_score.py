@@ -1,4 +1,4 @@
-"""Inception Score (Salimans et al., arXiv:1606.03498), streamed."""
+"""Inception Score (arXiv:1606.03498), streamed: exp of the mean KL between p(y|x) and p(y)."""
 
 from __future__ import annotations
 
@@ -7,29 +7,34 @@ from torch import Tensor
 
 from engine.world import World
 
-SCORE_CHUNK = 5000  # consecutive images of one Inception Score
+SCORE_CHUNK = 5000  # consecutive images of one score; the metric is the mean of these scores
 
 
 class InceptionScore:
-    """Class probabilities summed over chunks of consecutive image numbers. `count` images in all."""
+    """Class probabilities summed over chunks of consecutive image numbers, for `count` images in all."""
 
     def __init__(self, count: int, num_classes: int) -> None:
-        chunks = -(-count // SCORE_CHUNK)
-        self.sums = torch.zeros(chunks, num_classes, dtype=torch.float64)
-        self.negative_entropies = torch.zeros(chunks, dtype=torch.float64)
-        self.counts = torch.zeros(chunks, dtype=torch.float64)
+        num_chunks = -(-count // SCORE_CHUNK)
+        self.sums = torch.zeros(num_chunks, num_classes, dtype=torch.float64)  # of p(y|x)
+        self.negative_entropies = torch.zeros(num_chunks, dtype=torch.float64)  # of p(y|x), in nats, summed
+        self.counts = torch.zeros(num_chunks, dtype=torch.float64)
 
     def update(self, ids: Tensor, logits: Tensor) -> None:
-        """Image numbers (B,) and their logits (B,num_classes)."""
+        """Adds the logits (B,num_classes) of the images number `ids` (B,)."""
         log_p = logits.double().cpu().log_softmax(1)
-        p, chunks = log_p.exp(), ids // SCORE_CHUNK
+        p = log_p.exp()
+        chunks = ids // SCORE_CHUNK
         self.sums.index_add_(0, chunks, p)
         self.negative_entropies.index_add_(0, chunks, (p * log_p).sum(1))
         self.counts.index_add_(0, chunks, torch.ones(len(ids), dtype=torch.float64))
 
     def value(self, world: World) -> float:
-        parts = (self.sums, self.negative_entropies, self.counts)
-        sums, inner, counts = (world.sum(part.to(world.device)).cpu() for part in parts)
-        mean = sums / counts[:, None]
-        divergence = inner / counts - torch.special.xlogy(mean, mean).sum(1)
+        """The score over the images of all ranks. A collective: every rank calls it."""
+        sums = world.sum(self.sums.to(world.device)).cpu()
+        negative_entropies = world.sum(self.negative_entropies.to(world.device)).cpu()
+        counts = world.sum(self.counts.to(world.device)).cpu()
+
+        # mean KL of a chunk = mean of sum p log p, minus sum of mean(p) log mean(p)
+        marginal = sums / counts[:, None]
+        divergence = negative_entropies / counts - torch.special.xlogy(marginal, marginal).sum(1)
         return divergence.exp().mean().item()

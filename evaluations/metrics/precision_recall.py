@@ -1,11 +1,10 @@
-"""The metrics of the ADM suite (Dhariwal and Nichol, arXiv:2105.05233) over the features of a set of images, streamed.
+"""Precision and recall of a set of images (arXiv:1904.06991), as ADM measures them (arXiv:2105.05233).
 
-    fid, sfid          Frechet distance of pool and of spatial features (statistics.py)
-    inception_score    exp of the mean KL between p(y|x) and p(y), averaged over consecutive chunks of 5,000 images
-    precision, recall  share of samples inside the manifold of the reference, and the reverse (arXiv:1904.06991), where
-                       a manifold is the union of balls up to the 3rd nearest neighbour of each image
+    precision   fraction of the samples inside the manifold of the reference images
+    recall      fraction of the reference images inside the manifold of the samples
 
-Everything is in float64 except the distances of precision and recall (float32; `half` emulates TensorFlow's float16).
+The manifold of a set is the union of balls, one per image, each up to its third nearest neighbor in feature space.
+Distances are in float32; `emulate_fp16` rounds every step as TensorFlow's float16 does.
 """
 
 from __future__ import annotations
@@ -15,53 +14,63 @@ from torch import Tensor
 
 from engine.devices import full_precision
 
-NEIGHBOR = 3  # a ball reaches to this nearest neighbour, not counting the image itself
-
-
+NEIGHBOR = 3  # a ball reaches to this nearest neighbor, not counting the image itself
 TILE_ELEMENTS = 2**24  # distances held at a time
 
 
-def squared_distances(a: Tensor, b: Tensor, half: bool = False) -> Tensor:
-    """(n,D), (m,D) -> (n,m), not negative. `half`: every intermediate result rounded to float16, as TensorFlow does."""
-    if not half:
-        product = (a @ b.T).mul_(-2).add_(a.square().sum(1, keepdim=True))  # in place: one table at a time
+def squared_distances(a: Tensor, b: Tensor, emulate_fp16: bool = False) -> Tensor:
+    """Squared distances (n,m) of rows (n,D) and (m,D), not negative, float32."""
+    if not emulate_fp16:
+        # in place, so that only one table of this size is held
+        product = (a @ b.T).mul_(-2).add_(a.square().sum(1, keepdim=True))
         return product.add_(b.square().sum(1)).clamp_min_(0)
+
     a16, b16 = a.half().float(), b.half().float()
-    norm_a, norm_b = ((x.square().half().float().sum(1)).half() for x in (a16, b16))
-    return ((norm_a[:, None] - 2 * (a16 @ b16.T).half()) + norm_b).clamp_min(0).float()
+    norms_a = a16.square().half().float().sum(1).half()
+    norms_b = b16.square().half().float().sum(1).half()
+    return ((norms_a[:, None] - 2 * (a16 @ b16.T).half()) + norms_b).clamp_min(0).float()
 
 
-def _tiles(rows: Tensor, others: int) -> list[Tensor]:
-    return list(rows.split(max(1, TILE_ELEMENTS // others)))
+def _tiles(rows: Tensor, num_others: int) -> list[Tensor]:
+    """Rows cut so that the distances of a tile to `num_others` rows are at most `TILE_ELEMENTS`."""
+    return list(rows.split(max(1, TILE_ELEMENTS // num_others)))
 
 
-def radii(features: Tensor, half: bool = False) -> Tensor:
+def radii(features: Tensor, emulate_fp16: bool = False) -> Tensor:
     """Squared distance of each row (n,D) to its `NEIGHBOR`-th nearest other row, (n,)."""
-    nearest = NEIGHBOR + 1  # the row itself is among them
-    found = [
-        squared_distances(tile, features, half).topk(nearest, largest=False).values[:, -1]
+    num_nearest = NEIGHBOR + 1  # the row itself is among them
+    tile_radii = [
+        squared_distances(tile, features, emulate_fp16).topk(num_nearest, largest=False).values[:, -1]
         for tile in _tiles(features, len(features))
     ]
-    return torch.cat(found)
+    return torch.cat(tile_radii)
 
 
-def precision_recall(reference: Tensor, samples: Tensor, half: bool = False) -> tuple[float, float]:
-    """(precision, recall) of samples (n,D) against reference features (m,D); each set has 4 images or more.
+def precision_recall(reference: Tensor, samples: Tensor, emulate_fp16: bool = False) -> tuple[float, float]:
+    """(precision, recall) of samples (n,D) against reference features (m,D).
 
-    Without `half`, `samples` are moved in place by the mean of the reference: 50,000 of them are 0.4 GB.
+    Without `emulate_fp16`, `samples` are moved in place by the mean of the reference: 50,000 of them are 0.4 GB.
+    Raises ValueError for sets of fewer than 4 images.
     """
     if min(len(reference), len(samples)) <= NEIGHBOR:
         raise ValueError(f"precision and recall need more than {NEIGHBOR} images in each set")
+
     with full_precision(reference.device):
         reference, samples = reference.float(), samples.float()
-        if not half:  # distances stay, rounding shrinks; float16 is emulated as it is
-            centre = reference.mean(0)
-            reference, samples = reference - centre, samples.sub_(centre)
-        of_reference, of_samples = radii(reference, half), radii(samples, half)
-        inside, covered, start = 0, torch.zeros(len(reference), dtype=torch.bool, device=reference.device), 0
+        if not emulate_fp16:
+            # distances stay the same and their rounding errors shrink; float16 is emulated on features as they are
+            center = reference.mean(0)
+            reference, samples = reference - center, samples.sub_(center)
+        reference_radii = radii(reference, emulate_fp16)
+        sample_radii = radii(samples, emulate_fp16)
+
+        # one pass over tiles of the samples decides both
+        num_inside = 0
+        covered = torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
+        start = 0
         for tile in _tiles(samples, len(reference)):
-            distances = squared_distances(tile, reference, half)
-            inside += (distances <= of_reference).any(1).sum().item()
-            covered |= (distances <= of_samples[start : start + len(tile), None]).any(0)
+            distances = squared_distances(tile, reference, emulate_fp16)
+            num_inside += (distances <= reference_radii).any(1).sum().item()
+            covered |= (distances <= sample_radii[start : start + len(tile), None]).any(0)
             start += len(tile)
-    return inside / len(samples), covered.double().mean().item()
+    return num_inside / len(samples), covered.double().mean().item()

@@ -1,4 +1,4 @@
-"""Variety and memorization of code sequences, and nearest training images."""
+"""Variety and memorization of generated code sequences, nearest training images, and images of noise."""
 
 from __future__ import annotations
 
@@ -10,21 +10,35 @@ NEAREST_CANDIDATES = 5000  # training images among which the nearest one is look
 
 
 def noise_images(count: int, size: int, seed: int) -> Tensor:
-    """Uniform noise, uint8 (count,3,size,size): the distance of no image at all."""
+    """Uniform noise, uint8 (count,3,size,size), whose distance is that of images without structure."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
-def sequence_shares(tokens: np.ndarray, training: np.ndarray) -> dict[str, float]:
-    """`distinct` and `memorised` of code sequences (n, N); `training` is (images, views, N)."""
-    made = [row.astype(np.int32).tobytes() for row in tokens]
-    wanted, known = set(made), set()
-    for image in training:  # one at a time: the training codes may be larger than memory
-        known |= wanted & {row.astype(np.int32).tobytes() for row in image}
-    return {"distinct": len(wanted) / len(made), "memorised": sum(row in known for row in made) / len(made)}
+def sequence_keys(tokens: np.ndarray) -> list[bytes]:
+    """One hashable key per code sequence, of tokens (n,N) of any integer type."""
+    return [row.astype(np.int32).tobytes() for row in tokens]
+
+
+def fraction_distinct(tokens: np.ndarray) -> float:
+    """Different sequences per sequence, of code sequences (n,N)."""
+    return len(set(sequence_keys(tokens))) / len(tokens)
+
+
+def fraction_memorized(tokens: np.ndarray, training: np.ndarray) -> float:
+    """The fraction of code sequences (n,N) that occur among those of the training images (images,views,N)."""
+    sequences = sequence_keys(tokens)
+    distinct = set(sequences)
+    known: set[bytes] = set()
+    for views in training:  # one image at a time: the training codes may be larger than memory
+        known |= distinct.intersection(sequence_keys(views))
+    return sum(sequence in known for sequence in sequences) / len(sequences)
 
 
 def nearest_training(images: Tensor, training: Tensor) -> Tensor:
-    """Index of the training image with the smallest squared pixel difference. uint8 (n,3,H,W), (m,3,H,W) -> (n,)."""
+    """Indices (n,) of the training images with the smallest squared pixel differences.
+
+    Images (n,3,H,W) and training images (m,3,H,W) are uint8.
+    """
     a, b = images.flatten(1).float() / 255, training.flatten(1).float() / 255
     return torch.cdist(a, b).argmin(1)

@@ -1,1 +1,1 @@
-"""How a published number is measured: crops, rounding, references."""
+"""How numbers are made: published rules, reference images, and what is accumulated over batches."""

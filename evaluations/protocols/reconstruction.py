@@ -1,111 +1,182 @@
-"""The rules of two published reconstruction evaluations, and what they make of a batch of images.
+"""Reconstructions under the rules of a published evaluation, and what such rules are.
 
-adm     GigaTok and LlamaGen: ADM's centre crop, uint8 by clamp(127.5 x + 128), TensorFlow's resize for rFID
-wetok   WeTok: bilinear centre crop, truncated uint8 for PSNR and SSIM, rFID of unrounded images
+The protocols themselves stand in files of their own; `evaluations.protocols.registry` has them by name.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import functional as VF
 
-from engine.data.crops import center_crop
-from engine.data.images import image_tensor, resize_for_evaluation, to_float, to_uint8
+from engine.data.images import image_tensor, resize_for_evaluation, to_float
 from engine.data.sources import ImageSource, read_source
+from engine.devices import full_precision
+from engine.image_metrics import psnr
 from engine.messages import UserError
 from engine.world import World
-from evaluations.image_sets import rank_batches
+from evaluations.image_sets import ImageBatch, rank_batches
+from evaluations.metrics.extractor import Extractor
+from tokenizer.models.base import Tokenizer
+
+MAX_PSNR = 100.0  # dB, of identical pairs
 
 
-def bilinear_crop(image: Image.Image, size: int) -> Image.Image:
-    """Short side to `size` (bilinear with antialias), then the central window, as WeTok's evaluation does."""
-    return VF.center_crop(VF.resize(image, size, VF.InterpolationMode.BILINEAR), [size, size])
-
-
-def truncated_uint8(images: Tensor) -> Tensor:
-    """float in [-1,1] -> uint8 without rounding, as WeTok's evaluation does (applied to originals as well)."""
-    return ((images.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
-
-
-@dataclass(frozen=True)
 class ReconstructionProtocol:
-    """What two published evaluations do differently."""
+    """The rules of one published evaluation of reconstructions: crop, rounding, scores, features."""
 
-    crop: Callable[[Image.Image, int], Image.Image]
-    crop_name: str
-    to_uint8: Callable[[Tensor], Tensor]
-    rounding: str
-    lpips: dict[str, str]  # metric -> network
-    float_features: bool  # rFID of unrounded images
+    name: ClassVar[str]  # in the registry, and in results
+    crop_name: ClassVar[str]  # in results
+    rounding: ClassVar[str]  # in results
+    lpips_backbones: ClassVar[dict[str, str]]  # metric -> backbone of the lpips package
 
+    def crop(self, image: Image.Image, size: int) -> Image.Image:
+        """The part (size,size) of an image that counts."""
+        raise NotImplementedError
 
-RULES = {
-    "adm": ReconstructionProtocol(
-        crop=center_crop,
-        crop_name="centre",
-        to_uint8=to_uint8,
-        rounding="uint8(clamp(127.5 x + 128))",
-        lpips={"lpips": "vgg"},
-        float_features=False,
-    ),
-    "wetok": ReconstructionProtocol(
-        crop=bilinear_crop,
-        crop_name="bilinear centre",
-        to_uint8=truncated_uint8,
-        rounding="uint8(255 (x + 1) / 2), truncated",
-        lpips={"lpips_vgg": "vgg", "lpips_alex": "alex"},
-        float_features=True,
-    ),
-}
+    def to_uint8(self, images: Tensor) -> Tensor:
+        """float in [-1,1] or beyond -> uint8."""
+        raise NotImplementedError
+
+    def features(self, extractor: Extractor, images: Tensor) -> dict[str, Tensor]:
+        """Features of float images in [-1,1] or beyond, for the distance."""
+        raise NotImplementedError
+
+    def scores(self, lpips: Mapping[str, nn.Module]) -> dict[str, Score]:
+        """{metric: score} of pairs. `lpips`: networks for `lpips_backbones`, or none."""
+        raise NotImplementedError
+
+    def problems(self, extractor: Extractor | None, reference: str) -> Iterator[str]:
+        """Why this protocol cannot be followed with this extractor and this --reference."""
+        return iter(())
 
 
+@dataclass
+class ReconstructedBatch:
+    """Some images and their reconstructions."""
+
+    ids: Tensor  # (B,) int64, numbers of the images
+    originals: Tensor  # (B,3,H,W) float in [-1,1]; beyond where they were resized
+    reconstructions: Tensor  # (B,3,H,W) float, not clamped
+    indices: Tensor  # (B,N) or (B,N,G)
+    num_pixels: int  # per original image, before any resize
+    is_resized: bool  # both were resized for the measurement
+    protocol: ReconstructionProtocol
+
+    @cached_property
+    def originals_u8(self) -> Tensor:
+        return self.protocol.to_uint8(self.originals)
+
+    @cached_property
+    def reconstructions_u8(self) -> Tensor:
+        return self.protocol.to_uint8(self.reconstructions)
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """What PSNR and SSIM compare with: originals that were resized are not rounded, as published."""
+        return (self.originals.double() + 1) / 2 if self.is_resized else self.originals_u8
+
+
+Score = Callable[[ReconstructedBatch], Tensor]  # -> (B,)
+
+
+def psnr_score(batch: ReconstructedBatch) -> Tensor:
+    """PSNR in dB of rounded reconstructions (B,); identical pairs count as `MAX_PSNR`."""
+    return psnr(batch.reconstructions_u8, batch.targets).clamp_max(MAX_PSNR)
+
+
+def lpips_score(network: nn.Module, clamp: bool) -> Score:
+    """LPIPS of reconstructions, clamped to [-1,1] or as decoded, in full precision."""
+
+    def score(batch: ReconstructedBatch) -> Tensor:
+        reconstructions = batch.reconstructions.clamp(-1, 1) if clamp else batch.reconstructions
+        with full_precision(reconstructions.device):
+            return network(reconstructions, batch.originals).flatten()
+
+    return score
+
+
+# ------------------------------------------------------------------------------------------------ through the tokenizer
 def pad_to(images: Tensor, factor: int, min_cells: int = 1) -> tuple[Tensor, tuple[slice, slice]]:
-    """Images (B,3,H,W) padded with 0 (mid grey) on all sides to multiples of `factor`, `min_cells` of them or more, and
-    the window of the original; the left and upper margins are the smaller ones.
+    """Images (B,3,H,W) padded to multiples of `factor`, and the window of the original.
+
+    Each side becomes `min_cells` times `factor` or more. The margins are 0 (mid gray) on all sides; the left and upper
+    ones are the smaller ones.
     """
     height, width = images.shape[-2:]
-    down, right = (max(-side % factor, min_cells * factor - side) for side in (height, width))
-    top, left = down // 2, right // 2
-    padded = F.pad(images, (left, right - left, top, down - top))
+    extra_height = max(-height % factor, min_cells * factor - height)
+    extra_width = max(-width % factor, min_cells * factor - width)
+    top, left = extra_height // 2, extra_width // 2
+    padded = F.pad(images, (left, extra_width - left, top, extra_height - top))
     return padded, (slice(top, top + height), slice(left, left + width))
 
 
 class Reconstructor:
-    """Originals -> (originals, reconstructions, indices) under the rules of a protocol; float, not clamped."""
+    """Images through a tokenizer and its codes, under the rules of a protocol.
 
-    def __init__(self, tokenizer: nn.Module, args: argparse.Namespace) -> None:
-        self.tokenizer, self.rules, self.whole = tokenizer, RULES[args.protocol], args.original_resolution
+    `eval_size`: measured at this size (default: that of the tokenizer). `whole`: whole images, one at a time, padded to
+    the tokenizer's factor.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, protocol: ReconstructionProtocol, eval_size: int | None, whole: bool
+    ) -> None:
+        self.tokenizer, self.protocol, self.whole = tokenizer, protocol, whole
         self.size = tokenizer.image_size
-        self.eval_size = args.image_size_eval or self.size
-        if self.whole and "any_size" not in tokenizer.capabilities:
+        self.eval_size = eval_size or self.size
+        if whole and "any_size" not in tokenizer.capabilities:
             raise UserError("--original-resolution: this tokenizer has learned positions for one image size")
-        if self.whole and args.image_size_eval:
+        if whole and eval_size:
             raise UserError("--original-resolution and --image-size-eval exclude each other")
 
-    def batches(
-        self, source: ImageSource, size: int, skip_broken: bool, world: World
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(image numbers, originals uint8)."""
-        for ids in rank_batches(len(source), 1 if self.whole else size, world):
+    def facts(self) -> dict[str, Any]:
+        """What a protocol says about the images that are measured."""
+        return {
+            "crop": "none, padded to the factor" if self.whole else self.protocol.crop_name,
+            "image_size": "original" if self.whole else self.size,
+            "image_size_eval": "original" if self.whole else self.eval_size,
+            "rounding": self.protocol.rounding,
+        }
+
+    def originals(self, source: ImageSource, batch_size: int, skip_broken: bool, world: World) -> Iterator[ImageBatch]:
+        """The images of this rank, cropped, or whole and one at a time."""
+        for ids in rank_batches(len(source), 1 if self.whole else batch_size, world):
             images = [read_source(source, int(i), skip_broken)[0] for i in ids]
             if not self.whole:
-                images = [self.rules.crop(image, self.size) for image in images]
-            yield ids, torch.stack([image_tensor(image) for image in images])
+                images = [self.protocol.crop(image, self.size) for image in images]
+            yield ImageBatch(ids, torch.stack([image_tensor(image) for image in images]))
 
-    def __call__(self, originals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        images = to_float(originals)
+    def reconstruct(self, ids: Tensor, images_u8: Tensor) -> ReconstructedBatch:
+        """Originals uint8 (B,3,H,W) through encoder, codes and decoder, then to the size of the measurement."""
+        # through the codes; whole images keep their size
+        originals = to_float(images_u8)
         if self.whole:
-            padded, window = pad_to(images, self.tokenizer.factor, self.tokenizer.min_cells)
-            grid = (padded.shape[2] // self.tokenizer.factor, padded.shape[3] // self.tokenizer.factor)
-            indices = self.tokenizer.encode(padded).indices
-            return images, self.tokenizer.decode_indices(indices, grid)[:, :, *window], indices
-        indices = self.tokenizer.encode(images).indices
-        made = self.tokenizer.decode_indices(indices)
-        return resize_for_evaluation(images, self.eval_size), resize_for_evaluation(made, self.eval_size), indices
+            reconstructions, indices = self._whole_images(originals)
+        else:
+            indices = self.tokenizer.encode(originals).indices
+            reconstructions = resize_for_evaluation(self.tokenizer.decode_indices(indices), self.eval_size)
+            originals = resize_for_evaluation(originals, self.eval_size)
+
+        return ReconstructedBatch(
+            ids=ids,
+            originals=originals,
+            reconstructions=reconstructions,
+            indices=indices,
+            num_pixels=images_u8.shape[-2] * images_u8.shape[-1],
+            is_resized=self.eval_size != self.size,
+            protocol=self.protocol,
+        )
+
+    def _whole_images(self, originals: Tensor) -> tuple[Tensor, Tensor]:
+        """(reconstructions without the margins, indices)."""
+        factor = self.tokenizer.factor
+        padded, window = pad_to(originals, factor, self.tokenizer.min_cells)
+        grid = (padded.shape[2] // factor, padded.shape[3] // factor)
+        indices = self.tokenizer.encode(padded).indices
+        return self.tokenizer.decode_indices(indices, grid)[:, :, *window], indices

@@ -53,11 +53,11 @@ def comparison(runs: list[RunFolder]) -> str:
         having = [(run.path.name, run.results[name]) for run in runs if name in run.results]
         if len(having) < 2:
             continue
-        metrics, rows, problems = compare(having)
-        body = [[metric, *row] for metric, row in zip(metrics, rows, strict=True)]
+        compared = compare(having)
+        body = [[row.metric, *row.cells()] for row in compared.rows]
         note = "<p>* best; the protocols are equal.</p>"
-        if problems:
-            listed = "".join(f"<li>{escape(problem)}</li>" for problem in problems[:12])
+        if compared.differences:
+            listed = "".join(f"<li>{escape(difference)}</li>" for difference in compared.differences[:12])
             note = f'<div class="note">Not ranked where the protocols differ.<ul>{listed}</ul></div>'
         parts.append(f"<h2>{escape(name)}</h2>{table(['metric', *(run for run, _ in having)], body)}{note}")
     return "".join(parts) or "<p>No kind of result is in two of the runs.</p>"

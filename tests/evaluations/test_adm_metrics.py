@@ -6,23 +6,26 @@ import mini
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from engine.data.folders import LooseSource
 from engine.data.images import to_pil
 from engine.messages import UserError
 from evaluations.image_sets import NpzImages, NpzWriter, SourceImages, open_images
 from evaluations.metrics import precision_recall as adm
+from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.feature_statistics import FeatureStatistics
 from evaluations.metrics.inception_score import InceptionScore
 from evaluations.metrics.precision_recall import precision_recall
-from evaluations.protocols.reference import compute_metrics, reference_of_file, reference_of_images, require_size
+from evaluations.protocols.distances import compute_metrics
+from evaluations.protocols.reference import ReferenceImages, require_size
+from evaluations.protocols.reference_file import ReferenceFile
 
 
-class Tiny(nn.Module):
-    """In the place of Inception: 4 pool, 3 spatial numbers and 5 logits an image."""
+class Tiny(Extractor):
+    """In the place of Inception: 4 pool, 3 spatial numbers and 5 logits per image."""
 
     dim, spatial_dim, num_classes, metric, stamp = 4, 3, 5, "fid", "tiny"
+    capabilities = frozenset({"published"})
 
     def forward(self, images_u8):
         x = images_u8.float() / 255
@@ -62,9 +65,9 @@ def test_distances_are_never_held_for_all_pairs(monkeypatch):
     monkeypatch.setattr(adm, "TILE_ELEMENTS", 2**16)
     plain, held = adm.squared_distances, []
 
-    def counted(a, b, half=False):
+    def counted(a, b, emulate_fp16=False):
         held.append(len(a) * len(b))
-        return plain(a, b, half)
+        return plain(a, b, emulate_fp16)
 
     monkeypatch.setattr(adm, "squared_distances", counted)
     largest = []
@@ -78,7 +81,7 @@ def test_distances_are_never_held_for_all_pairs(monkeypatch):
 def test_emulated_fp16_rounds_every_step():
     """Norms near 900 are known to 0.5 only, so that distances are too."""
     a = features(5, 3, dim=800)
-    exact, rounded = adm.squared_distances(a, a), adm.squared_distances(a, a, half=True)
+    exact, rounded = adm.squared_distances(a, a), adm.squared_distances(a, a, emulate_fp16=True)
     assert (exact - rounded).abs().max() > 0.05 and torch.allclose(exact, rounded, atol=8)
     assert torch.equal(rounded, rounded.half().float())
 
@@ -204,12 +207,17 @@ def statistics(extractor, path, world):
     }  # fmt: skip
 
 
+def read_reference(path, kind, world, cache):
+    return ReferenceFile.read(path, kind, Tiny()).reference(cache, world, keep_features=True)
+
+
 def measured(path, reference, world):
     extractor, images = Tiny(), NpzImages(path)
-    made = FeatureStatistics(extractor, len(images), keep=True)
+    statistics = FeatureStatistics(extractor, len(images), keep_features=True)
     for ids, pixels in images.batches(4, world):
-        made.update(ids, extractor(pixels))
-    return compute_metrics(made, reference, world, "generation")
+        statistics.update(ids, extractor(pixels))
+    measurement = compute_metrics(statistics, reference, world, "generation")
+    return measurement.metrics, measurement.unavailable
 
 
 def test_stored_statistics_are_used_and_equal_those_of_the_images(tmp_path, world):
@@ -222,7 +230,7 @@ def test_stored_statistics_are_used_and_equal_those_of_the_images(tmp_path, worl
     np.savez(tmp_path / "pool.npz", mu=stored["mu"], sigma=stored["sigma"])
     results = {}
     for name in ("images", "both", "alone", "pool"):
-        reference = reference_of_file(tmp_path / f"{name}.npz", "train", Tiny(), tmp_path / "cache", world)
+        reference = read_reference(tmp_path / f"{name}.npz", "train", world, tmp_path / "cache")
         results[name] = measured(tmp_path / "samples.npz", reference, world)
     full, missing = results["images"]
     assert full.keys() == {"gfid", "sfid", "inception_score", "precision", "recall"} and not missing
@@ -240,7 +248,7 @@ def test_a_file_says_its_kind_or_is_asked_for_it(tmp_path, world):
     write_npz(tmp_path / "VIRTUAL_imagenet256_labeled.npz")
 
     def kind(name, given=None):
-        return reference_of_file(tmp_path / name, given, Tiny(), tmp_path / "cache", world).facts["kind"]
+        return read_reference(tmp_path / name, given, world, tmp_path / "cache").facts["kind"]
 
     assert kind("own.npz") == "val" and kind("VIRTUAL_imagenet256_labeled.npz") == "train"
     assert kind("unknown.npz", "val") == "val"
@@ -260,15 +268,15 @@ def test_a_file_says_its_kind_or_is_asked_for_it(tmp_path, world):
         ({"extractor_weights": np.array("others"), "mu": np.zeros(4), "sigma": np.eye(4)}, "made with the Inception"),
     ],
 )
-def test_a_reference_that_does_not_fit_is_refused(tmp_path, world, content, message):
+def test_a_reference_that_does_not_fit_is_refused(tmp_path, content, message):
     np.savez(tmp_path / "bad.npz", **content)
     with pytest.raises(UserError, match=message):
-        reference_of_file(tmp_path / "bad.npz", "val", Tiny(), tmp_path, world)
+        ReferenceFile.read(tmp_path / "bad.npz", "val", Tiny())
 
 
-def test_another_resolution_is_refused(tmp_path, world):
+def test_another_resolution_is_refused():
     images = SourceImages(mini.image_source(6, size=16), "train", 16)
-    reference = reference_of_images(images, "train", Tiny(), tmp_path, world)
-    require_size(reference, 16)
+    reference = ReferenceImages(images, "train", Tiny())
+    require_size(reference.facts, 16)
     with pytest.raises(UserError, match="reference has images of 16 px, the images to measure have 8 px"):
-        require_size(reference, 8)
+        require_size(reference.facts, 8)

@@ -1,4 +1,4 @@
-"""evaluations/codebook.py: how a set of images uses the codebook."""
+"""evaluations/metrics/code_usage.py: how a set of images uses the codebook."""
 
 import mini
 import pytest

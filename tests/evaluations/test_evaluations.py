@@ -30,9 +30,14 @@ from evaluations import generation, reconstruction
 from evaluations.classifier import ClassifierTrainConfig
 from evaluations.digits.model import Classifier, classify
 from evaluations.image_sets import SourceImages
-from evaluations.metrics.extractors import EXTRACTORS, Lite0Extractor
+from evaluations.jobs import generation as jobs_generation
+from evaluations.metrics.extractor import Extractor
+from evaluations.metrics.extractors import EXTRACTORS
 from evaluations.metrics.frechet import Moments
-from evaluations.protocols.reference import reference_of_images
+from evaluations.metrics.lite0 import Lite0Extractor
+from evaluations.metrics.registry import METRICS, Metric, find_metric
+from evaluations.metrics.sequences import noise_images
+from evaluations.protocols.reference import ReferenceImages
 from evaluations.results import read_result
 from tokenizer import load_tokenizer
 
@@ -72,7 +77,9 @@ def run(module, monkeypatch, world, output, *flags):
     """One evaluation with these flags, as its entry runs it."""
     monkeypatch.setattr(sys, "argv", ["entry", "--output", str(output), "--device", "cpu", *map(str, flags)])
     module.evaluate(module.parse_args(), world)
-    return read_result(output) if output.is_file() else None
+    result = read_result(output)
+    assert all(find_metric(name) for name in result["metrics"]), "every number that is written is a known metric"
+    return result
 
 
 def plain_frechet(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -172,7 +179,7 @@ def test_wrong_requests_for_a_reconstruction_are_refused(given, tmp_path, monkey
     monkeypatch.setitem(EXTRACTORS, "inception", SmallInception)
     with pytest.raises(UserError, match="--lpips needs images of 32 px or more, these have 16"):
         reconstruct(given, monkeypatch, world, tmp_path / "r.json", "--lpips", "--random-stand-in")
-    monkeypatch.setattr(SmallInception, "of_floats", lambda self, x: None, raising=False)
+    monkeypatch.setattr(SmallInception, "capabilities", frozenset({"published", "float_images"}))
     with pytest.raises(UserError, match="measures against the same images"):
         reconstruct(given, monkeypatch, world, tmp_path / "r.json", "--protocol", "wetok", "--gt-npz-path", "x.npz")
 
@@ -208,10 +215,11 @@ def test_reconstruction_does_not_depend_on_batches_or_ranks(given, tmp_path, mon
     assert_same(results)
 
 
-class SmallInception(nn.Module):
-    """In the place of Inception, whose 2,048 features take half a minute of eigenvalues: 6 numbers an image."""
+class SmallInception(Extractor):
+    """In the place of Inception, whose 2,048 features take half a minute of eigenvalues: 6 numbers per image."""
 
     dim, metric = 6, "fid"  # no spatial features and no class probabilities
+    capabilities = frozenset({"published"})
 
     def __init__(self, assets):
         super().__init__()
@@ -275,7 +283,7 @@ class Brightness(nn.Linear):
 
 @pytest.fixture
 def by_brightness(monkeypatch):
-    monkeypatch.setattr(generation, "load_classifier", lambda path: Brightness())
+    monkeypatch.setattr(jobs_generation, "load_classifier", lambda path: Brightness())
 
 
 @pytest.mark.usefixtures("by_brightness")
@@ -294,7 +302,7 @@ def test_generation_metrics_are_those_of_a_plain_computation(given, tmp_path, mo
     known = {tuple(view) for image in CodeStore(given / "codes", "train").codes.tolist() for view in image}
     assert metrics["memorised"] == sum(tuple(t) in known for t in tokens.tolist()) / SAMPLES
     assert metrics["label_agreement"] == (classify(Brightness(), made) == labels).double().mean().item()
-    noise = torch.cat([generation.noise_images(len(c), 16, int(c[0])) for c in torch.arange(SAMPLES).split(7)])
+    noise = torch.cat([noise_images(len(c), 16, int(c[0])) for c in torch.arange(SAMPLES).split(7)])
     of_noise = plain_frechet(features(noise), features(pixels("train")))
     assert metrics["frechet_lite0_noise"] == pytest.approx(of_noise, rel=1e-3)
     assert set(metrics) == {
@@ -380,6 +388,49 @@ def test_pairs_and_codes_that_do_not_belong_together_are_refused(given, tmp_path
     assert not output.exists()
 
 
+# ---------------------------------------------------------------------------------------------- metrics of plug-ins
+@pytest.fixture
+def plugin_metrics(monkeypatch):
+    """A metric of pairs, a metric of images, and one with the name of a score of the protocol."""
+    error = Metric("error", "Error", better="lower", pairs=lambda x, y: (x - y).abs().mean((1, 2, 3)))
+    level = Metric("level", "Level", images=lambda x: x.float().mean((1, 2, 3)))
+    for metric in (error, level, Metric("ssim", "SSIM", pairs=lambda x, y: x[:, 0, 0, 0])):
+        monkeypatch.setitem(METRICS, metric.name, metric)
+
+
+@pytest.mark.usefixtures("plugin_metrics")
+def test_a_metric_of_a_plugin_is_the_mean_over_images(given, tmp_path, monkeypatch, world):
+    """On request, for any batches; reconstructions are clamped. What else is measured does not change."""
+    results = [
+        reconstruct(given, monkeypatch, world, tmp_path / f"{size}.json", "--metrics", "error", *flags)["metrics"]
+        for size, flags in {1: ["--per-proc-batch-size", 3], 2: []}.items()
+    ]
+    tokenizer, originals = load_tokenizer(given / "tokenizer"), to_float(pixels("val"))
+    reconstructions = tokenizer.detokenize(tokenizer.tokenize(originals))
+    expected = (reconstructions - originals).abs().mean().item()
+    assert [metrics.pop("error") for metrics in results] == pytest.approx([expected] * 2, rel=1e-5)
+    plain = reconstruct(given, monkeypatch, world, tmp_path / "plain.json")["metrics"]
+    assert results[1] == plain
+    with np.load(tmp_path / "1.npz") as stored:
+        assert stored["score_error"].mean() == pytest.approx(expected, rel=1e-5)
+
+    flags = ["--metrics", "level", "--extractor", "none", "--export", "npz", "--sample-dir", tmp_path]
+    level = generate_images(given, monkeypatch, world, tmp_path / "g.json", *flags)["metrics"]["level"]
+    with np.load(tmp_path / "samples.npz") as stored:
+        assert level == pytest.approx(stored["arr_0"].mean(), rel=1e-6)
+
+
+@pytest.mark.usefixtures("plugin_metrics")
+def test_metrics_that_cannot_be_computed_are_refused(given, tmp_path, monkeypatch, world):
+    """Of the other kind, unknown, or under the name of a score of the protocol: before anything is measured."""
+    with pytest.raises(UserError, match=r"--metrics level cannot be computed over pairs here; choose one of: .*error"):
+        reconstruct(given, monkeypatch, world, tmp_path / "r.json", "--metrics", "level")
+    with pytest.raises(UserError, match="--metrics error cannot be computed over images here; choose one of: level"):
+        generate_images(given, monkeypatch, world, tmp_path / "g.json", "--metrics", "error")
+    with pytest.raises(UserError, match="--metrics ssim: the protocol has a score of this name"):
+        reconstruct(given, monkeypatch, world, tmp_path / "r.json", "--metrics", "ssim")
+
+
 # ---------------------------------------------------------------------------------------------- reference statistics
 def test_reference_statistics_are_computed_once_and_kept(tmp_path, monkeypatch, world):
     """The second call reads the file; other images, sizes or weights have a file of their own."""
@@ -387,7 +438,7 @@ def test_reference_statistics_are_computed_once_and_kept(tmp_path, monkeypatch, 
 
     def reference_of(split, image_size=16):
         images = SourceImages(IMAGES[split], split, image_size)
-        return reference_of_images(images, split, extractor, tmp_path, world)
+        return ReferenceImages(images, split, extractor).reference(tmp_path, world)
 
     first = reference_of("train")
     expected = extractor(pixels("train"))["pool"].double().numpy()

@@ -65,14 +65,14 @@ class TwoRanks:
 
 
 def test_merged_moments_are_those_of_all_images():
-    """Two ranks with different numbers of images and different centres give the moments of the union."""
+    """Two ranks with different numbers of images and different centers give the moments of the union."""
     features = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 5
     mine, theirs = Moments(4), Moments(4)
     mine.update(features[:20])
     theirs.update(features[20:])
-    centre = (mine.centre + theirs.centre) / 2
-    total, outer = theirs._moved(centre)
-    merged = mine.merged(TwoRanks([theirs.centre, torch.tensor(30), total, outer]))
+    center = (mine.center + theirs.center) / 2
+    total, outer = theirs.sums_around(center)
+    merged = mine.merged(TwoRanks([theirs.center, torch.tensor(30), total, outer]))
     assert merged.count == 50
     np.testing.assert_allclose(merged.mean(), features.numpy().mean(0), rtol=1e-12)
     np.testing.assert_allclose(merged.covariance(), np.cov(features.numpy().T), rtol=1e-10)

@@ -1,6 +1,4 @@
-"""Counts of generated code sequences, nearest training images, extractors and their names."""
-
-from types import SimpleNamespace
+"""Counts of generated code sequences, nearest training images, exports, extractors and their names."""
 
 import numpy as np
 import pytest
@@ -10,19 +8,20 @@ from PIL import Image
 from engine.assets import AssetError, AssetsConfig
 from engine.checkpoint.manifest import CheckpointError
 from engine.messages import UserError
-from evaluations.generation import Export
 from evaluations.metrics.extractors import EXTRACTORS
-from evaluations.metrics.sequences import nearest_training, noise_images, sequence_shares
+from evaluations.metrics.sequences import fraction_distinct, fraction_memorized, nearest_training, noise_images
+from evaluations.protocols.generation_accumulators import EXPORTS, GeneratedBatch
 
 STAND_IN = AssetsConfig(pretrained_dir="", random_stand_in=True)
 
 
-def test_distinct_and_memorised_are_shares_of_whole_sequences():
-    """Equal in every place counts; any view of a training image may be the one that was memorised."""
+def test_distinct_and_memorized_are_fractions_of_whole_sequences():
+    """Equal in every place counts; any view of a training image may be the one that was memorized."""
     tokens = np.array([[1, 2], [1, 2], [3, 4], [5, 6]])
     training = np.array([[[1, 2], [9, 9]], [[7, 7], [5, 6]]], dtype=np.uint16)  # (images, views, tokens)
-    assert sequence_shares(tokens, training) == {"distinct": 0.75, "memorised": 0.75}
-    assert sequence_shares(tokens[:, ::-1], training) == {"distinct": 0.75, "memorised": 0.0}
+    assert (fraction_distinct(tokens), fraction_memorized(tokens, training)) == (0.75, 0.75)
+    assert fraction_distinct(tokens[:, ::-1]) == 0.75
+    assert fraction_memorized(tokens[:, ::-1], training) == 0.0
 
 
 def test_nearest_training_image_is_the_one_with_the_smallest_difference():
@@ -41,11 +40,10 @@ def test_noise_is_uniform_and_depends_on_the_seed_only():
 @pytest.mark.parametrize(("kind", "files"), [("png", ["samples", "samples/000003.png"]), ("npz", ["samples.npz"])])
 def test_an_export_holds_the_images_and_nothing_else(tmp_path, world, kind, files):
     """Pictures by number, or one npz file; a second export into the same folder is refused."""
-    args = SimpleNamespace(export=kind, sample_dir=tmp_path, num_fid_samples=4)
-    export, image = Export(args, 8, world), noise_images(1, 8, seed=0)
-    export.write(torch.tensor([3]), image)
-    if export.writer is not None:
-        export.writer.finish()
+    labels, image = torch.arange(4), noise_images(1, 8, seed=0)
+    export = EXPORTS[kind](tmp_path, labels, 8, world)
+    export.update(GeneratedBatch(torch.tensor([3]), labels[3:], torch.zeros(1, 2), image))
+    export.result(world)
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == files
     if kind == "png":
         stored = np.asarray(Image.open(tmp_path / "samples/000003.png"))
@@ -53,7 +51,7 @@ def test_an_export_holds_the_images_and_nothing_else(tmp_path, world, kind, file
         stored = np.load(tmp_path / "samples.npz")["arr_0"][3]
     assert np.array_equal(stored, image[0].permute(1, 2, 0).numpy())
     with pytest.raises(UserError, match=r"samples holds pictures already|samples\.npz exists already"):
-        Export(args, 8, world)
+        EXPORTS[kind](tmp_path, labels, 8, world)
 
 
 def test_only_inception_may_be_called_fid():
@@ -63,7 +61,7 @@ def test_only_inception_may_be_called_fid():
 
 
 def test_lite0_extractor_has_real_weights_and_a_stamp_with_their_hash():
-    """112 numbers an image, the same for any batch; real photographs and noise are told apart."""
+    """112 numbers per image, the same for any batch; real photographs and noise are told apart."""
     extractor = EXTRACTORS["efficientnet_lite0"](AssetsConfig(pretrained_dir=""))
     assert extractor.stamp.startswith("efficientnet-lite0-57934424.pth sha256:57934424")
     images = noise_images(3, 32, seed=0)

@@ -22,7 +22,8 @@ from engine.data.images import image_tensor, to_float, to_pil, to_uint8
 from engine.image_metrics import psnr
 from engine.messages import ConfigError, UserError
 from evaluations import generation, reconstruction
-from evaluations.protocols.reconstruction import bilinear_crop, pad_to, truncated_uint8
+from evaluations.protocols.reconstruction import pad_to
+from evaluations.protocols.wetok import bilinear_crop, truncated_uint8
 from evaluations.results import read_result
 from tokenizer import load_tokenizer
 from tokenizer.training.config import TokenizerTrainConfig

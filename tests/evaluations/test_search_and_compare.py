@@ -14,10 +14,12 @@ from engine.data.folders import FolderSource
 from engine.messages import UserError
 from evaluations import compare as compare_entry
 from evaluations import search_cfg
-from evaluations.cli import output_of
-from evaluations.comparison import compare, differing_images, text_table
+from evaluations.cli import output_path
+from evaluations.comparison import compare, differing_images
+from evaluations.jobs import search as jobs_search
+from evaluations.jobs.search import Curve, SearchPlan, parse_scales, published_start, zero_order_search
+from evaluations.protocols.accumulators import Measurement
 from evaluations.results import read_result, write_result
-from evaluations.search_cfg import Curve, scales_of, start_of, zero_order_search
 
 
 def visited(function, start, **options):
@@ -46,7 +48,7 @@ def test_the_search_walks_as_the_published_one_and_returns_its_best(function, st
 
 
 def test_an_upper_bound_and_a_coarse_step_are_kept():
-    assert max(visited(lambda c: -c, 1.0, high=2.0)[0]) == 2.0
+    assert max(visited(lambda c: -c, 1.0, max_scale=2.0)[0]) == 2.0
     assert visited(lambda c: (c - 5) ** 2, 1.0, step=1.0)[1] == 5.0
 
 
@@ -55,22 +57,41 @@ def test_the_search_agrees_with_an_exhaustive_grid_on_a_stored_curve():
     grid = np.arange(1, 4.01, 0.25)
     curve = dict(zip(grid.tolist(), [9.1, 7.0, 5.6, 4.8, 4.5, 4.6, 5.0, 5.7, 6.6, 7.6, 8.7, 9.9, 11.0], strict=True))
     for start in curve:
-        assert zero_order_search(curve.__getitem__, start, high=4.0) == min(curve, key=curve.__getitem__)
+        assert zero_order_search(curve.__getitem__, start, max_scale=4.0) == min(curve, key=curve.__getitem__)
 
 
 def test_the_start_is_the_published_one():
     sizes = {"b": (2.5, 2.0), "l": (1.75, 1.75), "xl": (1.25, 1.75)}
     for size, (step, constant) in sizes.items():
-        gpt = SimpleNamespace(published_size=size)
-        assert (start_of(gpt, "step"), start_of(gpt, "constant")) == (step, constant)
-    gpt = SimpleNamespace(published_size="b")
-    assert start_of(gpt, "constant", "configs/vq/VQ_XLXXL256.yaml") == 1.75
+        assert (published_start(size, "step"), published_start(size, "constant")) == (step, constant)
+    assert published_start("b", "constant", "configs/vq/VQ_XLXXL256.yaml") == 1.75
+    assert published_start(None, "another schedule") == 2.0
+
+
+def test_a_plan_that_cannot_be_followed_is_refused():
+    """From the flags alone: before any network is loaded."""
+    for changes, message in (
+        ({"step": 0.0}, "--step 0 must be above 0"),
+        ({"coarse_step": -1.0}, "--coarse-step -1 must be above 0"),
+        ({"step": float("nan")}, "--step nan must be above 0"),
+        ({"start": 3.0, "max_scale": 2.0}, "starts at scale 3, outside 1..--max-scale 2"),
+        ({"scales": "1,x"}, "numbers separated by commas"),
+    ):
+        with pytest.raises(UserError, match=message):
+            SearchPlan(**{"start": 2.0, **changes})
+
+
+def test_a_coarse_search_goes_before_the_fine_one():
+    plan = SearchPlan(start=1.0, step=0.25, coarse_step=1.0)
+    seen = []
+    assert plan.run(lambda scale: seen.append(scale) or (scale - 3.6) ** 2) == 3.5
+    assert seen[:4] == [1.0, 2.0, 3.0, 4.0] and 3.75 in seen
 
 
 def test_a_curve_survives_a_kill_and_belongs_to_its_settings(tmp_path, world):
     """What was measured is not measured again; other settings are refused by name."""
     path = tmp_path / "search.partial.json"
-    Curve(path, {"num_images": 8, "sampler": {"seed": 0}}, world).add(1.5, {"gfid": 3.0}, {"sfid": "why"})
+    Curve(path, {"num_images": 8, "sampler": {"seed": 0}}, world).add(1.5, Measurement({"gfid": 3.0}, {"sfid": "why"}))
     again = Curve(path, {"num_images": 8, "sampler": {"seed": 0}}, world)
     assert again.rows == {1.5: {"gfid": 3.0}} and again.missing == {"sfid": "why"}
     with pytest.raises(UserError, match=r"other settings \(sampler.seed: 0, then 1\); use another --output"):
@@ -80,8 +101,8 @@ def test_a_curve_survives_a_kill_and_belongs_to_its_settings(tmp_path, world):
 @pytest.mark.parametrize(("text", "message"), [("1,a", "numbers separated by commas"), ("0.5", "is 1 .off. or more")])
 def test_scales_that_are_none_are_refused(text, message):
     with pytest.raises(UserError, match=message):
-        scales_of(text)
-    assert scales_of("1, 2.5") == [1.0, 2.5]
+        parse_scales(text)
+    assert parse_scales("1, 2.5") == [1.0, 2.5]
 
 
 @pytest.fixture
@@ -91,12 +112,13 @@ def search(tmp_path, monkeypatch, world):
     tokenizer = SimpleNamespace(image_size=16)
     for name, value in {
         "tokenizer_from": lambda *a: tokenizer, "gpt_from": lambda *a: gpt,
-        "extractor_of": lambda *a: SimpleNamespace(metric="fid"),
-        "images_from": lambda *a: None, "reference_from": lambda *a: None,
+        "extractor_from": lambda *a: SimpleNamespace(capabilities={"published"}),
+        "images_from": lambda *a: None,
+        "open_reference": lambda *a: SimpleNamespace(reference=lambda *b, **c: None),
     }.items():  # fmt: skip
-        monkeypatch.setattr(search_cfg, name, value)
+        monkeypatch.setattr(jobs_search, name, value)
     monkeypatch.setattr(
-        search_cfg.Sampler,
+        jobs_search.Sampler,
         "protocol",
         lambda self, r: {
             "sampler": {"guidance_scale": 0, "seed": 0},
@@ -105,19 +127,20 @@ def search(tmp_path, monkeypatch, world):
         },
     )
 
-    def measured(sampler, *rest):
-        scale = sampler.settings.guidance.scale
+    def metrics_at(job, scale):
+        assert job.sampler.at(scale).settings.guidance.scale == scale
         run.calls.append(scale)
         if len(run.calls) == 3:
             raise KeyboardInterrupt
-        return {"gfid": abs(scale - 2.5), "precision": scale}, {"recall": "why"} if scale == 2.25 else {}
+        missing = {"recall": "why"} if scale == 2.25 else {}
+        return Measurement({"gfid": abs(scale - 2.5), "precision": scale}, missing)
 
     def run(*flags):
         own = ["--vq-ckpt", "t", "--gpt-ckpt", "g", "--cfg-scale", "2", "--output", str(tmp_path / "s.json")]
         monkeypatch.setattr(sys, "argv", ["search", *own, *flags])
         search_cfg.search(search_cfg.parse_args(), world)
 
-    monkeypatch.setattr(search_cfg, "measured", measured)
+    monkeypatch.setattr(jobs_search.SearchJob, "metrics_at", metrics_at)
     run.calls = []
     return run
 
@@ -177,10 +200,14 @@ def test_equal_protocols_are_ranked(tmp_path):
     a = write(tmp_path, "a", {"gfid": 3.0, "inception_score": 100.0, "codes": [1]})
     changes = {"data": "/b", "sampler": {"seed": 0, "batch_size": 2}, "tokenizer": {"fingerprint": "B"}}
     b = write(tmp_path, "b", {"gfid": 2.0, "inception_score": 90.0, "recall": 0.5}, **changes)
-    names, rows, problems = compare([(p.stem, read_result(p)) for p in (a, b)])
-    assert not problems and names == ["gfid", "inception_score", "recall"]
-    assert rows == [["3", "2*"], ["100*", "90"], ["-", "0.5"]]
-    assert "2*" in text_table(names, rows, ["a", "b"])
+    compared = compare([(p.stem, read_result(p)) for p in (a, b)])
+    assert not compared.differences
+    assert {row.metric: row.cells() for row in compared.rows} == {
+        "gfid": ["3", "2*"], "inception_score": ["100*", "90"], "recall": ["-", "0.5"],
+    }  # fmt: skip
+    header, first, *_ = compared.text(["a", "b"]).splitlines()
+    assert header.split() == ["metric", "a", "b"] and first.split() == ["gfid", "3", "2*"]
+    assert len(header) == len(first)
 
 
 @pytest.mark.parametrize(
@@ -223,17 +250,29 @@ def test_a_fact_of_some_metrics_leaves_the_others_ranked(tmp_path):
     metrics = {"rfid": 2.0, "psnr": 20.0, "val_loss_stderr": 0.1}
     a = write(tmp_path, "a", metrics)
     b = write(tmp_path, "b", metrics | {"psnr": 21.0}, reference={"sha256": "y"}, classifier={"fingerprint": "c"})
-    names, rows, problems = compare([(p.stem, read_result(p)) for p in (a, b)])
-    assert dict(zip(names, rows, strict=True)) == {
+    compared = compare([(p.stem, read_result(p)) for p in (a, b)])
+    assert {row.metric: row.cells() for row in compared.rows} == {
         "rfid": ["2", "2"], "psnr": ["20", "21*"], "val_loss_stderr": ["0.1", "0.1"],
     }  # fmt: skip
-    assert any("only for some metrics: reference.sha256: 'x', then 'y'" in problem for problem in problems)
+    assert "only for some metrics: reference.sha256: 'x', then 'y'" in compared.differences
+
+
+def test_an_unknown_metric_is_shown_and_never_ranked(tmp_path):
+    """Whatever its name ends or begins with. A group of the codebook counts as the codebook does."""
+    metrics = {"rfid_of_mine": 1.0, "sharpness": 2.0, "codebook_usage_group_1": 0.5, "frechet_lite0_noise": 9.0}
+    better = {"rfid_of_mine": 0.5, "sharpness": 3.0, "codebook_usage_group_1": 0.6, "frechet_lite0_noise": 8.0}
+    paths = [write(tmp_path, "a", metrics), write(tmp_path, "b", better)]
+    compared = compare([(p.stem, read_result(p)) for p in paths])
+    assert {row.metric: row.cells() for row in compared.rows} == {
+        "rfid_of_mine": ["1", "0.5"], "sharpness": ["2", "3"],
+        "codebook_usage_group_1": ["0.5", "0.6*"], "frechet_lite0_noise": ["9", "8"],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("bad", ["nan", "inf", "0.5"])
 def test_a_scale_that_is_no_number_is_refused(bad):
     with pytest.raises(UserError, match=r"is 1 .off. or more"):
-        scales_of(bad)
+        parse_scales(bad)
     with pytest.raises(UserError, match=r"must be 1 .off. or more"):
         Guidance(scale=float(bad))
 
@@ -243,7 +282,7 @@ def test_a_scale_that_is_no_number_is_refused(bad):
 )
 def test_an_output_that_cannot_be_written_is_refused_at_once(tmp_path, name, message):
     with pytest.raises(UserError, match=message):
-        output_of(SimpleNamespace(output=tmp_path / name), "result")
+        output_path(SimpleNamespace(output=tmp_path / name), "result")
 
 
 def test_a_folder_is_known_by_its_content(tmp_path):

@@ -7,7 +7,8 @@ from test_wetok_tokenizer import close
 
 from engine.image_metrics import psnr, ssim
 from evaluations.metrics.frechet import frechet_distance
-from evaluations.protocols.reconstruction import pad_to, truncated_uint8
+from evaluations.protocols.reconstruction import pad_to
+from evaluations.protocols.wetok import truncated_uint8
 
 TINY, MISC = "wetok/tiny", goldens.cases("wetok/tiny", "misc")
 

@@ -1,0 +1,1 @@
+"""The evaluations behind the entries: each opens and checks everything, measures, writes its result."""

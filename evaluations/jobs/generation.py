@@ -1,0 +1,203 @@
+"""The evaluation behind `evaluations.generation`: samples of a GPT, and what is measured over them."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoregressive.cli import gpt_from, settings_of
+from autoregressive.codes import CodeStore
+from autoregressive.sampler import sample_images
+from engine.checkpoint.weights import fingerprint
+from engine.data.config import DataConfig
+from engine.data.samples import center_batch
+from engine.data.sources import has_split, open_source
+from engine.messages import UserError, logger
+from engine.world import World
+from evaluations.cli import extractor_from, open_reference, output_path
+from evaluations.digits.model import load_classifier
+from evaluations.generated import Sampler, num_classes_of, token_shape_of
+from evaluations.metrics.extractor import Extractor
+from evaluations.metrics.registry import Metric, metrics_to_compute
+from evaluations.metrics.sequences import NEAREST_CANDIDATES, nearest_training
+from evaluations.protocols.accumulators import Accumulator, measure
+from evaluations.protocols.generation_accumulators import (
+    EXPORTS,
+    Checksums,
+    ClassAgreement,
+    CodeSequences,
+    GeneratedBatch,
+    GenerationDistances,
+    ImageScores,
+    NoiseDistance,
+    NpzExport,
+    PngExport,
+)
+from evaluations.protocols.reference import Reference
+from evaluations.results import write_arrays, write_result
+from tokenizer.cli import images_from, tokenizer_from
+
+SHOWN_PER_CLASS, SHOWN_CLASSES = 8, 10  # images kept for the report
+STORE_FACTS = ("fingerprint", "data", "num_images", "views")  # of the training codes, for the protocol
+
+
+@dataclass
+class GenerationJob:
+    """A GPT with its tokenizer, checked, and everything that its samples are measured with."""
+
+    output: Path
+    sampler: Sampler
+    data: DataConfig
+    extractor: Extractor | None
+    reference: Reference | None  # with an extractor
+    emulate_fp16: bool
+    plugin_metrics: list[Metric]
+    classifier: nn.Module | None
+    training_codes: CodeStore | None
+    export: NpzExport | PngExport | None
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, world: World) -> GenerationJob:
+        """Opens and checks everything that the flags name, before anything is sampled.
+
+        Raises UserError for what does not fit.
+        """
+        output, settings = output_path(args, "generation"), settings_of(args)
+        plugin_metrics = metrics_to_compute(args.metrics, "images")
+        if args.num_fid_samples < 2:
+            raise UserError(f"--num-fid-samples {args.num_fid_samples}: statistics need 2 or more")
+        if args.export and args.sample_dir is None:
+            raise UserError("--export needs --sample-dir, the folder for the images")
+
+        # the networks
+        extractor = extractor_from(args, world)
+        tokenizer = tokenizer_from(args, world.device)
+        gpt = gpt_from(args, tokenizer, world.device)
+        classifier = load_classifier(args.classifier) if args.classifier is not None else None
+        sampler = Sampler.from_args(args, gpt, tokenizer, settings, world)
+
+        # codes and images
+        training_codes = None
+        if args.code_path is not None:
+            training_codes = CodeStore(args.code_path, "train")
+            training_codes.require(tokenizer.provenance.fingerprint, args.vq_ckpt)
+        data = images_from(args, tokenizer)
+        opened = None
+        if extractor is not None:
+            opened = open_reference(args, "generation", data, sampler.image_size, extractor)
+        export = None
+        if args.export:
+            export = EXPORTS[args.export](args.sample_dir, sampler.labels, sampler.image_size, world)
+
+        # the reference comes last: its statistics may take long
+        reference = None
+        if opened is not None:
+            reference = opened.reference(output.parent, world, keep_features="published" in extractor.capabilities)
+        return cls(
+            output=output,
+            sampler=sampler,
+            data=data,
+            extractor=extractor,
+            reference=reference,
+            emulate_fp16=args.fp16_emulation,
+            plugin_metrics=plugin_metrics,
+            classifier=classifier,
+            training_codes=training_codes,
+            export=export,
+        )
+
+    def accumulators(self) -> list[Accumulator[GeneratedBatch]]:
+        """Everything that is measured, in the order of the result file."""
+        sampler, count = self.sampler, len(self.sampler.labels)
+        device = sampler.world.device
+        accumulators: list[Accumulator[GeneratedBatch]] = []
+
+        # distances
+        if self.extractor is not None:
+            accumulators.append(GenerationDistances(self.extractor, self.reference, count, self.emulate_fp16, device))
+            if "published" not in self.extractor.capabilities:
+                accumulators.append(NoiseDistance(self.extractor, self.reference, count, device))
+
+        # what single images and code sequences show
+        if self.plugin_metrics:
+            accumulators.append(ImageScores(self.plugin_metrics, count, device))
+        if self.classifier is not None:
+            accumulators.append(ClassAgreement(self.classifier, count))
+        accumulators.append(CodeSequences(count, token_shape_of(sampler.generator), self.training_codes))
+
+        # the images themselves
+        accumulators.append(Checksums(count))
+        if self.export is not None:
+            accumulators.append(self.export)
+        return accumulators
+
+    def protocol(self) -> dict[str, Any]:
+        """How the numbers were made."""
+        protocol = self.sampler.protocol(self.reference)
+        protocol["classifier"] = None
+        if self.classifier is not None:
+            protocol["classifier"] = {"fingerprint": fingerprint(self.classifier)}
+        protocol["training_codes"] = None
+        if self.training_codes is not None:
+            protocol["training_codes"] = {name: getattr(self.training_codes.manifest, name) for name in STORE_FACTS}
+        return protocol
+
+    def run(self, world: World) -> None:
+        """Samples, measures, and writes the result, then examples for the report."""
+        measurement = measure(self.sampler.batches(), self.accumulators(), world)
+        timing = self.sampler.times()
+        if not world.is_main:
+            return
+
+        write_arrays(self.output, **measurement.arrays)
+        write_result(
+            self.output,
+            measurement.metrics,
+            self.protocol(),
+            unavailable=measurement.unavailable,
+            timing=timing,
+        )
+
+        # hours of work are safe by now: what goes wrong with the examples is a warning
+        try:
+            write_arrays(self.output, **measurement.arrays, **examples(self.sampler, self.data))
+        except UserError as error:
+            logger.warning("no examples for the report: %s", error)
+
+
+def examples(sampler: Sampler, data: DataConfig) -> dict[str, np.ndarray]:
+    """The first samples of each class and the training image nearest to each, for the report.
+
+    Raises UserError where the data names no training images.
+    """
+    if not has_split(data, "train"):
+        raise UserError("the data names no training images")
+    source = open_source(data, "train")
+
+    # samples of balanced labels, whatever the labels of the measurement are: sample i has class i modulo the classes
+    num_classes = num_classes_of(sampler.generator)
+    num_shown = min(SHOWN_CLASSES, num_classes)
+    labels = torch.arange(num_shown).repeat_interleave(SHOWN_PER_CLASS)
+    ids = labels + torch.arange(SHOWN_PER_CLASS).repeat(num_shown) * num_classes
+    batches = sample_images(
+        sampler.generator, sampler.tokenizer, labels, ids, sampler.settings, sampler.batch_size, sampler.image_size
+    )
+    generated = torch.cat([images for _, images in batches])
+
+    # the nearest among a fixed choice of training images
+    order = np.random.default_rng(0).permutation(len(source))
+    candidates = np.sort(order[:NEAREST_CANDIDATES])
+    training = center_batch(source, sampler.image_size, candidates, data.skip_broken)
+    return {
+        "images": generated.numpy(),
+        "labels": labels.numpy(),
+        "nearest": training[nearest_training(generated, training)].numpy(),
+        "num_candidates": np.array(len(candidates)),
+        "class_names": np.array([str(name) for name in source.class_names]),
+    }

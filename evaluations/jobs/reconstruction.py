@@ -1,0 +1,176 @@
+"""The evaluation behind `evaluations.reconstruction`: images through a tokenizer and its codes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from engine.data.sources import ImageSource, open_source
+from engine.messages import UserError
+from engine.world import World
+from evaluations.cli import assets_from, extractor_from, open_reference, output_path
+from evaluations.image_sets import with_bar
+from evaluations.metrics.registry import Metric, metrics_to_compute
+from evaluations.protocols.accumulators import Accumulator, measure
+from evaluations.protocols.reconstruction import (
+    ReconstructedBatch,
+    ReconstructionProtocol,
+    Reconstructor,
+    Score,
+)
+from evaluations.protocols.reconstruction_accumulators import (
+    CodebookUsage,
+    Compression,
+    Examples,
+    PairScores,
+    ReconstructionDistances,
+    plugin_score,
+)
+from evaluations.protocols.reference import Reference
+from evaluations.protocols.registry import PROTOCOLS
+from evaluations.results import write_arrays, write_result
+from tokenizer.cli import images_from, tokenizer_from
+from tokenizer.frozen.lpips import lpips_network
+
+MIN_LPIPS_SIZE = 32  # pixels; smaller images vanish in its network
+
+
+@dataclass
+class ReconstructionJob:
+    """A tokenizer and held-out images, checked, and the accumulators of everything that was asked for."""
+
+    output: Path
+    reconstructor: Reconstructor
+    source: ImageSource
+    skip_broken: bool
+    batch_size: int
+    lpips_stamps: dict[str, str]
+    scores: PairScores
+    distances: ReconstructionDistances | None
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, world: World) -> ReconstructionJob:
+        """Opens and checks everything that the flags name, before anything is measured.
+
+        Raises UserError for what does not fit.
+        """
+        output = output_path(args, "reconstruction")
+        plugin_metrics = metrics_to_compute(args.metrics, "pairs")
+
+        # the networks and the rules
+        protocol = PROTOCOLS[args.protocol]()
+        lpips, lpips_stamps = lpips_networks(args, protocol, world)
+        extractor = extractor_from(args, world)
+        tokenizer = tokenizer_from(args, world.device)
+        reconstructor = Reconstructor(tokenizer, protocol, args.image_size_eval, args.original_resolution)
+        for problem in protocol.problems(extractor, args.reference):
+            raise UserError(f"--protocol {protocol.name} {problem}")
+        if args.with_lpips and not reconstructor.whole and reconstructor.eval_size < MIN_LPIPS_SIZE:
+            raise UserError(
+                f"--lpips needs images of {MIN_LPIPS_SIZE} px or more, these have {reconstructor.eval_size}"
+            )
+        scores = all_scores(protocol.scores(lpips), plugin_metrics)
+
+        # the images
+        data = images_from(args, tokenizer)
+        source = open_source(data, "val")
+        if len(source) < 2:
+            raise UserError(f"{source.name} has {len(source)} images; statistics need 2 or more")
+
+        # the reference comes last: its statistics may take long
+        distances = None
+        if extractor is not None:
+            reference: Reference | None = None  # the images themselves, unless the flags name others
+            if args.reference != "val":
+                opened = open_reference(args, "reconstruction", data, reconstructor.eval_size, extractor)
+                reference = opened.reference(output.parent, world, args.precision_recall)
+            distances = ReconstructionDistances(
+                protocol, extractor, reference, len(source), args.precision_recall, args.fp16_emulation
+            )
+        return cls(
+            output=output,
+            reconstructor=reconstructor,
+            source=source,
+            skip_broken=data.skip_broken,
+            batch_size=args.per_proc_batch_size,
+            lpips_stamps=lpips_stamps,
+            scores=PairScores(scores, len(source)),
+            distances=distances,
+        )
+
+    def accumulators(self) -> list[Accumulator[ReconstructedBatch]]:
+        """Everything that is measured, in the order of the result file."""
+        quantizer, count = self.reconstructor.tokenizer.quantizer, len(self.source)
+        accumulators: list[Accumulator[ReconstructedBatch]] = [
+            self.scores,
+            CodebookUsage(quantizer),
+            Compression(quantizer, count),
+        ]
+        if self.distances is not None:
+            accumulators.append(self.distances)
+        if not self.reconstructor.whole:
+            accumulators.append(Examples(count))  # whole images differ in size: they make no table
+        return accumulators
+
+    def batches(self, world: World) -> Iterator[ReconstructedBatch]:
+        """The images of this rank with their reconstructions."""
+        originals = self.reconstructor.originals(self.source, self.batch_size, self.skip_broken, world)
+        for ids, images in with_bar(originals, len(self.source), "reconstruction", world):
+            yield self.reconstructor.reconstruct(ids, images.to(world.device))
+
+    def protocol(self) -> dict[str, Any]:
+        """How the numbers were made."""
+        tokenizer = self.reconstructor.tokenizer
+        originals = {"data": self.source.name, "split": "val", "content": self.source.identity()}
+        reference = self.distances.reference_facts(originals) if self.distances is not None else None
+        return {
+            "kind": "reconstruction",
+            "name": self.reconstructor.protocol.name,
+            "num_images": len(self.source),
+            **originals,
+            "skip_broken": self.skip_broken,
+            **self.reconstructor.facts(),
+            "reference": reference,
+            "lpips_weights": self.lpips_stamps,
+            "codebook_size": tokenizer.quantizer.codebook_size,
+            "num_tokens": tokenizer.num_tokens,
+            "precision": "fp32",
+            "tokenizer": tokenizer.provenance.facts(),
+        }
+
+    def run(self, world: World) -> None:
+        """Measures, and writes the result."""
+        measurement = measure(self.batches(world), self.accumulators(), world)
+        if world.is_main:
+            write_arrays(self.output, **measurement.arrays)
+            write_result(self.output, measurement.metrics, self.protocol(), unavailable=measurement.unavailable)
+
+
+def lpips_networks(
+    args: argparse.Namespace, protocol: ReconstructionProtocol, world: World
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """({metric: network}, {metric: stamp}) of the protocol's LPIPS; both empty without --lpips."""
+    networks, stamps = {}, {}
+    if args.with_lpips:
+        for metric, backbone in protocol.lpips_backbones.items():
+            network, stamps[metric] = lpips_network(assets_from(args), backbone)
+            networks[metric] = network.to(world.device)
+    return networks, stamps
+
+
+def all_scores(protocol_scores: dict[str, Score], plugin_metrics: list[Metric]) -> dict[str, Score]:
+    """The scores of the protocol and of plug-ins.
+
+    Raises UserError where one of a plug-in has the name of one of the protocol.
+    """
+    scores = dict(protocol_scores)
+    for metric in plugin_metrics:
+        if metric.name in protocol_scores:
+            raise UserError(f"--metrics {metric.name}: the protocol has a score of this name; register another name")
+        scores[metric.name] = plugin_score(metric)
+    return scores

@@ -1,0 +1,255 @@
+"""The evaluation behind `evaluations.search_cfg`: the guidance scale with the smallest distance."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autoregressive.cli import gpt_from, settings_of
+from engine.checkpoint.manifest import write_atomic
+from engine.messages import UserError, logger
+from engine.world import World
+from evaluations.cli import extractor_from, open_reference, output_path
+from evaluations.generated import Sampler
+from evaluations.metrics.extractor import Extractor
+from evaluations.protocols.accumulators import Measurement, measure
+from evaluations.protocols.generation_accumulators import GenerationDistances
+from evaluations.protocols.reference import Reference
+from evaluations.results import changed_facts, read_result, write_result
+from tokenizer.cli import images_from, tokenizer_from
+
+PUBLISHED_STARTS = {  # schedule -> size of the GPT -> scale at which the released search starts; None: other sizes
+    "step": {"b": 2.5, "l": 1.75, None: 1.25},
+    "constant": {"b": 2.0, None: 1.75},
+    "linear": {None: 2.0},
+}
+OTHER_STARTS = {None: 2.0}  # of schedules without a released search
+
+# facts of a protocol that may differ when a search goes on: the scale is what moves, and folders may have moved
+FREE_FACTS = (("sampler", "guidance_scale"), ("tokenizer", "path"), ("gpt", "path"))
+
+Measure = Callable[[float], float]  # guidance scale -> distance
+
+
+# ------------------------------------------------------------------------------------------------ where to look
+def zero_order_search(measure_at: Measure, start: float, step: float = 0.25, max_scale: float = math.inf) -> float:
+    """The scale in [1, max_scale] whose distance is the smallest among its neighbors at distance `step`.
+
+    It walks from `start`. This is GigaTok's search: it looks up before it looks down.
+    """
+    tried: dict[float, float] = {}
+    scale: float | None = start
+    while scale is not None:
+        tried[scale] = measure_at(scale)
+        best = min(tried, key=tried.__getitem__)
+        neighbors = [round(best + step, 6), round(best - step, 6)]
+        scale = next((s for s in neighbors if 1 <= s <= max_scale and s not in tried), None)
+    return best
+
+
+def published_start(size: str | None, schedule: str, tokenizer_path: str = "") -> float:
+    """Where the released search starts for a GPT of a named size. It knows the XXL tokenizer by its name."""
+    if schedule == "constant" and size == "b" and "XXL" in tokenizer_path:
+        return 1.75
+    starts = PUBLISHED_STARTS.get(schedule, OTHER_STARTS)
+    return starts.get(size, starts[None])
+
+
+def parse_scales(text: str) -> list[float]:
+    """`"1,1.5"` -> [1.0, 1.5]. Raises UserError for anything that is no list of scales."""
+    try:
+        scales = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--scales {text!r} must be numbers separated by commas, such as 1,1.5,2") from None
+    outside = [scale for scale in scales if not 1 <= scale < math.inf]
+    if outside:
+        raise UserError(f"--scales has {outside[0]:g}; a guidance scale is 1 (off) or more")
+    return scales
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """Which guidance scales are measured: those of a list, or those on the way of a zero-order search."""
+
+    start: float | None  # None: not yet known, see `published_start`
+    step: float = 0.25
+    coarse_step: float | None = None  # search with this step first, then from there with `step`
+    scales: str | None = None  # a list such as "1,1.5,2", instead of a search
+    max_scale: float = math.inf
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a plan that cannot be followed."""
+        for flag, step in (("--step", self.step), ("--coarse-step", self.coarse_step)):
+            if step is not None and not 0 < step < math.inf:
+                raise UserError(f"{flag} {step:g} must be above 0")
+        if self.scales is not None:
+            parse_scales(self.scales)
+        if self.start is not None and not 1 <= self.start <= self.max_scale:
+            raise UserError(
+                f"the search starts at scale {self.start:g}, outside 1..--max-scale {self.max_scale:g}; see --cfg-scale"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """What is written beside the result, by the names of the flags."""
+        settings = asdict(self)
+        start, max_scale = settings.pop("start"), settings.pop("max_scale")
+        return {"cfg_scale": start, **settings, "max_scale": f"{max_scale:g}"}
+
+    def run(self, measure_at: Measure) -> float:
+        """The best scale."""
+        if self.scales is not None:
+            return min(parse_scales(self.scales), key=measure_at)
+        start = self.start
+        if self.coarse_step is not None:
+            start = zero_order_search(measure_at, start, self.coarse_step, self.max_scale)
+        return zero_order_search(measure_at, start, self.step, self.max_scale)
+
+
+# ------------------------------------------------------------------------------------------------ what was measured
+class Curve:
+    """The metrics of the scales measured so far, in a file with the settings that they belong to."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], world: World) -> None:
+        """Reads the file where there is one. Raises UserError where it belongs to other settings."""
+        self.path, self.world = path, world
+        self.settings = json.loads(json.dumps(settings))  # as they look when they are read again
+        self.rows: dict[float, dict[str, float]] = {}  # scale -> metrics
+        self.missing: dict[str, str] = {}  # metric -> why it is unavailable
+        if not path.is_file():
+            return
+
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); remove it") from error
+        require_settings(stored["settings"], self.settings, f"{path} holds a search", "use another --output")
+        self.missing = stored.get("unavailable", {})
+        self.rows = {row["guidance_scale"]: row["metrics"] for row in stored["rows"]}
+
+    def add(self, scale: float, measurement: Measurement) -> None:
+        """Keeps what was measured at a scale."""
+        self.rows[scale] = measurement.metrics
+        self.missing |= measurement.unavailable
+        if self.world.is_main:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            content = {"settings": self.settings, "rows": self.table(), "unavailable": self.missing}
+            write_atomic(self.path, json.dumps(content, indent=1))
+
+    def table(self) -> list[dict[str, Any]]:
+        """The rows by scale, for files."""
+        return [{"guidance_scale": scale, "metrics": self.rows[scale]} for scale in sorted(self.rows)]
+
+
+def require_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any], found: str, advice: str) -> None:
+    """Raises UserError where `stored` settings differ; `found` says whose they are."""
+    changed = list(changed_facts(stored, wanted).values())
+    if changed:
+        raise UserError(f"{found} with other settings ({'; '.join(changed)[:500]}); {advice}")
+
+
+# ------------------------------------------------------------------------------------------------ the search
+@dataclass
+class SearchJob:
+    """A search that is opened and checked, and may have begun in an earlier process."""
+
+    output: Path
+    plan: SearchPlan
+    sampler: Sampler
+    extractor: Extractor
+    reference: Reference
+    emulate_fp16: bool
+    curve: Curve
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, world: World) -> SearchJob:
+        """Opens and checks everything that the flags name, before anything is sampled.
+
+        Raises UserError for what does not fit.
+        """
+        output = output_path(args, "search")
+        if isinstance(args.cfg_scale, tuple):
+            raise UserError("a search moves one scale, the same for all indices of a token; give one --cfg-scale")
+        plan = SearchPlan(args.cfg_scale, args.step, args.coarse_step, args.scales, args.max_scale)
+
+        # the networks, which know the published start of the search
+        extractor = extractor_from(args, world)
+        if extractor is None:
+            raise UserError("a search needs a distance: --extractor none cannot be used")
+        tokenizer = tokenizer_from(args, world.device)
+        gpt = gpt_from(args, tokenizer, world.device)
+        if plan.start is None:
+            size = getattr(gpt.config, "size", None)  # only some generators have named sizes
+            start = published_start(size, args.cfg_schedule, f"{args.vq_ckpt} {args.tok_config}")
+            plan = replace(plan, start=start)
+        settings = settings_of(argparse.Namespace(**{**vars(args), "cfg_scale": plan.start}))
+        sampler = Sampler.from_args(args, gpt, tokenizer, settings, world)
+
+        # the reference, whose statistics may take long
+        data = images_from(args, tokenizer)
+        opened = open_reference(args, "generation", data, sampler.image_size, extractor)
+        reference = opened.reference(output.parent, world, keep_features="published" in extractor.capabilities)
+
+        facts = sampler.protocol(reference)
+        for section, fact in FREE_FACTS:
+            facts[section].pop(fact, None)
+        facts["fp16_emulation"] = args.fp16_emulation
+        curve = Curve(output.with_suffix(".partial.json"), facts, world)
+        return cls(output, plan, sampler, extractor, reference, args.fp16_emulation, curve)
+
+    def settings(self) -> dict[str, Any]:
+        """All that a finished search must have been made with to be this one."""
+        return {**self.curve.settings, "search": self.plan.settings()}
+
+    def is_finished(self) -> bool:
+        """Whether the result is there already: a pipeline may be killed before it notes the end of its search.
+
+        Raises UserError where the result is that of another search.
+        """
+        if not self.output.is_file():
+            return False
+        stored = read_result(self.output).get("settings", {})
+        found, advice = f"{self.output} holds a finished search", "give another --output, or remove it"
+        require_settings(stored, self.settings(), found, advice)
+        return True
+
+    def measure_at(self, scale: float) -> float:
+        """The distance at a guidance scale, measured unless it is known."""
+        if scale not in self.curve.rows:
+            self.curve.add(scale, self.metrics_at(scale))
+        metrics = self.curve.rows[scale]
+        logger.info("guidance scale %g: %s", scale, "  ".join(f"{name} {v:.4g}" for name, v in metrics.items()))
+        return next(iter(metrics.values()))  # the distance comes first
+
+    def metrics_at(self, scale: float) -> Measurement:
+        """All metrics of the samples at a guidance scale."""
+        sampler, world = self.sampler.at(scale), self.sampler.world
+        distances = GenerationDistances(
+            self.extractor, self.reference, len(sampler.labels), self.emulate_fp16, world.device
+        )
+        return measure(sampler.batches(f"guidance {scale:g}"), [distances], world)
+
+    def run(self, world: World) -> None:
+        """Searches, and writes the result; a finished search is left as it is."""
+        if self.is_finished():
+            if world.is_main:
+                self.curve.path.unlink(missing_ok=True)
+                logger.info("%s holds this search, finished before", self.output)
+            return
+        world.barrier()  # no rank begins before all have looked for a result
+
+        best = self.plan.run(self.measure_at)
+        if world.is_main:
+            write_result(
+                self.output,
+                {"best_guidance_scale": best, **self.curve.rows[best]},
+                self.sampler.at(best).protocol(self.reference),
+                curve=self.curve.table(),
+                unavailable=self.curve.missing,
+                settings=self.settings(),
+            )
+            self.curve.path.unlink()

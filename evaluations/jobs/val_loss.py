@@ -1,0 +1,148 @@
+"""The evaluation behind `evaluations.val_loss`: held-out codes, and the loss of each image."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from autoregressive.cli import gpt_from
+from autoregressive.codes import CENTER_VIEW, CodeStore
+from autoregressive.models.gpt import GPT
+from autoregressive.training.task import next_token_loss
+from engine.data.config import DataConfig
+from engine.data.images import to_float
+from engine.data.samples import labelled_batch
+from engine.data.sources import open_source
+from engine.messages import ConfigError, UserError
+from engine.world import World
+from evaluations.cli import output_path
+from evaluations.generated import num_classes_of, precision_of
+from evaluations.image_sets import CENTER_CROP, rank_batches
+from evaluations.results import write_result
+from tokenizer.cli import images_from, tokenizer_from
+from tokenizer.models.base import Tokenizer
+
+
+class HeldOutCodes(Protocol):
+    """Codes of held-out images with their labels."""
+
+    class_names: list[str]
+    facts: dict[str, Any]  # for the protocol; `num_images` and `data` among them
+
+    def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Numbers of images (B,) -> tokens (B,N) or (B,N,k), labels (B,)."""
+
+
+class CodesOfImages:
+    """Center crops of the held-out images, through the tokenizer."""
+
+    def __init__(self, data: DataConfig, tokenizer: Tokenizer, device: torch.device) -> None:
+        self.tokenizer, self.device, self.skip_broken = tokenizer, device, data.skip_broken
+        self.source = open_source(data, "val")
+        self.class_names = self.source.class_names
+        self.facts = {
+            "num_images": len(self.source),
+            "data": self.source.name,
+            "content": self.source.identity(),
+            "skip_broken": data.skip_broken,
+            "crop": CENTER_CROP,
+        }
+
+    def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        images, labels = labelled_batch(self.source, self.tokenizer.image_size, rows, self.skip_broken)
+        return self.tokenizer.encode(to_float(images.to(self.device))).indices, labels
+
+
+class StoredCodes:
+    """The codes of the split `val` that were extracted before, in their center view."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = CodeStore(folder, "val")
+        manifest = self.store.manifest
+        self.class_names = manifest.class_names
+        self.view = CENTER_VIEW[manifest.views]
+        crop = f"{CENTER_CROP} of 1.1 times the size" if manifest.views == "ten-crop" else CENTER_CROP
+        self.facts = {"num_images": len(self.store), "data": manifest.data, "crop": crop}
+
+    def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        tokens = [self.store.tokens(i, self.view) for i in rows]
+        return torch.stack(tokens), torch.from_numpy(self.store.labels[rows])
+
+
+def image_losses(gpt: GPT, labels: Tensor, tokens: Tensor) -> Tensor:
+    """The loss of each image by itself (B,), in nats per token, float64."""
+    outputs = gpt(labels, tokens)
+    losses = [next_token_loss(logits[None], t[None]) for logits, t in zip(outputs, tokens, strict=True)]
+    return torch.stack(losses).double()
+
+
+@dataclass
+class ValLossJob:
+    """A GPT and held-out codes of its tokenizer, checked."""
+
+    output: Path
+    tokenizer: Tokenizer
+    gpt: GPT
+    codes: HeldOutCodes
+    batch_size: int
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, world: World) -> ValLossJob:
+        """Opens and checks everything that the flags name, before anything is measured.
+
+        Raises UserError for what does not fit.
+        """
+        output = output_path(args, "val_loss")
+        if args.code_path is not None and (args.data or args.val_path):
+            raise UserError("give either --code-path, or --data or --val-path")
+        tokenizer = tokenizer_from(args, world.device)
+        gpt = gpt_from(args, tokenizer, world.device)
+
+        codes: HeldOutCodes
+        if args.code_path is not None:
+            codes = StoredCodes(args.code_path)
+            codes.store.require(tokenizer.provenance.fingerprint, args.vq_ckpt)
+        else:
+            codes = CodesOfImages(images_from(args, tokenizer), tokenizer, world.device)
+
+        data, num_images = codes.facts["data"], codes.facts["num_images"]
+        if len(codes.class_names) != num_classes_of(gpt):
+            raise ConfigError(f"{data} has {len(codes.class_names)} classes, the GPT {num_classes_of(gpt)}")
+        if num_images < 2:
+            raise UserError(f"{data} has {num_images} images; a standard error needs 2 or more")
+        return cls(output, tokenizer, gpt, codes, args.per_proc_batch_size)
+
+    def protocol(self) -> dict[str, Any]:
+        """How the numbers were made."""
+        return {
+            "kind": "val_loss",
+            **self.codes.facts,
+            "split": "val",
+            "image_size": self.tokenizer.image_size,
+            "labels": "true",
+            "unit": "nats per token",
+            "tokenizer": self.tokenizer.provenance.facts(),
+            "gpt": self.gpt.provenance.facts(),
+            "precision": precision_of(self.gpt),
+        }
+
+    def run(self, world: World) -> None:
+        """Measures, and writes the result."""
+        count = self.codes.facts["num_images"]
+        losses = torch.zeros(count, dtype=torch.float64, device=world.device)
+        batches = rank_batches(count, self.batch_size, world)
+        for ids in tqdm(batches, desc="validation loss", disable=None if world.is_main else True):
+            tokens, labels = self.codes.read(ids.numpy())
+            losses[ids] = image_losses(self.gpt, labels.to(world.device), tokens.to(world.device))
+        losses = world.sum(losses)
+
+        if world.is_main:
+            metrics = {"val_loss": losses.mean().item(), "val_loss_stderr": (losses.std() / count**0.5).item()}
+            write_result(self.output, metrics, self.protocol())

@@ -1,0 +1,186 @@
+"""The metrics by name: title, unit, direction, and the facts of a protocol that each depends on.
+
+This is the only place that knows whether a smaller value of a metric is better, which cards a report shows, and
+which metrics are fractions. A metric that is not in `METRICS` is shown, and never ranked.
+
+A plug-in adds a metric that `--metrics NAME` asks for. Over the images of a generation, uint8 (B,3,H,W):
+
+    METRICS["contrast"] = Metric("contrast", "Contrast", better="higher", images=lambda x: x.float().std((1, 2, 3)))
+
+and over the pairs of a reconstruction with `pairs`; see `Metric`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from engine.messages import UserError
+
+Kind = Literal["pairs", "images"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a result.
+
+    `depends_on` names sections of a protocol that this metric depends on and others do not: where they differ between
+    results, this metric is not ranked.
+
+    `pairs` and `images` are for metrics of plug-ins, computed on request. The result holds the mean over all images.
+        pairs(reconstructions, originals) -> (B,)   both float (B,3,H,W) in [-1,1]
+        images(images) -> (B,)                      uint8 (B,3,H,W)
+    """
+
+    name: str  # the key in the result file
+    title: str  # for people
+    unit: str = ""
+    better: Literal["lower", "higher"] | None = None  # None: says nothing about the quality of a network
+    depends_on: tuple[str, ...] = ()
+    percent: bool = False  # a fraction in 0..1, shown in percent
+    headline: bool = False  # a report shows it on a card
+    pairs: Callable[[Tensor, Tensor], Tensor] | None = None
+    images: Callable[[Tensor], Tensor] | None = None
+
+
+# ------------------------------------------------------------------------------------------------ names of distances
+PUBLISHED_DISTANCE = {"generation": "gfid", "reconstruction": "rfid"}  # what is measured -> published name
+UNPUBLISHED_SUFFIX = {"generation": "generated", "reconstruction": "reconstruction"}  # of any other distance
+
+
+def distance_name(family: str, measured: str, published: bool) -> str:
+    """The name of the Frechet distance of images that are a `generation` or a `reconstruction`.
+
+    Only where extractor and reference are those of the published number is it called gfid or rfid; else its name is
+    that of the `family`, which is the `metric` of the extractor, and a suffix.
+    """
+    return PUBLISHED_DISTANCE[measured] if published else f"{family}_{UNPUBLISHED_SUFFIX[measured]}"
+
+
+def distances(family: str, headline: bool = False) -> Iterator[Metric]:
+    """The distances of one extractor under its own name, for `METRICS`; also for that of a plug-in."""
+    reference = ("reference",)
+    yield Metric(
+        f"{family}_reconstruction", f"{family}, reconstructed", better="lower", depends_on=reference, headline=headline
+    )
+    yield Metric(f"{family}_generated", f"{family}, generated", better="lower", depends_on=reference, headline=headline)
+    # these give the scale of the distance, and say nothing about a network
+    yield Metric(f"{family}_real", f"{family}, real images", depends_on=reference)
+    yield Metric(f"{family}_noise", f"{family}, uniform noise", depends_on=reference)
+
+
+# ------------------------------------------------------------------------------------------------ the metrics
+REFERENCE, LPIPS = ("reference",), ("lpips_weights",)
+
+BUILT_IN = (  # in the order of a report's cards
+    # distances to reference images
+    Metric("rfid", "rFID", better="lower", depends_on=REFERENCE, headline=True),
+    Metric("gfid", "gFID", better="lower", depends_on=REFERENCE, headline=True),
+    Metric("sfid", "sFID", better="lower", depends_on=REFERENCE),
+    *distances("fid"),
+    *distances("frechet_lite0", headline=True),
+    # pairs of original and reconstruction
+    Metric("psnr", "PSNR", unit="dB", better="higher", headline=True),
+    Metric("ssim", "SSIM", better="higher", headline=True),
+    Metric("ssim_range2", "SSIM of range 2, as published", better="higher"),
+    Metric("lpips", "LPIPS", better="lower", depends_on=LPIPS, headline=True),
+    Metric("lpips_raw", "LPIPS of images that are not clamped", better="lower", depends_on=LPIPS),
+    Metric("lpips_vgg", "LPIPS of VGG16", better="lower", depends_on=LPIPS),
+    Metric("lpips_alex", "LPIPS of AlexNet", better="lower", depends_on=LPIPS),
+    # codes
+    Metric("codebook_usage", "codebook usage", better="higher", percent=True, headline=True),
+    Metric("codebook_usage_pooled", "codebook usage, groups pooled", better="higher", percent=True),
+    Metric("codebook_perplexity", "codebook perplexity", better="higher"),
+    Metric("distinct_codes", "distinct tokens", better="higher"),
+    Metric("bits_per_image", "bits per image", better="lower", headline=True),
+    Metric("compression_ratio", "compression ratio", better="higher"),
+    # generated images
+    Metric("inception_score", "Inception Score", better="higher", depends_on=REFERENCE, headline=True),
+    Metric("precision", "precision", better="higher", depends_on=REFERENCE, headline=True),
+    Metric("recall", "recall", better="higher", depends_on=REFERENCE, headline=True),
+    Metric("precision_fp16", "precision in emulated float16", depends_on=REFERENCE),
+    Metric("recall_fp16", "recall in emulated float16", depends_on=REFERENCE),
+    Metric(
+        "label_agreement", "class accuracy", better="higher", depends_on=("classifier",), percent=True, headline=True
+    ),
+    Metric("distinct", "distinct code sequences", better="higher", percent=True, headline=True),
+    Metric(
+        "memorised",
+        "memorized code sequences",
+        better="lower",
+        depends_on=("training_codes",),
+        percent=True,
+        headline=True,
+    ),
+    Metric("seconds_per_image", "time per image", unit="s", better="lower"),
+    Metric("decoding_share", "decoder's fraction of the time", percent=True),
+    # GPTs and probes
+    Metric("best_guidance_scale", "best guidance scale", headline=True),
+    Metric("val_loss", "validation loss of the GPT", unit="nats", better="lower", headline=True),
+    Metric("val_loss_stderr", "standard error of the validation loss", unit="nats"),
+    Metric("top1", "linear probe, top-1", better="higher", percent=True, headline=True),
+    Metric("top5", "linear probe, top-5", better="higher", percent=True),
+    Metric("best_base_lr", "best base learning rate"),
+    Metric("linear_probe_top1", "linear probe, top-1", better="higher", percent=True),
+)
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in BUILT_IN}
+
+
+# ------------------------------------------------------------------------------------------------ questions
+GROUP = re.compile(r"(?P<metric>.+)_group_(?P<group>\d+)")  # a metric of one group of the codebook
+
+
+def find_metric(name: str) -> Metric | None:
+    """The metric that a number of a result is, or None for an unknown name.
+
+    A part by group, such as `codebook_usage_group_3`, is the metric of the whole under its own name and title.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    part = GROUP.fullmatch(name)
+    if part is None or part["metric"] not in METRICS:
+        return None
+    whole = METRICS[part["metric"]]
+    return replace(whole, name=name, title=f"{whole.title}, group {part['group']}", headline=False)
+
+
+def title(name: str) -> str:
+    """A metric's title with its unit, such as "PSNR, dB"; the name itself for an unknown one."""
+    metric = find_metric(name)
+    if metric is None:
+        return name
+    return f"{metric.title}, {metric.unit}" if metric.unit else metric.title
+
+
+def shown(name: str, value: float) -> str:
+    """A value as people read it: fractions in percent, other numbers with four digits, without the unit."""
+    metric = find_metric(name)
+    return f"{value:.1%}" if metric is not None and metric.percent else f"{value:.4g}"
+
+
+def headline_metrics() -> list[str]:
+    """The metrics that a report shows on cards, in their order."""
+    return [name for name, metric in METRICS.items() if metric.headline]
+
+
+def protocol_sections() -> set[str]:
+    """The sections of a protocol that only some metrics depend on."""
+    return {section for metric in METRICS.values() for section in metric.depends_on}
+
+
+def metrics_to_compute(names: Sequence[str], kind: Kind) -> list[Metric]:
+    """The metrics of plug-ins that `--metrics` asks for, in the order of the names.
+
+    `kind` is the function that they need. Raises UserError for a name without such a function.
+    """
+    accepted = [name for name, metric in METRICS.items() if getattr(metric, kind) is not None]
+    unknown = [name for name in names if name not in accepted]
+    if unknown:
+        choices = ", ".join(accepted) if accepted else "none; --plugin registers some"
+        raise UserError(f"--metrics {unknown[0]} cannot be computed over {kind} here; choose one of: {choices}")
+    return [METRICS[name] for name in dict.fromkeys(names)]

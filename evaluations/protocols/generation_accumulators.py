@@ -1,0 +1,169 @@
+"""What is measured over the batches of a generation; see `Accumulator`."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from autoregressive.codes import CodeStore
+from engine.data.images import to_pil
+from engine.messages import UserError
+from engine.world import World
+from evaluations.digits.model import classify
+from evaluations.image_sets import NpzWriter
+from evaluations.metrics.extractor import Extractor
+from evaluations.metrics.feature_statistics import FeatureStatistics
+from evaluations.metrics.registry import Metric
+from evaluations.metrics.sequences import fraction_distinct, fraction_memorized, noise_images
+from evaluations.protocols.accumulators import Accumulator, Measurement
+from evaluations.protocols.distances import compute_metrics, pool_distance
+from evaluations.protocols.reference import Reference
+
+
+class GeneratedBatch(NamedTuple):
+    """Some generated images, on the CPU."""
+
+    ids: Tensor  # (B,) int64, numbers of the samples
+    labels: Tensor  # (B,) int64, the classes asked for
+    tokens: Tensor  # (B,N) or (B,N,k)
+    images: Tensor  # uint8 (B,3,H,W)
+
+
+class GenerationDistances(Accumulator[GeneratedBatch]):
+    """Metrics of generated images against a reference; precision and recall of a published extractor only."""
+
+    def __init__(
+        self, extractor: Extractor, reference: Reference, count: int, emulate_fp16: bool, device: torch.device
+    ) -> None:
+        self.extractor, self.reference = extractor, reference
+        self.emulate_fp16, self.device = emulate_fp16, device
+        self.statistics = FeatureStatistics(extractor, count, keep_features="published" in extractor.capabilities)
+
+    def update(self, batch: GeneratedBatch) -> None:
+        self.statistics.update(batch.ids, self.extractor(batch.images.to(self.device)))
+
+    def result(self, world: World) -> Measurement:
+        return compute_metrics(self.statistics, self.reference, world, "generation", self.emulate_fp16)
+
+
+class NoiseDistance(Accumulator[GeneratedBatch]):
+    """The distance of as many images of uniform noise: the scale of a distance without published values."""
+
+    def __init__(self, extractor: Extractor, reference: Reference, count: int, device: torch.device) -> None:
+        self.extractor, self.reference, self.device = extractor, reference, device
+        self.statistics = FeatureStatistics(extractor, count)
+
+    def update(self, batch: GeneratedBatch) -> None:
+        noise = noise_images(len(batch.ids), batch.images.shape[-1], seed=int(batch.ids[0]))
+        self.statistics.update(batch.ids, self.extractor(noise.to(self.device)))
+
+    def result(self, world: World) -> Measurement:
+        distance = pool_distance(self.statistics, self.reference, world)
+        return Measurement({f"{self.extractor.metric}_noise": distance})
+
+
+class ImageScores(Accumulator[GeneratedBatch]):
+    """Means of metrics of plug-ins over all images."""
+
+    def __init__(self, metrics: Sequence[Metric], count: int, device: torch.device) -> None:
+        self.metrics, self.device = metrics, device
+        self.table = torch.zeros(len(metrics), count, dtype=torch.float64)
+
+    def update(self, batch: GeneratedBatch) -> None:
+        images = batch.images.to(self.device)
+        for row, metric in zip(self.table, self.metrics, strict=True):
+            row[batch.ids] = metric.images(images).double().cpu()
+
+    def result(self, world: World) -> Measurement:
+        means = world.sum(self.table.to(world.device)).cpu().mean(1).tolist()
+        return Measurement({metric.name: mean for metric, mean in zip(self.metrics, means, strict=True)})
+
+
+class ClassAgreement(Accumulator[GeneratedBatch]):
+    """`label_agreement`: the fraction of images that a classifier puts into the class they were asked for."""
+
+    def __init__(self, classifier: nn.Module, count: int) -> None:
+        self.classifier, self.count = classifier, count
+        self.num_right = torch.zeros(1, dtype=torch.float64)
+
+    def update(self, batch: GeneratedBatch) -> None:
+        self.num_right += (classify(self.classifier, batch.images) == batch.labels).sum()
+
+    def result(self, world: World) -> Measurement:
+        return Measurement({"label_agreement": world.sum(self.num_right.to(world.device)).item() / self.count})
+
+
+class CodeSequences(Accumulator[GeneratedBatch]):
+    """`distinct` code sequences; with a store of training codes also those that are `memorised` from it."""
+
+    def __init__(self, count: int, token_shape: tuple[int, ...], training_codes: CodeStore | None) -> None:
+        self.tokens = torch.zeros(count, *token_shape, dtype=torch.long)
+        self.training_codes = training_codes
+
+    def update(self, batch: GeneratedBatch) -> None:
+        self.tokens[batch.ids] = batch.tokens
+
+    def result(self, world: World) -> Measurement:
+        tokens = world.sum(self.tokens.to(world.device)).cpu().flatten(1).numpy()
+        if not world.is_main:
+            return Measurement()  # reading all training codes takes long; one rank does it
+        metrics = {"distinct": fraction_distinct(tokens)}
+        if self.training_codes is not None:
+            metrics["memorised"] = fraction_memorized(tokens, self.training_codes.codes)
+        return Measurement(metrics)
+
+
+class Checksums(Accumulator[GeneratedBatch]):
+    """CRC-32 of every image (count,), by which `evaluations.compare` counts images that differ."""
+
+    def __init__(self, count: int) -> None:
+        self.checksums = torch.zeros(count, dtype=torch.long)
+
+    def update(self, batch: GeneratedBatch) -> None:
+        self.checksums[batch.ids] = torch.tensor([zlib.crc32(image.numpy().tobytes()) for image in batch.images])
+
+    def result(self, world: World) -> Measurement:
+        checksums = world.sum(self.checksums.to(world.device)).cpu()
+        return Measurement(arrays={"checksums": checksums.numpy()})
+
+
+# ------------------------------------------------------------------------------------------------ exports
+class NpzExport(Accumulator[GeneratedBatch]):
+    """Writes the images into `samples.npz` in ADM's layout."""
+
+    def __init__(self, folder: Path, labels: Tensor, image_size: int, world: World) -> None:
+        self.labels = labels
+        self.writer = NpzWriter(folder / "samples.npz", len(labels), image_size, world)
+
+    def update(self, batch: GeneratedBatch) -> None:
+        self.writer.write(batch.ids, batch.images)
+
+    def result(self, world: World) -> Measurement:
+        self.writer.finish(labels=self.labels.numpy())
+        return Measurement()
+
+
+class PngExport(Accumulator[GeneratedBatch]):
+    """Writes the images as PNG files, named by their numbers, into an empty folder `samples`."""
+
+    def __init__(self, folder: Path, labels: Tensor, image_size: int, world: World) -> None:
+        self.samples_dir = folder / "samples"
+        if self.samples_dir.is_dir() and any(self.samples_dir.iterdir()):
+            raise UserError(f"{self.samples_dir} holds pictures already; remove them or give another --sample-dir")
+        world.barrier()  # no rank writes before all have looked
+        self.samples_dir.mkdir(parents=True, exist_ok=True)
+
+    def update(self, batch: GeneratedBatch) -> None:
+        for number, image in zip(batch.ids.tolist(), batch.images, strict=True):
+            to_pil(image).save(self.samples_dir / f"{number:06d}.png")
+
+    def result(self, world: World) -> Measurement:
+        return Measurement()
+
+
+EXPORTS = {"npz": NpzExport, "png": PngExport}  # for --export

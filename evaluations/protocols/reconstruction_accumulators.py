@@ -1,0 +1,147 @@
+"""What is measured over the batches of a reconstruction; see `Accumulator`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from engine.world import World
+from evaluations.metrics.code_usage import CodeUsage, compression, not_counted, usage_metrics
+from evaluations.metrics.extractor import Extractor
+from evaluations.metrics.feature_statistics import FeatureStatistics
+from evaluations.metrics.registry import Metric
+from evaluations.protocols.accumulators import Accumulator, Measurement
+from evaluations.protocols.distances import compute_metrics, pool_distance
+from evaluations.protocols.reconstruction import ReconstructedBatch, ReconstructionProtocol, Score
+from evaluations.protocols.reference import KINDS, Reference, extractor_facts
+from tokenizer.quantizers.base import Quantizer
+
+NUM_EXAMPLES = 32  # pairs kept for the report
+
+
+def plugin_score(metric: Metric) -> Score:
+    """The score of a plug-in's metric, which is given clamped reconstructions and originals."""
+    return lambda batch: metric.pairs(batch.reconstructions.clamp(-1, 1), batch.originals)
+
+
+class PairScores(Accumulator[ReconstructedBatch]):
+    """Scores of each pair of images: their means, and `score_<metric>` (count,) for the report."""
+
+    def __init__(self, scores: Mapping[str, Score], count: int) -> None:
+        self.scores = scores
+        self.table = torch.zeros(len(scores), count, dtype=torch.float64)
+
+    def update(self, batch: ReconstructedBatch) -> None:
+        for row, score in zip(self.table, self.scores.values(), strict=True):
+            row[batch.ids] = score(batch).double().cpu()
+
+    def result(self, world: World) -> Measurement:
+        table = world.sum(self.table.to(world.device)).cpu()
+        means = dict(zip(self.scores, table.mean(1).tolist(), strict=True))
+        arrays = {f"score_{name}": row.numpy() for name, row in zip(self.scores, table, strict=True)}
+        return Measurement(means, arrays=arrays)
+
+
+class CodebookUsage(Accumulator[ReconstructedBatch]):
+    """How the images use the codebook; `code_counts` (G,K) for the report."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        self.usage = CodeUsage(quantizer)
+
+    def update(self, batch: ReconstructedBatch) -> None:
+        self.usage.update(batch.indices)
+
+    def result(self, world: World) -> Measurement:
+        counts, num_distinct = self.usage.merged(world)
+        metrics = usage_metrics(counts, num_distinct, self.usage.sizes)
+        return Measurement(metrics, not_counted(self.usage.sizes), {"code_counts": counts.numpy()})
+
+
+class Compression(Accumulator[ReconstructedBatch]):
+    """Bits per image and compression ratio, for means over images, which may differ in size."""
+
+    def __init__(self, quantizer: Quantizer, count: int) -> None:
+        self.quantizer = quantizer
+        self.num_pixels = torch.zeros(count, dtype=torch.float64)
+        self.num_tokens = torch.zeros(count, dtype=torch.float64)
+
+    def update(self, batch: ReconstructedBatch) -> None:
+        self.num_pixels[batch.ids] = float(batch.num_pixels)
+        self.num_tokens[batch.ids] = float(batch.indices.shape[1])
+
+    def result(self, world: World) -> Measurement:
+        num_pixels = world.sum(self.num_pixels.to(world.device)).mean().item()
+        num_tokens = world.sum(self.num_tokens.to(world.device)).mean().item()
+        return Measurement(compression(self.quantizer, num_pixels, num_tokens))
+
+
+class ReconstructionDistances(Accumulator[ReconstructedBatch]):
+    """Metrics of reconstructions against a reference, or without one against their own originals.
+
+    With a reference the distance of the originals to it is measured too, as the scale of the other.
+    """
+
+    def __init__(
+        self,
+        protocol: ReconstructionProtocol,
+        extractor: Extractor,
+        reference: Reference | None,
+        count: int,
+        precision_recall: bool,
+        emulate_fp16: bool,
+    ) -> None:
+        self.protocol, self.extractor, self.reference = protocol, extractor, reference
+        self.emulate_fp16 = emulate_fp16
+        self.reconstructions = FeatureStatistics(extractor, count, precision_recall)
+        self.originals = FeatureStatistics(extractor, count, precision_recall and reference is None)
+
+    def reference_facts(self, originals_facts: Mapping[str, Any]) -> dict[str, Any]:
+        """The facts of the reference, given those of the originals."""
+        if self.reference is not None:
+            return self.reference.facts
+        facts = {"kind": KINDS["reconstruction"], "num_images": self.originals.count}
+        facts |= {"statistics": "of the images themselves", **extractor_facts(self.extractor)}
+        return {**originals_facts, **facts}
+
+    def update(self, batch: ReconstructedBatch) -> None:
+        self.reconstructions.update(batch.ids, self.protocol.features(self.extractor, batch.reconstructions))
+        self.originals.update(batch.ids, self.protocol.features(self.extractor, batch.originals))
+
+    def result(self, world: World) -> Measurement:
+        reference = self.reference
+        if reference is None:
+            reference = self._originals_as_reference(world)
+        measurement = compute_metrics(self.reconstructions, reference, world, "reconstruction", self.emulate_fp16)
+        if self.reference is not None:
+            measurement.metrics[f"{self.extractor.metric}_real"] = pool_distance(self.originals, reference, world)
+        return measurement
+
+    def _originals_as_reference(self, world: World) -> Reference:
+        """The statistics of the originals of all ranks. A collective."""
+        originals = self.originals
+        spatial = originals.spatial.merged(world).gaussian() if originals.spatial is not None else None
+        features = originals.all_features(world) if originals.features is not None else None
+        pool = originals.pool.merged(world).gaussian()
+        return Reference({"kind": KINDS["reconstruction"]}, pool, spatial, features)
+
+
+class Examples(Accumulator[ReconstructedBatch]):
+    """Evenly spread pairs for the report, uint8: `originals`, `reconstructions`, and their `numbers`."""
+
+    def __init__(self, count: int) -> None:
+        self.stride = max(1, count // NUM_EXAMPLES)
+        self.parts: dict[str, list[torch.Tensor]] = {"originals": [], "reconstructions": [], "numbers": []}
+
+    def update(self, batch: ReconstructedBatch) -> None:
+        rows = [i for i, number in enumerate(batch.ids.tolist()) if number % self.stride == 0]
+        if rows:
+            self.parts["originals"].append(batch.originals_u8[rows].cpu())
+            self.parts["reconstructions"].append(batch.reconstructions_u8[rows].cpu())
+            self.parts["numbers"].append(batch.ids[rows])
+
+    def result(self, world: World) -> Measurement:
+        """Those of this rank, so that the main rank's are written."""
+        arrays = {name: torch.cat(parts)[:NUM_EXAMPLES].numpy() for name, parts in self.parts.items() if parts}
+        return Measurement(arrays=arrays)

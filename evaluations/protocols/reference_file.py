@@ -1,0 +1,146 @@
+"""Reference statistics from an npz file in the layout of ADM.
+
+    mu, sigma       pool features
+    mu_s, sigma_s   spatial features
+    arr_0           images, for precision and recall
+    kind, num_images, extractor_weights   written by evaluations.make_reference only
+
+A file with fewer keys makes some metrics unavailable, by name.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.checkpoint.manifest import file_sha256
+from engine.messages import UserError, logger
+from engine.world import World
+from evaluations.image_sets import NpzImages
+from evaluations.metrics.extractor import Extractor
+from evaluations.metrics.extractors import extractors_with
+from evaluations.metrics.frechet import Gaussian
+from evaluations.protocols.reference import Reference, ReferenceImages, extractor_facts
+
+TRAIN_STATISTICS = re.compile(r"VIRTUAL_imagenet\d+_labeled\.npz")  # ADM's files: statistics of the whole training set
+
+
+@dataclass
+class ReferenceFile:
+    """The content of a file, read and checked; `reference` computes features of its images."""
+
+    path: Path
+    extractor: Extractor
+    facts: dict[str, Any]
+    pool: Gaussian | None
+    spatial: Gaussian | None
+    images: NpzImages | None
+
+    @classmethod
+    def read(cls, path: Path, kind: str | None, extractor: Extractor) -> ReferenceFile:
+        """Reads all but the images. `kind`: that of a file which does not say it itself.
+
+        Raises UserError for a file that cannot be read, or that does not fit the extractor or the kind.
+        """
+        if not path.is_file():
+            raise UserError(f"reference {path} does not exist")
+        if "published" not in extractor.capabilities:
+            accepted = " or ".join(extractors_with("published"))
+            raise UserError(f"reference {path} holds Inception statistics; use --extractor {accepted}")
+
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                kind = _kind(path, _text(stored, "kind"), kind)
+                pool = _gaussian(path, stored, "mu", "sigma", extractor.dim)
+                spatial = _gaussian(path, stored, "mu_s", "sigma_s", extractor.spatial_dim)
+                has_images = "arr_0" in stored.files
+                num_images = int(stored["num_images"]) if "num_images" in stored.files else "unknown"
+                weights = _text(stored, "extractor_weights")
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} cannot be read as reference statistics: {error}") from error
+        if weights not in (None, extractor.stamp):
+            raise UserError(f"{path} was made with the Inception weights {weights}, these are {extractor.stamp}")
+        if pool is None and not has_images:
+            raise UserError(f"{path} has neither mu and sigma nor images (arr_0)")
+
+        sha256 = file_sha256(path)
+        facts: dict[str, Any] = {"file": path.name, "sha256": sha256, "kind": kind, **extractor_facts(extractor)}
+        facts |= {"num_images": num_images, "statistics": "stored"}  # those of mu and sigma
+        images = None
+        if has_images:
+            images = NpzImages(path, sha256)
+            facts |= {"num_stored_images": len(images), "image_size": images.image_size}
+        if pool is None:
+            facts |= {"statistics": "of its images", "num_images": len(images)}
+        return cls(path, extractor, facts, pool, spatial, images)
+
+    def reference(self, cache_dir: Path, world: World, keep_features: bool) -> Reference:
+        """The statistics of the file. What it lacks is computed from its images, or missing, with the reason.
+
+        Statistics are taken from mu and sigma where the file has them (the published rule), else computed from its
+        images. `keep_features`: features of its images, for precision and recall.
+        """
+        reference = Reference(self.facts, self.pool, self.spatial)
+        if self.images is not None and (keep_features or self.pool is None):
+            images = ReferenceImages(self.images, self.facts["kind"], self.extractor)
+            of_images = images.reference(cache_dir, world, keep_features=True)
+            reference.features = of_images.features
+            if self.pool is None:
+                reference.pool, reference.spatial = of_images.pool, of_images.spatial
+
+        if reference.spatial is None and self.extractor.spatial_dim is not None:
+            reference.missing["sfid"] = f"{self.path.name} has no mu_s, sigma_s"
+        if self.images is None:
+            reason = f"{self.path.name} has no images (arr_0)"
+            reference.missing |= {"precision": reason, "recall": reason}
+        logger.info("reference: %s", ", ".join(f"{key} {value}" for key, value in reference.facts.items()))
+        return reference
+
+
+def _text(stored: np.lib.npyio.NpzFile, key: str) -> str | None:
+    """An entry as text, or None where the file does not have it."""
+    return str(stored[key]) if key in stored.files else None
+
+
+def _kind(path: Path, file_kind: str | None, flag_kind: str | None) -> str:
+    """The kind of the reference: as the file says it or is known by its name, or as the flag says it.
+
+    Raises UserError where they contradict each other, or nobody says it.
+    """
+    if file_kind is None and TRAIN_STATISTICS.fullmatch(path.name):
+        file_kind = "train"
+    if flag_kind is not None and file_kind not in (None, flag_kind):
+        raise UserError(f"{path} is a reference of kind {file_kind}, not {flag_kind}")
+    kind = flag_kind or file_kind
+    if kind is None:
+        raise UserError(
+            f"{path} does not say whose statistics it holds: add --reference-kind train (statistics of the training "
+            "images, for generation) or val (held-out images, for reconstruction)"
+        )
+    return kind
+
+
+def _gaussian(
+    path: Path, stored: np.lib.npyio.NpzFile, mean_key: str, cov_key: str, dim: int | None
+) -> Gaussian | None:
+    """The statistics under two keys, float64; None where file or extractor have no such features.
+
+    Raises UserError for other shapes than (dim,) and (dim,dim), and for NaN or infinity.
+    """
+    if dim is None or mean_key not in stored.files or cov_key not in stored.files:
+        return None
+    mean, cov = np.asarray(stored[mean_key], np.float64), np.asarray(stored[cov_key], np.float64)
+    if mean.shape != (dim,) or cov.shape != (dim, dim):
+        raise UserError(
+            f"{path}: {mean_key}, {cov_key} must be ({dim},) and ({dim},{dim}), found {mean.shape} {cov.shape}"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise UserError(f"{path}: {mean_key} or {cov_key} holds NaN or infinity")
+    return mean, cov

@@ -1,0 +1,13 @@
+"""The protocols of reconstruction evaluations by name, for --protocol."""
+
+from __future__ import annotations
+
+from evaluations.protocols.adm import ADMProtocol
+from evaluations.protocols.reconstruction import ReconstructionProtocol
+from evaluations.protocols.wetok import WeTokProtocol
+
+PROTOCOLS: dict[str, type[ReconstructionProtocol]] = {
+    ADMProtocol.name: ADMProtocol,
+    WeTokProtocol.name: WeTokProtocol,
+}
+DEFAULT_PROTOCOL = ADMProtocol.name

@@ -1,0 +1,98 @@
+"""Every evaluation runs on every family of tokenizers, with one index per token and with several."""
+
+import sys
+
+import mini
+import pytest
+import tiny
+import torch
+
+from autoregressive.extract_codes import extract_split
+from autoregressive.models.gpt import GPT
+from autoregressive.training.config import GPTTrainConfig
+from engine.config import load_config
+from engine.world import World
+from evaluations import generation, reconstruction, search_cfg, val_loss
+from evaluations.results import read_result
+from tokenizer import load_tokenizer
+from tokenizer.training.config import TokenizerTrainConfig
+
+CNN = "base_channels: 4, channel_multipliers: [1, 2, 2], encoder_res_blocks: 1, decoder_res_blocks: 1"
+FAMILIES = {
+    "hybrid": mini.TOKENIZER,
+    "llamagen": [
+        f"model={{name: llamagen, llamagen: {{z_channels: 8, cnn: {{{CNN}, mid_blocks: 2, norm_groups: 1}}}}, "
+        "quantizer: {vq: {codebook_size: 32, codebook_dim: 4}}}",
+        "data={image_size: 16}",
+    ],
+    "wetok": [
+        f"model={{name: wetok, wetok: {{cnn: {{{CNN}, mid_blocks: 1, norm_groups: 2}}}}, "
+        "quantizer: {name: gq, gq: {num_groups: 2, group_dim: 3}}}",
+        "data={image_size: 16}",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """`train` and `val` in ImageNet layout: two classes of small PNG files."""
+    root = tmp_path_factory.mktemp("images")
+    tiny.write_images(root / "train", per_class=6, seed=1)
+    tiny.write_images(root / "val", per_class=3, seed=2)
+    return root
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def trained(request, images, tmp_path_factory):
+    """The flags of a tokenizer of this family and a GPT over its codes, and the folder of these codes."""
+    root = tmp_path_factory.mktemp(request.param)
+    config = load_config(TokenizerTrainConfig, overrides=FAMILIES[request.param])
+    mini.export(root / "tokenizer", config, mini.tokenizer_of(config))
+    tokenizer = load_tokenizer(root / "tokenizer")
+
+    sizes = tokenizer.quantizer.group_sizes
+    codes = f"streams: {list(sizes)}" if len(sizes) > 1 else f"vocab_size: {sizes[0]}"
+    model = f"{{width: 16, layers: 1, heads: 2, num_classes: 2, num_tokens: {tokenizer.num_tokens}, {codes}}}"
+    gpt_config = load_config(GPTTrainConfig, overrides=[f"model={model}"])
+    torch.manual_seed(3)
+    mini.export(root / "gpt", gpt_config, GPT(gpt_config.model))
+
+    world = World(0, 1, 0, torch.device("cpu"))
+    data = load_config(
+        TokenizerTrainConfig,
+        overrides=[
+            "data.name=folder", f"data.root={images / 'train'}", f"data.val_root={images / 'val'}",
+            "data.image_size=16",
+        ],
+    ).data  # fmt: skip
+    for split in ("train", "val"):
+        extract_split(tokenizer, data, split, "flip", root / "codes", 4, world)
+    return ["--vq-ckpt", root / "tokenizer"], ["--gpt-ckpt", root / "gpt"], root / "codes"
+
+
+def run(evaluate, module, monkeypatch, world, output, *flags):
+    monkeypatch.setattr(sys, "argv", ["entry", "--output", str(output), "--device", "cpu", *map(str, flags)])
+    evaluate(module.parse_args(), world)
+    return read_result(output)["metrics"]
+
+
+def test_every_evaluation_runs(trained, images, tmp_path, monkeypatch, world):
+    """From images and from codes; the validation loss of both is the same."""
+    tokenizer, gpt, codes = trained
+    train, val = ["--data-path", images / "train"], ["--val-path", images / "val"]
+
+    def call(module, name, *flags, evaluate="evaluate"):
+        return run(getattr(module, evaluate), module, monkeypatch, world, tmp_path / name, *tokenizer, *flags)
+
+    metrics = call(reconstruction, "r.json", *val)
+    assert {"psnr", "codebook_usage", "bits_per_image", "frechet_lite0_reconstruction"} <= metrics.keys()
+
+    samples = [*gpt, *train, "--num-fid-samples", 6]
+    metrics = call(generation, "g.json", *samples, "--code-path", codes)
+    assert {"distinct", "memorised", "frechet_lite0_generated", "frechet_lite0_noise"} == metrics.keys()
+
+    metrics = call(search_cfg, "s.json", *samples, "--scales", "1,2", evaluate="search")
+    assert metrics["best_guidance_scale"] in (1, 2)
+
+    from_images = call(val_loss, "v.json", *gpt, *val)
+    assert call(val_loss, "c.json", *gpt, "--code-path", codes) == pytest.approx(from_images, rel=1e-5)
