@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from evaluations.metrics.registry import find_metric
-from evaluations.results import changed_for_all, changed_for_some
+from evaluations.results import changed_for_all, changed_for_some, changed_plugins
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,19 @@ def compare(named: Sequence[tuple[str, dict[str, Any]]]) -> Comparison:
     protocols = [result["protocol"] for result in results]
 
     # what differs: facts that concern every metric, and facts that concern some
+    names = shared_names(results)
     differences = [
         f"{name}: {fact}" for name, result in named[1:] for fact in changed_for_all(protocols[0], result["protocol"])
     ]
     changed_sections = changed_for_some(protocols)
+    if any(is_computed_by_plugin(name) for name in names):
+        changed_sections["plugins"] = changed_plugins(results)
     all_metrics_may_rank = len(results) > 1 and not differences
     differences += sorted({f"only for some metrics: {f}" for facts in changed_sections.values() for f in facts})
 
     # one row per metric that any of the results has as a number
     rows = []
-    for metric in shared_names(results):
+    for metric in names:
         values = [number(result["metrics"].get(metric)) for result in results]
         may_rank = all_metrics_may_rank and None not in values
         rows.append(Row(metric, values, best_value(metric, values, changed_sections) if may_rank else None))
@@ -88,13 +91,22 @@ def number(value: Any) -> float | None:
 def best_value(name: str, values: Sequence[float], changed_sections: Mapping[str, Any]) -> float | None:
     """The best of a metric's values, or None for a metric that is not ranked.
 
-    Those are unknown metrics, metrics that say nothing about a network, and those that depend on a section of the
-    protocol that differs.
+    Those are unknown metrics, metrics that say nothing about a network, and those that depend on something that
+    differs: a section of the protocol, or the plug-ins.
     """
     metric = find_metric(name)
-    if metric is None or metric.better is None or any(section in changed_sections for section in metric.depends_on):
+    if metric is None or metric.better is None:
+        return None
+    sections = (*metric.depends_on, "plugins") if metric.is_computed_by_plugin else metric.depends_on
+    if any(changed_sections.get(section) for section in sections):
         return None
     return min(values) if metric.better == "lower" else max(values)
+
+
+def is_computed_by_plugin(name: str) -> bool:
+    """Whether a number is known to be a metric of a plug-in."""
+    metric = find_metric(name)
+    return metric is not None and metric.is_computed_by_plugin
 
 
 def differing_images(paths: list[Path]) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from engine import plugins
 from engine.checkpoint.manifest import write_atomic
 from engine.messages import UserError, logger
 from engine.run_record import library_versions
@@ -70,14 +71,21 @@ def changed_for_some(protocols: Sequence[Mapping[str, Any]]) -> dict[str, list[s
     return changed
 
 
+def changed_plugins(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The differences of the plug-ins from those of the first result."""
+    first, *others = ({"plugins": result.get("plugins")} for result in results)
+    return [text for other in others for text in changed_facts(first, other).values()]
+
+
 # ------------------------------------------------------------------------------------------------ files
 def write_result(path: Path, metrics: dict[str, Any], protocol: dict[str, Any], **more: dict[str, Any]) -> None:
     """Writes `{metrics, protocol, libraries}` as JSON, atomically, and logs the numbers.
 
+    `plugins` ({name: SHA-256}) is there too, where any are loaded.
     `more` are further sections, left out where empty: `unavailable` ({metric: why it is missing}), `timing`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"metrics": metrics, "protocol": protocol, "libraries": library_versions()}
+    result = {"metrics": metrics, "protocol": protocol, "libraries": library_versions(), **plugins.stamp()}
     result |= {name: section for name, section in more.items() if section}
     write_atomic(path, json.dumps(result, indent=1))
 

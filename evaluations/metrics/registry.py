@@ -46,6 +46,11 @@ class Metric:
     pairs: Callable[[Tensor, Tensor], Tensor] | None = None
     images: Callable[[Tensor], Tensor] | None = None
 
+    @property
+    def is_computed_by_plugin(self) -> bool:
+        """Whether a plug-in says how the number is computed; then it may be ranked only with the same plug-ins."""
+        return self.pairs is not None or self.images is not None
+
 
 # ------------------------------------------------------------------------------------------------ names of distances
 PUBLISHED_DISTANCE = {"generation": "gfid", "reconstruction": "rfid"}  # what is measured -> published name

@@ -20,7 +20,7 @@ from evaluations.metrics.registry import (
 
 
 def test_every_name_of_a_distance_is_a_metric():
-    """Of both kinds of images and every extractor, published or not: smaller is better."""
+    """Both kinds of images and every extractor, published or not: smaller is better."""
     for extractor in EXTRACTORS.values():
         for measured in PUBLISHED_DISTANCE:
             for is_published in (True, False):

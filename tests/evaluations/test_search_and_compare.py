@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from autoregressive.guidance import Guidance
+from engine import plugins
 from engine.data.folders import FolderSource
 from engine.messages import UserError
 from evaluations import compare as compare_entry
@@ -18,6 +19,7 @@ from evaluations.cli import output_path
 from evaluations.comparison import compare, differing_images
 from evaluations.jobs import search as jobs_search
 from evaluations.jobs.search import Curve, SearchPlan, parse_scales, published_start, zero_order_search
+from evaluations.metrics.registry import METRICS, Metric
 from evaluations.protocols.accumulators import Measurement
 from evaluations.results import read_result, write_result
 
@@ -267,6 +269,20 @@ def test_an_unknown_metric_is_shown_and_never_ranked(tmp_path):
         "rfid_of_mine": ["1", "0.5"], "sharpness": ["2", "3"],
         "codebook_usage_group_1": ["0.5", "0.6*"], "frechet_lite0_noise": ["9", "8"],
     }  # fmt: skip
+
+
+def test_a_metric_of_a_plugin_is_ranked_only_with_the_same_plugins(tmp_path, monkeypatch):
+    """A result says which were loaded; where they differ, metrics of the framework are ranked all the same."""
+    monkeypatch.setitem(METRICS, "level", Metric("level", "Level", better="higher", images=lambda x: x[:, 0, 0, 0]))
+    paths = []
+    for name, sha256 in {"a": "1", "b": "1", "c": "2"}.items():
+        monkeypatch.setattr(plugins, "stamp", lambda sha256=sha256: {"plugins": {"mine.py": sha256}})
+        paths.append(write(tmp_path, name, {"level": float(len(paths)), "gfid": 3.0}))
+    results = [(path.stem, read_result(path)) for path in paths]
+    same, other = compare(results[:2]), compare(results[1:])
+    assert [row.cells() for row in same.rows] == [["0", "1*"], ["3*", "3*"]] and not same.differences
+    assert [row.cells() for row in other.rows] == [["1", "2"], ["3*", "3*"]]
+    assert other.differences == ["only for some metrics: plugins.mine.py: '1', then '2'"]
 
 
 @pytest.mark.parametrize("bad", ["nan", "inf", "0.5"])
