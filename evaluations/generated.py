@@ -19,7 +19,6 @@ from engine.world import World
 from evaluations.cli import add_measure_flags, add_published_flags
 from evaluations.image_sets import ROUNDING, rank_batches, with_bar
 from evaluations.protocols.generation_accumulators import GeneratedBatch
-from evaluations.protocols.reference import Reference
 from tokenizer.cli import add_image_flags, add_tokenizer_flags
 from tokenizer.models.base import Tokenizer
 
@@ -125,8 +124,8 @@ class Sampler:
         total = generation + decoding
         return {"seconds_per_image": total / len(self.labels), "decoding_share": decoding / max(total, 1e-9)}
 
-    def protocol(self, reference: Reference | None) -> dict[str, Any]:
-        """How a number that is measured over these samples was made."""
+    def protocol(self, reference_facts: dict[str, Any] | None) -> dict[str, Any]:
+        """How a number that is measured over these samples, perhaps against a reference, was made."""
         settings = asdict(self.settings)
         guidance = settings.pop("guidance")
         guidance_facts = {GUIDANCE_NAMES.get(name, name): value for name, value in guidance.items()}
@@ -137,7 +136,7 @@ class Sampler:
             "image_size": self.tokenizer.image_size,
             "image_size_eval": self.image_size,
             "rounding": ROUNDING,
-            "reference": reference.facts if reference is not None else None,
+            "reference": reference_facts,
             "sampler": {**guidance_facts, **settings, "batch_size": self.batch_size},
             "precision": precision_of(self.generator),
             "tokenizer": self.tokenizer.provenance.facts(),

@@ -139,7 +139,7 @@ class GenerationJob:
 
     def protocol(self) -> dict[str, Any]:
         """How the numbers were made."""
-        protocol = self.sampler.protocol(self.reference)
+        protocol = self.sampler.protocol(self.reference.facts if self.reference is not None else None)
         protocol["classifier"] = None
         if self.classifier is not None:
             protocol["classifier"] = {"fingerprint": fingerprint(self.classifier)}

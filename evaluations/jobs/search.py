@@ -189,16 +189,17 @@ class SearchJob:
         settings = settings_of(argparse.Namespace(**{**vars(args), "cfg_scale": plan.start}))
         sampler = Sampler.from_args(args, gpt, tokenizer, settings, world)
 
-        # the reference, whose statistics may take long
+        # what was measured before, with the same settings
         data = images_from(args, tokenizer)
         opened = open_reference(args, "generation", data, sampler.image_size, extractor)
-        reference = opened.reference(output.parent, world, keep_features="published" in extractor.capabilities)
-
-        facts = sampler.protocol(reference)
+        facts = sampler.protocol(opened.facts)
         for section, fact in FREE_FACTS:
             facts[section].pop(fact, None)
         facts["fp16_emulation"] = args.fp16_emulation
         curve = Curve(output.with_suffix(".partial.json"), facts, world)
+
+        # the reference comes last: its statistics may take long
+        reference = opened.reference(output.parent, world, keep_features="published" in extractor.capabilities)
         return cls(output, plan, sampler, extractor, reference, args.fp16_emulation, curve)
 
     def settings(self) -> dict[str, Any]:
@@ -247,7 +248,7 @@ class SearchJob:
             write_result(
                 self.output,
                 {"best_guidance_scale": best, **self.curve.rows[best]},
-                self.sampler.at(best).protocol(self.reference),
+                self.sampler.at(best).protocol(self.reference.facts),
                 curve=self.curve.table(),
                 unavailable=self.curve.missing,
                 settings=self.settings(),

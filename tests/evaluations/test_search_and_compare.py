@@ -116,7 +116,7 @@ def search(tmp_path, monkeypatch, world):
         "tokenizer_from": lambda *a: tokenizer, "gpt_from": lambda *a: gpt,
         "extractor_from": lambda *a: SimpleNamespace(capabilities={"published"}),
         "images_from": lambda *a: None,
-        "open_reference": lambda *a: SimpleNamespace(reference=lambda *b, **c: None),
+        "open_reference": lambda *a: SimpleNamespace(facts={}, reference=lambda *b, **c: SimpleNamespace(facts={})),
     }.items():  # fmt: skip
         monkeypatch.setattr(jobs_search, name, value)
     monkeypatch.setattr(
