@@ -8,7 +8,7 @@
 
 Images go into the metrics as they are generated; --export also writes them. The random numbers of a sample depend on
 seed, sample number and position only: with the same batch size any number of processes generates the same images.
-`distinct` is the fraction of different code sequences, `memorised` the fraction that occurs among the training codes
+`distinct` is the fraction of different code sequences, `memorized` the fraction that occurs among the training codes
 (--code-path). With --classifier, `label_agreement` is the fraction of images that it puts into the class they were
 asked for. `decoding_share` is the fraction of the time of generation that the tokenizer's decoder takes.
 """

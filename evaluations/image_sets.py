@@ -24,7 +24,7 @@ from engine.world import World
 from evaluations.results import write_arrays
 
 # how protocols name what is done to images
-CENTER_CROP = "centre"
+CENTER_CROP = "center"
 ROUNDING = "uint8(clamp(127.5 x + 128))"  # of `engine.data.images.to_uint8`
 
 

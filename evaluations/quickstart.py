@@ -162,7 +162,7 @@ def collect(run: Path, log: StageLog) -> dict:
         "label_agreement": drawn.get("label_agreement"),
         "classifier_accuracy": accuracy,
         "distinct": drawn["distinct"],
-        "memorised": drawn["memorised"],
+        "memorized": drawn["memorized"],
         "guidance_scale": generation["protocol"]["sampler"]["guidance_scale"],
         "seconds": log.seconds(),
     }
@@ -179,7 +179,7 @@ def table(results: dict) -> str:
         ("                                  generated", f"{frechet['generated']:.1f}"),
         ("                                  uniform noise", f"{frechet['noise']:.1f}"),
         ("distinct code sequences", f"{results['distinct']:.1%}"),
-        ("memorised code sequences", f"{results['memorised']:.1%}"),
+        ("memorized code sequences", f"{results['memorized']:.1%}"),
         ("guidance scale", f"{results['guidance_scale']:g}"),
         ("seconds, all stages", f"{sum(results['seconds'].values()):.0f}"),
     ]

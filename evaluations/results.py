@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from engine import plugins
+from engine.aliases import current_result
 from engine.checkpoint.manifest import write_atomic
 from engine.messages import UserError, logger
 from engine.run_record import library_versions
@@ -102,11 +103,11 @@ def write_arrays(path: Path, **arrays: Any) -> None:
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """A result that `write_result` wrote. Raises UserError for any other file."""
+    """A result that `write_result` wrote, with present names. Raises UserError for any other file."""
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
         if not {"metrics", "protocol"} <= result.keys():
             raise ValueError("it has no metrics and protocol")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a result of an evaluation: {error}") from error
-    return result
+    return current_result(result)

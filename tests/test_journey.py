@@ -117,14 +117,14 @@ def test_results_have_the_promised_keys_and_ranges(journey):
     results = json.loads((run / "results.json").read_text())
     assert set(results) == {
         "psnr", "codebook_usage", "codebook_size", "num_tokens", "frechet_lite0", "label_agreement",
-        "classifier_accuracy", "distinct", "memorised", "guidance_scale", "seconds",
+        "classifier_accuracy", "distinct", "memorized", "guidance_scale", "seconds",
     }  # fmt: skip
     assert set(results["frechet_lite0"]) == {"real", "reconstruction", "generated", "noise"}
     assert results["seconds"] == dict.fromkeys(
         ("tokenizer", "codes", "gpt", "classifier", "reconstruction", "generation", "report"), 1.2
     )
     assert (results["codebook_size"], results["num_tokens"], results["guidance_scale"]) == (32, 16, 2.0)
-    shares = ("codebook_usage", "label_agreement", "classifier_accuracy", "distinct", "memorised")
+    shares = ("codebook_usage", "label_agreement", "classifier_accuracy", "distinct", "memorized")
     assert all(0 <= results[name] <= 1 for name in shares)
     assert 0 < results["psnr"] < 50
     frechet = results["frechet_lite0"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoregressive.cli import gpt_from, settings_of
+from engine.aliases import current_result
 from engine.checkpoint.manifest import write_atomic
 from engine.messages import UserError, logger
 from engine.world import World
@@ -124,7 +125,7 @@ class Curve:
             return
 
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = current_result(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error}); remove it") from error
         require_settings(stored["settings"], self.settings, f"{path} holds a search", "use another --output")

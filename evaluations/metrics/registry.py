@@ -114,7 +114,7 @@ BUILT_IN = (  # in the order of a report's cards
     ),
     Metric("distinct", "distinct code sequences", better="higher", percent=True, headline=True),
     Metric(
-        "memorised",
+        "memorized",
         "memorized code sequences",
         better="lower",
         depends_on=("training_codes",),

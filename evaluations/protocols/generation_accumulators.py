@@ -99,7 +99,7 @@ class ClassAgreement(Accumulator[GeneratedBatch]):
 
 
 class CodeSequences(Accumulator[GeneratedBatch]):
-    """`distinct` code sequences; with a store of training codes also those that are `memorised` from it."""
+    """`distinct` code sequences; with a store of training codes also those that are `memorized` from it."""
 
     def __init__(self, count: int, token_shape: tuple[int, ...], training_codes: CodeStore | None) -> None:
         self.tokens = torch.zeros(count, *token_shape, dtype=torch.long)
@@ -114,7 +114,7 @@ class CodeSequences(Accumulator[GeneratedBatch]):
             return Measurement()  # reading all training codes takes long; one rank does it
         metrics = {"distinct": fraction_distinct(tokens)}
         if self.training_codes is not None:
-            metrics["memorised"] = fraction_memorized(tokens, self.training_codes.codes)
+            metrics["memorized"] = fraction_memorized(tokens, self.training_codes.codes)
         return Measurement(metrics)
 
 

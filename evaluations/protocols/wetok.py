@@ -32,7 +32,7 @@ class WeTokProtocol(ReconstructionProtocol):
     """See the module docstring."""
 
     name = "wetok"
-    crop_name = "bilinear centre"
+    crop_name = "bilinear center"
     rounding = "uint8(255 (x + 1) / 2), truncated"
     lpips_backbones = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
 

@@ -44,7 +44,7 @@ CURVES: dict[str, list[tuple[str, str, dict[str, str]]]] = {  # folder -> (title
 }
 
 
-PERCENT = ("usage", "label_agreement", "distinct", "memorised", "top1", "top5", "share", "accuracy")
+PERCENT = ("usage", "label_agreement", "distinct", "memorized", "top1", "top5", "share", "accuracy")
 
 
 HEADLINES = {  # metric -> what it is, in the order of the cards
@@ -52,7 +52,7 @@ HEADLINES = {  # metric -> what it is, in the order of the cards
     "frechet_lite0_generated": "frechet_lite0, generated", "psnr": "PSNR in dB", "ssim": "SSIM", "lpips": "LPIPS",
     "codebook_usage": "of the codes in use", "bits_per_image": "bits an image", "inception_score": "Inception Score",
     "precision": "precision", "recall": "recall", "label_agreement": "show the class asked for",
-    "distinct": "distinct code sequences", "memorised": "memorised code sequences",
+    "distinct": "distinct code sequences", "memorized": "memorized code sequences",
     "best_guidance_scale": "best guidance scale", "val_loss": "validation loss of the GPT, nats",
     "top1": "linear probe, top-1",
 }  # fmt: skip
@@ -210,7 +210,7 @@ def samples(run: RunFolder) -> str:
         )
     return (
         "<h2>Generated images</h2><p>One class a row. Under each sample, faded: the nearest in pixels of "
-        f"{int(stored['num_candidates']):,} training images. A sample that equals its neighbour would be memorised.</p>"
+        f"{int(stored['num_candidates']):,} training images. A sample that equals its neighbour would be memorized.</p>"
         + "".join(rows)
     )
 

@@ -143,7 +143,7 @@ def test_reconstruction_says_how_its_numbers_were_made(given, tmp_path, monkeypa
         "kind": "train",
         "num_images": 30,
         "image_size": 16,
-        "crop": "centre",
+        "crop": "center",
         "skip_broken": False,
         "extractor": "frechet_lite0",
         "extractor_weights": Lite0Extractor(AssetsConfig()).stamp,
@@ -154,7 +154,7 @@ def test_reconstruction_says_how_its_numbers_were_made(given, tmp_path, monkeypa
         "num_images": 14,
         "data": "mnist5k",
         "split": "val",
-        "crop": "centre",
+        "crop": "center",
     }
     expected |= {"image_size": 16, "codebook_size": 32, "num_tokens": 8, "precision": "fp32"}
     assert expected.items() <= protocol.items()
@@ -300,13 +300,13 @@ def test_generation_metrics_are_those_of_a_plain_computation(given, tmp_path, mo
     assert metrics["frechet_lite0_generated"] == pytest.approx(distance, rel=1e-3)
     assert metrics["distinct"] == len({tuple(t) for t in tokens.tolist()}) / SAMPLES
     known = {tuple(view) for image in CodeStore(given / "codes", "train").codes.tolist() for view in image}
-    assert metrics["memorised"] == sum(tuple(t) in known for t in tokens.tolist()) / SAMPLES
+    assert metrics["memorized"] == sum(tuple(t) in known for t in tokens.tolist()) / SAMPLES
     assert metrics["label_agreement"] == (classify(Brightness(), made) == labels).double().mean().item()
     noise = torch.cat([noise_images(len(c), 16, int(c[0])) for c in torch.arange(SAMPLES).split(7)])
     of_noise = plain_frechet(features(noise), features(pixels("train")))
     assert metrics["frechet_lite0_noise"] == pytest.approx(of_noise, rel=1e-3)
     assert set(metrics) == {
-        "frechet_lite0_generated", "frechet_lite0_noise", "distinct", "memorised", "label_agreement",
+        "frechet_lite0_generated", "frechet_lite0_noise", "distinct", "memorized", "label_agreement",
     }  # fmt: skip
 
 

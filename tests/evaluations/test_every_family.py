@@ -89,7 +89,7 @@ def test_every_evaluation_runs(trained, images, tmp_path, monkeypatch, world):
 
     samples = [*gpt, *train, "--num-fid-samples", 6]
     metrics = call(generation, "g.json", *samples, "--code-path", codes)
-    assert {"distinct", "memorised", "frechet_lite0_generated", "frechet_lite0_noise"} == metrics.keys()
+    assert {"distinct", "memorized", "frechet_lite0_generated", "frechet_lite0_noise"} == metrics.keys()
 
     metrics = call(search_cfg, "s.json", *samples, "--scales", "1,2", evaluate="search")
     assert metrics["best_guidance_scale"] in (1, 2)

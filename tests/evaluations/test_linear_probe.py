@@ -289,7 +289,7 @@ def test_result_says_how_it_was_made(probed, tmp_path, world):
     expected = {
         "kind": "linear_probe", "source": "gpt", "layer": 1, "num_images": 14, "num_train_images": 24, "epochs": 2,
         "steps": 6, "warmup_epochs": 1, "batch_size": 8, "base_lrs": [1.0, 10.0], "features": "cached",
-        "gpt_dropout": False, "crop": "centre", "train_crop": "centre", "precision": "fp32", "data": "mnist5k",
+        "gpt_dropout": False, "crop": "center", "train_crop": "center", "precision": "fp32", "data": "mnist5k",
         "seed": 0,
     }  # fmt: skip
     assert expected.items() <= protocol.items()

@@ -32,7 +32,7 @@ def finished(tmp_path):
     results = run / "evaluations"
     metrics = {"psnr": 21.0, "codebook_usage": 0.9, "frechet_lite0_reconstruction": 90.0, "frechet_lite0_real": 4.0}
     write_result(results / "reconstruction.json", metrics, PROTOCOL)
-    metrics = {"frechet_lite0_generated": 95.0, "frechet_lite0_noise": 2000.0, "distinct": 1.0, "memorised": 0.1}
+    metrics = {"frechet_lite0_generated": 95.0, "frechet_lite0_noise": 2000.0, "distinct": 1.0, "memorized": 0.1}
     sampler = {"sampler": {"guidance_scale": 2.0}}
     write_result(results / "generation.json", metrics | {"label_agreement": 0.95}, sampler)
     images = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
@@ -57,7 +57,7 @@ def test_results_have_exactly_the_promised_keys(finished):
     """`results.json`: fractions, dB and seconds by stage, and nothing else."""
     results = collect(finished, StageLog(finished))
     keys = "psnr codebook_usage codebook_size num_tokens frechet_lite0 label_agreement classifier_accuracy distinct"
-    assert set(results) == {*keys.split(), "memorised", "guidance_scale", "seconds"}
+    assert set(results) == {*keys.split(), "memorized", "guidance_scale", "seconds"}
     assert set(results["frechet_lite0"]) == {"real", "reconstruction", "generated", "noise"}
     assert results["seconds"] == {"tokenizer": 12.3} and results["classifier_accuracy"] == 0.98
     assert "21.00 dB" in table(results) and "95.0%" in table(results)

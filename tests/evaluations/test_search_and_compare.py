@@ -100,6 +100,14 @@ def test_a_curve_survives_a_kill_and_belongs_to_its_settings(tmp_path, world):
         Curve(path, {"num_images": 8, "sampler": {"seed": 1}}, world)
 
 
+def test_a_curve_of_before_the_renames_goes_on(tmp_path, world):
+    """Its settings are read under present names."""
+    path = tmp_path / "search.partial.json"
+    rows = [{"guidance_scale": 2.0, "metrics": {"gfid": 1.0}}]
+    path.write_text(json.dumps({"settings": {"reference": {"crop": "centre"}}, "rows": rows}))
+    assert Curve(path, {"reference": {"crop": "center"}}, world).rows == {2.0: {"gfid": 1.0}}
+
+
 @pytest.mark.parametrize(("text", "message"), [("1,a", "numbers separated by commas"), ("0.5", "is 1 .off. or more")])
 def test_scales_that_are_none_are_refused(text, message):
     with pytest.raises(UserError, match=message):
@@ -238,6 +246,17 @@ def test_images_of_two_results_are_counted_where_they_differ(tmp_path):
     for path, sums in zip(paths, ([1, 2, 3, 4], [1, 2, 3, 5]), strict=True):
         np.savez(path.with_suffix(".npz"), checksums=np.array(sums))
     assert differing_images(paths) == "25.00% of the 4 generated images differ in some pixel"
+
+
+def test_results_of_before_the_renames_are_compared_with_new_ones(tmp_path):
+    """`memorised` and crops by their old spelling: read under their present names, so that nothing differs."""
+    protocol = {"kind": "generation", "crop": "bilinear centre", "reference": {"crop": "centre"}}
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text(json.dumps({"metrics": {"memorised": 0.5}, "protocol": protocol}))
+    write_result(new, {"memorized": 0.25}, {**protocol, "crop": "bilinear center", "reference": {"crop": "center"}})
+    compared = compare([(path.stem, read_result(path)) for path in (old, new)])
+    assert not compared.differences
+    assert [(row.metric, row.cells()) for row in compared.rows] == [("memorized", ["0.5", "0.25*"])]
 
 
 def test_what_is_no_result_is_refused(tmp_path):

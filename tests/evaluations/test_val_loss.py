@@ -108,12 +108,12 @@ def test_codes_of_a_store_give_the_same_number(given, measure):
     of_images = {"content": "mnist5k 14", "skip_broken": False}  # a code store does not know its images' content
     assert from_codes["protocol"] | of_images == from_images["protocol"]
     ten_crop = measure("--code-path", given / "ten-crop")["protocol"]
-    assert ten_crop["crop"] == "centre of 1.1 times the size", "the middle one of ten crops shows a smaller part"
+    assert ten_crop["crop"] == "center of 1.1 times the size", "the middle one of ten crops shows a smaller part"
 
 
 def test_result_says_how_it_was_made(given, measure, tmp_path):
     protocol = measure()["protocol"]
-    expected = {"kind": "val_loss", "num_images": 14, "data": "mnist5k", "split": "val", "crop": "centre"}
+    expected = {"kind": "val_loss", "num_images": 14, "data": "mnist5k", "split": "val", "crop": "center"}
     expected |= {"labels": "true", "unit": "nats per token", "image_size": 16, "precision": "float32"}
     assert expected.items() <= protocol.items()
     assert protocol["tokenizer"]["fingerprint"] == load_tokenizer(given / "tokenizer").provenance.fingerprint
