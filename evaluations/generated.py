@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from autoregressive.cli import add_gpt_flags, add_sampler_flags
-from autoregressive.models.gpt import GPT
+from autoregressive.models.base import Generator
 from autoregressive.sampler import SamplerSettings, sample_images
 from engine.cli import positive
 from engine.world import World
@@ -47,21 +47,6 @@ def add_sampled_flags(parser: argparse.ArgumentParser) -> None:
     add_published_flags(parser)
 
 
-# ------------------------------------------------------------------------------------------------ facts of a generator
-def num_classes_of(gpt: GPT) -> int:
-    return gpt.config.num_classes
-
-
-def token_shape_of(gpt: GPT) -> tuple[int, ...]:
-    """Shape of the tokens of one image: (N,) or (N,k)."""
-    return gpt.config.token_shape
-
-
-def precision_of(gpt: GPT) -> str:
-    """The type of the weights, such as `float32`."""
-    return str(gpt.class_embedding.weight.dtype).removeprefix("torch.")
-
-
 def labels_of(mode: str, count: int, num_classes: int, seed: int) -> Tensor:
     """The class of each of `count` samples, int64; a longer list begins with the shorter one."""
     if mode == "balanced":
@@ -71,9 +56,9 @@ def labels_of(mode: str, count: int, num_classes: int, seed: int) -> Tensor:
 
 @dataclass
 class Sampler:
-    """A GPT with its tokenizer and settings, asked for `len(labels)` samples."""
+    """A generator with its tokenizer and settings, asked for `len(labels)` samples."""
 
-    generator: GPT
+    generator: Generator
     tokenizer: Tokenizer
     settings: SamplerSettings
     labels: Tensor  # (count,) int64
@@ -85,14 +70,19 @@ class Sampler:
 
     @classmethod
     def from_args(
-        cls, args: argparse.Namespace, gpt: GPT, tokenizer: Tokenizer, settings: SamplerSettings, world: World
+        cls,
+        args: argparse.Namespace,
+        generator: Generator,
+        tokenizer: Tokenizer,
+        settings: SamplerSettings,
+        world: World,
     ) -> Sampler:
         """The sampler that the flags describe."""
         return cls(
-            generator=gpt,
+            generator=generator,
             tokenizer=tokenizer,
             settings=settings,
-            labels=labels_of(args.labels, args.num_fid_samples, num_classes_of(gpt), settings.seed),
+            labels=labels_of(args.labels, args.num_fid_samples, generator.num_classes, settings.seed),
             label_mode=args.labels,
             batch_size=args.per_proc_batch_size,
             image_size=args.image_size_eval or tokenizer.image_size,
@@ -138,7 +128,7 @@ class Sampler:
             "rounding": ROUNDING,
             "reference": reference_facts,
             "sampler": {**guidance_facts, **settings, "batch_size": self.batch_size},
-            "precision": precision_of(self.generator),
+            "precision": str(self.generator.dtype).removeprefix("torch."),
             "tokenizer": self.tokenizer.provenance.facts(),
             "gpt": self.generator.provenance.facts(),
         }

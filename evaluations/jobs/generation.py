@@ -1,4 +1,4 @@
-"""The evaluation behind `evaluations.generation`: samples of a GPT, and what is measured over them."""
+"""The evaluation behind `evaluations.generation`: samples of a generator, and what is measured over them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.messages import UserError, logger
 from engine.world import World
 from evaluations.cli import extractor_from, open_reference, output_path
 from evaluations.digits.model import load_classifier
-from evaluations.generated import Sampler, num_classes_of, token_shape_of
+from evaluations.generated import Sampler
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.registry import Metric, metrics_to_compute
 from evaluations.metrics.sequences import NEAREST_CANDIDATES, nearest_training
@@ -49,7 +49,7 @@ STORE_FACTS = ("fingerprint", "data", "num_images", "views")  # of the training 
 
 @dataclass
 class GenerationJob:
-    """A GPT with its tokenizer, checked, and everything that its samples are measured with."""
+    """A generator with its tokenizer, checked, and everything that its samples are measured with."""
 
     output: Path
     sampler: Sampler
@@ -78,9 +78,9 @@ class GenerationJob:
         # the networks
         extractor = extractor_from(args, world)
         tokenizer = tokenizer_from(args, world.device)
-        gpt = gpt_from(args, tokenizer, world.device)
+        generator = gpt_from(args, tokenizer, world.device)
         classifier = load_classifier(args.classifier) if args.classifier is not None else None
-        sampler = Sampler.from_args(args, gpt, tokenizer, settings, world)
+        sampler = Sampler.from_args(args, generator, tokenizer, settings, world)
 
         # codes and images
         training_codes = None
@@ -129,7 +129,7 @@ class GenerationJob:
             accumulators.append(ImageScores(self.plugin_metrics, count, device))
         if self.classifier is not None:
             accumulators.append(ClassAgreement(self.classifier, count))
-        accumulators.append(CodeSequences(count, token_shape_of(sampler.generator), self.training_codes))
+        accumulators.append(CodeSequences(count, sampler.generator.token_shape, self.training_codes))
 
         # the images themselves
         accumulators.append(Checksums(count))
@@ -181,7 +181,7 @@ def examples(sampler: Sampler, data: DataConfig) -> dict[str, np.ndarray]:
     source = open_source(data, "train")
 
     # samples of balanced labels, whatever the labels of the measurement are: sample i has class i modulo the classes
-    num_classes = num_classes_of(sampler.generator)
+    num_classes = sampler.generator.num_classes
     num_shown = min(SHOWN_CLASSES, num_classes)
     labels = torch.arange(num_shown).repeat_interleave(SHOWN_PER_CLASS)
     ids = labels + torch.arange(SHOWN_PER_CLASS).repeat(num_shown) * num_classes

@@ -24,7 +24,7 @@ from evaluations.protocols.reference import Reference
 from evaluations.results import changed_facts, read_result, write_result
 from tokenizer.cli import images_from, tokenizer_from
 
-PUBLISHED_STARTS = {  # schedule -> size of the GPT -> scale at which the released search starts; None: other sizes
+PUBLISHED_STARTS = {  # schedule -> published size -> scale at which the released search starts; None: other sizes
     "step": {"b": 2.5, "l": 1.75, None: 1.25},
     "constant": {"b": 2.0, None: 1.75},
     "linear": {None: 2.0},
@@ -54,7 +54,7 @@ def zero_order_search(measure_at: Measure, start: float, step: float = 0.25, max
 
 
 def published_start(size: str | None, schedule: str, tokenizer_path: str = "") -> float:
-    """Where the released search starts for a GPT of a named size. It knows the XXL tokenizer by its name."""
+    """Where the released search starts for a generator of a published size. It knows the XXL tokenizer by its name."""
     if schedule == "constant" and size == "b" and "XXL" in tokenizer_path:
         return 1.75
     starts = PUBLISHED_STARTS.get(schedule, OTHER_STARTS)
@@ -182,13 +182,12 @@ class SearchJob:
         if extractor is None:
             raise UserError("a search needs a distance: --extractor none cannot be used")
         tokenizer = tokenizer_from(args, world.device)
-        gpt = gpt_from(args, tokenizer, world.device)
+        generator = gpt_from(args, tokenizer, world.device)
         if plan.start is None:
-            size = getattr(gpt.config, "size", None)  # only some generators have named sizes
-            start = published_start(size, args.cfg_schedule, f"{args.vq_ckpt} {args.tok_config}")
+            start = published_start(generator.published_size, args.cfg_schedule, f"{args.vq_ckpt} {args.tok_config}")
             plan = replace(plan, start=start)
         settings = settings_of(argparse.Namespace(**{**vars(args), "cfg_scale": plan.start}))
-        sampler = Sampler.from_args(args, gpt, tokenizer, settings, world)
+        sampler = Sampler.from_args(args, generator, tokenizer, settings, world)
 
         # what was measured before, with the same settings
         data = images_from(args, tokenizer)

@@ -14,16 +14,14 @@ from tqdm import tqdm
 
 from autoregressive.cli import gpt_from
 from autoregressive.codes import CENTER_VIEW, CodeStore
-from autoregressive.models.gpt import GPT
-from autoregressive.training.task import next_token_loss
+from autoregressive.models.base import Generator
 from engine.data.config import DataConfig
 from engine.data.images import to_float
-from engine.data.samples import labelled_batch
+from engine.data.samples import labeled_batch
 from engine.data.sources import open_source
 from engine.messages import ConfigError, UserError
 from engine.world import World
 from evaluations.cli import output_path
-from evaluations.generated import num_classes_of, precision_of
 from evaluations.image_sets import CENTER_CROP, rank_batches
 from evaluations.results import write_result
 from tokenizer.cli import images_from, tokenizer_from
@@ -56,7 +54,7 @@ class CodesOfImages:
         }
 
     def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        images, labels = labelled_batch(self.source, self.tokenizer.image_size, rows, self.skip_broken)
+        images, labels = labeled_batch(self.source, self.tokenizer.image_size, rows, self.skip_broken)
         return self.tokenizer.encode(to_float(images.to(self.device))).indices, labels
 
 
@@ -76,20 +74,13 @@ class StoredCodes:
         return torch.stack(tokens), torch.from_numpy(self.store.labels[rows])
 
 
-def image_losses(gpt: GPT, labels: Tensor, tokens: Tensor) -> Tensor:
-    """The loss of each image by itself (B,), in nats per token, float64."""
-    outputs = gpt(labels, tokens)
-    losses = [next_token_loss(logits[None], t[None]) for logits, t in zip(outputs, tokens, strict=True)]
-    return torch.stack(losses).double()
-
-
 @dataclass
 class ValLossJob:
-    """A GPT and held-out codes of its tokenizer, checked."""
+    """A generator and held-out codes of its tokenizer, checked."""
 
     output: Path
     tokenizer: Tokenizer
-    gpt: GPT
+    generator: Generator
     codes: HeldOutCodes
     batch_size: int
 
@@ -103,7 +94,7 @@ class ValLossJob:
         if args.code_path is not None and (args.data or args.val_path):
             raise UserError("give either --code-path, or --data or --val-path")
         tokenizer = tokenizer_from(args, world.device)
-        gpt = gpt_from(args, tokenizer, world.device)
+        generator = gpt_from(args, tokenizer, world.device)
 
         codes: HeldOutCodes
         if args.code_path is not None:
@@ -113,11 +104,11 @@ class ValLossJob:
             codes = CodesOfImages(images_from(args, tokenizer), tokenizer, world.device)
 
         data, num_images = codes.facts["data"], codes.facts["num_images"]
-        if len(codes.class_names) != num_classes_of(gpt):
-            raise ConfigError(f"{data} has {len(codes.class_names)} classes, the GPT {num_classes_of(gpt)}")
+        if len(codes.class_names) != generator.num_classes:
+            raise ConfigError(f"{data} has {len(codes.class_names)} classes, the GPT {generator.num_classes}")
         if num_images < 2:
             raise UserError(f"{data} has {num_images} images; a standard error needs 2 or more")
-        return cls(output, tokenizer, gpt, codes, args.per_proc_batch_size)
+        return cls(output, tokenizer, generator, codes, args.per_proc_batch_size)
 
     def protocol(self) -> dict[str, Any]:
         """How the numbers were made."""
@@ -129,8 +120,8 @@ class ValLossJob:
             "labels": "true",
             "unit": "nats per token",
             "tokenizer": self.tokenizer.provenance.facts(),
-            "gpt": self.gpt.provenance.facts(),
-            "precision": precision_of(self.gpt),
+            "gpt": self.generator.provenance.facts(),
+            "precision": str(self.generator.dtype).removeprefix("torch."),
         }
 
     def run(self, world: World) -> None:
@@ -140,7 +131,8 @@ class ValLossJob:
         batches = rank_batches(count, self.batch_size, world)
         for ids in tqdm(batches, desc="validation loss", disable=None if world.is_main else True):
             tokens, labels = self.codes.read(ids.numpy())
-            losses[ids] = image_losses(self.gpt, labels.to(world.device), tokens.to(world.device))
+            labels, tokens = labels.to(world.device), tokens.to(world.device)
+            losses[ids] = self.generator.image_losses(self.generator(labels, tokens), tokens).double()
         losses = world.sum(losses)
 
         if world.is_main:

@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from autoregressive.extract_codes import extract_split
-from autoregressive.models.gpt import GPT
+from autoregressive.models.registry import build_generator
 from autoregressive.training.config import GPTTrainConfig
 from engine.config import load_config
 from engine.world import World
@@ -51,11 +51,11 @@ def trained(request, images, tmp_path_factory):
     tokenizer = load_tokenizer(root / "tokenizer")
 
     sizes = tokenizer.quantizer.group_sizes
-    codes = f"streams: {list(sizes)}" if len(sizes) > 1 else f"vocab_size: {sizes[0]}"
+    codes = f"codebook_sizes: {list(sizes)}" if len(sizes) > 1 else f"vocab_size: {sizes[0]}"
     model = f"{{width: 16, layers: 1, heads: 2, num_classes: 2, num_tokens: {tokenizer.num_tokens}, {codes}}}"
-    gpt_config = load_config(GPTTrainConfig, overrides=[f"model={model}"])
+    gpt_config = load_config(GPTTrainConfig, overrides=[f"model.gpt={model}"])
     torch.manual_seed(3)
-    mini.export(root / "gpt", gpt_config, GPT(gpt_config.model))
+    mini.export(root / "gpt", gpt_config, build_generator(gpt_config.model))
 
     world = World(0, 1, 0, torch.device("cpu"))
     data = load_config(
