@@ -1,8 +1,18 @@
-"""Discrete visual tokenizers. Public face: `from tokenizer import load_tokenizer`."""
+"""Discrete visual tokenizers. Public face: `from tokenizer import Tokenizer, build_tokenizer, load_tokenizer`."""
+
+__all__ = ["Tokenizer", "build_tokenizer", "load_tokenizer"]
 
 
 def __getattr__(name: str):
-    """Imports torch only when `load_tokenizer` is asked for."""
+    """Imports torch, and what a name needs beside it, only when that name is asked for."""
+    if name == "Tokenizer":
+        from tokenizer.models.base import Tokenizer
+
+        return Tokenizer
+    if name == "build_tokenizer":
+        from tokenizer.models.registry import build_tokenizer
+
+        return build_tokenizer
     if name == "load_tokenizer":
         from tokenizer.loading import load_tokenizer
 

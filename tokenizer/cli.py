@@ -1,4 +1,4 @@
-"""Command-line flags that name a trained tokenizer and images for it."""
+"""Command-line flags that name a trained tokenizer and images for it, and what they name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokenizer.models.base import Tokenizer
 
 
 def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """The documented flags that name a tokenizer, or `several` of them, one after the other."""
+    """Adds the documented flags that name a tokenizer; with `several` each is repeated, once per tokenizer."""
     action = "append" if several else "store"
     parser.add_argument(
         "--vq-ckpt", required=True, action=action, help="a run, a checkpoint, an export (folders), or a published file"
@@ -31,16 +31,23 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False) 
     parser.add_argument(
         "--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema where there is one"
     )
-    parser.add_argument("--noise-seed", type=int, help="of a generative decoder; default: that of its config (0)")
+    parser.add_argument(
+        "--noise-seed", type=int, help="noise seed of the generative decoder (default: from its config, 0)"
+    )
 
 
 def tokenizer_from(args: argparse.Namespace, device: torch.device | str) -> Tokenizer:
-    """The tokenizer that the flags name, for images of `--image-size` pixels."""
+    """Loads the tokenizer that the flags name, for images of `--image-size` pixels.
+
+    Raises ConfigError for a flag that this tokenizer has no use for.
+    """
     tokenizer = load_tokenizer(args.vq_ckpt, config=args.tok_config, weights=args.weights, device=device)
+
     if args.noise_seed is not None:
         if "noise" not in tokenizer.capabilities:
             raise ConfigError(f"--noise-seed {args.noise_seed}: the tokenizer {args.vq_ckpt} has no generative decoder")
         tokenizer.set_noise_seed(args.noise_seed)
+
     if args.image_size not in (None, tokenizer.image_size):
         if "any_size" not in tokenizer.capabilities:
             raise ConfigError(
@@ -51,7 +58,7 @@ def tokenizer_from(args: argparse.Namespace, device: torch.device | str) -> Toke
 
 
 def add_image_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that name images for a trained tokenizer."""
+    """Adds the flags that name images for a trained tokenizer."""
     parser.add_argument(
         "--data",
         help=f"name of the images ({source_names()}); default: the tokenizer's own",
@@ -68,16 +75,33 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def images_from(args: argparse.Namespace, tokenizer: Tokenizer) -> DataConfig:
-    """The images that the flags name, at the tokenizer's size; without flags those of its own config."""
-    own = tokenizer.provenance.config.data
-    name = args.data
-    if name in SOURCES and not SOURCES[name].needs_root and (args.data_path or args.val_path):
-        raise ConfigError(f"--data {name} needs no path; leave out --data-path and --val-path")
-    if name is None and (args.data_path or args.val_path):
-        name = kind_of(args.data_path or args.val_path)
-        if args.data_path is not None and not SOURCES[name].has_classes:
-            name = DataConfig().name  # training images have classes: the error of this kind says what is missing
-    changes = {"name": name, "root": args.data_path, "val_root": args.val_path}
-    changes = {key: value for key, value in changes.items() if value is not None}
-    broken = own.skip_broken or args.skip_broken
-    return replace(own, **changes, image_size=tokenizer.image_size, skip_broken=broken)
+    """The images that the flags name, at the tokenizer's size; what no flag says is as in the tokenizer's own config.
+
+    Raises ConfigError where a path is given to images that need none.
+    """
+    trained_on = tokenizer.provenance.config.data
+    flags = {"name": _source_name(args), "root": args.data_path, "val_root": args.val_path}
+    changes = {key: value for key, value in flags.items() if value is not None}
+    return replace(
+        trained_on,
+        **changes,
+        image_size=tokenizer.image_size,
+        skip_broken=trained_on.skip_broken or args.skip_broken,
+    )
+
+
+def _source_name(args: argparse.Namespace) -> str | None:
+    """The kind of the images: as `--data` says, or as the paths show; None where there is neither."""
+    path = args.data_path or args.val_path
+    if not path:
+        return args.data
+    if args.data is not None:
+        if args.data in SOURCES and not SOURCES[args.data].needs_root:
+            raise ConfigError(f"--data {args.data} needs no path; leave out --data-path and --val-path")
+        return args.data
+
+    # Training images have classes: where these have none, the error of the default kind says what is missing.
+    name = kind_of(path)
+    if args.data_path is not None and not SOURCES[name].has_classes:
+        return DataConfig().name
+    return name

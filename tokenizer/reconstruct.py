@@ -3,8 +3,9 @@
     bash scripts/reconstruction.sh --vq-ckpt runs/VQ_SS256 --qualitative --data-path my_photos/ --sample-dir results/rec
     python -m tokenizer.reconstruct --vq-ckpt runs/quickstart/tokenizer --data photos --num-images 8
 
---data-path is any folder: it is searched for image files, others are counted and ignored. Every image is centre-cropped
-to the size of the tokenizer and goes through its codes.
+--data-path is any folder: it is searched for image files; other files are counted and ignored. Every image is
+center-cropped to the size of the tokenizer and goes through its codes. The sample folder receives, for image 7,
+000007_gt.png (the original) and 000007.png (its reconstruction), and grid.png with the first ones.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import argparse
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from engine.assets import AssetError, AssetsConfig
 from engine.cli import entry_parser, positive, run_entry
 from engine.config import load_config
+from engine.data.base import ImageSource
 from engine.data.config import DataConfig
 from engine.data.crops import center_crop
 from engine.data.folders import LooseSource
@@ -31,15 +33,8 @@ from tokenizer.cli import add_tokenizer_flags, tokenizer_from
 from tokenizer.frozen.lpips import lpips_network
 from tokenizer.losses.perceptual import LPIPSLoss
 
-
-def lpips_or_none(device: torch.device) -> nn.Module | None:
-    """LPIPS (VGG) where its weights can be had; else one warning that names the file, and pictures without a score."""
-    try:
-        network, _ = lpips_network(load_config(AssetsConfig))
-    except AssetError as error:
-        logger.warning("no LPIPS score in the file names: %s", error)
-        return None
-    return LPIPSLoss(network).to(device)
+GRID_BATCHES = 4  # batches whose first images are in the grid
+GRID_COLUMNS = 8  # images of a batch that are in the grid
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,46 +55,82 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def open_images(args: argparse.Namespace) -> ImageSource:
+    """The images that the flags name. Raises UserError unless exactly one of the two flags is given."""
+    if (args.data_path is None) == (args.data is None):
+        raise UserError("give either --data-path FOLDER or --data NAME")
+    if args.data_path is not None:
+        return LooseSource(args.data_path, "--data-path")
+    return open_source(DataConfig(name=args.data), "val")
+
+
+def lpips_or_none(device: torch.device) -> nn.Module | None:
+    """LPIPS (VGG); None with a warning that names the file where its weights cannot be had."""
+    try:
+        network, _ = lpips_network(load_config(AssetsConfig))
+    except AssetError as error:
+        logger.warning("no LPIPS score in the file names: %s", error)
+        return None
+    return LPIPSLoss(network).to(device)
+
+
+def write_pair(folder: Path, name: str, original: Tensor, reconstruction: Tensor) -> None:
+    """Writes two uint8 images (3,H,W)."""
+    to_pil(original).save(folder / f"{name}_gt.png")
+    to_pil(reconstruction).save(folder / f"{name}.png")
+
+
+def write_grid(path: Path, batches: list[tuple[Tensor, Tensor]]) -> None:
+    """Writes one row of originals above one of reconstructions per batch; batches of another width are left out."""
+    width = len(batches[0][0])
+    rows = [
+        torch.cat([originals, reconstructions]) for originals, reconstructions in batches if len(originals) == width
+    ]
+    save_grid(path, to_float(torch.cat(rows)), columns=width)
+
+
 @torch.inference_mode()
 def main() -> None:
     args = parse_args()
-    if (args.data_path is None) == (args.data is None):
-        raise UserError("give either --data-path FOLDER or --data NAME")
-    source = (
-        LooseSource(args.data_path, "--data-path") if args.data_path else open_source(DataConfig(name=args.data), "val")
-    )
+    source = open_images(args)
     with distributed_world(args.device) as world:
         tokenizer = tokenizer_from(args, world.device)
-        count = min(len(source), args.num_images) if args.num_images else len(source)
-        mine = range(count)[world.rank :: world.size]
-        distance = lpips_or_none(world.device) if args.lpips else None
+        lpips = lpips_or_none(world.device) if args.lpips else None
         args.sample_dir.mkdir(parents=True, exist_ok=True)
-        rows, scores = [], []
-        for start in tqdm(range(0, len(mine), args.per_proc_batch_size), desc="batches", disable=None):
-            numbers = mine[start : start + args.per_proc_batch_size]
-            originals = torch.stack([image_tensor(center_crop(source.image(i), tokenizer.image_size)) for i in numbers])
-            codes = tokenizer.encode(to_float(originals).to(world.device)).indices
-            made = to_uint8(tokenizer.decode_indices(codes)).cpu()
-            names = [f"{i:06d}" for i in numbers]
-            if distance is not None:
-                pairs = zip(names, to_float(made), to_float(originals), strict=True)
-                to_device = [(n, m[None].to(world.device), o[None].to(world.device)) for n, m, o in pairs]
-                names = [f"{n}_lpips{distance(m, o).item():.4f}" for n, m, o in to_device]
-            for name, original, image in zip(names, originals, made, strict=True):
-                to_pil(original).save(args.sample_dir / f"{name}_gt.png")
-                to_pil(image).save(args.sample_dir / f"{name}.png")
-            scores += psnr(made, originals).tolist()
-            if len(rows) < 4:
-                rows.append((originals[:8], made[:8]))
+
+        # Every rank takes its part of the images.
+        num_images = min(len(source), args.num_images) if args.num_images else len(source)
+        rank_images = range(num_images)[world.rank :: world.size]
+        batch_size = args.per_proc_batch_size
+        scores: list[float] = []
+        grid_batches: list[tuple[Tensor, Tensor]] = []
+        for start in tqdm(range(0, len(rank_images), batch_size), desc="batches", disable=None):
+            # Images -> codes -> images, as uint8 on the CPU.
+            image_ids = rank_images[start : start + batch_size]
+            crops = [center_crop(source.image(i), tokenizer.image_size) for i in image_ids]
+            originals = torch.stack([image_tensor(crop) for crop in crops])
+            codes = tokenizer.tokenize(to_float(originals).to(world.device))
+            reconstructions = to_uint8(tokenizer.decode_indices(codes)).cpu()
+
+            # One pair of files per image.
+            for image_id, original, reconstruction in zip(image_ids, originals, reconstructions, strict=True):
+                name = f"{image_id:06d}"
+                if lpips is not None:
+                    pair = (to_float(image[None]).to(world.device) for image in (reconstruction, original))
+                    name += f"_lpips{lpips(*pair).item():.4f}"
+                write_pair(args.sample_dir, name, original, reconstruction)
+
+            scores += psnr(reconstructions, originals).tolist()
+            if len(grid_batches) < GRID_BATCHES:
+                grid_batches.append((originals[:GRID_COLUMNS], reconstructions[:GRID_COLUMNS]))
+
         if world.is_main:
-            width = len(rows[0][0])
-            pairs = [torch.cat(pair) for pair in rows if len(pair[0]) == width]
-            save_grid(args.sample_dir / "grid.png", to_float(torch.cat(pairs)), columns=width)
-            mean = f"mean PSNR of {len(scores)} of them {sum(scores) / len(scores):.2f} dB"
-            where = args.sample_dir
+            write_grid(args.sample_dir / "grid.png", grid_batches)
             if args.clear_cache:
                 logger.info("--clear-cache: this mode writes no intermediate files; nothing was removed")
-            logger.info("%d pairs and grid.png (originals above reconstructions) under %s; %s", count, where, mean)
+            mean = f"mean PSNR of {len(scores)} of them {sum(scores) / len(scores):.2f} dB"
+            where = args.sample_dir
+            logger.info("%d pairs and grid.png (originals above reconstructions) under %s; %s", num_images, where, mean)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """A trained tokenizer comes back exactly, from its folder alone; anything else is one clear error."""
 
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import mini
 import pytest
@@ -20,6 +23,7 @@ from engine.world import World
 from evaluations.digits.model import Classifier, ClassifierConfig
 from tokenizer import load_tokenizer
 
+ROOT = Path(__file__).parents[2]
 GPT_OPTIONS = ["model.gpt={width: 16, layers: 1, heads: 2, vocab_size: 32, num_tokens: 8, num_classes: 4}"]
 
 
@@ -50,6 +54,16 @@ def exported(tmp_path):
 
 def images(count: int = 5):
     return to_float(mini.random_images(count, seed=4))
+
+
+def test_the_public_face_is_imported_on_demand():
+    """`import tokenizer` alone does not import torch; each public name is the one of its module."""
+    code = "import sys, tokenizer; early = 'torch' in sys.modules; tokenizer.Tokenizer; sys.exit(early)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    for name in tokenizer.__all__:
+        assert getattr(tokenizer, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        _ = tokenizer.absent
 
 
 @pytest.mark.parametrize("kind", ["ema", "model"])

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from engine.arithmetic import ceil_div
 from engine.assets import AssetsConfig
 from engine.validation import Section
 from tokenizer.discriminators.base import Discriminator
@@ -50,7 +51,7 @@ class LocalBatchNorm(nn.Module):
     @staticmethod
     def num_groups(batch_size: int) -> int:
         """The smallest number of equal groups with at most `VIRTUAL_BATCH` images each."""
-        min_groups = -(-batch_size // VIRTUAL_BATCH)  # rounded up
+        min_groups = ceil_div(batch_size, VIRTUAL_BATCH)
         return next(groups for groups in range(min_groups, batch_size + 1) if batch_size % groups == 0)
 
 

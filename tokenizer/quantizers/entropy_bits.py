@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from engine.arithmetic import ceil_div
 from engine.devices import full_precision
 from engine.world import mean_over_ranks
 from tokenizer.quantizers.entropy_assignment import LOG_EPS, chunk_elements
@@ -58,7 +59,7 @@ class _MeanTable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
         count, bits = logits.shape
-        lower_bits = (bits + 1) // 2  # half, rounded up
+        lower_bits = ceil_div(bits, 2)
         rows = max(1, chunk_elements(logits.device) >> lower_bits)
 
         # U^T V, chunk by chunk.
