@@ -1,4 +1,7 @@
-"""Discrete visual tokenizers. Public face: `from tokenizer import Tokenizer, build_tokenizer, load_tokenizer`."""
+"""Discrete visual tokenizers.
+
+Public face: `from tokenizer import Tokenizer, build_tokenizer, load_tokenizer`.
+"""
 
 __all__ = ["Tokenizer", "build_tokenizer", "load_tokenizer"]
 

@@ -16,7 +16,7 @@ from tokenizer.models.base import Tokenizer
 
 
 def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """Adds the documented flags that name a tokenizer; with `several` each is repeated, once per tokenizer."""
+    """Adds the flags that name a tokenizer; with `several` they are repeated, once per tokenizer."""
     action = "append" if several else "store"
     parser.add_argument(
         "--vq-ckpt", required=True, action=action, help="a run, a checkpoint, an export (folders), or a published file"
@@ -75,9 +75,9 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def images_from(args: argparse.Namespace, tokenizer: Tokenizer) -> DataConfig:
-    """The images that the flags name, at the tokenizer's size; what no flag says is as in the tokenizer's own config.
+    """The images that the flags name, at the tokenizer's size.
 
-    Raises ConfigError where a path is given to images that need none.
+    What no flag says is as in the tokenizer's own config. Raises ConfigError for a path of images that need none.
     """
     trained_on = tokenizer.provenance.config.data
     flags = {"name": _source_name(args), "root": args.data_path, "val_root": args.val_path}

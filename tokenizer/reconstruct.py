@@ -1,4 +1,4 @@
-"""Reconstructs images with a trained tokenizer: pairs of original and reconstruction as PNG files, and one grid.
+"""Reconstructs images with a trained tokenizer: pairs of PNG files, and one grid.
 
     bash scripts/reconstruction.sh --vq-ckpt runs/VQ_SS256 --qualitative --data-path my_photos/ --sample-dir results/rec
     python -m tokenizer.reconstruct --vq-ckpt runs/quickstart/tokenizer --data photos --num-images 8
@@ -81,7 +81,10 @@ def write_pair(folder: Path, name: str, original: Tensor, reconstruction: Tensor
 
 
 def write_grid(path: Path, batches: list[tuple[Tensor, Tensor]]) -> None:
-    """Writes one row of originals above one of reconstructions per batch; batches of another width are left out."""
+    """Writes a row of originals above one of reconstructions per batch.
+
+    Batches of another width than the first are left out.
+    """
     width = len(batches[0][0])
     rows = [
         torch.cat([originals, reconstructions]) for originals, reconstructions in batches if len(originals) == width

@@ -198,7 +198,7 @@ def test_dinov2_teacher_has_one_feature_for_each_grid_cell(dinov2):
     assert out.mean(-1).abs().max() < 1e-4, "tokens come after the last norm"
 
 
-def test_dinov2_teacher_normalises_then_resizes_without_clamping(dinov2):
+def test_dinov2_teacher_normalizes_then_resizes_without_clamping(dinov2):
     """Bicubic overshoot at hard edges reaches the network, beyond the range of any image."""
     x = images(1, 32).sign()
     seen = {}
@@ -206,8 +206,8 @@ def test_dinov2_teacher_normalises_then_resizes_without_clamping(dinov2):
     dinov2(x)
     handle.remove()
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET[0], IMAGENET[1]))
-    normalised = ((x + 1) / 2 - mean) / std
-    torch.testing.assert_close(seen["x"], F.interpolate(normalised, size=56, mode="bicubic", align_corners=False))
+    normalized = ((x + 1) / 2 - mean) / std
+    torch.testing.assert_close(seen["x"], F.interpolate(normalized, size=56, mode="bicubic", align_corners=False))
     assert (seen["x"] > (1 - mean) / std + 0.05).any()
 
 

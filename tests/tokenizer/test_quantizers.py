@@ -43,7 +43,7 @@ def test_nearest_index_is_the_first_of_the_closest_codes(table_entries, monkeypa
 
 
 @pytest.mark.parametrize("l2_norm", [True, False])
-def test_normalised_codes_are_compared_by_direction(l2_norm):
+def test_normalized_codes_are_compared_by_direction(l2_norm):
     """With `l2_norm` a long and a short latent of one direction get one index; without it the distance decides."""
     vq = quantizer(2, 2, l2_norm=l2_norm)
     vq.codebook.data = torch.tensor([[0.0, 1.0], [10.0, 0.1]])
@@ -183,7 +183,7 @@ def test_evaluation_leaves_all_buffers_alone(quantize):
 
 
 # ---------------------------------------------------------------------------------------------- warm-up
-def test_warm_up_passes_normalised_latents_through():
+def test_warm_up_passes_normalized_latents_through():
     """No loss and no quantization; the codebook stays in the graph with a gradient of zero."""
     vq, z = quantizer(), torch.randn(2, 8, 4, requires_grad=True)
     out = vq.train()(z, quantize=False)
@@ -204,19 +204,19 @@ def warmed_up(latents: Tensor, size: int, seed: int = 0, **options) -> VectorQua
 
 @pytest.mark.parametrize("l2_norm", [True, False])
 def test_codebook_of_k_means_is_that_of_plain_lloyd_rounds(l2_norm):
-    """A numpy version from the same start; cells that run empty keep their centre."""
+    """A numpy version from the same start; cells that run empty keep their center."""
     latents = torch.randn(100, 3, generator=torch.Generator().manual_seed(2))
     points = (F.normalize(latents, dim=-1) if l2_norm else latents).double().numpy()
     points = points[-KMEANS_LATENTS_PER_CODE * 8 :]
     order = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))
-    centres = points[order[:8].numpy()]
+    centers = points[order[:8].numpy()]
     for _ in range(KMEANS_ROUNDS):
-        owner = np.array([((centres - p) ** 2).sum(1).argmin() for p in points])
-        centres = np.array([points[owner == k].mean(0) if (owner == k).any() else centres[k] for k in range(8)])
+        owner = np.array([((centers - p) ** 2).sum(1).argmin() for p in points])
+        centers = np.array([points[owner == k].mean(0) if (owner == k).any() else centers[k] for k in range(8)])
         if l2_norm:
-            centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+            centers /= np.linalg.norm(centers, axis=1, keepdims=True)
     actual = warmed_up(latents, 8, l2_norm=l2_norm).codebook.detach().numpy()
-    np.testing.assert_allclose(actual, centres, atol=1e-5)
+    np.testing.assert_allclose(actual, centers, atol=1e-5)
 
 
 def test_k_means_recovers_planted_clusters():
@@ -269,7 +269,7 @@ def test_impossible_settings_name_their_key(options, key):
 
 
 def test_initial_codebook_lies_on_the_sphere():
-    """Uniform in +-1/K, then normalised: every row has length 1 and all differ."""
+    """Uniform in +-1/K, then normalized: every row has length 1 and all differ."""
     rows = quantizer(512, 8).codebook.detach()
     torch.testing.assert_close(rows.norm(dim=-1), torch.ones(512))
     assert len(torch.unique(rows, dim=0)) == 512

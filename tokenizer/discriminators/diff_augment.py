@@ -1,6 +1,7 @@
-"""Differentiable augmentation of discriminator inputs (DiffAugment, arXiv:2006.10738, as used by StyleGAN-T).
+"""Differentiable augmentation of discriminator inputs.
 
-Every image draws its own random numbers from torch's generator; gradients pass through to the images.
+This is DiffAugment (arXiv:2006.10738), as StyleGAN-T (arXiv:2301.09515) uses it. Every image draws its own random
+numbers from torch's generator; gradients pass through to the images.
 
 Shapes    images (B,3,H,W) in [-1,1] -> (B,3,H,W), which may leave that range
 """
@@ -51,7 +52,7 @@ def color(images: Tensor) -> Tensor:
 
 
 def cutout(images: Tensor) -> Tensor:
-    """Zeros in a rectangle of 20 % of each side at a random place, cut off where it reaches over the border."""
+    """Sets a rectangle of 20 % of each side at a random place to zero; it may reach over the border."""
     count, _, height, width = images.shape
     device = images.device
     hole_height = _rounded(height * CUTOUT)

@@ -1,8 +1,8 @@
-"""The discriminator of GigaTok's B-L ("dino disc"): small heads on a frozen DINO ViT-S/16 (StyleGAN-T).
+"""The discriminator of GigaTok's B-L ("dino disc"): small heads on a frozen DINO ViT-S/16.
 
-StyleGAN-T: arXiv:2301.09515, section 3.2; DINO: arXiv:2104.14294. Features are taken before the first block and after
-blocks 3, 6, 9 and 12, the class token added to every patch token. Each has a head of spectrally normed 1D convolutions
-over the patches. 7,386,245 trained parameters.
+It is that of StyleGAN-T (arXiv:2301.09515, section 3.2); DINO: arXiv:2104.14294. Features are taken before the first
+block and after blocks 3, 6, 9 and 12, the class token added to every patch token. Each has a head of spectrally normed
+1D convolutions over the patches. 7,386,245 trained parameters.
 
 Shapes    images (B,3,H,W) in [-1,1] -> five feature maps (B,384,196), one column per patch -> logits (B,5*196)
 """
@@ -31,7 +31,7 @@ VIRTUAL_BATCH = 8  # largest number of images that one batch norm looks at
 
 
 class LocalBatchNorm(nn.Module):
-    """Batch norm over groups of at most `VIRTUAL_BATCH` images, never over the whole batch. (B,C,L) -> (B,C,L).
+    """Batch norm over groups of at most `VIRTUAL_BATCH` images of the batch. (B,C,L) -> (B,C,L).
 
     The published one needs a batch that divides into ceil(B / 8) groups; here the next number of groups that divides B
     is used. It has no running statistics: evaluation mode is the same.

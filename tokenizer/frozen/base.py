@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 
 class Frozen(nn.Module):
-    """A network whose parameters have no gradients, and which is always in evaluation mode. In no checkpoint.
+    """A network whose parameters have no gradients, and which is always in evaluation mode.
 
-    Gradients with respect to its inputs pass through it.
+    It is part of no checkpoint. Gradients with respect to its inputs pass through it.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (the lite variant of arXiv:1905.11946), whose ImageNet weights a package ships: works offline.
+"""EfficientNet-Lite0 (lite variant of arXiv:1905.11946), whose ImageNet weights a package ships.
 
 Shapes    images (B,3,H,W) in [-1,1], which is the range it was trained with -> one map (B,C,H/s,W/s) per stride s,
           with the channels C of `LITE0_STRIDES`

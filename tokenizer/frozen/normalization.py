@@ -1,4 +1,4 @@
-"""The normalization that pretrained networks expect: (mean, std) per color of images in [0,1], (red, green, blue)."""
+"""The normalization that pretrained networks expect of images in [0,1]: mean and std per color (RGB)."""
 
 from __future__ import annotations
 

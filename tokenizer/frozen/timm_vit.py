@@ -1,4 +1,4 @@
-"""Vision transformers of the package timm: DINO, DINOv2, CLIP, SigLIP (`engine.assets.TIMM_VITS` lists them)."""
+"""Vision transformers of the package timm: DINO, DINOv2, CLIP, SigLIP (`engine.assets.TIMM_VITS`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tokenizer.frozen.base import Frozen
 
 
 def timm_vit(asset: str, image_size: int, assets: AssetsConfig) -> tuple[Frozen, str]:
-    """A vision transformer without its classifier, for images of `image_size` pixels per side, and its stamp.
+    """A vision transformer without classifier, for images of `image_size` pixels per side, and its stamp.
 
     Its table of positions is resampled to that size. Raises AssetError where the weights cannot be had or do not fit.
     """

@@ -1,6 +1,7 @@
-"""Perceptual losses: LPIPS, and one of EfficientNet-Lite0 features for offline work, which is never called LPIPS.
+"""Perceptual losses: LPIPS, and for offline work a distance of EfficientNet-Lite0 features.
 
-`PERCEPTUAL` lists them by name. A builder (assets, dropout) returns (loss, stamp of its weights); a loss is a module
+The second is never called LPIPS. `PERCEPTUAL` lists both by name; a builder (assets, dropout) returns (loss, stamp of
+its weights), and a loss is a module
 
     loss(images, references) -> scalar, the mean over pairs      images, references (B,3,H,W) in [-1,1], not clamped
 
@@ -43,10 +44,10 @@ class LPIPSLoss(nn.Module):
 
 
 class Lite0Loss(nn.Module):
-    """The form of LPIPS on EfficientNet-Lite0, without its learned weights: not calibrated, not comparable with LPIPS.
+    """The form of LPIPS on EfficientNet-Lite0, without learned weights.
 
-    Features of unit length over channels; squared difference, summed over channels; mean over pixels and pairs, then
-    over the four strides.
+    It is not calibrated, and not comparable with LPIPS. Features have unit length over channels; their squared
+    difference is summed over channels and averaged over pixels and pairs, then over the four strides.
     """
 
     def __init__(self, network: Frozen) -> None:

@@ -86,7 +86,10 @@ class ViTTeacher(Teacher):
 
 
 class Lite0Teacher(Teacher):
-    """One map of EfficientNet-Lite0, of images resized so that each grid cell is one of its pixels; works offline."""
+    """A map of EfficientNet-Lite0. It works offline.
+
+    Images are resized so that each cell of the tokenizer's grid becomes one pixel of the map.
+    """
 
     STRIDE: ClassVar[int] = 16  # image pixels per pixel of the map
 

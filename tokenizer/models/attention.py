@@ -56,7 +56,10 @@ class MultiheadAttention(nn.Module):
 
 
 class QFormerBlock(nn.Module):
-    """Self-attention, cross-attention to a memory, MLP. Positions are added to queries and keys, never to values."""
+    """Self-attention, cross-attention to a memory, MLP.
+
+    Positions are added to queries and keys, never to values.
+    """
 
     parallel_unit = "shard"  # a block is one unit of sharding and activation checkpointing; see engine.parallel
 

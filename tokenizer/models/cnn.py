@@ -88,7 +88,10 @@ WETOK = CNNStyle(attention=False, adaptive_norm=True, depth_to_space=True, bias=
 
 
 class Level(nn.Module):
-    """The ResBlocks of one resolution, each followed by attention where asked for, and the change to the next one."""
+    """The ResBlocks of one resolution, and the change to the next one.
+
+    With `attention` each ResBlock is followed by an attention block.
+    """
 
     def __init__(
         self,
@@ -122,7 +125,7 @@ class Level(nn.Module):
 
 
 def build_middle(width: int, config: CNNConfig, style: CNNStyle) -> nn.ModuleList:
-    """The blocks on the coarsest map: ResBlocks, in the attention style with one attention after the first."""
+    """Builds the blocks on the coarsest map: ResBlocks; with attention, one such block after the first."""
     blocks: list[nn.Module] = [ResBlock(width, width, config.norm_groups) for _ in range(config.mid_blocks)]
     if style.attention:
         blocks.insert(1, AttentionBlock(width, config.norm_groups))

@@ -1,4 +1,4 @@
-"""Blocks of VQGAN's convolutional encoder and decoder (arXiv:2012.09841), and those that GigaTok and WeTok changed.
+"""Blocks of VQGAN's encoder and decoder (arXiv:2012.09841), and those that GigaTok and WeTok changed.
 
     ResBlock                two 3x3 convolutions around a skip connection
     AttentionBlock          one head of attention over all positions

@@ -1,4 +1,4 @@
-"""Base class of purely convolutional tokenizers: a CNN encoder, a quantizer of its grid cells, a CNN decoder.
+"""Base class of purely convolutional tokenizers: CNN encoder, quantizer of grid cells, CNN decoder.
 
 They take images of any height and width that are multiples of the CNN's factor; a token is one cell of the grid.
 
@@ -19,7 +19,9 @@ from tokenizer.quantizers.base import Quantizer
 
 
 class ConvTokenizer(Tokenizer):
-    """A tokenizer without a transformer. `image_size` and `num_tokens` are those of training until `set_image_size`.
+    """A tokenizer without a transformer.
+
+    `image_size` and `num_tokens` are those of training until `set_image_size`.
 
     A subclass sets `encoder` and `decoder`. Where channels of CNN and quantizer differ it extends `latents` and
     `decoder_input` by projections; a decoder that takes more than features overrides `decode_features`.
@@ -77,7 +79,10 @@ class ConvTokenizer(Tokenizer):
         )
 
     def encode_features(self, images: Tensor) -> Tensor:
-        """Images -> CNN features (B,z_channels,h,w). Raises ValueError for a size that is no multiple of the factor."""
+        """Images -> CNN features (B,z_channels,h,w).
+
+        Raises ValueError for a size that is no multiple of the factor.
+        """
         _, channels, height, width = images.shape
         if channels != 3 or height % self.factor != 0 or width % self.factor != 0:
             raise ValueError(f"images must be (B, 3, multiples of {self.factor}), found {tuple(images.shape)}")

@@ -20,7 +20,7 @@ BLOCKS: dict[str, type[nn.Module]] = {"vit": ViTBlock, "qformer": QFormerBlock}
 
 
 class GridTransformer(nn.Module):
-    """Tokens (B,h*w,z_channels) -> the residual stream (B,h*w,C). Encoder and decoder add what comes after it."""
+    """Tokens (B,h*w,z_channels) -> residual stream (B,h*w,C). Subclasses add what comes after it."""
 
     def __init__(self, dims: Dims, grid: int, z_channels: int, block: str, position_std: float | None) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class GridTransformer(nn.Module):
     def stream(
         self, tokens: Tensor, last_layer: int | None = None, tap: int | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Two residual streams (B,h*w,C): after block `last_layer`, by default the last, and after block `tap`.
+        """Residual streams (B,h*w,C) after block `last_layer` (default: the last) and after block `tap`.
 
         Blocks are counted from 1. The second is None where block `tap` is not reached.
         """
@@ -71,7 +71,7 @@ class GridEncoder(GridTransformer):
 
 
 class GridDecoder(GridTransformer):
-    """Latent tokens (B,h*w,z_channels) -> grid features (B,z_channels,h,w), with a semantic head on an inner block.
+    """Latent tokens (B,h*w,z_channels) -> grid features (B,z_channels,h,w), with a semantic head.
 
     The semantic head reads the residual stream right after block `semantic_layer` (counted from 1) and gives
     (B,h*w,semantic_dim). It exists for training only: decoding never calls it.

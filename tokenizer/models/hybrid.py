@@ -71,7 +71,10 @@ def _released_init(module: nn.Module) -> None:
 
 
 class HybridTokenizer(Tokenizer):
-    """See the module docstring. It works at the one image size it is built for: its tables of positions are learned."""
+    """See the module docstring.
+
+    It works at the one image size it is built for: its tables of positions are learned.
+    """
 
     config_class = HybridConfig
 
@@ -126,7 +129,10 @@ class HybridTokenizer(Tokenizer):
         shortcut: bool = False,
         semantic: bool = False,
     ) -> TokenizerOutput:
-        """A full pass. `shortcut` also decodes the CNN encoder's features; `semantic` also runs the semantic head."""
+        """A full pass.
+
+        `shortcut` also decodes the CNN encoder's features; `semantic` also runs the semantic head.
+        """
         features = self.encode_features(images)
         quantized = self.quantizer(self.latents(features), quantize=quantize, entropy=entropy)
         decoded, semantic_features = self.query_decoder(self.post_quant_proj(quantized.z_q), semantic)
@@ -155,7 +161,10 @@ class HybridTokenizer(Tokenizer):
         return self.quant_proj(self.query_encoder(features))
 
     def decode(self, z_q: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Quantized latents (B,N,codebook_dim) -> images, not clamped. The grid is always the one it is built for."""
+        """Quantized latents (B,N,codebook_dim) -> images, not clamped.
+
+        `grid` is ignored: it is always the one that the network is built for.
+        """
         decoded, _ = self.query_decoder(self.post_quant_proj(z_q))
         return self.decoder(decoded)
 
@@ -195,7 +204,10 @@ class HybridTokenizer(Tokenizer):
 
 
 def grid_size(config: HybridConfig, image_size: int) -> int:
-    """Cells per side of the feature grid. Raises ConfigError where image size or number of tokens do not fit it."""
+    """Cells per side of the feature grid.
+
+    Raises ConfigError where image size or number of tokens do not fit it.
+    """
     factor = config.cnn.factor
     if image_size % factor != 0:
         raise ConfigError(f"data.image_size={image_size} does not fit the model: it must be a multiple of {factor}")

@@ -59,7 +59,7 @@ class TransformerConfig(Section):
             yield Problem("width", self.width, f"divisible by heads={self.heads}")
 
     def dims(self, key: str) -> Dims:
-        """(width, layers, heads). Raises ConfigError where nothing is set; `key` names the section in the message."""
+        """(width, layers, heads). Raises ConfigError, with the section's dotted `key`, if nothing is set."""
         return transformer_size(self, SIZES, key)
 
 
@@ -69,7 +69,9 @@ def is_power_of_two(number: int) -> bool:
 
 
 def pooling_boxes(num_tokens: int) -> list[tuple[int, int]]:
-    """(rows, columns) of the boxes of each pooling level: 1x1, 1x1, 1x2, 2x2, 2x4, ...; `num_tokens` boxes in all.
+    """(rows, columns) of the boxes of each pooling level: 1x1, 1x1, 1x2, 2x2, 2x4, ...
+
+    All levels together have `num_tokens` boxes.
 
     Raises ValueError where `num_tokens` is not a power of 2.
     """
@@ -87,17 +89,17 @@ def pooling_boxes(num_tokens: int) -> list[tuple[int, int]]:
 
 
 def multi_level_pooling(x: Tensor, num_tokens: int) -> Tensor:
-    """Averages of a map over ever finer boxes: the initial 1D queries. (B,C,h,w) -> (B,num_tokens,C), coarse to fine.
+    """Averages a map over ever finer boxes, the initial 1D queries: (B,C,h,w) -> (B,num_tokens,C).
 
-    From level to level the boxes are halved, first in width, then in height, and so on; those of a level are in
-    row-major order. The mean of the whole map stands twice, as tokens 0 and 1.
+    Tokens go from coarse to fine. From level to level the boxes are halved, first in width, then in height, and so on;
+    those of a level are in row-major order. The mean of the whole map stands twice, as tokens 0 and 1.
     """
     pooled = [F.adaptive_avg_pool2d(x, box).flatten(2) for box in pooling_boxes(num_tokens)]
     return torch.cat(pooled, dim=2).transpose(1, 2)
 
 
 def position_table(length: int, width: int, std: float | None) -> nn.Parameter:
-    """A learned table (length, width), initially normal with standard deviation `std`, by default width ** -0.5."""
+    """A learned table (length, width), initially normal with std `std`, by default width ** -0.5."""
     return nn.Parameter(torch.randn(length, width) * (width**-0.5 if std is None else std))
 
 
@@ -154,7 +156,7 @@ class QueryEncoder(nn.Module):
 
 
 class QueryDecoder(nn.Module):
-    """Latent tokens (B,N,z_channels) -> grid features (B,z_channels,h,w), with a semantic head on an inner block.
+    """Latent tokens (B,N,z_channels) -> grid features (B,z_channels,h,w), with a semantic head.
 
     All grid queries start as the first latent token; the memory is the latent tokens. The semantic head reads the
     residual stream right after block `semantic_layer` (counted from 1) and gives (B,h*w,semantic_dim). It exists for
@@ -188,7 +190,7 @@ class QueryDecoder(nn.Module):
         self.semantic_head = semantic_mlp(width, semantic_dim) if semantic_layer is not None else None
 
     def features(self, latents: Tensor, last_layer: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """Two residual streams (B,h*w,C): after block `last_layer`, by default the last, and after the semantic layer.
+        """Residual streams (B,h*w,C) after block `last_layer` (default: the last) and the semantic layer.
 
         The second is None where the semantic layer is not reached.
         """

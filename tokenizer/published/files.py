@@ -1,7 +1,8 @@
-"""Reads and writes checkpoint files of the published code bases, safely: tensors and plain values only, never code.
+"""Reads and writes checkpoint files of the published code bases, safely.
 
-A published `.pt` is a dict with `model` (and `ema`), or a bare state dict. Its `args` is an `argparse.Namespace`, which
-is allowed beside tensors, numbers and text. Files are memory-mapped, so a 12 GB file costs no 12 GB of memory.
+Only tensors and plain values are read; no code is ever run. A published `.pt` is a dict with `model` (and `ema`), or a
+bare state dict. Its `args` is an `argparse.Namespace`, which is allowed beside tensors, numbers and text. Files are
+memory-mapped, so a 12 GB file costs no 12 GB of memory.
 
 `convert` is the body of the two converters, `tokenizer.convert` and `autoregressive.convert`.
 """
@@ -63,7 +64,7 @@ def read_published(path: str | Path, order: tuple[str, ...], prefer: str = "auto
 
 
 def _without_wrappers(name: str) -> str:
-    """The name of a tensor without the prefixes of data parallelism and compilation, however often they were added."""
+    """The name of a tensor without the prefixes of data parallelism and compilation, however many."""
     for wrapper in WRAPPERS:
         while name.startswith(wrapper):
             name = name.removeprefix(wrapper)

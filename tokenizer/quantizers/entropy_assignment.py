@@ -1,7 +1,7 @@
-"""Entropies of a soft assignment of latents to the codes of a learned codebook (GigaTok Eq. 3, arXiv:2504.08736).
+"""Entropies of a soft assignment of latents to the codes of a learned codebook.
 
-LFQ (arXiv:2310.05737) and MaskBit (arXiv:2409.16211) use the same form. For latents z_i, i = 1..n, codes e_k and a
-temperature t:
+The form is that of GigaTok (arXiv:2504.08736, Eq. 3), LFQ (arXiv:2310.05737) and MaskBit (arXiv:2409.16211). For
+latents z_i, i = 1..n, codes e_k, k = 1..K, and a temperature t:
 
     p_ik             = softmax_k(-d_ik / t)        d_ik = |z_i - e_k|^2, or with `squared=False` its square root
     sample_entropy   = mean_i H(p_i)               small: every latent is sure of its code
@@ -57,12 +57,12 @@ def rows_per_chunk(codebook: Tensor) -> int:
 
 
 def squared_distances(z: Tensor, codebook: Tensor) -> Tensor:
-    """Squared distances of all pairs of latents (n,D) and codes (K,D): (n,K). Rounding can make them negative."""
+    """Squared distances (n,K) of latents (n,D) and codes (K,D). Rounding can make them negative."""
     return z.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2 * z @ codebook.T
 
 
 def log_assignment(z: Tensor, codebook: Tensor, temperature: float, squared: bool) -> tuple[Tensor, Tensor]:
-    """(log p, distances), both (n,K), of latents (n,D) and codes (K,D); the distances are squared or plain."""
+    """(log p, distances), both (n,K), of latents (n,D) and codes (K,D); distances are squared or plain."""
     distance = squared_distances(z, codebook)
     if not squared:
         distance = distance.clamp_min(DISTANCE_EPS).sqrt()
@@ -131,7 +131,9 @@ class _StreamedEntropies(torch.autograd.Function):
 def assignment_entropies(
     z: Tensor, codebook: Tensor, temperature: float, squared: bool = True, over_ranks: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(sample_entropy, codebook_entropy) in nats of latents (n,D) and codes (K,D), float32; gradients go to both.
+    """(sample_entropy, codebook_entropy) in nats of latents (n,D) and codes (K,D), float32.
+
+    Gradients go to latents and codes.
 
     `over_ranks` takes the mean distribution over the latents of all ranks, which must have equally many.
     """

@@ -1,4 +1,4 @@
-"""Entropies of a soft assignment of latents to codes that are sign vectors (WeTok, arXiv:2508.05599, Eq. 6-9).
+"""Entropies of a soft assignment of latents to sign vectors (WeTok, arXiv:2508.05599, Eq. 6-9).
 
 All 2^b vectors of b signs are codes. The softmax over them, of logits that are linear in each sign, factorizes into
 independent bits: bit i of a latent is set with probability sigmoid(l_i), so for a code c with bits c_1 .. c_b
@@ -54,7 +54,7 @@ def bit_table(logits: Tensor) -> Tensor:
 
 
 class _MeanTable(torch.autograd.Function):
-    """Mean over latents of `bit_table`: logits (n,b) -> (2^b,). See the module docstring for the derivation."""
+    """Mean over latents of `bit_table`: logits (n,b) -> (2^b,). The module docstring derives it."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def bit_entropies(
 
 
 def _sample_entropy(logits: Tensor, table: Tensor | None) -> Tensor:
-    """Mean entropy of latents with logits (n,b): from their bits, or from their `table` (n,2^b) where there is one."""
+    """Mean entropy of latents with logits (n,b): from their bits, or from their `table` (n,2^b) if given."""
     if table is not None:
         return -(table * (table + torch.finfo(table.dtype).tiny).log()).sum(1).mean()
     size = logits.abs()
@@ -126,9 +126,9 @@ def _sample_entropy(logits: Tensor, table: Tensor | None) -> Tensor:
 
 
 def codebook_entropy_bytes(bits: int, samples: int, naive: bool, histograms: int = 1) -> int:
-    """Bytes that the codebook entropy of 2^bits codes takes at its peak, about, with gradients, for `samples` latents.
+    """About how many bytes the codebook entropy of 2^bits codes takes at its peak, with gradients.
 
-    `histograms`: how many there are in one loss; 1 unless groups have their own.
+    `samples` is the number of latents, `histograms` that of histograms in one loss: 1 unless groups have their own.
     """
     table_bytes = 4 * 2**bits
     if naive:

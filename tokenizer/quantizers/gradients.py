@@ -1,4 +1,4 @@
-"""How a gradient passes through the choice of a code, which has none: straight-through, and the rotation trick.
+"""How a gradient passes through the choice of a code: straight-through, and the rotation trick.
 
 Shapes    z, z_q (...,D): latents and the codes chosen for them      result (...,D)
 
@@ -23,7 +23,7 @@ def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
 
 
 def rotation_trick(z: Tensor, z_q: Tensor) -> Tensor:
-    """Value of `z_q` up to about 4e-6; the gradient at `z` is that at the result, turned from z_q back to z.
+    """Value of `z_q` up to about 4e-6; the gradient is turned from the direction of z_q back to that of z.
 
     Only the direction of `z` matters: it is divided by its norm first, as in GigaTok's released code. Latents that are
     l2-normalized are unit vectors anyway.

@@ -37,9 +37,9 @@ def code_usage(indices: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
 
 
 def usage_of_counts(counts: Sequence[Tensor], sizes: Sequence[int], pooled: Tensor) -> dict[str, Tensor]:
-    """`code_usage` from the number of times that each code of a group occurred; codes that never did may be left out.
+    """`code_usage` from the number of times that each code of a group occurred.
 
-    `pooled` is the number of different codes that any group used.
+    Codes that never occurred may be left out. `pooled` is the number of different codes that any group used.
     """
     frequencies = [count.double() / count.sum().clamp_min(1) for count in counts]
     usages = [(p > 0).double().sum() / size for p, size in zip(frequencies, sizes, strict=True)]

@@ -1,4 +1,4 @@
-"""Alerts raised while a tokenizer trains, computed from consecutive metric records; see `engine.alerts`."""
+"""Alerts raised while a tokenizer trains, computed from consecutive records; see `engine.alerts`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLIPPED = 0.05  # a larger fraction of output pixels beyond +-1.05; overshoot at
 
 
 def _codebook_collapse(now: Record, before: Record) -> str | None:
-    """A perplexity or the usage of a group halved. The window of usage moves slowly: that is much for one record."""
+    """A perplexity, or the usage of a group, halved: the window of usage moves slowly, so that is much."""
     for name, value in now.items():
         describes_codebook = name == "codebook_perplexity" or name.startswith("codebook_usage_group_")
         if describes_codebook and value < 0.5 * before.get(name, 0.0):
