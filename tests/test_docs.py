@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from script_modules import script_modules
 
 from engine.config import load_config
 
@@ -21,22 +22,7 @@ TRAINERS = {  # entry -> its config
     "evaluations.ar_probe": "ARProbeConfig",
     "evaluations.linear_probe": "LinearProbeConfig",
 }
-WRAPPERS = {
-    "scripts/train_vq.sh": "tokenizer.train",
-    "scripts/train_c2i.sh": "autoregressive.train",
-    "scripts/extract_code_c2i.sh": "autoregressive.extract_codes",
-    "scripts/sample_c2i_visualization.sh": "autoregressive.sample",
-    "scripts/val.sh": "evaluations.make_reference",
-    "scripts/quickstart.sh": "evaluations.quickstart",
-    "scripts/benchmark.sh": "evaluations.memory",
-    "scripts/train_lin_probe.sh": "evaluations.linear_probe",
-    "scripts/train_lin_probe_gpt.sh": "evaluations.linear_probe",
-    "scripts/val_loss_c2i.sh": "evaluations.val_loss",
-}
-BY_FLAG = {  # script -> (flag, entry with it, entry without it)
-    "scripts/reconstruction.sh": ("--qualitative", "tokenizer.reconstruct", "evaluations.reconstruction"),
-    "scripts/sample_c2i_search_cfg.sh": ("--search", "evaluations.search_cfg", "evaluations.generation"),
-}
+WRAPPERS = script_modules()
 SHELL_ONLY = {"env_install.sh", "scripts/test.sh", "scripts/launch.sh", "scripts/torture.sh", "set_env_vars.sh"}
 
 
@@ -75,15 +61,13 @@ def test_shown_command_is_accepted(page, command, monkeypatch):
         assert (ROOT / script).is_file(), f"{page}: {script} does not exist"
         if script in SHELL_ONLY:
             return
-        if script in BY_FLAG:
-            flag, with_flag, without = BY_FLAG[script]
-            name = with_flag if flag in words else without
-        else:
-            name = WRAPPERS[script]
         arguments = words[2:]
+        name = WRAPPERS[Path(script).stem].picked(arguments)
     else:
         name, arguments = words[2], words[3:]
     module = importlib.import_module(name)
+    if hasattr(module, "__path__"):  # `python -m` of a package runs its __main__
+        module = importlib.import_module(f"{name}.__main__")
     if name in TRAINERS:
         files = [a for a in arguments if a.endswith(".yaml")]
         overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
