@@ -1,7 +1,7 @@
 """Updates the tables of recipes in README.md and docs/: `python tests/recipes_table.py`.
 
 A table stands between `<!-- table NAME -->` and `<!-- end of table -->`. All of it comes from the YAML files under
-configs/: sizes, losses and schedules from what they resolve to, and published numbers from lines of their headers:
+configs/: sizes and steps from what they resolve to, and published numbers from lines of their headers:
 
     # Published: rFID 1.01, LPIPS 0.2226            numbers of the authors; (LABEL) says what they are of, where there
     # Published (stage 2): rFID 3.90                are several
@@ -10,30 +10,36 @@ configs/: sizes, losses and schedules from what they resolve to, and published n
 """
 # ruff: noqa: E402
 
+import functools
 import os
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # for the call as a script
 
-from recipes import kind_of, load, name_of, recipes
+from recipes import CONFIGS, kind_of, load, name_of, recipes
 
-from engine.config import flatten
-from tokenizer.training.checks import network_on_meta, terms_of
+from tokenizer.training.checks import network_on_meta
 from tokenizer.training.phases import phases_of
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FOLDERS = ("vq", "gpt", "llamagen", "wetok")  # under configs/, each with a table of its recipes
 FAMILIES = ("vq/", "gpt/GPT_B", "gpt/GPT_X", "llamagen/", "wetok/", "gpt/GPT_wetok")  # in tables of checkpoints
 RECIPE_COLUMNS = [
-    "config", "what it is", "loss terms", "teacher", "options that differ", "optimizer", "batch", "steps", "epochs",
-    "rFID", "LPIPS", "gFID", "accuracy, %", "source of the numbers",
+    "config", "what it is", "parameters", "batch", "steps", "rFID", "LPIPS", "gFID", "accuracy, %", "numbers from",
 ]  # fmt: skip
+RECIPE_TABLES = {  # table -> pattern of its YAML files under configs/
+    "recipes-vq": "vq/*.yaml",
+    "recipes-vq-ablation": "vq/ablation/*.yaml",
+    "recipes-gpt": "gpt/*.yaml",
+    "recipes-llamagen-vq": "llamagen/VQ_*.yaml",
+    "recipes-llamagen-gpt": "llamagen/GPT_*.yaml",
+    "recipes-wetok": "wetok/*.yaml",
+    "recipes-wetok-ablation": "wetok/ablation/*.yaml",
+}
 TOKENIZER_COLUMNS = ["tokenizer", "config", "parameters", "rFID", "LPIPS", "file"]
 GPT_COLUMNS = ["GPT", "codes of", "config", "parameters", "gFID", "accuracy", "file"]
 NUMBER_COLUMNS = ("rFID", "LPIPS", "gFID", "accuracy")
@@ -52,7 +58,7 @@ class Facts:
     def cells(self) -> list[str]:
         """rFID, LPIPS, gFID, accuracy and the source, to which all other numbers are added."""
         if not self.numbers:
-            return ["", "", "", "", "no number is published"]
+            return ["", "", "", "", "-"]
         others = [f"{name} {self._text(name)}" for name in self.numbers if name not in NUMBER_COLUMNS]
         return [*(self._text(name) for name in NUMBER_COLUMNS), "; ".join([self.source, *others])]
 
@@ -94,62 +100,41 @@ def facts_of(path: Path) -> Facts:
 
 
 # ------------------------------------------------------------------------------------------------------ recipes
-def listed(options: dict[str, Any]) -> str:
-    return ", ".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in options.items())
-
-
-def terms_cell(config: Any) -> str:
-    """Loss terms by the updates in which they count."""
-    kinds = {"perceptual": f" ({config.loss.perceptual})", "adversarial": f" ({config.loss.discriminator.name})"}
-    windows: dict[str, list[str]] = {}
-    for term in terms_of(config, network_on_meta(config)):
-        last = term.last + 1  # updates are counted from 1 in tables
-        window = f"{term.first + 1:,} to " + ("end" if last >= config.loop.steps else f"{last:,.0f}")
-        windows.setdefault(window, []).append(f"{term.name} {term.weight:g}{kinds.get(term.name, '')}")
-    return "; ".join(f"{window}: {', '.join(terms)}" for window, terms in windows.items())
-
-
-def differing(section: Any, skip: tuple[str, ...] = ()) -> str:
-    """Every key that is not at its default."""
-    default = flatten(type(section)())
-    return listed({k: v for k, v in flatten(section).items() if v != default[k] and k not in skip}) or "none"
-
-
-def optimizer_cell(config: Any, optim: Any) -> str:
-    rate = f"{optim.schedule} {optim.lr:g}" + ("" if optim.schedule == "constant" else f" to {optim.end_lr:g}")
-    rate += f" in the last {optim.decay_fraction:.0%}" if optim.schedule == "wsd" else ""
-    decay = f"decay {optim.weight_decay:g}" + (" of matrices" if optim.decay_params == "matrices" else "")
-    rest = f"clip {optim.max_grad_norm:g}" + (f", averaged by {config.ema_decay:g}" if config.ema_decay else "")
-    return (
-        f"AdamW, betas {optim.betas[0]} and {optim.betas[1]}, {rate}, warm-up {optim.warmup_steps:,}, {decay}, {rest}"
-    )
+def summary_of(path: Path) -> str:
+    """What a recipe is, in a few words: the first sentence of its header up to the first colon, without its size."""
+    sentence = re.split(r"\.\s", header_of(path))[0]
+    summary = re.sub(r"^Overlay for \S+: ", "", sentence).partition(": ")[0]
+    return re.sub(r" \(\d[\d.]*[MB]\)", "", summary)
 
 
 def cells_of(path: Path) -> list[str]:
     """The cells of a recipe, in the order of RECIPE_COLUMNS."""
     config, _ = load(path)
     trainings = phases_of(config) if getattr(config, "phases", None) else [config]
-    if kind_of(path) == "gpt":
-        generator = config.model.gpt
-        terms, teacher, options = ["1 to end: cross entropy 1"], "", differing(generator, skip=("size",))
-    else:
-        terms, options = [terms_cell(one) for one in trainings], differing(config.model.quantizer)
-        block, name = config.model.hybrid.semantic_layer, config.semantic.teacher
-        teacher = f"{name}, block {block}" if name else "none"
-    link, what = f"[{path.stem}](../configs/{name_of(path)})", re.split(r"\.\s", header_of(path))[0]
-    terms_text, optimizers = (
-        "<br>".join(dict.fromkeys(c)) for c in (terms, [optimizer_cell(one, one.optim) for one in trainings])
-    )
-    batch, steps = config.data.global_batch_size, [one.loop.steps for one in trainings]
-    run = [f"{batch:,}", " + ".join(f"{n:,}" for n in steps), f"{sum(steps) * batch / (5000 * 256):.4g}"]
-    return [link, what, terms_text, teacher, options, optimizers, *run, *facts_of(path).cells()]
+    link = f"[{path.stem}](../configs/{name_of(path)})"
+    steps = " + ".join(f"{training.loop.steps:,}" for training in trainings)
+    sizes = [in_words(size_of(path)), f"{config.data.global_batch_size:,}", steps]
+    return [link, summary_of(path), *sizes, *facts_of(path).cells()]
 
 
-def recipe_rows(folder: str) -> list[list[str]]:
-    return [cells_of(path) for path in recipes(folder)]
+def recipe_paths(pattern: str) -> list[Path]:
+    """The YAML files of a table: ablations by name, with numbers in their order, others by size."""
+
+    def order(path: Path) -> tuple[int, list[str | int]]:
+        name = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.stem)]
+        return (0 if path.parent.name == "ablation" else size_of(path)), name
+
+    return sorted(CONFIGS.glob(pattern), key=order)
+
+
+def without_empty_columns(columns: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns in which no row has a cell."""
+    used = [number for number in range(len(columns)) if any(row[number] for row in rows)]
+    return [columns[number] for number in used], [[row[number] for number in used] for row in rows]
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints
+@functools.cache
 def size_of(path: Path) -> int:
     """Number of parameters, of a recipe in phases those of the first one."""
     config, network = load(path)
@@ -197,7 +182,10 @@ def gpt_rows() -> list[list[str]]:
 
 # ------------------------------------------------------------------------------------------------------ pages
 TABLES: dict[str, tuple[list[str], Callable[[], list[list[str]]]]] = {
-    **{f"recipes-{folder}": (RECIPE_COLUMNS, lambda folder=folder: recipe_rows(folder)) for folder in FOLDERS},
+    **{
+        name: (RECIPE_COLUMNS, lambda pattern=pattern: [cells_of(path) for path in recipe_paths(pattern)])
+        for name, pattern in RECIPE_TABLES.items()
+    },
     "released-tokenizers": (TOKENIZER_COLUMNS, tokenizer_rows),
     "released-gpts": (GPT_COLUMNS, gpt_rows),
 }
@@ -205,9 +193,10 @@ TABLES: dict[str, tuple[list[str], Callable[[], list[list[str]]]]] = {
 
 def table(name: str) -> str:
     """A table as Markdown. IMGNET_ROOT must be set."""
-    columns, rows = TABLES[name]
+    columns, make_rows = TABLES[name]
+    columns, rows = without_empty_columns(columns, make_rows())
     head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
-    return head + "".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in row)}|\n" for row in rows())
+    return head + "".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in row)}|\n" for row in rows)
 
 
 def updated(text: str) -> str:

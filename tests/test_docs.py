@@ -1,13 +1,19 @@
-"""The commands that README, docs and module docstrings show are accepted by the entries that they name."""
+"""What README and docs show is true: commands are accepted by their entries, links lead somewhere, names exist."""
 
+import ast
 import importlib
 import re
 import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+import tiny
 from script_modules import script_modules
+from worked_files import FILES, restored_registries, write_file
 
+from engine import plugins
 from engine.config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -26,22 +32,33 @@ WRAPPERS = script_modules()
 SHELL_ONLY = {"env_install.sh", "scripts/test.sh", "scripts/launch.sh", "scripts/torture.sh", "set_env_vars.sh"}
 
 
-def commands_of(text: str) -> list[str]:
-    """Lines that call one of our scripts or modules, continuation lines joined."""
-    joined = re.sub(r"\\+\n\s*", " ", text)
-    lines = (re.sub(r"\s{3,}\S.*|\s+#.*", "", line.strip().strip("`")) for line in joined.splitlines())
-    found = []
-    for line in lines:
-        line = re.sub(r"^([A-Za-z_]+=\S+ )+", "", line)
-        if re.match(r"(bash (scripts/|env_install)|python -m (tokenizer|autoregressive|evaluations)\.)", line):
-            found.append(line)
-    return found
+COMMAND = re.compile(r"(bash (scripts/|env_install)|python -m (tokenizer|autoregressive|evaluations)\.)")
 
 
-CASES = [(page.relative_to(ROOT), c) for page in PAGES for c in commands_of(page.read_text(encoding="utf-8"))]
+def commands_of(lines: Iterable[str]) -> list[str]:
+    """The lines that call one of our scripts or modules, without variables in front and comments behind."""
+    plain = (re.sub(r"\s{3,}\S.*|\s+#.*", "", line.strip()) for line in lines)
+    plain = (re.sub(r"^([A-Za-z_]+=\S+ )+", "", line) for line in plain)
+    return [line for line in plain if COMMAND.match(line)]
+
+
+def joined_lines(text: str) -> list[str]:
+    """The lines of a text, continuation lines joined."""
+    return re.sub(r"\\+\n\s*", " ", text).splitlines()
+
+
+def commands_of_page(text: str) -> list[str]:
+    """Commands in blocks of code, and those within a line of prose or a cell of a table."""
+    blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    in_blocks = (line for block in blocks for line in joined_lines(block))
+    return commands_of([*in_blocks, *re.findall(r"`([^`\n]+)`", prose)])
+
+
+CASES = [(page.relative_to(ROOT), c) for page in PAGES for c in commands_of_page(page.read_text(encoding="utf-8"))]
 for module in MODULES:
     doc = re.match(r'"""(.*?)"""', module.read_text(encoding="utf-8"), re.DOTALL)
-    CASES += [(module.relative_to(ROOT), c) for c in commands_of(doc[1] if doc else "")]
+    CASES += [(module.relative_to(ROOT), c) for c in commands_of(joined_lines(doc[1] if doc else ""))]
 
 
 def test_commands_were_found():
@@ -52,9 +69,19 @@ def test_commands_were_found():
 
 
 @pytest.mark.parametrize(("page", "command"), CASES, ids=lambda value: str(value)[:60])
-def test_shown_command_is_accepted(page, command, monkeypatch):
-    """Scripts and configs exist, flags parse, and overrides fit the config of the entry."""
+def test_shown_command_is_accepted(page, command, monkeypatch, tmp_path):
+    """Scripts and configs exist, flags parse, and overrides fit the config of the entry; with the files of the page of
+    worked extensions in the current folder.
+    """
     monkeypatch.setenv("IMGNET_ROOT", "imagenet")
+    monkeypatch.chdir(tmp_path)
+    for name in FILES:
+        write_file(name, tmp_path)
+    with restored_registries():
+        check_command(page, command, monkeypatch)
+
+
+def check_command(page: Path, command: str, monkeypatch) -> None:
     words = shlex.split(command)
     if words[0] == "bash":
         script = words[1]
@@ -72,9 +99,134 @@ def test_shown_command_is_accepted(page, command, monkeypatch):
         files = [a for a in arguments if a.endswith(".yaml")]
         overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
         assert all((ROOT / f).is_file() for f in files), f"{page}: {files}"
+        plugins.load_from_arguments(arguments)
         load_config(getattr(module, TRAINERS[name]), [ROOT / f for f in files], overrides)
         return
     monkeypatch.setattr("sys.argv", ["entry", *arguments])
     args = module.parse_args()
     for flag in ("tok_config", "gpt_config"):
         assert not getattr(args, flag, None) or (ROOT / getattr(args, flag)).is_file()
+
+
+# ------------------------------------------------------------------------------------------------ the pages themselves
+TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+ON_EACH_PAGE = pytest.mark.parametrize("page", TEXTS)
+MAX_CELL = 130  # characters of a table cell, so that a table can be read
+BRITISH = re.compile(
+    r"\b\w*(centre|colour|neighbour|normalis|factoris|memoris|recognis|initialis|regularis|generalis|licence)\w*",
+    re.IGNORECASE,
+)
+
+
+def anchors_of(text: str) -> set[str]:
+    """The anchors that a Markdown page has, one per heading."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@ON_EACH_PAGE
+def test_links_lead_somewhere(page):
+    """Files and headings of this project that a page links to."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", TEXTS[page]):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = ((ROOT / page).parent / name).resolve() if name else ROOT / page
+        assert target.is_file(), f"{page} links to {link}"
+        assert not anchor or anchor in anchors_of(target.read_text(encoding="utf-8")), f"{page} links to {link}"
+
+
+@ON_EACH_PAGE
+def test_tables_can_be_read(page):
+    """Cells are short (a link counts as its text), and all rows of a table have as many cells as its head."""
+    width = None
+    for line in TEXTS[page].splitlines():
+        if not line.startswith("|"):
+            width = None
+            continue
+        cells = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", cell).strip() for cell in line.strip().strip("|").split("|")]
+        width = width or len(cells)
+        assert len(cells) == width, f"{page}: {line}"
+        assert max(map(len, cells)) <= MAX_CELL, f"{page}: {line}"
+
+
+@ON_EACH_PAGE
+def test_spelling_is_american(page):
+    assert not BRITISH.search(TEXTS[page]), BRITISH.search(TEXTS[page])
+
+
+def test_the_readme_is_short():
+    assert len(TEXTS["README.md"].splitlines()) <= 180
+
+
+def defined_names(path: Path) -> set[str]:
+    """Functions, classes, methods (as Class.method) and constants of a module."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{item.name}" for item in node.body if isinstance(item, ast.FunctionDef)}
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+def test_architecture_names_what_exists():
+    """`path/file.py: Class.method` and `path/file.py`, and registries in the table of registries."""
+    text = TEXTS["docs/architecture.md"]
+    references = re.findall(
+        r"`((?:engine|tokenizer|autoregressive|evaluations|tests|configs)/[\w/.]+)(?:: ([\w.]+))?`", text
+    )
+    assert len(references) > 40
+    for path, name in references:
+        assert (ROOT / path).exists(), path
+        assert not name or name in defined_names(ROOT / path), f"{path}: {name}"
+
+    for row in re.findall(r"^\| which .*$", text, re.MULTILINE):
+        _, registries, places = (cell.strip() for cell in row.strip("|").split("|"))
+        paths = [ROOT / place for place in re.findall(r"`([\w/.]+)`", places)]
+        files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))]
+        names = set().union(*map(defined_names, files))
+        assert set(re.findall(r"`(\w+)`", registries)) <= names, row
+
+
+def keys_of(section: object, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a section, and of all sections below it."""
+    for field in fields(section):
+        key = f"{prefix}{field.name}"
+        yield key
+        value = getattr(section, field.name)
+        if is_dataclass(value):
+            yield from keys_of(value, f"{key}.")
+
+
+@ON_EACH_PAGE
+def test_config_keys_exist(page):
+    """Every `section.key` that a page names in backticks, also `section.{one,other}` and `section.key=value`."""
+    text = re.sub(r"```.*?```", "", TEXTS[page], flags=re.DOTALL)
+    known = known_keys()
+    old = {"model.size", "model.streams"}  # named as old spellings
+    for key in re.findall(
+        r"`((?:model|loss|semantic|optim|data|loop|probe|network|validation|assets)\.[\w.{},]+)", text
+    ):
+        head, _, rest = key.partition("{")
+        for name in rest.rstrip("}").split(","):
+            assert f"{head}{name}".rstrip(".") in known | old, f"{page}: {head}{name}"
+
+
+def test_the_python_example_of_the_readme_runs(tmp_path, image_folder, world):
+    """With tiny networks in the place of those of the quick start."""
+    tokenizer_train, gpt_train = (importlib.import_module(f"{name}.train") for name in ("tokenizer", "autoregressive"))
+    tokenizer_train.train(tiny.tokenizer_config(tmp_path / "tokenizer", image_folder), world)
+    trained = importlib.import_module("tokenizer").load_tokenizer(tmp_path / "tokenizer")
+    tiny.write_codes(tmp_path / "codes", trained.provenance.fingerprint)
+    gpt_train.train(
+        tiny.gpt_config(tmp_path / "gpt", tmp_path / "codes", tmp_path / "tokenizer", "loop.steps=1"), world
+    )
+
+    (example,) = re.findall(r"```python\n(.*?)```", TEXTS["README.md"], re.DOTALL)
+    names = {}
+    exec(example.replace("runs/quickstart", str(tmp_path)).replace("arange(10)", "arange(2)"), names)
+    assert names["images"].shape == (2, 3, 8, 8) and names["codes"].shape == names["tokens"].shape == (2, 4)
