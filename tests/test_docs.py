@@ -206,14 +206,14 @@ def keys_of(section: object, prefix: str = "") -> Iterator[str]:
 def test_config_keys_exist(page):
     """Every `section.key` that a page names in backticks, also `section.{one,other}` and `section.key=value`."""
     text = re.sub(r"```.*?```", "", TEXTS[page], flags=re.DOTALL)
-    known = known_keys()
-    old = {"model.size", "model.streams"}  # named as old spellings
-    for key in re.findall(
-        r"`((?:model|loss|semantic|optim|data|loop|probe|network|validation|assets)\.[\w.{},]+)", text
-    ):
+    schemas = [getattr(importlib.import_module(entry), schema) for entry, schema in TRAINERS.items()]
+    known = {"model.size", "model.streams"}  # old spellings
+    known |= {key for schema in schemas for key in keys_of(schema())}
+    sections = "model|loss|semantic|optim|data|loop|probe|network|validation|assets"
+    for key in re.findall(rf"`((?:{sections})\.(?!safetensors)[\w.{{}},]+)", text):
         head, _, rest = key.partition("{")
         for name in rest.rstrip("}").split(","):
-            assert f"{head}{name}".rstrip(".") in known | old, f"{page}: {head}{name}"
+            assert f"{head}{name}" in known, f"{page}: {head}{name}"
 
 
 def test_the_python_example_of_the_readme_runs(tmp_path, image_folder, world):
