@@ -24,7 +24,7 @@ for number in "$num_processes" "$num_nodes"; do
         *[!0-9]* | 0) die "NPROC_PER_NODE, gpus, GPUS and NNODES are whole numbers from 1, not '$number'" ;;
     esac
 done
-# one text, not one per process
+# a single process, so that --help is printed once
 case " ${*:3:1} " in " --help " | " -h ") num_processes=1 num_nodes=1 ;; esac
 
 # a folder named `tokenizer` where the user stands must not hide ours: PYTHONPATH alone decides
@@ -47,7 +47,7 @@ if [ "$num_nodes" -gt 1 ] && [ "$MASTER_ADDR" = 127.0.0.1 ]; then
     echo "warning: NNODES=$num_nodes with MASTER_ADDR=127.0.0.1: other machines cannot reach that address" >&2
 fi
 
-# the processes share the cores
+# share the cores among the processes
 share=$(($(nproc 2>/dev/null || echo 1) / num_processes))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}"
 

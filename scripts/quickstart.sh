@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job, from images to a report: bash scripts/quickstart.sh [--data twemoji] [--fresh] [--short] [--runs-dir DIR]
+# Everything in one go, from images to a report: bash scripts/quickstart.sh [--data twemoji] [--fresh] [--short] [--runs-dir DIR]
 # Installs what is missing first; once that is done, --help lists all options.
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"

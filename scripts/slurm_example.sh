@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# SLURM example: XL-XXL on 2 machines of 8 GPUs, shards inside each machine. Adapt the lines #SBATCH, then from the root:
+# SLURM example: XL-XXL on 2 machines of 8 GPUs, sharded inside each machine. Adapt the lines #SBATCH, then from the root:
 #
 #   sbatch scripts/slurm_example.sh
 #
-# Submitting it again continues the run. One task a machine: scripts/launch.sh starts a process for each of its GPUs.
+# Submitting it again continues the run. There is one task per machine; scripts/launch.sh starts one process per GPU.
 #SBATCH --job-name=VQ_XLXXL256
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

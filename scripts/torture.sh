@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Kills tiny training runs at random times and checks that restarts are exact: bash scripts/torture.sh [--kills N] [--seed S] [--runs-dir DIR]
+# Kills tiny training runs at random times and checks that they resume bit for bit: bash scripts/torture.sh [--kills N] [--seed S] [--runs-dir DIR]
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 cd -- "$REPO_ROOT"

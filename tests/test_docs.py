@@ -95,6 +95,8 @@ def check_command(page: Path, command: str, monkeypatch) -> None:
     module = importlib.import_module(name)
     if hasattr(module, "__path__"):  # `python -m` of a package runs its __main__
         module = importlib.import_module(f"{name}.__main__")
+    if not arguments:
+        return  # the name of an entry, which exists
     if name in TRAINERS:
         files = [a for a in arguments if a.endswith(".yaml")]
         overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
