@@ -52,7 +52,8 @@ find_python() {
     die "no environment with torch, timm and the rest found (${active:+$active, }$REPO_ROOT/.venv); run: bash env_install.sh"
 }
 
-# Where to install what is missing: into the active environment if it has the rest, else into .venv. The same choice as that of find_python.
+# Where to install what is missing: into the active environment if it has the rest, else into .venv. This is the same
+# choice as that of find_python.
 install_target() {
     local active
     active=$(active_env)

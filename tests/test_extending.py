@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 from omegaconf import OmegaConf
-from worked_files import FILES, REGISTRIES, restored_registries, write_file
+from worked_files import FILES, PAGE, REGISTRIES, restored_registries, write_file
 
 import autoregressive.train
 import tokenizer.train
@@ -79,6 +79,17 @@ def test_a_quantizer_named_in_a_yaml_trains_by_command(write, entry, tmp_path, i
     plugins._loaded.clear()
     with pytest.raises(ConfigError, match=r"add --plugin .*random_codebook\.py"):
         load_tokenizer(tmp_path / "run")
+
+
+def test_the_shown_command_passes_all_checks(write, entry, tmp_path, monkeypatch):
+    """The first command of the page, as a dry run, in a folder that holds the file."""
+    write("random_codebook.py")
+    page = PAGE.read_text(encoding="utf-8").replace("\\\n", " ")
+    (command,) = re.findall(r"python -m tokenizer\.train (.*)", page)
+    arguments = command.replace("configs/", f"{PAGE.parents[1]}/configs/").split()
+    monkeypatch.chdir(tmp_path)
+    code, out, error = entry(tokenizer.train.main, *arguments, "--dry-run")
+    assert code == 0 and "the config is valid" in out, error
 
 
 def test_a_tokenizer_trains_and_is_probed(load, tmp_path, image_folder, world):
