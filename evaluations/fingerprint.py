@@ -1,11 +1,12 @@
 """One SHA-256 over all that the newest checkpoint of a run holds, so that anyone can check that two runs agree.
 
     python -m evaluations.fingerprint runs/quickstart/tokenizer
-    python -m evaluations.fingerprint runs/quickstart/gpt --parts       (one line for each part, to see what differs)
+    python -m evaluations.fingerprint runs/quickstart/gpt --parts       (one line per part, to see what differs)
 
-Digested are weights, optimizers, averaged weights, counters, the step, and the next 8 sample ids: the images that the
-next updates would see, which follow from seed, position and the data set (it must be where the config says). Names of
-folders, clocks and the number of processes do not enter. A state is read by torch's loader: of own runs only.
+The digest covers weights, EMA, optimizers, counters, the step, and the next 8 sample ids: the images of the steps that
+would follow. These depend on the seed, the position and the data set, which must be where the config says. Names of
+folders, clocks and the number of processes do not enter. A state is read by torch's loader: use it on your own runs
+only.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from engine.data.config import DataConfig
 from engine.data.sources import open_source
 from engine.data.stream import index_at
 
-NUM_IDS = 8
+NUM_IDS = 8  # sample ids that enter the digest
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,60 +42,85 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+# ------------------------------------------------------------------------------------------------ the checkpoint
+def newest_checkpoint(run: Path) -> Path:
+    """The newest checkpoint of a run, or of its last phase; `run` itself if it is a checkpoint.
+
+    Raises CheckpointError if there is none, or it is damaged.
+    """
+    if (run / "manifest.json").is_file():
+        folder = run
+    else:
+        folders = [folder for part in (run, *phase_folders(run)) for folder in checkpoint_folders(part)]
+        if not folders:
+            raise CheckpointError(f"{run} holds no finished checkpoint")
+        folder = folders[-1]
+
+    problem = find_damage(folder)
+    if problem is not None:
+        raise CheckpointError(f"{folder} is damaged: {problem}")
+    return folder
+
+
 def saved_state(folder: Path) -> dict[str, Any]:
-    """{dotted name: tensor or value} of the training state of a checkpoint, whatever number of processes wrote it."""
+    """{dotted name: tensor or value} of the training state of a checkpoint, whatever number of processes wrote it.
+
+    Raises CheckpointError if it cannot be read.
+    """
+    path = folder / "state"
     try:
-        entries = dcp.FileSystemReader(str(folder / "state")).read_metadata().state_dict_metadata
-        state = {
-            name: torch.empty(entry.size, dtype=entry.properties.dtype)
-            if isinstance(entry, TensorStorageMetadata)
-            else None
-            for name, entry in entries.items()
-        }
+        # An empty tensor per saved one, for the loader to fill; other values are put in place by name.
+        state: dict[str, Any] = {}
+        for name, entry in dcp.FileSystemReader(str(path)).read_metadata().state_dict_metadata.items():
+            is_tensor = isinstance(entry, TensorStorageMetadata)
+            state[name] = torch.empty(entry.size, dtype=entry.properties.dtype) if is_tensor else None
+
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load(state, checkpoint_id=str(folder / "state"), no_dist=True)
+            dcp.load(state, checkpoint_id=str(path), no_dist=True)
     except FAILURES as error:
-        raise CheckpointError(f"{folder / 'state'} cannot be read: {' '.join(str(error).split())[:300]}") from error
+        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
     return state
 
 
+# ------------------------------------------------------------------------------------------------ the order of the data
 def steps_before(run: Path) -> int:
-    """The updates of the phases before `run`, where that is the folder of a phase: the order of the data goes on."""
+    """The steps of the phases before `run` if that is the folder of a phase: the order of the data goes on."""
     phases = phase_folders(run.parent)
     earlier = phases[: phases.index(run)] if run in phases else []
     return sum(read_yaml(phase / "config.yaml").loop.steps for phase in earlier)
 
 
 def next_ids(config: DictConfig, step: int) -> list[int]:
-    """Which images or codes the run of `config` would see next after `step` updates."""
+    """Which images or codes the run of `config` would see next after `step` steps."""
     if "codes" in config.data:
         count = len(CodeStore(config.data.codes, "train"))
     else:
-        count = len(open_source(merge_config(DataConfig, [("config.yaml", config.data)]), "train"))
+        data = merge_config(DataConfig, [("config.yaml", config.data)])
+        count = len(open_source(data, "train"))
     first = step * config.data.global_batch_size
     return [index_at(config.loop.seed, first + i, count) for i in range(NUM_IDS)]
 
 
+# ------------------------------------------------------------------------------------------------ digests
 def digests(run: Path) -> dict[str, str]:
     """{part: SHA-256} of the newest checkpoint of a run; the step and the sample ids are parts as well."""
-    folders = [c for part in (run, *phase_folders(run)) for c in checkpoint_folders(part)]
-    folders = [run] if (run / "manifest.json").is_file() else folders
-    if not folders:
-        raise CheckpointError(f"{run} holds no finished checkpoint")
-    problem = find_damage(folders[-1])
-    if problem is not None:
-        raise CheckpointError(f"{folders[-1]} is damaged: {problem}")
-    step = read_manifest(folders[-1])["step"]
+    folder = newest_checkpoint(run)
+    step = read_manifest(folder)["step"]
     parts = {"step": hashlib.sha256(str(step).encode())}
-    for name, value in sorted(saved_state(folders[-1]).items()):
+
+    # The state, split by the first two parts of its names, such as `tokenizer.ema`.
+    for name, value in sorted(saved_state(folder).items()):
         part = parts.setdefault(".".join(name.split(".")[:2]), hashlib.sha256())
         if isinstance(value, Tensor):
             part.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             part.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         else:
             part.update(f"{name} {value!r}\n".encode())
-    ids = next_ids(read_yaml(folders[-1] / "config.yaml"), steps_before(folders[-1].resolve().parents[1]) + step)
+
+    # A checkpoint lies in <run>/checkpoints.
+    run_dir = folder.resolve().parents[1]
+    ids = next_ids(read_yaml(folder / "config.yaml"), steps_before(run_dir) + step)
     parts[f"next {NUM_IDS} sample ids"] = hashlib.sha256(str(ids).encode())
     return {name: part.hexdigest() for name, part in parts.items()}
 

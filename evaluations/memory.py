@@ -4,8 +4,8 @@
     python -m evaluations.memory --batch-size 4 --channels 8 16
 
 Each cell is the peak that one forward and backward pass adds to a process of its own. LFQ is one group of all channels,
-BSQ one channel a group, GQ groups of 8. `naive` holds every code of every latent; what does not fit `--max-mb` is
-refused before it is allocated. Without the codebook entropy LFQ fits at any size.
+BSQ has one channel per group, GQ has groups of 8. `naive` holds every code of every latent; what does not fit
+`--max-mb` is refused before it is allocated. Without the codebook entropy LFQ fits at any size.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import argparse
 import json
 import multiprocessing
 import resource
+from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -24,8 +26,30 @@ from engine.cli import entry_parser, positive, run_entry
 from engine.messages import ConfigError
 from tokenizer.quantizers.gq import GQConfig, GroupLFQ
 
-METHODS = {"LFQ": lambda channels: 1, "BSQ": lambda channels: channels, "GQ": lambda channels: channels // 8}
-ALONE = "sample entropy alone"
+GROUP = 8  # channels per group of GQ
+NUM_LATENTS = 256  # per image: 16 x 16
+METHODS = {"LFQ": lambda channels: 1, "BSQ": lambda channels: channels, "GQ": lambda channels: channels // GROUP}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of the entropy loss: how it is computed, and whether it has a codebook entropy."""
+
+    name: str
+    entropy_form: str = GQConfig().entropy_form
+    codebook_entropy_weight: float = 1.0
+
+
+NAIVE = Form("naive", entropy_form="naive")
+FACTORIZED = Form(GQConfig().entropy_form)
+SAMPLE_ENTROPY_ALONE = Form("sample entropy alone", codebook_entropy_weight=0.0)
+
+# The rows of the table.
+ROWS = [
+    *((method, NAIVE) for method in METHODS),
+    *((method, FACTORIZED) for method in METHODS),
+    ("LFQ", SAMPLE_ENTROPY_ALONE),
+]
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,17 +61,20 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+# ------------------------------------------------------------------------------------------------ one measurement
 def peak_mb() -> float:
-    """The most memory that this process has held so far."""
+    """The most memory that this process has held so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(config: GQConfig, batch_size: int, answer: Connection) -> None:
-    """Sends {"mb"} of one training pass, or {"refused": why}."""
+    """Sends {"mb": MiB that one training pass adds}, or {"refused": why}."""
     torch.set_num_threads(1)
     quantizer = GroupLFQ(config).train()
-    z = (torch.randn(batch_size, 256, quantizer.codebook_dim) * 0.05).requires_grad_()
-    torch.ones(1, requires_grad=True).exp().backward()  # what autograd needs for itself
+    z = (torch.randn(batch_size, NUM_LATENTS, quantizer.codebook_dim) * 0.05).requires_grad_()
+
+    # What autograd needs for itself is allocated before the reading.
+    torch.ones(1, requires_grad=True).exp().backward()
     before = peak_mb()
     try:
         quantizer.entropies(z)["entropy"].backward()
@@ -56,44 +83,50 @@ def measure(config: GQConfig, batch_size: int, answer: Connection) -> None:
         answer.send({"refused": str(error)})
 
 
-def cell(method: str, channels: int, form: str, args: argparse.Namespace) -> dict:
+def measure_cell(method: str, form: Form, channels: int, args: argparse.Namespace) -> dict:
     """One measurement, in a process of its own."""
-    groups = METHODS[method](channels)
+    num_groups = METHODS[method](channels)
     config = GQConfig(
-        num_groups=groups,
-        group_dim=channels // groups,
-        entropy_form="naive" if form == "naive" else "factorized",
-        codebook_entropy_weight=0.0 if form == ALONE else 1.0,
+        num_groups=num_groups,
+        group_dim=channels // num_groups,
+        entropy_form=form.entropy_form,
+        codebook_entropy_weight=form.codebook_entropy_weight,
         max_entropy_mb=args.max_mb,
     )
+
     fork = multiprocessing.get_context("fork")
-    here, there = fork.Pipe()
-    process = fork.Process(target=measure, args=(config, args.batch_size, there))
+    receiver, sender = fork.Pipe()
+    process = fork.Process(target=measure, args=(config, args.batch_size, sender))
     process.start()
-    result = here.recv()
+    result = receiver.recv()
     process.join()
-    return {"method": method, "form": form, "channels": channels, **result}
+    return {"method": method, "form": form.name, "channels": channels, **result}
 
 
-def table(rows: list[list[dict]], channels: list[int]) -> str:
-    """Markdown: methods down, channels across."""
+# ------------------------------------------------------------------------------------------------ the table
+def table(rows: Sequence[Sequence[dict]], channels: Sequence[int]) -> str:
+    """Markdown: one row per method and form, one column per number of channels."""
     lines = ["| | " + " | ".join(f"d = {c}" for c in channels) + " |", "|---" * (len(channels) + 1) + "|"]
-    for row in rows:
-        shown = " | ".join(f"{c['mb']:.0f} MB" if "mb" in c else "refused" for c in row)
-        lines.append(f"| {row[0]['method']}, {row[0]['form']} | {shown} |")
+    for cells in rows:
+        texts = [f"{cell['mb']:.0f} MB" if "mb" in cell else "refused" for cell in cells]
+        lines.append(f"| {cells[0]['method']}, {cells[0]['form']} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     args = parse_args()
-    if any(c % 8 for c in args.channels):
-        raise ConfigError(f"--channels {args.channels} must be multiples of 8, the size of a group of GQ")
-    order = [*((method, form) for form in ("naive", "factorised") for method in METHODS), ("LFQ", ALONE)]
-    rows = [[cell(method, c, form, args) for c in args.channels] for method, form in order]
+    if any(channels % GROUP for channels in args.channels):
+        raise ConfigError(f"--channels {args.channels} must be multiples of {GROUP}, the size of a group of GQ")
+
+    rows = [[measure_cell(method, form, channels, args) for channels in args.channels] for method, form in ROWS]
     print(table(rows, args.channels))
-    cells = [c for row in rows for c in row]
-    for refused in (c for c in cells if "refused" in c):
-        print(f"{refused['method']}, {refused['form']}, d = {refused['channels']}: {refused['refused']}")
+
+    # Why cells are refused, below the table.
+    cells = [cell for row in rows for cell in row]
+    for cell in cells:
+        if "refused" in cell:
+            print(f"{cell['method']}, {cell['form']}, d = {cell['channels']}: {cell['refused']}")
+
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(args.output, json.dumps({"batch_size": args.batch_size, "cells": cells}, indent=1))

@@ -1,14 +1,13 @@
-"""Principal components of a tokenizer's inner features as pictures: what semantic regularization does to them (GigaTok,
-figure 8).
+"""Principal components of a tokenizer's inner features as pictures (GigaTok, figure 8).
 
     python -m evaluations.visualize --vq-ckpt runs/VQ_SB256 --vq-ckpt runs/VQ_SB256_vanilla --class-name n02099601 \\
         --val-path $IMGNET_ROOT/ILSVRC2012_img_val --output runs/VQ_SB256/evaluations/pca.npz
     python -m evaluations.visualize --vq-ckpt runs/quickstart/tokenizer --output runs/quickstart/evaluations/pca.npz
 
-The images are held-out ones of one class. The features are the tokens of the decoder's block `semantic_layer` (--layer
-for another), a grid; of tokenizers without transformer those of the encoder. Three components are taken over all images
-together, each scaled from its 1st to its 99th percentile to red, green and blue. A PNG is written beside the npz file,
-which the report shows.
+They show what semantic regularization does to the features. The images are held-out ones of one class. The features
+are the tokens of the decoder's block `semantic_layer` (--layer for another), a grid; of tokenizers without a
+transformer those of the encoder. Three components are taken over all images together, each scaled from its 1st to its
+99th percentile to red, green and blue. A PNG is written beside the npz file, which the report shows.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from engine.cli import entry_parser, positive, run_entry
 from engine.data.images import save_grid, to_float
@@ -26,9 +26,11 @@ from engine.data.samples import center_batch
 from engine.data.sources import open_source
 from engine.devices import pick_device
 from engine.messages import UserError, logger
-from evaluations.probes.pca import grid_features, of_one_class, principal_components
+from evaluations.probes.pca import grid_features, images_of_class, principal_components
 from evaluations.results import write_arrays
 from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
+
+SMALL_SIDE = 96  # pixels; smaller images are enlarged to about this side
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,34 +46,52 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def flags_of_tokenizer(args: argparse.Namespace, number: int) -> argparse.Namespace:
+    """The flags as if only tokenizer `number` was given. The last --tok-config also serves all later tokenizers."""
+    configs = args.tok_config or [None]
+    tok_config = configs[min(number, len(configs) - 1)]
+    return argparse.Namespace(**{**vars(args), "vq_ckpt": args.vq_ckpt[number], "tok_config": tok_config})
+
+
+def component_images(features: Tensor, size: int) -> Tensor:
+    """Features (B,h,w,C) -> their principal components as uint8 images (B,3,size,size)."""
+    components = torch.from_numpy(principal_components(features)).permute(0, 3, 1, 2)
+    return F.interpolate((components * 255).round(), size=size, mode="nearest").to(torch.uint8)
+
+
 @torch.inference_mode()
 def visualize(args: argparse.Namespace) -> None:
-    device, columns, layers = pick_device(args.device), {}, []
+    """Writes the npz file and the PNG."""
+    device = pick_device(args.device)
     labels = args.label or [Path(path).stem for path in args.vq_ckpt]
     if len(labels) != len(args.vq_ckpt):
         raise UserError(f"--label is given {len(labels)} times for {len(args.vq_ckpt)} tokenizers")
-    for number, path in enumerate(args.vq_ckpt):
-        single = argparse.Namespace(**{**vars(args), "vq_ckpt": path})
-        single.tok_config = (args.tok_config or [None])[min(number, len(args.tok_config or [None]) - 1)]
-        tokenizer = tokenizer_from(single, device)
-        source = open_source(images_from(single, tokenizer), "val")
-        rows, class_name = of_one_class(source, args.class_name, args.num_images)
-        originals = center_batch(source, tokenizer.image_size, rows)
-        features, what = grid_features(tokenizer, to_float(originals).to(device), args.layer)
-        found = torch.from_numpy(principal_components(features)).permute(0, 3, 1, 2)
-        pixels = F.interpolate((found * 255).round(), size=originals.shape[-1], mode="nearest").to(torch.uint8)
-        columns.setdefault("originals", originals)
-        columns[f"map_{number}"] = pixels
-        layers.append(f"{labels[number]}: {what}")
-    sizes = {tuple(images.shape) for images in columns.values()}
-    if len(sizes) > 1:
+
+    # Components of the same images under each tokenizer.
+    rows: dict[str, Tensor] = {}
+    descriptions = []
+    for number, label in enumerate(labels):
+        flags = flags_of_tokenizer(args, number)
+        tokenizer = tokenizer_from(flags, device)
+        source = open_source(images_from(flags, tokenizer), "val")
+        indices, class_name = images_of_class(source, args.class_name, args.num_images)
+        originals = center_batch(source, tokenizer.image_size, indices)
+        features, title = grid_features(tokenizer, to_float(originals).to(device), args.layer)
+        rows.setdefault("originals", originals)
+        rows[f"map_{number}"] = component_images(features, originals.shape[-1])
+        descriptions.append(f"{label}: {title}")
+    if len({images.shape for images in rows.values()}) > 1:
         raise UserError("the tokenizers have different image sizes; give --image-size or compare those of one size")
-    note = f"Class {class_name} of {source.name}; {'; '.join(layers)}."
-    arrays = {name: images.numpy() for name, images in columns.items()}
+
+    # Arrays for the report.
+    note = f"Class {class_name} of {source.name}; {'; '.join(descriptions)}."
+    arrays = {name: images.numpy() for name, images in rows.items()}
     write_arrays(args.output, names=np.array(labels), note=np.array(note), **arrays)
+
+    # A picture for people: originals in the first row, one row per tokenizer below.
     picture = args.output.with_suffix(".png")
-    size = originals.shape[-1]
-    save_grid(picture, to_float(torch.cat(list(columns.values()))), len(originals), zoom=max(1, 96 // size))
+    zoom = max(1, SMALL_SIDE // originals.shape[-1])
+    save_grid(picture, to_float(torch.cat(list(rows.values()))), len(originals), zoom=zoom)
     logger.info("%s (originals above, then %s)", picture, ", ".join(labels))
 
 

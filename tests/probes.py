@@ -1,4 +1,4 @@
-"""A probe of miniature networks: their images, their folders, the config of a run of six updates."""
+"""A probe of miniature networks: their images, their folders, the config of a run of six steps."""
 
 from pathlib import Path
 
@@ -6,15 +6,15 @@ import mini
 import torch
 
 from engine.config import load_config
+from evaluations.probes.config import LinearProbeConfig
 from evaluations.probes.features import NetworkConfig, ProbedNetwork
-from evaluations.probes.task import LinearProbeConfig
 from tokenizer.training.config import TokenizerTrainConfig
 
 IMAGES = {"train": mini.image_source(24, seed=1), "val": mini.image_source(14, seed=2)}
 
 
 def export_all(root: Path) -> Path:
-    """Those of `mini.export_networks`, a 2D tokenizer, one without semantic layer, a plain CNN."""
+    """The networks of `mini.export_networks`, a 2D tokenizer, one without semantic layer, a plain CNN."""
     mini.export_networks(root)
     grid = mini.tokenizer_config("model.hybrid.layout=2d", "model.hybrid.block=vit", "model.hybrid.num_tokens=16")
     mini.export(root / "2d", grid, mini.tokenizer_of(grid))
@@ -29,7 +29,7 @@ def export_all(root: Path) -> Path:
 
 
 def config_of(given, run_dir="unused", *overrides) -> LinearProbeConfig:
-    """Six updates of 8 images, checkpoints after 3 and 6."""
+    """Six steps of 8 images, checkpoints after 3 and 6."""
     options = [
         f"network={{source: gpt, tokenizer: {given / 'tokenizer'}, gpt: {given / 'gpt'}}}",
         "probe={features: cached, base_lrs: [1.0, 10.0], epochs: 2, warmup_epochs: 1, read_batch_size: 5}",

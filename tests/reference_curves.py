@@ -13,14 +13,15 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # for the call as a script
 
-from evaluations.doctor.evidence import CURVES, PICTURE, RunEvidence
+from evaluations.doctor.evidence import CURVES, RunEvidence, reference_curves
+from tokenizer.losses.terms import PICTURE_WEIGHTS
 
 HOW = "python tests/reference_curves.py, see there; torch 2.14, one CPU process; losses of training at the steps `at`"
 
 
 def curve_of(run: RunEvidence) -> dict:
     """The entry of a run."""
-    names = [name for name in (*PICTURE, "loss") if run.series(name)]
+    names = [name for name in (*PICTURE_WEIGHTS, "loss") if run.series(name)]
     names = [name for name in names if name != "loss"] or names  # a sum of weighted terms says less than the terms
     metrics = {name: [float(f"{value:.4g}") for value in run.series(name)] for name in names}
     at = [int(r["step"]) for r in run.train]
@@ -38,13 +39,11 @@ def text_of(curves: dict) -> str:
 
 
 def main(folders: list[str]) -> None:
-    curves = {
-        name: curve for name, curve in json.loads(CURVES.read_text(encoding="utf-8")).items() if name != "made by"
-    }
+    curves = reference_curves()
     for folder in folders:
         for path in sorted(Path(folder).rglob("metrics.jsonl")):
             run = RunEvidence(path.parent)
-            for name in {name for name, _ in run.recipes if name.startswith("quickstart/")}:
+            for name in {recipe.title for recipe in run.recipes if recipe.name.startswith("quickstart/")}:
                 curves[name] = curve_of(run)
                 print(f"{name}: {path.parent}")
     CURVES.write_text(text_of(curves), encoding="utf-8")

@@ -44,9 +44,17 @@ LAYERS = {
         "engine", "tokenizer", "autoregressive", "evaluations.protocols", "evaluations.metrics", "evaluations.digits",
         *(f"evaluations.{name}" for name in ("jobs", "cli", "generated", "image_sets", "results")),
     ],
+    "evaluations.run_layout": [],
+    "evaluations.pipelines": ["engine", "autoregressive.guidance", "evaluations.results", "evaluations.run_layout"],
     "evaluations.report": [
-        "engine", "evaluations.report", "evaluations.results", "evaluations.comparison", "evaluations.metrics.registry",
+        "engine", "tokenizer.losses.terms", "tokenizer.models.registry", "evaluations.metrics.registry",
+        *(f"evaluations.{name}" for name in ("report", "results", "comparison", "run_layout")),
     ],
+    "evaluations.doctor": ["engine", "tokenizer", "autoregressive.codes", "autoregressive.training.config",
+                           "evaluations.doctor"],
+    "evaluations.digits": ["engine", "evaluations.digits"],
+    "evaluations.probes": ["engine", "tokenizer", "autoregressive", "evaluations.probes", "evaluations.results",
+                           "evaluations.image_sets"],
     "evaluations": ["engine", "tokenizer", "autoregressive", "evaluations"],
 }  # fmt: skip
 ENGINE_LIBRARIES = {

@@ -62,7 +62,10 @@ def call(module: str, *arguments: str) -> None:
         patch.setattr(SOURCES["mnist5k"], "open", digits)
         patch.chdir(ROOT)
         try:
-            importlib.import_module(module).main()
+            entry = importlib.import_module(module)
+            if hasattr(entry, "__path__"):  # `python -m` of a package runs its __main__
+                entry = importlib.import_module(f"{module}.__main__")
+            entry.main()
         finally:
             root.handlers[:], root.level = handlers, level
 
@@ -278,7 +281,7 @@ def test_help_of_every_entry_shows_an_example(module, capsys):
     text = capsys.readouterr().out
     assert "usage:" in text
     shown = re.findall(r"(?:python -m (\S+)|bash (scripts/\S+\.sh))", text)
-    assert any(name == module or script for name, script in shown), "no example"
+    assert any(name == module.removesuffix(".__main__") or script for name, script in shown), "no example"
     assert all((ROOT / script).is_file() for _, script in shown if script)
 
 

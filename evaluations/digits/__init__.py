@@ -1,1 +1,1 @@
-"""A small classifier of digits, which checks generated classes in the quick start."""
+"""A small classifier of digits, which checks whether generated images show the class they were asked for."""

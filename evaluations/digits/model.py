@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,16 +12,23 @@ from torch import Tensor, nn
 from engine.checkpoint.weights import find_weights, load_strict, read_weights
 from engine.config import load_sections
 from engine.data.images import to_float
+from engine.validation import Problem, Section, at_least, in_range
 
 
 @dataclass(kw_only=True, slots=True)
-class ClassifierConfig:
+class ClassifierConfig(Section):
     """A small CNN: four 3x3 convolutions with two poolings, then one linear layer on a 4x4 map."""
 
-    width: int = 24  # channels of the first layers; the later ones have twice as many
+    width: int = 24  # channels of the first two layers; the other two have twice as many
     num_classes: int = 10
-    dropout: float = 0.3
-    max_shift: int = 2  # training images move by up to this many pixels
+    dropout: float = 0.3  # before the linear layer
+    max_shift: int = 2  # pixels; training images move by up to this many in each direction
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, "width", 1)
+        yield from at_least(self, "num_classes", 2)
+        yield from in_range(self, "dropout", 0, 1)
+        yield from at_least(self, "max_shift", 0)
 
 
 class Classifier(nn.Module):
@@ -41,20 +49,24 @@ class Classifier(nn.Module):
 
 @torch.no_grad()
 def classify(network: nn.Module, images_u8: Tensor, batch_size: int = 250) -> Tensor:
-    """Predicted classes (n,) of uint8 images (n,3,H,W)."""
+    """Predicted classes (n,) on the CPU of uint8 images (n,3,H,W). Puts the network into evaluation mode."""
     device = next(network.parameters()).device
     network.eval()
-    return torch.cat([network(to_float(chunk.to(device))).argmax(1).cpu() for chunk in images_u8.split(batch_size)])
+    predictions = [network(to_float(batch.to(device))).argmax(1).cpu() for batch in images_u8.split(batch_size)]
+    return torch.cat(predictions)
 
 
 @dataclass(kw_only=True, slots=True)
 class _Sections:
+    """The part of a training config that a trained classifier needs."""
+
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
 
 
 def load_classifier(path: str | Path) -> nn.Module:
-    """A trained classifier in evaluation mode."""
-    found = find_weights(path, "auto", "classifier")
-    network = Classifier(load_sections(_Sections, found.folder / "config.yaml").model)
-    load_strict(network, read_weights(found.path), found.path)
+    """A trained classifier in evaluation mode. Raises ConfigError if `path` holds another kind of network."""
+    weights = find_weights(path, "auto", "classifier")
+    config = load_sections(_Sections, weights.folder / "config.yaml")
+    network = Classifier(config.model)
+    load_strict(network, read_weights(weights.path), weights.path)
     return network.eval().requires_grad_(False)

@@ -1,1 +1,1 @@
-"""Symptoms of trouble in what a run left behind."""
+"""Looks for trouble in what a run left behind."""

@@ -1,9 +1,10 @@
-"""What the doctor knows of a run."""
+"""What the doctor knows about a run: its config, records, starts and checkpoints."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,70 +14,39 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from autoregressive.training.config import GPTTrainConfig
-from engine.aliases import current_tree
 from engine.checkpoint.manifest import checkpoint_folders, read_manifest
-from engine.config import flatten, read_yaml
+from engine.config import read_yaml
 from engine.messages import UserError
 from engine.run_log import read_lines, read_metrics
-from engine.yaml_files import read_layers
+from evaluations.doctor.recipes import CONFIGS, Recipe, closest, current_config, recipes_for, recipes_of
 from tokenizer import load_tokenizer
-from tokenizer.training.config import TokenizerTrainConfig
-
-CONFIGS = Path(__file__).parents[2] / "configs"
-
 
 CURVES = CONFIGS / "quickstart" / "reference_curves.json"
+LATE = 0.25  # fraction of the records, at the end, that counts as "now"
+MIN_RECORDS = 4  # of a metric, for a statement about how it is now
 
 
-LATE = 0.25  # the share of the records at the end that counts as "now"
+def reference_curves() -> dict[str, Any]:
+    """The curves of healthy quick starts: {recipe: {"steps", "seed", "at", "metrics"}} (tests/reference_curves.py)."""
+    curves = json.loads(CURVES.read_text(encoding="utf-8"))
+    return {name: curve for name, curve in curves.items() if isinstance(curve, dict)}
 
 
-PICTURE = {"reconstruction_l2": "l2", "reconstruction_l1": "l1", "perceptual": "perceptual"}  # term: loss.<>_weight
+def _best_head(record: Mapping[str, float]) -> dict[str, float]:
+    """A record of a linear probe with the loss of its best head as `loss`; other records as they are.
 
-
-ASKED = ("NPROC_PER_NODE", "gpus", "GPUS")  # processes per machine for scripts/launch.sh; the first counts
-
-
-Severity = tuple[float, str] | None  # how many times its threshold, above 1 = named; the evidence
-
-
-def _one_head(record: dict[str, float]) -> dict[str, float]:
-    """Of a linear probe, whose heads `loss/<rate>` train side by side and diverge at high rates by design: the best."""
+    Heads train side by side under `loss/<rate>`, and those with high rates diverge by design.
+    """
     heads = {name: value for name, value in record.items() if name.startswith("loss/")}
     if not heads:
-        return record
+        return dict(record)
     best = min((value for value in heads.values() if math.isfinite(value)), default=math.nan)
     return {name: value for name, value in record.items() if name not in heads} | {"loss": best}
 
 
-def _current(tree: DictConfig) -> DictConfig:
-    """A config of a tokenizer or a GPT with present names of its keys; other configs as they are."""
-    if "loss" in tree:
-        return current_tree(TokenizerTrainConfig, tree)
-    return current_tree(GPTTrainConfig, tree) if "codes" in tree.get("data", {}) else tree
-
-
-def _without_variants(recipes: list[tuple[str, DictConfig]]) -> list[tuple[str, DictConfig]]:
-    """The recipes that are not laid over another one of them: a variant trains the same network otherwise."""
-    files = {CONFIGS / name.split()[0] for name, _ in recipes}
-    bases = {file: {Path(layer) for layer, _ in read_layers(file)[:-1]} for file in files if file.is_file()}
-    return [(name, tree) for name, tree in recipes if not bases.get(CONFIGS / name.split()[0], set()) & files]
-
-
-def _phases(name: str, tree: DictConfig) -> list[tuple[str, DictConfig]]:
-    """A recipe as each of its phases trains it, under `<name> phase_<n>`; one without phases as it is."""
-    trees = []
-    for phase in tree.get("phases", []):
-        own = {"optim": {"lr": phase.lr}, "loop": {"steps": phase.steps}}
-        own["model"] = {"wetok": {"generative_decoder": phase.get("generative_decoder", False)}}
-        trees.append(OmegaConf.merge(tree, own))
-    return [(f"{name} phase_{n}", own) for n, own in enumerate(trees, start=1)] or [(name, tree)]
-
-
 @dataclass
 class RunEvidence:
-    """A run folder, read once. `recipes` are the shipped configs that it could be a run of, phase by phase."""
+    """A run folder, read once."""
 
     dir: Path
     recipe: Path | None = None  # named by the user
@@ -85,79 +55,87 @@ class RunEvidence:
     def __post_init__(self) -> None:
         if not (self.dir / "config.yaml").is_file():
             raise UserError(f"{self.dir} has no config.yaml; is it the folder of a run?")
-        self.config = _current(read_yaml(self.dir / "config.yaml"))
+        self.config = current_config(read_yaml(self.dir / "config.yaml"))
+
+        # Records of training have a speed, those of held-out data a prefix.
         records = read_metrics(self.dir)
-        self.train = [_one_head(r) for r in records if "steps_per_second" in r]
-        self.val = [r for r in records if any(k.startswith("val/") for k in r)]
+        self.train = [_best_head(record) for record in records if "steps_per_second" in record]
+        self.val = [record for record in records if any(name.startswith("val/") for name in record)]
+
         self.starts = read_lines(self.dir / "starts.jsonl")
-        self.folders = checkpoint_folders(self.dir)
+        self.checkpoints = checkpoint_folders(self.dir)
 
+    # ------------------------------------------------------------------------------------------------ config
     def get(self, key: str, default: Any = None) -> Any:
+        """The value of a dotted key of the config."""
         return OmegaConf.select(self.config, key, default=default)
-
-    def series(self, name: str) -> list[float]:
-        return [r[name] for r in (self.val if name.startswith("val/") else self.train) if name in r]
-
-    def late(self, name: str) -> float | None:
-        """The median of the last quarter of a metric; None where there are fewer than 4 records."""
-        values = self.series(name)
-        return median(values[-max(1, int(LATE * len(values))) :]) if len(values) >= 4 else None
 
     @property
     def is_tokenizer(self) -> bool:
         return "loss" in self.config
 
     @property
+    def quantizer_section(self) -> DictConfig:
+        """The section of the quantizer in use; empty for other networks."""
+        name = self.get("model.quantizer.name")
+        return self.get(f"model.quantizer.{name}", OmegaConf.create())
+
+    @cached_property
+    def recipes(self) -> list[Recipe]:
+        """The recipe that the user named, else the shipped ones with the `model` section of this run."""
+        if self.recipe is not None:
+            return closest(recipes_of(self.recipe), self.dir)
+        return recipes_for(self.config, self.dir)
+
+    # ------------------------------------------------------------------------------------------------ records
+    def series(self, name: str) -> list[float]:
+        """All values of a metric, in the order of the steps."""
+        records = self.val if name.startswith("val/") else self.train
+        return [record[name] for record in records if name in record]
+
+    def late(self, name: str) -> float | None:
+        """The median of the last quarter of a metric; None if there are fewer than 4 records."""
+        values = self.series(name)
+        if len(values) < MIN_RECORDS:
+            return None
+        return median(values[-max(1, int(LATE * len(values))) :])
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+    @property
     def step(self) -> int:
-        return int(max([0, *(r["step"] for r in self.train), *(read_manifest(f)["step"] for f in self.folders)]))
+        """The last step that was recorded or saved."""
+        recorded = [record["step"] for record in self.train]
+        saved = [read_manifest(folder)["step"] for folder in self.checkpoints]
+        return int(max([0, *recorded, *saved]))
 
     @cached_property
     def tokenizer(self) -> Any:
-        return load_tokenizer(self.dir, weights="model") if self.is_tokenizer and self.folders else None
+        """The raw weights of the newest checkpoint; None for other networks, or without a checkpoint."""
+        if not (self.is_tokenizer and self.checkpoints):
+            return None
+        return load_tokenizer(self.dir, weights="model")
 
     @cached_property
-    def code_counts(self) -> list[torch.Tensor]:
-        """How often each code of each group occurs among the recent training tokens of the checkpoint. Left out: tokens
-        of a warm-up without codes, the empty start of the window, groups with more codes than tokens.
+    def code_counts(self) -> dict[int, torch.Tensor]:
+        """{group: how often each of its codes (K,) occurs among the recent training tokens of the newest checkpoint}.
+
+        Left out are tokens of a warm-up without codes, the empty start of the window, and groups with more codes than
+        tokens.
         """
         if self.tokenizer is None:
-            return []
-        quantizer, step = self.tokenizer.quantizer, read_manifest(self.folders[-1])["step"]
-        steps = step - self.get(f"model.quantizer.{self.get('model.quantizer.name')}.warmup_steps", 0)
-        seen = quantizer.recent_indices.long().view(len(quantizer.recent_indices), -1)
-        seen = seen[max(0, len(seen) - steps * self.get("data.global_batch_size") * self.tokenizer.num_tokens) :]
-        rows = seen[(seen >= 0).all(1)]
-        sizes = zip(rows.T, quantizer.group_sizes, strict=True)
-        return [torch.bincount(column, minlength=size).double() for column, size in sizes if len(rows) >= size]
+            return {}
+        quantizer = self.tokenizer.quantizer
+        window = quantizer.recent_indices.long().view(len(quantizer.recent_indices), -1)
 
-    @cached_property
-    def recipes(self) -> list[tuple[str, DictConfig]]:
-        """The file the user named; else every YAML whose whole `model` section this run has, its namesakes first. Of
-        one in phases that of this run's folder, or all where the folder does not say.
-        """
-        own, found = flatten(self.config.get("model", {})), []
-        for path in sorted(CONFIGS.rglob("*.yaml")) if self.recipe is None else [self.recipe]:
-            path = path.resolve()
-            name = str(path.relative_to(CONFIGS)) if path.is_relative_to(CONFIGS) else path.name
-            for phase, tree in _phases(name, _current(read_yaml(path))):
-                model = flatten(tree.model) if {"model", "optim", "data"} <= set(tree) else {}
-                fits = bool(model) and all(own.get(k) == v for k, v in model.items())
-                if self.recipe is not None or fits:
-                    found.append((len(model), phase, tree))
-        most = max((n for n, _, _ in found), default=0)
-        best = [(name, tree) for n, name, tree in found if n == most or self.recipe is not None]
-        folder = self.dir.resolve()
-        best = [(n, t) for n, t in best if n.endswith(f" {folder.name}")] or best
-        namesakes = [(n, t) for n, t in best if Path(n.split()[0]).stem in (folder.name, folder.parent.name)]
-        return namesakes or _without_variants(best)
+        # The tokens since the end of the warm-up.
+        step = read_manifest(self.checkpoints[-1])["step"]
+        steps = step - self.quantizer_section.get("warmup_steps", 0)
+        num_tokens = steps * self.get("data.global_batch_size") * self.tokenizer.num_tokens
+        window = window[max(0, len(window) - num_tokens) :]
+        tokens = window[(window >= 0).all(1)]
 
-
-Check = Callable[[RunEvidence], Severity]
-
-
-def combine(found: Sequence[tuple[float, str]]) -> Severity:
-    """One reading of several: the worst of them, with the evidence of all that are named."""
-    if not found:
-        return None
-    worst = max(found)
-    return worst[0], ", ".join(text for times, text in found if times > 1) or worst[1]
+        return {
+            group: torch.bincount(tokens[:, group], minlength=size).double()
+            for group, size in enumerate(quantizer.group_sizes)
+            if len(tokens) >= size
+        }

@@ -4,54 +4,87 @@ from __future__ import annotations
 
 import fcntl
 import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from evaluations.doctor.evidence import ASKED, Check, RunEvidence, Severity
+from evaluations.doctor.evidence import RunEvidence
+from evaluations.doctor.severity import Severity
+
+# Environment variables that ask scripts/launch.sh for processes per machine; the first that is set counts.
+REQUESTED_PROCESSES = ("NPROC_PER_NODE", "gpus", "GPUS")
+MAX_RECIPES = 3  # that are named
 
 
-# ---------------------------------------------------------------------------------------------- the circumstances
-def _mismatch(key: str) -> Check:
-    def check(run: RunEvidence) -> Severity:
+# ------------------------------------------------------------------------------------------------ the recipe
+def differs_from_recipe(key: str) -> Callable[[RunEvidence], Severity | None]:
+    """The check that compares the number under a config key with the recipes."""
+
+    def check(run: RunEvidence) -> Severity | None:
         """A factor of 1.5 from every recipe of this architecture: less is a rounding of a scaling rule."""
-        own, theirs = run.get(key), [(OmegaConf.select(tree, key), name) for name, tree in run.recipes]
-        if own is None or not theirs or any(value is None for value, _ in theirs):
+        value = run.get(key)
+        of_recipes = {recipe.title: OmegaConf.select(recipe.config, key) for recipe in run.recipes}
+        if value is None or not of_recipes or None in of_recipes.values():
             return None
-        factor = min(max(own, value) / max(min(own, value), 1e-30) for value, _ in theirs)
-        return (factor - 1) / 0.5, f"{key}={own:g}; {', '.join(f'{name} has {value:g}' for value, name in theirs)}"
+
+        factor = min(max(value, other) / max(min(value, other), 1e-30) for other in of_recipes.values())
+        named = [f"{title} has {other:g}" for title, other in list(of_recipes.items())[:MAX_RECIPES]]
+        return Severity((factor - 1) / 0.5, f"{key}={value:g}; {', '.join(named)}")
 
     return check
 
 
-def ranks(run: RunEvidence) -> Severity:
+# ------------------------------------------------------------------------------------------------ processes
+def ranks(run: RunEvidence) -> Severity | None:
     """Starts with different numbers of processes, processes that never met, GPUs that nobody uses."""
-    sizes, text = [s["processes"] for s in run.starts], ""
-    for start in run.starts[-1:]:
-        given = start["environment"]
-        asked = {name: int(given[name]) for name in ASKED if given.get(name, "").isdigit()}
-        tasks, local = int(given.get("SLURM_NTASKS", 1)), int(given.get("LOCAL_WORLD_SIZE", start["processes"]))
-        name = next(iter(asked), "")
-        if len(set(sizes)) > 1:
-            text = "processes: sums are rounded differently, dropout masks change"
-            text = f"started with {', '.join(map(str, sizes))} {text}"
-        elif tasks > 1 and start["processes"] == 1:
-            text = f"SLURM started {tasks} tasks, but this run is a single process: each task trained by itself"
-        elif asked and asked[name] > local:
-            text = f"{name}={asked[name]} asks for as many processes, but {local} ran on this machine"
-        elif start["device"].get("visible", local) > local:
-            text = f"{start['device']['visible']} GPUs are visible, {local} used"
-    return (math.inf, text) if text else None
-
-
-def unfinished(run: RunEvidence) -> Severity:
-    """Fewer steps than asked for, and no process that holds the folder's lock."""
-    steps, lock = run.get("loop.steps", 0), run.dir / ".lock"
-    if run.step >= steps:
+    if not run.starts:
         return None
-    if lock.is_file():
-        with lock.open() as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return None  # it is running
-    return math.inf, f"ended at step {run.step} of {steps}; {len(run.folders)} checkpoints"
+    sizes = [start["processes"] for start in run.starts]
+    if len(set(sizes)) > 1:
+        counts = ", ".join(map(str, sizes))
+        evidence = f"started with {counts} processes: sums are rounded differently, dropout masks change"
+    else:
+        evidence = _fault_of_start(run.starts[-1])
+    return Severity(math.inf, evidence) if evidence else None
+
+
+def _fault_of_start(start: Mapping[str, Any]) -> str:
+    """What is wrong with the processes of one start; empty if nothing is."""
+    environment, processes = start["environment"], start["processes"]
+    slurm_tasks = int(environment.get("SLURM_NTASKS", 1))
+    if slurm_tasks > 1 and processes == 1:
+        return f"SLURM started {slurm_tasks} tasks, but this run is a single process: each task trained by itself"
+
+    local = int(environment.get("LOCAL_WORLD_SIZE", processes))
+    requested = [name for name in REQUESTED_PROCESSES if environment.get(name, "").isdigit()]
+    if requested and int(environment[requested[0]]) > local:
+        name = requested[0]
+        return f"{name}={environment[name]} asks for as many processes, but {local} ran on this machine"
+
+    visible = start["device"].get("visible", local)
+    if visible > local:
+        return f"{visible} GPUs are visible, {local} used"
+    return ""
+
+
+# ------------------------------------------------------------------------------------------------ the end
+def unfinished(run: RunEvidence) -> Severity | None:
+    """Fewer steps than asked for, and no process that holds the folder's lock."""
+    steps = run.get("loop.steps", 0)
+    if run.step >= steps or _is_locked(run.dir / ".lock"):
+        return None
+    return Severity(math.inf, f"ended at step {run.step} of {steps}; {len(run.checkpoints)} checkpoints")
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process that trains holds the lock."""
+    if not path.is_file():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

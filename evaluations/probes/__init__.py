@@ -1,1 +1,1 @@
-"""Linear probing and principal components of inner features."""
+"""Linear probes and principal components of inner features."""

@@ -4,8 +4,8 @@
     python -m evaluations.report runs/ar_probe/A runs/ar_probe/B --output comparison.html
 
 Reads what a run left behind (metrics.jsonl of its networks, evaluations/*, results of probes) and writes report.html
-and samples.png into it. With several runs: one table for each kind of result, ranked where the protocols agree, and the
-same parts of all runs one below the other.
+and samples.png into it. With several runs: one table per kind of result, ranked where the protocols agree, and the same
+parts of all runs one below the other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from engine.data.sources import attribution_of
 from engine.messages import UserError, logger
 from evaluations.comparison import compare
 from evaluations.report.page import page, table
-from evaluations.report.sections import SECTIONS, RunFolder
+from evaluations.report.run_folder import RunFolder
+from evaluations.report.sections import SECTIONS
+
+MAX_DIFFERENCES = 12  # of two protocols, that are listed
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,8 +32,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def opened(path: Path) -> RunFolder:
-    """The run in a folder; an error where it has nothing to show."""
+def open_run(path: Path) -> RunFolder:
+    """The run in a folder. Raises UserError if there is nothing to show."""
     if not path.is_dir():
         raise UserError(f"{path} is not a folder")
     run = RunFolder(path)
@@ -47,37 +50,57 @@ def attribution(runs: list[RunFolder]) -> str:
 
 
 def comparison(runs: list[RunFolder]) -> str:
-    """One table for each kind of result that two or more of the runs have."""
+    """One table per kind of result that two or more of the runs have."""
     parts = []
-    for name in sorted({n for run in runs for n in run.results}):
-        having = [(run.path.name, run.results[name]) for run in runs if name in run.results]
-        if len(having) < 2:
+    for name in sorted({name for run in runs for name in run.results}):
+        results = [(run.path.name, run.results[name]) for run in runs if name in run.results]
+        if len(results) < 2:
             continue
-        compared = compare(having)
+
+        # The metrics by rows, the runs by columns.
+        compared = compare(results)
         body = [[row.metric, *row.cells()] for row in compared.rows]
+        head = ["metric", *(run_name for run_name, _ in results)]
+
+        # What the ranking is worth.
         note = "<p>* best; the protocols are equal.</p>"
         if compared.differences:
-            listed = "".join(f"<li>{escape(difference)}</li>" for difference in compared.differences[:12])
-            note = f'<div class="note">Not ranked where the protocols differ.<ul>{listed}</ul></div>'
-        parts.append(f"<h2>{escape(name)}</h2>{table(['metric', *(run for run, _ in having)], body)}{note}")
+            differences = compared.differences[:MAX_DIFFERENCES]
+            items = "".join(f"<li>{escape(difference)}</li>" for difference in differences)
+            note = f'<div class="note">Not ranked where the protocols differ.<ul>{items}</ul></div>'
+        parts.append(f"<h2>{escape(name)}</h2>{table(head, body)}{note}")
     return "".join(parts) or "<p>No kind of result is in two of the runs.</p>"
 
 
+def _page_of_one(run: RunFolder) -> str:
+    title = run.path.name
+    body = [f"<h1>{escape(title)}</h1>", *(section(run) for section in SECTIONS), attribution([run])]
+    return page(title, body)
+
+
+def _page_of_several(runs: list[RunFolder]) -> str:
+    title = " / ".join(run.path.name for run in runs)
+    body = [f"<h1>{escape(title)}</h1>", comparison(runs)]
+    for section in SECTIONS[:-1]:
+        for run in runs:
+            content = section(run)
+            if content:
+                summary = f"<summary>{escape(run.path.name)}</summary>"
+                body.append(f"<details open>{summary}{content}</details>")
+    return page(title, [*body, attribution(runs)])
+
+
 def write_report(folders: list[Path], output: Path | None = None) -> Path:
-    """Writes the page; returns its path."""
-    runs = [opened(folder) for folder in folders]
+    """Writes the page and returns its path, by default report.html in the one run, or comparison.html of several."""
+    runs = [open_run(folder) for folder in folders]
     if len(runs) == 1:
-        path, title = output or folders[0] / "report.html", folders[0].name
-        body = [f"<h1>{escape(title)}</h1>", *(section(runs[0]) for section in SECTIONS)]
+        path = output or folders[0] / "report.html"
+        text = _page_of_one(runs[0])
     else:
-        path, title = output or Path("comparison.html"), " / ".join(folder.name for folder in folders)
-        body = [f"<h1>{escape(title)}</h1>", comparison(runs)]
-        for section in SECTIONS[:-1]:
-            for run in runs:
-                part = section(run)
-                body.append(f"<details open><summary>{escape(run.path.name)}</summary>{part}</details>" if part else "")
+        path = output or Path("comparison.html")
+        text = _page_of_several(runs)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(title, [*body, attribution(runs)]), encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return path
 
 

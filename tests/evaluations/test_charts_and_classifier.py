@@ -19,8 +19,8 @@ from engine.messages import ConfigError
 from engine.optim import OptimConfig
 from engine.run_log import read_metrics
 from engine.trained_model import TrainedModel
-from evaluations.classifier import ClassifierTask, ClassifierTrainConfig, shifted, train
 from evaluations.digits.model import Classifier, ClassifierConfig, classify, load_classifier
+from evaluations.digits.training import ClassifierTask, ClassifierTrainConfig, shift_images, train
 from evaluations.report.charts import HEIGHT, LEFT, RIGHT, TOP, WIDTH, line_chart, nice_ticks
 
 numbers = st.floats(-1e30, 1e30, allow_nan=False)
@@ -72,7 +72,7 @@ def test_higher_values_stand_higher_and_later_steps_further_right():
 def test_shifts_move_each_image_by_its_own_offset():
     """Up to `max_shift` pixels each way, edges repeated; every offset occurs; 0 leaves images alone."""
     images = torch.rand(400, 3, 6, 6)
-    moved = shifted(images, 2)
+    moved = shift_images(images, 2)
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="edge")
     seen = set()
     for image, around in zip(moved.numpy(), padded, strict=True):
@@ -80,7 +80,7 @@ def test_shifts_move_each_image_by_its_own_offset():
         assert len(fits) == 1
         seen.add(fits[0])
     assert len(seen) == 25
-    assert shifted(images, 0) is images
+    assert shift_images(images, 0) is images
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ about healthy ones.
 """
 
 import json
+import re
 import shutil
 
 import mini
@@ -25,7 +26,7 @@ from engine.config import load_config, read_yaml, save_config
 from engine.data.sources import SOURCES
 from engine.messages import UserError
 from engine.run_log import read_metrics
-from evaluations.doctor.__main__ import named, readings
+from evaluations.doctor.__main__ import examine, findings_of
 from evaluations.doctor.checks import CHECKS
 from evaluations.doctor.codebook import collapse_of, unused_of
 from evaluations.doctor.data import data_findings
@@ -33,6 +34,7 @@ from evaluations.doctor.evidence import RunEvidence
 from evaluations.linear_probe import train as train_probe
 from tokenizer import load_tokenizer
 from tokenizer.training.alerts import ALERTS
+from tokenizer.training.phases import phases_of
 
 HEALTHY = [
     "loop={device: cpu, steps: 60, log_every: 3, eval_every: 15, save_every: 100}",
@@ -45,7 +47,7 @@ HEALTHY = [
     "loss.l1_weight=0.5",
     "ema_decay=0.9",
 ]
-PATCHGAN = "{{name: patchgan, start_step: 2, weight: {}, base_channels: {}, num_layers: 1, norm: {}}}"
+PATCHGAN = "{{name: patchgan, start_step: 2, weight: {}, patchgan: {{base_channels: {}, num_layers: 1, norm: {}}}}}"
 CODES = "model.quantizer.vq={{codebook_size: {}, codebook_dim: 4, warmup_steps: {}, init: {}}}"
 FAULTS = {  # run -> (what was done wrong, what must be named)
     "no warm-up": ([CODES.format(64, 0, "random"), "optim.lr=3e-2", "loss.entropy_weight=0"], {"codebook collapse"}),
@@ -73,7 +75,7 @@ FAULTS = {  # run -> (what was done wrong, what must be named)
     ),
     "no discriminator": ([f"loss.discriminator={PATCHGAN.format(1e-12, 16, 'none')}"], {"dead discriminator"}),
     "no rate": (["optim.lr=1e-9"], {"not learning", "learning rate"}),
-    "rising rate": (["optim.schedule=linear", "optim.hold_fraction=0.5", "optim.end_lr=10"], {"diverged"}),
+    "rising rate": (["optim.schedule=linear", "optim.hold_fraction=0.7", "optim.end_lr=100"], {"diverged"}),
     "huge rate": (
         ["optim.lr=1e30", CODES.format(16, 0, "random")],
         {"non-finite steps", "unfinished", "learning rate"},
@@ -104,25 +106,26 @@ def train(root, name, images, world, *changes):
 MARGIN = 1.5  # healthy runs stay below 1 / MARGIN of every threshold, what a fault must show is above MARGIN times its
 
 
-def examine(run, recipe=None, expected=frozenset()) -> dict[str, str]:
+def findings(run, recipe=None, expected=frozenset()) -> dict[str, str]:
     """{name: evidence} of the findings; those `expected` must be there, with room to spare."""
-    read = readings(RunEvidence(run, recipe))
-    missed = {name: read.get(name) for name in expected if read.get(name, (0.0, ""))[0] < MARGIN}
+    evidence = RunEvidence(run, recipe)
+    severities = examine(evidence)
+    missed = {name: severities.get(name) for name in expected if severities.get(name, (0.0, ""))[0] < MARGIN}
     assert not missed, missed
-    found = {name: text for name, text, remedy in named(read) if remedy}
+    found = {name: text for name, text, remedy in findings_of(evidence, severities) if remedy}
     assert all(any(c.isdigit() for c in text) for text in found.values()), "evidence has numbers"
     return found
 
 
 def assert_healthy(run, recipe=None) -> None:
-    """No reading comes near its threshold."""
-    read = readings(RunEvidence(run, recipe))
-    near = {name: reading for name, reading in read.items() if reading[0] >= 1 / MARGIN}
-    assert read and not near, near
+    """No severity comes near 1."""
+    severities = examine(RunEvidence(run, recipe))
+    near = {name: severity for name, severity in severities.items() if severity.ratio >= 1 / MARGIN}
+    assert severities and not near, near
 
 
 def names_of(run, recipe=None) -> set[str]:
-    return set(examine(run, recipe))
+    return set(findings(run, recipe))
 
 
 def test_a_healthy_run_is_left_in_peace(place, entry):
@@ -140,7 +143,7 @@ def test_a_fault_is_named(fault, place, image_folder, world):
     """Each run differs from the healthy one by the fault alone."""
     changes, expected = FAULTS[fault]
     run = train(place, fault.replace(" ", "_"), image_folder, world, *changes)
-    examine(run, place / "recipe.yaml", expected)
+    findings(run, place / "recipe.yaml", expected)
     shutil.rmtree(run)
 
 
@@ -193,7 +196,7 @@ def test_codes_of_every_quantizer_are_looked_at(name, tmp_path, image_folder, wo
         if expected is None:
             assert_healthy(tmp_path / "0")
         else:
-            evidence = examine(tmp_path / str(number), expected={expected})[expected]
+            evidence = findings(tmp_path / str(number), expected={expected})[expected]
             if "[2, 2, 12]" in str(changes):
                 assert "group 2: perplexity" in evidence and "group 0" not in evidence and "group 1" not in evidence
 
@@ -203,11 +206,11 @@ def test_ranks_that_never_met_are_named(place, image_folder, world, monkeypatch)
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
     run = train(place, "slurm", image_folder, world, "loop.steps=25")
-    assert "SLURM started 2 tasks" in examine(run)["number of ranks"]
+    assert "SLURM started 2 tasks" in findings(run)["number of ranks"]
     monkeypatch.delenv("SLURM_NTASKS")
     monkeypatch.setenv("NPROC_PER_NODE", "8")
     train(place, "slurm", image_folder, world, "loop.steps=25")
-    assert "NPROC_PER_NODE=8 asks for as many processes, but 1 ran" in examine(run)["number of ranks"]
+    assert "NPROC_PER_NODE=8 asks for as many processes, but 1 ran" in findings(run)["number of ranks"]
     start = json.loads((run / "starts.jsonl").read_text().splitlines()[0])
     assert start["processes"] == 1 and start["versions"]["torch"] == torch.__version__.split("+")[0]
     assert isinstance(start["git"]["dirty"], bool) or start["git"]["dirty"] == "unknown"
@@ -246,9 +249,9 @@ def test_the_reference_curve_is_the_measure_of_a_quick_start(codes, tmp_path, wo
     (tmp_path / "curves.json").write_text(text_of({"recipe.yaml": curve_of(run("seed 0"))}))
     monkeypatch.setattr(evaluations.doctor.evidence, "CURVES", tmp_path / "curves.json")
     off = "off the reference curve"
-    assert readings(run("seed 1", "loop.seed=1"))[off][0] < 1 / MARGIN
-    assert readings(run("slow", "optim.lr=1e-4"))[off][0] > MARGIN
-    assert off not in readings(run("longer", "optim.lr=1e-4", "loop.steps=126"))
+    assert examine(run("seed 1", "loop.seed=1"))[off][0] < 1 / MARGIN
+    assert examine(run("slow", "optim.lr=1e-4"))[off][0] > MARGIN
+    assert off not in examine(run("longer", "optim.lr=1e-4", "loop.steps=126"))
 
 
 def test_shipped_curves_name_shipped_recipes():
@@ -284,7 +287,7 @@ def test_runs_in_phases_are_looked_at_phase_by_phase(tmp_path, image_folder, wor
     assert [f"step 8 of 8, recipe recipe.yaml phase_{n}" in out for n in (1, 2, 3)] == [True, True, False]
     assert out.count("phase_") == 9 and out.count("learning rate: ") == 1, out
     assert "learning rate: optim.lr=0.003; recipe.yaml phase_2 has 0.0003" in out
-    assert "not learning" not in readings(RunEvidence(tmp_path / "too fast" / "tokenizer" / "phase_2"))
+    assert "not learning" not in examine(RunEvidence(tmp_path / "too fast" / "tokenizer" / "phase_2"))
 
 
 @pytest.mark.parametrize(
@@ -302,13 +305,14 @@ def test_a_shipped_recipe_is_no_mismatch(name, tmp_path, monkeypatch):
         autoregressive.train.GPTTrainConfig if is_gpt else tokenizer.train.TokenizerTrainConfig,
         [CONFIGS / f"{name}.yaml"],
     )
-    for number, own in enumerate([config] if is_gpt else tokenizer.train.phases_of(config), start=1):
-        folder = tmp_path / f"phase_{number}"
+    configs = [config] if is_gpt else phases_of(config)
+    for number, own in enumerate(configs, start=1):
+        folder = tmp_path / (f"phase_{number}" if len(configs) > 1 else "run")
         folder.mkdir()
         save_config(own, folder / "config.yaml")
         run = RunEvidence(folder)
         assert run.recipes
-        assert all((CHECKS[key][0](run) or (0.0,))[0] == 0 for key in ("learning rate", "batch size"))
+        assert all((CHECKS[key].severity(run) or (0.0,))[0] == 0 for key in ("learning rate", "batch size"))
 
 
 def test_of_a_probe_the_best_head_is_judged(tmp_path, world, monkeypatch):
@@ -320,7 +324,7 @@ def test_of_a_probe_the_best_head_is_judged(tmp_path, world, monkeypatch):
     assert_healthy(tmp_path / "probe")
     with pytest.raises(UserError, match="all heads diverged"):
         train_probe(probes.config_of(tmp_path, tmp_path / "none", "probe.base_lrs=[1e30]"), world)
-    assert "not finite: loss" in examine(tmp_path / "none")["non-finite steps"]
+    assert "not finite: loss" in findings(tmp_path / "none")["non-finite steps"]
 
 
 def test_a_recipe_is_found_by_its_model_section(place, tmp_path, entry):
@@ -331,8 +335,8 @@ def test_a_recipe_is_found_by_its_model_section(place, tmp_path, entry):
     run.mkdir()
     (run / "config.yaml").write_text(entry(tokenizer.train.main, *options)[1])
     evidence = RunEvidence(run)
-    assert [name for name, _ in evidence.recipes] == ["quickstart/tokenizer.yaml"]
-    assert "optim.lr=0.003; quickstart/tokenizer.yaml has 0.0008" in str(readings(evidence)["learning rate"])
+    assert [recipe.title for recipe in evidence.recipes] == ["quickstart/tokenizer.yaml"]
+    assert "optim.lr=0.003; quickstart/tokenizer.yaml has 0.0008" in str(examine(evidence)["learning rate"])
 
 
 def test_codes_are_judged_by_the_size_of_their_group():
@@ -415,7 +419,7 @@ def test_missing_data_is_a_finding_and_no_crash(place):
         ({"val/clipped_share": 0.4}, {}, "clipped output: 40.0%"),
     ],
 )
-def test_signs_in_single_records(now, before, said):
+def test_alerts_of_single_records(now, before, said):
     found = alerts_for(now, before, ALERTS)
     assert (len(found) == 1 and said in found[0]) if said else found == []
 
@@ -425,6 +429,28 @@ def test_a_warning_is_in_the_log_while_the_run_goes_on(place, image_folder, worl
     assert "warning: skipped steps: 3 updates skipped for a non-finite gradient" in (run / "log.txt").read_text()
 
 
+def test_remedies_name_only_what_the_run_has(place, tmp_path, image_folder, world):
+    """FSQ has neither k-means nor an entropy loss, a GPT no quantizer; whatever the run, there is some advice."""
+    base = OmegaConf.create(tiny.WETOK)
+    del base.model.quantizer
+    fsq = [OTHER.format("fsq", "{levels: [5, 3]}"), "loss.entropy_weight=0", "loop.steps=6"]
+    config = tiny.tokenizer_config(tmp_path / "fsq", image_folder, *SHORT, *fsq, base=OmegaConf.to_yaml(base))
+    tokenizer.train.train(config, world)
+    runs = {"vq": RunEvidence(place / "healthy"), "fsq": RunEvidence(tmp_path / "fsq")}
+    dead = {name: CHECKS["dead codes"].remedy(run) for name, run in runs.items()}
+    assert dead["vq"] == "add entropy loss; use fewer codes", "k-means it has already"
+    assert dead["fsq"] == "use fewer codes"
+    runs["vq"].config.model.quantizer.vq.init = "random"
+    assert CHECKS["dead codes"].remedy(runs["vq"]).startswith("warm up the quantizer with init=kmeans; ")
+    assert "entropy_temperature" not in CHECKS["entropy imbalance"].remedy(runs["fsq"])
+    assert "fp32" not in CHECKS["non-finite steps"].remedy(runs["vq"]), "it is in fp32"
+    for run in runs.values():
+        assert all(check.remedy(run) for check in CHECKS.values())
+        keys = {word for check in CHECKS.values() for word in re.findall(r"[a-z]+(?:\.[a-z_]+)+", check.remedy(run))}
+        files = {"config.yaml", "log.txt", "launch.sh"}
+        assert {key for key in keys - files if run.get(key) is None} == set()
+
+
 def test_every_check_says_why():
-    """A docstring with the reason of its threshold, and a remedy."""
-    assert len(CHECKS) >= 12 and all(check.__doc__ and remedy for check, remedy in CHECKS.values())
+    """A docstring with the reason of its threshold."""
+    assert len(CHECKS) >= 12 and all(check.severity.__doc__ for check in CHECKS.values())

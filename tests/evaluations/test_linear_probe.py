@@ -24,9 +24,11 @@ from engine.data.sources import SOURCES
 from engine.messages import UserError
 from engine.run_log import read_metrics
 from evaluations import linear_probe
-from evaluations.linear_probe import train
-from evaluations.probes.lars import lars, lr_share
-from evaluations.probes.task import LinearProbeConfig, ProbeTask
+from evaluations.probes import features as probe_features
+from evaluations.probes.config import LinearProbeConfig
+from evaluations.probes.lars import lars, lr_fraction
+from evaluations.probes.task import ProbeTask
+from evaluations.probes.training import train
 from evaluations.results import read_result
 from tokenizer import load_tokenizer
 
@@ -77,11 +79,11 @@ def test_lars_is_the_formula_of_mae(world):
 
 def test_schedule_rises_linearly_from_0_and_falls_as_a_cosine_to_0():
     """Per update, with MAE's 10 of 90 epochs of 156 updates."""
-    share = [lr_share(step, 90 * 156, 10 * 156) for step in range(90 * 156)]
+    share = [lr_fraction(step, 90 * 156, 10 * 156) for step in range(90 * 156)]
     assert share[0] == 0 and share[780] == 0.5 and share[1560] == 1 == max(share)
     assert share[1560 + 80 * 78] == pytest.approx(0.5) and 0 < share[-1] < 1e-7
     assert share[1560 + 80 * 39] == pytest.approx(0.5 * (1 + math.sqrt(0.5)))
-    assert lr_share(0, 10, 0) == 1
+    assert lr_fraction(0, 10, 0) == 1
 
 
 def test_learning_rates_scale_with_the_batch(world):
@@ -114,13 +116,13 @@ def test_batch_norm_is_that_of_the_global_batch(world):
     expected = nn.BatchNorm1d(5, affine=False, eps=1e-6).double()
     wanted = expected(x.double()).float()
 
-    def normalised(own_world):
+    def normalized(own_world):
         task = task_of(None, own_world, dim=5)
         share = 24 // own_world.size
-        return task._normalised(x[own_world.rank * share :][:share]), task.norm.state_dict()
+        return task.normalize(x[own_world.rank * share :][:share]), task.norm.state_dict()
 
     for ranks in (1, 2, 3):
-        found = mini.on_ranks(ranks, normalised) if ranks > 1 else [normalised(world)]
+        found = mini.on_ranks(ranks, normalized) if ranks > 1 else [normalized(world)]
         torch.testing.assert_close(torch.cat([y for y, _ in found]), wanted, rtol=1e-5, atol=1e-5)
         for _, state in found:
             for name, value in expected.state_dict().items():
@@ -177,9 +179,9 @@ def test_only_heads_that_did_not_diverge_count(world):
 
 def test_separable_features_are_learned(world):
     """100 % on held-out features of 12 classes; top-5 beside top-1."""
-    centres, labels = torch.randn(12, 16) * 3, torch.arange(240) % 12
-    features = centres[labels] + 0.1 * torch.randn(240, 16)
-    held_out = records_of(centres[labels] + 0.1 * torch.randn(240, 16), labels)
+    centers, labels = torch.randn(12, 16) * 3, torch.arange(240) % 12
+    features = centers[labels] + 0.1 * torch.randn(240, 16)
+    held_out = records_of(centers[labels] + 0.1 * torch.randn(240, 16), labels)
     own = ["probe={base_lrs: [0.01, 10.0], epochs: 60, warmup_epochs: 5}", "data.global_batch_size=240"]
     task = task_of(held_out, world, *own, classes=12, steps=60)
     for step in range(60):
@@ -316,18 +318,22 @@ def test_what_does_not_fit_is_refused(refused, probed, monkeypatch):
     """Every message names the key, what was found and what is accepted."""
     tokenizer = ["network.source=tokenizer", "network.gpt=''"]
     decoder = ["network.source=decoder", "network.gpt=''"]
+    cnn = f"network.tokenizer={probed / 'cnn'}"
     refused("network.layer=3", says="network.layer=3 must lie in 1..2, the layers of the gpt")
-    refused("network.layer=0", says="network.layer=0 must lie in 1..2")
+    refused("network.layer=0", says="network.layer=0 must be 1 or more")
     refused(*decoder, "network.layer=9", says="must lie in 1..2, the layers of the decoder")
     refused(
         *decoder, f"network.tokenizer={probed / 'headless'}", says="has no semantic layer; set network.layer to 1..2"
     )
-    refused(*decoder, f"network.tokenizer={probed / 'cnn'}", says="has no transformer decoder")
-    refused(*tokenizer, "network.layer=1", says="layer is for source=gpt and decoder")
-    refused(*tokenizer, f"network.tokenizer={probed / 'cnn'}", "network.after_projection=true", says="no transformer")
-    refused(*tokenizer, "network.gpt_dropout=true", says="gpt_dropout is for source=gpt")
-    refused("network.after_projection=true", says="after_projection is for source=tokenizer")
-    refused("network.gpt=''", "network.tokenizer=''", says="network.tokenizer must name a tokenizer")
+    refused(*decoder, cnn, says="cnn has no features 'decoder'; it has: encoder")
+    refused(*tokenizer, cnn, "network.after_projection=true", says="has no features 'encoder_projection'")
+    refused(*tokenizer, "network.layer=1", says="network.layer=1 must be null for source=tokenizer")
+    refused(*tokenizer, "network.gpt_dropout=true", says="network.gpt_dropout=true must be false for source=tokenizer")
+    refused("network.after_projection=true", says="network.after_projection=true must be false for source=gpt")
+    refused("network.source=tokenizer", says="must be empty for source=tokenizer")
+    refused("network.gpt=''", "network.tokenizer=''", says="network.tokenizer='' must be the path of a tokenizer")
+    refused("network.gpt=''", says="network.gpt='' must be the path of a GPT for source=gpt")
+    refused("network.weights=best", says="network.weights='best' must be one of: auto, ema, model")
     refused("network.gpt_dropout=true", says="network.gpt_dropout needs probe.features=augmented")
     refused("network.source=teacher", says="teacher")
     refused(
@@ -339,10 +345,10 @@ def test_what_does_not_fit_is_refused(refused, probed, monkeypatch):
     refused("data.global_batch_size=32", says="but there are only 24 images")
     refused("data.global_batch_size=1", says="data.global_batch_size must be 2 or more")
     refused("loop.steps=5", says="loop.steps=5: leave it out; probe.epochs=2 are 6 steps")
-    refused("probe.base_lrs=[]", says="probe.base_lrs=[] must be different rates above 0")
-    refused("probe.base_lrs=[1,-1]", says="must be different rates above 0")
-    refused("probe.warmup_epochs=2", says="probe.warmup_epochs must be 0..probe.epochs - 1")
-    refused("probe.read_batch_size=0", says="probe.read_batch_size 1 or more")
+    refused("probe.base_lrs=[]", says="probe.base_lrs=[] must be different learning rates above 0")
+    refused("probe.base_lrs=[1,-1]", says="must be different learning rates above 0")
+    refused("probe.warmup_epochs=2", says="probe.warmup_epochs=2 must be in [0, 1]")
+    refused("probe.read_batch_size=0", says="probe.read_batch_size=0 must be 1 or more")
     other = {"train": IMAGES["train"], "val": mini.image_source(4, classes=3)}
     monkeypatch.setattr(SOURCES["mnist5k"], "open", lambda config, split: other[split])
     refused(says="different classes")
@@ -350,14 +356,14 @@ def test_what_does_not_fit_is_refused(refused, probed, monkeypatch):
 
 def test_a_gpt_of_other_codes_is_refused(refused, probed, tmp_path, monkeypatch):
     """By the fingerprint that its checkpoint carries, not by sizes."""
-    load = linear_probe.ProbedNetwork.__init__.__globals__["load_gpt"]
+    load = probe_features.load_gpt
 
     def stamped(*args, **options):
         gpt = load(*args, **options)
         gpt.provenance.stamp["tokenizer_fingerprint"] = load_tokenizer(probed / "other").provenance.fingerprint
         return gpt
 
-    monkeypatch.setattr("evaluations.probes.features.load_gpt", stamped)
+    monkeypatch.setattr(probe_features, "load_gpt", stamped)
     refused(says="was trained on codes of tokenizer")
 
 

@@ -1,4 +1,4 @@
-"""The memory table: every cell is measured or says why not, and the factorised form stays flat."""
+"""The memory table: every cell is measured or says why not, and the factorized form stays flat."""
 
 import json
 
@@ -6,9 +6,10 @@ from evaluations import memory
 
 
 def test_the_table_has_every_cell(tmp_path, entry):
-    """At batch 2: naive LFQ with 16 bits costs many times what the factorised form does; 40 bits are refused with the
+    """At batch 2: naive LFQ with 16 bits costs many times what the factorized form does; 40 bits are refused with the
     bytes they need and the groups that would fit; the sample entropy alone always fits.
     """
+    factorized = memory.FACTORIZED.name
     output = tmp_path / "memory.json"
     sizes = ("--channels", "16", "40", "--batch-size", "2")
     code, out, err = entry(memory.main, *sizes, "--output", output)
@@ -16,10 +17,10 @@ def test_the_table_has_every_cell(tmp_path, entry):
     cells = {(c["method"], c["form"], c["channels"]): c for c in json.loads(output.read_text())["cells"]}
     assert len(cells) == 14 and out.count("\n| ") == 8 - 1
     assert cells["LFQ", "naive", 16]["mb"] > 200
-    for method, form in (("LFQ", "factorised"), ("GQ", "factorised"), ("BSQ", "factorised"), ("BSQ", "naive")):
+    for method, form in (("LFQ", factorized), ("GQ", factorized), ("BSQ", factorized), ("BSQ", "naive")):
         assert cells[method, form, 16]["mb"] < 40
-    assert cells["GQ", "factorised", 40]["mb"] < 40 and cells["LFQ", memory.ALONE, 40]["mb"] < 40
-    refused = cells["LFQ", "factorised", 40]["refused"]
+    assert cells["GQ", factorized, 40]["mb"] < 40 and cells["LFQ", memory.SAMPLE_ENTROPY_ALONE.name, 40]["mb"] < 40
+    refused = cells["LFQ", factorized, 40]["refused"]
     assert "bytes" in refused and "num_groups=2 would fit for 40 channels" in refused
 
 

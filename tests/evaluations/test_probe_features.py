@@ -10,7 +10,8 @@ from torch import nn
 from autoregressive import load_gpt
 from engine.data.images import to_float
 from engine.data.sources import SOURCES
-from evaluations.probes.features import ProbedNetwork, read_features
+from evaluations.probes.cache import read_features
+from evaluations.probes.features import ProbedNetwork
 from tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("probe_images")
@@ -88,7 +89,7 @@ def test_random_weights_are_drawn_with_the_seed_and_stamped(probed):
 
 
 def test_features_are_read_once_and_only_found_by_the_same_network(probed, tmp_path, world, monkeypatch):
-    """Centre crops and labels of all images, bitwise the same file from one rank or three; other networks read anew."""
+    """Center crops and labels of all images, bitwise the same file from one rank or three; other networks read anew."""
     data = config_of(probed).data
     network = network_of(probed)
     records = read_features(network, data, "train", tmp_path, 5, world)

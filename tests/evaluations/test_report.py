@@ -14,8 +14,8 @@ import torch
 from engine.data.sources import SOURCES
 from engine.messages import UserError
 from engine.pipeline import StageLog
+from evaluations.pipelines.quickstart import collect, results_table, run_folder, stages_of
 from evaluations.probes.pca import principal_components
-from evaluations.quickstart import collect, run_folder, stages_of, table
 from evaluations.report.__main__ import write_report
 from evaluations.report.charts import line_chart, nice_ticks
 from evaluations.results import read_result, write_result
@@ -60,7 +60,7 @@ def test_results_have_exactly_the_promised_keys(finished):
     assert set(results) == {*keys.split(), "memorized", "guidance_scale", "seconds"}
     assert set(results["frechet_lite0"]) == {"real", "reconstruction", "generated", "noise"}
     assert results["seconds"] == {"tokenizer": 12.3} and results["classifier_accuracy"] == 0.98
-    assert "21.00 dB" in table(results) and "95.0%" in table(results)
+    assert "21.00 dB" in results_table(results) and "95.0%" in results_table(results)
 
 
 def test_report_is_one_self_contained_page(finished):
@@ -68,7 +68,7 @@ def test_report_is_one_self_contained_page(finished):
     (finished / "results.json").write_text(json.dumps(collect(finished, StageLog(finished))))
     page = write_report([finished]).read_text()
     assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page.split("<footer>")[0]
-    assert page.count("data:image/png;base64,") == 2 * 4 + 2 * 4 + 1, "pairs, samples above neighbours, the code map"
+    assert page.count("data:image/png;base64,") == 2 * 4 + 2 * 4 + 1, "pairs, samples above neighbors, the code map"
     assert "20.5 dB" in page and "4 codes over the held-out images; 1 never occur" in page
     assert "&lt;zero&gt;" in page and "<zero>" not in page
     assert "It is not FID" in page and "MNIST digits" in page

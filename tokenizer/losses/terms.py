@@ -22,6 +22,9 @@ PICTURE_WEIGHTS = {
 }
 # The same of the shortcut reconstruction, beside the regression of features.
 SHORTCUT_PICTURE_TERMS = ("shortcut_l2", "shortcut_l1", "shortcut_perceptual")
+# All terms by name, beside those that a quantizer names itself: the usual ones, and those of the shortcut trick.
+MAIN_TERMS = (*PICTURE_WEIGHTS, *QUANTIZER_TERMS, "semantic", "adversarial")
+SHORTCUT_TERMS = (*SHORTCUT_PICTURE_TERMS, "shortcut_feature")
 
 
 @dataclass(kw_only=True, slots=True)

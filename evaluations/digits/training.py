@@ -1,0 +1,111 @@
+"""Training of the classifier of small images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.weights import WeightSets
+from engine.data.config import DataConfig
+from engine.data.images import to_float
+from engine.data.samples import center_batch, training_item
+from engine.data.sources import open_source
+from engine.data.stream import open_stream
+from engine.loop import Batch, LoopConfig, check_batch, fit
+from engine.optim import OptimConfig
+from engine.run_log import Run
+from engine.trained_model import TrainedModel
+from engine.validation import Section
+from engine.world import World
+from evaluations.digits.model import Classifier, ClassifierConfig, classify
+
+
+@dataclass(kw_only=True, slots=True)
+class ClassifierTrainConfig(Section):
+    """Everything that defines a classifier run."""
+
+    model: ClassifierConfig = field(default_factory=ClassifierConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    plugins: list[str] = field(default_factory=list)  # modules or .py files that register components
+
+
+def shift_images(images: Tensor, max_shift: int) -> Tensor:
+    """Images (B,C,H,W), each moved by its own random offset of up to `max_shift` pixels; edges are repeated."""
+    if max_shift == 0:
+        return images
+    height, width = images.shape[-2:]
+    padded = F.pad(images, [max_shift] * 4, mode="replicate")
+    offsets = torch.randint(0, 2 * max_shift + 1, (len(images), 2)).tolist()
+    shifted = [
+        image[:, top : top + height, left : left + width] for image, (top, left) in zip(padded, offsets, strict=True)
+    ]
+    return torch.stack(shifted)
+
+
+class ClassifierTask:
+    """See `engine.loop.Task`. `images_u8` and `labels` are held out."""
+
+    def __init__(self, network: TrainedModel, images_u8: Tensor, labels: Tensor, max_shift: int, world: World) -> None:
+        self.network = network
+        self.images_u8 = images_u8
+        self.labels = labels
+        self.max_shift = max_shift
+        self.world = world
+
+    def parts(self) -> Mapping[str, Any]:
+        return {"classifier": self.network}
+
+    def weights(self) -> WeightSets:
+        return self.network.weights()
+
+    def train_step(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
+        """One update: cross entropy of shifted images, averaged over the micro-batches."""
+        self.network.wrapped.train()
+        count = len(micro_batches)
+        total = torch.zeros((), device=self.world.device)
+        for i, batch in enumerate(micro_batches):
+            with self.network.accumulate(last=i + 1 == count):
+                images = shift_images(to_float(batch["images_u8"]), self.max_shift)
+                loss = F.cross_entropy(self.network.wrapped(images), batch["labels"])
+                (loss / count).backward()
+            total = total + loss.detach() / count
+        return {"loss": total, **self.network.step(step, {"loss": total})}
+
+    @torch.no_grad()
+    def evaluate(self, step: int) -> dict[str, float]:
+        """`val/accuracy` on all held-out images."""
+        is_correct = classify(self.network.module, self.images_u8) == self.labels
+        return {"val/accuracy": is_correct.double().mean().item()}
+
+
+def train(config: ClassifierTrainConfig, world: World) -> None:
+    """Trains the classifier to its end, or continues."""
+    check_batch(config.data.global_batch_size, world, config.loop.grad_accum)
+
+    # Images. Held-out ones stay in memory.
+    source = open_source(config.data, "train")
+    held_out = open_source(config.data, "val")
+    images = center_batch(held_out, config.data.image_size, range(len(held_out)))
+    labels = torch.from_numpy(held_out.labels)
+
+    run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
+    try:
+        # The network, drawn with the seed.
+        torch.manual_seed(config.loop.seed)
+        network = TrainedModel(Classifier(config.model), config.optim, total_steps=config.loop.steps, world=world)
+        task = ClassifierTask(network, images, labels, config.model.max_shift, world)
+
+        # Training, from the newest checkpoint if there is one.
+        item = training_item(source, config.data, config.loop.seed)
+        stream = open_stream(item, len(source), config.data, config.loop, world)
+        fit(task, stream, config.loop, run, world, CheckpointStore(run.dir, world, config))
+    finally:
+        run.close()

@@ -1,0 +1,119 @@
+"""The shipped configs that a run could be a run of: what its learning rate and batch size are measured by."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from autoregressive.training.config import GPTTrainConfig
+from engine.aliases import current_tree
+from engine.config import flatten, merge_config, read_yaml
+from engine.yaml_files import read_layers
+from tokenizer.training.config import TokenizerTrainConfig
+from tokenizer.training.phases import phases_of
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TRAINING_SECTIONS = {"model", "optim", "data"}  # what a YAML that trains a network has
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A config, or one phase of it."""
+
+    path: Path  # of the YAML
+    phase: str  # name of the folder of its phase, or empty
+    config: DictConfig
+    model: dict[str, Any]  # the dotted keys under `model` that it sets, with their values
+    bases: frozenset[Path]  # the YAMLs that it is laid over
+
+    @property
+    def name(self) -> str:
+        """The path below configs/, or the name of a file from elsewhere."""
+        return str(self.path.relative_to(CONFIGS)) if self.path.is_relative_to(CONFIGS) else self.path.name
+
+    @property
+    def title(self) -> str:
+        """Name and phase, for people."""
+        return f"{self.name} {self.phase}".rstrip()
+
+    def matches(self, config: DictConfig) -> bool:
+        """Whether a run of `config` has the whole `model` section of this recipe."""
+        of_run = flatten(config.get("model", {}))
+        return bool(self.model) and all(of_run.get(key) == value for key, value in self.model.items())
+
+
+def current_config(tree: DictConfig) -> DictConfig:
+    """A config of a tokenizer or of a generator with the present names of its keys; other configs as they are."""
+    if "loss" in tree:
+        return current_tree(TokenizerTrainConfig, tree)
+    if "codes" in tree.get("data", {}):
+        return current_tree(GPTTrainConfig, tree)
+    return tree
+
+
+@lru_cache
+def shipped_recipes() -> list[Recipe]:
+    """Those of all YAMLs under configs/ that train a network by themselves."""
+    return [recipe for path in sorted(CONFIGS.rglob("*.yaml")) for recipe in recipes_of(path)]
+
+
+def recipes_of(path: Path) -> list[Recipe]:
+    """A YAML as a recipe, or as one recipe per phase; none if it lacks a section that training needs."""
+    path = path.resolve()
+    tree = current_config(read_yaml(path))
+    bases = frozenset(Path(base).resolve() for base, _ in read_layers(path)[:-1])
+    if not set(tree) >= TRAINING_SECTIONS:
+        return []
+    if not tree.get("phases"):
+        return [Recipe(path, "", tree, flatten(tree.model), bases)]
+
+    # The config of each phase, as training makes it. Folders from environment variables need not resolve here.
+    whole = merge_config(TokenizerTrainConfig, [(str(path), _without_interpolations(tree))])
+    phases = [OmegaConf.structured(phase) for phase in phases_of(whole)]
+
+    # A phase is told by the keys that the YAML sets, and by those that change from the whole config to any phase.
+    base = flatten(OmegaConf.structured(whole).model)
+    models = [flatten(phase.model) for phase in phases]
+    changed = {key for model in models for key, value in model.items() if value != base[key]}
+    keys = {*flatten(tree.model), *changed}
+    return [
+        Recipe(path, f"phase_{number}", phase, {key: model[key] for key in keys}, bases)
+        for number, (phase, model) in enumerate(zip(phases, models, strict=True), start=1)
+    ]
+
+
+def _without_interpolations(tree: DictConfig) -> DictConfig:
+    """A copy of `tree` without the keys whose value comes from elsewhere, such as an environment variable."""
+    tree = copy.deepcopy(tree)
+    for key, value in flatten(tree).items():
+        if isinstance(value, str) and "${" in value:
+            section, _, name = key.rpartition(".")
+            del (OmegaConf.select(tree, section) if section else tree)[name]
+    return tree
+
+
+def recipes_for(config: DictConfig, folder: Path) -> list[Recipe]:
+    """The most specific shipped recipes that a run of `config` in `folder` matches, its namesakes first."""
+    matching = [recipe for recipe in shipped_recipes() if recipe.matches(config)]
+    most_keys = max((len(recipe.model) for recipe in matching), default=0)
+    return closest([recipe for recipe in matching if len(recipe.model) == most_keys], folder)
+
+
+def closest(recipes: Sequence[Recipe], folder: Path) -> list[Recipe]:
+    """The recipes of the phase that `folder` is, and of its name; where it does not say, all that are no variants.
+
+    A variant is laid over another one of the recipes: it trains the same network in another way.
+    """
+    folder = folder.resolve()
+    same_phase = [recipe for recipe in recipes if recipe.phase == folder.name] or list(recipes)
+    names = (folder.name, folder.parent.name)
+    same_name = [recipe for recipe in same_phase if recipe.path.stem in names]
+
+    paths = {recipe.path for recipe in same_phase}
+    return same_name or [recipe for recipe in same_phase if not recipe.bases & paths]

@@ -1,0 +1,82 @@
+"""AR probing: its config, the commands of its stages, and the numbers that it collects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autoregressive.guidance import GUIDANCE_SCHEDULES
+from engine.pipeline import Stage, python
+from engine.validation import Problem, Section, at_least, one_of
+from evaluations.results import read_result
+from evaluations.run_layout import RunLayout
+
+VIEWS = {"center": [], "flip": ["--flip"], "ten-crop": ["--ten-crop"]}  # crops per training image: flags of extraction
+
+
+@dataclass(kw_only=True, slots=True)
+class ARProbeConfig(Section):
+    """The stages of one AR probing run."""
+
+    tokenizer: str = ""  # folder of the tokenizer (tokenizer.convert makes one from a published file)
+    run_dir: str = "runs/ar_probe/unnamed"
+    views: str = "ten-crop"  # crops of each training image: center | flip | ten-crop
+    gpt_configs: list[str] = field(default_factory=lambda: ["configs/gpt/ar_probe.yaml"])
+    gpt_overrides: list[str] = field(default_factory=list)  # key=value for the training of the GPT
+    probe_configs: list[str] = field(default_factory=lambda: ["configs/eval/linear_probe_gpt.yaml"])
+    probe_overrides: list[str] = field(default_factory=list)  # key=value for the linear probe
+    reference: str = "train"  # of the gFID: an npz file such as VIRTUAL_imagenet256_labeled.npz, or train
+    num_fid_samples: int = 50000
+    guidance_schedule: str = "constant"  # constant | step | linear
+    search_flags: list[str] = field(default_factory=list)  # further flags of evaluations.search_cfg
+    plugins: list[str] = field(default_factory=list)  # modules or .py files that register components
+
+    def problems(self) -> Iterator[Problem]:
+        yield from one_of(self, "views", VIEWS)
+        yield from at_least(self, "num_fid_samples", 2)
+        yield from one_of(self, "guidance_schedule", GUIDANCE_SCHEDULES)
+
+
+def stages_of(config: ARProbeConfig) -> list[Stage]:
+    """The commands; each can be typed by hand."""
+    layout = RunLayout(config.run_dir)
+    both_networks = ["--vq-ckpt", config.tokenizer, "--gpt-ckpt", str(layout.generator)]
+    return [
+        python(
+            "codes", "autoregressive.extract_codes",
+            "--vq-ckpt", config.tokenizer, "--code-path", str(layout.codes), *VIEWS[config.views],
+        ),
+        python(
+            "gpt", "autoregressive.train", *_config_flags(config.gpt_configs),
+            f"data.codes={layout.codes}", f"data.tokenizer={config.tokenizer}", f"loop.run_dir={layout.generator}",
+            *config.gpt_overrides,
+        ),
+        python(
+            "search", "evaluations.search_cfg", *both_networks,
+            "--cfg-schedule", config.guidance_schedule, "--num-fid-samples", str(config.num_fid_samples),
+            "--reference", config.reference, "--output", str(layout.result("search")), *config.search_flags,
+        ),
+        python(
+            "val_loss", "evaluations.val_loss", *both_networks,
+            "--code-path", str(layout.codes), "--output", str(layout.result("val_loss")),
+        ),
+        python(
+            "linear_probe", "evaluations.linear_probe", *_config_flags(config.probe_configs),
+            f"network.tokenizer={config.tokenizer}", f"network.gpt={layout.generator}",
+            f"loop.run_dir={layout.generator_probe}", *config.probe_overrides,
+        ),
+    ]  # fmt: skip
+
+
+def _config_flags(files: list[str]) -> list[str]:
+    return [part for file in files for part in ("--config", file)]
+
+
+def collect(run: Path) -> dict[str, float]:
+    """The numbers of the paper's table: gFID at the best scale, validation loss, accuracy."""
+    layout = RunLayout(run)
+    search = read_result(layout.result("search"))["metrics"]
+    val_loss = read_result(layout.result("val_loss"))["metrics"]["val_loss"]
+    top1 = read_result(layout.generator_probe / "result.json")["metrics"]["top1"]
+    return {**search, "val_loss": val_loss, "linear_probe_top1": top1}

@@ -1,0 +1,260 @@
+"""The quick start: where it puts its run, the commands of its stages, and the numbers that it collects."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from engine.config import read_yaml
+from engine.messages import UserError
+from engine.pipeline import Stage, StageLog, python
+from engine.run_log import read_metrics
+from evaluations.results import read_result
+from evaluations.run_layout import RunLayout
+
+CONFIGS = Path("configs/quickstart")
+GUIDANCE_SCALE = 2.0
+NUM_SAMPLES = 1000  # generated images that are measured
+SHORT_STEPS = {"tokenizer": 50, "gpt": 30, "classifier": 30}  # by training, with --short
+
+
+@dataclass(frozen=True)
+class System:
+    """A family of models: the data it has settings for, and what --short adds to the training of its tokenizer."""
+
+    data: tuple[str, ...]
+    short_configs: tuple[Path, ...] = ()
+    short_overrides: tuple[str, ...] = ()
+
+
+# The values of --system and --data; the first of each is the default. A folder of configs/quickstart has the YAMLs of a
+# system in place of the usual ones, or those of a data set over them.
+DATA = ("mnist5k", "twemoji")
+SYSTEMS = {
+    "gigatok": System(data=DATA, short_configs=(CONFIGS / "full.yaml",)),
+    "wetok": System(
+        data=DATA[:1],
+        short_overrides=("phases=[{steps: 20, lr: 1e-3}, {steps: 10, lr: 1e-3, generative_decoder: true}]",),
+    ),
+}
+DEFAULT_DATA = DATA[0]
+DEFAULT_SYSTEM = next(iter(SYSTEMS))
+
+
+def check_flags(args: Namespace) -> None:
+    """Raises UserError if the system has no settings for the data."""
+    accepted = SYSTEMS[args.system].data
+    if args.data not in accepted:
+        names = ", ".join(accepted)
+        raise UserError(f"--system {args.system} has settings for --data {names} only, not for {args.data}")
+
+
+# ------------------------------------------------------------------------------------------------ folders and configs
+def run_name(args: Namespace) -> str:
+    """The name of the run folder, without the number of a fresh one."""
+    parts = ["quickstart"]
+    if args.system != DEFAULT_SYSTEM:
+        parts.append(args.system)
+    if args.data != DEFAULT_DATA:
+        parts.append(args.data)
+    if args.seed:
+        parts.append(f"seed{args.seed}")
+    if args.short:
+        parts.append("short")
+    return "-".join(parts)
+
+
+def run_folder(args: Namespace) -> Path:
+    """The newest of runs/quickstart, runs/quickstart-2, ..., or with --fresh the first of them that does not exist."""
+    newest = first_unused = args.runs_dir / run_name(args)
+    number = 1
+    while first_unused.exists():
+        number += 1
+        newest, first_unused = first_unused, args.runs_dir / f"{run_name(args)}-{number}"
+    return first_unused if args.fresh else newest
+
+
+def configs_of(args: Namespace, training: str) -> list[Path]:
+    """The YAMLs of a training: that of the system if it has its own, then overlays of the data and of --short."""
+    of_system = CONFIGS / args.system / f"{training}.yaml"
+    of_data = CONFIGS / args.data / f"{training}.yaml"
+    configs = [of_system if of_system.is_file() else CONFIGS / f"{training}.yaml"]
+    if of_data.is_file():
+        configs.append(of_data)
+    if args.short and training == "tokenizer":
+        configs += SYSTEMS[args.system].short_configs
+    return configs
+
+
+def image_size_of(args: Namespace) -> int:
+    """Side of the images in pixels, as the tokenizer's YAMLs say it."""
+    return OmegaConf.merge(*map(read_yaml, configs_of(args, "tokenizer"))).data.image_size
+
+
+def has_classifier(args: Namespace) -> bool:
+    """Whether the classifier is for this data."""
+    return read_yaml(CONFIGS / "classifier.yaml").data.name == args.data
+
+
+# ------------------------------------------------------------------------------------------------ stages
+def stages_of(args: Namespace, run: Path) -> list[Stage]:
+    """The commands of the journey; each can be typed by hand."""
+    layout = RunLayout(run)
+    classifier_stages, classifier_flags = [], []
+    if has_classifier(args):
+        classifier_stages = [_training(args, layout.classifier, "evaluations.classifier")]
+        classifier_flags = ["--classifier", str(layout.classifier)]
+
+    stages = [
+        _training(args, layout.tokenizer, "tokenizer.train"),
+        python(
+            "codes", "autoregressive.extract_codes",
+            "--vq-ckpt", str(layout.tokenizer), "--code-path", str(layout.codes),
+        ),
+        _training(
+            args, layout.generator, "autoregressive.train",
+            f"data.codes={layout.codes}", f"data.tokenizer={layout.tokenizer}",
+        ),
+        *classifier_stages,
+        python(
+            "reconstruction", "evaluations.reconstruction",
+            "--vq-ckpt", str(layout.tokenizer), "--reference", "train",
+            "--output", str(layout.result("reconstruction")),
+        ),
+        python(
+            "generation", "evaluations.generation",
+            "--vq-ckpt", str(layout.tokenizer), "--gpt-ckpt", str(layout.generator),
+            "--code-path", str(layout.codes), *classifier_flags,
+            "--cfg-scale", str(GUIDANCE_SCALE),
+            "--num-fid-samples", "100" if args.short else str(NUM_SAMPLES),
+            "--per-proc-batch-size", "50",
+            "--output", str(layout.result("generation")),
+        ),
+    ]  # fmt: skip
+    if args.complete:
+        stages += _more_evaluations(args, layout)
+    return stages
+
+
+def _training(args: Namespace, folder: Path, module: str, *overrides: str) -> Stage:
+    """The training of a network into `folder`, whose name is also that of its YAML."""
+    name = folder.name
+    arguments = [*_config_flags(configs_of(args, name)), f"loop.run_dir={folder}", *overrides]
+    if args.seed:
+        arguments.append(f"loop.seed={args.seed}")
+    if args.short and name == "tokenizer":
+        arguments += SYSTEMS[args.system].short_overrides
+    if args.short:
+        arguments += [f"loop.steps={SHORT_STEPS[name]}", "loop.log_every=10", "loop.eval_every=0"]
+    return python(name, module, *arguments)
+
+
+def _config_flags(configs: list[Path]) -> list[str]:
+    return [part for path in configs for part in ("--config", str(path))]
+
+
+def _more_evaluations(args: Namespace, layout: RunLayout) -> list[Stage]:
+    """Guidance search, validation loss, linear probes, principal components, and the chain of AR probing."""
+    both_networks = ["--vq-ckpt", str(layout.tokenizer), "--gpt-ckpt", str(layout.generator)]
+    probe_overrides = [f"data.name={args.data}", f"data.image_size={image_size_of(args)}"]
+    if args.short:
+        probe_overrides += ["probe.epochs=2", "probe.warmup_epochs=1"]
+
+    return [
+        python(
+            "search", "evaluations.search_cfg", *both_networks,
+            "--num-fid-samples", "50" if args.short else "500", "--per-proc-batch-size", "50",
+            "--scales", "1,1.5,2,2.5,3,4", "--output", str(layout.result("search")),
+        ),
+        python(
+            "val_loss", "evaluations.val_loss", *both_networks,
+            "--code-path", str(layout.codes), "--output", str(layout.result("val_loss")),
+        ),
+        _probe(layout.generator_probe, layout, probe_overrides, f"network.gpt={layout.generator}"),
+        _probe(layout.tokenizer_probe, layout, probe_overrides),
+        python(
+            "pca", "evaluations.visualize",
+            "--vq-ckpt", str(layout.tokenizer), "--output", str(layout.arrays("pca")),
+        ),
+        python(
+            "ar_probe", "evaluations.ar_probe", "--config", str(CONFIGS / "ar_probe.yaml"),
+            f"tokenizer={layout.tokenizer}", f"run_dir={layout.ar_probe}",
+            f"num_fid_samples={50 if args.short else 200}",
+            f"gpt_configs=[{','.join(map(str, configs_of(args, 'gpt')))}]",
+            f"gpt_overrides=[loop.steps={20 if args.short else 300}]",
+            f"probe_overrides=[{','.join(probe_overrides)}]",
+        ),
+    ]  # fmt: skip
+
+
+def _probe(folder: Path, layout: RunLayout, overrides: list[str], *networks: str) -> Stage:
+    """A linear probe into `folder`, whose name is also that of its YAML."""
+    config = CONFIGS / f"{folder.name}.yaml"
+    arguments = [*overrides, f"network.tokenizer={layout.tokenizer}", *networks, f"loop.run_dir={folder}"]
+    return python(folder.name, "evaluations.linear_probe", "--config", str(config), *arguments)
+
+
+def report_stage(run: Path) -> Stage:
+    """The report, always rerun: it is cheap, and picks up new results. It needs one process only."""
+    stage = python("report", "evaluations.report", str(run))
+    return Stage(stage.name, ["env", "NPROC_PER_NODE=1", *stage.command], always=True)
+
+
+# ------------------------------------------------------------------------------------------------ results
+def collect(run: Path, log: StageLog) -> dict[str, Any]:
+    """The numbers of a finished run: fractions in 0..1, PSNR in dB, seconds per stage."""
+    layout = RunLayout(run)
+    reconstruction = read_result(layout.result("reconstruction"))
+    generation = read_result(layout.result("generation"))
+    reconstructed, generated = reconstruction["metrics"], generation["metrics"]
+
+    classifier_accuracy = None
+    if "label_agreement" in generated:
+        records = read_metrics(layout.classifier)
+        classifier_accuracy = [record["val/accuracy"] for record in records if "val/accuracy" in record][-1]
+
+    return {
+        "psnr": reconstructed["psnr"],
+        "codebook_usage": reconstructed["codebook_usage"],
+        "codebook_size": reconstruction["protocol"]["codebook_size"],
+        "num_tokens": reconstruction["protocol"]["num_tokens"],
+        "frechet_lite0": {
+            "real": reconstructed["frechet_lite0_real"],
+            "reconstruction": reconstructed["frechet_lite0_reconstruction"],
+            "generated": generated["frechet_lite0_generated"],
+            "noise": generated["frechet_lite0_noise"],
+        },
+        "label_agreement": generated.get("label_agreement"),
+        "classifier_accuracy": classifier_accuracy,
+        "distinct": generated["distinct"],
+        "memorized": generated["memorized"],
+        "guidance_scale": generation["protocol"]["sampler"]["guidance_scale"],
+        "seconds": log.seconds(),
+    }
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """The results for people."""
+    frechet = results["frechet_lite0"]
+    rows = [
+        ("PSNR, held-out images", f"{results['psnr']:.2f} dB"),
+        ("codebook usage", f"{results['codebook_usage']:.1%} of {results['codebook_size']} codes"),
+        ("frechet_lite0 to training images: real held-out", f"{frechet['real']:.1f}"),
+        ("                                  reconstructed", f"{frechet['reconstruction']:.1f}"),
+        ("                                  generated", f"{frechet['generated']:.1f}"),
+        ("                                  uniform noise", f"{frechet['noise']:.1f}"),
+    ]
+    if results["label_agreement"] is not None:
+        accuracy = f"classifier: {results['classifier_accuracy']:.1%} on real images"
+        rows.append(("generated images that show their class", f"{results['label_agreement']:.1%} ({accuracy})"))
+    rows += [
+        ("distinct code sequences", f"{results['distinct']:.1%}"),
+        ("memorized code sequences", f"{results['memorized']:.1%}"),
+        ("guidance scale", f"{results['guidance_scale']:g}"),
+        ("seconds, all stages", f"{sum(results['seconds'].values()):.0f}"),
+    ]
+    return "\n".join(f"  {name:50s} {text}" for name, text in rows)

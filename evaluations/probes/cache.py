@@ -1,0 +1,76 @@
+"""Features of all images of a split, read once and kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from autoregressive.codes import write_rows
+from engine.data.config import DataConfig
+from engine.data.samples import labeled_batch
+from engine.data.sources import ImageSource, open_source
+from engine.world import World
+from evaluations.image_sets import rank_batches
+from evaluations.probes.features import ProbedNetwork
+
+
+def read_features(
+    network: ProbedNetwork, data: DataConfig, split: str, folder: Path, batch_size: int, world: World
+) -> np.ndarray:
+    """Features of the center crops of a split: records `features` (dim,) float32 and `label`, memory-mapped.
+
+    They are computed in batches that do not depend on the number of ranks, and kept in a file of `folder` that only the
+    same network on the same images finds again. All ranks call this.
+    """
+    source = open_source(data, split)
+    facts = {
+        **network.identity,
+        "data": source.name,
+        "split": split,
+        "content": source.identity(),
+        "version": source.version(),
+        "image_size": network.image_size,
+        "skip_broken": data.skip_broken,
+        "batch_size": batch_size,
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"features_{key}.npy"
+    if world.any(not path.is_file()):
+        name = f"features of {split}"
+        _write_features(network, source, data.skip_broken, path, batch_size, name, world)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _write_features(
+    network: ProbedNetwork,
+    source: ImageSource,
+    skip_broken: bool,
+    path: Path,
+    batch_size: int,
+    name: str,
+    world: World,
+) -> None:
+    """Each rank writes its batches into one temporary file, which then gets its name."""
+    record = np.dtype([("features", np.float32, (network.dim,)), ("label", np.int64)])
+    temporary = path.with_suffix(".tmp.npy")
+    if world.is_main:
+        np.lib.format.open_memmap(temporary, mode="w+", dtype=record, shape=(len(source),)).flush()
+    world.barrier()
+
+    batches = rank_batches(len(source), batch_size, world)
+    # Only the main rank has a bar, and only in a terminal (`disable=None`).
+    for ids in tqdm(batches, desc=name, disable=None if world.is_main else True):
+        crops, labels = labeled_batch(source, network.image_size, ids.numpy(), skip_broken)
+        rows = np.empty(len(ids), dtype=record)
+        rows["features"] = network(crops).cpu().numpy()
+        rows["label"] = labels.numpy()
+        write_rows(temporary, int(ids[0]), rows)
+
+    world.barrier()
+    if world.is_main:
+        temporary.replace(path)
+    world.barrier()

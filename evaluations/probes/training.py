@@ -1,0 +1,135 @@
+"""Training of a linear probe: data, task, checkpoints, and the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.checkpoint.store import CheckpointStore
+from engine.data.samples import training_item
+from engine.data.sources import ImageSource, open_source
+from engine.data.stream import open_stream
+from engine.loop import Batch, LoopConfig, check_batch, fit
+from engine.messages import ConfigError, UserError
+from engine.run_log import Run
+from engine.world import World
+from evaluations.probes.cache import read_features
+from evaluations.probes.config import FROZEN, LinearProbeConfig
+from evaluations.probes.features import ProbedNetwork
+from evaluations.probes.task import ProbeTask
+from evaluations.results import write_result
+
+
+def open_images(config: LinearProbeConfig) -> tuple[ImageSource, ImageSource]:
+    """The training and the held-out images. Raises UserError if their classes differ."""
+    source, held_out = open_source(config.data, "train"), open_source(config.data, "val")
+    if list(source.class_names) != list(held_out.class_names):
+        raise UserError(f"{source.name} and {held_out.name} have different classes; a probe needs the same in both")
+    return source, held_out
+
+
+def steps_of(config: LinearProbeConfig, num_images: int) -> int:
+    """The steps of all epochs. Raises ConfigError if there is none, or the config names another number."""
+    total = num_images // config.data.global_batch_size * config.probe.epochs
+    if total == 0:
+        raise ConfigError(
+            f"data.global_batch_size={config.data.global_batch_size}, but there are only {num_images} images"
+        )
+    if config.loop.steps not in (LoopConfig().steps, total):
+        raise ConfigError(
+            f"loop.steps={config.loop.steps}: leave it out; probe.epochs={config.probe.epochs} are {total} steps"
+        )
+    return total
+
+
+def cached_item(rows: np.ndarray) -> Callable[[int, int], Batch]:
+    """`item(index, position)` for `open_stream`: a record of `read_features`. The position makes no difference."""
+
+    def item(index: int, position: int) -> Batch:
+        row = rows[index]
+        return {"features": torch.from_numpy(row["features"].copy()), "labels": torch.tensor(int(row["label"]))}
+
+    return item
+
+
+def protocol_of(
+    config: LinearProbeConfig, network: ProbedNetwork, source: ImageSource, held_out: ImageSource
+) -> dict[str, Any]:
+    """What the result says about how it was measured. `source` are the training images."""
+    augmentation = {"random_crop": config.data.random_crop, "flip_prob": config.data.flip_prob}
+    return {
+        "kind": "linear_probe",
+        # Images.
+        "num_images": len(held_out),
+        "num_train_images": len(source),
+        "data": held_out.name,
+        "content": held_out.identity(),
+        "train_content": source.identity(),
+        "skip_broken": config.data.skip_broken,
+        "train_data": source.name,
+        "image_size": config.data.image_size,
+        "crop": "center",
+        "train_crop": augmentation if config.probe.features == "augmented" else "center",
+        # Training.
+        "batch_size": config.data.global_batch_size,
+        "steps": config.loop.steps,
+        "seed": config.loop.seed,
+        **asdict(config.probe),
+        # Networks.
+        **network.facts,
+        **network.provenance,
+    }
+
+
+def train(config: LinearProbeConfig, world: World) -> None:
+    """Trains the probe to its end, or continues, and writes the result."""
+    # Images, and the number of steps that follows from it.
+    data, probe = config.data, config.probe
+    check_batch(data.global_batch_size, world, config.loop.grad_accum)
+    source, held_out = open_images(config)
+    loop = replace(config.loop, steps=steps_of(config, len(source)))
+    config = replace(config, loop=loop)
+
+    # The frozen network.
+    network = ProbedNetwork(config.network, loop.seed, loop.precision, world.device)
+    if data.image_size != network.image_size:
+        raise ConfigError(f"data.image_size={data.image_size}, but the tokenizer is for {network.image_size}")
+
+    run = Run(loop.run_dir, config, world, loop.wandb_project)
+    try:
+
+        @lru_cache
+        def features_of(split: str) -> np.ndarray:
+            return read_features(network, data, split, run.dir, probe.read_batch_size, world)
+
+        # The heads, drawn with the seed.
+        torch.manual_seed(loop.seed)
+        task = ProbeTask(network, lambda: features_of("val"), len(source.class_names), config, world)
+        run.log(
+            f"probe of {network.facts}: {network.dim} features; {len(source):,} training images; {loop.steps} steps"
+        )
+
+        # Checkpoints, which belong to these features.
+        stamp: dict[str, Any] = {"features": network.identity | {"num_train_images": len(source)}}
+        if config.network.random_weights:
+            stamp["weights"] = "random"
+        store = CheckpointStore(run.dir, world, config, loop.keep_last, loop.keep_every, FROZEN, stamp)
+
+        def stream(start_step: int) -> Iterator[Batch]:
+            """Opened once it is certain that the run goes on: reading features may take hours."""
+            is_cached = probe.features == "cached"
+            item = cached_item(features_of("train")) if is_cached else training_item(source, data, loop.seed)
+            return open_stream(item, len(source), data, loop, world)(start_step)
+
+        fit(task, stream, loop, run, world, store)
+
+        metrics = task.result()
+        if world.is_main:
+            write_result(run.dir / "result.json", metrics, protocol_of(config, network, source, held_out))
+    finally:
+        run.close()

@@ -1,0 +1,134 @@
+"""The pictures of a report: reconstructions, generated images, principal components, and the map of the codebook."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+
+import numpy as np
+import torch
+
+from engine.data.images import save_grid, to_float
+from evaluations.report.charts import line_chart
+from evaluations.report.page import pair, picture
+from evaluations.report.run_folder import RunFolder
+
+# Scores of a pair of images that stand below it, and how.
+PAIR_SCORES = {"psnr": "{:.1f} dB", "lpips": "lpips {:.3f}"}
+
+SMALL_SIDE = 96  # pixels; smaller images are enlarged to about this side
+MAP_SIDE = 224  # pixels, of the map of the codebook
+MAX_CURVE_POINTS = 200  # of the curve of code frequencies
+HEAT_STOPS = np.array([[30, 27, 75], [13, 110, 130], [250, 204, 21]], dtype=float)  # dark blue, teal, yellow
+
+
+def zoom_of(images: np.ndarray) -> int:
+    """How many times images (...,H,W) are enlarged."""
+    return max(1, SMALL_SIDE // images.shape[-1])
+
+
+# ------------------------------------------------------------------------------------------------ reconstructions
+def reconstructions(run: RunFolder) -> str:
+    """Held-out originals above their reconstructions, with the scores of each pair."""
+    stored = run.arrays("reconstruction", "originals")
+    if not stored:
+        return ""
+
+    scores = {name: stored[f"score_{name}"] for name in PAIR_SCORES if f"score_{name}" in stored}
+    cells = []
+    examples = zip(stored["originals"], stored["reconstructions"], stored["numbers"], strict=True)
+    for original, reconstruction, number in examples:
+        text = "<br>".join(PAIR_SCORES[name].format(values[number]) for name, values in scores.items())
+        cells.append(pair(f"{picture(original)}{picture(reconstruction)}{text}"))
+    return (
+        "<h2>Reconstructions</h2><p>Held-out images: original above, reconstruction from its codes below.</p>"
+        f'<div class="pairs">{"".join(cells)}</div>'
+    )
+
+
+# ------------------------------------------------------------------------------------------------ generated images
+def samples(run: RunFolder) -> str:
+    """Generated images by class, the nearest training image under each. Also writes samples.png."""
+    stored = run.arrays("generation", "images")
+    if not stored:
+        return ""
+    images, labels = stored["images"], stored["labels"]
+    grid = to_float(torch.from_numpy(images))
+    save_grid(run.path / "samples.png", grid, columns=8, zoom=zoom_of(images))
+
+    rows = []
+    for label in np.unique(labels):
+        cells = [
+            pair(f"{picture(images[i])}{picture(stored['nearest'][i], 'px near')}")
+            for i in np.flatnonzero(labels == label)
+        ]
+        name = escape(str(stored["class_names"][label]))
+        rows.append(f'<div class="row"><h3>{name}</h3><div class="pairs">{"".join(cells)}</div></div>')
+    return (
+        "<h2>Generated images</h2><p>One class per row. Under each sample, faded: the nearest in pixels of "
+        f"{int(stored['num_candidates']):,} training images. A sample that equals its neighbor would be memorized.</p>"
+        + "".join(rows)
+    )
+
+
+# ------------------------------------------------------------------------------------------------ inner features
+def components(run: RunFolder) -> str:
+    """Principal components of inner features (evaluations.visualize)."""
+    parts = []
+    for path in sorted(run.layout.evaluations.glob("pca*.npz")):
+        stored = run.arrays(path.stem, "note")
+        strips = {"originals": stored["originals"]}
+        strips |= {str(name): stored[f"map_{i}"] for i, name in enumerate(stored["names"])}
+
+        # One strip of images per tokenizer, each image with a white border.
+        zoom = zoom_of(stored["originals"])
+        for name, images in strips.items():
+            bordered = [np.pad(image, ((0, 0), (1, 1), (1, 1)), constant_values=255) for image in images]
+            strip = picture(np.concatenate(bordered, axis=2), "wide", zoom)
+            parts.append(f'<p>{escape(name)}</p><div class="scroll">{strip}</div>')
+        parts.append(f"<p>{escape(str(stored['note']))}</p>")
+    return "<h2>Principal components of the decoder's features</h2>" + "".join(parts) if parts else ""
+
+
+# ------------------------------------------------------------------------------------------------ the codebook
+def heat(values: np.ndarray) -> np.ndarray:
+    """Values in 0..1 (h,w) -> uint8 (3,h,w): dark blue, teal, yellow; exactly 0 is white, so that gaps are seen."""
+    position = np.clip(values, 0, 1) * (len(HEAT_STOPS) - 1)
+    low = np.minimum(position.astype(int), len(HEAT_STOPS) - 2)
+    color = HEAT_STOPS[low] + (position - low)[..., None] * (HEAT_STOPS[low + 1] - HEAT_STOPS[low])
+    color[values == 0] = 255
+    return color.round().astype(np.uint8).transpose(2, 0, 1)
+
+
+def _frequency_curve(counts: np.ndarray) -> list[tuple[float, float]]:
+    """Sorted frequencies of the codes of a group (K,): [(rank from 1, multiple of the uniform frequency), ...]."""
+    size = len(counts)
+    frequencies = np.sort(counts)[::-1] / counts.sum() * size
+    ranks = np.unique(np.linspace(0, size - 1, min(size, MAX_CURVE_POINTS)).astype(int))
+    return [(int(rank) + 1, float(frequencies[rank])) for rank in ranks]
+
+
+def _code_map(counts: np.ndarray) -> str:
+    """All codes of a group (K,) as a square picture; the most frequent one is yellow."""
+    side = math.ceil(math.sqrt(len(counts)))
+    cells = np.zeros(side * side)
+    cells[: len(counts)] = counts / counts.max()
+    return picture(heat(cells.reshape(side, side)), "wide", max(1, MAP_SIDE // side))
+
+
+def codebook(run: RunFolder) -> str:
+    """How often each code of each group occurs: sorted frequencies, and a map of all codes."""
+    counts = run.arrays("reconstruction", "code_counts").get("code_counts", np.zeros((0, 0)))
+    if not counts.size:
+        return ""
+
+    names = ["codes"] if len(counts) == 1 else [f"group {group}" for group in range(len(counts))]
+    frequencies = {name: _frequency_curve(row) for name, row in zip(names, counts, strict=True)}
+    maps = [pair(f"{_code_map(row)}<br>{name}") for name, row in zip(names, counts, strict=True)]
+
+    chart = line_chart("Frequency of codes, sorted", frequencies, "1 = as in uniform use")
+    unused = int((counts == 0).sum())
+    return (
+        f"<h2>Codebook</h2><p>{counts.shape[1]:,} codes over the held-out images; {unused:,} never occur (white).</p>"
+        f'<div class="charts">{chart}<div>{"".join(maps)}</div></div>'
+    )
