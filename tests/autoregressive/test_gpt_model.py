@@ -206,7 +206,7 @@ def test_residual_dropout_is_on_both_branches_of_a_layer():
         ({}, r"model\.gpt: give size \(one of b, l, xl, xxl, 3b\) or width, layers and heads"),
         ({"size": "b", "width": 768}, r"size='b' must be null where width is given"),
         ({"size": "huge"}, r"size='huge' must be one of: .*xxl"),
-        ({"width": 16, "layers": 1}, r"heads=None must be given with width, layers"),
+        ({"width": 16, "layers": 1}, r"heads=null must be given with width, layers"),
         ({**SMALL, "layers": 0}, "layers=0 must be 1 or more"),
         ({**SMALL, "heads": 3}, r"width=16 must be divisible by 3 with heads=3"),
         (

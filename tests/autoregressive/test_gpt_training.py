@@ -183,7 +183,7 @@ def test_preview_shows_four_samples_of_each_class(given, world):
     """A row of four for each class, from random numbers of the run's seed, decoded by the run's tokenizer."""
     config = config_of(given, given / "unused", "validation={preview_classes: 8, guidance_scale: 3}", "loop.seed=7")
     tokenizer, grids = load_tokenizer(given / "tokenizer"), []
-    run = SimpleNamespace(grid=lambda name, images, columns: grids.append((name, images, columns)))
+    run = SimpleNamespace(save_grid=lambda name, images, columns: grids.append((name, images, columns)))
     task = task_of(given, world, preview=preview_grid(config, tokenizer, run, world), ema_decay=0.5)
     task.trained.module.class_embedding.weight.data *= 50
     task.evaluate(12)
