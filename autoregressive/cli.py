@@ -32,6 +32,7 @@ def per_index_type(kind: Callable[[str], float]) -> Callable[[str], float | tupl
 
 def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the documented flags of the sampler."""
+    # Classifier-free guidance.
     parser.add_argument(
         "--cfg-scale",
         type=per_index_type(float),
@@ -51,6 +52,8 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unguided-scale", type=float, default=1.0, help="scale where a schedule is off (released: 1.0001)"
     )
+
+    # How an index is drawn from its logits.
     parser.add_argument("--temperature", type=per_index_type(float), default=1.0)
     parser.add_argument("--top-k", type=per_index_type(int), default=0, help="0 = all codes")
     parser.add_argument("--top-p", type=per_index_type(float), default=1.0)
@@ -60,6 +63,7 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(args: argparse.Namespace) -> SamplerSettings:
     """The settings that the flags describe. Raises one ConfigError that lists all problems."""
+    # Sections built one by one would each raise alone.
     with collecting():
         guidance = Guidance(
             scale=args.cfg_scale,
@@ -91,6 +95,7 @@ def add_gpt_flags(parser: argparse.ArgumentParser) -> None:
         "--gpt-model", choices=list(PUBLISHED_SIZES), help="instead: a published size over 1,000 classes"
     )
     parser.add_argument("--gpt-2d", action="store_true", help="with --gpt-model: 2D rotary positions (LlamaGen)")
+
     parser.add_argument(
         "--precision",
         default="fp32",

@@ -62,6 +62,8 @@ class GeneratorTask:
         network = self.trained.wrapped.train()
         generator: Generator = self.trained.module
         total = torch.zeros((), device=self.world.device)
+
+        # Gradients add up over the micro-batches; processes exchange them at the last one.
         for i, batch in enumerate(micro_batches):
             is_last = i + 1 == len(micro_batches)
             with self.trained.accumulate(last=is_last):
@@ -70,6 +72,7 @@ class GeneratorTask:
                 loss = generator.loss(outputs, batch["tokens"])
                 (loss / len(micro_batches)).backward()
             total = total + loss.detach() / len(micro_batches)
+
         return {"loss": total, **self.trained.step(step, {"loss": total})}
 
     @torch.no_grad()
