@@ -133,29 +133,49 @@ def import_problems(module: str, source: str, entries: set[str]) -> list[str]:
     return [f"{module}: {problem}" for problem in problems]
 
 
+def handler_problems(node: ast.ExceptHandler) -> list[str]:
+    """Exceptions that are caught whatever they are, or swallowed."""
+    if node.type is None:
+        return ["bare except"]
+    is_swallowed = all(isinstance(line, ast.Pass) for line in node.body)
+    return ["an exception is swallowed"] if is_swallowed else []
+
+
+def call_problems(node: ast.Call) -> list[str]:
+    """Calls that run text or unpickle."""
+    problems = []
+    name = ast.unparse(node.func)
+    options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+    if name in ("eval", "exec", "compile", "os.system") or options.get("shell") == "True":
+        problems.append(f"{name}() runs text as code")
+    if name == "torch.load" and options.get("weights_only") != "True":
+        problems.append("torch.load without weights_only=True")
+    if re.fullmatch(r"pickle\.(loads?|Unpickler)", name) or options.get("allow_pickle") == "True":
+        problems.append("unpickles")
+    return problems
+
+
+def attribute_problems(module: str, node: ast.Attribute) -> list[str]:
+    """CUDA outside of the modules for devices and processes."""
+    name = ast.unparse(node)
+    if module not in CUDA_MODULES and name.endswith(".cuda"):
+        return [f"{name}: CUDA belongs to engine/devices.py"]
+    return []
+
+
 def code_problems(module: str, source: str) -> list[str]:
     """Things that no module may do."""
-    tree, problems = ast.parse(source), []
-    if ast.get_docstring(tree) is None:
-        problems.append("has no docstring")
+    tree = ast.parse(source)
+    problems = [] if ast.get_docstring(tree) is not None else ["has no docstring"]
     for node in ast.walk(tree):
+        told = []
         if isinstance(node, ast.ExceptHandler):
-            if node.type is None:
-                problems.append(f"line {node.lineno}: bare except")
-            elif all(isinstance(line, ast.Pass) for line in node.body):
-                problems.append(f"line {node.lineno}: an exception is swallowed")
-        if isinstance(node, ast.Call):
-            name, options = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
-            if name in ("eval", "exec", "compile", "os.system") or options.get("shell") == "True":
-                problems.append(f"line {node.lineno}: {name}() runs text as code")
-            if name == "torch.load" and options.get("weights_only") != "True":
-                problems.append(f"line {node.lineno}: torch.load without weights_only=True")
-            if re.fullmatch(r"pickle\.(loads?|Unpickler)", name) or options.get("allow_pickle") == "True":
-                problems.append(f"line {node.lineno}: unpickles")
-        if isinstance(node, ast.Attribute) and module not in CUDA_MODULES:
-            name = ast.unparse(node)
-            if name.endswith(".cuda"):
-                problems.append(f"line {node.lineno}: {name}: CUDA belongs to engine/devices.py")
+            told = handler_problems(node)
+        elif isinstance(node, ast.Call):
+            told = call_problems(node)
+        elif isinstance(node, ast.Attribute):
+            told = attribute_problems(module, node)
+        problems += [f"line {node.lineno}: {problem}" for problem in told]
     return [f"{module}: {problem}" for problem in problems]
 
 
