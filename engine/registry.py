@@ -91,6 +91,12 @@ def extended_schema(schema: type[T]) -> type[T]:
     return _subclass(schema, tuple(changed.items()), tuple(foreign.items()))
 
 
+def extended(section: T) -> T:
+    """`section` with the sub-sections of all components that are registered now, those of plug-ins included."""
+    schema = extended_schema(type(section))
+    return section if type(section) is schema else _as_type(section, schema)
+
+
 def registry_of(schema: type) -> Mapping[str, Any]:
     """The registry that a section picks from; empty for other sections."""
     return getattr(schema, "REGISTRY", {})

@@ -11,6 +11,7 @@ from engine.cli import positive
 from engine.data.config import DataConfig
 from engine.data.sources import SOURCES, kind_of, source_names
 from engine.messages import ConfigError
+from engine.registry import extended
 from tokenizer.loading import load_tokenizer
 from tokenizer.models.base import Tokenizer
 
@@ -79,9 +80,14 @@ def images_from(args: argparse.Namespace, tokenizer: Tokenizer) -> DataConfig:
 
     What no flag says is as in the tokenizer's own config. Raises ConfigError for a path of images that need none.
     """
-    trained_on = tokenizer.provenance.config.data
+    trained_on = extended(tokenizer.provenance.config.data)
     flags = {"name": _source_name(args), "root": args.data_path, "val_root": args.val_path}
     changes = {key: value for key, value in flags.items() if value is not None}
+
+    # Another kind of images has no use for the section of the kind that was trained on.
+    if changes.get("name", trained_on.name) != trained_on.name:
+        unused = getattr(trained_on, trained_on.name, None)
+        changes |= {trained_on.name: type(unused)()} if unused is not None else {}
     return replace(
         trained_on,
         **changes,

@@ -28,6 +28,7 @@ from engine.data.images import image_tensor, save_grid, to_float, to_pil, to_uin
 from engine.data.sources import open_source, source_names
 from engine.image_metrics import psnr
 from engine.messages import UserError, logger
+from engine.registry import extended
 from engine.world import distributed_world
 from tokenizer.cli import add_tokenizer_flags, tokenizer_from
 from tokenizer.frozen.lpips import lpips_network
@@ -61,7 +62,7 @@ def open_images(args: argparse.Namespace) -> ImageSource:
         raise UserError("give either --data-path FOLDER or --data NAME")
     if args.data_path is not None:
         return LooseSource(args.data_path, "--data-path")
-    return open_source(DataConfig(name=args.data), "val")
+    return open_source(extended(DataConfig(name=args.data)), "val")
 
 
 def lpips_or_none(device: torch.device) -> nn.Module | None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from omegaconf import OmegaConf
 
+from engine.config import merge_config
 from engine.data.config import DataConfig
 from engine.data.images import to_float
 from engine.data.samples import center_batch
@@ -119,7 +119,7 @@ def precision_flips(run: RunEvidence) -> Severity | None:
     data = run.get("data")
     if run.tokenizer is None or run.get("loop.precision") != "bf16" or "root" not in data:
         return None
-    config = DataConfig(**OmegaConf.to_container(data))
+    config = merge_config(DataConfig, [("config.yaml", data)])
     try:
         source = open_source(config, "train")
     except UserError:  # The images are elsewhere; --data says so.

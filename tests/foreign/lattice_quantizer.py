@@ -24,7 +24,7 @@ class LatticeConfig(Section):
 
 
 class Lattice(Quantizer):
-    """Latents (B,N,D) -> tanh, rounded. `spread`: 1 - the std of the latents over the batch."""
+    """Latents (B,N,D) -> tanh, rounded. `spread` is small where the channels are far from 0."""
 
     config_class = LatticeConfig
     loss_names = frozenset({"commitment", "spread"})
@@ -45,7 +45,7 @@ class Lattice(Quantizer):
                 return Quantized(bounded, indices)
             losses = {
                 "commitment": (bounded - steps).square().mean(),
-                "spread": 1 - bounded.flatten(0, 1).std(0).mean(),
+                "spread": 1 - bounded.abs().mean(),
             }
             return Quantized(straight_through(bounded, steps), indices, losses)
 

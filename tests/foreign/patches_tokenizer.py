@@ -92,7 +92,9 @@ class Patches(Tokenizer):
         return x
 
     def to_images(self, tokens: Tensor) -> Tensor:
-        return nn.functional.fold(self.to_pixels(tokens).mT, self.image_size, self.config.patch, stride=self.config.patch)
+        return nn.functional.fold(
+            self.to_pixels(tokens).mT, self.image_size, self.config.patch, stride=self.config.patch
+        )
 
     def decode(self, z_q: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         return self.to_images(self.decoder_tokens(z_q))

@@ -43,5 +43,5 @@ class Pooled(Discriminator):
 DISCRIMINATORS["pooled"] = Pooled
 GENERATOR_LOSSES["least_squares"] = lambda fake: (fake.float() - 1).square().mean()
 DISCRIMINATOR_LOSSES["least_squares"] = lambda real, fake: (
-    (real.float() - 1).square().mean() + (fake.float() + 1).square().mean()
-) / 2
+    ((real.float() - 1).square().mean() + (fake.float() + 1).square().mean()) / 2
+)
