@@ -159,9 +159,12 @@ class GPT(Generator):
         self.class_dropout_prob = config.class_dropout_prob
         self.published_size = config.size
 
-        # The order of what follows fixes the random numbers of a start and the order of the parameters.
+        # The order of all that follows is part of every run: it fixes the random numbers of the start and the order of
+        # the parameters in the optimizer.
         self.rope = Rope2D(math.isqrt(self.num_tokens), width // heads) if config.positions == "rope2d" else NoRope()
         self.class_embedding = nn.Embedding(config.num_classes + 1, width)
+
+        # What reads and writes tokens.
         head_settings = HeadSettings(
             codebook_sizes=config.index_sizes,
             width=width,
@@ -173,6 +176,8 @@ class GPT(Generator):
         )
         self.head = HEADS[config.head_name](head_settings)
         self.head.add_input(self)
+
+        # Positions and layers.
         self.positional_embedding = None
         if config.positions == "learned":
             self.positional_embedding = nn.Parameter(torch.randn(config.num_tokens + 1, width) * width**-0.5)
@@ -180,6 +185,7 @@ class GPT(Generator):
         self.layers = nn.ModuleList(Layer(width, heads, config.residual_dropout, config.qk_norm) for _ in range(layers))
         self.head.add_output(self)
 
+        # Values of the start.
         self.apply(self._init)
         for output in self.head.output_layers():
             nn.init.zeros_(output.weight)  # every code is equally likely: the first loss is log(codebook size)
