@@ -54,7 +54,10 @@ def zero_order_search(measure_at: Measure, start: float, step: float = 0.25, max
 
 
 def published_start(size: str | None, schedule: str, tokenizer_path: str = "") -> float:
-    """Where the released search starts for a generator of a published size. It knows the XXL tokenizer by its name."""
+    """Where the released search starts for a generator of a published size.
+
+    It knows the XXL tokenizer by its name.
+    """
     if schedule == "constant" and size == "b" and "XXL" in tokenizer_path:
         return 1.75
     starts = PUBLISHED_STARTS.get(schedule, OTHER_STARTS)

@@ -48,7 +48,7 @@ class Metric:
 
     @property
     def is_computed_by_plugin(self) -> bool:
-        """Whether a plug-in says how the number is computed; then it may be ranked only with the same plug-ins."""
+        """Whether a plug-in computes the number; it is ranked only between results of the same plug-ins."""
         return self.pairs is not None or self.images is not None
 
 
