@@ -143,7 +143,7 @@ def test_every_size_of_the_config_is_honoured():
         (
             256,
             ["hybrid.encoder={size: null, width: 64}"],
-            r"hybrid\.encoder\.layers=None must be .* where width is set",
+            r"hybrid\.encoder\.layers=null must be .* where width is set",
         ),
         (256, ["hybrid.encoder={size: null}"], r"model\.hybrid\.encoder: give size"),
         (256, ["hybrid.encoder={size: null, width: 64, layers: 1, heads: 5}"], r"encoder\.width=64 .*by heads=5"),
@@ -175,8 +175,8 @@ def test_all_wrong_sizes_are_named_at_once():
     assert lines == [
         "hybrid.cnn.encoder_res_blocks=0",
         "hybrid.cnn.norm_groups=0",
-        "hybrid.decoder.heads=None",
-        "hybrid.decoder.layers=None",
+        "hybrid.decoder.heads=null",
+        "hybrid.decoder.layers=null",
         "hybrid.decoder.width=-2",
         "hybrid.num_tokens=3",
     ]
