@@ -8,23 +8,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from engine.optim import OptimConfig
+from typing import Protocol
 
 
-def _constant(step: int, total: int, config: OptimConfig) -> float:
+class ScheduleConfig(Protocol):
+    """The part of an optimizer's config that a schedule needs; see `engine.optim.OptimConfig`."""
+
+    lr: float
+    end_lr: float
+    schedule: str
+    warmup_steps: int
+    warmup_start: float
+    hold_fraction: float
+    decay_fraction: float
+    end_at_last: bool
+
+
+def _constant(step: int, total: int, config: ScheduleConfig) -> float:
     """Stays at `lr`."""
     return config.lr
 
 
-def _progress(step: int, total: int, config: OptimConfig) -> float:
+def _progress(step: int, total: int, config: ScheduleConfig) -> float:
     """The fraction of the steps after the warm-up that have passed; a run may be shorter than its warm-up."""
     return (step - config.warmup_steps) / max(1, total - config.warmup_steps)
 
 
-def _cosine(step: int, total: int, config: OptimConfig) -> float:
+def _cosine(step: int, total: int, config: ScheduleConfig) -> float:
     """Falls to `end_lr` along half a period of a cosine."""
     if step >= total:
         return config.end_lr
@@ -32,7 +42,7 @@ def _cosine(step: int, total: int, config: OptimConfig) -> float:
     return config.end_lr + 0.5 * (config.lr - config.end_lr) * (1 + math.cos(math.pi * progress))
 
 
-def _wsd(step: int, total: int, config: OptimConfig) -> float:
+def _wsd(step: int, total: int, config: ScheduleConfig) -> float:
     """Holds `lr`, then falls to `end_lr` as 1 - sqrt over the last `decay_fraction` of the run.
 
     Source: GigaTok (arXiv:2504.08736), section 4.
@@ -45,14 +55,14 @@ def _wsd(step: int, total: int, config: OptimConfig) -> float:
     return config.end_lr + (config.lr - config.end_lr) * remaining
 
 
-def _linear(step: int, total: int, config: OptimConfig) -> float:
+def _linear(step: int, total: int, config: ScheduleConfig) -> float:
     """Holds `lr` for `hold_fraction` of the steps after the warm-up, then falls to `end_lr` along a line."""
     progress = _progress(step, total, config)
     progress = max(0.0, progress - config.hold_fraction) / (1 - config.hold_fraction)
     return config.lr + (config.end_lr - config.lr) * min(1.0, progress)
 
 
-SCHEDULES: dict[str, Callable[[int, int, OptimConfig], float]] = {
+SCHEDULES: dict[str, Callable[[int, int, ScheduleConfig], float]] = {
     "constant": _constant,
     "cosine": _cosine,
     "wsd": _wsd,
@@ -60,7 +70,7 @@ SCHEDULES: dict[str, Callable[[int, int, OptimConfig], float]] = {
 }
 
 
-def learning_rate(step: int, total: int, config: OptimConfig) -> float:
+def learning_rate(step: int, total: int, config: ScheduleConfig) -> float:
     """The learning rate of `step` (from 0) in a run of `total` steps.
 
     The warm-up rises along a line from `warmup_start` * `lr` at step 0 to `lr` at step `warmup_steps`; then the

@@ -18,13 +18,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from PIL import Image
 
-if TYPE_CHECKING:
-    from engine.data.config import DataConfig
+
+class SourceConfig(Protocol):
+    """The part of a data config that a kind of source needs; see `engine.data.config.DataConfig`."""
+
+    name: str
+    root: str  # path of the training images; empty for kinds that need none
+    val_root: str  # path of the held-out images; empty = none
+    skip_broken: bool
 
 
 class ImageSource(Protocol):
@@ -61,19 +67,19 @@ class SourceKind(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, config: DataConfig, split: str) -> ImageSource:
+    def open(cls, config: SourceConfig, split: str) -> ImageSource:
         """Opens the images of `split`, `train` or `val`.
 
         Raises UserError if they are not there or not as expected.
         """
 
     @classmethod
-    def has_split(cls, config: DataConfig, split: str) -> bool:
+    def has_split(cls, config: SourceConfig, split: str) -> bool:
         """Whether a config names images for `split`; held-out images are optional."""
         return not cls.needs_root or bool(cls.root(config, split))
 
     @classmethod
-    def root(cls, config: DataConfig, split: str) -> str:
+    def root(cls, config: SourceConfig, split: str) -> str:
         """The path of a split in a config; empty = none."""
         return config.root if split == "train" else config.val_root
 
@@ -95,6 +101,6 @@ class PathKind(SourceKind):
         """Whether `path` looks like images of this kind: for commands that name a path without a kind."""
 
     @classmethod
-    def open(cls, config: DataConfig, split: str) -> ImageSource:
+    def open(cls, config: SourceConfig, split: str) -> ImageSource:
         key = "data.root" if split == "train" else "data.val_root"
         return cls(cls.root(config, split), key, config.skip_broken)

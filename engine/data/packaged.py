@@ -18,16 +18,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
-from engine.data.base import SourceKind
+from engine.data.base import SourceConfig, SourceKind
 from engine.messages import UserError
-
-if TYPE_CHECKING:
-    from engine.data.config import DataConfig
 
 SPLIT_SEED = 20250412  # of the permutation that picks held-out images; results of all versions depend on it
 
@@ -66,7 +63,7 @@ class PackagedKind(SourceKind):
     num_held_out: ClassVar[int]  # images of the split `val`
 
     @classmethod
-    def open(cls, config: DataConfig, split: str) -> ArraySource:
+    def open(cls, config: SourceConfig, split: str) -> ArraySource:
         return cls.read(split)
 
     @classmethod

@@ -7,20 +7,16 @@ an attribute of its class (`engine.data.base.SourceKind`).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from engine.data.base import ImageSource, PathKind, SourceKind
+from engine.data.base import ImageSource, PathKind, SourceConfig, SourceKind
 from engine.data.folders import FolderSource, LooseSource
 from engine.data.images import ImageError
 from engine.data.packaged import Mnist5k, Photos, Twemoji
 from engine.data.shards import ShardSource
 from engine.messages import UserError, logger
 from engine.registry import lookup, selected_section
-
-if TYPE_CHECKING:
-    from engine.data.config import DataConfig
 
 # A path is offered to the last kind first (`kind_of`): plug-ins come before those here, and `loose` takes what is left.
 SOURCES: dict[str, type[SourceKind]] = {
@@ -43,7 +39,7 @@ def attribution_of(name: str) -> str:
     return SOURCES[name].attribution if name in SOURCES else ""
 
 
-def open_source(config: DataConfig, split: str) -> ImageSource:
+def open_source(config: SourceConfig, split: str) -> ImageSource:
     """Opens the `train` or `val` images of a data config.
 
     Raises ConfigError for an unknown kind or a section of another kind, UserError if the images are not there.
@@ -63,7 +59,7 @@ def open_path(path: str | Path, key: str) -> ImageSource:
     return SOURCES[kind_of(path)](path, key)
 
 
-def has_split(config: DataConfig, split: str) -> bool:
+def has_split(config: SourceConfig, split: str) -> bool:
     """Whether the data config names images for `split`. Raises ConfigError for an unknown kind."""
     return lookup(SOURCES, config.name, "data.name").has_split(config, split)
 
