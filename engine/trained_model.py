@@ -15,7 +15,7 @@ import copy
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +30,9 @@ from torch.distributed.tensor import DTensor
 
 from engine.messages import ConfigError, UserError
 from engine.optim import OptimConfig
-from engine.parallel import gradient_sync, is_sharded, parallelize
+from engine.parallel import Scale, gradient_sync, is_sharded, parallelize
 from engine.schedules import learning_rate
 from engine.world import World
-
-if TYPE_CHECKING:
-    from engine.loop import TrainLoopConfig
 
 
 class NonFiniteError(UserError):
@@ -63,7 +60,7 @@ class TrainedModel:
         world: World,
         ema_decay: float = 0.0,
         find_unused: bool = False,
-        scale: TrainLoopConfig | None = None,
+        scale: Scale | None = None,
     ) -> None:
         if not 0 <= ema_decay < 1:
             raise ConfigError(f"ema_decay={ema_decay} must lie in [0, 1); 0 = no EMA")

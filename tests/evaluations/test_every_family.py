@@ -1,4 +1,6 @@
-"""Every evaluation runs on every family of tokenizers, with one index per token and with several."""
+"""Every evaluation entry runs on every family of tokenizers and generators: one index per token and several, learned
+and rotary positions, plain and factorized heads.
+"""
 
 import sys
 
@@ -12,7 +14,8 @@ from autoregressive.models.registry import build_generator
 from autoregressive.training.config import GPTTrainConfig
 from engine.config import load_config
 from engine.world import World
-from evaluations import generation, reconstruction, search_cfg, val_loss
+from evaluations import compare, generation, linear_probe, reconstruction, search_cfg, val_loss, visualize
+from evaluations.report import __main__ as report
 from evaluations.results import read_result
 from tokenizer import load_tokenizer
 from tokenizer.training.config import TokenizerTrainConfig
@@ -52,8 +55,9 @@ def trained(request, images, tmp_path_factory):
 
     sizes = tokenizer.quantizer.group_sizes
     codes = f"codebook_sizes: {list(sizes)}" if len(sizes) > 1 else f"vocab_size: {sizes[0]}"
+    positions = "rope2d" if request.param == "llamagen" else "learned"
     model = f"{{width: 16, layers: 1, heads: 2, num_classes: 2, num_tokens: {tokenizer.num_tokens}, {codes}}}"
-    gpt_config = load_config(GPTTrainConfig, overrides=[f"model.gpt={model}"])
+    gpt_config = load_config(GPTTrainConfig, overrides=[f"model.gpt={model}", f"model.gpt.positions={positions}"])
     torch.manual_seed(3)
     mini.export(root / "gpt", gpt_config, build_generator(gpt_config.model))
 
@@ -96,3 +100,25 @@ def test_every_evaluation_runs(trained, images, tmp_path, monkeypatch, world):
 
     from_images = call(val_loss, "v.json", *gpt, *val)
     assert call(val_loss, "c.json", *gpt, "--code-path", codes) == pytest.approx(from_images, rel=1e-5)
+
+
+def test_probes_pictures_and_pages_run(trained, images, tmp_path, entry):
+    """Linear probes of both networks, principal components, comparison and report."""
+    (_, tokenizer), (_, gpt), _codes = trained
+    data = [f"data={{name: folder, root: {images / 'train'}, val_root: {images / 'val'}, image_size: 16}}"]
+    data += ["data={num_workers: 0, global_batch_size: 4}", "loop.device=cpu"]
+    probe = ["probe={features: cached, epochs: 1, warmup_epochs: 0}", f"network.tokenizer={tokenizer}"]
+    for source, network in {"tokenizer": [], "gpt": [f"network.gpt={gpt}"]}.items():
+        folder = tmp_path / f"linear_probe_{source}"
+        arguments = [*data, *probe, f"network.source={source}", *network, f"loop.run_dir={folder}"]
+        assert entry(linear_probe.main, *arguments)[0] == 0
+        assert 0 <= read_result(folder / "result.json")["metrics"]["top1"] <= 1
+
+    held_out = ["--val-path", images / "val", "--num-images", 2]
+    components = tmp_path / "evaluations" / "pca.npz"
+    assert entry(visualize.main, "--vq-ckpt", tokenizer, *held_out, "--output", components)[0] == 0
+    assert components.with_suffix(".png").is_file()
+
+    result = tmp_path / "linear_probe_gpt" / "result.json"
+    assert "top1" in entry(compare.main, result, result)[1]
+    assert entry(report.main, tmp_path)[0] == 0 and (tmp_path / "report.html").is_file()
