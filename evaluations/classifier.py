@@ -1,4 +1,4 @@
-"""Trains a small image classifier on real images, to check whether generated images show the class they were asked for.
+"""Trains a small image classifier, which checks whether generated images show their class.
 
     python -m evaluations.classifier --config configs/quickstart/classifier.yaml loop.run_dir=runs/quickstart/classifier
 

@@ -1,4 +1,4 @@
-"""One SHA-256 over all that the newest checkpoint of a run holds, so that anyone can check that two runs agree.
+"""One SHA-256 over all that the newest checkpoint of a run holds: do two runs agree?
 
     python -m evaluations.fingerprint runs/quickstart/tokenizer
     python -m evaluations.fingerprint runs/quickstart/gpt --parts       (one line per part, to see what differs)
@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
 
 # ------------------------------------------------------------------------------------------------ the checkpoint
 def newest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of a run, or of its last phase; `run` itself if it is a checkpoint.
+    """Finds the newest checkpoint of a run or of its last phase, or `run` itself if it is one.
 
     Raises CheckpointError if there is none, or it is damaged.
     """
@@ -63,9 +63,9 @@ def newest_checkpoint(run: Path) -> Path:
 
 
 def saved_state(folder: Path) -> dict[str, Any]:
-    """{dotted name: tensor or value} of the training state of a checkpoint, whatever number of processes wrote it.
+    """Reads the training state of a checkpoint: {dotted name: tensor or value}.
 
-    Raises CheckpointError if it cannot be read.
+    Any number of processes may have written it. Raises CheckpointError if it cannot be read.
     """
     path = folder / "state"
     try:
@@ -85,14 +85,17 @@ def saved_state(folder: Path) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------------ the order of the data
 def steps_before(run: Path) -> int:
-    """The steps of the phases before `run` if that is the folder of a phase: the order of the data goes on."""
+    """Counts the steps of the phases before `run`, if that is the folder of a phase.
+
+    The order of the data goes on over all phases.
+    """
     phases = phase_folders(run.parent)
     earlier = phases[: phases.index(run)] if run in phases else []
     return sum(read_yaml(phase / "config.yaml").loop.steps for phase in earlier)
 
 
 def next_ids(config: DictConfig, step: int) -> list[int]:
-    """Which images or codes the run of `config` would see next after `step` steps."""
+    """Finds the images or codes that the run of `config` would see next after `step` steps."""
     if "codes" in config.data:
         count = len(CodeStore(config.data.codes, "train"))
     else:
@@ -104,7 +107,10 @@ def next_ids(config: DictConfig, step: int) -> list[int]:
 
 # ------------------------------------------------------------------------------------------------ digests
 def digests(run: Path) -> dict[str, str]:
-    """{part: SHA-256} of the newest checkpoint of a run; the step and the sample ids are parts as well."""
+    """Digests the newest checkpoint of a run: {part: SHA-256}.
+
+    The step and the next sample ids are parts as well.
+    """
     folder = newest_checkpoint(run)
     step = read_manifest(folder)["step"]
     parts = {"step": hashlib.sha256(str(step).encode())}
@@ -126,7 +132,7 @@ def digests(run: Path) -> dict[str, str]:
 
 
 def whole(parts: dict[str, str]) -> str:
-    """The one digest over all parts."""
+    """Digests all parts into one."""
     return hashlib.sha256("".join(f"{name} {parts[name]}\n" for name in sorted(parts)).encode()).hexdigest()
 
 

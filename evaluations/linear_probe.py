@@ -1,4 +1,4 @@
-"""Linear probe: how well the classes of images can be read off the features of a frozen GPT or tokenizer.
+"""Linear probe: how well classes can be read off the features of a frozen GPT or tokenizer.
 
     bash scripts/train_lin_probe_gpt.sh configs/eval/linear_probe_gpt.yaml loop.run_dir=runs/probe_gpt
     python -m evaluations.linear_probe --config configs/quickstart/linear_probe_gpt.yaml

@@ -1,4 +1,4 @@
-"""What the entropy loss of sign codes costs in memory: table 1 of WeTok, measured here on a CPU (Linux).
+"""What the entropy loss of sign codes costs in memory: table 1 of WeTok, on a CPU (Linux).
 
     bash scripts/benchmark.sh --batch-size 1 --output results/memory.json
     python -m evaluations.memory --batch-size 4 --channels 8 16
@@ -63,7 +63,7 @@ def parse_args() -> argparse.Namespace:
 
 # ------------------------------------------------------------------------------------------------ one measurement
 def peak_mb() -> float:
-    """The most memory that this process has held so far, in MiB."""
+    """Reads the most memory that this process has held so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -84,7 +84,7 @@ def measure(config: GQConfig, batch_size: int, answer: Connection) -> None:
 
 
 def measure_cell(method: str, form: Form, channels: int, args: argparse.Namespace) -> dict:
-    """One measurement, in a process of its own."""
+    """Measures one cell in a process of its own."""
     num_groups = METHODS[method](channels)
     config = GQConfig(
         num_groups=num_groups,
@@ -105,7 +105,7 @@ def measure_cell(method: str, form: Form, channels: int, args: argparse.Namespac
 
 # ------------------------------------------------------------------------------------------------ the table
 def table(rows: Sequence[Sequence[dict]], channels: Sequence[int]) -> str:
-    """Markdown: one row per method and form, one column per number of channels."""
+    """Formats the cells as Markdown: one row per method and form, one column per size."""
     lines = ["| | " + " | ".join(f"d = {c}" for c in channels) + " |", "|---" * (len(channels) + 1) + "|"]
     for cells in rows:
         texts = [f"{cell['mb']:.0f} MB" if "mb" in cell else "refused" for cell in cells]

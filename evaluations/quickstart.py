@@ -1,4 +1,4 @@
-"""The main job, end to end, on real images: tokenizer -> codes -> GPT -> samples -> metrics -> report.
+"""The main job on real images: tokenizer -> codes -> GPT -> samples -> metrics -> report.
 
     bash scripts/quickstart.sh                       handwritten digits (mnist5k), 32 px, minutes on 2 CPU cores
     bash scripts/quickstart.sh --data twemoji        color emoji, 64 px, longer

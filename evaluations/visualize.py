@@ -47,7 +47,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def flags_of_tokenizer(args: argparse.Namespace, number: int) -> argparse.Namespace:
-    """The flags as if only tokenizer `number` was given. The last --tok-config also serves all later tokenizers."""
+    """Makes the flags as if only tokenizer `number` was given.
+
+    The last --tok-config also serves all later tokenizers.
+    """
     configs = args.tok_config or [None]
     tok_config = configs[min(number, len(configs) - 1)]
     return argparse.Namespace(**{**vars(args), "vq_ckpt": args.vq_ckpt[number], "tok_config": tok_config})

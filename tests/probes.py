@@ -14,7 +14,7 @@ IMAGES = {"train": mini.image_source(24, seed=1), "val": mini.image_source(14, s
 
 
 def export_all(root: Path) -> Path:
-    """The networks of `mini.export_networks`, a 2D tokenizer, one without semantic layer, a plain CNN."""
+    """Exports `mini.export_networks`, a 2D tokenizer, one without semantic layer, a plain CNN."""
     mini.export_networks(root)
     grid = mini.tokenizer_config("model.hybrid.layout=2d", "model.hybrid.block=vit", "model.hybrid.num_tokens=16")
     mini.export(root / "2d", grid, mini.tokenizer_of(grid))

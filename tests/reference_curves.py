@@ -1,4 +1,4 @@
-"""Makes configs/quickstart/reference_curves.json of finished, healthy quick starts: the answer to "what is normal?".
+"""Makes configs/quickstart/reference_curves.json of finished, healthy quick starts.
 
     bash scripts/quickstart.sh && bash scripts/quickstart.sh --system wetok
     python tests/reference_curves.py runs/quickstart runs/quickstart-wetok

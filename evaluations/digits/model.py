@@ -1,4 +1,4 @@
-"""A plain convolutional classifier for small images such as digits: its network, and how a trained one is used."""
+"""A plain convolutional classifier for small images such as digits, and how it is used."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ class Classifier(nn.Module):
 
 @torch.no_grad()
 def classify(network: nn.Module, images_u8: Tensor, batch_size: int = 250) -> Tensor:
-    """Predicted classes (n,) on the CPU of uint8 images (n,3,H,W). Puts the network into evaluation mode."""
+    """Predicts the classes (n,), on the CPU, of uint8 images (n,3,H,W).
+
+    Puts the network into evaluation mode.
+    """
     device = next(network.parameters()).device
     network.eval()
     predictions = [network(to_float(batch.to(device))).argmax(1).cpu() for batch in images_u8.split(batch_size)]
@@ -64,7 +67,10 @@ class _Sections:
 
 
 def load_classifier(path: str | Path) -> nn.Module:
-    """A trained classifier in evaluation mode. Raises ConfigError if `path` holds another kind of network."""
+    """Loads a trained classifier in evaluation mode.
+
+    Raises ConfigError if `path` holds another kind of network.
+    """
     weights = find_weights(path, "auto", "classifier")
     config = load_sections(_Sections, weights.folder / "config.yaml")
     network = Classifier(config.model)

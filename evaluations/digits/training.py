@@ -38,7 +38,10 @@ class ClassifierTrainConfig(Section):
 
 
 def shift_images(images: Tensor, max_shift: int) -> Tensor:
-    """Images (B,C,H,W), each moved by its own random offset of up to `max_shift` pixels; edges are repeated."""
+    """Moves each image of (B,C,H,W) by its own random offset of up to `max_shift` pixels.
+
+    Edges are repeated.
+    """
     if max_shift == 0:
         return images
     height, width = images.shape[-2:]

@@ -1,4 +1,4 @@
-"""What to do against a symptom: only what fits the run, so that no key is named that the run has not."""
+"""What to do against a symptom. Advice names only keys that the run has."""
 
 from __future__ import annotations
 

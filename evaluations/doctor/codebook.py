@@ -24,21 +24,24 @@ TINY = 1e-12
 
 # ------------------------------------------------------------------------------------------------ use of the codes
 def collapse_of(counts: torch.Tensor, group: str) -> Severity:
-    """Perplexity of counts (K,) against 5 % of the codes, or K^(1/4) of a few codes: 2 of 16, 1.4 of 4."""
+    """Compares the perplexity of counts (K,) with 5 % of the codes, or K^(1/4) if they are few."""
     size = len(counts)
     perplexity = usage_of_counts([counts], [size], (counts > 0).sum())["codebook_perplexity"].item()
-    threshold = max(0.05 * size, size**0.25)
+    threshold = max(0.05 * size, size**0.25)  # 2 of 16 codes, 1.4 of 4
     return Severity(threshold / perplexity, f"{group}perplexity {perplexity:.1f} of {size} codes")
 
 
 def unused_of(counts: torch.Tensor, group: str) -> Severity:
-    """Fraction of codes without a token against 25 %."""
+    """Compares the fraction of codes without a token with 25 %."""
     unused = (counts == 0).double().mean().item()
     return Severity(unused / 0.25, f"{group}{unused:.0%} of {len(counts)} codes unused")
 
 
 def _worst_group(run: RunEvidence, read: Callable[[torch.Tensor, str], Severity], min_tokens: int) -> Severity | None:
-    """`read` of each group with `min_tokens` or more tokens per code; a group is named if there are several."""
+    """Applies `read` to each group with `min_tokens` or more tokens per code.
+
+    `read` is given the counts of the group, and its name if there are several.
+    """
     severities = []
     for group, counts in run.code_counts.items():
         if counts.sum() >= min_tokens * len(counts):
@@ -48,14 +51,14 @@ def _worst_group(run: RunEvidence, read: Callable[[torch.Tensor, str], Severity]
 
 
 def codebook_collapse(run: RunEvidence) -> Severity | None:
-    """Perplexity below 5 % of the codes: with uniform use it is 100 %, healthy runs reach 50 % and more."""
+    """Perplexity below 5 % of the codes: uniform use has 100 %, healthy runs 50 % and more."""
     return _worst_group(run, collapse_of, min_tokens=0)
 
 
 def dead_codes(run: RunEvidence) -> Severity | None:
-    """More than a quarter of the codes unused among at least four tokens per code (2 % would be chance).
+    """More than a quarter of the codes unused among at least four tokens per code.
 
-    Only after a tenth of the run: codes spread at first.
+    By chance it would be 2 %. Not in the first tenth of a run, where codes still spread.
     """
     if run.step < 0.1 * run.get("loop.steps", 1):
         return None
@@ -64,17 +67,18 @@ def dead_codes(run: RunEvidence) -> Severity | None:
 
 # ------------------------------------------------------------------------------------------------ losses
 def _picture_loss(run: RunEvidence, value: Callable[[str], float | None]) -> float:
-    """The weighted sum of pixel and perceptual terms, each by `value` of its name."""
+    """Sums the weighted pixel and perceptual terms; `value` gives the value of a term by its name."""
     return sum((value(name) or 0.0) * run.get(f"loss.{field}", 0.0) for name, field in PICTURE_WEIGHTS.items())
 
 
 def commitment_imbalance(run: RunEvidence) -> Severity | None:
-    """Commitment above 2 x the picture terms (the encoder serves the codebook), or latents glued to their codes.
+    """Commitment above 2 x the picture terms, or latents that are glued to their codes.
 
-    Glued is an error of a thousandth of a code's squared length, where that is known; thousands of codes leave some
-    percent.
+    In the first case the encoder serves the codebook. The second is an error below a thousandth of a code's squared
+    length, where all codes have the same; thousands of codes leave some percent.
     """
-    commitment, picture = run.late("commitment"), _picture_loss(run, run.late)
+    commitment = run.late("commitment")
+    picture = _picture_loss(run, run.late)
     if run.tokenizer is None or commitment is None or picture <= 0:
         return None
     if "commitment" not in run.tokenizer.trained_quantizer_losses:
@@ -90,16 +94,17 @@ def commitment_imbalance(run: RunEvidence) -> Severity | None:
 
 
 def entropy_imbalance(run: RunEvidence) -> Severity | None:
-    """Entropy terms that can gain 5 x what the picture terms were at the start, or an almost uniform assignment.
+    """Entropy terms above 5 x the picture terms, or an almost uniform assignment.
 
-    The start counts because later the picture terms vanish and the entropies do not. Almost uniform is within 20 % of
-    the entropy of latents that prefer no code.
+    The most that the entropy terms can gain counts, against the picture terms at the start: later those vanish and
+    entropies do not. Almost uniform is within 20 % of the entropy of latents that prefer no code.
     """
 
     def early(name: str) -> float:
         return median(run.series(name)[:2] or [0.0])
 
-    entropy, picture = run.late("sample_entropy"), _picture_loss(run, early)
+    entropy = run.late("sample_entropy")
+    picture = _picture_loss(run, early)
     if run.tokenizer is None or entropy is None or picture <= 0:
         return None
     largest = run.tokenizer.quantizer.health().get("max_sample_entropy")
@@ -115,7 +120,10 @@ def entropy_imbalance(run: RunEvidence) -> Severity | None:
 
 # ------------------------------------------------------------------------------------------------ precision
 def precision_flips(run: RunEvidence) -> Severity | None:
-    """Over 10 % other codes in bf16, as in training, than in fp32, in which evaluation and extraction run."""
+    """Over 10 % of the codes differ between bf16 and fp32.
+
+    The run trains in bf16; evaluation and extraction of codes are in fp32.
+    """
     data = run.get("data")
     if run.tokenizer is None or run.get("loop.precision") != "bf16" or "root" not in data:
         return None

@@ -54,9 +54,13 @@ def scan_images(source: ImageSource, limit: int) -> Scan:
 
 # ------------------------------------------------------------------------------------------------ symptoms
 def imbalance(labels: np.ndarray, names: list[str]) -> Iterator[Finding]:
-    """A class with 10 x the images of another: the model then learns rare classes from statistics of common ones."""
+    """A class with 10 x the images of another.
+
+    The model then learns rare classes from the statistics of common ones.
+    """
     counts = np.bincount(labels, minlength=len(names))
-    largest, smallest = int(counts.argmax()), int(counts.argmin())
+    largest = int(counts.argmax())
+    smallest = int(counts.argmin())
     if len(names) >= 2 and counts[largest] >= 10 * counts[smallest]:
         evidence = f"{counts[largest]} images of {names[largest]}, {counts[smallest]} of {names[smallest]}"
         yield Finding("class imbalance", evidence, "add images of the rare classes, or leave them out")
@@ -102,7 +106,10 @@ def held_out_images_in_training(training: Scan, held_out: Scan) -> Iterator[Find
 
 # ------------------------------------------------------------------------------------------------ the scan
 def data_findings(config: DictConfig, limit: int) -> list[Finding]:
-    """Broken, tiny, duplicate and held-out images among `limit` training images, and unequal classes."""
+    """Looks for broken, tiny, duplicate and held-out images, and for unequal classes.
+
+    At most `limit` training images are read, evenly chosen.
+    """
     # Codes have labels and no images.
     if "codes" in config.data:
         store = CodeStore(config.data.codes, "train")

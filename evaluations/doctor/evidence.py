@@ -27,15 +27,19 @@ MIN_RECORDS = 4  # of a metric, for a statement about how it is now
 
 
 def reference_curves() -> dict[str, Any]:
-    """The curves of healthy quick starts: {recipe: {"steps", "seed", "at", "metrics"}} (tests/reference_curves.py)."""
+    """Reads the curves of healthy quick starts, which tests/reference_curves.py makes.
+
+    Returns {title of a recipe: {"steps", "seed", "at": steps, "metrics": {name: values at these steps}}}.
+    """
     curves = json.loads(CURVES.read_text(encoding="utf-8"))
     return {name: curve for name, curve in curves.items() if isinstance(curve, dict)}
 
 
 def _best_head(record: Mapping[str, float]) -> dict[str, float]:
-    """A record of a linear probe with the loss of its best head as `loss`; other records as they are.
+    """Replaces the losses of a linear probe's heads by that of the best one, as `loss`.
 
-    Heads train side by side under `loss/<rate>`, and those with high rates diverge by design.
+    Other records stay as they are. Heads train side by side under `loss/<rate>`, and those with high rates diverge by
+    design.
     """
     heads = {name: value for name, value in record.items() if name.startswith("loss/")}
     if not heads:
@@ -82,7 +86,7 @@ class RunEvidence:
 
     @cached_property
     def recipes(self) -> list[Recipe]:
-        """The recipe that the user named, else the shipped ones with the `model` section of this run."""
+        """The recipe that the user named, else shipped ones with this run's `model` section."""
         if self.recipe is not None:
             return closest(recipes_of(self.recipe), self.dir)
         return recipes_for(self.config, self.dir)
@@ -110,17 +114,17 @@ class RunEvidence:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The raw weights of the newest checkpoint; None for other networks, or without a checkpoint."""
+        """The newest checkpoint with raw weights; None without one, or for other networks."""
         if not (self.is_tokenizer and self.checkpoints):
             return None
         return load_tokenizer(self.dir, weights="model")
 
     @cached_property
     def code_counts(self) -> dict[int, torch.Tensor]:
-        """{group: how often each of its codes (K,) occurs among the recent training tokens of the newest checkpoint}.
+        """How often each code occurs among the recent training tokens: {group: counts (K,)}.
 
-        Left out are tokens of a warm-up without codes, the empty start of the window, and groups with more codes than
-        tokens.
+        These are the tokens of the newest checkpoint. Left out are tokens of a warm-up without codes, the empty start
+        of the window, and groups with more codes than tokens.
         """
         if self.tokenizer is None:
             return {}

@@ -1,4 +1,4 @@
-"""The shipped configs that a run could be a run of: what its learning rate and batch size are measured by."""
+"""The shipped configs that a run is compared with."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ class Recipe:
 
 
 def current_config(tree: DictConfig) -> DictConfig:
-    """A config of a tokenizer or of a generator with the present names of its keys; other configs as they are."""
+    """Renames the old keys of a config of a tokenizer or a generator to the present ones.
+
+    Other configs stay as they are.
+    """
     if "loss" in tree:
         return current_tree(TokenizerTrainConfig, tree)
     if "codes" in tree.get("data", {}):
@@ -59,12 +62,15 @@ def current_config(tree: DictConfig) -> DictConfig:
 
 @lru_cache
 def shipped_recipes() -> list[Recipe]:
-    """Those of all YAMLs under configs/ that train a network by themselves."""
+    """Reads all YAMLs under configs/ that train a network by themselves."""
     return [recipe for path in sorted(CONFIGS.rglob("*.yaml")) for recipe in recipes_of(path)]
 
 
 def recipes_of(path: Path) -> list[Recipe]:
-    """A YAML as a recipe, or as one recipe per phase; none if it lacks a section that training needs."""
+    """Reads a YAML as a recipe, or as one recipe per phase.
+
+    There is none if it lacks a section that training needs.
+    """
     path = path.resolve()
     tree = current_config(read_yaml(path))
     bases = frozenset(Path(base).resolve() for base, _ in read_layers(path)[:-1])
@@ -89,7 +95,7 @@ def recipes_of(path: Path) -> list[Recipe]:
 
 
 def _without_interpolations(tree: DictConfig) -> DictConfig:
-    """A copy of `tree` without the keys whose value comes from elsewhere, such as an environment variable."""
+    """Copies `tree` without keys whose value comes from elsewhere, such as the environment."""
     tree = copy.deepcopy(tree)
     for key, value in flatten(tree).items():
         if isinstance(value, str) and "${" in value:
@@ -99,16 +105,17 @@ def _without_interpolations(tree: DictConfig) -> DictConfig:
 
 
 def recipes_for(config: DictConfig, folder: Path) -> list[Recipe]:
-    """The most specific shipped recipes that a run of `config` in `folder` matches, its namesakes first."""
+    """Finds the most specific shipped recipes that a run of `config` in `folder` matches."""
     matching = [recipe for recipe in shipped_recipes() if recipe.matches(config)]
     most_keys = max((len(recipe.model) for recipe in matching), default=0)
     return closest([recipe for recipe in matching if len(recipe.model) == most_keys], folder)
 
 
 def closest(recipes: Sequence[Recipe], folder: Path) -> list[Recipe]:
-    """The recipes of the phase that `folder` is, and of its name; where it does not say, all that are no variants.
+    """Selects the recipes of the phase and of the name of a run's folder.
 
-    A variant is laid over another one of the recipes: it trains the same network in another way.
+    Where the name does not say, all are kept that are no variants. A variant is laid over another one of the recipes:
+    it trains the same network in another way.
     """
     folder = folder.resolve()
     same_phase = [recipe for recipe in recipes if recipe.phase == folder.name] or list(recipes)

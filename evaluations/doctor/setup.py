@@ -20,10 +20,13 @@ MAX_RECIPES = 3  # that are named
 
 # ------------------------------------------------------------------------------------------------ the recipe
 def differs_from_recipe(key: str) -> Callable[[RunEvidence], Severity | None]:
-    """The check that compares the number under a config key with the recipes."""
+    """Makes the check that compares the number under a config key with the recipes."""
 
     def check(run: RunEvidence) -> Severity | None:
-        """A factor of 1.5 from every recipe of this architecture: less is a rounding of a scaling rule."""
+        """A factor of 1.5 from every recipe of this architecture.
+
+        Less is the rounding of a scaling rule.
+        """
         value = run.get(key)
         of_recipes = {recipe.title: OmegaConf.select(recipe.config, key) for recipe in run.recipes}
         if value is None or not of_recipes or None in of_recipes.values():
@@ -51,8 +54,9 @@ def ranks(run: RunEvidence) -> Severity | None:
 
 
 def _fault_of_start(start: Mapping[str, Any]) -> str:
-    """What is wrong with the processes of one start; empty if nothing is."""
-    environment, processes = start["environment"], start["processes"]
+    """Says what is wrong with the processes of one start; empty if nothing is."""
+    environment = start["environment"]
+    processes = start["processes"]
     slurm_tasks = int(environment.get("SLURM_NTASKS", 1))
     if slurm_tasks > 1 and processes == 1:
         return f"SLURM started {slurm_tasks} tasks, but this run is a single process: each task trained by itself"

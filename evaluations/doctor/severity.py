@@ -7,14 +7,17 @@ from typing import NamedTuple
 
 
 class Severity(NamedTuple):
-    """A reading as a multiple of its threshold (above 1 the symptom is reported), and the numbers behind it."""
+    """A reading as a multiple of its threshold, and the numbers behind it.
+
+    Above 1 the symptom is reported.
+    """
 
     ratio: float
     evidence: str
 
 
 def worst(severities: Sequence[Severity]) -> Severity | None:
-    """One severity for several: the highest ratio, with the evidence of all that are above their thresholds."""
+    """Joins several severities: the highest ratio, with the evidence of all above 1."""
     if not severities:
         return None
     highest = max(severities)

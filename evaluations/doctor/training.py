@@ -1,4 +1,4 @@
-"""Symptoms of a training: discriminator, output, divergence, overfitting, distance from the curves of a healthy run."""
+"""Symptoms of a training, read from its records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def strong_discriminator(run: RunEvidence) -> Severity | None:
 
 
 def dead_discriminator(run: RunEvidence) -> Severity | None:
-    """Logits of real and generated images within 0.01 in every late record: the hinge margins are 2 apart."""
+    """Logits of real and generated images within 0.01 in every late record.
+
+    The margins of the hinge loss are 2 apart.
+    """
     logits = list(zip(run.series("logits_real"), run.series("logits_generated"), strict=True))
     gaps = [abs(real - generated) for real, generated in logits[len(logits) // 2 :]]
     if len(gaps) < 2:
@@ -52,7 +55,10 @@ def _falling_losses(run: RunEvidence) -> dict[str, list[float]]:
 
 
 def diverged(run: RunEvidence) -> Severity | None:
-    """A loss at twice its own best: noise between batches is well below that once medians of records are taken."""
+    """A loss at twice its own best.
+
+    Noise between batches is well below that once medians of records are taken.
+    """
     severities = []
     for name, values in _falling_losses(run).items():
         late = run.late(name)
@@ -64,9 +70,9 @@ def diverged(run: RunEvidence) -> Severity | None:
 
 
 def not_learning(run: RunEvidence) -> Severity | None:
-    """Every loss within 5 % of where it began (batches differ by 4 %), although a tenth of the run or more is over.
+    """Every loss within 5 % of where it began, although a tenth of the run or more is over.
 
-    A run that starts from trained weights may stay there.
+    Batches differ by 4 %. A run that starts from trained weights may stay there.
     """
     if run.step < 0.1 * run.get("loop.steps", 1) or run.get("init"):
         return None
@@ -78,17 +84,22 @@ def not_learning(run: RunEvidence) -> Severity | None:
 
 
 def overfitting(run: RunEvidence) -> Severity | None:
-    """A held-out loss 3 % above its best while the training loss went on falling: noise of 500 images is near 1 %."""
+    """A held-out loss 3 % above its best while the training loss went on falling.
+
+    The noise of 500 held-out images is near 1 %.
+    """
     severities = []
     for name in ("loss", "reconstruction_l2"):
-        held_out, training = run.series(f"val/{name}"), run.series(name)
+        held_out = run.series(f"val/{name}")
+        training = run.series(name)
         if len(held_out) < 3 or len(training) < 4:
             continue
         first_half = median(training[: len(training) // 2])
         if not run.late(name) < first_half:
             continue
 
-        best, last = min(held_out), held_out[-1]
+        best = min(held_out)
+        last = held_out[-1]
         best_step = next(record["step"] for record in run.val if record.get(f"val/{name}") == best)
         evidence = f"val/{name} {last:.4g}, but {best:.4g} at step {best_step}; {name} {training[-1]:.4g}"
         severities.append(Severity((last / best - 1) / 0.03, evidence))
@@ -107,7 +118,10 @@ def non_finite(run: RunEvidence) -> Severity | None:
 
 # ------------------------------------------------------------------------------------------------ the reference
 def off_the_reference(run: RunEvidence) -> Severity | None:
-    """Against the curves of a healthy quick start of the same length: 1.5 x a loss is far outside its noise."""
+    """A loss at 1.5 x that of a healthy quick start of the same length.
+
+    That is far outside its noise.
+    """
     curves = reference_curves()
     severities = []
     for recipe in run.recipes:
@@ -129,6 +143,7 @@ def _distance(run: RunEvidence, name: str, healthy: dict[int, float]) -> Severit
         return None
 
     ratio = median(record[name] / healthy[record["step"]] for record in late)
-    step, value = late[-1]["step"], late[-1][name]
+    step = late[-1]["step"]
+    value = late[-1][name]
     evidence = f"{name} {value:.4g} at step {step}, where a healthy run has {healthy[step]:.4g}: {ratio:.2f} x lately"
     return Severity((ratio - 1) / 0.5, evidence)

@@ -48,7 +48,7 @@ def stages_of(config: ARProbeConfig) -> list[Stage]:
             "--vq-ckpt", config.tokenizer, "--code-path", str(layout.codes), *VIEWS[config.views],
         ),
         python(
-            "gpt", "autoregressive.train", *_config_flags(config.gpt_configs),
+            layout.generator.name, "autoregressive.train", *_config_flags(config.gpt_configs),
             f"data.codes={layout.codes}", f"data.tokenizer={config.tokenizer}", f"loop.run_dir={layout.generator}",
             *config.gpt_overrides,
         ),
@@ -74,7 +74,7 @@ def _config_flags(files: list[str]) -> list[str]:
 
 
 def collect(run: Path) -> dict[str, float]:
-    """The numbers of the paper's table: gFID at the best scale, validation loss, accuracy."""
+    """Collects the numbers of the paper's table: gFID at the best scale, validation loss, accuracy."""
     layout = RunLayout(run)
     search = read_result(layout.result("search"))["metrics"]
     val_loss = read_result(layout.result("val_loss"))["metrics"]["val_loss"]

@@ -1,4 +1,4 @@
-"""The quick start: where it puts its run, the commands of its stages, and the numbers that it collects."""
+"""The quick start: its run folder, the commands of its stages, and the numbers that it collects."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from engine.config import read_yaml
 from engine.messages import UserError
 from engine.pipeline import Stage, StageLog, python
 from engine.run_log import read_metrics
+from engine.yaml_files import read_own_layer
 from evaluations.results import read_result
 from evaluations.run_layout import RunLayout
 
 CONFIGS = Path("configs/quickstart")
 GUIDANCE_SCALE = 2.0
 NUM_SAMPLES = 1000  # generated images that are measured
-SHORT_STEPS = {"tokenizer": 50, "gpt": 30, "classifier": 30}  # by training, with --short
 
 
 @dataclass(frozen=True)
 class System:
-    """A family of models: the data it has settings for, and what --short adds to the training of its tokenizer."""
+    """A family of models."""
 
-    data: tuple[str, ...]
-    short_configs: tuple[Path, ...] = ()
+    data: tuple[str, ...]  # that it has settings for
+    short_configs: tuple[Path, ...] = ()  # of the tokenizer's training with --short, over the others
     short_overrides: tuple[str, ...] = ()
 
 
@@ -69,17 +69,24 @@ def run_name(args: Namespace) -> str:
 
 
 def run_folder(args: Namespace) -> Path:
-    """The newest of runs/quickstart, runs/quickstart-2, ..., or with --fresh the first of them that does not exist."""
-    newest = first_unused = args.runs_dir / run_name(args)
+    """Finds the newest of runs/quickstart, runs/quickstart-2, ...
+
+    With --fresh it is the first of them that does not exist.
+    """
+    newest = candidate = args.runs_dir / run_name(args)
     number = 1
-    while first_unused.exists():
+    while candidate.exists():
+        newest = candidate
         number += 1
-        newest, first_unused = first_unused, args.runs_dir / f"{run_name(args)}-{number}"
-    return first_unused if args.fresh else newest
+        candidate = args.runs_dir / f"{run_name(args)}-{number}"
+    return candidate if args.fresh else newest
 
 
 def configs_of(args: Namespace, training: str) -> list[Path]:
-    """The YAMLs of a training: that of the system if it has its own, then overlays of the data and of --short."""
+    """Lists the YAMLs of a training, later ones over earlier ones.
+
+    They are that of the system if it has its own, and overlays of the data and of --short.
+    """
     of_system = CONFIGS / args.system / f"{training}.yaml"
     of_data = CONFIGS / args.data / f"{training}.yaml"
     configs = [of_system if of_system.is_file() else CONFIGS / f"{training}.yaml"]
@@ -92,7 +99,10 @@ def configs_of(args: Namespace, training: str) -> list[Path]:
 
 def image_size_of(args: Namespace) -> int:
     """Side of the images in pixels, as the tokenizer's YAMLs say it."""
-    return OmegaConf.merge(*map(read_yaml, configs_of(args, "tokenizer"))).data.image_size
+    first, *overlays = configs_of(args, "tokenizer")
+    # As on a command line, an overlay does not bring its base along.
+    trees = [read_yaml(first), *(read_own_layer(path)[1] for path in overlays)]
+    return OmegaConf.merge(*trees).data.image_size
 
 
 def has_classifier(args: Namespace) -> bool:
@@ -104,20 +114,21 @@ def has_classifier(args: Namespace) -> bool:
 def stages_of(args: Namespace, run: Path) -> list[Stage]:
     """The commands of the journey; each can be typed by hand."""
     layout = RunLayout(run)
-    classifier_stages, classifier_flags = [], []
+    classifier_stages: list[Stage] = []
+    classifier_flags: list[str] = []
     if has_classifier(args):
-        classifier_stages = [_training(args, layout.classifier, "evaluations.classifier")]
+        classifier_stages = [_training(args, layout.classifier, "evaluations.classifier", short_steps=30)]
         classifier_flags = ["--classifier", str(layout.classifier)]
 
     stages = [
-        _training(args, layout.tokenizer, "tokenizer.train"),
+        _training(args, layout.tokenizer, "tokenizer.train", short_steps=50),
         python(
             "codes", "autoregressive.extract_codes",
             "--vq-ckpt", str(layout.tokenizer), "--code-path", str(layout.codes),
         ),
         _training(
             args, layout.generator, "autoregressive.train",
-            f"data.codes={layout.codes}", f"data.tokenizer={layout.tokenizer}",
+            f"data.codes={layout.codes}", f"data.tokenizer={layout.tokenizer}", short_steps=30,
         ),
         *classifier_stages,
         python(
@@ -140,8 +151,11 @@ def stages_of(args: Namespace, run: Path) -> list[Stage]:
     return stages
 
 
-def _training(args: Namespace, folder: Path, module: str, *overrides: str) -> Stage:
-    """The training of a network into `folder`, whose name is also that of its YAML."""
+def _training(args: Namespace, folder: Path, module: str, *overrides: str, short_steps: int) -> Stage:
+    """The training of a network into `folder`, whose name is also that of its YAML.
+
+    With --short it has `short_steps` steps.
+    """
     name = folder.name
     arguments = [*_config_flags(configs_of(args, name)), f"loop.run_dir={folder}", *overrides]
     if args.seed:
@@ -149,7 +163,7 @@ def _training(args: Namespace, folder: Path, module: str, *overrides: str) -> St
     if args.short and name == "tokenizer":
         arguments += SYSTEMS[args.system].short_overrides
     if args.short:
-        arguments += [f"loop.steps={SHORT_STEPS[name]}", "loop.log_every=10", "loop.eval_every=0"]
+        arguments += [f"loop.steps={short_steps}", "loop.log_every=10", "loop.eval_every=0"]
     return python(name, module, *arguments)
 
 
@@ -158,7 +172,7 @@ def _config_flags(configs: list[Path]) -> list[str]:
 
 
 def _more_evaluations(args: Namespace, layout: RunLayout) -> list[Stage]:
-    """Guidance search, validation loss, linear probes, principal components, and the chain of AR probing."""
+    """The further evaluations of --complete, and the chain of AR probing."""
     both_networks = ["--vq-ckpt", str(layout.tokenizer), "--gpt-ckpt", str(layout.generator)]
     probe_overrides = [f"data.name={args.data}", f"data.image_size={image_size_of(args)}"]
     if args.short:
@@ -184,7 +198,7 @@ def _more_evaluations(args: Namespace, layout: RunLayout) -> list[Stage]:
             "ar_probe", "evaluations.ar_probe", "--config", str(CONFIGS / "ar_probe.yaml"),
             f"tokenizer={layout.tokenizer}", f"run_dir={layout.ar_probe}",
             f"num_fid_samples={50 if args.short else 200}",
-            f"gpt_configs=[{','.join(map(str, configs_of(args, 'gpt')))}]",
+            f"gpt_configs=[{','.join(map(str, configs_of(args, layout.generator.name)))}]",
             f"gpt_overrides=[loop.steps={20 if args.short else 300}]",
             f"probe_overrides=[{','.join(probe_overrides)}]",
         ),
@@ -206,11 +220,12 @@ def report_stage(run: Path) -> Stage:
 
 # ------------------------------------------------------------------------------------------------ results
 def collect(run: Path, log: StageLog) -> dict[str, Any]:
-    """The numbers of a finished run: fractions in 0..1, PSNR in dB, seconds per stage."""
+    """Collects the numbers of a finished run: fractions in 0..1, PSNR in dB, seconds per stage."""
     layout = RunLayout(run)
     reconstruction = read_result(layout.result("reconstruction"))
+    reconstructed = reconstruction["metrics"]
     generation = read_result(layout.result("generation"))
-    reconstructed, generated = reconstruction["metrics"], generation["metrics"]
+    generated = generation["metrics"]
 
     classifier_accuracy = None
     if "label_agreement" in generated:
@@ -238,7 +253,8 @@ def collect(run: Path, log: StageLog) -> dict[str, Any]:
 
 
 def results_table(results: dict[str, Any]) -> str:
-    """The results for people."""
+    """Formats the results for people."""
+    # Reconstruction, and distances of feature statistics.
     frechet = results["frechet_lite0"]
     rows = [
         ("PSNR, held-out images", f"{results['psnr']:.2f} dB"),
@@ -248,6 +264,8 @@ def results_table(results: dict[str, Any]) -> str:
         ("                                  generated", f"{frechet['generated']:.1f}"),
         ("                                  uniform noise", f"{frechet['noise']:.1f}"),
     ]
+
+    # Generated images.
     if results["label_agreement"] is not None:
         accuracy = f"classifier: {results['classifier_accuracy']:.1%} on real images"
         rows.append(("generated images that show their class", f"{results['label_agreement']:.1%} ({accuracy})"))
@@ -257,4 +275,5 @@ def results_table(results: dict[str, Any]) -> str:
         ("guidance scale", f"{results['guidance_scale']:g}"),
         ("seconds, all stages", f"{sum(results['seconds'].values()):.0f}"),
     ]
+
     return "\n".join(f"  {name:50s} {text}" for name, text in rows)

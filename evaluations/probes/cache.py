@@ -21,11 +21,13 @@ from evaluations.probes.features import ProbedNetwork
 def read_features(
     network: ProbedNetwork, data: DataConfig, split: str, folder: Path, batch_size: int, world: World
 ) -> np.ndarray:
-    """Features of the center crops of a split: records `features` (dim,) float32 and `label`, memory-mapped.
+    """Reads the features of the center crops of a split from a file, which is written if needed.
 
-    They are computed in batches that do not depend on the number of ranks, and kept in a file of `folder` that only the
-    same network on the same images finds again. All ranks call this.
+    Returns memory-mapped records of `features` (dim,) float32 and `label`. They are computed in batches that do not
+    depend on the number of ranks, and kept in a file of `folder` that only the same network on the same images finds
+    again. All ranks call this.
     """
+    # Everything that the features depend on names the file.
     source = open_source(data, split)
     facts = {
         **network.identity,
@@ -39,6 +41,7 @@ def read_features(
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"features_{key}.npy"
+
     if world.any(not path.is_file()):
         name = f"features of {split}"
         _write_features(network, source, data.skip_broken, path, batch_size, name, world)

@@ -1,4 +1,4 @@
-"""Features of frozen networks for linear probes (GigaTok, arXiv:2504.08736): which ones, and how they are read.
+"""Features of frozen networks for linear probes (GigaTok, arXiv:2504.08736).
 
     gpt         hidden states after layer L // 2, without the final norm, of a GPT that sees the image's codes and the
                 null class
@@ -31,13 +31,14 @@ from tokenizer.models.base import Tokenizer
 from tokenizer.models.registry import build_tokenizer
 
 WEIGHTS = ("auto", "ema", "model")
+GENERATOR = "gpt"  # name of the source that is a generator, of its config key, and of its facts in a result
 
 
 @dataclass(kw_only=True, slots=True)
 class NetworkConfig(Section):
     """The frozen network, and which of its features are probed."""
 
-    source: str = "gpt"  # gpt | tokenizer | decoder; see the head of evaluations/probes/features.py
+    source: str = GENERATOR  # gpt | tokenizer | decoder; see the head of evaluations/probes/features.py
     tokenizer: str = ""  # a run, a checkpoint or an export (folders), or a published file
     tokenizer_config: str = ""  # YAML of the architecture, for a published file
     gpt: str = ""  # like `tokenizer`; for source=gpt only
@@ -56,17 +57,21 @@ class NetworkConfig(Section):
 
 
 def network_problems(config: NetworkConfig) -> Iterator[Problem]:
-    """What does not fit together in the section `network`. A section at its defaults names no networks yet."""
+    """Yields what does not fit together in the section `network`.
+
+    The section itself cannot: at its defaults it names no networks yet.
+    """
     if not config.tokenizer:
         yield Problem("tokenizer", config.tokenizer, "the path of a tokenizer")
     source = SOURCES[config.source]
     if source.needs_generator and not config.gpt:
-        yield Problem("gpt", config.gpt, f"the path of a GPT for source={config.source}")
+        yield Problem(GENERATOR, config.gpt, f"the path of a GPT for source={config.source}")
 
     # Keys that the source does not use must stay at their defaults.
     defaults = NetworkConfig()
     for key in sorted(OPTIONAL_KEYS - source.optional_keys):
-        value, default = getattr(config, key), getattr(defaults, key)
+        value = getattr(config, key)
+        default = getattr(defaults, key)
         if value != default:
             accepted = {None: "null", "": "empty", False: "false"}[default]
             yield Problem(key, value, f"{accepted} for source={config.source}")
@@ -74,7 +79,10 @@ def network_problems(config: NetworkConfig) -> Iterator[Problem]:
 
 # ------------------------------------------------------------------------------------------------ sources
 def _chosen_layer(config: NetworkConfig, default: int | None, count: int) -> int:
-    """`network.layer`, or `default`. Raises ConfigError if there is none, or it is not in 1..`count`."""
+    """Takes `network.layer`, or `default`.
+
+    Raises ConfigError if there is none, or it is not in 1..`count`.
+    """
     layer = default if config.layer is None else config.layer
     if layer is None:
         raise ConfigError(f"{config.tokenizer} has no semantic layer; set network.layer to 1..{count}")
@@ -104,7 +112,7 @@ class GeneratorSource(ProbeSource):
     """Hidden states of a generator that sees the codes of images and the null class."""
 
     needs_generator = True
-    optional_keys = frozenset({"gpt", "gpt_config", "layer", "gpt_dropout"})
+    optional_keys = frozenset({GENERATOR, "gpt_config", "layer", "gpt_dropout"})
 
     def __init__(self, config: NetworkConfig, tokenizer: Tokenizer, generator: Generator) -> None:
         self.tokenizer = tokenizer
@@ -162,7 +170,7 @@ class DecoderSource(TokenizerSource):
 
 # Value of `network.source` -> what is read.
 SOURCES: dict[str, type[ProbeSource]] = {
-    "gpt": GeneratorSource,
+    GENERATOR: GeneratorSource,
     "tokenizer": EncoderSource,
     "decoder": DecoderSource,
 }
@@ -171,7 +179,10 @@ OPTIONAL_KEYS = frozenset().union(*(source.optional_keys for source in SOURCES.v
 
 # ------------------------------------------------------------------------------------------------ the network
 def redraw(network: Tokenizer | Generator, seed: int) -> None:
-    """Puts fresh weights in the place of the trained ones; the provenance then says `weights: random`."""
+    """Puts fresh weights in the place of the trained ones.
+
+    The provenance then says `weights: random`.
+    """
     torch.manual_seed(seed)
     model = network.provenance.config.model
     if isinstance(network, Generator):
@@ -193,11 +204,12 @@ class ProbedNetwork:
         source = SOURCES[config.source]
         options = {"weights": config.weights, "device": device}
         tokenizer = load_tokenizer(config.tokenizer, config=config.tokenizer_config or None, **options)
-        networks, generator = {"tokenizer": tokenizer}, None
+        networks: dict[str, Tokenizer | Generator] = {"tokenizer": tokenizer}
+        generator = None
         if source.needs_generator:
             generator = load_gpt(config.gpt, config=config.gpt_config or None, **options)
             require_pair(generator, tokenizer)
-            networks["gpt"] = generator
+            networks[GENERATOR] = generator
         if config.random_weights:
             redraw(generator if source.needs_generator else tokenizer, seed)
 

@@ -10,17 +10,20 @@ from torch import nn
 
 
 def lr_fraction(step: int, total: int, warmup: int) -> float:
-    """The learning rate of step `step` (from 0) as a fraction of its peak: linear from 0, then a cosine to 0."""
+    """Computes the learning rate of a step (from 0) as a fraction of its peak.
+
+    It rises linearly from 0 in `warmup` steps, then falls as a cosine to 0 after `total` steps.
+    """
     if step < warmup:
         return step / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
 def lars(heads: Mapping[float, nn.Linear]) -> torch.optim.Optimizer:
-    """LARS as MAE configures it: momentum 0.9, trust coefficient 0.001, no weight decay, biases without trust ratio.
+    """Makes LARS as MAE configures it: momentum 0.9, trust coefficient 0.001, no weight decay.
 
-    `heads` are {base learning rate: head}. Each parameter has a group of its own, with its base learning rate under
-    `base_lr`.
+    Biases have no trust ratio. `heads` are {base learning rate: head}. Each parameter has a group of its own, with its
+    base learning rate under `base_lr`.
     """
     from timm.optim import Lars
 

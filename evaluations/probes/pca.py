@@ -12,11 +12,11 @@ from engine.messages import UserError
 from tokenizer.models.base import Tokenizer
 
 COMPONENTS = 3
-LOW, HIGH = 1, 99  # percentiles that become 0 and 1
+PERCENTILES = [1, 99]  # that become 0 and 1
 
 
 def images_of_class(source: ImageSource, name: str | None, count: int) -> tuple[np.ndarray, str]:
-    """The indices of the first `count` images of a class (by default the first one), and its name.
+    """Finds the first `count` images of a class (by default the first one): indices, and its name.
 
     Raises UserError if there is no such class, or it has fewer than two images.
     """
@@ -32,9 +32,10 @@ def images_of_class(source: ImageSource, name: str | None, count: int) -> tuple[
 
 
 def grid_features(tokenizer: Tokenizer, images: Tensor, layer: int | None) -> tuple[Tensor, str]:
-    """Inner features (B,h,w,C) of images, and which they are: of the decoder if they lie on a grid, else the encoder's.
+    """Reads inner features (B,h,w,C) of images; also returns their title.
 
-    `layer` counts from 1; by default it is the source's own, or the last. Raises UserError if there is no such layer.
+    They are those of the decoder if they lie on a grid, else those of the encoder. `layer` counts from 1; by default it
+    is the source's own, or the last. Raises UserError if there is no such layer.
     """
     sources = tokenizer.feature_sources()
     with_grid = [name for name in ("decoder", "encoder") if name in sources and sources[name].grid is not None]
@@ -55,7 +56,7 @@ def grid_features(tokenizer: Tokenizer, images: Tensor, layer: int | None) -> tu
 
 
 def principal_components(features: Tensor) -> np.ndarray:
-    """(B,h,w,C) -> (B,h,w,3) in 0..1: the first three components over all cells together."""
+    """Projects (B,h,w,C) on its first three components over all cells: (B,h,w,3) in 0..1."""
     flat = features.flatten(0, 2).double().cpu()
     flat = flat - flat.mean(0)
 
@@ -68,6 +69,6 @@ def principal_components(features: Tensor) -> np.ndarray:
     components = (flat @ (axes * torch.where(signs == 0, 1.0, signs)).T).numpy()
 
     # Outliers are cut off, so that they do not set the contrast of all others.
-    low, high = np.percentile(components, [LOW, HIGH], axis=0)
+    low, high = np.percentile(components, PERCENTILES, axis=0)
     scaled = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
     return scaled.reshape(*features.shape[:3], COMPONENTS)

@@ -1,4 +1,4 @@
-"""The task of a linear probe: batch norm without parameters, one linear layer per learning rate, LARS."""
+"""The task of a linear probe: batch norm without parameters, linear layers, LARS."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ def average_gradients(parameters: Sequence[nn.Parameter], world: World) -> None:
 
 
 class ProbeTask:
-    """See `engine.loop.Task`. `network` gives features of images; `held_out()` the records of `read_features`.
+    """See `engine.loop.Task`. One linear layer (a head) per base learning rate, on the same batches.
 
-    Features need no gradient, so the batch norm's statistics can be those of the whole global batch, over all ranks and
-    micro-batches (the released code takes those of each GPU's part).
+    `network` gives features of images, `held_out()` the records of `read_features`. Features need no gradient, so the
+    batch norm's statistics can be those of the whole global batch, over all ranks and micro-batches (the released code
+    takes those of each GPU's part).
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class ProbeTask:
     # ------------------------------------------------------------------------------------------------ training
     @torch.no_grad()
     def normalize(self, x: Tensor) -> Tensor:
-        """Batch norm of this rank's features (n,C) with the statistics of all ranks.
+        """Normalizes this rank's features (n,C) with the batch statistics of all ranks.
 
         Also updates the running statistics, as BatchNorm1d does.
         """
@@ -99,7 +100,7 @@ class ProbeTask:
         return ((x - mean) / (variance + self.norm.eps).sqrt()).float()
 
     def _features(self, batch: Batch) -> Tensor:
-        """Cached features, or those of the images."""
+        """Takes cached features from a batch, or computes those of its images."""
         return batch["features"] if "features" in batch else self.network(batch["images_u8"], training=True)
 
     def _set_learning_rates(self, step: int) -> float:
@@ -112,7 +113,10 @@ class ProbeTask:
         return fraction
 
     def train_step(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
-        """One update of all heads: `loss/<rate>` of each, and `lr_share`, the fraction of the peak rates."""
+        """Updates all heads once.
+
+        Returns `loss/<rate>` of each, and `lr_share`, the fraction of the peak learning rates.
+        """
         # Features of all micro-batches at once, because the batch norm needs them together.
         x = self.normalize(torch.cat([self._features(batch) for batch in micro_batches]))
         labels = torch.cat([batch["labels"] for batch in micro_batches])
@@ -130,9 +134,13 @@ class ProbeTask:
     # ------------------------------------------------------------------------------------------------ measurement
     @torch.no_grad()
     def measure(self) -> dict[float, dict[str, float]]:
-        """{rate: {"top1", "top5", "val_loss"}} over all held-out images: fractions, and mean cross entropy in nats."""
+        """Measures all heads on all held-out images: {rate: {"top1", "top5", "val_loss"}}.
+
+        The former are fractions, the latter is the mean cross entropy in nats.
+        """
         records = self.held_out()
-        norm, device = self.norm.eval(), self.world.device
+        norm = self.norm.eval()
+        device = self.world.device
 
         # Sums of this rank's batches: one row per head, one column per measure.
         sums = torch.zeros(len(self.heads), len(MEASURES), dtype=torch.float64, device=device)

@@ -26,15 +26,19 @@ from evaluations.results import write_result
 
 
 def open_images(config: LinearProbeConfig) -> tuple[ImageSource, ImageSource]:
-    """The training and the held-out images. Raises UserError if their classes differ."""
-    source, held_out = open_source(config.data, "train"), open_source(config.data, "val")
+    """Opens the training and the held-out images. Raises UserError if their classes differ."""
+    source = open_source(config.data, "train")
+    held_out = open_source(config.data, "val")
     if list(source.class_names) != list(held_out.class_names):
         raise UserError(f"{source.name} and {held_out.name} have different classes; a probe needs the same in both")
     return source, held_out
 
 
 def steps_of(config: LinearProbeConfig, num_images: int) -> int:
-    """The steps of all epochs. Raises ConfigError if there is none, or the config names another number."""
+    """Counts the steps of all epochs.
+
+    Raises ConfigError if there is none, or the config names another number.
+    """
     total = num_images // config.data.global_batch_size * config.probe.epochs
     if total == 0:
         raise ConfigError(
@@ -48,7 +52,10 @@ def steps_of(config: LinearProbeConfig, num_images: int) -> int:
 
 
 def cached_item(rows: np.ndarray) -> Callable[[int, int], Batch]:
-    """`item(index, position)` for `open_stream`: a record of `read_features`. The position makes no difference."""
+    """Makes `item(index, position)` for `open_stream` from the records of `read_features`.
+
+    The position makes no difference.
+    """
 
     def item(index: int, position: int) -> Batch:
         row = rows[index]
@@ -60,7 +67,7 @@ def cached_item(rows: np.ndarray) -> Callable[[int, int], Batch]:
 def protocol_of(
     config: LinearProbeConfig, network: ProbedNetwork, source: ImageSource, held_out: ImageSource
 ) -> dict[str, Any]:
-    """What the result says about how it was measured. `source` are the training images."""
+    """Collects what the result says about how it was measured. `source` are the training images."""
     augmentation = {"random_crop": config.data.random_crop, "flip_prob": config.data.flip_prob}
     return {
         "kind": "linear_probe",
@@ -89,7 +96,7 @@ def protocol_of(
 def train(config: LinearProbeConfig, world: World) -> None:
     """Trains the probe to its end, or continues, and writes the result."""
     # Images, and the number of steps that follows from it.
-    data, probe = config.data, config.probe
+    data = config.data
     check_batch(data.global_batch_size, world, config.loop.grad_accum)
     source, held_out = open_images(config)
     loop = replace(config.loop, steps=steps_of(config, len(source)))
@@ -105,7 +112,7 @@ def train(config: LinearProbeConfig, world: World) -> None:
 
         @lru_cache
         def features_of(split: str) -> np.ndarray:
-            return read_features(network, data, split, run.dir, probe.read_batch_size, world)
+            return read_features(network, data, split, run.dir, config.probe.read_batch_size, world)
 
         # The heads, drawn with the seed.
         torch.manual_seed(loop.seed)
@@ -122,7 +129,7 @@ def train(config: LinearProbeConfig, world: World) -> None:
 
         def stream(start_step: int) -> Iterator[Batch]:
             """Opened once it is certain that the run goes on: reading features may take hours."""
-            is_cached = probe.features == "cached"
+            is_cached = config.probe.features == "cached"
             item = cached_item(features_of("train")) if is_cached else training_item(source, data, loop.seed)
             return open_stream(item, len(source), data, loop, world)(start_step)
 

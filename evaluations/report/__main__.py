@@ -1,11 +1,11 @@
-"""One self-contained HTML page for a run, or for several side by side: numbers with their protocol, curves, pictures.
+"""One HTML page for a run, or for several: numbers with their protocol, curves, pictures.
 
     python -m evaluations.report runs/quickstart
     python -m evaluations.report runs/ar_probe/A runs/ar_probe/B --output comparison.html
 
-Reads what a run left behind (metrics.jsonl of its networks, evaluations/*, results of probes) and writes report.html
-and samples.png into it. With several runs: one table per kind of result, ranked where the protocols agree, and the same
-parts of all runs one below the other.
+The page is one self-contained file. It shows what a run left behind (metrics.jsonl of its networks, evaluations/*,
+results of probes) and is written as report.html into it, with samples.png. With several runs: one table per kind of
+result, ranked where the protocols agree, and the same parts of all runs one below the other.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def open_run(path: Path) -> RunFolder:
-    """The run in a folder. Raises UserError if there is nothing to show."""
+    """Opens the run in a folder. Raises UserError if there is nothing to show."""
     if not path.is_dir():
         raise UserError(f"{path} is not a folder")
     run = RunFolder(path)
@@ -91,7 +91,10 @@ def _page_of_several(runs: list[RunFolder]) -> str:
 
 
 def write_report(folders: list[Path], output: Path | None = None) -> Path:
-    """Writes the page and returns its path, by default report.html in the one run, or comparison.html of several."""
+    """Writes the page and returns its path.
+
+    By default it is report.html in the folder of one run, or comparison.html for several.
+    """
     runs = [open_run(folder) for folder in folders]
     if len(runs) == 1:
         path = output or folders[0] / "report.html"

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, without a plotting library: for reports that are one self-contained HTML file."""
+"""Line charts as inline SVG, for reports that are one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ Points = Sequence[tuple[float, float]]  # (step, value)
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
-    """About five round numbers that cover low..high."""
+    """Chooses about five round numbers that cover low..high."""
     # Equal ends get a margin, so that there is a range at all.
     if not high > low:
         margin = max(0.5, abs(low) * 1e-3)
-        low, high = low - margin, high + margin
+        low -= margin
+        high += margin
 
     # The smallest round step that needs about five ticks.
     raw_step = (high - low) / 5
@@ -54,7 +55,7 @@ class Axes:
         return round(right, 1), round(down, 1)
 
     def draw(self) -> list[str]:
-        """Grid lines with the values at their left, and steps below."""
+        """Draws grid lines with the values at their left, and steps below."""
         parts = []
         for tick in self.y_ticks:
             _, y = self.place(self.x_low, tick)
@@ -67,7 +68,7 @@ class Axes:
 
 
 def _draw_line(points: Points, color: str, axes: Axes) -> list[str]:
-    """One line, with a dot at each of its points if they are few."""
+    """Draws one line, with a dot at each of its points if they are few."""
     places = [axes.place(x, y) for x, y in points]
     path = " ".join(f"{x},{y}" for x, y in places)
     parts = [f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>']
@@ -77,7 +78,7 @@ def _draw_line(points: Points, color: str, axes: Axes) -> list[str]:
 
 
 def line_chart(title: str, series: Mapping[str, Points], unit: str = "") -> str:
-    """One chart as HTML, with a legend that names the last value of each line.
+    """Draws one chart as HTML, with a legend that names the last value of each line.
 
     `series` are {name: [(step, value), ...]}. Values that are not finite are left out; without any point the chart is
     empty text.

@@ -15,7 +15,10 @@ STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 
 
 def picture(pixels: np.ndarray, css: str = "px", zoom: int = 1) -> str:
-    """A uint8 (3,H,W) image as an inline PNG of CSS class `css`, enlarged `zoom` times by pixel repetition."""
+    """Embeds a uint8 (3,H,W) image as a PNG of CSS class `css`.
+
+    It is enlarged `zoom` times by pixel repetition.
+    """
     image = Image.fromarray(pixels.transpose(1, 2, 0))
     buffer = io.BytesIO()
     image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(buffer, format="PNG")

@@ -1,4 +1,4 @@
-"""The pictures of a report: reconstructions, generated images, principal components, and the map of the codebook."""
+"""The pictures of a report: reconstructions, samples, principal components, and the codebook."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import numpy as np
 import torch
 
 from engine.data.images import save_grid, to_float
+from evaluations.metrics.registry import METRICS, headline_metrics
 from evaluations.report.charts import line_chart
 from evaluations.report.page import pair, picture
 from evaluations.report.run_folder import RunFolder
-
-# Scores of a pair of images that stand below it, and how.
-PAIR_SCORES = {"psnr": "{:.1f} dB", "lpips": "lpips {:.3f}"}
 
 SMALL_SIDE = 96  # pixels; smaller images are enlarged to about this side
 MAP_SIDE = 224  # pixels, of the map of the codebook
@@ -28,18 +26,25 @@ def zoom_of(images: np.ndarray) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ reconstructions
+def score_text(name: str, value: float) -> str:
+    """Formats a score of one image, such as "20.5 dB" or "SSIM 0.8"."""
+    metric = METRICS[name]
+    return f"{value:.3g} {metric.unit}" if metric.unit else f"{metric.title} {value:.3g}"
+
+
 def reconstructions(run: RunFolder) -> str:
     """Held-out originals above their reconstructions, with the scores of each pair."""
     stored = run.arrays("reconstruction", "originals")
     if not stored:
         return ""
 
-    scores = {name: stored[f"score_{name}"] for name in PAIR_SCORES if f"score_{name}" in stored}
+    # Scores of each pair, in the order of the cards of the page.
+    scores = {name: stored[f"score_{name}"] for name in headline_metrics() if f"score_{name}" in stored}
     cells = []
     examples = zip(stored["originals"], stored["reconstructions"], stored["numbers"], strict=True)
     for original, reconstruction, number in examples:
-        text = "<br>".join(PAIR_SCORES[name].format(values[number]) for name, values in scores.items())
-        cells.append(pair(f"{picture(original)}{picture(reconstruction)}{text}"))
+        texts = [score_text(name, values[number]) for name, values in scores.items()]
+        cells.append(pair(f"{picture(original)}{picture(reconstruction)}{'<br>'.join(texts)}"))
     return (
         "<h2>Reconstructions</h2><p>Held-out images: original above, reconstruction from its codes below.</p>"
         f'<div class="pairs">{"".join(cells)}</div>'
@@ -52,7 +57,8 @@ def samples(run: RunFolder) -> str:
     stored = run.arrays("generation", "images")
     if not stored:
         return ""
-    images, labels = stored["images"], stored["labels"]
+    images = stored["images"]
+    labels = stored["labels"]
     grid = to_float(torch.from_numpy(images))
     save_grid(run.path / "samples.png", grid, columns=8, zoom=zoom_of(images))
 
@@ -92,7 +98,10 @@ def components(run: RunFolder) -> str:
 
 # ------------------------------------------------------------------------------------------------ the codebook
 def heat(values: np.ndarray) -> np.ndarray:
-    """Values in 0..1 (h,w) -> uint8 (3,h,w): dark blue, teal, yellow; exactly 0 is white, so that gaps are seen."""
+    """Colors values in 0..1 (h,w) as uint8 (3,h,w): from dark blue over teal to yellow.
+
+    Exactly 0 is white, so that gaps are seen.
+    """
     position = np.clip(values, 0, 1) * (len(HEAT_STOPS) - 1)
     low = np.minimum(position.astype(int), len(HEAT_STOPS) - 2)
     color = HEAT_STOPS[low] + (position - low)[..., None] * (HEAT_STOPS[low + 1] - HEAT_STOPS[low])
@@ -101,7 +110,10 @@ def heat(values: np.ndarray) -> np.ndarray:
 
 
 def _frequency_curve(counts: np.ndarray) -> list[tuple[float, float]]:
-    """Sorted frequencies of the codes of a group (K,): [(rank from 1, multiple of the uniform frequency), ...]."""
+    """Sorts the frequencies of the codes of a group (K,).
+
+    Returns [(rank from 1, frequency as a multiple of the uniform one), ...].
+    """
     size = len(counts)
     frequencies = np.sort(counts)[::-1] / counts.sum() * size
     ranks = np.unique(np.linspace(0, size - 1, min(size, MAX_CURVE_POINTS)).astype(int))
@@ -109,7 +121,7 @@ def _frequency_curve(counts: np.ndarray) -> list[tuple[float, float]]:
 
 
 def _code_map(counts: np.ndarray) -> str:
-    """All codes of a group (K,) as a square picture; the most frequent one is yellow."""
+    """Draws all codes of a group (K,) as a square picture; the most frequent one is yellow."""
     side = math.ceil(math.sqrt(len(counts)))
     cells = np.zeros(side * side)
     cells[: len(counts)] = counts / counts.max()

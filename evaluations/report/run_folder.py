@@ -12,7 +12,10 @@ from evaluations.run_layout import RunLayout
 
 
 def results_of(path: Path) -> dict[str, dict[str, Any]]:
-    """{name: result} of all evaluations of a run. Those of its AR probing are named `ar_probe/<name>`."""
+    """Reads all results of a run: {name: result}.
+
+    Those of its AR probing are named `ar_probe/<name>`.
+    """
     layout = RunLayout(path)
     evaluations = sorted(layout.evaluations.glob("*.json"))
     files = {file.stem: file for file in evaluations if ".partial" not in file.name}

@@ -1,4 +1,4 @@
-"""The parts of a report. Each takes a run and gives HTML, or empty text if the run has nothing for it."""
+"""The parts of a report: each makes HTML from a run, or empty text if it has nothing to show."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def scalars_of(facts: Mapping[str, Any]) -> dict[str, float]:
 
 
 def headline(run: RunFolder) -> str:
-    """The most wanted numbers as cards. If several results have one, the first counts; probes are told apart."""
+    """Shows the most wanted numbers as cards.
+
+    If several results have one, the first counts; probes are told apart.
+    """
     order = headline_metrics()
     numbers: dict[tuple[str, str], float] = {}
     for name, result in run.results.items():
@@ -37,7 +40,7 @@ def headline(run: RunFolder) -> str:
 
 
 def is_drawn(metric: str) -> bool:
-    """Whether a metric is drawn over the guidance scale: not one that says nothing about the quality of images."""
+    """Whether a metric is drawn over the guidance scale: if it says something about quality."""
     known = find_metric(metric)
     return known is None or known.better is not None
 

@@ -14,7 +14,15 @@ import torch
 from engine.data.sources import SOURCES
 from engine.messages import UserError
 from engine.pipeline import StageLog
-from evaluations.pipelines.quickstart import collect, results_table, run_folder, stages_of
+from evaluations.pipelines.quickstart import (
+    check_flags,
+    collect,
+    has_classifier,
+    image_size_of,
+    results_table,
+    run_folder,
+    stages_of,
+)
 from evaluations.probes.pca import principal_components
 from evaluations.report.__main__ import write_report
 from evaluations.report.charts import line_chart, nice_ticks
@@ -184,6 +192,29 @@ def test_a_quick_start_continues_the_newest_run_and_fresh_takes_a_new_folder(tmp
     assert run_folder(args) == tmp_path / "quickstart-3" and first.is_dir()
     args.fresh = False
     assert run_folder(args) == second
+
+
+@pytest.mark.parametrize(
+    ("data", "short", "seed", "name", "size", "classifier"),
+    [
+        ("mnist5k", False, None, "quickstart", 32, True),
+        ("mnist5k", True, 3, "quickstart-seed3-short", 32, True),
+        ("twemoji", False, None, "quickstart-twemoji", 64, False),
+        ("twemoji", True, None, "quickstart-twemoji-short", 64, False),
+    ],
+)
+def test_a_quick_start_knows_its_data_from_the_configs(tmp_path, data, short, seed, name, size, classifier):
+    """Image size and classifier are read from the YAMLs, overlays in their order; the folder says what is not usual."""
+    args = Args()
+    args.data, args.short, args.seed, args.runs_dir = data, short, seed, tmp_path
+    assert run_folder(args) == tmp_path / name
+    assert (image_size_of(args), has_classifier(args)) == (size, classifier)
+    args.system = "wetok"
+    if data == "twemoji":
+        with pytest.raises(UserError, match="--system wetok has settings for --data mnist5k only, not for twemoji"):
+            check_flags(args)
+    else:
+        check_flags(args)
 
 
 @pytest.mark.parametrize(("system", "data"), [("gigatok", "mnist5k"), ("gigatok", "twemoji"), ("wetok", "mnist5k")])
