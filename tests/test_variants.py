@@ -53,18 +53,15 @@ ROOMS = {
 # What else is allowed, and why.
 ALLOWED = {
     ("evaluations/run_layout.py", "gpt"): "name of a folder of the quick start",
-    ("evaluations/pipelines/quickstart.py", "gpt"): "name of a folder of the quick start",
     ("evaluations/pipelines/quickstart.py", "mnist5k"): "value of the published flag --data, and a folder's name",
     ("evaluations/pipelines/quickstart.py", "twemoji"): "value of the published flag --data, and a folder's name",
     ("evaluations/pipelines/quickstart.py", "wetok"): "value of the published flag --system, and a folder's name",
-    ("evaluations/pipelines/ar_probe.py", "gpt"): "name of a folder of AR probing",
     ("evaluations/generated.py", "gpt"): "key of result files: the network that generated",
     ("evaluations/jobs/search.py", "gpt"): "key of result files: the network that generated",
     ("evaluations/jobs/val_loss.py", "gpt"): "key of result files: the network that is measured",
     ("evaluations/results.py", "gpt"): "key of result files: networks may differ between results",
     ("evaluations/probes/features.py", "gpt"): "value of network.source and key network.gpt of published configs",
     ("evaluations/metrics/registry.py", "lpips"): "name of a metric",
-    ("evaluations/report/pictures.py", "lpips"): "name of a metric",
     ("evaluations/image_sets.py", "folder"): "kind of a path in the facts of a result, not an image source",
 }  # fmt: skip
 
