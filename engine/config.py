@@ -7,6 +7,7 @@ values out of range, in all files and on the command line, each with its dotted 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, TupleConfig
 
 from engine import plugins
 from engine.aliases import current_tree
-from engine.config_merge import Merger
-from engine.messages import ConfigError, logger
+from engine.config_merge import Merger, parse_items
+from engine.messages import ConfigError, UserError, logger
 from engine.registry import extended_schema
 from engine.validation import raise_problems
 from engine.yaml_files import Layer, read_layers, read_own_layer, read_yaml
@@ -70,11 +71,13 @@ def config_layers(files: Sequence[str | Path]) -> list[Layer]:
 
 def load_plugins(layers: Sequence[Layer], overrides: Sequence[str]) -> None:
     """Imports the plug-ins that YAML files (with paths relative to their folder) and overrides name."""
-    for source, tree in layers:
-        plugins.load(_plugin_list(tree, source), Path(source).parent)
-    for item in overrides:
-        if item.startswith("plugins="):
-            plugins.load(_plugin_list(OmegaConf.from_dotlist([item]), "command line"))
+    sources = [(source, tree, Path(source).parent) for source, tree in layers]
+    for source, tree, folder in [*sources, ("command line", parse_items(overrides)[0], Path.cwd())]:
+        names = _plugin_list(tree, source)
+        try:
+            plugins.load(names, folder)
+        except UserError as error:
+            raise ConfigError(f"{source}: plugins={names}: {error}") from error
 
 
 def _plugin_list(tree: DictConfig, source: str) -> list[str]:
@@ -86,14 +89,18 @@ def _plugin_list(tree: DictConfig, source: str) -> list[str]:
 
 def _resume_hint(sources: Sequence[tuple[str, DictConfig | Sequence[str]]]) -> str:
     """The plug-ins that the run folder which a command continues was trained with, where they are not loaded."""
-    trees = [c if isinstance(c, DictConfig) else OmegaConf.from_dotlist([i for i in c if "=" in i]) for _, c in sources]
-    run_dirs = [OmegaConf.select(tree, "loop.run_dir") for tree in trees if isinstance(tree.get("loop"), DictConfig)]
-    run_dir = next((Path(value) for value in reversed(run_dirs) if isinstance(value, str)), None)
-    if run_dir is None:
-        return ""
-    for path in (run_dir / "config.yaml", run_dir / "phase_1" / "config.yaml"):
-        if path.is_file():
-            return plugins.missing_hint(_plugin_list(read_yaml(path), str(path)), path.parent)
+    run_dirs = []
+    for _, content in sources:
+        tree = content if isinstance(content, DictConfig) else parse_items(content)[0]
+        loop = OmegaConf.to_container(tree).get("loop")
+        if isinstance(loop, dict) and isinstance(loop.get("run_dir"), str):
+            run_dirs.append(Path(loop["run_dir"]))
+
+    folders = [run_dirs[-1], run_dirs[-1] / "phase_1"] if run_dirs else []
+    for folder in folders:
+        # A name that no file can have is told as a problem of loop.run_dir, not here.
+        if os.path.isfile(folder / "config.yaml"):  # noqa: PTH113
+            return plugins.missing_hint(_plugin_list(read_yaml(folder / "config.yaml"), str(folder)), folder)
     return ""
 
 

@@ -39,7 +39,10 @@ class Merger(Generic[T]):
 
     def add(self, source: str, content: DictConfig | Sequence[str]) -> None:
         """Merges one source: a tree, or `key=value` items. `source` is its name in messages."""
-        tree = content if isinstance(content, DictConfig) else self._parse(source, content)
+        tree = content
+        if not isinstance(content, DictConfig):
+            tree, problems = parse_items(content)
+            self.problems += [f"{source}: {problem}" for problem in problems]
         try:
             tree = current_tree(self.defaults, tree, source)
         except ConfigError as error:
@@ -52,8 +55,8 @@ class Merger(Generic[T]):
 
         If there are problems, `check` is asked for more: it raises a ConfigError about keys that do not fit together.
         """
-        self._check_required()
         self._resolve(self.merged, self.defaults, "")
+        self._check_required()
         try:
             config = self._built(OmegaConf.missing_keys(self.merged))
         except ConfigError as error:  # from a section that checks itself while it is built
@@ -84,21 +87,6 @@ class Merger(Generic[T]):
     def _tell(self, key: str, line: str) -> None:
         self._wrong_keys.add(key)
         self.problems.append(line)
-
-    def _parse(self, source: str, items: Sequence[str]) -> DictConfig:
-        """The tree of `key=value` items; those that are not readable are problems."""
-        readable = []
-        for item in items:
-            try:
-                if "=" not in item or item.startswith("-"):
-                    raise ConfigError(f"{item!r} is not of the form key=value")
-                OmegaConf.from_dotlist([item])
-                readable.append(item)
-            except ConfigError as error:
-                self.problems.append(f"{source}: {error}")
-            except (YAMLError, UnicodeError, OmegaConfBaseException) as error:
-                self.problems.append(f"{source}: {item!r} is not readable: {' '.join(str(error).split())}")
-        return OmegaConf.from_dotlist(readable)
 
     def _merge_section(
         self, target: DictConfig, defaults: DictConfig, content: DictConfig, source: str, prefix: str
@@ -203,6 +191,21 @@ class Merger(Generic[T]):
             check(config)
         except ConfigError as error:
             self.problems += [line for line in error.problems if not any(key in line for key in self._wrong_keys)]
+
+
+def parse_items(items: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """(tree of `key=value` items, problems of those that are not readable, which are left out)."""
+    tree, readable, problems = OmegaConf.create(), [], []
+    for item in items:
+        if "=" not in item or item.startswith("-"):
+            problems.append(f"{item!r} is not of the form key=value")
+            continue
+        try:
+            tree = OmegaConf.from_dotlist([*readable, item])
+            readable.append(item)
+        except (YAMLError, UnicodeError, OmegaConfBaseException) as error:
+            problems.append(f"{item!r} is not readable: {' '.join(str(error).split())}")
+    return tree, problems
 
 
 def _plain(node: Any) -> Any:

@@ -78,19 +78,22 @@ def _is_path(name: str) -> bool:
 
 def _file_of(name: str, folder: Path) -> Path:
     """The file of a plug-in. Raises UserError where there is none."""
-    if _is_path(name):
-        file = (folder / name).resolve()
-        if not file.is_file():
-            raise UserError(f"plug-in {name} is no file (looked for {file})")
-        return file
-
     try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError) as error:
+        if _is_path(name):
+            file = (folder / name).resolve()
+            exists = file.is_file()
+        else:
+            spec = importlib.util.find_spec(name)
+            file = Path(spec.origin).resolve() if spec is not None and spec.origin else folder
+            exists = file.is_file()
+    except (ImportError, AttributeError, OSError, TypeError, ValueError) as error:
         raise UserError(f"plug-in {name} cannot be found: {error}") from error
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise UserError(f"plug-in {name} is neither a module on PYTHONPATH nor the path of a .py file")
-    return Path(spec.origin).resolve()
+
+    if exists:
+        return file
+    if _is_path(name):
+        raise UserError(f"plug-in {name} is no file (looked for {file})")
+    raise UserError(f"plug-in {name} is neither a module on PYTHONPATH nor the path of a .py file")
 
 
 def _import(plugin: Plugin, file: Path) -> None:

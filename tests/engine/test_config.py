@@ -285,9 +285,9 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path, monkeypatch):
         "command line: items[2]=7 must be a section with some of: rate, steps",
         "command line: weights={'a': 'b'} must be a mapping of names to numbers",
         "command line: inner.kind='c' must be one of: a, b",
-        "items[1].rate is missing; it must be a number",
         "folder='${oc.env:NO_SUCH_FOLDER}': the environment variable NO_SUCH_FOLDER is not set; "
         "source set_env_vars.sh or export it",
+        "items[1].rate is missing; it must be a number",
         "count=0 must be 1 or more",
         "items[0].steps=0 must be 1 or more",
         "size=9 is no multiple of 2",
