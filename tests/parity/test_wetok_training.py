@@ -194,5 +194,5 @@ def test_averaged_weights(file):
     updater = TrainedModel(module, OPTIM, total_steps=9, world=World(0, 1, 0, torch.device("cpu")), ema_decay=decay)
     for step in range(3):
         module.weight.data += 0.5 * (step + 1)
-        updater._average()
+        updater._update_ema()
     close(updater.ema.weight, io["ema/after3"], f"{file} ema", 1e-6)
