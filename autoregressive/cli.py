@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 
 from autoregressive.guidance import GUIDANCE_SCHEDULES, Guidance
+from autoregressive.image_sampler import SamplerSettings
 from autoregressive.loading import load_gpt, require_pair
 from autoregressive.models.base import Generator
 from autoregressive.published import PUBLISHED_SIZES, published_config
-from autoregressive.sampler import SamplerSettings
 from engine.messages import logger
 from engine.validation import collecting, problems_of, raise_problems
 from tokenizer.models.base import Tokenizer

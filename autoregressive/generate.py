@@ -1,8 +1,4 @@
-"""Sampling tokens from a generator: the public function `autoregressive.generate`.
-
-The random number that picks draw t of sample i depends only on (seed, i, t): neither on the batch that the sample is
-generated in nor on the number of processes.
-"""
+"""Sampling tokens from a generator: the public function `autoregressive.generate`."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from autoregressive.cli import add_gpt_flags, add_sampler_flags, gpt_from, settings_of
+from autoregressive.image_sampler import SamplerSettings, sample_images
 from autoregressive.models.base import Generator
-from autoregressive.sampler import SamplerSettings, sample_images
 from engine.cli import entry_parser, positive, run_entry
 from engine.data.images import save_grid, to_float, to_pil
 from engine.messages import UserError, logger

@@ -1,4 +1,8 @@
-"""From logits to an index: temperature, top-k, top-p, and random numbers that belong to a sample."""
+"""From logits to an index: temperature, top-k, top-p, and random numbers that belong to a sample.
+
+With `seeded_draw` the random number that picks draw t of sample i depends only on (seed, i, t): neither on the batch
+that the sample is generated in nor on the number of processes.
+"""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ import torch
 from engine.cli import entry_parser, run_entry
 from engine.world import World
 from evaluations.cli import add_metric_flags, run_evaluation
-from evaluations.generated import add_sampled_flags
 from evaluations.jobs.generation import GenerationJob
 from evaluations.protocols.generation_accumulators import EXPORTS
+from evaluations.sample_stream import add_sampled_flags
 
 
 def parse_args() -> argparse.Namespace:

@@ -20,8 +20,8 @@ import math
 from engine.cli import entry_parser, run_entry
 from engine.world import World
 from evaluations.cli import run_evaluation
-from evaluations.generated import add_sampled_flags
 from evaluations.jobs.search import SearchJob
+from evaluations.sample_stream import add_sampled_flags
 
 
 def parse_args() -> argparse.Namespace:

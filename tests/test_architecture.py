@@ -42,7 +42,7 @@ LAYERS = {
     ],
     "evaluations.jobs": [
         "engine", "tokenizer", "autoregressive", "evaluations.protocols", "evaluations.metrics", "evaluations.digits",
-        *(f"evaluations.{name}" for name in ("jobs", "cli", "generated", "image_sets", "results")),
+        *(f"evaluations.{name}" for name in ("jobs", "cli", "image_sets", "results", "sample_stream")),
     ],
     "evaluations.run_layout": [],
     "evaluations.pipelines": ["engine", "autoregressive.guidance", "evaluations.results", "evaluations.run_layout"],

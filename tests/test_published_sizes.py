@@ -10,7 +10,7 @@ import torch
 
 from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
 from autoregressive.guidance import Guidance
-from autoregressive.sampler import SamplerSettings, sample_images
+from autoregressive.image_sampler import SamplerSettings, sample_images
 from autoregressive.train import train as train_gpt
 from autoregressive.training.config import GPTTrainConfig
 from engine.checkpoint.manifest import checkpoint_folders, read_manifest

@@ -13,7 +13,7 @@ from torch import nn
 
 from autoregressive.cli import gpt_from, settings_of
 from autoregressive.codes import CodeStore
-from autoregressive.sampler import sample_images
+from autoregressive.image_sampler import sample_images
 from engine.checkpoint.weights import fingerprint
 from engine.data.config import DataConfig
 from engine.data.samples import center_batch
@@ -22,7 +22,6 @@ from engine.messages import UserError, logger
 from engine.world import World
 from evaluations.cli import extractor_from, open_reference, output_path
 from evaluations.digits.model import load_classifier
-from evaluations.generated import Sampler
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.registry import Metric, metrics_to_compute
 from evaluations.metrics.sequences import NEAREST_CANDIDATES, nearest_training
@@ -41,6 +40,7 @@ from evaluations.protocols.generation_accumulators import (
 )
 from evaluations.protocols.reference import Reference
 from evaluations.results import write_arrays, write_result
+from evaluations.sample_stream import SampleStream
 from tokenizer.cli import images_from, tokenizer_from
 
 SHOWN_PER_CLASS, SHOWN_CLASSES = 8, 10  # images kept for the report
@@ -52,7 +52,7 @@ class GenerationJob:
     """A generator with its tokenizer, checked, and everything that its samples are measured with."""
 
     output: Path
-    sampler: Sampler
+    stream: SampleStream
     data: DataConfig
     extractor: Extractor | None
     reference: Reference | None  # with an extractor
@@ -80,7 +80,7 @@ class GenerationJob:
         tokenizer = tokenizer_from(args, world.device)
         generator = gpt_from(args, tokenizer, world.device)
         classifier = load_classifier(args.classifier) if args.classifier is not None else None
-        sampler = Sampler.from_args(args, generator, tokenizer, settings, world)
+        stream = SampleStream.from_args(args, generator, tokenizer, settings, world)
 
         # codes and images
         training_codes = None
@@ -90,10 +90,10 @@ class GenerationJob:
         data = images_from(args, tokenizer)
         opened = None
         if extractor is not None:
-            opened = open_reference(args, "generation", data, sampler.image_size, extractor)
+            opened = open_reference(args, "generation", data, stream.image_size, extractor)
         export = None
         if args.export:
-            export = EXPORTS[args.export](args.sample_dir, sampler.labels, sampler.image_size, world)
+            export = EXPORTS[args.export](args.sample_dir, stream.labels, stream.image_size, world)
 
         # the reference comes last: its statistics may take long
         reference = None
@@ -101,7 +101,7 @@ class GenerationJob:
             reference = opened.reference(output.parent, world, keep_features="published" in extractor.capabilities)
         return cls(
             output=output,
-            sampler=sampler,
+            stream=stream,
             data=data,
             extractor=extractor,
             reference=reference,
@@ -114,8 +114,8 @@ class GenerationJob:
 
     def accumulators(self) -> list[Accumulator[GeneratedBatch]]:
         """Everything that is measured, in the order of the result file."""
-        sampler, count = self.sampler, len(self.sampler.labels)
-        device = sampler.world.device
+        stream, count = self.stream, len(self.stream.labels)
+        device = stream.world.device
         accumulators: list[Accumulator[GeneratedBatch]] = []
 
         # distances
@@ -129,7 +129,7 @@ class GenerationJob:
             accumulators.append(ImageScores(self.plugin_metrics, count, device))
         if self.classifier is not None:
             accumulators.append(ClassAgreement(self.classifier, count))
-        accumulators.append(CodeSequences(count, sampler.generator.token_shape, self.training_codes))
+        accumulators.append(CodeSequences(count, stream.generator.token_shape, self.training_codes))
 
         # the images themselves
         accumulators.append(Checksums(count))
@@ -139,7 +139,7 @@ class GenerationJob:
 
     def protocol(self) -> dict[str, Any]:
         """How the numbers were made."""
-        protocol = self.sampler.protocol(self.reference.facts if self.reference is not None else None)
+        protocol = self.stream.protocol(self.reference.facts if self.reference is not None else None)
         protocol["classifier"] = None
         if self.classifier is not None:
             protocol["classifier"] = {"fingerprint": fingerprint(self.classifier)}
@@ -150,8 +150,8 @@ class GenerationJob:
 
     def run(self, world: World) -> None:
         """Samples, measures, and writes the result, then examples for the report."""
-        measurement = measure(self.sampler.batches(), self.accumulators(), world)
-        timing = self.sampler.times()
+        measurement = measure(self.stream.batches(), self.accumulators(), world)
+        timing = self.stream.times()
         if not world.is_main:
             return
 
@@ -166,12 +166,12 @@ class GenerationJob:
 
         # hours of work are safe by now: what goes wrong with the examples is a warning
         try:
-            write_arrays(self.output, **measurement.arrays, **examples(self.sampler, self.data))
+            write_arrays(self.output, **measurement.arrays, **examples(self.stream, self.data))
         except UserError as error:
             logger.warning("no examples for the report: %s", error)
 
 
-def examples(sampler: Sampler, data: DataConfig) -> dict[str, np.ndarray]:
+def examples(stream: SampleStream, data: DataConfig) -> dict[str, np.ndarray]:
     """The first samples of each class and the training image nearest to each, for the report.
 
     Raises UserError where the data names no training images.
@@ -181,19 +181,19 @@ def examples(sampler: Sampler, data: DataConfig) -> dict[str, np.ndarray]:
     source = open_source(data, "train")
 
     # samples of balanced labels, whatever the labels of the measurement are: sample i has class i modulo the classes
-    num_classes = sampler.generator.num_classes
+    num_classes = stream.generator.num_classes
     num_shown = min(SHOWN_CLASSES, num_classes)
     labels = torch.arange(num_shown).repeat_interleave(SHOWN_PER_CLASS)
     ids = labels + torch.arange(SHOWN_PER_CLASS).repeat(num_shown) * num_classes
     batches = sample_images(
-        sampler.generator, sampler.tokenizer, labels, ids, sampler.settings, sampler.batch_size, sampler.image_size
+        stream.generator, stream.tokenizer, labels, ids, stream.settings, stream.batch_size, stream.image_size
     )
     generated = torch.cat([images for _, images in batches])
 
     # the nearest among a fixed choice of training images
     order = np.random.default_rng(0).permutation(len(source))
     candidates = np.sort(order[:NEAREST_CANDIDATES])
-    training = center_batch(source, sampler.image_size, candidates, data.skip_broken)
+    training = center_batch(source, stream.image_size, candidates, data.skip_broken)
     return {
         "images": generated.numpy(),
         "labels": labels.numpy(),

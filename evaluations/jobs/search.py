@@ -16,12 +16,12 @@ from engine.checkpoint.manifest import write_atomic
 from engine.messages import UserError, logger
 from engine.world import World
 from evaluations.cli import extractor_from, open_reference, output_path
-from evaluations.generated import Sampler
 from evaluations.metrics.extractor import Extractor
 from evaluations.protocols.accumulators import Measurement, measure
 from evaluations.protocols.generation_accumulators import GenerationDistances
 from evaluations.protocols.reference import Reference
 from evaluations.results import changed_facts, read_result, write_result
+from evaluations.sample_stream import SampleStream
 from tokenizer.cli import images_from, tokenizer_from
 
 PUBLISHED_STARTS = {  # schedule -> published size -> scale at which the released search starts; None: other sizes
@@ -163,7 +163,7 @@ class SearchJob:
 
     output: Path
     plan: SearchPlan
-    sampler: Sampler
+    stream: SampleStream
     extractor: Extractor
     reference: Reference
     emulate_fp16: bool
@@ -190,12 +190,12 @@ class SearchJob:
             start = published_start(generator.published_size, args.cfg_schedule, f"{args.vq_ckpt} {args.tok_config}")
             plan = replace(plan, start=start)
         settings = settings_of(argparse.Namespace(**{**vars(args), "cfg_scale": plan.start}))
-        sampler = Sampler.from_args(args, generator, tokenizer, settings, world)
+        stream = SampleStream.from_args(args, generator, tokenizer, settings, world)
 
         # what was measured before, with the same settings
         data = images_from(args, tokenizer)
-        opened = open_reference(args, "generation", data, sampler.image_size, extractor)
-        facts = sampler.protocol(opened.facts)
+        opened = open_reference(args, "generation", data, stream.image_size, extractor)
+        facts = stream.protocol(opened.facts)
         for section, fact in FREE_FACTS:
             facts[section].pop(fact, None)
         facts["fp16_emulation"] = args.fp16_emulation
@@ -203,7 +203,7 @@ class SearchJob:
 
         # the reference comes last: its statistics may take long
         reference = opened.reference(output.parent, world, keep_features="published" in extractor.capabilities)
-        return cls(output, plan, sampler, extractor, reference, args.fp16_emulation, curve)
+        return cls(output, plan, stream, extractor, reference, args.fp16_emulation, curve)
 
     def settings(self) -> dict[str, Any]:
         """All that a finished search must have been made with to be this one."""
@@ -231,11 +231,11 @@ class SearchJob:
 
     def metrics_at(self, scale: float) -> Measurement:
         """All metrics of the samples at a guidance scale."""
-        sampler, world = self.sampler.at(scale), self.sampler.world
+        stream, world = self.stream.at(scale), self.stream.world
         distances = GenerationDistances(
-            self.extractor, self.reference, len(sampler.labels), self.emulate_fp16, world.device
+            self.extractor, self.reference, len(stream.labels), self.emulate_fp16, world.device
         )
-        return measure(sampler.batches(f"guidance {scale:g}"), [distances], world)
+        return measure(stream.batches(f"guidance {scale:g}"), [distances], world)
 
     def run(self, world: World) -> None:
         """Searches, and writes the result; a finished search is left as it is."""
@@ -251,7 +251,7 @@ class SearchJob:
             write_result(
                 self.output,
                 {"best_guidance_scale": best, **self.curve.rows[best]},
-                self.sampler.at(best).protocol(self.reference.facts),
+                self.stream.at(best).protocol(self.reference.facts),
                 curve=self.curve.table(),
                 unavailable=self.curve.missing,
                 settings=self.settings(),

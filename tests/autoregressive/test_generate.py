@@ -12,8 +12,8 @@ from torch import Tensor
 from autoregressive.cli import add_sampler_flags, settings_of
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
+from autoregressive.image_sampler import SamplerSettings, sample_images
 from autoregressive.models.gpt import GPT, GPTConfig
-from autoregressive.sampler import SamplerSettings, sample_images
 from autoregressive.sampling import filter_logits, greedy, probabilities, seeded_draw
 from engine.data.images import to_uint8
 from engine.messages import ConfigError

@@ -128,7 +128,7 @@ def search(tmp_path, monkeypatch, world):
     }.items():  # fmt: skip
         monkeypatch.setattr(jobs_search, name, value)
     monkeypatch.setattr(
-        jobs_search.Sampler,
+        jobs_search.SampleStream,
         "protocol",
         lambda self, r: {
             "sampler": {"guidance_scale": 0, "seed": 0},
@@ -138,7 +138,7 @@ def search(tmp_path, monkeypatch, world):
     )
 
     def metrics_at(job, scale):
-        assert job.sampler.at(scale).settings.guidance.scale == scale
+        assert job.stream.at(scale).settings.guidance.scale == scale
         run.calls.append(scale)
         if len(run.calls) == 3:
             raise KeyboardInterrupt

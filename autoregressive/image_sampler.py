@@ -1,4 +1,4 @@
-"""From class labels to images, in batches."""
+"""From class labels to images, in batches: settings of the sampler, tokens, pixels."""
 
 from __future__ import annotations
 

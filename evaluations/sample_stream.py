@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from autoregressive.cli import add_gpt_flags, add_sampler_flags
+from autoregressive.image_sampler import SamplerSettings, sample_images
 from autoregressive.models.base import Generator
-from autoregressive.sampler import SamplerSettings, sample_images
 from engine.cli import positive
 from engine.world import World
 from evaluations.cli import add_measure_flags, add_published_flags
@@ -55,7 +55,7 @@ def labels_of(mode: str, count: int, num_classes: int, seed: int) -> Tensor:
 
 
 @dataclass
-class Sampler:
+class SampleStream:
     """A generator with its tokenizer and settings, asked for `len(labels)` samples."""
 
     generator: Generator
@@ -76,8 +76,8 @@ class Sampler:
         tokenizer: Tokenizer,
         settings: SamplerSettings,
         world: World,
-    ) -> Sampler:
-        """The sampler that the flags describe."""
+    ) -> SampleStream:
+        """The stream that the flags describe."""
         return cls(
             generator=generator,
             tokenizer=tokenizer,
@@ -89,8 +89,8 @@ class Sampler:
             world=world,
         )
 
-    def at(self, scale: float) -> Sampler:
-        """The same sampler with another guidance scale."""
+    def at(self, scale: float) -> SampleStream:
+        """The same stream with another guidance scale."""
         guidance = replace(self.settings.guidance, scale=scale)
         return replace(self, settings=replace(self.settings, guidance=guidance))
 
