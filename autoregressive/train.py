@@ -85,12 +85,11 @@ def train(config: GPTTrainConfig, world: World) -> None:
             run.log("no validation: the codes have no split `val`")
 
         # Checkpoints name the tokenizer, so that no other one is used with this generator.
-        checkpoints = CheckpointStore(
+        checkpoints = CheckpointStore.for_run(
             run.dir,
+            config.loop,
             world,
             config,
-            keep_last=config.loop.keep_last,
-            keep_every=config.loop.keep_every,
             stamp={"tokenizer_fingerprint": tokenizer.provenance.fingerprint, "tokenizer": tokenizer.provenance.stamp},
             asynchronous=config.loop.async_save,
         )

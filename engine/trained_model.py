@@ -2,10 +2,9 @@
 
 A task owns one `TrainedModel` per network and calls it once per step:
 
-    for i, batch in enumerate(micro_batches):
-        with model.accumulate(last=i + 1 == len(micro_batches)):
-            loss = model.wrapped(batch).mean()
-            loss.backward()
+    for batch in model.micro_batches(batches):
+        loss = model.wrapped(batch).mean()
+        loss.backward()
     metrics = model.step(step, {"loss": loss})
 """
 
@@ -13,9 +12,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +32,8 @@ from engine.optim import OptimConfig
 from engine.parallel import Scale, gradient_sync, is_sharded, parallelize
 from engine.schedules import learning_rate
 from engine.world import World
+
+T = TypeVar("T")
 
 
 class NonFiniteError(UserError):
@@ -106,6 +107,16 @@ class TrainedModel:
     def accumulate(self, last: bool) -> AbstractContextManager:
         """The context of forward *and* backward of one micro-batch; see `engine.parallel.gradient_sync`."""
         return gradient_sync(self.wrapped, last)
+
+    def micro_batches(self, batches: Sequence[T]) -> Iterator[T]:
+        """Yields each micro-batch of a step inside the context of its gradients.
+
+        Forward *and* backward belong into the body of the loop. Gradients add up, and processes exchange them at the
+        last micro-batch; see `engine.parallel.gradient_sync`.
+        """
+        for number, batch in enumerate(batches, start=1):
+            with self.accumulate(last=number == len(batches)):
+                yield batch
 
     def step(self, step: int, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Updates weights and EMA from the gradients that backward left, if they are finite.

@@ -67,12 +67,11 @@ def train_phase(
         # Networks and their starting point.
         task = build_task(config, world, run, source, validation)
         _log_start(run, task, source, world, config)
-        store = CheckpointStore(
+        store = CheckpointStore.for_run(
             run.dir,
+            config.loop,
             world,
             config,
-            keep_last=config.loop.keep_last,
-            keep_every=config.loop.keep_every,
             stamp=task.frozen.stamp(),
             asynchronous=config.loop.async_save,
         )

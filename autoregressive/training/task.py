@@ -11,7 +11,9 @@ from torch import Tensor
 
 from autoregressive.codes import CENTER_VIEW, CodeStore
 from autoregressive.models.base import Generator
+from engine.arithmetic import ceil_div
 from engine.checkpoint.weights import WeightSets
+from engine.data.samples import fixed_choice
 from engine.devices import autocast
 from engine.loop import Batch
 from engine.trained_model import TrainedModel
@@ -46,11 +48,10 @@ class GeneratorTask:
         self.batch_size = batch_size
         self.preview = preview
 
-        # A fixed random choice of held-out images: stores are sorted by class.
+        # The held-out images, which are the same in every run.
         self.rows = np.zeros(0, dtype=np.int64)
         if validation is not None:
-            order = np.random.default_rng(0).permutation(len(validation))
-            self.rows = np.sort(order[: min(num_validation, len(validation))])
+            self.rows = fixed_choice(len(validation), num_validation)
 
     def parts(self) -> Mapping[str, Any]:
         return {self.name: self.trained}
@@ -64,13 +65,11 @@ class GeneratorTask:
         total = torch.zeros((), device=self.world.device)
 
         # Gradients add up over the micro-batches; processes exchange them at the last one.
-        for i, batch in enumerate(micro_batches):
-            is_last = i + 1 == len(micro_batches)
-            with self.trained.accumulate(last=is_last):
-                with autocast(self.world.device, self.precision):
-                    outputs = network(batch["labels"], batch["tokens"], batch["drop"])
-                loss = generator.loss(outputs, batch["tokens"])
-                (loss / len(micro_batches)).backward()
+        for batch in self.trained.micro_batches(micro_batches):
+            with autocast(self.world.device, self.precision):
+                outputs = network(batch["labels"], batch["tokens"], batch["drop"])
+            loss = generator.loss(outputs, batch["tokens"])
+            (loss / len(micro_batches)).backward()
             total = total + loss.detach() / len(micro_batches)
 
         return {"loss": total, **self.trained.step(step, {"loss": total})}
@@ -96,7 +95,7 @@ class GeneratorTask:
         """Mean loss over the chosen held-out images of all ranks."""
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         rank_rows = self.rows[self.world.rank :: self.world.size]
-        rows_of_the_longest = -(-len(self.rows) // self.world.size)  # division that rounds up
+        rows_of_the_longest = ceil_div(len(self.rows), self.world.size)
         for start in range(0, rows_of_the_longest, self.batch_size):
             # A rank without images left still takes part, with weight 0: a sharded network is called by all.
             rows = rank_rows[start : start + self.batch_size]

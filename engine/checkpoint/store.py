@@ -22,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch.distributed.checkpoint as dcp
 from omegaconf import OmegaConf
@@ -51,6 +51,13 @@ FAILURES = (Exception, CheckpointException)  # torch derives its own from BaseEx
 FROZEN_STAMPS = ("tokenizer_fingerprint", "weights", "features")  # facts that a resume may not change
 
 
+class Retention(Protocol):
+    """Which checkpoints of a run stay: the part of `engine.loop.LoopConfig` that the store reads."""
+
+    keep_last: int
+    keep_every: int
+
+
 @dataclass
 class CheckpointStore:
     """The checkpoints of one run; all ranks call `save` and `load_latest` together.
@@ -73,6 +80,11 @@ class CheckpointStore:
         self._pending: Future | None = None  # the save that is under way
         self.stamp = {**self.stamp, **plugins.stamp()}
         self._group = self.world.side_group() if self.asynchronous else None
+
+    @classmethod
+    def for_run(cls, run_dir: Path, loop: Retention, world: World, config: Any, **options: Any) -> CheckpointStore:
+        """The store of a run whose section `loop` says which checkpoints stay; `options` are the other fields."""
+        return cls(run_dir, world, config, keep_last=loop.keep_last, keep_every=loop.keep_every, **options)
 
     @property
     def folder(self) -> Path:

@@ -51,6 +51,15 @@ def training_item(source: ImageSource, config: DataConfig, seed: int) -> Callabl
     return item
 
 
+def fixed_choice(count: int, num_chosen: int) -> np.ndarray:
+    """Chooses `num_chosen` of the numbers below `count` at random, the same ones in every run, in rising order.
+
+    All of them where there are fewer. Sets of images are sorted by class, so that the first ones show a few classes.
+    """
+    random_order = np.random.default_rng(0).permutation(count)
+    return np.sort(random_order[:num_chosen])
+
+
 def labeled_batch(
     source: ImageSource, image_size: int, indices: range | np.ndarray, skip_broken: bool = False
 ) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from engine.data.images import to_float
 from engine.data.samples import center_batch, training_item
 from engine.data.sources import open_source
 from engine.data.stream import open_stream
+from engine.devices import autocast
 from engine.loop import Batch, LoopConfig, check_batch, fit
 from engine.optim import OptimConfig
 from engine.run_log import Run
@@ -56,12 +57,21 @@ def shift_images(images: Tensor, max_shift: int) -> Tensor:
 class ClassifierTask:
     """See `engine.loop.Task`. `images_u8` and `labels` are held out."""
 
-    def __init__(self, network: TrainedModel, images_u8: Tensor, labels: Tensor, max_shift: int, world: World) -> None:
+    def __init__(
+        self,
+        network: TrainedModel,
+        images_u8: Tensor,
+        labels: Tensor,
+        max_shift: int,
+        world: World,
+        precision: str = "fp32",
+    ) -> None:
         self.network = network
         self.images_u8 = images_u8
         self.labels = labels
         self.max_shift = max_shift
         self.world = world
+        self.precision = precision
 
     def parts(self) -> Mapping[str, Any]:
         return {"classifier": self.network}
@@ -74,11 +84,12 @@ class ClassifierTask:
         self.network.wrapped.train()
         count = len(micro_batches)
         total = torch.zeros((), device=self.world.device)
-        for i, batch in enumerate(micro_batches):
-            with self.network.accumulate(last=i + 1 == count):
-                images = shift_images(to_float(batch["images_u8"]), self.max_shift)
-                loss = F.cross_entropy(self.network.wrapped(images), batch["labels"])
-                (loss / count).backward()
+        for batch in self.network.micro_batches(micro_batches):
+            images = shift_images(to_float(batch["images_u8"]), self.max_shift)
+            with autocast(self.world.device, self.precision):
+                logits = self.network.wrapped(images)
+            loss = F.cross_entropy(logits.float(), batch["labels"])
+            (loss / count).backward()
             total = total + loss.detach() / count
         return {"loss": total, **self.network.step(step, {"loss": total})}
 
@@ -104,11 +115,12 @@ def train(config: ClassifierTrainConfig, world: World) -> None:
         # The network, drawn with the seed.
         torch.manual_seed(config.loop.seed)
         network = TrainedModel(Classifier(config.model), config.optim, total_steps=config.loop.steps, world=world)
-        task = ClassifierTask(network, images, labels, config.model.max_shift, world)
+        task = ClassifierTask(network, images, labels, config.model.max_shift, world, config.loop.precision)
 
         # Training, from the newest checkpoint if there is one.
         item = training_item(source, config.data, config.loop.seed)
         stream = open_stream(item, len(source), config.data, config.loop, world)
-        fit(task, stream, config.loop, run, world, CheckpointStore(run.dir, world, config))
+        store = CheckpointStore.for_run(run.dir, config.loop, world, config)
+        fit(task, stream, config.loop, run, world, store)
     finally:
         run.close()

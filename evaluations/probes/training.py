@@ -108,12 +108,13 @@ def train(config: LinearProbeConfig, world: World) -> None:
         raise ConfigError(f"data.image_size={data.image_size}, but the tokenizer is for {network.image_size}")
 
     run = Run(loop.run_dir, config, world, loop.wandb_project)
+
+    @lru_cache
+    def features_of(split: str) -> np.ndarray:
+        """The features of the center crops of a split, read when they are first needed."""
+        return read_features(network, data, split, run.dir, config.probe.read_batch_size, world)
+
     try:
-
-        @lru_cache
-        def features_of(split: str) -> np.ndarray:
-            return read_features(network, data, split, run.dir, config.probe.read_batch_size, world)
-
         # The heads, drawn with the seed.
         torch.manual_seed(loop.seed)
         task = ProbeTask(network, lambda: features_of("val"), len(source.class_names), config, world)
@@ -125,7 +126,7 @@ def train(config: LinearProbeConfig, world: World) -> None:
         stamp: dict[str, Any] = {"features": network.identity | {"num_train_images": len(source)}}
         if config.network.random_weights:
             stamp["weights"] = "random"
-        store = CheckpointStore(run.dir, world, config, loop.keep_last, loop.keep_every, FROZEN, stamp)
+        store = CheckpointStore.for_run(run.dir, loop, world, config, frozen_sections=FROZEN, stamp=stamp)
 
         def stream(start_step: int) -> Iterator[Batch]:
             """Opened once it is certain that the run goes on: reading features may take hours."""

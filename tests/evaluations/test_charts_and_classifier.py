@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.checkpoint.manifest import checkpoint_folders
 from engine.config import load_config
 from engine.data.images import to_float
 from engine.data.packaged import ArraySource
@@ -120,6 +121,17 @@ def test_classifier_learns_and_comes_back(stripes, tmp_path, world):
     assert not network.training and not any(p.requires_grad for p in network.parameters())
     for size in (1, 7, 250):
         assert torch.equal(classify(network, images, size), torch.from_numpy(stripes.labels))
+
+
+def test_a_classifier_keeps_the_checkpoints_and_the_precision_of_its_config(stripes, tmp_path, world):
+    """`loop.keep_last`, `loop.keep_every` and `loop.precision` do what they say here too."""
+    run = tmp_path / "run"
+    train(config_of(run, "loop={steps: 5, save_every: 1, keep_last: 1, keep_every: 2}"), world)
+    assert [folder.name[-1] for folder in checkpoint_folders(run)] == ["2", "4", "5"]
+
+    train(config_of(tmp_path / "bf16", "loop={steps: 5, precision: bf16}"), world)
+    losses = [[r["loss"] for r in read_metrics(path) if "loss" in r][-1] for path in (run, tmp_path / "bf16")]
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 def test_dropout_acts_in_training_only(world):
