@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from PIL import ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
 from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
 from engine.cli import entry_parser, positive, run_entry
@@ -25,6 +24,7 @@ from engine.data.crops import center_crop, ten_crop
 from engine.data.images import image_tensor, to_float
 from engine.data.sources import ImageSource, has_split, open_source, read_source
 from engine.messages import UserError, logger
+from engine.progress import progress
 from engine.world import World, distributed_world
 from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
 from tokenizer.models.base import Tokenizer
@@ -86,7 +86,7 @@ def extract_split(
 
     # Each rank encodes its blocks, all views of a block as one batch.
     pending = writer.pending(world.rank, world.size)
-    for rows in tqdm(pending, desc=f"codes of {split}", unit="batch", disable=None if world.is_main else True):
+    for rows in progress(pending, f"codes of {split}", world, unit="batch"):
         items = [views_of(source, index, tokenizer.image_size, views, data.skip_broken) for index in rows]
         images = torch.cat([image_views for image_views, _ in items])
         indices = tokenizer.encode(to_float(images.to(world.device))).indices

@@ -16,14 +16,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from autoregressive.cli import add_gpt_flags, add_sampler_flags, gpt_from, settings_of
 from autoregressive.image_sampler import SamplerSettings, sample_images
 from autoregressive.models.base import Generator
+from engine.arithmetic import ceil_div
 from engine.cli import entry_parser, positive, run_entry
 from engine.data.images import save_grid, to_float, to_pil
 from engine.messages import UserError, logger
+from engine.progress import progress
 from engine.world import World, distributed_world
 from tokenizer.cli import add_tokenizer_flags, tokenizer_from
 from tokenizer.models.base import Tokenizer
@@ -80,11 +81,11 @@ def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) ->
     classes = list(range(min(DEFAULT_CLASSES, num_classes)))
     if args.class_idx:
         classes = parse_classes(args.class_idx, num_classes)
-    images_per_class = -(-args.qual_num // len(classes))  # division that rounds up
+    images_per_class = ceil_div(args.qual_num, len(classes))
 
     first_images = []
     rank_classes = classes[world.rank :: world.size]
-    for label in tqdm(rank_classes, desc="classes", disable=None if world.is_main else True):
+    for label in progress(rank_classes, "classes", world):
         images = draw_class(generator, tokenizer, label, images_per_class, settings, args.per_proc_batch_size)
         write_class(args.sample_dir / folder_name(label, num_classes), images)
         first_images.append(images[:1])

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WINDOW = 7  # pixels, side of the SSIM window
+MAX_PSNR = 100.0  # dB, what equal images count as in a mean
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import json
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,11 @@ class Stage:
 def python(name: str, module: str, *arguments: str) -> Stage:
     """A stage that runs a module of this project, on the processes that the environment asks for."""
     return Stage(name, ["bash", "scripts/launch.sh", "-m", module, *plugins.flags(), *arguments])
+
+
+def config_flags(files: Iterable[str | Path]) -> list[str]:
+    """The flags that give a command these YAMLs, later ones over earlier ones."""
+    return [part for file in files for part in ("--config", str(file))]
 
 
 class StageError(UserError):

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from autoregressive.codes import CodeStore
-from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, find_damage, phase_folders, read_manifest
+from engine.checkpoint.manifest import CheckpointError, find_damage, newest_checkpoint, phase_folders, read_manifest
 from engine.checkpoint.store import FAILURES
 from engine.cli import entry_parser, run_entry
 from engine.config import merge_config, read_yaml
@@ -43,18 +43,14 @@ def parse_args() -> argparse.Namespace:
 
 
 # ------------------------------------------------------------------------------------------------ the checkpoint
-def newest_checkpoint(run: Path) -> Path:
+def whole_checkpoint(run: Path) -> Path:
     """Finds the newest checkpoint of a run or of its last phase, or `run` itself if it is one.
 
     Raises CheckpointError if there is none, or it is damaged.
     """
-    if (run / "manifest.json").is_file():
-        folder = run
-    else:
-        folders = [folder for part in (run, *phase_folders(run)) for folder in checkpoint_folders(part)]
-        if not folders:
-            raise CheckpointError(f"{run} holds no finished checkpoint")
-        folder = folders[-1]
+    folder = run if (run / "manifest.json").is_file() else newest_checkpoint(run)
+    if folder is None:
+        raise CheckpointError(f"{run} holds no finished checkpoint")
 
     problem = find_damage(folder)
     if problem is not None:
@@ -111,7 +107,7 @@ def digests(run: Path) -> dict[str, str]:
 
     The step and the next sample ids are parts as well.
     """
-    folder = newest_checkpoint(run)
+    folder = whole_checkpoint(run)
     step = read_manifest(folder)["step"]
     parts = {"step": hashlib.sha256(str(step).encode())}
 

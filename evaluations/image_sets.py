@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from engine.checkpoint.manifest import file_sha256
 from engine.data.folders import LooseSource
@@ -20,6 +19,7 @@ from engine.data.images import image_tensor
 from engine.data.samples import center_batch
 from engine.data.sources import ImageSource, read_source
 from engine.messages import UserError
+from engine.progress import image_bar
 from engine.world import World
 from evaluations.results import write_arrays
 
@@ -63,7 +63,7 @@ def with_bar(batches: Iterator[B], count: int, title: str, world: World) -> Iter
 
     The first part of a batch are image numbers.
     """
-    with tqdm(total=count, desc=title, unit="image", disable=None if world.is_main else True) as bar:
+    with image_bar(count, title, world) as bar:
         for batch in batches:
             yield batch
             bar.update(len(batch[0]) * world.size)

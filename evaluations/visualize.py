@@ -27,10 +27,9 @@ from engine.data.sources import open_source
 from engine.devices import pick_device
 from engine.messages import UserError, logger
 from evaluations.probes.pca import grid_features, images_of_class, principal_components
+from evaluations.report.pictures import zoom_of
 from evaluations.results import write_arrays
 from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
-
-SMALL_SIDE = 96  # pixels; smaller images are enlarged to about this side
 
 
 def parse_args() -> argparse.Namespace:
@@ -93,8 +92,7 @@ def visualize(args: argparse.Namespace) -> None:
 
     # A picture for people: originals in the first row, one row per tokenizer below.
     picture = args.output.with_suffix(".png")
-    zoom = max(1, SMALL_SIDE // originals.shape[-1])
-    save_grid(picture, to_float(torch.cat(list(rows.values()))), len(originals), zoom=zoom)
+    save_grid(picture, to_float(torch.cat(list(rows.values()))), len(originals), zoom=zoom_of(originals))
     logger.info("%s (originals above, then %s)", picture, ", ".join(labels))
 
 

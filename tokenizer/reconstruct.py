@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from engine.assets import AssetError, AssetsConfig
 from engine.cli import entry_parser, positive, run_entry
@@ -28,6 +27,7 @@ from engine.data.images import image_tensor, save_grid, to_float, to_pil, to_uin
 from engine.data.sources import open_source, source_names
 from engine.image_metrics import psnr
 from engine.messages import UserError, logger
+from engine.progress import progress
 from engine.registry import extended
 from engine.world import distributed_world
 from tokenizer.cli import add_tokenizer_flags, tokenizer_from
@@ -108,7 +108,7 @@ def main() -> None:
         batch_size = args.per_proc_batch_size
         scores: list[float] = []
         grid_batches: list[tuple[Tensor, Tensor]] = []
-        for start in tqdm(range(0, len(rank_images), batch_size), desc="batches", disable=None):
+        for start in progress(range(0, len(rank_images), batch_size), "batches", world):
             # Images -> codes -> images, as uint8 on the CPU.
             image_ids = rank_images[start : start + batch_size]
             crops = [center_crop(source.image(i), tokenizer.image_size) for i in image_ids]

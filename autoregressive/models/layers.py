@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from autoregressive.models.kv_cache import LayerCache
 from autoregressive.models.rope import apply_rope
+from engine.arithmetic import ceil_div
 
 NORM_EPS = 1e-5
 MLP_MULTIPLE = 256  # the hidden width of the SwiGLU is rounded up to a multiple of this
@@ -16,8 +17,7 @@ MLP_MULTIPLE = 256  # the hidden width of the SwiGLU is rounded up to a multiple
 def mlp_width(width: int) -> int:
     """Hidden width of the SwiGLU: 2/3 of 4 * width, rounded up to a multiple of 256."""
     exact = int(2 * (4 * width) / 3)
-    multiples = -(-exact // MLP_MULTIPLE)  # division that rounds up
-    return multiples * MLP_MULTIPLE
+    return ceil_div(exact, MLP_MULTIPLE) * MLP_MULTIPLE
 
 
 class RMSNorm(nn.Module):
@@ -47,8 +47,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor | None, cache: LayerCache | None = None, position: int = 0) -> Tensor:
         """x (B,N,C), rope (N,head_dim/2,2) or None. With a `cache`, x is the one token at `position`."""
-        heads = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.wqkv(x).chunk(3, dim=-1))
-        q, k, v = heads
+        q, k, v = self._split_heads(self.wqkv(x))
         q = self.q_norm(q)
         k = self.k_norm(k)
         if rope is not None:
@@ -60,6 +59,11 @@ class Attention(nn.Module):
             k, v = cache.update(position, k, v)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
         return self.dropout(self.wo(out.transpose(1, 2).flatten(2)))
+
+    def _split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Splits (B,N,3C) into queries, keys and values, each (B,heads,N,head_dim)."""
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        return q, k, v
 
 
 class FeedForward(nn.Module):

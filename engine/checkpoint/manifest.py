@@ -96,3 +96,9 @@ def checkpoint_folders(run_dir: Path) -> list[Path]:
 def phase_folders(run_dir: Path) -> list[Path]:
     """The folders of the phases of a run that has any, in order."""
     return sorted(run_dir.glob("phase_*"), key=lambda folder: (len(folder.name), folder.name))
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """Finds the newest checkpoint of a run, of one in phases that of the last phase which has any; else None."""
+    checkpoints = [c for folder in (run_dir, *phase_folders(run_dir)) for c in checkpoint_folders(folder)]
+    return checkpoints[-1] if checkpoints else None

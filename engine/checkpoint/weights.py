@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, file_sha256, phase_folders, read_manifest
+from engine.checkpoint.manifest import CheckpointError, file_sha256, newest_checkpoint, read_manifest
 from engine.config import save_config
 from engine.parallel import shard_like
 
@@ -150,10 +150,10 @@ def _weights_folder(folder: Path, what: str) -> Path:
         raise CheckpointError(f"{what} {folder} is not a folder of weights (a run, a checkpoint, or an exported model)")
     if (folder / "model.safetensors").is_file():
         return folder
-    checkpoints = [c for run_dir in (folder, *phase_folders(folder)) for c in checkpoint_folders(run_dir)]
-    if not checkpoints:
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
         raise CheckpointError(f"{what} {folder} holds neither model.safetensors nor a finished checkpoint")
-    return checkpoints[-1]
+    return checkpoint
 
 
 def _check_listed(path: Path, manifest: Mapping[str, Any]) -> None:

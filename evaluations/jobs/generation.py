@@ -16,7 +16,7 @@ from autoregressive.codes import CodeStore
 from autoregressive.image_sampler import sample_images
 from engine.checkpoint.weights import fingerprint
 from engine.data.config import DataConfig
-from engine.data.samples import center_batch
+from engine.data.samples import center_batch, fixed_choice
 from engine.data.sources import has_split, open_source
 from engine.messages import UserError, logger
 from engine.world import World
@@ -191,8 +191,7 @@ def examples(stream: SampleStream, data: DataConfig) -> dict[str, np.ndarray]:
     generated = torch.cat([images for _, images in batches])
 
     # the nearest among a fixed choice of training images
-    order = np.random.default_rng(0).permutation(len(source))
-    candidates = np.sort(order[:NEAREST_CANDIDATES])
+    candidates = fixed_choice(len(source), NEAREST_CANDIDATES)
     training = center_batch(source, stream.image_size, candidates, data.skip_broken)
     return {
         "images": generated.numpy(),

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from autoregressive.cli import gpt_from
 from autoregressive.codes import CENTER_VIEW, CodeStore
@@ -20,6 +19,7 @@ from engine.data.images import to_float
 from engine.data.samples import labeled_batch
 from engine.data.sources import open_source
 from engine.messages import ConfigError, UserError
+from engine.progress import progress
 from engine.world import World
 from evaluations.cli import output_path
 from evaluations.image_sets import CENTER_CROP, rank_batches
@@ -129,7 +129,7 @@ class ValLossJob:
         count = self.codes.facts["num_images"]
         losses = torch.zeros(count, dtype=torch.float64, device=world.device)
         batches = rank_batches(count, self.batch_size, world)
-        for ids in tqdm(batches, desc="validation loss", disable=None if world.is_main else True):
+        for ids in progress(batches, "validation loss", world):
             tokens, labels = self.codes.read(ids.numpy())
             labels, tokens = labels.to(world.device), tokens.to(world.device)
             losses[ids] = self.generator.image_losses(self.generator(labels, tokens), tokens).double()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from engine.arithmetic import ceil_div
 from engine.world import World
 
 SCORE_CHUNK = 5000  # consecutive images of one score; the metric is the mean of these scores
@@ -14,7 +15,7 @@ class InceptionScore:
     """Class probabilities summed over chunks of consecutive image numbers, for `count` images in all."""
 
     def __init__(self, count: int, num_classes: int) -> None:
-        num_chunks = -(-count // SCORE_CHUNK)
+        num_chunks = ceil_div(count, SCORE_CHUNK)
         self.sums = torch.zeros(num_chunks, num_classes, dtype=torch.float64)  # of p(y|x)
         self.negative_entropies = torch.zeros(num_chunks, dtype=torch.float64)  # of p(y|x), in nats, summed
         self.counts = torch.zeros(num_chunks, dtype=torch.float64)

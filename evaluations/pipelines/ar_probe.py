@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoregressive.guidance import GUIDANCE_SCHEDULES
-from engine.pipeline import Stage, python
+from engine.pipeline import Stage, config_flags, python
 from engine.validation import Problem, Section, at_least, one_of
 from evaluations.results import read_result
 from evaluations.run_layout import RunLayout
@@ -48,7 +48,7 @@ def stages_of(config: ARProbeConfig) -> list[Stage]:
             "--vq-ckpt", config.tokenizer, "--code-path", str(layout.codes), *VIEWS[config.views],
         ),
         python(
-            layout.generator.name, "autoregressive.train", *_config_flags(config.gpt_configs),
+            layout.generator.name, "autoregressive.train", *config_flags(config.gpt_configs),
             f"data.codes={layout.codes}", f"data.tokenizer={config.tokenizer}", f"loop.run_dir={layout.generator}",
             *config.gpt_overrides,
         ),
@@ -62,15 +62,11 @@ def stages_of(config: ARProbeConfig) -> list[Stage]:
             "--code-path", str(layout.codes), "--output", str(layout.result("val_loss")),
         ),
         python(
-            "linear_probe", "evaluations.linear_probe", *_config_flags(config.probe_configs),
+            "linear_probe", "evaluations.linear_probe", *config_flags(config.probe_configs),
             f"network.tokenizer={config.tokenizer}", f"network.gpt={layout.generator}",
             f"loop.run_dir={layout.generator_probe}", *config.probe_overrides,
         ),
     ]  # fmt: skip
-
-
-def _config_flags(files: list[str]) -> list[str]:
-    return [part for file in files for part in ("--config", file)]
 
 
 def collect(run: Path) -> dict[str, float]:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from engine.config import read_yaml
 from engine.messages import UserError
-from engine.pipeline import Stage, StageLog, python
+from engine.pipeline import Stage, StageLog, config_flags, python
 from engine.run_log import read_metrics
 from engine.yaml_files import read_own_layer
 from evaluations.results import read_result
@@ -157,7 +157,7 @@ def _training(args: Namespace, folder: Path, module: str, *overrides: str, short
     With --short it has `short_steps` steps.
     """
     name = folder.name
-    arguments = [*_config_flags(configs_of(args, name)), f"loop.run_dir={folder}", *overrides]
+    arguments = [*config_flags(configs_of(args, name)), f"loop.run_dir={folder}", *overrides]
     if args.seed:
         arguments.append(f"loop.seed={args.seed}")
     if args.short and name == "tokenizer":
@@ -165,10 +165,6 @@ def _training(args: Namespace, folder: Path, module: str, *overrides: str, short
     if args.short:
         arguments += [f"loop.steps={short_steps}", "loop.log_every=10", "loop.eval_every=0"]
     return python(name, module, *arguments)
-
-
-def _config_flags(configs: list[Path]) -> list[str]:
-    return [part for path in configs for part in ("--config", str(path))]
 
 
 def _more_evaluations(args: Namespace, layout: RunLayout) -> list[Stage]:

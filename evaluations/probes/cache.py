@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from autoregressive.codes import write_rows
 from engine.data.config import DataConfig
 from engine.data.samples import labeled_batch
 from engine.data.sources import ImageSource, open_source
+from engine.progress import progress
 from engine.world import World
 from evaluations.image_sets import rank_batches
 from evaluations.probes.features import ProbedNetwork
@@ -65,8 +65,7 @@ def _write_features(
     world.barrier()
 
     batches = rank_batches(len(source), batch_size, world)
-    # Only the main rank has a bar, and only in a terminal (`disable=None`).
-    for ids in tqdm(batches, desc=name, disable=None if world.is_main else True):
+    for ids in progress(batches, name, world):
         crops, labels = labeled_batch(source, network.image_size, ids.numpy(), skip_broken)
         rows = np.empty(len(ids), dtype=record)
         rows["features"] = network(crops).cpu().numpy()

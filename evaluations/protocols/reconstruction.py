@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from engine.data.images import image_tensor, resize_for_evaluation, to_float
 from engine.data.sources import ImageSource, read_source
 from engine.devices import full_precision
-from engine.image_metrics import psnr
+from engine.image_metrics import MAX_PSNR, psnr
 from engine.messages import UserError
 from engine.world import World
 from evaluations.image_sets import ImageBatch, rank_batches
 from evaluations.metrics.extractor import Extractor
 from tokenizer.models.base import Tokenizer
-
-MAX_PSNR = 100.0  # dB, of identical pairs
 
 
 class ReconstructionProtocol:

@@ -20,7 +20,7 @@ MAX_CURVE_POINTS = 200  # of the curve of code frequencies
 HEAT_STOPS = np.array([[30, 27, 75], [13, 110, 130], [250, 204, 21]], dtype=float)  # dark blue, teal, yellow
 
 
-def zoom_of(images: np.ndarray) -> int:
+def zoom_of(images: np.ndarray | torch.Tensor) -> int:
     """How many times images (...,H,W) are enlarged."""
     return max(1, SMALL_SIDE // images.shape[-1])
 

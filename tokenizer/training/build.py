@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import nn
 
 from engine.checkpoint.weights import num_parameters
-from engine.data.samples import center_batch
+from engine.data.samples import center_batch, fixed_choice
 from engine.data.sources import SOURCES, ImageSource, has_split, open_source
 from engine.memory_plan import plan
 from engine.parallel import build_device
@@ -92,8 +91,7 @@ def validation_images(config: TokenizerTrainConfig) -> Validation | None:
     if not has_split(config.data, "val"):
         return None
     source = open_source(config.data, "val")
-    random_order = np.random.default_rng(0).permutation(len(source))
-    rows = np.sort(random_order[: config.validation.num_images])
+    rows = fixed_choice(len(source), config.validation.num_images)
     images = center_batch(source, config.data.image_size, rows, config.data.skip_broken)
     return Validation(images, config.validation.batch_size)
 
