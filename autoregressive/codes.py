@@ -27,7 +27,6 @@ from engine.data.stream import position_rng
 from engine.messages import UserError
 
 FORMAT = 1
-CENTER_VIEW = {"center": 0, "flip": 0, "ten-crop": 4}  # kind of views -> the one that is the plain center crop
 
 
 class CodesError(UserError):
@@ -49,7 +48,7 @@ class CodesManifest:
     num_tokens: int
     codebook_size: int  # the largest one, where a token has several indices
     image_size: int
-    views: str  # center | flip | ten-crop
+    views: str  # a key of `autoregressive.views.VIEWS`
     class_names: list[str]
     codebook_sizes: list[int] = field(default_factory=list)  # one per index of a token; empty = one index
 
@@ -158,7 +157,8 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: type) -> None:
 class CodeWriter:
     """One rank's part of a split under construction. Rank r of W writes blocks r, r + W, ... of `block` images.
 
-    All ranks call the constructor (rank 0 creates the arrays first, then a barrier), `pending`, `write` and `finish`.
+    All ranks call the constructor, `pending` and `write`; only the main process calls `create` (before a barrier) and
+    `finish` (after one).
     """
 
     def __init__(self, folder: str | Path, manifest: CodesManifest, block: int, rank: int) -> None:
@@ -184,11 +184,11 @@ class CodeWriter:
         except (OSError, ValueError) as error:
             raise CodesError(f"{path} is damaged: {error}; remove {path.parent} or use another --code-path") from error
 
-        # The tokenizer may have been moved. A fact that is younger than the file was empty then.
-        wanted = asdict(self.manifest)
+        # The tokenizer may have been moved. Older files lack facts that were added later, and that are empty for them.
+        facts_now = asdict(self.manifest)
         changed = [
             f"{key}: {present.get(key)!r} there, {value!r} now"
-            for key, value in wanted.items()
+            for key, value in facts_now.items()
             if key != "tokenizer" and present.get(key, []) != value
         ]
         if changed:
@@ -196,10 +196,10 @@ class CodeWriter:
         return present
 
     def create(self, labels: np.ndarray) -> None:
-        """Makes the arrays, or keeps those of an interrupted extraction of the same kind. For rank 0."""
+        """Makes the arrays, or keeps those of an interrupted extraction of the same kind. For the main process."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        plan = self.folder / "progress.json"
-        if plan.is_file() and self._require_same(plan).get("block") == self.block:
+        extraction_path = self.folder / "progress.json"  # the facts of the extraction, and its block size
+        if extraction_path.is_file() and self._require_same(extraction_path).get("block") == self.block:
             return
 
         # Blocks of another size do not line up with these; all of them are made again.
@@ -207,7 +207,7 @@ class CodeWriter:
             progress.unlink()
         create_array(self.folder / "codes.npy", self.shape, code_dtype(self.manifest.codebook_size))
         np.save(self.folder / "labels.npy", labels.astype(np.int64))
-        write_atomic(plan, json.dumps(asdict(self.manifest) | {"block": self.block}))
+        write_atomic(extraction_path, json.dumps(asdict(self.manifest) | {"block": self.block}))
 
     def pending(self, rank: int, size: int) -> list[range]:
         """The blocks of images that this rank of `size` still has to do."""
@@ -231,7 +231,7 @@ class CodeWriter:
         write_atomic(self.progress_path, json.dumps({"done": sorted(self.done)}))
 
     def finish(self) -> None:
-        """Writes the manifest and removes the progress files. For rank 0, after a barrier."""
+        """Writes the manifest and removes the progress files. For the main process, after a barrier."""
         write_atomic(self.folder / "manifest.json", json.dumps(asdict(self.manifest), indent=1))
         for path in self.folder.glob("progress*.json"):
             path.unlink()

@@ -14,13 +14,12 @@ import argparse
 from pathlib import Path
 
 import torch
-from PIL import ImageOps
 from torch import Tensor
 
 from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
+from autoregressive.views import DEFAULT_VIEWS, VIEWS
 from engine.cli import entry_parser, positive, run_entry
 from engine.data.config import DataConfig
-from engine.data.crops import center_crop, ten_crop
 from engine.data.images import image_tensor, to_float
 from engine.data.sources import ImageSource, has_split, open_source, read_source
 from engine.messages import UserError, logger
@@ -29,20 +28,13 @@ from engine.world import World, distributed_world
 from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
 from tokenizer.models.base import Tokenizer
 
-NUM_VIEWS = {"center": 1, "flip": 2, "ten-crop": 10}
-
 
 def views_of(
     source: ImageSource, index: int, image_size: int, views: str, skip_broken: bool = False
 ) -> tuple[Tensor, int]:
     """The views of one image, uint8 (num_views,3,H,W), and its label; an unreadable image gives way to the next one."""
     image, index, _ = read_source(source, index, skip_broken)
-    if views == "ten-crop":
-        crops = ten_crop(image, image_size)
-    else:
-        crops = [center_crop(image, image_size)]
-        if views == "flip":
-            crops.append(ImageOps.mirror(crops[0]))
+    crops = VIEWS[views].crops(image, image_size)
     return torch.stack([image_tensor(crop) for crop in crops]), int(source.labels[index])
 
 
@@ -56,7 +48,7 @@ def manifest_of(tokenizer: Tokenizer, source: ImageSource, split: str, views: st
         split=split,
         data=source.name,
         num_images=len(source),
-        num_views=NUM_VIEWS[views],
+        num_views=VIEWS[views].num_views,
         num_tokens=tokenizer.num_tokens,
         codebook_size=quantizer.codebook_size,
         image_size=tokenizer.image_size,
@@ -107,14 +99,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--code-path", required=True, type=Path, help="folder for the codes; one sub-folder per split")
     parser.add_argument("--split", action="append", choices=["train", "val"], help="default: every split the data has")
     add_image_flags(parser)
-    views = parser.add_mutually_exclusive_group()
-    views.add_argument("--ten-crop", action="store_const", const="ten-crop", dest="views", help="ten crops per image")
-    views.add_argument(
-        "--flip", action="store_const", const="flip", dest="views", help="center crop and its mirror image"
-    )
+    view_flags = parser.add_mutually_exclusive_group()
+    for name, views in VIEWS.items():
+        if views.flag is not None:
+            view_flags.add_argument(views.flag, action="store_const", const=name, dest="views", help=views.help)
     parser.add_argument("--batch-size", type=positive, default=32, help="views per batch")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.set_defaults(views="center")
+    parser.set_defaults(views=DEFAULT_VIEWS)
     return parser.parse_args()
 
 

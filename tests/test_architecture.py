@@ -26,6 +26,7 @@ LAYERS = {
     "tokenizer.published": ["engine", "tokenizer.published", "tokenizer.models", "tokenizer.quantizers"],
     "tokenizer": ["engine", "tokenizer"],
     "autoregressive.codes": ["engine"],
+    "autoregressive.views": ["engine"],
     "autoregressive.guidance": ["engine"],
     "autoregressive.sampling": ["engine", "autoregressive.guidance"],
     "autoregressive.models": ["engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "sampling"))],
@@ -45,7 +46,8 @@ LAYERS = {
         *(f"evaluations.{name}" for name in ("jobs", "cli", "image_sets", "results", "sample_stream")),
     ],
     "evaluations.run_layout": [],
-    "evaluations.pipelines": ["engine", "autoregressive.guidance", "evaluations.results", "evaluations.run_layout"],
+    "evaluations.pipelines": ["engine", "autoregressive.guidance", "autoregressive.views", "evaluations.results",
+                              "evaluations.run_layout"],
     "evaluations.report": [
         "engine", "tokenizer.losses.terms", "tokenizer.models.registry", "evaluations.metrics.registry",
         *(f"evaluations.{name}" for name in ("report", "results", "comparison", "run_layout")),

@@ -13,8 +13,9 @@ import pytest
 import autoregressive.train
 import evaluations.compare
 import tokenizer.train
-from autoregressive.codes import CENTER_VIEW, CodeStore
+from autoregressive.codes import CodeStore
 from autoregressive.loading import load_gpt, require_pair
+from autoregressive.views import VIEWS
 from engine.aliases import current_manifest, current_result
 from engine.config import flatten, read_yaml
 from evaluations.results import read_result
@@ -47,7 +48,7 @@ def test_networks_and_codes_are_read(old_run):
         store = CodeStore("codes", split)
         store.require(network.provenance.fingerprint, "tokenizer")
         assert store.manifest.shape == (size, 1, 4, 2) and store.tokens(0, 0).shape == (4, 2)
-        assert CENTER_VIEW[store.manifest.views] == 0
+        assert VIEWS[store.manifest.views].center == 0
     require_pair(gpt, network)
 
 

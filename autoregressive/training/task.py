@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoregressive.codes import CENTER_VIEW, CodeStore
+from autoregressive.codes import CodeStore
 from autoregressive.models.base import Generator
+from autoregressive.views import VIEWS
 from engine.arithmetic import ceil_div
 from engine.checkpoint.weights import WeightSets
 from engine.data.samples import fixed_choice
@@ -111,7 +112,7 @@ class GeneratorTask:
 
     def _read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Labels (b,) and tokens (b, *token_shape) of held-out images."""
-        view = CENTER_VIEW[self.validation.manifest.views]
+        view = VIEWS[self.validation.manifest.views].center
         tokens = torch.stack([self.validation.tokens(row, view) for row in rows])
         labels = torch.tensor([int(self.validation.labels[row]) for row in rows])
         return labels.to(self.world.device), tokens.to(self.world.device)

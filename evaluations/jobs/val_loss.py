@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from autoregressive.cli import gpt_from
-from autoregressive.codes import CENTER_VIEW, CodeStore
+from autoregressive.codes import CodeStore
 from autoregressive.models.base import Generator
+from autoregressive.views import VIEWS
 from engine.data.config import DataConfig
 from engine.data.images import to_float
 from engine.data.samples import labeled_batch
@@ -42,7 +43,9 @@ class CodesOfImages:
     """Center crops of the held-out images, through the tokenizer."""
 
     def __init__(self, data: DataConfig, tokenizer: Tokenizer, device: torch.device) -> None:
-        self.tokenizer, self.device, self.skip_broken = tokenizer, device, data.skip_broken
+        self.tokenizer = tokenizer
+        self.device = device
+        self.skip_broken = data.skip_broken
         self.source = open_source(data, "val")
         self.class_names = self.source.class_names
         self.facts = {
@@ -65,9 +68,9 @@ class StoredCodes:
         self.store = CodeStore(folder, "val")
         manifest = self.store.manifest
         self.class_names = manifest.class_names
-        self.view = CENTER_VIEW[manifest.views]
-        crop = f"{CENTER_CROP} of 1.1 times the size" if manifest.views == "ten-crop" else CENTER_CROP
-        self.facts = {"num_images": len(self.store), "data": manifest.data, "crop": crop}
+        views = VIEWS[manifest.views]
+        self.view = views.center
+        self.facts = {"num_images": len(self.store), "data": manifest.data, "crop": views.crop_name}
 
     def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         tokens = [self.store.tokens(i, self.view) for i in rows]
@@ -103,7 +106,8 @@ class ValLossJob:
         else:
             codes = CodesOfImages(images_from(args, tokenizer), tokenizer, world.device)
 
-        data, num_images = codes.facts["data"], codes.facts["num_images"]
+        data = codes.facts["data"]
+        num_images = codes.facts["num_images"]
         if len(codes.class_names) != generator.num_classes:
             raise ConfigError(f"{data} has {len(codes.class_names)} classes, the GPT {generator.num_classes}")
         if num_images < 2:
@@ -131,7 +135,8 @@ class ValLossJob:
         batches = rank_batches(count, self.batch_size, world)
         for ids in progress(batches, "validation loss", world):
             tokens, labels = self.codes.read(ids.numpy())
-            labels, tokens = labels.to(world.device), tokens.to(world.device)
+            labels = labels.to(world.device)
+            tokens = tokens.to(world.device)
             losses[ids] = self.generator.image_losses(self.generator(labels, tokens), tokens).double()
         losses = world.sum(losses)
 

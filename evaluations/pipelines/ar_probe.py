@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoregressive.guidance import GUIDANCE_SCHEDULES
+from autoregressive.views import VIEWS
 from engine.pipeline import Stage, config_flags, python
 from engine.validation import Problem, Section, at_least, one_of
 from evaluations.results import read_result
 from evaluations.run_layout import RunLayout
-
-VIEWS = {"center": [], "flip": ["--flip"], "ten-crop": ["--ten-crop"]}  # crops per training image: flags of extraction
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,11 +40,13 @@ class ARProbeConfig(Section):
 def stages_of(config: ARProbeConfig) -> list[Stage]:
     """The commands; each can be typed by hand."""
     layout = RunLayout(config.run_dir)
+    view_flag = VIEWS[config.views].flag
+    view_flags = [] if view_flag is None else [view_flag]
     both_networks = ["--vq-ckpt", config.tokenizer, "--gpt-ckpt", str(layout.generator)]
     return [
         python(
             "codes", "autoregressive.extract_codes",
-            "--vq-ckpt", config.tokenizer, "--code-path", str(layout.codes), *VIEWS[config.views],
+            "--vq-ckpt", config.tokenizer, "--code-path", str(layout.codes), *view_flags,
         ),
         python(
             layout.generator.name, "autoregressive.train", *config_flags(config.gpt_configs),

@@ -11,7 +11,8 @@ from torchvision.transforms import TenCrop
 
 from autoregressive import codes
 from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, CodeWriter, code_dtype, code_item
-from autoregressive.extract_codes import NUM_VIEWS, extract_split, views_of
+from autoregressive.extract_codes import extract_split, views_of
+from autoregressive.views import VIEWS
 from engine.checkpoint.weights import fingerprint
 from engine.data.crops import center_crop
 from engine.data.images import ImageError, image_tensor, to_float
@@ -68,7 +69,7 @@ def kill_after(monkeypatch, blocks: int) -> None:
 def test_codes_are_those_of_each_view_encoded_alone(tokenizer, source, tmp_path, world, views, batch_size):
     """Views of an image stay together, in order, for any batch size; labels and class names come along."""
     store = extract(tokenizer, tmp_path, world, views, batch_size)
-    assert store.codes.shape == (COUNT, NUM_VIEWS[views], 8)
+    assert store.codes.shape == (COUNT, VIEWS[views].num_views, 8)
     assert store.codes.dtype == np.uint16
     for i in range(COUNT):
         for v, view in enumerate(views_of(source, i, 16, views)[0]):
@@ -81,7 +82,7 @@ def test_codes_are_those_of_each_view_encoded_alone(tokenizer, source, tmp_path,
         split="train",
         data="mnist5k",
         num_images=COUNT,
-        num_views=NUM_VIEWS[views],
+        num_views=VIEWS[views].num_views,
         num_tokens=8,
         codebook_size=32,
         image_size=16,
