@@ -24,8 +24,7 @@ class Guidance(Section):
     start: float = 0.18  # step only
     first_token: Literal["full", "schedule"] = "full"
     unguided_scale: float = 1.0  # the released code uses 1.0001
-    # tokens after number last_guided + 1 use the conditional logits only (`--cfg-interval`); -1 = none
-    last_guided: int = -1
+    last_guided: int = -1  # number of the last guided token, minus 1, as `--cfg-interval` counts; -1 = all are guided
 
     def problems(self) -> Iterator[Problem]:
         scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)

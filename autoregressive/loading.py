@@ -50,14 +50,15 @@ def load_gpt(
 
 
 def _load_folder(path: str | Path, weights: str) -> tuple[Generator, Provenance]:
-    found = find_weights(path, weights, "generator")
+    weights_file = find_weights(path, weights, "generator")
+    folder = weights_file.folder
     try:
-        config = load_sections(GeneratorSections, found.folder / "config.yaml")
+        config = load_sections(GeneratorSections, folder / "config.yaml")
     except ConfigError as error:
-        raise ConfigError(f"{found.folder} is not a generator: {error}") from error
+        raise ConfigError(f"{folder} is not a generator: {error}") from error
     generator = build_generator(config.model)
-    load_strict(generator, read_weights(found.path), found.path)
-    return generator, Provenance(str(found.folder), found.kind, "", found.stamp, config)
+    load_strict(generator, read_weights(weights_file.path), weights_file.path)
+    return generator, Provenance(str(folder), weights_file.kind, "", weights_file.stamp, config)
 
 
 def _load_published(
@@ -92,11 +93,12 @@ def require_pair(generator: Generator, tokenizer: Tokenizer) -> None:
             f"but {tokenizer.provenance.path} is {fingerprint_now[:16]}"
         )
 
-    wanted = (generator.num_tokens, generator.codebook_sizes)
-    available = (tokenizer.num_tokens, tuple(tokenizer.quantizer.group_sizes))
-    if wanted != available:
+    generator_sizes = (generator.num_tokens, generator.codebook_sizes)
+    tokenizer_sizes = (tokenizer.num_tokens, tuple(tokenizer.quantizer.group_sizes))
+    if generator_sizes != tokenizer_sizes:
+        expected = _tokens_text(*generator_sizes)
         raise ConfigError(
-            f"the generator is for {_tokens_text(*wanted)} per image, the tokenizer gives {_tokens_text(*available)}"
+            f"the generator is for {expected} per image, the tokenizer gives {_tokens_text(*tokenizer_sizes)}"
         )
 
 

@@ -12,22 +12,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from autoregressive.codes import CodeStore, code_item
-from autoregressive.models.registry import build_generator
-from autoregressive.training.build import check_codes, memory_plan, preview_grid, validate
+from autoregressive.models.base import Generator
+from autoregressive.training.build import build_task, check_codes, memory_plan, network_on_meta
 from autoregressive.training.config import GPTTrainConfig
-from autoregressive.training.task import GeneratorTask
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import num_parameters
 from engine.cli import parse_cli, run_entry
 from engine.data.stream import open_stream
 from engine.loop import check_batch, fit
 from engine.messages import ConfigError
-from engine.parallel import build_device
 from engine.run_log import Run
-from engine.trained_model import TrainedModel
 from engine.world import World, distributed_world
 from tokenizer import load_tokenizer
 from tokenizer.models.base import Tokenizer
@@ -37,7 +32,7 @@ def open_codes(config: GPTTrainConfig, tokenizer: Tokenizer) -> tuple[CodeStore,
     """The codes to train on and those held out, or None. Raises CodesError if another tokenizer made them."""
     store = CodeStore(config.data.codes, "train")
     store.require(tokenizer.provenance.fingerprint, config.data.tokenizer)
-    check_codes(validate(config), config.model.name, store)
+    check_codes(network_on_meta(config), config.model.name, store)
 
     if not (Path(config.data.codes) / "val").is_dir():
         return store, None
@@ -57,29 +52,9 @@ def train(config: GPTTrainConfig, world: World) -> None:
 
     run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
     try:
-        # The network, with its optimizer and EMA.
-        torch.manual_seed(config.loop.seed)
-        with build_device(world, config.loop):
-            network = build_generator(config.model)
-        trained = TrainedModel(
-            network,
-            config.optim,
-            ema_decay=config.ema_decay,
-            total_steps=config.loop.steps,
-            world=world,
-            scale=config.loop,
-        )
-        task = GeneratorTask(
-            trained,
-            name=config.model.name,
-            world=world,
-            precision=config.loop.precision,
-            validation=held_out,
-            num_validation=config.validation.num_images,
-            batch_size=config.validation.batch_size,
-            preview=preview_grid(config, tokenizer, run, world),
-        )
-        parameters = f"{num_parameters(trained.module):,} parameters"
+        task = build_task(config, world, run, tokenizer, held_out)
+        generator: Generator = task.trained.module
+        parameters = f"{num_parameters(generator):,} parameters"
         run.log(f"generator: {parameters}; {len(store):,} training images; {world.size} process(es)")
         if held_out is None:
             run.log("no validation: the codes have no split `val`")
@@ -94,7 +69,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
             asynchronous=config.loop.async_save,
         )
 
-        item = code_item(store, config.loop.seed, network.class_dropout_prob)
+        item = code_item(store, config.loop.seed, generator.class_dropout_prob)
         stream = open_stream(item, len(store), config.data, config.loop, world)
         fit(task, stream, config.loop, run, world, checkpoints)
     finally:
@@ -102,8 +77,8 @@ def train(config: GPTTrainConfig, world: World) -> None:
 
 
 def main() -> None:
-    config, args = parse_cli(GPTTrainConfig, __doc__, plan=True, check=validate)
-    network = validate(config)
+    config, args = parse_cli(GPTTrainConfig, __doc__, plan=True, check=network_on_meta)
+    network = network_on_meta(config)
     if args.plan:
         print(memory_plan(config, network, args.plan))
         return

@@ -12,7 +12,7 @@ from tokenizer import train as tokenizer_train
 CONFIGS = Path(__file__).parents[1] / "configs"
 ENTRIES = {  # kind -> the module of its entry, its config, and the check that builds the model
     "tokenizer": (tokenizer_train, tokenizer_train.TokenizerTrainConfig, tokenizer_train.validate),
-    "gpt": (gpt_train, gpt_train.GPTTrainConfig, gpt_train.validate),
+    "gpt": (gpt_train, gpt_train.GPTTrainConfig, gpt_train.network_on_meta),
     "classifier": (classifier, classifier.ClassifierTrainConfig, lambda config: None),
     "probe": (linear_probe, linear_probe.LinearProbeConfig, linear_probe.validate),
     "chain": (ar_probe, ar_probe.ARProbeConfig, lambda config: None),

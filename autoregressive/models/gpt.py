@@ -70,27 +70,27 @@ class GPTConfig(Section):
 
     def _size_problems(self) -> Iterator[Problem]:
         sizes = {name: getattr(self, name) for name in ("width", "layers", "heads")}
-        given = [name for name, value in sizes.items() if value is not None]
+        explicit_names = [name for name, value in sizes.items() if value is not None]
         if self.size is not None:
-            if given:
-                yield Problem("size", self.size, f"null where {', '.join(given)} is given")
+            if explicit_names:
+                yield Problem("size", self.size, f"null where {', '.join(explicit_names)} is given")
             else:
                 yield from one_of(self, "size", SIZES)
             return
 
         # Nothing at all is the section of a model that is not in use; `dims` refuses to build it.
-        if not given:
+        if not explicit_names:
             return
         for name, value in sizes.items():
             if value is None:
-                yield Problem(name, None, f"given with {', '.join(given)}, where there is no size")
+                yield Problem(name, None, f"given with {', '.join(explicit_names)}, where there is no size")
             else:
                 yield from at_least(self, name, 1)
-        if len(given) == len(sizes) and min(sizes.values()) >= 1:
+        if len(explicit_names) == len(sizes) and min(sizes.values()) >= 1:
             multiple = self._width_multiple(self.heads)
             if self.width % multiple:
-                with_what = f"heads={self.heads} and positions={self.positions}"
-                yield Problem("width", self.width, f"divisible by {multiple} with {with_what}")
+                reason = f"heads={self.heads} and positions={self.positions}"
+                yield Problem("width", self.width, f"divisible by {multiple} with {reason}")
 
     def _head_problems(self) -> Iterator[Problem]:
         if min(self.codebook_sizes, default=1) < 1:
@@ -98,8 +98,8 @@ class GPTConfig(Section):
         if self.head is None:
             return
         yield from one_of(self, "head", HEADS)
-        most = HEADS[self.head].max_indices if self.head in HEADS else None
-        if most is not None and len(self.index_sizes) > most:
+        max_indices = HEADS[self.head].max_indices if self.head in HEADS else None
+        if max_indices is not None and len(self.index_sizes) > max_indices:
             sizes = self.codebook_sizes
             yield Problem("head", self.head, f"null or another, for tokens of several indices (codebook_sizes={sizes})")
 
@@ -159,8 +159,7 @@ class GPT(Generator):
         self.class_dropout_prob = config.class_dropout_prob
         self.published_size = config.size
 
-        # The order of all that follows is part of every run: it fixes the random numbers of the start and the order of
-        # the parameters in the optimizer.
+        # Do not reorder: the order fixes random initialization and optimizer state.
         self.rope = Rope2D(math.isqrt(self.num_tokens), width // heads) if config.positions == "rope2d" else NoRope()
         self.class_embedding = nn.Embedding(config.num_classes + 1, width)
 
@@ -185,7 +184,7 @@ class GPT(Generator):
         self.layers = nn.ModuleList(Layer(width, heads, config.residual_dropout, config.qk_norm) for _ in range(layers))
         self.head.add_output(self)
 
-        # Values of the start.
+        # Initial values.
         self.apply(self._init)
         for output in self.head.output_layers():
             nn.init.zeros_(output.weight)  # every code is equally likely: the first loss is log(codebook size)
@@ -287,10 +286,10 @@ class GPT(Generator):
 
         `hidden` has `batch` conditional rows, and as many unconditional ones after them where the token is guided.
         """
-        x = hidden
+        previous_index = None
         indices = []
         for number, options in enumerate(settings):
-            logits = self.head.next_logits(x, number, head_cache)
+            logits = self.head.next_logits(hidden, previous_index, number, head_cache)
             guided = logits[:batch]
             if options.guidance_scale != 1:
                 unconditional = logits[batch:]
@@ -299,7 +298,7 @@ class GPT(Generator):
             p = probabilities(guided, options.temperature, options.top_k, options.top_p)
             index = draw(p, position * len(settings) + number)
             indices.append(index)
-            x = torch.cat([index] * (len(hidden) // batch))
+            previous_index = torch.cat([index] * (len(hidden) // batch))
         return torch.stack(indices, dim=-1).reshape(batch, *self.token_shape[1:])
 
     def decode_hidden(self, inputs: Tensor, position: int, cache: KVCache) -> Tensor:

@@ -62,8 +62,12 @@ class Head:
         """Teacher-forced logits of all tokens, from the hidden states (B,N,C) of their positions."""
         raise NotImplementedError
 
-    def next_logits(self, x: Tensor, index: int, cache: KVCache) -> Tensor:
-        """Logits (B,V) of one index of one token: x is the hidden state (B,C) for index 0, then index - 1 (B,)."""
+    def next_logits(self, hidden: Tensor, previous_index: Tensor | None, number: int, cache: KVCache) -> Tensor:
+        """Logits (B,V) of index `number` of one token.
+
+        `hidden` (B,C) is the hidden state of the token's position, the same for all its indices; `previous_index` (B,)
+        is the value of index `number - 1`, None for the first one.
+        """
         raise NotImplementedError
 
     def new_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
@@ -106,8 +110,8 @@ class PlainHead(Head):
     def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         return self.output(self.norm(hidden)).float()
 
-    def next_logits(self, x: Tensor, index: int, cache: KVCache) -> Tensor:
-        return self.output(self.norm(x)).float()
+    def next_logits(self, hidden: Tensor, previous_index: Tensor | None, number: int, cache: KVCache) -> Tensor:
+        return self.output(self.norm(hidden)).float()
 
     def new_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         """A cache of no layers: there is nothing to keep."""
@@ -129,8 +133,8 @@ class FactorizedHead(Head, nn.Module):
         self.rope = settings.rope
         self.attention_heads = settings.heads
 
-        # The layers are built before the tables and registered after them. Both orders are part of every run: one is
-        # that of the random numbers at the start, the other that of the parameters in the optimizer.
+        # Do not reorder: the layers are built before the tables, which fixes random initialization, and registered
+        # after them, which fixes the optimizer state.
         layers = nn.ModuleList(
             Layer(width, settings.heads, settings.dropout, settings.qk_norm) for _ in range(settings.layers)
         )
@@ -150,7 +154,8 @@ class FactorizedHead(Head, nn.Module):
 
     def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         # One short sequence per position: its hidden state, then all its indices but the last.
-        embedded = [table(index) for table, index in zip(self.tables, tokens[..., :-1].unbind(-1), strict=False)]
+        earlier_indices = tokens[..., :-1].unbind(-1)
+        embedded = [table(index) for table, index in zip(self.tables[:-1], earlier_indices, strict=True)]
         x = torch.stack([hidden, *embedded], dim=2).flatten(0, 1)
         rope = self.rope.rows(0, len(self.tables), x.device)
         for layer in self.layers:
@@ -163,13 +168,14 @@ class FactorizedHead(Head, nn.Module):
         padded = [F.pad(part, (0, widest - part.shape[-1]), value=-torch.inf) for part in logits]
         return torch.stack(padded, dim=2)
 
-    def next_logits(self, x: Tensor, index: int, cache: KVCache) -> Tensor:
-        x = x if index == 0 else self.tables[index - 1](x)
+    def next_logits(self, hidden: Tensor, previous_index: Tensor | None, number: int, cache: KVCache) -> Tensor:
+        # The cache holds what the layers made of the hidden state and of earlier indices.
+        x = hidden if previous_index is None else self.tables[number - 1](previous_index)
         x = x[:, None]
-        rope = self.rope.rows(index, 1, x.device)
-        for number, layer in enumerate(self.layers):
-            x = layer(x, rope, cache.layer(number), index)
-        return self.outputs[index](self.norm(x[:, 0])).float()
+        rope = self.rope.rows(number, 1, x.device)
+        for layer_number, layer in enumerate(self.layers):
+            x = layer(x, rope, cache.layer(layer_number), number)
+        return self.outputs[number](self.norm(x[:, 0])).float()
 
     def new_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         heads = self.attention_heads

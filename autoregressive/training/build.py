@@ -1,4 +1,4 @@
-"""Checks a config against the codes, and builds what a run needs."""
+"""Builds what a run of a generator needs: its network and task, its previews and memory plan; and checks the codes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,49 @@ from autoregressive.models.base import Generator
 from autoregressive.models.registry import build_generator
 from autoregressive.sampling import seeded_draw
 from autoregressive.training.config import GPTTrainConfig
-from autoregressive.training.task import Preview
+from autoregressive.training.task import GeneratorTask, Preview
 from engine.config import check_all
 from engine.memory_plan import plan
+from engine.parallel import build_device
 from engine.run_log import Run
+from engine.trained_model import TrainedModel
 from engine.world import World
 from tokenizer.models.base import Tokenizer
 
 PREVIEWS_PER_CLASS = 4
 
 
-def validate(config: GPTTrainConfig) -> Generator:
-    """Builds the network on the meta device, which checks its sizes."""
+def network_on_meta(config: GPTTrainConfig) -> Generator:
+    """The network of a config, without memory or values. Raises ConfigError where its sizes do not fit together."""
     with torch.device("meta"):
         return build_generator(config.model)
+
+
+def build_task(
+    config: GPTTrainConfig, world: World, run: Run, tokenizer: Tokenizer, validation: CodeStore | None
+) -> GeneratorTask:
+    """The network of a run, drawn with the seed on this rank's device, and the task that trains it."""
+    torch.manual_seed(config.loop.seed)
+    with build_device(world, config.loop):
+        network = build_generator(config.model)
+    trained = TrainedModel(
+        network,
+        config.optim,
+        ema_decay=config.ema_decay,
+        total_steps=config.loop.steps,
+        world=world,
+        scale=config.loop,
+    )
+    return GeneratorTask(
+        trained,
+        name=config.model.name,
+        world=world,
+        precision=config.loop.precision,
+        validation=validation,
+        num_validation=config.validation.num_images,
+        batch_size=config.validation.batch_size,
+        preview=preview_grid(config, tokenizer, run, world),
+    )
 
 
 def memory_plan(config: GPTTrainConfig, network: Generator, gpus: int) -> str:

@@ -36,7 +36,7 @@ def sample(count: int = 3) -> tuple[Tensor, Tensor]:
 def cached_logits(gpt: GPT, inputs: Tensor, position: int, caches) -> Tensor:
     """Logits (B,V) of token number `position` by cached steps; `caches`: those of the GPT and of its head."""
     cache, head_cache = caches
-    return gpt.head.next_logits(gpt.decode_hidden(inputs, position, cache), 0, head_cache)
+    return gpt.head.next_logits(gpt.decode_hidden(inputs, position, cache), None, 0, head_cache)
 
 
 def new_caches(gpt: GPT, count: int):

@@ -80,11 +80,12 @@ def test_cached_steps_equal_one_pass(sizes, positions):
     head_cache = gpt.head.new_cache(3, gpt.dtype, gpt.device)
     expected, inputs = gpt(LABELS, tokens), [LABELS, *tokens.unbind(1)]
     for position in range(9):
-        x = gpt.decode_hidden(inputs[position], position, cache)
+        hidden = gpt.decode_hidden(inputs[position], position, cache)
+        previous_index = None
         for i, size in enumerate(sizes):
-            logits = gpt.head.next_logits(x, i, head_cache)
+            logits = gpt.head.next_logits(hidden, previous_index, i, head_cache)
             torch.testing.assert_close(logits, expected[:, position, i, :size], atol=1e-4, rtol=1e-4)
-            x = tokens[:, position, i]
+            previous_index = tokens[:, position, i]
 
 
 def test_the_loss_is_the_sum_over_the_indices():

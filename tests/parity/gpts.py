@@ -114,7 +114,7 @@ def cached_logits(gpt: GPT, labels: Tensor, tokens: Tensor, count: int) -> Tenso
     cache, inputs = gpt.new_cache(len(labels)), [labels, *tokens.unbind(1)]
     head_cache = gpt.head.new_cache(len(labels), gpt.dtype, gpt.device)
     hidden = (gpt.decode_hidden(inputs[position], position, cache) for position in range(count))
-    return torch.stack([gpt.head.next_logits(x, 0, head_cache) for x in hidden], dim=1)
+    return torch.stack([gpt.head.next_logits(x, None, 0, head_cache) for x in hidden], dim=1)
 
 
 @functools.cache
