@@ -76,11 +76,11 @@ def add_metric_flags(parser: argparse.ArgumentParser) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ what they mean
-def held_out(args: argparse.Namespace) -> argparse.Namespace:
-    """The same flags with --data-path as --val-path, as the published commands name held-out images."""
+def take_data_path_as_held_out(args: argparse.Namespace) -> None:
+    """Moves --data-path to --val-path where that is not given: the published commands name held-out images so."""
     if args.val_path is None:
-        args.val_path, args.data_path = args.data_path, None
-    return args
+        args.val_path = args.data_path
+        args.data_path = None
 
 
 def assets_from(args: argparse.Namespace) -> AssetsConfig:

@@ -2,9 +2,10 @@
 
     python -m evaluations.compare results/A.json results/B.json
 
-The networks may differ, since they are what is compared, and so may batch sizes and names of folders; everything else
-in the protocol must be equal: the reference with its hash, crop, rounding, sampler settings, number of images. Where it
-is not, the differences are printed, nothing is ranked, and the exit code is 3.
+The networks may differ, since they are what is compared, and so may batch sizes and names of folders. Everything else
+in the protocol should be equal: crop, rounding, sampler settings, number of images. A difference in a section that only
+some metrics depend on (reference, LPIPS weights, ...) unranks those metrics; any other unranks all. Differences are
+printed, and the exit code is then 3.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ def main() -> None:
     if len(args.results) < 2:
         raise UserError("name two or more results to compare")
 
-    # the table, under names that are long enough to tell runs apart
+    # The table, under names that are long enough to tell runs apart.
     results = [read_result(path) for path in args.results]
     columns = ["/".join(path.resolve().with_suffix("").parts[-3:]) for path in args.results]
     comparison = compare(list(zip(columns, results, strict=True)))
     print(comparison.text(columns))
 
-    # what else may explain a difference
+    # What else may explain a difference.
     if len({json.dumps(result.get("libraries")) for result in results}) > 1:
         print("the library versions differ: see `libraries` in the files")
     images = differing_images(args.results)

@@ -51,8 +51,8 @@ def compare(named: Sequence[tuple[str, dict[str, Any]]]) -> Comparison:
     results = [result for _, result in named]
     protocols = [result["protocol"] for result in results]
 
-    # what differs: facts that concern every metric, and facts that concern some
-    names = shared_names(results)
+    # What differs: facts that concern every metric, and facts that concern some.
+    names = all_metric_names(results)
     differences = [
         f"{name}: {fact}" for name, result in named[1:] for fact in changed_for_all(protocols[0], result["protocol"])
     ]
@@ -62,7 +62,7 @@ def compare(named: Sequence[tuple[str, dict[str, Any]]]) -> Comparison:
     all_metrics_may_rank = len(results) > 1 and not differences
     differences += sorted({f"only for some metrics: {f}" for facts in changed_sections.values() for f in facts})
 
-    # one row per metric that any of the results has as a number
+    # One row per metric that any of the results has as a number.
     rows = []
     for metric in names:
         values = [number(result["metrics"].get(metric)) for result in results]
@@ -71,10 +71,9 @@ def compare(named: Sequence[tuple[str, dict[str, Any]]]) -> Comparison:
     return Comparison(rows, differences)
 
 
-def shared_names(results: Sequence[dict[str, Any]]) -> list[str]:
-    """The metrics of all results: those of the first in its order, then the others by name."""
+def all_metric_names(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The metrics that any result has as a number: those of the first in its order, then the others by name."""
     first, *others = (result["metrics"] for result in results)
-
     further = sorted({name for metrics in others for name in metrics if name not in first})
     return [
         name

@@ -23,7 +23,7 @@ from engine.progress import image_bar
 from engine.world import World
 from evaluations.results import write_arrays
 
-# how protocols name what is done to images
+# How protocols name what is done to images.
 CENTER_CROP = "center"
 ROUNDING = "uint8(clamp(127.5 x + 128))"  # of `engine.data.images.to_uint8`
 
@@ -199,12 +199,13 @@ class NpzWriter:
     """
 
     def __init__(self, path: Path, count: int, image_size: int, world: World) -> None:
-        self.path, self.world = path, world
+        self.path = path
+        self.world = world
         self.rows_path = path.with_suffix(".rows.npy")
         if path.exists():
             raise UserError(f"{path} exists already; remove it or name another file")
 
-        # the main rank makes the file, then every rank maps it
+        # The main rank makes the file, then every rank maps it.
         if world.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
             shape = (count, image_size, image_size, 3)

@@ -85,7 +85,7 @@ def write(args: argparse.Namespace, world: World) -> None:
     images = SourceImages(source, args.kind, args.image_size)
     extractor = EXTRACTORS[FILE_EXTRACTOR](assets_from(args)).to(world.device)
 
-    # one pass over the images for both
+    # One pass over the images for both.
     statistics = FeatureStatistics(extractor, len(images))
     crops = None
     if not args.no_images:

@@ -58,7 +58,7 @@ def open_reference(path: Path, kind: str | None, extractor: Extractor) -> Refere
 
 @torch.inference_mode()
 def evaluate(args: argparse.Namespace, world: World) -> None:
-    # everything that may not fit, before anything is computed
+    # Everything that may not fit, before anything is computed.
     output = output_path(args, "result")
     path = reference_path(args) if args.reference else None
     if path is None:

@@ -21,7 +21,13 @@ import torch
 
 from engine.cli import entry_parser, run_entry
 from engine.world import World
-from evaluations.cli import add_measure_flags, add_metric_flags, add_published_flags, held_out, run_evaluation
+from evaluations.cli import (
+    add_measure_flags,
+    add_metric_flags,
+    add_published_flags,
+    run_evaluation,
+    take_data_path_as_held_out,
+)
 from evaluations.jobs.reconstruction import ReconstructionJob
 from evaluations.protocols.registry import DEFAULT_PROTOCOL, PROTOCOLS
 from tokenizer.cli import add_image_flags, add_tokenizer_flags
@@ -32,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     add_tokenizer_flags(parser)
     add_image_flags(parser)
 
-    # what is measured
+    # What is measured.
     parser.add_argument("--protocol", default=DEFAULT_PROTOCOL, choices=sorted(PROTOCOLS))
     parser.add_argument("--original-resolution", action="store_true", help="whole images, one at a time, padded")
     parser.add_argument(
@@ -46,7 +52,9 @@ def parse_args() -> argparse.Namespace:
     add_published_flags(parser)
 
     args = parser.parse_args()
-    return args if args.reference == "train" else held_out(args)
+    if args.reference != "train":
+        take_data_path_as_held_out(args)
+    return args
 
 
 @torch.inference_mode()

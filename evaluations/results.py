@@ -20,10 +20,10 @@ from engine.messages import UserError, logger
 from engine.run_record import library_versions
 from evaluations.metrics.registry import protocol_sections
 
-# What may differ between two numbers that are compared: the networks and samples, which are what is compared ...
+# Sections that may differ between two results: networks and samples are what is compared.
 COMPARED_SECTIONS = ("tokenizer", "gpt", "samples")
 
-# ... and facts that change the definition of no number.
+# Facts that may differ as well: they change the definition of no number.
 IGNORED_FACTS = (
     "sampler.batch_size", "codebook_size", "num_tokens", "data", "train_data", "reference.data", "reference.file",
     "read_batch_size", "layer", "image_size",

@@ -20,7 +20,7 @@ import torch
 from autoregressive.cli import add_gpt_flags
 from engine.cli import entry_parser, run_entry
 from engine.world import World
-from evaluations.cli import add_output_flags, held_out, run_evaluation
+from evaluations.cli import add_output_flags, run_evaluation, take_data_path_as_held_out
 from evaluations.jobs.val_loss import ValLossJob
 from tokenizer.cli import add_image_flags, add_tokenizer_flags
 
@@ -32,7 +32,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--code-path", type=Path, help="codes of the tokenizer, with a split `val`, instead of images")
     add_image_flags(parser)
     add_output_flags(parser, batch_size=32)
-    return held_out(parser.parse_args())
+    args = parser.parse_args()
+    take_data_path_as_held_out(args)
+    return args
 
 
 @torch.inference_mode()

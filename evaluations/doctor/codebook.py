@@ -1,4 +1,7 @@
-"""Symptoms of a codebook."""
+"""Symptoms of a codebook: too few codes in use, losses that pull the codes the wrong way, codes that bf16 changes.
+
+Use is counted over recent training tokens, losses are read from the records of the training.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from evaluations.doctor.severity import Severity, worst
 from tokenizer.losses.terms import PICTURE_WEIGHTS
 from tokenizer.quantizers.usage import usage_of_counts
 
-TINY = 1e-12
+MIN_COMMITMENT = 1e-12  # of a loss that is divided by
 
 
 # ------------------------------------------------------------------------------------------------ use of the codes
@@ -60,7 +63,7 @@ def dead_codes(run: RunEvidence) -> Severity | None:
 
     By chance it would be 2 %. Not in the first tenth of a run, where codes still spread.
     """
-    if run.step < 0.1 * run.get("loop.steps", 1):
+    if run.is_early:
         return None
     return _worst_group(run, unused_of, min_tokens=4)
 
@@ -88,7 +91,7 @@ def commitment_imbalance(run: RunEvidence) -> Severity | None:
     severities = [Severity(ratio / 2, f"weighted commitment loss is {ratio:.2g} x the picture terms")]
     code_power = run.tokenizer.quantizer.health().get("code_power")
     if code_power is not None:
-        error = max(commitment, TINY) / code_power
+        error = max(commitment, MIN_COMMITMENT) / code_power
         severities.append(Severity(1e-3 / error, f"error {error:.2g} of the codes (0: latents are glued to them)"))
     return worst(severities)
 

@@ -23,6 +23,7 @@ from tokenizer import load_tokenizer
 
 CURVES = CONFIGS / "quickstart" / "reference_curves.json"
 LATE = 0.25  # fraction of the records, at the end, that counts as "now"
+EARLY = 0.1  # fraction of the steps, at the start, in which some symptoms are normal
 MIN_RECORDS = 4  # of a metric, for a statement about how it is now
 
 
@@ -111,6 +112,11 @@ class RunEvidence:
         recorded = [record["step"] for record in self.train]
         saved = [read_manifest(folder)["step"] for folder in self.checkpoints]
         return int(max([0, *recorded, *saved]))
+
+    @property
+    def is_early(self) -> bool:
+        """Whether less than a tenth of the run is over."""
+        return self.step < EARLY * self.get("loop.steps", 1)
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -10,7 +10,7 @@ from evaluations.doctor.severity import Severity, worst
 from tokenizer.losses.terms import PICTURE_WEIGHTS
 from tokenizer.training.alerts import CLIPPED, STRONG
 
-TINY = 1e-9
+MIN_DIVISOR = 1e-9  # losses, gaps and falls below it count as this
 
 
 # ------------------------------------------------------------------------------------------------ the discriminator
@@ -19,7 +19,7 @@ def strong_discriminator(run: RunEvidence) -> Severity | None:
     loss = run.late("discriminator")
     if loss is None:
         return None
-    return Severity(STRONG / max(loss, TINY), f"discriminator loss {loss:.3f} (1 = undecided)")
+    return Severity(STRONG / max(loss, MIN_DIVISOR), f"discriminator loss {loss:.3f} (1 = undecided)")
 
 
 def dead_discriminator(run: RunEvidence) -> Severity | None:
@@ -33,7 +33,7 @@ def dead_discriminator(run: RunEvidence) -> Severity | None:
         return None
     largest = max(gaps)
     evidence = f"logits of real and generated images differ by {largest:.2g} at most"
-    return Severity(0.01 / max(largest, TINY), evidence)
+    return Severity(0.01 / max(largest, MIN_DIVISOR), evidence)
 
 
 # ------------------------------------------------------------------------------------------------ the output
@@ -74,13 +74,13 @@ def not_learning(run: RunEvidence) -> Severity | None:
 
     Batches differ by 4 %. A run that starts from trained weights may stay there.
     """
-    if run.step < 0.1 * run.get("loop.steps", 1) or run.get("init"):
+    if run.is_early or run.get("init"):
         return None
     ratios = {name: run.late(name) / median(values[:4]) for name, values in _falling_losses(run).items()}
     if not ratios:
         return None
     evidence = ", ".join(f"{name} is {ratio:.1%} of its start" for name, ratio in ratios.items())
-    return Severity(0.05 / max(1 - min(ratios.values()), TINY), evidence)
+    return Severity(0.05 / max(1 - min(ratios.values()), MIN_DIVISOR), evidence)
 
 
 def overfitting(run: RunEvidence) -> Severity | None:

@@ -43,7 +43,8 @@ from evaluations.results import write_arrays, write_result
 from evaluations.sample_stream import SampleStream
 from tokenizer.cli import images_from, tokenizer_from
 
-SHOWN_PER_CLASS, SHOWN_CLASSES = 8, 10  # images kept for the report
+SHOWN_CLASSES = 10  # of which images are kept for the report
+SHOWN_PER_CLASS = 8
 STORE_FACTS = ("fingerprint", "data", "num_images", "views")  # of the training codes, for the protocol
 
 
@@ -68,21 +69,22 @@ class GenerationJob:
 
         Raises UserError for what does not fit.
         """
-        output, settings = output_path(args, "generation"), settings_of(args)
+        output = output_path(args, "generation")
+        settings = settings_of(args)
         plugin_metrics = metrics_to_compute(args.metrics, "images")
         if args.num_fid_samples < 2:
             raise UserError(f"--num-fid-samples {args.num_fid_samples}: statistics need 2 or more")
         if args.export and args.sample_dir is None:
             raise UserError("--export needs --sample-dir, the folder for the images")
 
-        # the networks
+        # The networks.
         extractor = extractor_from(args, world)
         tokenizer = tokenizer_from(args, world.device)
         generator = gpt_from(args, tokenizer, world.device)
         classifier = load_classifier(args.classifier) if args.classifier is not None else None
         stream = SampleStream.from_args(args, generator, tokenizer, settings, world)
 
-        # codes and images
+        # Codes and images.
         training_codes = None
         if args.code_path is not None:
             training_codes = CodeStore(args.code_path, "train")
@@ -95,7 +97,7 @@ class GenerationJob:
         if args.export:
             export = EXPORTS[args.export](args.sample_dir, stream.labels, stream.image_size, world)
 
-        # the reference comes last: its statistics may take long
+        # The reference comes last: its statistics may take long.
         reference = None
         if opened is not None:
             reference = opened.reference(output.parent, world, keep_features="published" in extractor.capabilities)
@@ -114,24 +116,25 @@ class GenerationJob:
 
     def accumulators(self) -> list[Accumulator[GeneratedBatch]]:
         """Everything that is measured, in the order of the result file."""
-        stream, count = self.stream, len(self.stream.labels)
+        stream = self.stream
+        count = len(stream.labels)
         device = stream.world.device
         accumulators: list[Accumulator[GeneratedBatch]] = []
 
-        # distances
+        # Distances.
         if self.extractor is not None:
             accumulators.append(GenerationDistances(self.extractor, self.reference, count, self.emulate_fp16, device))
             if "published" not in self.extractor.capabilities:
                 accumulators.append(NoiseDistance(self.extractor, self.reference, count, device))
 
-        # what single images and code sequences show
+        # What single images and code sequences show.
         if self.plugin_metrics:
             accumulators.append(ImageScores(self.plugin_metrics, count, device))
         if self.classifier is not None:
             accumulators.append(ClassAgreement(self.classifier, count))
         accumulators.append(CodeSequences(count, stream.generator.token_shape, self.training_codes))
 
-        # the images themselves
+        # The images themselves.
         accumulators.append(Checksums(count))
         if self.export is not None:
             accumulators.append(self.export)
@@ -164,7 +167,7 @@ class GenerationJob:
             timing=timing,
         )
 
-        # hours of work are safe by now: what goes wrong with the examples is a warning
+        # Hours of work are safe by now: what goes wrong with the examples is a warning.
         try:
             write_arrays(self.output, **measurement.arrays, **examples(self.stream, self.data))
         except UserError as error:
@@ -180,7 +183,7 @@ def examples(stream: SampleStream, data: DataConfig) -> dict[str, np.ndarray]:
         raise UserError("the data names no training images")
     source = open_source(data, "train")
 
-    # samples of balanced labels, whatever the labels of the measurement are: sample i has class i modulo the classes
+    # Samples of balanced labels, whatever the labels of the measurement are: sample i has class i modulo the classes.
     num_classes = stream.generator.num_classes
     num_shown = min(SHOWN_CLASSES, num_classes)
     labels = torch.arange(num_shown).repeat_interleave(SHOWN_PER_CLASS)
@@ -190,7 +193,7 @@ def examples(stream: SampleStream, data: DataConfig) -> dict[str, np.ndarray]:
     )
     generated = torch.cat([images for _, images in batches])
 
-    # the nearest among a fixed choice of training images
+    # The nearest among a fixed choice of training images.
     candidates = fixed_choice(len(source), NEAREST_CANDIDATES)
     training = center_batch(source, stream.image_size, candidates, data.skip_broken)
     return {

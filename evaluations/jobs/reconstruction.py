@@ -62,7 +62,7 @@ class ReconstructionJob:
         output = output_path(args, "reconstruction")
         plugin_metrics = metrics_to_compute(args.metrics, "pairs")
 
-        # the networks and the rules
+        # The networks and the rules.
         protocol = PROTOCOLS[args.protocol]()
         lpips, lpips_stamps = lpips_networks(args, protocol, world)
         extractor = extractor_from(args, world)
@@ -76,13 +76,13 @@ class ReconstructionJob:
             )
         scores = all_scores(protocol.scores(lpips), plugin_metrics)
 
-        # the images
+        # The images.
         data = images_from(args, tokenizer)
         source = open_source(data, "val")
         if len(source) < 2:
             raise UserError(f"{source.name} has {len(source)} images; statistics need 2 or more")
 
-        # the reference comes last: its statistics may take long
+        # The reference comes last: its statistics may take long.
         distances = None
         if extractor is not None:
             reference: Reference | None = None  # the images themselves, unless the flags name others
@@ -105,7 +105,8 @@ class ReconstructionJob:
 
     def accumulators(self) -> list[Accumulator[ReconstructedBatch]]:
         """Everything that is measured, in the order of the result file."""
-        quantizer, count = self.reconstructor.tokenizer.quantizer, len(self.source)
+        quantizer = self.reconstructor.tokenizer.quantizer
+        count = len(self.source)
         accumulators: list[Accumulator[ReconstructedBatch]] = [
             self.scores,
             CodebookUsage(quantizer),
@@ -155,7 +156,8 @@ def lpips_networks(
     args: argparse.Namespace, protocol: ReconstructionProtocol, world: World
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """({metric: network}, {metric: stamp}) of the protocol's LPIPS; both empty without --lpips."""
-    networks, stamps = {}, {}
+    networks: dict[str, nn.Module] = {}
+    stamps: dict[str, str] = {}
     if args.with_lpips:
         for metric, backbone in protocol.lpips_backbones.items():
             network, stamps[metric] = lpips_network(assets_from(args), backbone)

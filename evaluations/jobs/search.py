@@ -31,7 +31,7 @@ PUBLISHED_STARTS = {  # schedule -> published size -> scale at which the release
 }
 OTHER_STARTS = {None: 2.0}  # of schedules without a released search
 
-# facts of a protocol that may differ when a search goes on: the scale is what moves, and folders may have moved
+# Facts of a protocol that may differ when a search goes on: the scale is what moves, and folders may have moved.
 FREE_FACTS = (("sampler", "guidance_scale"), ("tokenizer", "path"), ("gpt", "path"))
 
 Measure = Callable[[float], float]  # guidance scale -> distance
@@ -101,7 +101,8 @@ class SearchPlan:
     def settings(self) -> dict[str, Any]:
         """What is written beside the result, by the names of the flags."""
         settings = asdict(self)
-        start, max_scale = settings.pop("start"), settings.pop("max_scale")
+        start = settings.pop("start")
+        max_scale = settings.pop("max_scale")
         return {"cfg_scale": start, **settings, "max_scale": f"{max_scale:g}"}
 
     def run(self, measure_at: Measure) -> float:
@@ -120,7 +121,8 @@ class Curve:
 
     def __init__(self, path: Path, settings: Mapping[str, Any], world: World) -> None:
         """Reads the file where there is one. Raises UserError where it belongs to other settings."""
-        self.path, self.world = path, world
+        self.path = path
+        self.world = world
         self.settings = json.loads(json.dumps(settings))  # as they look when they are read again
         self.rows: dict[float, dict[str, float]] = {}  # scale -> metrics
         self.missing: dict[str, str] = {}  # metric -> why it is unavailable
@@ -149,11 +151,11 @@ class Curve:
         return [{"guidance_scale": scale, "metrics": self.rows[scale]} for scale in sorted(self.rows)]
 
 
-def require_settings(stored: Mapping[str, Any], wanted: Mapping[str, Any], found: str, advice: str) -> None:
-    """Raises UserError where `stored` settings differ; `found` says whose they are."""
-    changed = list(changed_facts(stored, wanted).values())
+def require_settings(stored: Mapping[str, Any], settings: Mapping[str, Any], title: str, advice: str) -> None:
+    """Raises UserError where `stored` settings are not `settings`; `title` says whose they are."""
+    changed = list(changed_facts(stored, settings).values())
     if changed:
-        raise UserError(f"{found} with other settings ({'; '.join(changed)[:500]}); {advice}")
+        raise UserError(f"{title} with other settings ({'; '.join(changed)[:500]}); {advice}")
 
 
 # ------------------------------------------------------------------------------------------------ the search
@@ -180,7 +182,7 @@ class SearchJob:
             raise UserError("a search moves one scale, the same for all indices of a token; give one --cfg-scale")
         plan = SearchPlan(args.cfg_scale, args.step, args.coarse_step, args.scales, args.max_scale)
 
-        # the networks, which know the published start of the search
+        # The networks, which know the published start of the search.
         extractor = extractor_from(args, world)
         if extractor is None:
             raise UserError("a search needs a distance: --extractor none cannot be used")
@@ -192,7 +194,7 @@ class SearchJob:
         settings = settings_of(argparse.Namespace(**{**vars(args), "cfg_scale": plan.start}))
         stream = SampleStream.from_args(args, generator, tokenizer, settings, world)
 
-        # what was measured before, with the same settings
+        # What was measured before, with the same settings.
         data = images_from(args, tokenizer)
         opened = open_reference(args, "generation", data, stream.image_size, extractor)
         facts = stream.protocol(opened.facts)
@@ -201,7 +203,7 @@ class SearchJob:
         facts["fp16_emulation"] = args.fp16_emulation
         curve = Curve(output.with_suffix(".partial.json"), facts, world)
 
-        # the reference comes last: its statistics may take long
+        # The reference comes last: its statistics may take long.
         reference = opened.reference(output.parent, world, keep_features="published" in extractor.capabilities)
         return cls(output, plan, stream, extractor, reference, args.fp16_emulation, curve)
 
@@ -217,8 +219,8 @@ class SearchJob:
         if not self.output.is_file():
             return False
         stored = read_result(self.output).get("settings", {})
-        found, advice = f"{self.output} holds a finished search", "give another --output, or remove it"
-        require_settings(stored, self.settings(), found, advice)
+        title = f"{self.output} holds a finished search"
+        require_settings(stored, self.settings(), title, "give another --output, or remove it")
         return True
 
     def measure_at(self, scale: float) -> float:
@@ -231,7 +233,8 @@ class SearchJob:
 
     def metrics_at(self, scale: float) -> Measurement:
         """All metrics of the samples at a guidance scale."""
-        stream, world = self.stream.at(scale), self.stream.world
+        stream = self.stream.at(scale)
+        world = stream.world
         distances = GenerationDistances(
             self.extractor, self.reference, len(stream.labels), self.emulate_fp16, world.device
         )

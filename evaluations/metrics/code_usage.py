@@ -34,7 +34,7 @@ class CodeUsage:
             for group, column in enumerate(columns):
                 self.counts[group] += torch.bincount(column, minlength=num_counted)
 
-        # a token as one number: the digits are its indices. It wraps modulo 2^64, which keeps up to 64 bits apart
+        # A token as one number: the digits are its indices. It wraps modulo 2^64, which keeps up to 64 bits apart.
         number = torch.zeros_like(columns[0])
         for column, size in zip(columns, self.sizes, strict=True):
             number = number * size + column
@@ -51,12 +51,12 @@ class CodeUsage:
         """Counts (G,K) over all ranks, and the number of distinct tokens. A collective: every rank calls it."""
         self._settle()
 
-        # how many distinct tokens each rank has
+        # How many distinct tokens each rank has.
         lengths = torch.zeros(world.size, dtype=torch.long)
         lengths[world.rank] = len(self.distinct)
         lengths = world.sum(lengths.to(world.device)).cpu()
 
-        # every rank fills its own row, and the sum holds all of them
+        # Every rank fills its own row, and the sum holds all of them.
         table = torch.zeros(world.size, int(lengths.max()), dtype=torch.long)
         table[world.rank, : len(self.distinct)] = self.distinct
         table = world.sum(table.to(world.device)).cpu()

@@ -60,7 +60,7 @@ class Moments:
         if world.size == 1:
             return self
 
-        # the common center is the mean of the ranks' centers; a rank without images has zero as its own
+        # The common center is the mean of the ranks' centers; a rank without images has zero as its own.
         rank_center = self.center if self.center is not None else torch.zeros(self.dim, dtype=torch.float64)
         center = world.sum(rank_center.to(world.device)).cpu() / world.size
         if self.center is None:

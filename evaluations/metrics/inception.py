@@ -17,7 +17,7 @@ from tokenizer.frozen.base import Frozen
 
 INPUT_SIZE = 299  # pixels
 
-# the layers of torch-fidelity's network, in order; spatial features are read behind MIDDLE
+# The layers of torch-fidelity's network, in order; spatial features are read behind MIDDLE.
 STEM = ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"]
 MIDDLE = ["Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c"]
 TAIL = ["Mixed_6d", "Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"]
@@ -47,7 +47,8 @@ class InceptionExtractor(Extractor):
             network = _unloaded_network()
         if resolved.path is not None:
             load_strict(network, read_state(resolved.path), resolved.path)
-        self.network, self.stamp = Frozen(network), resolved.stamp
+        self.network = Frozen(network)
+        self.stamp = resolved.stamp
 
     @torch.inference_mode()
     def forward(self, images_u8: Tensor) -> dict[str, Tensor]:

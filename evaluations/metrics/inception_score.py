@@ -35,7 +35,7 @@ class InceptionScore:
         negative_entropies = world.sum(self.negative_entropies.to(world.device)).cpu()
         counts = world.sum(self.counts.to(world.device)).cpu()
 
-        # mean KL of a chunk = mean of sum p log p, minus sum of mean(p) log mean(p)
+        # Mean KL of a chunk = mean of sum p log p, minus sum of mean(p) log mean(p).
         marginal = sums / counts[:, None]
         divergence = negative_entropies / counts - torch.special.xlogy(marginal, marginal).sum(1)
         return divergence.exp().mean().item()

@@ -21,7 +21,7 @@ TILE_ELEMENTS = 2**24  # distances held at a time
 def squared_distances(a: Tensor, b: Tensor, emulate_fp16: bool = False) -> Tensor:
     """Squared distances (n,m) of rows (n,D) and (m,D), not negative, float32."""
     if not emulate_fp16:
-        # in place, so that only one table of this size is held
+        # In place, so that only one table of this size is held.
         product = (a @ b.T).mul_(-2).add_(a.square().sum(1, keepdim=True))
         return product.add_(b.square().sum(1)).clamp_min_(0)
 
@@ -56,15 +56,17 @@ def precision_recall(reference: Tensor, samples: Tensor, emulate_fp16: bool = Fa
         raise ValueError(f"precision and recall need more than {NEIGHBOR} images in each set")
 
     with full_precision(reference.device):
-        reference, samples = reference.float(), samples.float()
+        reference = reference.float()
+        samples = samples.float()
         if not emulate_fp16:
-            # distances stay the same and their rounding errors shrink; float16 is emulated on features as they are
+            # Distances stay the same and their rounding errors shrink; float16 is emulated on features as they are.
             center = reference.mean(0)
-            reference, samples = reference - center, samples.sub_(center)
+            reference = reference - center
+            samples = samples.sub_(center)
         reference_radii = radii(reference, emulate_fp16)
         sample_radii = radii(samples, emulate_fp16)
 
-        # one pass over tiles of the samples decides both
+        # One pass over tiles of the samples decides both.
         num_inside = 0
         covered = torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
         start = 0

@@ -73,22 +73,23 @@ def distances(family: str, headline: bool = False) -> Iterator[Metric]:
         f"{family}_reconstruction", f"{family}, reconstructed", better="lower", depends_on=reference, headline=headline
     )
     yield Metric(f"{family}_generated", f"{family}, generated", better="lower", depends_on=reference, headline=headline)
-    # these give the scale of the distance, and say nothing about a network
+    # These give the scale of the distance, and say nothing about a network.
     yield Metric(f"{family}_real", f"{family}, real images", depends_on=reference)
     yield Metric(f"{family}_noise", f"{family}, uniform noise", depends_on=reference)
 
 
 # ------------------------------------------------------------------------------------------------ the metrics
-REFERENCE, LPIPS = ("reference",), ("lpips_weights",)
+REFERENCE = ("reference",)
+LPIPS = ("lpips_weights",)
 
 BUILT_IN = (  # in the order of a report's cards
-    # distances to reference images
+    # Distances to reference images.
     Metric("rfid", "rFID", better="lower", depends_on=REFERENCE, headline=True),
     Metric("gfid", "gFID", better="lower", depends_on=REFERENCE, headline=True),
     Metric("sfid", "sFID", better="lower", depends_on=REFERENCE),
     *distances("fid"),
     *distances("frechet_lite0", headline=True),
-    # pairs of original and reconstruction
+    # Pairs of original and reconstruction.
     Metric("psnr", "PSNR", unit="dB", better="higher", headline=True),
     Metric("ssim", "SSIM", better="higher", headline=True),
     Metric("ssim_range2", "SSIM of range 2, as published", better="higher"),
@@ -96,14 +97,14 @@ BUILT_IN = (  # in the order of a report's cards
     Metric("lpips_raw", "LPIPS of images that are not clamped", better="lower", depends_on=LPIPS),
     Metric("lpips_vgg", "LPIPS of VGG16", better="lower", depends_on=LPIPS),
     Metric("lpips_alex", "LPIPS of AlexNet", better="lower", depends_on=LPIPS),
-    # codes
+    # Codes.
     Metric("codebook_usage", "codebook usage", better="higher", percent=True, headline=True),
     Metric("codebook_usage_pooled", "codebook usage, groups pooled", better="higher", percent=True),
     Metric("codebook_perplexity", "codebook perplexity", better="higher"),
     Metric("distinct_codes", "distinct tokens", better="higher"),
     Metric("bits_per_image", "bits per image", better="lower", headline=True),
     Metric("compression_ratio", "compression ratio", better="higher"),
-    # generated images
+    # Generated images.
     Metric("inception_score", "Inception Score", better="higher", depends_on=REFERENCE, headline=True),
     Metric("precision", "precision", better="higher", depends_on=REFERENCE, headline=True),
     Metric("recall", "recall", better="higher", depends_on=REFERENCE, headline=True),

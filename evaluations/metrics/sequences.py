@@ -40,5 +40,6 @@ def nearest_training(images: Tensor, training: Tensor) -> Tensor:
 
     Images (n,3,H,W) and training images (m,3,H,W) are uint8.
     """
-    a, b = images.flatten(1).float() / 255, training.flatten(1).float() / 255
-    return torch.cdist(a, b).argmin(1)
+    pixels = images.flatten(1).float() / 255
+    training_pixels = training.flatten(1).float() / 255
+    return torch.cdist(pixels, training_pixels).argmin(1)

@@ -1,4 +1,8 @@
-"""LARS (arXiv:1708.03888)."""
+"""The optimizer of linear probes, LARS (arXiv:1708.03888), and its learning rate.
+
+LARS scales the step of each weight matrix by the ratio of the norms of the weights and of their gradient. Probes of
+frozen features are trained with it at large batches, as in MAE (arXiv:2111.06377) and in GigaTok.
+"""
 
 from __future__ import annotations
 

@@ -139,8 +139,8 @@ class ProbeTask:
         The former are fractions, the latter is the mean cross entropy in nats.
         """
         records = self.held_out()
-        norm = self.norm.eval()
         device = self.world.device
+        self.norm.eval()  # with its running statistics; training computes those of the batch itself
 
         # Sums of this rank's batches: one row per head, one column per measure.
         sums = torch.zeros(len(self.heads), len(MEASURES), dtype=torch.float64, device=device)
@@ -149,7 +149,7 @@ class ProbeTask:
             x = torch.from_numpy(rows["features"].copy()).to(device)
             labels = torch.from_numpy(rows["label"].copy()).to(device)
             for head_sums, head in zip(sums, self.heads.values(), strict=True):
-                logits = head(norm(x))
+                logits = head(self.norm(x))
                 is_hit = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
                 loss = F.cross_entropy(logits.double(), labels, reduction="sum")
                 head_sums += torch.stack([is_hit[:, 0].sum(), is_hit.sum(), loss])

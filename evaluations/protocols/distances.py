@@ -36,7 +36,7 @@ def compute_metrics(
     if statistics.score is not None:
         metrics["inception_score"] = statistics.score.value(world)
 
-    # what was not asked for is not missing
+    # What was not asked for is not missing.
     asked_for_manifolds = statistics.features is not None
     missing = {
         metric: reason
@@ -51,7 +51,7 @@ def compute_metrics(
         missing |= dict.fromkeys(MANIFOLD_METRICS, f"they need more than {NEIGHBOR} images in each set")
         return Measurement(metrics, missing)
 
-    # the exact ones come last: they move the features in place
+    # The exact ones come last: they move the features in place.
     pair = reference.features.to(world.device), features.to(world.device)
     if emulate_fp16:
         metrics["precision_fp16"], metrics["recall_fp16"] = precision_recall(*pair, emulate_fp16=True)

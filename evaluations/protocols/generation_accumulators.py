@@ -40,7 +40,8 @@ class GenerationDistances(Accumulator[GeneratedBatch]):
     def __init__(
         self, extractor: Extractor, reference: Reference, count: int, emulate_fp16: bool, device: torch.device
     ) -> None:
-        self.extractor, self.reference = extractor, reference
+        self.extractor = extractor
+        self.reference = reference
         self.emulate_fp16, self.device = emulate_fp16, device
         self.statistics = FeatureStatistics(extractor, count, keep_features="published" in extractor.capabilities)
 
@@ -55,7 +56,9 @@ class NoiseDistance(Accumulator[GeneratedBatch]):
     """The distance of as many images of uniform noise: the scale of a distance without published values."""
 
     def __init__(self, extractor: Extractor, reference: Reference, count: int, device: torch.device) -> None:
-        self.extractor, self.reference, self.device = extractor, reference, device
+        self.extractor = extractor
+        self.reference = reference
+        self.device = device
         self.statistics = FeatureStatistics(extractor, count)
 
     def update(self, batch: GeneratedBatch) -> None:
@@ -71,7 +74,8 @@ class ImageScores(Accumulator[GeneratedBatch]):
     """Means of metrics of plug-ins over all images."""
 
     def __init__(self, metrics: Sequence[Metric], count: int, device: torch.device) -> None:
-        self.metrics, self.device = metrics, device
+        self.metrics = metrics
+        self.device = device
         self.table = torch.zeros(len(metrics), count, dtype=torch.float64)
 
     def update(self, batch: GeneratedBatch) -> None:
@@ -88,7 +92,8 @@ class ClassAgreement(Accumulator[GeneratedBatch]):
     """`label_agreement`: the fraction of images that a classifier puts into the class they were asked for."""
 
     def __init__(self, classifier: nn.Module, count: int) -> None:
-        self.classifier, self.count = classifier, count
+        self.classifier = classifier
+        self.count = count
         self.num_right = torch.zeros(1, dtype=torch.float64)
 
     def update(self, batch: GeneratedBatch) -> None:

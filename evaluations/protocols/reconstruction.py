@@ -125,7 +125,9 @@ class Reconstructor:
     def __init__(
         self, tokenizer: Tokenizer, protocol: ReconstructionProtocol, eval_size: int | None, whole: bool
     ) -> None:
-        self.tokenizer, self.protocol, self.whole = tokenizer, protocol, whole
+        self.tokenizer = tokenizer
+        self.protocol = protocol
+        self.whole = whole
         self.size = tokenizer.image_size
         self.eval_size = eval_size or self.size
         if whole and "any_size" not in tokenizer.capabilities:
@@ -152,7 +154,7 @@ class Reconstructor:
 
     def reconstruct(self, ids: Tensor, images_u8: Tensor) -> ReconstructedBatch:
         """Originals uint8 (B,3,H,W) through encoder, codes and decoder, then to the size of the measurement."""
-        # through the codes; whole images keep their size
+        # Through the codes; whole images keep their size.
         originals = to_float(images_u8)
         if self.whole:
             reconstructions, indices = self._whole_images(originals)

@@ -92,7 +92,9 @@ class ReconstructionDistances(Accumulator[ReconstructedBatch]):
         precision_recall: bool,
         emulate_fp16: bool,
     ) -> None:
-        self.protocol, self.extractor, self.reference = protocol, extractor, reference
+        self.protocol = protocol
+        self.extractor = extractor
+        self.reference = reference
         self.emulate_fp16 = emulate_fp16
         self.reconstructions = FeatureStatistics(extractor, count, precision_recall)
         self.originals = FeatureStatistics(extractor, count, precision_recall and reference is None)

@@ -64,7 +64,8 @@ def require_kind(facts: Mapping[str, Any], measured: str, forced: bool) -> None:
     `measured` is `generation` or `reconstruction`. Raises UserError for another kind; where that is `forced`, it is
     a warning.
     """
-    expected, kind = KINDS[measured], facts["kind"]
+    expected = KINDS[measured]
+    kind = facts["kind"]
     if kind == expected:
         return
     if not forced:
@@ -102,7 +103,8 @@ class ReferenceImages:
     """A reference that is images. `facts` are known at once; `reference` computes the statistics."""
 
     def __init__(self, images: ImageSequence, kind: str, extractor: Extractor) -> None:
-        self.images, self.extractor = images, extractor
+        self.images = images
+        self.extractor = extractor
         self.facts: dict[str, Any] = {
             **images.facts,
             "kind": kind,
@@ -116,7 +118,7 @@ class ReferenceImages:
 
         `keep_features`: features of the images too, for precision and recall.
         """
-        # the name of the file is a hash of everything that the statistics depend on
+        # The name of the file is a hash of everything that the statistics depend on.
         content = {**self.facts, "features": keep_features, "version": self.images.version}
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
         path = cache_dir / f"reference_{key}.npz"

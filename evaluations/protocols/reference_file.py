@@ -62,6 +62,7 @@ class ReferenceFile:
                 num_images = int(stored["num_images"]) if "num_images" in stored.files else "unknown"
                 weights = _text(stored, "extractor_weights")
         except (OSError, ValueError, zipfile.BadZipFile) as error:
+            # UserError is a ValueError: those of the checks above have their message already.
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path} cannot be read as reference statistics: {error}") from error
@@ -93,7 +94,8 @@ class ReferenceFile:
             of_images = images.reference(cache_dir, world, keep_features=True)
             reference.features = of_images.features
             if self.pool is None:
-                reference.pool, reference.spatial = of_images.pool, of_images.spatial
+                reference.pool = of_images.pool
+                reference.spatial = of_images.spatial
 
         if reference.spatial is None and self.extractor.spatial_dim is not None:
             reference.missing["sfid"] = f"{self.path.name} has no mu_s, sigma_s"
@@ -136,7 +138,8 @@ def _gaussian(
     """
     if dim is None or mean_key not in stored.files or cov_key not in stored.files:
         return None
-    mean, cov = np.asarray(stored[mean_key], np.float64), np.asarray(stored[cov_key], np.float64)
+    mean = np.asarray(stored[mean_key], np.float64)
+    cov = np.asarray(stored[cov_key], np.float64)
     if mean.shape != (dim,) or cov.shape != (dim, dim):
         raise UserError(
             f"{path}: {mean_key}, {cov_key} must be ({dim},) and ({dim},{dim}), found {mean.shape} {cov.shape}"

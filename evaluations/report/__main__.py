@@ -20,7 +20,7 @@ from engine.messages import UserError, logger
 from evaluations.comparison import compare
 from evaluations.report.page import page, table
 from evaluations.report.run_folder import RunFolder
-from evaluations.report.sections import SECTIONS
+from evaluations.report.sections import COMPARED_SECTIONS, SECTIONS
 
 MAX_DIFFERENCES = 12  # of two protocols, that are listed
 
@@ -81,7 +81,7 @@ def _page_of_one(run: RunFolder) -> str:
 def _page_of_several(runs: list[RunFolder]) -> str:
     title = " / ".join(run.path.name for run in runs)
     body = [f"<h1>{escape(title)}</h1>", comparison(runs)]
-    for section in SECTIONS[:-1]:
+    for section in COMPARED_SECTIONS:
         for run in runs:
             content = section(run)
             if content:

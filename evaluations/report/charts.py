@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 # Size of a chart and of the margins around its plot, in SVG units.
-WIDTH, HEIGHT = 460, 250
+WIDTH = 460
+HEIGHT = 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 34
 
 COLORS = ("#2563eb", "#e11d48", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f", "#78716c")

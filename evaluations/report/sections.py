@@ -97,7 +97,8 @@ def numbers(run: RunFolder) -> str:
     return "".join(parts)
 
 
-# In the order of the page; the last one is left out of a page of several runs.
-SECTIONS: Sequence[Callable[[RunFolder], str]] = (
-    headline, samples, reconstructions, codebook, guidance, probes, components, curves, numbers,
+# In the order of the page. A page of several runs has a table of all numbers instead of the last section.
+COMPARED_SECTIONS: Sequence[Callable[[RunFolder], str]] = (
+    headline, samples, reconstructions, codebook, guidance, probes, components, curves,
 )  # fmt: skip
+SECTIONS = (*COMPARED_SECTIONS, numbers)
