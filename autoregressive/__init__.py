@@ -1,4 +1,11 @@
-"""Image generation over codes. Public face: `from autoregressive import load_gpt, generate`."""
+"""Image generation over codes. Public face: `from autoregressive import load_gpt, generate`.
+
+Networks     models/ (generators, their heads and layers)
+Sampling     guidance, sampling (logits -> index), generate (labels -> tokens), sampler (labels -> images)
+Training     codes (the code store), training/ (config, construction, task)
+Files        loading (trained generators), published (layouts of published files)
+Entries      extract_codes, train, sample, convert; cli holds the flags that entries share
+"""
 
 # At once and not on demand: importing the submodule of this name later would put it in the place of the function.
 from autoregressive.generate import generate

@@ -53,25 +53,25 @@ def layout_of(config: GeneratorConfig) -> PublishedLayout:
 # ---------------------------------------------------------------------------------------------- GPTs
 # Of GigaTok and LlamaGen. A model with qk_norm has no published layout: its norms match no rule.
 GPT_NAMES: tuple[Rule, ...] = (
-    (r"class_embedding\.weight", "cls_embedding.embedding_table.weight", "same"),
-    (r"token_embedding\.weight", "tok_embeddings.weight", "same"),
-    (r"positional_embedding", "positional_embedding", "same"),
-    (r"((layers|norm|output)\.(?!.*[qk]_norm).*)", r"\1", "same"),
+    Rule(r"class_embedding\.weight", "cls_embedding.embedding_table.weight", "same"),
+    Rule(r"token_embedding\.weight", "tok_embeddings.weight", "same"),
+    Rule(r"positional_embedding", "positional_embedding", "same"),
+    Rule(r"((layers|norm|output)\.(?!.*[qk]_norm).*)", r"\1", "same"),
 )
 
 WETOK_NAMES: tuple[Rule, ...] = (
-    (r"class_embedding\.weight", "class_emb.embedding_table.weight", "same"),
-    (r"layers\.((?!.*[qk]_norm).*)", r"spatial_blocks.\1", "same"),
-    (r"head\.tables\.(\d+)\.weight", r"\1_emb.weight", "same"),
-    (r"head\.layers\.((?!.*[qk]_norm).*)", r"factorized_blocks.\1", "same"),
-    (r"head\.norm\.(.*)", r"norm.\1", "same"),
-    (r"head\.outputs\.(.*)", r"head.\1", "same"),
+    Rule(r"class_embedding\.weight", "class_emb.embedding_table.weight", "same"),
+    Rule(r"layers\.((?!.*[qk]_norm).*)", r"spatial_blocks.\1", "same"),
+    Rule(r"head\.tables\.(\d+)\.weight", r"\1_emb.weight", "same"),
+    Rule(r"head\.layers\.((?!.*[qk]_norm).*)", r"factorized_blocks.\1", "same"),
+    Rule(r"head\.norm\.(.*)", r"norm.\1", "same"),
+    Rule(r"head\.outputs\.(.*)", r"head.\1", "same"),
 )
 
 # WeTok's names of the tables where a token has two indices.
 TWO_TABLES: tuple[Rule, ...] = (
-    (r"head\.tables\.0\.weight", "pre_emb.weight", "same"),
-    (r"head\.tables\.1\.weight", "post_emb.weight", "same"),
+    Rule(r"head\.tables\.0\.weight", "pre_emb.weight", "same"),
+    Rule(r"head\.tables\.1\.weight", "post_emb.weight", "same"),
 )
 
 IGNORED = ("freqs_cis", ".kv_cache.")  # tables and caches that published files may hold beside the weights

@@ -19,7 +19,7 @@ from autoregressive.training.config import GPTTrainConfig
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import num_parameters
 from engine.cli import parse_cli, run_entry
-from engine.data.stream import open_stream
+from engine.data.stream import stream_opener
 from engine.loop import check_batch, fit
 from engine.messages import ConfigError
 from engine.run_log import Run
@@ -66,11 +66,12 @@ def train(config: GPTTrainConfig, world: World) -> None:
             world,
             config,
             stamp={"tokenizer_fingerprint": tokenizer.provenance.fingerprint, "tokenizer": tokenizer.provenance.stamp},
+            frozen_stamps=("tokenizer_fingerprint",),
             asynchronous=config.loop.async_save,
         )
 
         item = code_item(store, config.loop.seed, generator.class_dropout_prob)
-        stream = open_stream(item, len(store), config.data, config.loop, world)
+        stream = stream_opener(item, len(store), config.data, config.loop, world)
         fit(task, stream, config.loop, run, world, checkpoints)
     finally:
         run.close()

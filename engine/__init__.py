@@ -1,8 +1,13 @@
 """The ground floor: configs, processes, training, checkpoints, data. It imports nothing from above.
 
-Configs and entries   config, validation, registry, plugins, aliases, cli, messages
-Processes             world, devices, parallel, memory_plan
-Training              loop, trained_model, optim, schedules, run_log, run_record, alerts
-Files                 checkpoint/, assets, pipeline
-Images                data/, image_metrics
+Reading configs    config (load, compare, write), yaml_files (files and their bases), config_merge (all problems),
+                   aliases (old spellings), config_help (`--help-config`)
+Config sections    validation (checks), config_types (types in words), registry (components by name), plugins
+Entries            cli, messages
+Processes          world, devices, parallel, memory_plan (`--plan`)
+Training           loop, trained_model, optim, schedules
+Record of a run    run_log, run_record, alerts
+Files              checkpoint/, assets (pretrained networks), pipeline (commands that can be stopped)
+Images             data/, image_metrics
+Numbers            arithmetic
 """

@@ -61,7 +61,7 @@ def current_tree(schema: Any, tree: DictConfig, source: str = "config") -> DictC
     tree = copy.deepcopy(tree)
 
     for old, new in CONFIG_KEYS.items():
-        if _node(tree, old) is not None and _node(structured, new) is not None and _node(structured, old) is None:
+        if _node(tree, old) is not None and _is_renamed_key(structured, old, new):
             _move(tree, old, new, source)
 
     for key, renames in CONFIG_VALUES.items():
@@ -69,7 +69,7 @@ def current_tree(schema: Any, tree: DictConfig, source: str = "config") -> DictC
         if value is None or OmegaConf.is_config(value):
             continue
         new_value = renames.get(value._value())
-        if new_value is not None and _renamed(structured, key, value._value(), new_value):
+        if new_value is not None and _is_renamed_value(structured, key, value._value(), new_value):
             value._set_value(new_value)
     return tree
 
@@ -78,8 +78,7 @@ def current_key(schema: Any, key: str) -> str:
     """The dotted `key` under its present name in `schema` (see `current_tree`)."""
     structured = schema if isinstance(schema, DictConfig) else OmegaConf.structured(schema)
     new = CONFIG_KEYS.get(key)
-    applies = new is not None and _node(structured, new) is not None and _node(structured, key) is None
-    return new if applies else key
+    return new if new is not None and _is_renamed_key(structured, key, new) else key
 
 
 def _node(tree: Any, key: str) -> Any:
@@ -110,7 +109,12 @@ def _move(tree: DictConfig, old: str, new: str, source: str) -> None:
     node[name] = value
 
 
-def _renamed(structured: DictConfig, key: str, old: Any, new: Any) -> bool:
+def _is_renamed_key(structured: DictConfig, old: str, new: str) -> bool:
+    """Whether the schema has the dotted key `new` and no longer `old`."""
+    return _node(structured, new) is not None and _node(structured, old) is None
+
+
+def _is_renamed_value(structured: DictConfig, key: str, old: Any, new: Any) -> bool:
     """Whether the section of `key` accepts the value `new` and no longer `old`."""
     parent_key, _, name = key.rpartition(".")
     section = _node(structured, parent_key) if parent_key else structured
@@ -147,6 +151,7 @@ def current_result(result: Any) -> Any:
 
 
 def _renamed_keys(facts: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, Any]:
+    """`facts` under present names. Raises UserError where both spellings of a name are there."""
     for old, new in renames.items():
         if old in facts and new in facts:
             raise UserError(f"both {new} and {old} (its old name) are there; keep {new}")
@@ -154,4 +159,5 @@ def _renamed_keys(facts: Mapping[str, Any], renames: Mapping[str, str]) -> dict[
 
 
 def _renamed_value(renames: Mapping[str, str], value: Any) -> Any:
+    """The present spelling of a text; any other value as it is."""
     return renames.get(value, value) if isinstance(value, str) else value

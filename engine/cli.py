@@ -40,11 +40,17 @@ def entry_parser(description: str | None) -> argparse.ArgumentParser:
 def parse_cli(
     schema: type[T], description: str, *, plan: bool = False, check: Callable[[T], Any] | None = None
 ) -> tuple[T, argparse.Namespace]:
-    """The command line of a training entry: (config, flags).
+    """Reads the command line of a training entry; returns (config, flags).
 
-    `--config FILE` (repeatable), `--help-config KEY`, `--print-config`, `--dry-run`, where asked for `--plan GPUS`, and
-    `key=value` ... `check` says what does not fit together, in a ConfigError: its problems are told together with those
-    of single keys.
+        --config FILE        a YAML file; repeatable, later ones win
+        --help-config KEY    explains a key and exits
+        --print-config       prints the whole config and exits
+        --dry-run            the entry checks the config and exits
+        --plan GPUS          with `plan`: the entry prints the memory that it needs and exits
+        key=value ...        overrides
+
+    `check` raises a ConfigError where keys do not fit together; its problems are told together with those of single
+    keys.
     """
     parser = entry_parser(description)
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; repeatable, later wins")

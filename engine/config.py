@@ -24,8 +24,8 @@ from engine.validation import raise_problems
 from engine.yaml_files import Layer, read_layers, read_own_layer, read_yaml
 
 __all__ = [
-    "check_all", "differences", "flatten", "load_config", "load_sections", "merge_config", "read_yaml", "save_config",
-    "to_yaml",
+    "config_layers", "differences", "flatten", "load_config", "load_plugins", "load_sections", "merge_config",
+    "read_yaml", "save_config", "to_yaml",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -81,6 +81,7 @@ def load_plugins(layers: Sequence[Layer], overrides: Sequence[str]) -> None:
 
 
 def _plugin_list(tree: DictConfig, source: str) -> list[str]:
+    """The names under `plugins` of one source. Raises ConfigError where that is no list of texts."""
     names = OmegaConf.to_container(tree).get("plugins") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{source}: plugins={names!r} must be a list of module names or paths of .py files")
@@ -89,19 +90,26 @@ def _plugin_list(tree: DictConfig, source: str) -> list[str]:
 
 def _resume_hint(sources: Sequence[tuple[str, DictConfig | Sequence[str]]]) -> str:
     """The plug-ins that the run folder which a command continues was trained with, where they are not loaded."""
-    run_dirs = []
-    for _, content in sources:
-        tree = content if isinstance(content, DictConfig) else parse_items(content)[0]
-        loop = OmegaConf.to_container(tree).get("loop")
-        if isinstance(loop, dict) and isinstance(loop.get("run_dir"), str):
-            run_dirs.append(Path(loop["run_dir"]))
-
-    folders = [run_dirs[-1], run_dirs[-1] / "phase_1"] if run_dirs else []
-    for folder in folders:
+    run_dir = _run_dir_of(sources)
+    if run_dir is None:
+        return ""
+    for folder in (run_dir, run_dir / "phase_1"):
         # A name that no file can have is told as a problem of loop.run_dir, not here.
         if os.path.isfile(folder / "config.yaml"):  # noqa: PTH113
             return plugins.missing_hint(_plugin_list(read_yaml(folder / "config.yaml"), str(folder)), folder)
     return ""
+
+
+def _run_dir_of(sources: Sequence[tuple[str, DictConfig | Sequence[str]]]) -> Path | None:
+    """The `loop.run_dir` that the last source with one sets, before anything is checked; None where no source does."""
+    run_dir = None
+    for _, content in sources:
+        # Items that are not readable are told elsewhere.
+        tree = content if isinstance(content, DictConfig) else parse_items(content)[0]
+        loop = OmegaConf.to_container(tree).get("loop")
+        if isinstance(loop, dict) and isinstance(loop.get("run_dir"), str):
+            run_dir = Path(loop["run_dir"])
+    return run_dir
 
 
 def merge_config(
@@ -182,14 +190,10 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def differences(old: DictConfig, new: Any) -> dict[str, tuple[Any, Any]]:
     """{dotted key: (old value, new value)} where a saved config and a present one differ.
 
-    A key that is younger than the saved config had its default. Keys of the saved config in an old spelling count under
-    their present name.
+    A key that was added after the config was saved counts with its default. Keys of the saved config in an old spelling
+    count under their present name.
     """
     defaults = flatten(OmegaConf.structured(type(new)))
-    before, now = defaults | flatten(current_tree(type(new), old)), flatten(new)
+    before = defaults | flatten(current_tree(type(new), old))
+    now = flatten(new)
     return {key: (before.get(key), now.get(key)) for key in sorted({*before, *now}) if before.get(key) != now.get(key)}
-
-
-def check_all(problems: Sequence[str]) -> None:
-    """Raises one ConfigError that lists all `problems`, if there are any."""
-    raise_problems(list(problems))

@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from engine.aliases import current_key
-from engine.config_types import accepted, shown, type_name
+from engine.config_types import describe_type, format_value, type_name
 from engine.messages import ConfigError
 from engine.registry import extended_schema, registry_of, section_types
 from engine.validation import Section, collecting
@@ -92,8 +92,8 @@ def _text(entry: Entry) -> str:
         summary = " ".join((inspect.getdoc(entry.hint) or "").split("\n\n")[0].split())
         lines = [f"{entry.key}: section; --help-config {entry.key} lists its keys", f"    {comment}", f"    {summary}"]
     else:
-        default = "required" if entry.default == "???" else f"default {shown(entry.default)}"
-        values = _accepted_by_checks(entry) or accepted(entry.hint)
+        default = "required" if entry.default == "???" else f"default {format_value(entry.default)}"
+        values = _accepted_by_checks(entry) or describe_type(entry.hint)
         lines = [f"{entry.key}: {type_name(entry.hint)}, {default}", f"    {comment}", f"    accepted: {values}"]
     return "\n".join(line for line in lines if line.strip())
 
@@ -109,8 +109,7 @@ def _accepted_by_checks(entry: Entry) -> str:
     if not issubclass(entry.section, Section):
         return ""
 
-    words = type_name(entry.hint).replace(" ", "").split("|")
-    impossible = UNUSED_NAME if "str" in words else math.nan if {"int", "float"} & {*words} else None
+    impossible = _impossible_value(entry.hint)
     if impossible is None:
         return ""
     try:
@@ -123,14 +122,24 @@ def _accepted_by_checks(entry: Entry) -> str:
     return " and ".join(dict.fromkeys(problem.accepted for problem in problems))
 
 
+def _impossible_value(hint: Any) -> Any:
+    """A value that no range and no list of choices of this type contains; None for types that have no such value."""
+    words = type_name(hint).replace(" ", "").split("|")
+    if "str" in words:
+        return UNUSED_NAME
+    if "int" in words or "float" in words:
+        return math.nan
+    return None
+
+
 @functools.cache
 def _comments(section: type) -> dict[str, str]:
     """{field: comment} of a section: what stands beside the field in the source, or in the lines above it."""
-    found: dict[str, str] = {}
+    comments: dict[str, str] = {}
     for cls in reversed(section.__mro__):
         if is_dataclass(cls):
-            found |= {name: text for name, text in _own_comments(cls).items() if text}
-    return {f.name: found.get(f.name, "") for f in fields(section)}
+            comments |= {name: text for name, text in _own_comments(cls).items() if text}
+    return {f.name: comments.get(f.name, "") for f in fields(section)}
 
 
 def _own_comments(cls: type) -> dict[str, str]:
@@ -143,12 +152,12 @@ def _own_comments(cls: type) -> dict[str, str]:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {t.start[0]: (t.string.lstrip("# "), t.line.lstrip().startswith("#")) for t in tokens if _is_comment(t)}
 
-    found = {}
+    by_field = {}
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             beside = [comments[n][0] for n in range(node.lineno, node.end_lineno + 1) if n in comments]
-            found[node.target.id] = " ".join([*_lines_above(comments, node.lineno), *beside])
-    return found
+            by_field[node.target.id] = " ".join([*_lines_above(comments, node.lineno), *beside])
+    return by_field
 
 
 def _is_comment(token: tokenize.TokenInfo) -> bool:

@@ -14,7 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from engine.aliases import current_tree
-from engine.config_types import accepted, shown
+from engine.config_types import describe_type, format_value
 from engine.messages import ConfigError
 from engine.registry import extended_schema, registry_of, section_types, unknown_name
 from engine.validation import collecting, keyed_problems
@@ -67,7 +67,7 @@ class Merger(Generic[T]):
 
         for key, line in [*keyed_problems(config), *_unknown_components(config)]:
             if key not in self._wrong_keys:
-                self._tell(key, line)
+                self._add_problem(key, line)
         if self.problems and check is not None:
             self._check_rest(check)
         return config
@@ -84,7 +84,8 @@ class Merger(Generic[T]):
             return OmegaConf.to_object(tree)
 
     # --------------------------------------------------------------------------------------------- one source
-    def _tell(self, key: str, line: str) -> None:
+    def _add_problem(self, key: str, line: str) -> None:
+        """Adds the line about a wrong key, about which nothing else will be said."""
         self._wrong_keys.add(key)
         self.problems.append(line)
 
@@ -97,16 +98,19 @@ class Merger(Generic[T]):
         for name in map(str, content):
             if name not in types:
                 continue
-            key, given = f"{prefix}{name}", content._get_node(name)
+            key = f"{prefix}{name}"
+            node = content._get_node(name)
             if not is_dataclass(types[name]):
-                self._set_value(target, name, given, types[name], source, key)
-            elif _plain(given) is None:
+                self._set_value(target, name, node, types[name], source, key)
+            elif _plain(node) is None:
                 # Null stands for a section as if nobody had set it.
                 target[name] = copy.deepcopy(defaults._get_node(name))
-            elif isinstance(given, DictConfig):
-                self._merge_section(target._get_node(name), defaults._get_node(name), given, source, f"{key}.")
+            elif isinstance(node, DictConfig):
+                self._merge_section(target._get_node(name), defaults._get_node(name), node, source, f"{key}.")
             else:
-                self._tell(key, f"{source}: {key}={shown(_plain(given))} must be {accepted(types[name])}")
+                self._add_problem(
+                    key, f"{source}: {key}={format_value(_plain(node))} must be {describe_type(types[name])}"
+                )
 
     def _check_names(self, content: DictConfig, known: Sequence[str], source: str, prefix: str) -> None:
         """One problem for all keys of `content` that are not `known` in this section."""
@@ -114,7 +118,10 @@ class Merger(Generic[T]):
         if not unknown:
             return
         nodes = {f"{prefix}{name}": content._get_node(name) for name in unknown}
-        texts = [key if isinstance(node, DictConfig) else f"{key}={shown(_plain(node))}" for key, node in nodes.items()]
+        texts = [
+            key if isinstance(node, DictConfig) else f"{key}={format_value(_plain(node))}"
+            for key, node in nodes.items()
+        ]
         near = difflib.get_close_matches(unknown[0], known, n=1) if len(unknown) == 1 else []
         hint = f"; did you mean {prefix}{near[0]}?" if near else ""
 
@@ -123,21 +130,18 @@ class Merger(Generic[T]):
         self._wrong_keys |= nodes.keys()
         self.problems.append(line)
 
-    def _set_value(self, target: DictConfig, name: str, given: Any, hint: Any, source: str, key: str) -> None:
+    def _set_value(self, target: DictConfig, name: str, node: Any, hint: Any, source: str, key: str) -> None:
         """Puts a value that is no section in place, if its type `hint` accepts it."""
         element = next(iter(get_args(hint)), None)
-        if get_origin(hint) is list and is_dataclass(element) and isinstance(given, ListConfig):
-            target[name] = self._sections(given, element, source, key)
+        if get_origin(hint) is list and is_dataclass(element) and isinstance(node, ListConfig):
+            target[name] = self._sections(node, element, source, key)
             return
 
         # A free mapping of names to values is merged name by name; anything else is replaced.
         is_mapping = get_origin(hint) is dict
-        try:
-            if isinstance(given, DictConfig) != is_mapping:
-                raise ConfigError("a mapping in the place of a value, or the other way round")
-            OmegaConf.update(target, name, _plain(given), merge=is_mapping)
-        except (OmegaConfBaseException, ConfigError):
-            self._tell(key, f"{source}: {key}={shown(_plain(given))} must be {accepted(hint)}")
+        is_set = isinstance(node, DictConfig) == is_mapping and _update(target, name, _plain(node), merge=is_mapping)
+        if not is_set:
+            self._add_problem(key, f"{source}: {key}={format_value(_plain(node))} must be {describe_type(hint)}")
 
     def _sections(self, items: ListConfig, schema: type, source: str, key: str) -> list[DictConfig]:
         """The items of a list of sections, each merged into the defaults of `schema`."""
@@ -147,7 +151,9 @@ class Merger(Generic[T]):
             if isinstance(item, DictConfig):
                 self._merge_section(section, copy.deepcopy(section), item, source, f"{key}[{index}].")
             else:
-                self._tell(f"{key}[{index}]", f"{source}: {key}[{index}]={shown(item)} must be {accepted(schema)}")
+                self._add_problem(
+                    f"{key}[{index}]", f"{source}: {key}[{index}]={format_value(item)} must be {describe_type(schema)}"
+                )
             sections.append(section)
         return sections
 
@@ -159,7 +165,7 @@ class Merger(Generic[T]):
             section = OmegaConf.select(self.merged, parent) if parent else self.merged
             hint = section_types(OmegaConf.get_type(section))[name]
             if not {key, parent} & self._wrong_keys:
-                self._tell(key, f"{key} is missing; it must be {accepted(hint)}")
+                self._add_problem(key, f"{key} is missing; it must be {describe_type(hint)}")
             self._wrong_keys.add(key)
             if hint in STAND_INS:
                 section[name] = STAND_INS[hint]
@@ -168,7 +174,8 @@ class Merger(Generic[T]):
         """Resolves interpolations such as `${oc.env:NAME}`; one that cannot be is a problem, its default stands in."""
         types = section_types(OmegaConf.get_type(section))
         for name in map(str, section):
-            key, node = f"{prefix}{name}", section._get_node(name)
+            key = f"{prefix}{name}"
+            node = section._get_node(name)
             if is_dataclass(types[name]):
                 self._resolve(node, defaults._get_node(name), f"{key}.")
                 continue
@@ -179,7 +186,7 @@ class Merger(Generic[T]):
                 elif node._is_interpolation():
                     section[name] = section[name]
             except OmegaConfBaseException as error:
-                self._tell(key, _unresolved(key, shown(_plain(node)), accepted(types[name]), error))
+                self._add_problem(key, _unresolved(key, format_value(_plain(node)), describe_type(types[name]), error))
                 section[name] = copy.deepcopy(defaults._get_node(name))
 
     def _check_rest(self, check: Callable[[T], Any]) -> None:
@@ -190,12 +197,27 @@ class Merger(Generic[T]):
         try:
             check(config)
         except ConfigError as error:
-            self.problems += [line for line in error.problems if not any(key in line for key in self._wrong_keys)]
+            self.problems += [line for line in error.problems if not self._names_wrong_key(line)]
+
+    def _names_wrong_key(self, line: str) -> bool:
+        """Whether a line is about a wrong key or one below it; a longer name that begins like it is another key."""
+        return any(re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", line) for key in self._wrong_keys)
+
+
+def _update(section: DictConfig, name: str, value: Any, *, merge: bool) -> bool:
+    """Sets a value of a section; returns whether its type accepts it. `merge` keeps other names of a mapping."""
+    try:
+        OmegaConf.update(section, name, value, merge=merge)
+    except OmegaConfBaseException:
+        return False
+    return True
 
 
 def parse_items(items: Sequence[str]) -> tuple[DictConfig, list[str]]:
     """(tree of `key=value` items, problems of those that are not readable, which are left out)."""
-    tree, readable, problems = OmegaConf.create(), [], []
+    tree = OmegaConf.create()
+    readable: list[str] = []
+    problems: list[str] = []
     for item in items:
         if "=" not in item or item.startswith("-"):
             problems.append(f"{item!r} is not of the form key=value")

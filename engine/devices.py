@@ -1,4 +1,4 @@
-"""Devices and precision. With `engine.world` and `engine.parallel` the only modules that know CUDA.
+"""Devices and precision. With `engine.world` and `engine.parallel` the only modules that call `torch.cuda`.
 
 Other modules ask here for a device, a precision region or a synchronization, and so run unchanged on a CPU.
 """
@@ -32,6 +32,11 @@ def pick_device(name: str, local_rank: int = 0, tf32: bool = True) -> torch.devi
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     return torch.device("cuda", local_rank)
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Whether `device` is a GPU."""
+    return device.type == "cuda"
 
 
 def device_facts(device: torch.device) -> dict[str, str | int]:
@@ -74,7 +79,7 @@ def reproducible_algorithms(enabled: bool) -> Iterator[None]:
 
 def synchronize(device: torch.device) -> None:
     """Blocks until pending GPU work is done, so that timings are meaningful."""
-    if device.type == "cuda":
+    if is_gpu(device):
         torch.cuda.synchronize(device)
 
 

@@ -112,7 +112,8 @@ class _StepRate:
 
     def restart(self, step: int) -> None:
         """Starts the clock at `step`."""
-        self._time, self._step = time.perf_counter(), step
+        self._time = time.perf_counter()
+        self._step = step
 
     def measure(self, step: int) -> float:
         """The rate up to `step`; restarts the clock."""
@@ -123,7 +124,7 @@ class _StepRate:
 
 def fit(
     task: Task,
-    open_stream: Callable[[int], Iterator[Batch]],
+    batches_from: Callable[[int], Iterator[Batch]],
     config: LoopConfig,
     run: Run,
     world: World,
@@ -132,7 +133,7 @@ def fit(
 ) -> None:
     """Trains `task` to `config.steps`, continuing from the newest checkpoint of the run if there is one.
 
-    `open_stream(start)` yields micro-batches from step `start` on; it is a pure function of (seed, position), so there
+    `batches_from(start)` yields micro-batches from step `start` on; it is a pure function of (seed, position), so there
     is no data state to restore. `show` names the metrics that the console prints (default: all).
 
     SIGTERM or SIGUSR1 saves and raises SystemExit with code 75.
@@ -145,7 +146,7 @@ def fit(
     if start >= config.steps:
         return
 
-    batches = open_stream(start)
+    batches = batches_from(start)
     run.start_bar(start, config.steps)
     rate = _StepRate(start)
     with _stop_signals() as signals:

@@ -25,10 +25,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from engine.devices import is_gpu
 from engine.world import World
 
 
-class Scale(Protocol):
+class ParallelConfig(Protocol):
     """The part of a loop config that says how a network is spread; see `engine.loop.TrainLoopConfig`."""
 
     strategy: str
@@ -43,40 +44,40 @@ def parallel_blocks(module: nn.Module, *units: str) -> list[nn.Module]:
     return [m for m in module.modules() if getattr(m, "parallel_unit", None) in accepted]
 
 
-def is_sharded(world: World, scale: Scale | None) -> bool:
+def is_sharded(world: World, parallel: ParallelConfig | None) -> bool:
     """Whether parameters are divided over the processes; in a world of one they never are."""
-    return scale is not None and scale.strategy != "ddp" and world.size > 1
+    return parallel is not None and parallel.strategy != "ddp" and world.size > 1
 
 
-def build_device(world: World, scale: Scale) -> AbstractContextManager:
+def build_device(world: World, parallel: ParallelConfig) -> AbstractContextManager:
     """The context to build a network in.
 
     Where it will be sharded, only the first rank computes initial values; the others build on the meta device and
     receive their shards from `parallelize`.
     """
-    if is_sharded(world, scale) and world.rank > 0:
+    if is_sharded(world, parallel) and world.rank > 0:
         return torch.device("meta")
     return nullcontext()
 
 
 def parallelize(
-    module: nn.Module, ema: nn.Module | None, world: World, scale: Scale | None, find_unused: bool = False
+    module: nn.Module, ema: nn.Module | None, world: World, parallel: ParallelConfig | None, find_unused: bool = False
 ) -> nn.Module:
     """Applies compilation, activation checkpointing and the parallel strategy; all ranks call it together.
 
     Returns the module to call in training: DDP-wrapped, or `module` itself (FSDP shards it, and `ema`, in place).
     `find_unused` tells DDP that some parameters get no gradient in some steps.
     """
-    if scale is not None and scale.compile:
+    if parallel is not None and parallel.compile:
         _compile_blocks(module)
-    if scale is not None and scale.activation_checkpointing:
+    if parallel is not None and parallel.activation_checkpointing:
         _checkpoint_blocks(module)
 
-    if is_sharded(world, scale):
-        mesh = _device_mesh(world, scale)
-        _shard(module, world, scale, mesh)
+    if is_sharded(world, parallel):
+        mesh = _device_mesh(world, parallel)
+        _shard(module, world, parallel, mesh)
         if ema is not None:
-            _shard(ema, world, scale, mesh)
+            _shard(ema, world, parallel, mesh)
         return module
     if world.size == 1:
         return module
@@ -95,10 +96,10 @@ def _checkpoint_blocks(module: nn.Module) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def _device_mesh(world: World, scale: Scale) -> DeviceMesh:
+def _device_mesh(world: World, parallel: ParallelConfig) -> DeviceMesh:
     """The mesh to shard over: all processes (fsdp), or those of each machine (hsdp)."""
     num_sharing = world.size
-    if scale.strategy == "hsdp":
+    if parallel.strategy == "hsdp":
         num_sharing = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     if num_sharing < world.size:
         shape = (world.size // num_sharing, num_sharing)
@@ -106,7 +107,7 @@ def _device_mesh(world: World, scale: Scale) -> DeviceMesh:
     return init_device_mesh(world.device.type, (num_sharing,))
 
 
-def _shard(module: nn.Module, world: World, scale: Scale, mesh: DeviceMesh) -> None:
+def _shard(module: nn.Module, world: World, parallel: ParallelConfig, mesh: DeviceMesh) -> None:
     """Divides the parameters of each block, and all others as one group, in place (FSDP2).
 
     Between passes every process holds its shards only. Only blocks are cast to bf16: convolutions, tables, quantizer
@@ -117,7 +118,7 @@ def _shard(module: nn.Module, world: World, scale: Scale, mesh: DeviceMesh) -> N
 
     # Blocks are gathered one at a time, the rest of the network at once.
     policy = MixedPrecisionPolicy()
-    if scale.precision == "bf16":
+    if parallel.precision == "bf16":
         policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in parallel_blocks(module, "shard"):
         fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -139,7 +140,7 @@ def _data_parallel(module: nn.Module, world: World, find_unused: bool) -> nn.Mod
     """A copy per process, whose gradients are averaged (DDP)."""
     return DistributedDataParallel(
         module,
-        device_ids=[world.local_rank] if world.device.type == "cuda" else None,
+        device_ids=[world.local_rank] if is_gpu(world.device) else None,
         broadcast_buffers=False,
         find_unused_parameters=find_unused,
         gradient_as_bucket_view=True,

@@ -35,7 +35,7 @@ class Stage:
     always: bool = False  # always rerun: cheap, and picks up new results
 
 
-def python(name: str, module: str, *arguments: str) -> Stage:
+def module_stage(name: str, module: str, *arguments: str) -> Stage:
     """A stage that runs a module of this project, on the processes that the environment asks for."""
     return Stage(name, ["bash", "scripts/launch.sh", "-m", module, *plugins.flags(), *arguments])
 

@@ -37,21 +37,6 @@ def lookup(registry: Mapping[str, T], name: str, key: str) -> T:
     return registry[name]
 
 
-def transformer_size(section: Any, sizes: Mapping[str, tuple[int, int, int]], key: str) -> tuple[int, int, int]:
-    """(width, layers, heads) of a transformer: those of its named `size`, or its own. `key` is that of the section.
-
-    Raises ConfigError where both or neither are given.
-    """
-    explicit = (section.width, section.layers, section.heads)
-    if section.size is not None:
-        if explicit != (None, None, None):
-            raise ConfigError(f"{key}: give either size={section.size} or width, layers and heads, not both")
-        return lookup(sizes, section.size, f"{key}.size")
-    if None in explicit or min(explicit) < 1:
-        raise ConfigError(f"{key}: give size (one of {', '.join(sizes)}) or width, layers and heads, each 1 or more")
-    return explicit
-
-
 def selected_section(section: Any, registry: Mapping[str, Any], key: str) -> Any:
     """The sub-section of `section` that its `name` picks, or None where that component has no section.
 

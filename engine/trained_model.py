@@ -27,9 +27,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
+from engine.devices import is_gpu
 from engine.messages import ConfigError, UserError
 from engine.optim import OptimConfig
-from engine.parallel import Scale, gradient_sync, is_sharded, parallelize
+from engine.parallel import ParallelConfig, gradient_sync, is_sharded, parallelize
 from engine.schedules import learning_rate
 from engine.world import World
 
@@ -44,7 +45,7 @@ class TrainedModel:
     """One trained network and everything that its next update depends on.
 
     `module` is the plain network, `wrapped` the one to call in training (DDP-wrapped, where that is the strategy), and
-    `ema` the exponential moving average of its weights, or None. Where `scale` shards the network, all ranks call
+    `ema` the exponential moving average of its weights, or None. Where `parallel` shards the network, all ranks call
     `module`, `wrapped` and `ema` together.
 
     `find_unused` tells DDP that some parameters get no gradient in some steps.
@@ -61,7 +62,7 @@ class TrainedModel:
         world: World,
         ema_decay: float = 0.0,
         find_unused: bool = False,
-        scale: Scale | None = None,
+        parallel: ParallelConfig | None = None,
     ) -> None:
         if not 0 <= ema_decay < 1:
             raise ConfigError(f"ema_decay={ema_decay} must lie in [0, 1); 0 = no EMA")
@@ -72,9 +73,9 @@ class TrainedModel:
 
         # The EMA is copied before the network is wrapped: a sharded module cannot be copied. A module to be sharded
         # stays where it was built, because its shards move to the device one by one.
-        self.module = module if is_sharded(world, scale) else module.to(world.device)
+        self.module = module if is_sharded(world, parallel) else module.to(world.device)
         self.ema = copy.deepcopy(self.module).eval().requires_grad_(False) if ema_decay > 0 else None
-        self.wrapped = parallelize(self.module, self.ema, world, scale, find_unused)
+        self.wrapped = parallelize(self.module, self.ema, world, parallel, find_unused)
 
         # The optimizer is built last, over the parameters as they are now: whole ones, or shards.
         self.optimizer = torch.optim.AdamW(
@@ -82,7 +83,7 @@ class TrainedModel:
             lr=config.lr,
             betas=tuple(config.betas),
             eps=config.eps,
-            fused=world.device.type == "cuda",
+            fused=is_gpu(world.device),
         )
         self._init_moments()
         self.num_skipped = 0  # updates skipped since the start of the run
@@ -97,7 +98,7 @@ class TrainedModel:
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 # A fused optimizer keeps its step count on the GPU.
-                count_device = parameter.device if self.world.device.type == "cuda" else "cpu"
+                count_device = parameter.device if is_gpu(self.world.device) else "cpu"
                 self.optimizer.state[parameter] = {
                     "step": torch.zeros((), device=count_device),
                     "exp_avg": torch.zeros_like(parameter),

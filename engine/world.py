@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
 
-from engine.devices import pick_device, reproducible_algorithms
+from engine.devices import is_gpu, pick_device, reproducible_algorithms
 
 TIMEOUT = timedelta(hours=1)  # a collective that waits longer fails
 
@@ -134,7 +134,7 @@ def _join(device_name: str, tf32: bool) -> Iterator[World]:
 
     if device.type == "cpu":
         _prepare_cpu_processes(size)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    dist.init_process_group("nccl" if is_gpu(device) else "gloo", timeout=TIMEOUT)
     try:
         yield World(rank, size, local_rank, device)
     finally:

@@ -31,7 +31,9 @@ def read_layers(path: str | Path) -> list[Layer]:
 
     Raises ConfigError for a file that is missing or not readable, a `base` that is not the first key, and a circle.
     """
-    path, layers, chain = Path(path), [], []
+    path = Path(path)
+    layers: list[Layer] = []
+    chain: list[Path] = []
     while path is not None:
         if path.resolve() in [earlier.resolve() for earlier in chain]:
             raise ConfigError(f"the bases form a circle: {' -> '.join(map(str, [*chain, path]))}")

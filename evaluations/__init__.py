@@ -1,1 +1,11 @@
-"""Honest evaluation: metrics in PyTorch, every number stamped with how it was made."""
+"""Honest evaluation: metrics in PyTorch, every number stamped with how it was made.
+
+Measuring     metrics/ (what is computed), protocols/ (how), jobs/ (the evaluations behind the entries)
+Images        image_sets (files to measure), generated (images that a generator draws)
+Results       results (files of numbers and facts), comparison (which may be ranked)
+Networks      probes/ (linear probes, principal components), digits/ (a classifier of digits)
+Pages         report/, doctor/ (looks for trouble in a run)
+Pipelines     pipelines/ (commands of other entries in a row), run_layout (where they put things)
+Entries       reconstruction, generation, val_loss, search_cfg, measure, make_reference, compare, fingerprint, memory,
+              linear_probe, ar_probe, classifier, visualize, quickstart, report, doctor; cli holds shared flags
+"""

@@ -1,6 +1,11 @@
 """Discrete visual tokenizers.
 
 Public face: `from tokenizer import Tokenizer, build_tokenizer, load_tokenizer`.
+
+Networks     models/ (tokenizers), quantizers/, discriminators/, frozen/ (pretrained networks)
+Training     losses/ (terms of the loss), training/ (config, checks, phases, task)
+Files        loading (trained tokenizers), published/ (layouts of published files)
+Entries      train, reconstruct, convert; cli holds the flags that entries share
 """
 
 __all__ = ["Tokenizer", "build_tokenizer", "load_tokenizer"]

@@ -87,7 +87,8 @@ def images_from(args: argparse.Namespace, tokenizer: Tokenizer) -> DataConfig:
     # Another kind of images has no use for the section of the kind that was trained on.
     if changes.get("name", trained_on.name) != trained_on.name:
         unused = getattr(trained_on, trained_on.name, None)
-        changes |= {trained_on.name: type(unused)()} if unused is not None else {}
+        if unused is not None:
+            changes[trained_on.name] = type(unused)()
     return replace(
         trained_on,
         **changes,

@@ -34,7 +34,11 @@ class TokenizerSections:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a loaded network came from. `fingerprint` is the SHA-256 of its parameters."""
+    """Where a loaded network came from.
+
+    `fingerprint` is the SHA-256 of its parameters. A reader of files leaves it empty; it is filled in once the network
+    is loaded, whatever kind of file it came from (`load_tokenizer`).
+    """
 
     path: str
     weights: str  # "ema" or "model"
@@ -51,6 +55,8 @@ class Provenance:
 
 @dataclass(kw_only=True, slots=True)
 class _ImageSize:
+    """The only key of `data` that the network depends on."""
+
     image_size: int = 256
 
 
@@ -81,6 +87,7 @@ def load_tokenizer(
 
 
 def _load_folder(path: str | Path, weights: str) -> tuple[Tokenizer, Provenance]:
+    """The tokenizer in a folder of ours; its provenance has no fingerprint yet."""
     weights_file = find_weights(path, weights, "tokenizer")
     folder = weights_file.folder
     try:
@@ -89,10 +96,14 @@ def _load_folder(path: str | Path, weights: str) -> tuple[Tokenizer, Provenance]
         raise ConfigError(f"{folder} is not a tokenizer: {error}") from error
     tokenizer = build_tokenizer(config.model, config.data.image_size)
     load_strict(tokenizer, read_weights(weights_file.path), weights_file.path)
-    return tokenizer, Provenance(str(folder), weights_file.kind, "", weights_file.stamp, config)
+    provenance = Provenance(
+        path=str(folder), weights=weights_file.kind, fingerprint="", stamp=weights_file.stamp, config=config
+    )
+    return tokenizer, provenance
 
 
 def _load_published(path: Path, config_path: str | Path | None, weights: str) -> tuple[Tokenizer, Provenance]:
+    """The tokenizer in a published file; its provenance has no fingerprint yet."""
     # The YAML, where one is named: it decides about the architecture.
     architecture = load_sections(_Architecture, config_path) if config_path is not None else None
     in_one_dict = architecture is None or layout_of(architecture.model).holds_both_weights
@@ -105,25 +116,28 @@ def _load_published(path: Path, config_path: str | Path | None, weights: str) ->
 
     # The architecture, with what the file knows better.
     if architecture is None:
-        shown = config_of_state(state)
-        if shown is None:
+        detected_config = config_of_state(state)
+        if detected_config is None:
             raise ConfigError(
                 f"{path} is a published file: name the YAML of its architecture (--tok-config, --model-config)"
             )
-        architecture = _Architecture(model=shown)
+        architecture = _Architecture(model=detected_config)
     layout = layout_of(architecture.model)
     model_config = layout.complete_config(architecture.model, state)
     image_size = architecture.data.image_size
 
-    # The network without storage: tensors of the file take their places.
+    # The network without storage: tensors of the file take their places. What no file has are the windows of recent
+    # codes, which are empty.
     with torch.device("meta"):
         tokenizer = build_tokenizer(model_config, image_size)
     rules = layout.rules(model_config)
-    expected = tokenizer.state_dict()
+    windows = {f"quantizer.{name}": window for name, window in tokenizer.quantizer.empty_windows().items()}
+    expected = tokenizer.state_dict() | windows
     state, selected = layout.select(state, expected, rules, weights, path)
     state = layout.fill({name: tensor.float() for name, tensor in state.items()}, expected)
     source = f"{path} (as {config_path})" if config_path else str(path)
     load_strict(tokenizer, import_state(state, expected, rules), source, assign=True)
 
     sections = TokenizerSections(model=model_config, data=DataConfig(image_size=image_size))
-    return tokenizer, Provenance(str(path), selected or picked, "", {}, sections)
+    provenance = Provenance(path=str(path), weights=selected or picked, fingerprint="", stamp={}, config=sections)
+    return tokenizer, provenance

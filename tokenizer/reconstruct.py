@@ -33,6 +33,7 @@ from engine.world import distributed_world
 from tokenizer.cli import add_tokenizer_flags, tokenizer_from
 from tokenizer.frozen.lpips import lpips_network
 from tokenizer.losses.perceptual import LPIPSLoss
+from tokenizer.models.base import Tokenizer
 
 GRID_BATCHES = 4  # batches whose first images are in the grid
 GRID_COLUMNS = 8  # images of a batch that are in the grid
@@ -93,6 +94,35 @@ def write_grid(path: Path, batches: list[tuple[Tensor, Tensor]]) -> None:
     save_grid(path, to_float(torch.cat(rows)), columns=width)
 
 
+def score_in_name(lpips: nn.Module, original: Tensor, reconstruction: Tensor, device: torch.device) -> str:
+    """The part of a file name with the LPIPS of one pair of uint8 images (3,H,W)."""
+    images = to_float(reconstruction[None]).to(device)
+    references = to_float(original[None]).to(device)
+    return f"_lpips{lpips(images, references).item():.4f}"
+
+
+def reconstruct(
+    tokenizer: Tokenizer,
+    source: ImageSource,
+    image_ids: range,
+    lpips: nn.Module | None,
+    folder: Path,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Writes the pairs of one batch of images; returns (originals, reconstructions), uint8 (B,3,H,W) on the CPU."""
+    # Images -> codes -> images.
+    crops = [center_crop(source.image(i), tokenizer.image_size) for i in image_ids]
+    originals = torch.stack([image_tensor(crop) for crop in crops])
+    codes = tokenizer.tokenize(to_float(originals).to(device))
+    reconstructions = to_uint8(tokenizer.decode_indices(codes)).cpu()
+
+    # One pair of files per image.
+    for image_id, original, reconstruction in zip(image_ids, originals, reconstructions, strict=True):
+        score = score_in_name(lpips, original, reconstruction, device) if lpips is not None else ""
+        write_pair(folder, f"{image_id:06d}{score}", original, reconstruction)
+    return originals, reconstructions
+
+
 @torch.inference_mode()
 def main() -> None:
     args = parse_args()
@@ -100,7 +130,8 @@ def main() -> None:
     with distributed_world(args.device) as world:
         tokenizer = tokenizer_from(args, world.device)
         lpips = lpips_or_none(world.device) if args.lpips else None
-        args.sample_dir.mkdir(parents=True, exist_ok=True)
+        folder = args.sample_dir
+        folder.mkdir(parents=True, exist_ok=True)
 
         # Every rank takes its part of the images.
         num_images = min(len(source), args.num_images) if args.num_images else len(source)
@@ -111,30 +142,19 @@ def main() -> None:
         for start in progress(range(0, len(rank_images), batch_size), "batches", world):
             # Images -> codes -> images, as uint8 on the CPU.
             image_ids = rank_images[start : start + batch_size]
-            crops = [center_crop(source.image(i), tokenizer.image_size) for i in image_ids]
-            originals = torch.stack([image_tensor(crop) for crop in crops])
-            codes = tokenizer.tokenize(to_float(originals).to(world.device))
-            reconstructions = to_uint8(tokenizer.decode_indices(codes)).cpu()
-
-            # One pair of files per image.
-            for image_id, original, reconstruction in zip(image_ids, originals, reconstructions, strict=True):
-                name = f"{image_id:06d}"
-                if lpips is not None:
-                    pair = (to_float(image[None]).to(world.device) for image in (reconstruction, original))
-                    name += f"_lpips{lpips(*pair).item():.4f}"
-                write_pair(args.sample_dir, name, original, reconstruction)
-
+            originals, reconstructions = reconstruct(tokenizer, source, image_ids, lpips, folder, world.device)
             scores += psnr(reconstructions, originals).tolist()
             if len(grid_batches) < GRID_BATCHES:
                 grid_batches.append((originals[:GRID_COLUMNS], reconstructions[:GRID_COLUMNS]))
 
         if world.is_main:
-            write_grid(args.sample_dir / "grid.png", grid_batches)
+            write_grid(folder / "grid.png", grid_batches)
             if args.clear_cache:
                 logger.info("--clear-cache: this mode writes no intermediate files; nothing was removed")
             mean = f"mean PSNR of {len(scores)} of them {sum(scores) / len(scores):.2f} dB"
-            where = args.sample_dir
-            logger.info("%d pairs and grid.png (originals above reconstructions) under %s; %s", num_images, where, mean)
+            logger.info(
+                "%d pairs and grid.png (originals above reconstructions) under %s; %s", num_images, folder, mean
+            )
 
 
 if __name__ == "__main__":

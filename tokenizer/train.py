@@ -5,8 +5,8 @@
     python -m tokenizer.train --config configs/vq/VQ_SS256.yaml --dry-run               (checks, without data or memory)
 
 The same command continues a run that was stopped. A config with `phases` trains them one after the other, each in its
-own folder under `loop.run_dir`. `--config` may be repeated (later wins); `key=value` overrides any
-key; `--print-config` shows all of them.
+own folder under `loop.run_dir`. `--config` may be repeated (later wins); `key=value` overrides any key;
+`--print-config` shows all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.checkpoint.weights import num_parameters
 from engine.cli import parse_cli, run_entry
 from engine.data.samples import training_item
 from engine.data.sources import ImageSource, open_source
-from engine.data.stream import open_stream
+from engine.data.stream import stream_opener
 from engine.loop import Batch, check_batch, fit
 from engine.messages import ConfigError, logger
 from engine.run_log import Run
@@ -29,6 +29,7 @@ from tokenizer.training.alerts import ALERTS
 from tokenizer.training.build import build_task, memory_plan, validation_images
 from tokenizer.training.checks import terms_of, validate
 from tokenizer.training.config import TokenizerTrainConfig
+from tokenizer.training.frozen_networks import FROZEN_STAMPS
 from tokenizer.training.phases import check_trained_phases, phases_of, steps_done
 from tokenizer.training.start import start_from
 from tokenizer.training.task import TokenizerTask
@@ -43,8 +44,12 @@ def train(config: TokenizerTrainConfig, world: World) -> None:
     steps_before = 0
     previous = None
     for phase in phases:
-        # A finished phase is skipped; the last one is opened anyway, which says that it is finished.
-        if phase is phases[-1] or steps_done(phase.loop.run_dir) < phase.loop.steps:
+        is_finished = steps_done(phase.loop.run_dir) >= phase.loop.steps
+        if is_finished and phase is phases[-1] and config.phases and world.is_main:
+            logger.info("%s: all phases are finished", config.loop.run_dir)
+
+        # A finished phase is skipped. The last one is opened anyway: that compares its checkpoint with the config.
+        if phase is phases[-1] or not is_finished:
             train_phase(phase, world, previous, steps_before)
         steps_before += phase.loop.steps
         previous = phase
@@ -72,19 +77,21 @@ def train_phase(
             config.loop,
             world,
             config,
-            stamp=task.frozen.stamp(),
+            stamp=task.frozen.checkpoint_facts(),
+            frozen_stamps=FROZEN_STAMPS,
             asynchronous=config.loop.async_save,
         )
         start_from(task, config, previous, world)
 
         # The loop, over a stream of samples.
         item = training_item(source, config.data, config.loop.seed)
-        open_at = open_stream(item, len(source), config.data, config.loop, world)
+        stream_from = stream_opener(item, len(source), config.data, config.loop, world)
 
-        def open_after_phases(step: int) -> Iterator[Batch]:
-            return open_at(steps_before + step)
+        def batches_from(step: int) -> Iterator[Batch]:
+            """The batches from a step of this phase on; the stream counts the steps of all phases."""
+            return stream_from(steps_before + step)
 
-        fit(task, open_after_phases, config.loop, run, world, store, show=SHOWN_METRICS)
+        fit(task, batches_from, config.loop, run, world, store, show=SHOWN_METRICS)
     finally:
         run.close()
 

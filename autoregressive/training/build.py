@@ -12,11 +12,11 @@ from autoregressive.models.registry import build_generator
 from autoregressive.sampling import seeded_draw
 from autoregressive.training.config import GPTTrainConfig
 from autoregressive.training.task import GeneratorTask, Preview
-from engine.config import check_all
 from engine.memory_plan import plan
 from engine.parallel import build_device
 from engine.run_log import Run
 from engine.trained_model import TrainedModel
+from engine.validation import raise_problems
 from engine.world import World
 from tokenizer.models.base import Tokenizer
 
@@ -42,7 +42,7 @@ def build_task(
         ema_decay=config.ema_decay,
         total_steps=config.loop.steps,
         world=world,
-        scale=config.loop,
+        parallel=config.loop,
     )
     return GeneratorTask(
         trained,
@@ -86,7 +86,7 @@ def check_codes(network: Generator, name: str, store: CodeStore) -> None:
         problems.append(
             f"model.{name} is for tokens of shape {network.token_shape}, but {store.folder} has {manifest.token_shape}"
         )
-    check_all(problems)
+    raise_problems(problems)
 
 
 def preview_grid(config: GPTTrainConfig, tokenizer: Tokenizer, run: Run, world: World) -> Preview | None:

@@ -48,7 +48,6 @@ from engine.messages import logger
 from engine.world import World
 
 FAILURES = (Exception, CheckpointException)  # torch derives its own from BaseException
-FROZEN_STAMPS = ("tokenizer_fingerprint", "weights", "features")  # facts that a resume may not change
 
 
 class Retention(Protocol):
@@ -73,6 +72,7 @@ class CheckpointStore:
     keep_every: int = 0  # also keep every checkpoint at a multiple of this step; 0 = off
     frozen_sections: tuple[str, ...] = ("model",)  # config sections, or dotted keys, that must be equal for a resume
     stamp: dict[str, Any] = field(default_factory=dict)  # facts that travel with the weights, such as `weights: random`
+    frozen_stamps: tuple[str, ...] = ()  # keys of the stamp whose facts must be equal for a resume
     asynchronous: bool = False
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class CheckpointStore:
         return cls(run_dir, world, config, keep_last=loop.keep_last, keep_every=loop.keep_every, **options)
 
     @property
-    def folder(self) -> Path:
+    def checkpoints_dir(self) -> Path:
         """Where the checkpoints are."""
         return self.run_dir / "checkpoints"
 
@@ -103,7 +103,7 @@ class CheckpointStore:
         Raises CheckpointError if it, or the asynchronous save before it, could not be written.
         """
         self.wait()
-        folder = self.folder / f"step_{step:08d}"
+        folder = self.checkpoints_dir / f"step_{step:08d}"
         if find_damage(folder) is None:
             return folder
 
@@ -112,19 +112,21 @@ class CheckpointStore:
         if wait or not self.asynchronous:
             self._write(step, folder, state, weight_sets)
         else:
-            copies = _copy_to_host(state), _copy_to_host(weight_sets)
-            self._pending = self._pool.submit(self._write, step, folder, *copies)
+            state_copy = _copy_to_host(state)
+            weights_copy = _copy_to_host(weight_sets)
+            self._pending = self._pool.submit(self._write, step, folder, state_copy, weights_copy)
         return folder
 
     def wait(self) -> None:
         """Returns when no save is under way; raises the failure of the last one."""
-        pending, self._pending = self._pending, None
+        pending = self._pending
+        self._pending = None
         if pending is not None:
             pending.result()
 
     def _write(self, step: int, folder: Path, state: dict[str, Any], weights: WeightSets) -> None:
         """Writes one checkpoint: every rank its part of the state, the main process all the rest."""
-        temporary = self.folder / f".writing_{folder.name}"
+        temporary = self.checkpoints_dir / f".writing_{folder.name}"
         try:
             if self.world.is_main:
                 self._clear(folder)
@@ -151,14 +153,14 @@ class CheckpointStore:
 
     def _clear(self, folder: Path) -> None:
         """Removes a damaged checkpoint `folder`, and what a crash in the middle of another left behind."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for torn in self.folder.glob(".*ing_step_*"):
+        self.checkpoints_dir.mkdir(parents=True, exist_ok=True)
+        for torn in self.checkpoints_dir.glob(".*ing_step_*"):
             shutil.rmtree(torn, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
 
     def _check_space(self, num_bytes: int) -> None:
         """Raises OSError if the disk is too full, before anything is written."""
-        free = shutil.disk_usage(self.folder).free
+        free = shutil.disk_usage(self.checkpoints_dir).free
         if num_bytes > free:
             raise OSError(errno.ENOSPC, f"{num_bytes / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free")
 
@@ -182,7 +184,7 @@ class CheckpointStore:
         # One rename makes it a checkpoint; only then may older ones go.
         sync_to_disk(temporary)
         temporary.rename(folder)
-        sync_to_disk(self.folder)
+        sync_to_disk(self.checkpoints_dir)
         self._prune(step)
 
     def _prune(self, newest: int) -> None:
@@ -245,7 +247,7 @@ class CheckpointStore:
             )
 
         stamp = read_manifest(folder).get("stamp", {})
-        for key in FROZEN_STAMPS:
+        for key in self.frozen_stamps:
             if stamp.get(key) != self.stamp.get(key):
                 raise CheckpointError(
                     f"{folder} has the stamp {key}={stamp.get(key)!r}, this run has {self.stamp.get(key)!r}; "

@@ -56,7 +56,10 @@ class ImageSource(Protocol):
 
 
 class SourceKind(ABC):
-    """A kind of image source: facts about it, and how to open a split. It is the class that is asked."""
+    """A kind of image source: facts about it, and how to open a split.
+
+    Registries hold the class itself; its facts are class attributes, and nobody needs an instance to ask for them.
+    """
 
     config_class: ClassVar[type | None] = None  # dataclass of its own section `data.<name>`, if it has one
     needs_root: ClassVar[bool] = False  # opened from data.root and data.val_root, which may be empty

@@ -13,7 +13,7 @@ from engine.validation import Problem, Section, at_least, in_range, one_of
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig(Section):
-    """Where images come from and how they are cropped."""
+    """Images of a training run: kind of source, paths, crop, batches and loader."""
 
     REGISTRY: ClassVar[Mapping[str, type[SourceKind]]] = SOURCES
 

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from engine.devices import is_gpu
 from engine.messages import UserError
 from engine.world import World
 
-Item = Callable[[int, int], dict[str, Tensor]]  # (index, position) -> sample
+ReadSample = Callable[[int, int], dict[str, Tensor]]  # (index, position) -> sample
 
 AUGMENTATION_KEY = 0x5EED  # keeps the random numbers of positions apart from those of other users of the seed
 PREFETCHED_BATCHES = 4  # per loader process
@@ -77,47 +78,47 @@ def _micro_batches(start_step: int, global_batch_size: int, grad_accum: int, wor
 
 
 # ------------------------------------------------------------------------------------------------ the loader
-class _Items(Dataset):
+class _SamplesByPosition(Dataset):
     """Samples by position. A UserError is a value: a loader process would wrap it in its traceback."""
 
-    def __init__(self, item: Item, seed: int, count: int) -> None:
-        self.item = item
+    def __init__(self, read_sample: ReadSample, seed: int, count: int) -> None:
+        self.read_sample = read_sample
         self.seed = seed
         self.count = count
 
     def __getitem__(self, position: int) -> dict[str, Tensor] | UserError:
         try:
-            return self.item(index_at(self.seed, position, self.count), position)
+            return self.read_sample(index_at(self.seed, position, self.count), position)
         except UserError as error:
             return error
 
 
-def _collate(items: list[dict[str, Tensor] | UserError]) -> dict[str, Tensor] | UserError:
+def _collate(samples: list[dict[str, Tensor] | UserError]) -> dict[str, Tensor] | UserError:
     """A batch of samples, or the first error among them."""
-    for item in items:
-        if isinstance(item, UserError):
-            return item
-    return default_collate(items)
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+    return default_collate(samples)
 
 
-def open_stream(
-    item: Item, count: int, data: StreamConfig, loop: OrderConfig, world: World
+def stream_opener(
+    read_sample: ReadSample, count: int, data: StreamConfig, loop: OrderConfig, world: World
 ) -> Callable[[int], Iterator[dict[str, Tensor]]]:
     """Returns `stream(start_step)`, which yields the micro-batches of this rank without end.
 
-    `item(index, position)` makes one of `count` samples; batches are stacked along a new first dimension and lie on
-    this rank's device. A UserError of an item is raised by the stream.
+    `read_sample(index, position)` makes one of `count` samples; batches are stacked along a new first dimension and lie
+    on this rank's device. A UserError of a sample is raised by the stream.
     """
 
     def stream(start_step: int) -> Iterator[dict[str, Tensor]]:
         loader = DataLoader(
-            _Items(item, loop.seed, count),
+            _SamplesByPosition(read_sample, loop.seed, count),
             batch_sampler=_micro_batches(start_step, data.global_batch_size, loop.grad_accum, world),
             collate_fn=_collate,
             num_workers=data.num_workers,
-            pin_memory=world.device.type == "cuda",
+            pin_memory=is_gpu(world.device),
             prefetch_factor=PREFETCHED_BATCHES if data.num_workers else None,
-            # Items are closures, which cannot be pickled: loader processes must be forks.
+            # They are closures, which cannot be pickled: loader processes must be forks.
             multiprocessing_context="fork" if data.num_workers else None,
             worker_init_fn=lambda worker: torch.set_num_threads(1),
         )

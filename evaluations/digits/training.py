@@ -16,7 +16,7 @@ from engine.data.config import DataConfig
 from engine.data.images import to_float
 from engine.data.samples import center_batch, training_item
 from engine.data.sources import open_source
-from engine.data.stream import open_stream
+from engine.data.stream import stream_opener
 from engine.devices import autocast
 from engine.loop import Batch, LoopConfig, check_batch, fit
 from engine.optim import OptimConfig
@@ -119,7 +119,7 @@ def train(config: ClassifierTrainConfig, world: World) -> None:
 
         # Training, from the newest checkpoint if there is one.
         item = training_item(source, config.data, config.loop.seed)
-        stream = open_stream(item, len(source), config.data, config.loop, world)
+        stream = stream_opener(item, len(source), config.data, config.loop, world)
         store = CheckpointStore.for_run(run.dir, config.loop, world, config)
         fit(task, stream, config.loop, run, world, store)
     finally:

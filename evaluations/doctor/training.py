@@ -8,7 +8,7 @@ from statistics import median
 from evaluations.doctor.evidence import RunEvidence, reference_curves
 from evaluations.doctor.severity import Severity, worst
 from tokenizer.losses.terms import PICTURE_WEIGHTS
-from tokenizer.training.alerts import CLIPPED, STRONG
+from tokenizer.training.alerts import MAX_CLIPPED_FRACTION, SATURATED_LOSS
 
 MIN_DIVISOR = 1e-9  # losses, gaps and falls below it count as this
 
@@ -19,7 +19,7 @@ def strong_discriminator(run: RunEvidence) -> Severity | None:
     loss = run.late("discriminator")
     if loss is None:
         return None
-    return Severity(STRONG / max(loss, MIN_DIVISOR), f"discriminator loss {loss:.3f} (1 = undecided)")
+    return Severity(SATURATED_LOSS / max(loss, MIN_DIVISOR), f"discriminator loss {loss:.3f} (1 = undecided)")
 
 
 def dead_discriminator(run: RunEvidence) -> Severity | None:
@@ -43,7 +43,7 @@ def clipped_output(run: RunEvidence) -> Severity | None:
     if not fractions:
         return None
     evidence = f"{fractions[-1]:.1%} of the output values of held-out images lie outside [-1.05, 1.05]"
-    return Severity(fractions[-1] / CLIPPED, evidence)
+    return Severity(fractions[-1] / MAX_CLIPPED_FRACTION, evidence)
 
 
 # ------------------------------------------------------------------------------------------------ the losses

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autoregressive.guidance import GUIDANCE_SCHEDULES
 from autoregressive.views import VIEWS
-from engine.pipeline import Stage, config_flags, python
+from engine.pipeline import Stage, config_flags, module_stage
 from engine.validation import Problem, Section, at_least, one_of
 from evaluations.results import read_result
 from evaluations.run_layout import RunLayout
@@ -44,25 +44,25 @@ def stages_of(config: ARProbeConfig) -> list[Stage]:
     view_flags = [] if view_flag is None else [view_flag]
     both_networks = ["--vq-ckpt", config.tokenizer, "--gpt-ckpt", str(layout.generator)]
     return [
-        python(
+        module_stage(
             "codes", "autoregressive.extract_codes",
             "--vq-ckpt", config.tokenizer, "--code-path", str(layout.codes), *view_flags,
         ),
-        python(
+        module_stage(
             layout.generator.name, "autoregressive.train", *config_flags(config.gpt_configs),
             f"data.codes={layout.codes}", f"data.tokenizer={config.tokenizer}", f"loop.run_dir={layout.generator}",
             *config.gpt_overrides,
         ),
-        python(
+        module_stage(
             "search", "evaluations.search_cfg", *both_networks,
             "--cfg-schedule", config.guidance_schedule, "--num-fid-samples", str(config.num_fid_samples),
             "--reference", config.reference, "--output", str(layout.result("search")), *config.search_flags,
         ),
-        python(
+        module_stage(
             "val_loss", "evaluations.val_loss", *both_networks,
             "--code-path", str(layout.codes), "--output", str(layout.result("val_loss")),
         ),
-        python(
+        module_stage(
             "linear_probe", "evaluations.linear_probe", *config_flags(config.probe_configs),
             f"network.tokenizer={config.tokenizer}", f"network.gpt={layout.generator}",
             f"loop.run_dir={layout.generator_probe}", *config.probe_overrides,

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from engine.config import read_yaml
 from engine.messages import UserError
-from engine.pipeline import Stage, StageLog, config_flags, python
+from engine.pipeline import Stage, StageLog, config_flags, module_stage
 from engine.run_log import read_metrics
 from engine.yaml_files import read_own_layer
 from evaluations.results import read_result
@@ -122,7 +122,7 @@ def stages_of(args: Namespace, run: Path) -> list[Stage]:
 
     stages = [
         _training(args, layout.tokenizer, "tokenizer.train", short_steps=50),
-        python(
+        module_stage(
             "codes", "autoregressive.extract_codes",
             "--vq-ckpt", str(layout.tokenizer), "--code-path", str(layout.codes),
         ),
@@ -131,12 +131,12 @@ def stages_of(args: Namespace, run: Path) -> list[Stage]:
             f"data.codes={layout.codes}", f"data.tokenizer={layout.tokenizer}", short_steps=30,
         ),
         *classifier_stages,
-        python(
+        module_stage(
             "reconstruction", "evaluations.reconstruction",
             "--vq-ckpt", str(layout.tokenizer), "--reference", "train",
             "--output", str(layout.result("reconstruction")),
         ),
-        python(
+        module_stage(
             "generation", "evaluations.generation",
             "--vq-ckpt", str(layout.tokenizer), "--gpt-ckpt", str(layout.generator),
             "--code-path", str(layout.codes), *classifier_flags,
@@ -164,7 +164,7 @@ def _training(args: Namespace, folder: Path, module: str, *overrides: str, short
         arguments += SYSTEMS[args.system].short_overrides
     if args.short:
         arguments += [f"loop.steps={short_steps}", "loop.log_every=10", "loop.eval_every=0"]
-    return python(name, module, *arguments)
+    return module_stage(name, module, *arguments)
 
 
 def _more_evaluations(args: Namespace, layout: RunLayout) -> list[Stage]:
@@ -175,22 +175,22 @@ def _more_evaluations(args: Namespace, layout: RunLayout) -> list[Stage]:
         probe_overrides += ["probe.epochs=2", "probe.warmup_epochs=1"]
 
     return [
-        python(
+        module_stage(
             "search", "evaluations.search_cfg", *both_networks,
             "--num-fid-samples", "50" if args.short else "500", "--per-proc-batch-size", "50",
             "--scales", "1,1.5,2,2.5,3,4", "--output", str(layout.result("search")),
         ),
-        python(
+        module_stage(
             "val_loss", "evaluations.val_loss", *both_networks,
             "--code-path", str(layout.codes), "--output", str(layout.result("val_loss")),
         ),
         _probe(layout.generator_probe, layout, probe_overrides, f"network.gpt={layout.generator}"),
         _probe(layout.tokenizer_probe, layout, probe_overrides),
-        python(
+        module_stage(
             "pca", "evaluations.visualize",
             "--vq-ckpt", str(layout.tokenizer), "--output", str(layout.arrays("pca")),
         ),
-        python(
+        module_stage(
             "ar_probe", "evaluations.ar_probe", "--config", str(CONFIGS / "ar_probe.yaml"),
             f"tokenizer={layout.tokenizer}", f"run_dir={layout.ar_probe}",
             f"num_fid_samples={50 if args.short else 200}",
@@ -205,12 +205,12 @@ def _probe(folder: Path, layout: RunLayout, overrides: list[str], *networks: str
     """A linear probe into `folder`, whose name is also that of its YAML."""
     config = CONFIGS / f"{folder.name}.yaml"
     arguments = [*overrides, f"network.tokenizer={layout.tokenizer}", *networks, f"loop.run_dir={folder}"]
-    return python(folder.name, "evaluations.linear_probe", "--config", str(config), *arguments)
+    return module_stage(folder.name, "evaluations.linear_probe", "--config", str(config), *arguments)
 
 
 def report_stage(run: Path) -> Stage:
     """The report, always rerun: it is cheap, and picks up new results. It needs one process only."""
-    stage = python("report", "evaluations.report", str(run))
+    stage = module_stage("report", "evaluations.report", str(run))
     return Stage(stage.name, ["env", "NPROC_PER_NODE=1", *stage.command], always=True)
 
 

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from engine.config import check_all
 from engine.data.config import DataConfig
 from engine.data.sources import has_split
 from engine.loop import LoopConfig
-from engine.validation import Problem, Section, at_least, in_range
+from engine.validation import Problem, Section, at_least, in_range, raise_problems
 from evaluations.probes.features import NetworkConfig, network_problems
 
 # Config keys that a resume may not change, beside the network.
 FROZEN = ("probe", "loop.seed", "data.name", "data.global_batch_size", "data.random_crop", "data.flip_prob")
+FROZEN_STAMPS = ("weights", "features")  # facts about the network that a resume may not change
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,4 +57,4 @@ def validate(config: LinearProbeConfig) -> None:
         problems.append("data.val_root is empty: the probe is measured on held-out images")
     if config.data.global_batch_size < 2:
         problems.append("data.global_batch_size must be 2 or more: batch norm needs a variance")
-    check_all(problems)
+    raise_problems(problems)

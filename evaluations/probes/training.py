@@ -13,13 +13,13 @@ import torch
 from engine.checkpoint.store import CheckpointStore
 from engine.data.samples import training_item
 from engine.data.sources import ImageSource, open_source
-from engine.data.stream import open_stream
+from engine.data.stream import stream_opener
 from engine.loop import Batch, LoopConfig, check_batch, fit
 from engine.messages import ConfigError, UserError
 from engine.run_log import Run
 from engine.world import World
 from evaluations.probes.cache import read_features
-from evaluations.probes.config import FROZEN, LinearProbeConfig
+from evaluations.probes.config import FROZEN, FROZEN_STAMPS, LinearProbeConfig
 from evaluations.probes.features import ProbedNetwork
 from evaluations.probes.task import ProbeTask
 from evaluations.results import write_result
@@ -52,7 +52,7 @@ def steps_of(config: LinearProbeConfig, num_images: int) -> int:
 
 
 def cached_item(rows: np.ndarray) -> Callable[[int, int], Batch]:
-    """Makes `item(index, position)` for `open_stream` from the records of `read_features`.
+    """Makes `item(index, position)` for `stream_opener` from the records of `read_features`.
 
     The position makes no difference.
     """
@@ -126,13 +126,15 @@ def train(config: LinearProbeConfig, world: World) -> None:
         stamp: dict[str, Any] = {"features": network.identity | {"num_train_images": len(source)}}
         if config.network.random_weights:
             stamp["weights"] = "random"
-        store = CheckpointStore.for_run(run.dir, loop, world, config, frozen_sections=FROZEN, stamp=stamp)
+        store = CheckpointStore.for_run(
+            run.dir, loop, world, config, frozen_sections=FROZEN, stamp=stamp, frozen_stamps=FROZEN_STAMPS
+        )
 
         def stream(start_step: int) -> Iterator[Batch]:
             """Opened once it is certain that the run goes on: reading features may take hours."""
             is_cached = config.probe.features == "cached"
             item = cached_item(features_of("train")) if is_cached else training_item(source, data, loop.seed)
-            return open_stream(item, len(source), data, loop, world)(start_step)
+            return stream_opener(item, len(source), data, loop, world)(start_step)
 
         fit(task, stream, loop, run, world, store)
 

@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 from recipes import load, name_of, recipes
 
 from autoregressive import train as gpt_train
-from engine.config import check_all, differences, load_config, load_sections, merge_config, read_yaml, to_yaml
+from engine.config import differences, load_config, load_sections, merge_config, read_yaml, to_yaml
 from engine.messages import ConfigError
 from engine.registry import lookup, selected_section
-from engine.validation import Section, at_least
+from engine.validation import Section, at_least, raise_problems
 from tokenizer import train as tokenizer_train
 
 ROOT = Path(__file__).parents[2]
@@ -254,7 +254,7 @@ class Checked(Section):
 
 def divisible(config: Checked) -> None:
     """A check of two keys at once."""
-    check_all([f"size={config.size} is no multiple of {n}" for n in (2, config.count) if config.size % n])
+    raise_problems([f"size={config.size} is no multiple of {n}" for n in (2, config.count) if config.size % n])
 
 
 def problems_at(files, overrides, check=None) -> list[str]:
@@ -304,6 +304,17 @@ def test_a_check_of_several_keys_is_asked_without_those_that_are_wrong():
     assert load_config(Checked, [], ["size=9"], divisible).size == 9
 
 
+def test_a_wrong_key_hides_no_line_about_a_longer_name():
+    """`inner.rate` is wrong: lines about it or below it are left out, those about `inner.rates` and others stay."""
+    lines = ["inner.rates=1 is told", "with size=2, inner.rate is not told", "outer.inner.rate=3 is told"]
+
+    def check(config: Checked) -> None:
+        raise_problems(lines)
+
+    expected = ["command line: inner.rate='fast' must be a number", lines[0], lines[2]]
+    assert problems_at([], ["inner.rate=fast"], check) == expected
+
+
 def test_a_mapping_of_names_is_merged_name_by_name(tmp_path):
     path = write(tmp_path / "c.yaml", "weights: {a: 1, b: 2}\n")
     assert load_config(Checked, [path], ["weights.b=3", "weights.c=4"]).weights == {"a": 1.0, "b": 3.0, "c": 4.0}
@@ -316,11 +327,11 @@ def test_items_of_a_list_are_sections(tmp_path):
 
 
 def test_all_problems_are_reported_together():
-    check_all([])
+    raise_problems([])
     with pytest.raises(ConfigError, match=r"^only one$"):
-        check_all(["only one"])
+        raise_problems(["only one"])
     with pytest.raises(ConfigError, match=r"(?s)first.*second"):
-        check_all(["first", "second"])
+        raise_problems(["first", "second"])
 
 
 def test_an_entry_reports_without_a_traceback_and_with_code_2(entry):

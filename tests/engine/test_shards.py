@@ -19,7 +19,7 @@ from engine.data.images import ImageError
 from engine.data.samples import training_item
 from engine.data.shards import ShardSource
 from engine.data.sources import kind_of, open_source
-from engine.data.stream import open_stream
+from engine.data.stream import stream_opener
 from engine.messages import UserError
 from engine.world import World
 from tokenizer.training.config import TokenizerTrainConfig
@@ -80,7 +80,7 @@ def test_training_sees_the_same_samples_from_shards_as_from_a_folder(shards, fol
             world = World(rank, size, rank, torch.device("cpu"))
             for start in (0, 3):
                 ours, theirs = (
-                    list(islice(open_stream(training_item(s, config, 5), len(s), config, loop, world)(start), 4))
+                    list(islice(stream_opener(training_item(s, config, 5), len(s), config, loop, world)(start), 4))
                     for s in (ShardSource(str(shards), "data.root"), folder)
                 )
                 for a, b in zip(ours, theirs, strict=True):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.data.stream import index_at, open_stream, position_rng
+from engine.data.stream import index_at, position_rng, stream_opener
 from engine.messages import UserError
 from engine.world import World
 
@@ -33,7 +33,7 @@ def global_batches(size: int = 1, steps: int = 4, start: int = 0, **settings) ->
     """What all `size` ranks together see in each step."""
     config = Settings(**settings)
     streams = [
-        open_stream(item, COUNT, config, config, World(rank, size, rank, torch.device("cpu")))(start)
+        stream_opener(item, COUNT, config, config, World(rank, size, rank, torch.device("cpu")))(start)
         for rank in range(size)
     ]
     batches = []
@@ -110,7 +110,7 @@ def test_an_error_for_the_user_arrives_as_it_was_raised(num_workers):
         return item(index, position)
 
     config = Settings(num_workers=num_workers)
-    stream = open_stream(failing, COUNT, config, config, World(0, 1, 0, torch.device("cpu")))(0)
+    stream = stream_opener(failing, COUNT, config, config, World(0, 1, 0, torch.device("cpu")))(0)
     assert torch.equal(next(stream)["position"], torch.arange(12))
     with pytest.raises(UserError) as caught:
         list(islice(stream, 1))

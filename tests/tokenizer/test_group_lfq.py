@@ -119,7 +119,9 @@ def test_gradients_pass_the_numerical_check():
     """Finite differences in double precision."""
     logits = torch.randn(4, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     for per_group in (True, False):
-        assert torch.autograd.gradcheck(lambda x, g=per_group: bit_entropies(x, codebook=True, per_group=g), logits)
+        assert torch.autograd.gradcheck(
+            lambda x, g=per_group: bit_entropies(x, with_codebook_entropy=True, per_group=g), logits
+        )
 
 
 def test_the_sample_entropy_does_not_depend_on_the_groups():

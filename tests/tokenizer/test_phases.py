@@ -295,9 +295,9 @@ def test_the_warm_up_of_a_quantizer_is_in_the_first_phase_only(tmp_path, image_f
     phases = "phases=[{steps: 8, lr: 1e-3}, {steps: 1, lr: 1e-30}]"
     config = tiny.tokenizer_config(tmp_path / "run", image_folder, own, phases)
     tokenizer.train.train(config, world)
-    assert asked == [False] * 7 + [True] * 6  # a step and two batches of validation each
+    assert asked == [False] * 7 + [True] * 8  # a step, two batches of validation and the image grid each
     first, second = (weights(tmp_path / "run", phase)["quantizer.codebook"] for phase in (1, 2))
     torch.testing.assert_close(second, first, rtol=1e-6, atol=1e-6)
     alone = tiny.tokenizer_config(tmp_path / "alone", image_folder, own, f"init={tmp_path / 'run'}", "loop.steps=1")
     tokenizer.train.train(alone, world)
-    assert asked[13:] == [True] * 3
+    assert asked[15:] == [True] * 4

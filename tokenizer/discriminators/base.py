@@ -14,7 +14,8 @@ class Discriminator(nn.Module):
 
     A discriminator is a class in a file of its own, entered in `tokenizer.discriminators.registry.DISCRIMINATORS` (or
     registered by a plug-in). It is built as `Class(section, assets)`, where `section` is an instance of its
-    `config_class` and `assets` resolves pretrained parts, and defines `logits`.
+    `config_class` and `assets` resolves pretrained parts, and defines `logits`. Names that
+    `nn.Module` itself has, such as `half`, must not be reused for attributes.
     """
 
     config_class: ClassVar[type]  # the dataclass of its section `loss.discriminator.<name>`

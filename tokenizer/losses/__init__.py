@@ -1,1 +1,4 @@
-"""Losses of tokenizer training. They import the engine only, and never log or step."""
+"""Losses of tokenizer training. They import `engine`, `tokenizer.discriminators` and `tokenizer.frozen`.
+
+No loss logs or updates anything.
+"""

@@ -45,8 +45,9 @@ def semantic_loss(features: Tensor, targets: Tensor) -> Tensor:
 class Teacher(nn.Module):
     """Base class of all teachers: frozen networks whose features the tokenizer's inner features follow.
 
-    A teacher is a class in a file of its own, entered in `TEACHERS` as a `TeacherKind` (or registered by a plug-in).
-    It is built for one grid of `grid` x `grid` cells and takes images of any size.
+    Those below come with the project; another one is a class in a file of its own, or in a plug-in. `TEACHERS` lists
+    all of them as `TeacherKind`s: one class can be several teachers. A teacher is built for one grid of `grid` x `grid`
+    cells and takes images of any size.
     """
 
     stamp: str  # which weights it holds; see `tokenizer.frozen.base`

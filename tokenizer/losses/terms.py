@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -12,19 +12,28 @@ from engine.validation import Problem, Section, at_least, one_of
 from tokenizer.discriminators.registry import DiscriminatorConfig
 from tokenizer.losses.perceptual import PERCEPTUAL
 
-# Terms whose value the quantizer computes, and whose weight is a field of `LossConfig`.
-QUANTIZER_TERMS = ("codebook", "commitment", "entropy")
+# Terms whose value the quantizer computes, and the field of `LossConfig` with their weight.
+QUANTIZER_WEIGHTS = {
+    "codebook": "codebook_weight",
+    "commitment": "commitment_weight",
+    "entropy": "entropy_weight",
+}
+QUANTIZER_TERMS = tuple(QUANTIZER_WEIGHTS)
 # Terms that compare a reconstruction with its original, and the field of `LossConfig` with their weight.
 PICTURE_WEIGHTS = {
     "reconstruction_l2": "l2_weight",
     "reconstruction_l1": "l1_weight",
     "perceptual": "perceptual_weight",
 }
-# The same of the shortcut reconstruction, beside the regression of features.
-SHORTCUT_PICTURE_TERMS = ("shortcut_l2", "shortcut_l1", "shortcut_perceptual")
+# The same of the shortcut reconstruction, whose weight is multiplied by that of the shortcut.
+SHORTCUT_PICTURE_WEIGHTS = {
+    "shortcut_l2": "l2_weight",
+    "shortcut_l1": "l1_weight",
+    "shortcut_perceptual": "perceptual_weight",
+}
 # All terms by name, beside those that a quantizer names itself: the usual ones, and those of the shortcut trick.
 MAIN_TERMS = (*PICTURE_WEIGHTS, *QUANTIZER_TERMS, "semantic", "adversarial")
-SHORTCUT_TERMS = (*SHORTCUT_PICTURE_TERMS, "shortcut_feature")
+SHORTCUT_TERMS = (*SHORTCUT_PICTURE_WEIGHTS, "shortcut_feature")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -38,6 +47,7 @@ class ShortcutConfig(Section):
     feature_weight: float = 1.0  # weight of mean |sg(encoder features) - decoder features|^2
 
     def problems(self) -> Iterator[Problem]:
+        """Steps and weights below 0."""
         for name in ("end_step", "reconstruction_weight", "feature_weight"):
             yield from at_least(self, name, 0)
 
@@ -59,8 +69,11 @@ class LossConfig(Section):
     lpips_dropout: bool = False  # compat: the released trainer runs LPIPS with dropout by accident
 
     def problems(self) -> Iterator[Problem]:
+        """Weights below 0, and a perceptual loss that does not exist."""
         yield from one_of(self, "perceptual", PERCEPTUAL)
-        for name in (*PICTURE_WEIGHTS.values(), *(f"{term}_weight" for term in QUANTIZER_TERMS)):
+        for name in ("l2_weight", "l1_weight", "perceptual_weight"):
+            yield from at_least(self, name, 0)
+        for name in ("codebook_weight", "commitment_weight", "entropy_weight"):
             yield from at_least(self, name, 0)
         for name, weight in self.quantizer_weights.items():
             if not weight >= 0:
@@ -78,7 +91,7 @@ class Term:
 
     def is_active(self, step: int) -> bool:
         """Whether the term counts in update `step`, counted from 0."""
-        return self.weight > 0 and self.first <= step <= self.last
+        return self.first <= step <= self.last
 
 
 def loss_terms(
@@ -98,23 +111,24 @@ def loss_terms(
     terms = [Term(name, getattr(loss, weight)) for name, weight in PICTURE_WEIGHTS.items()]
 
     # Terms of the quantizer, after its warm-up.
-    weights = {name: getattr(loss, f"{name}_weight") for name in QUANTIZER_TERMS}
+    weights = {name: getattr(loss, weight) for name, weight in QUANTIZER_WEIGHTS.items()}
     named_by_quantizer = sorted(quantizer_losses - set(QUANTIZER_TERMS))
     defaults = quantizer_defaults or {}
     weights |= {name: loss.quantizer_weights.get(name, defaults.get(name, 0.0)) for name in named_by_quantizer}
     terms += [Term(name, weight, warmup_steps) for name, weight in weights.items() if name in quantizer_losses]
 
-    # Semantic regularization, and the generator's part of the adversarial loss.
+    # Semantic regularization, and the generator's part of the adversarial loss. `start_step` counts updates from 1,
+    # terms count them from 0.
     terms.append(Term("semantic", semantic_weight))
     adversarial_weight = loss.discriminator.weight if loss.discriminator.enabled else 0.0
     terms.append(Term("adversarial", adversarial_weight, loss.discriminator.start_step - 1))
 
-    # The shortcut trick, at the start.
+    # The shortcut trick, at the start. `end_step` counts from 1 and is the first update without it: the last one with
+    # it is `end_step - 1`, and one less counted from 0.
     shortcut = loss.shortcut
     last = shortcut.end_step - 2
-    picture_weights = (loss.l2_weight, loss.l1_weight, loss.perceptual_weight)
-    for name, weight in zip(SHORTCUT_PICTURE_TERMS, picture_weights, strict=True):
-        terms.append(Term(name, shortcut.reconstruction_weight * weight, last=last))
+    for name, weight in SHORTCUT_PICTURE_WEIGHTS.items():
+        terms.append(Term(name, shortcut.reconstruction_weight * getattr(loss, weight), last=last))
     terms.append(Term("shortcut_feature", shortcut.feature_weight, last=last))
 
     return [term for term in terms if term.weight > 0 and term.last >= term.first]
@@ -125,8 +139,20 @@ def active_terms(terms: Sequence[Term], step: int) -> frozenset[str]:
     return frozenset(term.name for term in terms if term.is_active(step))
 
 
+def outputs_needed(names: Collection[str]) -> dict[str, bool]:
+    """What the terms `names` need of a tokenizer beside its reconstruction: arguments of `Tokenizer.forward`."""
+    return {
+        "entropy": "entropy" in names,
+        "semantic": "semantic" in names,
+        "shortcut": any(name in names for name in SHORTCUT_PICTURE_WEIGHTS),
+    }
+
+
 def weighted_sum(terms: Sequence[Term], values: Mapping[str, Tensor], step: int) -> Tensor:
-    """The total loss of update `step`, counted from 0: the one place where weights meet values."""
+    """The total loss of update `step`, counted from 0.
+
+    The one place where the tokenizer's loss terms are weighted and summed.
+    """
     return sum((term.weight * values[term.name] for term in terms if term.is_active(step)), start=0.0)
 
 

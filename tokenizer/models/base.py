@@ -175,15 +175,18 @@ class Tokenizer(nn.Module):
     def section_of_phase(cls, section: Any, generative_decoder: bool) -> Any:
         """The section of a phase that asks for a generative decoder or not; `section` itself where nothing changes.
 
-        Raises ConfigError where this tokenizer cannot do what the phase asks for.
+        Raises ValueError where this tokenizer cannot do what the phase asks for: its text says why, and the caller adds
+        the config key.
         """
         if generative_decoder:
             raise ValueError("this tokenizer has no generative decoder")
         return section
 
     def state_from_earlier(self, raw: State, state: State) -> State:
-        """The weights with which this network goes on from an earlier phase.
+        """Adapts weights of an earlier phase to this network.
 
-        `state` are the weights that play the same role there (raw into raw, EMA into EMA), `raw` the raw ones.
+        It is called twice: once for the network that is trained, where `state` are the raw weights of the earlier
+        phase, and once for its EMA, where `state` are those of the earlier EMA. `raw` are the raw weights both times:
+        what is frozen from now on is taken from them.
         """
         return state

@@ -56,11 +56,17 @@ class AttentionBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # One token (B,1,H*W,C) per position; the axis of size 1 is the head.
         normed = self.norm(x)
-        q, k, v = (layer(normed).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
+        q = _as_one_head(self.q(normed))
+        k = _as_one_head(self.k(normed))
+        v = _as_one_head(self.v(normed))
         attended = F.scaled_dot_product_attention(q, k, v)[:, 0]
         return x + self.proj_out(attended.transpose(1, 2).reshape(x.shape))
+
+
+def _as_one_head(x: Tensor) -> Tensor:
+    """A map (B,C,H,W) -> one token per position, with an axis of size 1 for the head: (B,1,H*W,C)."""
+    return x.flatten(2).transpose(1, 2)[:, None]
 
 
 # ------------------------------------------------------------------------------------------------ change of resolution

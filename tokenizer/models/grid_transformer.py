@@ -19,6 +19,14 @@ from tokenizer.models.query_transformer import Dims, position_table, semantic_ml
 BLOCKS: dict[str, type[nn.Module]] = {"vit": ViTBlock, "qformer": QFormerBlock}
 
 
+def _run_vit_block(block: nn.Module, tokens: Tensor, positions: Tensor) -> Tensor:
+    return block(tokens)  # positions were added before the first block
+
+
+def _run_qformer_block(block: nn.Module, tokens: Tensor, positions: Tensor) -> Tensor:
+    return block(tokens, tokens, positions, positions)
+
+
 class GridTransformer(nn.Module):
     """Tokens (B,h*w,z_channels) -> residual stream (B,h*w,C). Subclasses add what comes after it."""
 
@@ -42,12 +50,14 @@ class GridTransformer(nn.Module):
         """
         positions = self.positional_embedding
         x = self.embed(self.ln_pre(tokens))
+        run_block = _run_qformer_block
         if self.block == "vit":
             x = x + positions
+            run_block = _run_vit_block
 
         tapped = None
         for number, block in enumerate(self.transformer[:last_layer], start=1):
-            x = block(x) if self.block == "vit" else block(x, x, positions, positions)
+            x = run_block(block, x, positions)
             if number == tap:
                 tapped = x
         return x, tapped

@@ -93,19 +93,21 @@ class HybridTokenizer(Tokenizer):
             )
         self.image_size = image_size
         self.num_tokens = config.num_tokens
-        self.grid = self.semantic_grid = grid
+        self.grid = grid
+        self.semantic_grid = grid
 
-        # Networks. The order fixes the random initialization.
+        # Networks. The order fixes the random initialization; attribute names are those of the checkpoints, for both
+        # layouts.
         z = config.z_channels
-        std = config.position_std
-        semantic = (config.semantic_layer, config.semantic_dim)
+        sizes = {"grid": grid, "z_channels": z, "position_std": config.position_std}
+        head = {"semantic_layer": config.semantic_layer, "semantic_dim": config.semantic_dim}
         self.encoder = CNNEncoder(config.cnn, z, GIGATOK)
         if config.layout == "1d":
-            self.query_encoder = QueryEncoder(encoder_dims, grid, config.num_tokens, z, std)
-            self.query_decoder = QueryDecoder(decoder_dims, grid, config.num_tokens, z, std, *semantic)
+            self.query_encoder = QueryEncoder(encoder_dims, num_tokens=config.num_tokens, **sizes)
+            self.query_decoder = QueryDecoder(decoder_dims, num_tokens=config.num_tokens, **sizes, **head)
         else:
-            self.query_encoder = GridEncoder(encoder_dims, grid, z, config.block, std)
-            self.query_decoder = GridDecoder(decoder_dims, grid, z, config.block, std, *semantic)
+            self.query_encoder = GridEncoder(encoder_dims, block=config.block, **sizes)
+            self.query_decoder = GridDecoder(decoder_dims, block=config.block, **sizes, **head)
         self.decoder = CNNDecoder(config.cnn, z, GIGATOK)
 
         # Options of the whole network. The quantizer and its projections keep PyTorch's initialization.
@@ -131,6 +133,7 @@ class HybridTokenizer(Tokenizer):
     ) -> TokenizerOutput:
         """A full pass.
 
+        `quantize=False` decodes the latents themselves; `entropy` adds the quantizer's entropy loss and its parts;
         `shortcut` also decodes the CNN encoder's features; `semantic` also runs the semantic head.
         """
         features = self.encode_features(images)

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.registry import transformer_size
+from engine.messages import ConfigError
+from engine.registry import lookup
 from engine.validation import Problem, Section, at_least, one_of
 from tokenizer.models.attention import QFormerBlock
 
@@ -59,8 +60,20 @@ class TransformerConfig(Section):
             yield Problem("width", self.width, f"divisible by heads={self.heads}")
 
     def dims(self, key: str) -> Dims:
-        """(width, layers, heads). Raises ConfigError, with the section's dotted `key`, if nothing is set."""
-        return transformer_size(self, SIZES, key)
+        """(width, layers, heads): those of the named size, or its own. `key` is the dotted key of this section.
+
+        Raises ConfigError where both or neither are given.
+        """
+        explicit = (self.width, self.layers, self.heads)
+        if self.size is not None:
+            if explicit != (None, None, None):
+                raise ConfigError(f"{key}: give either size={self.size} or width, layers and heads, not both")
+            return lookup(SIZES, self.size, f"{key}.size")
+        if None in explicit or min(explicit) < 1:
+            raise ConfigError(
+                f"{key}: give size (one of {', '.join(SIZES)}) or width, layers and heads, each 1 or more"
+            )
+        return explicit
 
 
 def is_power_of_two(number: int) -> bool:

@@ -17,17 +17,17 @@ QUANTIZER = "vq"  # the only one of the released models
 def _hybrid(encoder: str, decoder: str) -> tuple[Rule, ...]:
     """GigaTok's names, with those of the two transformers of a layout."""
     return (
-        (r"query_encoder\.positional_embedding", f"{encoder}.positional_embedding", "table"),
-        (r"query_encoder\.latent_positional_embedding", f"{encoder}.latent_token_positional_embedding", "table"),
-        (r"query_encoder\.embed\.(.*)", rf"{encoder}.encoder_embed.\1", "same"),
-        (r"query_encoder\.out_proj\.weight", f"{encoder}.conv_out.weight", "conv1x1"),
-        (r"query_encoder\.out_proj\.bias", f"{encoder}.conv_out.bias", "same"),
-        (r"query_encoder\.(.*)", rf"{encoder}.\1", "same"),
-        (r"query_decoder\.positional_embedding", f"{decoder}.positional_embedding", "table"),
-        (r"query_decoder\.latent_positional_embedding", f"{decoder}.latent_token_positional_embedding", "table"),
-        (r"query_decoder\.embed\.(.*)", rf"{decoder}.decoder_embed.\1", "same"),
-        (r"query_decoder\.semantic_head\.(.*)", rf"{decoder}.distill_mlp.\1", "same"),
-        (r"query_decoder\.(.*)", rf"{decoder}.\1", "same"),
+        Rule(r"query_encoder\.positional_embedding", f"{encoder}.positional_embedding", "table"),
+        Rule(r"query_encoder\.latent_positional_embedding", f"{encoder}.latent_token_positional_embedding", "table"),
+        Rule(r"query_encoder\.embed\.(.*)", rf"{encoder}.encoder_embed.\1", "same"),
+        Rule(r"query_encoder\.out_proj\.weight", f"{encoder}.conv_out.weight", "conv1x1"),
+        Rule(r"query_encoder\.out_proj\.bias", f"{encoder}.conv_out.bias", "same"),
+        Rule(r"query_encoder\.(.*)", rf"{encoder}.\1", "same"),
+        Rule(r"query_decoder\.positional_embedding", f"{decoder}.positional_embedding", "table"),
+        Rule(r"query_decoder\.latent_positional_embedding", f"{decoder}.latent_token_positional_embedding", "table"),
+        Rule(r"query_decoder\.embed\.(.*)", rf"{decoder}.decoder_embed.\1", "same"),
+        Rule(r"query_decoder\.semantic_head\.(.*)", rf"{decoder}.distill_mlp.\1", "same"),
+        Rule(r"query_decoder\.(.*)", rf"{decoder}.\1", "same"),
         *CODE_PATH,
         CNN,
     )

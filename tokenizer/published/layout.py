@@ -1,12 +1,12 @@
 """Names and layouts of published checkpoints: rules that convert state dicts both ways, and the contract of a family.
 
-A rule is (our name, published name, layout). The first is a regular expression, the second its replacement. Layouts:
+A rule (`Rule`) says how a tensor of ours is called in a published file, and how it is converted:
 
-    same       the tensor itself
-    conv1x1    our linear weight (O,I) is their 1x1 convolution (O,I,1,1)
-    table      our (N,C) is their (N,1,C)
-    codes      our int32 window of indices is their float32 one
-    own        training state that published files do not contain
+    same           the tensor itself
+    conv1x1        our linear weight (O,I) is their 1x1 convolution (O,I,1,1)
+    table          our (N,C) is their (N,1,C)
+    codes          our int32 window of indices is their float32 one
+    unpublished    training state that published files do not contain
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,20 +23,28 @@ from engine.messages import ConfigError
 from tokenizer.models.base import Tokenizer
 from tokenizer.models.registry import ModelConfig
 
-Rule = tuple[str, str, str]
 State = Mapping[str, Tensor]
+
+
+class Rule(NamedTuple):
+    """How one tensor, or several with similar names, are called and converted."""
+
+    name: str  # regular expression of our name
+    published_name: str  # its replacement, as of `re.Match.expand`
+    conversion: str  # see the module docstring
+
 
 # From features to codes and back: names that GigaTok and LlamaGen share.
 CODE_PATH: tuple[Rule, ...] = (
-    (r"quantizer\.codebook", "quantize.embedding.weight", "same"),
-    (r"quantizer\.recent_indices", "quantize.codebook_used", "codes"),
-    (r"quant_proj\.weight", "quant_conv.weight", "conv1x1"),
-    (r"quant_proj\.bias", "quant_conv.bias", "same"),
-    (r"post_quant_proj\.weight", "post_quant_conv.weight", "conv1x1"),
-    (r"post_quant_proj\.bias", "post_quant_conv.bias", "same"),
-    (r"quantizer\.recent_latents", "", "own"),
+    Rule(r"quantizer\.codebook", "quantize.embedding.weight", "same"),
+    Rule(r"quantizer\.recent_indices", "quantize.codebook_used", "codes"),
+    Rule(r"quant_proj\.weight", "quant_conv.weight", "conv1x1"),
+    Rule(r"quant_proj\.bias", "quant_conv.bias", "same"),
+    Rule(r"post_quant_proj\.weight", "post_quant_conv.weight", "conv1x1"),
+    Rule(r"post_quant_proj\.bias", "post_quant_conv.bias", "same"),
+    Rule(r"quantizer\.recent_latents", "", "unpublished"),
 )
-CNN: Rule = (r"(encoder|decoder)\.(.*)", r"\1.\2", "same")
+CNN = Rule(r"(encoder|decoder)\.(.*)", r"\1.\2", "same")
 
 
 class PublishedLayout:
@@ -85,70 +94,69 @@ class PublishedLayout:
 
 # ------------------------------------------------------------------------------------------------ conversion by rules
 def published_name(name: str, rules: tuple[Rule, ...]) -> tuple[str, str]:
-    """(published name, layout) of one of our names. Raises ConfigError for a part that no released model has."""
-    for pattern, replacement, layout in rules:
-        match = re.fullmatch(pattern, name)
+    """(published name, conversion) of one of our names. Raises ConfigError for a part that no released model has."""
+    for rule in rules:
+        match = re.fullmatch(rule.name, name)
         if match:
-            return match.expand(replacement), layout
+            return match.expand(rule.published_name), rule.conversion
     raise ConfigError(f"no published name is known for {name!r}: no released model has such a part")
 
 
-def to_published(tensor: Tensor, layout: str) -> Tensor:
-    """One of our tensors in the published layout."""
-    if layout == "conv1x1":
+def to_published(tensor: Tensor, conversion: str) -> Tensor:
+    """One of our tensors as it is in a published file."""
+    if conversion == "conv1x1":
         return tensor[:, :, None, None]
-    if layout == "table":
+    if conversion == "table":
         return tensor[:, None]
-    if layout == "codes":
+    if conversion == "codes":
         return tensor.float()
     return tensor
 
 
-def from_published(tensor: Tensor, layout: str) -> Tensor:
-    """One published tensor in our layout.
+def from_published(tensor: Tensor, conversion: str) -> Tensor:
+    """One published tensor as it is in our network.
 
-    A tensor that cannot have come from the layout is returned as it is: a strict load names it.
+    A tensor that cannot have come from the conversion is returned as it is: a strict load names it.
     """
-    if layout == "conv1x1" and tensor.shape[2:] == (1, 1):
+    if conversion == "conv1x1" and tensor.shape[2:] == (1, 1):
         return tensor[:, :, 0, 0]
-    if layout == "table" and tensor.ndim == 3 and tensor.shape[1] == 1:
+    if conversion == "table" and tensor.ndim == 3 and tensor.shape[1] == 1:
         return tensor[:, 0]
-    if layout == "codes":
+    if conversion == "codes":
         return tensor.to(torch.int32)
     return tensor
 
 
 def export_state(state: State, rules: tuple[Rule, ...]) -> dict[str, Tensor]:
-    """Our state dict under published names and layouts."""
+    """Our state dict as that of a published file."""
     exported = {}
     for name, tensor in state.items():
-        published, layout = published_name(name, rules)
-        if layout != "own":
-            exported[published] = to_published(tensor, layout)
+        published, conversion = published_name(name, rules)
+        if conversion != "unpublished":
+            exported[published] = to_published(tensor, conversion)
     return exported
 
 
 def import_state(published: State, expected: State, rules: tuple[Rule, ...]) -> dict[str, Tensor]:
     """A published state dict under our names, for a strict load that names everything missing or unexpected.
 
-    `expected` gives the names we expect; unknown published names keep theirs.
+    `expected` is the state dict of the freshly built network: it gives the names that we expect, and the values of
+    training state that no published file has. Unknown published names stay as they are.
     """
     our_names: dict[str, str] = {}
-    layouts: dict[str, str] = {}
+    conversions: dict[str, str] = {}
     state: dict[str, Tensor] = {}
     for name, tensor in expected.items():
-        published_as, layouts[name] = published_name(name, rules)
+        published_as, conversion = published_name(name, rules)
         our_names[published_as] = name
-
-        # Training state that no published file has: an empty window.
-        if layouts[name] == "own":
-            empty = -1 if name.endswith("indices") else 0
-            state[name] = torch.full(tensor.shape, empty, dtype=tensor.dtype)
+        conversions[name] = conversion
+        if conversion == "unpublished":
+            state[name] = tensor
 
     for name, tensor in published.items():
         if name in our_names:
-            ours = our_names[name]
-            state[ours] = from_published(tensor, layouts[ours])
+            our_name = our_names[name]
+            state[our_name] = from_published(tensor, conversions[our_name])
         else:
             state[name] = tensor
     return state

@@ -31,5 +31,8 @@ def layout_rules(config: ModelConfig) -> tuple[Rule, ...]:
 
 def config_of_state(state: State) -> ModelConfig | None:
     """The architecture that a published state dict shows by itself; None where it needs a YAML."""
-    shown = (layout.config_of(state) for layout in LAYOUTS.values())
-    return next((config for config in shown if config is not None), None)
+    for layout in LAYOUTS.values():
+        detected_config = layout.config_of(state)
+        if detected_config is not None:
+            return detected_config
+    return None

@@ -38,17 +38,19 @@ def wetok_rules(levels: int) -> tuple[Rule, ...]:
     for published_level in range(levels):
         level = levels - 1 - published_level
         rules += [
-            (rf"decoder\.adaptive\.{level}\.(.*)", rf"decoder.adaptive.{published_level}.\1", "same"),
-            (rf"decoder\.conv_blocks\.{level}\.res\.(.*)", rf"decoder.up.{published_level}.block.\1", "same"),
-            (rf"decoder\.conv_blocks\.{level}\.upsample\.(.*)", rf"decoder.up.{published_level}.upsample.\1", "same"),
+            Rule(rf"decoder\.adaptive\.{level}\.(.*)", rf"decoder.adaptive.{published_level}.\1", "same"),
+            Rule(rf"decoder\.conv_blocks\.{level}\.res\.(.*)", rf"decoder.up.{published_level}.block.\1", "same"),
+            Rule(
+                rf"decoder\.conv_blocks\.{level}\.upsample\.(.*)", rf"decoder.up.{published_level}.upsample.\1", "same"
+            ),
         ]
     return (
         *rules,
-        (r"encoder\.conv_blocks\.(\d+)\.res\.(.*)", r"encoder.down.\1.block.\2", "same"),
-        (r"encoder\.conv_blocks\.(\d+)\.downsample\.conv\.(.*)", r"encoder.down.\1.downsample.\2", "same"),
-        (r"(encoder|decoder)\.mid\.(.*)", r"\1.mid_block.\2", "same"),
-        (r"(encoder|decoder)\.((?:conv|norm)_(?:in|out)\..*)", r"\1.\2", "same"),
-        (r"quantizer\.recent_.*", "", "own"),
+        Rule(r"encoder\.conv_blocks\.(\d+)\.res\.(.*)", r"encoder.down.\1.block.\2", "same"),
+        Rule(r"encoder\.conv_blocks\.(\d+)\.downsample\.conv\.(.*)", r"encoder.down.\1.downsample.\2", "same"),
+        Rule(r"(encoder|decoder)\.mid\.(.*)", r"\1.mid_block.\2", "same"),
+        Rule(r"(encoder|decoder)\.((?:conv|norm)_(?:in|out)\..*)", r"\1.\2", "same"),
+        Rule(r"quantizer\.recent_.*", "", "unpublished"),
     )
 
 
@@ -102,11 +104,11 @@ class WeTokLayout(PublishedLayout):
     def explains_itself(self, config: ModelConfig, state: State) -> bool:
         """Whether a file without a YAML is read as the architecture that it has."""
         try:
-            shown = self.config_of(state)
+            detected_config = self.config_of(state)
         except ConfigError:
             return False
-        is_same_cnn = shown.wetok.cnn.norm_groups == config.wetok.cnn.norm_groups
-        return shown.quantizer == config.quantizer and is_same_cnn
+        has_same_norms = detected_config.wetok.cnn.norm_groups == config.wetok.cnn.norm_groups
+        return detected_config.quantizer == config.quantizer and has_same_norms
 
     # ------------------------------------------------------------------------------------------------ raw and EMA
     def select(
@@ -126,7 +128,7 @@ class WeTokLayout(PublishedLayout):
 
         # Published names of all tensors that a file has.
         published = [published_name(name, rules) for name in expected]
-        names = [name for name, layout in published if layout != "own"]
+        names = [name for name, conversion in published if conversion != "unpublished"]
         raw_only = [name for name in names if ema_key(name) not in averages]
         if raw_only:
             parts = ", ".join(sorted({name.split(".")[0] for name in raw_only}))

@@ -59,6 +59,7 @@ class Quantizer(nn.Module):
         self.codebook_size = max(self.group_sizes)
         self.codebook_dim = codebook_dim
 
+        self.unseen = unseen
         shape = (USAGE_WINDOW,) if self.num_groups == 1 else (USAGE_WINDOW, self.num_groups)
         dtype = torch.int32 if self.codebook_size < 2**31 else torch.int64
         self.register_buffer("recent_indices", torch.full(shape, unseen, dtype=dtype))
@@ -96,6 +97,11 @@ class Quantizer(nn.Module):
         return {}
 
     # ------------------------------------------------------------------------------------------------ the window
+    def empty_windows(self) -> dict[str, Tensor]:
+        """The values that windows have before training, by the name of their buffer."""
+        shape = self.recent_indices.shape
+        return {"recent_indices": torch.full(shape, self.unseen, dtype=self.recent_indices.dtype)}
+
     @torch.no_grad()
     def remember(self, indices: Tensor) -> None:
         """Adds the indices of one batch, of all ranks, to the window."""

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from engine.devices import full_precision
+from engine.devices import full_precision, is_gpu
 from engine.world import mean_over_ranks
 
 DISTANCE_EPS = 1e-12  # a plain distance whose square is below this has no usable gradient
@@ -46,9 +46,14 @@ LOG_EPS = 1e-5  # inside the logarithm of the mean distribution, as released
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # elements of a matrix that are held at a time; other devices: as CPU
 
 
+def smoothed_entropy(p: Tensor) -> Tensor:
+    """Entropy in nats of a distribution p (K,), with `LOG_EPS` inside the logarithm, as released."""
+    return -(p * (p + LOG_EPS).log()).sum()
+
+
 def chunk_elements(device: torch.device) -> int:
     """How many elements of a large matrix to hold at a time on `device`."""
-    return CHUNK_ELEMENTS.get(device.type, 2**20)
+    return CHUNK_ELEMENTS["cuda" if is_gpu(device) else "cpu"]
 
 
 def rows_per_chunk(codebook: Tensor) -> int:
@@ -94,8 +99,7 @@ class _StreamedEntropies(torch.autograd.Function):
         ctx.save_for_backward(z, codebook, mean_p)
         ctx.temperature = temperature
         ctx.squared = squared
-        codebook_entropy = -(mean_p * (mean_p + LOG_EPS).log()).sum()
-        return sample_entropy / z.shape[0], codebook_entropy
+        return sample_entropy / z.shape[0], smoothed_entropy(mean_p)
 
     @staticmethod
     @once_differentiable
@@ -129,12 +133,11 @@ class _StreamedEntropies(torch.autograd.Function):
 
 
 def assignment_entropies(
-    z: Tensor, codebook: Tensor, temperature: float, squared: bool = True, over_ranks: bool = False
+    z: Tensor, codes: Tensor, temperature: float, squared: bool = True, over_ranks: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(sample_entropy, codebook_entropy) in nats of latents (n,D) and codes (K,D), float32.
+    """(sample_entropy, codebook_entropy) in nats of latents `z` (n,D) and `codes` (K,D), float32.
 
-    Gradients go to latents and codes.
-
-    `over_ranks` takes the mean distribution over the latents of all ranks, which must have equally many.
+    Gradients go to both. `over_ranks` takes the mean distribution over the latents of all ranks, which
+    must all have the same number of them.
     """
-    return _StreamedEntropies.apply(z, codebook, temperature, squared, over_ranks)
+    return _StreamedEntropies.apply(z, codes, temperature, squared, over_ranks)

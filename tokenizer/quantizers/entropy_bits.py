@@ -34,7 +34,7 @@ from torch.autograd.function import once_differentiable
 from engine.arithmetic import ceil_div
 from engine.devices import full_precision
 from engine.world import mean_over_ranks
-from tokenizer.quantizers.entropy_assignment import LOG_EPS, chunk_elements
+from tokenizer.quantizers.entropy_assignment import chunk_elements, smoothed_entropy
 
 TABLES_HELD = 7  # float32 tables of all codes at the peak of forward and backward, as measured
 TABLES_PER_FURTHER_HISTOGRAM = 4  # each further histogram waits for its gradient; measured: 3.3
@@ -93,15 +93,20 @@ class _MeanTable(torch.autograd.Function):
 
 
 def bit_entropies(
-    logits: Tensor, *, codebook: bool, per_group: bool = False, naive: bool = False, over_ranks: bool = False
+    logits: Tensor,
+    *,
+    with_codebook_entropy: bool,
+    per_group: bool = False,
+    naive: bool = False,
+    over_ranks: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """(sample_entropy, codebook_entropy) in nats of codes of b bits in each of G groups; logits (n,G,b).
 
     Pooled, as WeTok released it: the sample entropy is a mean over groups, the codebook entropy that of one histogram
     that all groups share. `per_group`, as in its Eq. 7 and 9: sums over groups, each with a histogram of its own.
 
-    `codebook=False` leaves the codebook entropy out (None). `naive` computes the same from whole tables (n,2^b).
-    `over_ranks` takes histograms over the latents of all ranks.
+    `with_codebook_entropy=False` leaves the codebook entropy out (None). `naive` computes the same from whole tables
+    (n,2^b). `over_ranks` takes histograms over the latents of all ranks.
     """
     groups = logits.unbind(1) if per_group else [logits.flatten(0, 1)]
     sample_entropy = logits.new_zeros(())
@@ -109,12 +114,14 @@ def bit_entropies(
     for group in groups:
         table = bit_table(group) if naive else None
         sample_entropy = sample_entropy + _sample_entropy(group, table)
-        if codebook:
+        if with_codebook_entropy:
             histogram = _MeanTable.apply(group) if table is None else table.mean(0)
             if over_ranks:
                 histogram = mean_over_ranks(histogram)
-            codebook_entropy = codebook_entropy - (histogram * (histogram + LOG_EPS).log()).sum()
-    return sample_entropy, codebook_entropy if codebook else None
+            codebook_entropy = codebook_entropy + smoothed_entropy(histogram)
+    if not with_codebook_entropy:
+        return sample_entropy, None
+    return sample_entropy, codebook_entropy
 
 
 def _sample_entropy(logits: Tensor, table: Tensor | None) -> Tensor:

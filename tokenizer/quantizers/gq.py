@@ -34,7 +34,7 @@ MAX_BITS = 62  # bits of one index, which is an int64
 
 @dataclass(kw_only=True, slots=True)
 class GQConfig(Section):
-    """`num_groups` groups of `group_dim` channels."""
+    """`num_groups` groups of `group_dim` channels; each has one index, unless `index_bits` splits the bits anew."""
 
     num_groups: int = 4  # G; 1 = LFQ
     group_dim: int = 8  # channels per group, which are the bits of its index
@@ -69,7 +69,11 @@ class GQConfig(Section):
 
 
 class GroupLFQ(Quantizer):
-    """See the module docstring. It has no parameters."""
+    """See the module docstring. It has no parameters.
+
+    `config.num_groups` are the groups whose entropies are taken; `num_groups` is the number of indices of a token,
+    which `config.index_bits` makes another one.
+    """
 
     config_class = GQConfig
     loss_names = frozenset({"commitment", "entropy"})
@@ -78,7 +82,7 @@ class GroupLFQ(Quantizer):
         self.config = config
         self.bits = list(config.bits)
         super().__init__([2**bits for bits in self.bits], config.num_groups * config.group_dim)
-        self.code_size = self.codebook_dim**-0.5 if config.l2_norm else 1.0  # |channel| of a code
+        self.code_magnitude = self.codebook_dim**-0.5 if config.l2_norm else 1.0  # of every channel of a code
 
     def forward(self, z: Tensor, *, quantize: bool = True, entropy: bool = False) -> Quantized:
         with full_precision(z.device):
@@ -90,7 +94,7 @@ class GroupLFQ(Quantizer):
             if not quantize:
                 return Quantized(z, indices)
 
-            z_q = torch.where(positive, self.code_size, -self.code_size)
+            z_q = torch.where(positive, self.code_magnitude, -self.code_magnitude)
             losses = {"commitment": (z - z_q).square().mean()}
             if entropy:
                 losses |= self.entropies(z)
@@ -100,10 +104,12 @@ class GroupLFQ(Quantizer):
         """The entropy terms of latents (B,N,D). Raises ConfigError where they need too much memory."""
         config = self.config
         self.require_memory(z[..., 0].numel())
-        logits = (4 * self.code_size / config.entropy_temperature) * z.reshape(-1, config.num_groups, config.group_dim)
+        logits = (4 * self.code_magnitude / config.entropy_temperature) * z.reshape(
+            -1, config.num_groups, config.group_dim
+        )
         terms = bit_entropies(
             logits,
-            codebook=config.codebook_entropy_weight > 0,
+            with_codebook_entropy=config.codebook_entropy_weight > 0,
             per_group=config.codebook_entropy == "per_group",
             naive=config.entropy_form == "naive",
             over_ranks=config.entropy_statistics == "global" and self.training,
@@ -152,11 +158,11 @@ class GroupLFQ(Quantizer):
         signs = torch.cat(
             [(column[..., None] >> place) & 1 for column, place in zip(columns, places, strict=True)], dim=-1
         )
-        return torch.where(signs > 0, self.code_size, -self.code_size)
+        return torch.where(signs > 0, self.code_magnitude, -self.code_magnitude)
 
     def health(self) -> dict[str, float]:
         summed_groups = self.config.num_groups if self.config.codebook_entropy == "per_group" else 1
         return {
-            "code_power": self.code_size**2,
+            "code_power": self.code_magnitude**2,
             "max_sample_entropy": self.config.group_dim * summed_groups * math.log(2),
         }

@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.devices import full_precision
 from engine.world import mean_over_ranks
 from tokenizer.quantizers.base import Quantized, entropy_terms
-from tokenizer.quantizers.entropy_assignment import LOG_EPS
+from tokenizer.quantizers.entropy_assignment import smoothed_entropy
 from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 
 
@@ -42,7 +42,7 @@ class IBQ(VectorQuantizer):
             logits = z @ codes.T
             indices = logits.argmax(-1)
             if self.training:
-                self._remember(indices, z.flatten(0, -2), quantize)
+                self._update_windows(indices, z.flatten(0, -2), quantize)
             if not quantize:
                 return Quantized(z + 0.0 * codes.sum(), indices)
 
@@ -61,9 +61,9 @@ class IBQ(VectorQuantizer):
             return Quantized(z_q, indices, losses)
 
     def _entropies_of_logits(self, logits: Tensor) -> dict[str, Tensor]:
+        """The entropy terms of the products (B,N,K) of latents and codes."""
         log_p = (logits / self.config.entropy_temperature).log_softmax(-1).flatten(0, -2)
         mean_p = log_p.exp().mean(0)
         mean_p = mean_over_ranks(mean_p) if self._over_ranks else mean_p
         sample_entropy = -(log_p.exp() * log_p).sum(-1).mean()
-        codebook_entropy = -(mean_p * (mean_p + LOG_EPS).log()).sum()
-        return entropy_terms(sample_entropy, codebook_entropy)
+        return entropy_terms(sample_entropy, smoothed_entropy(mean_p))

@@ -80,6 +80,7 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("recent_latents", window)
 
     def _normalize(self, vectors: Tensor) -> Tensor:
+        """Vectors (...,D), of unit length with `l2_norm`."""
         return F.normalize(vectors, dim=-1) if self.config.l2_norm else vectors
 
     def codes(self) -> Tensor:
@@ -94,7 +95,7 @@ class VectorQuantizer(Quantizer):
             latents = z.flatten(0, -2)
             indices = self.nearest(latents, codes).view(z.shape[:-1])
             if self.training:
-                self._remember(indices, latents, quantize)
+                self._update_windows(indices, latents, quantize)
 
             # Warm-up: the latents themselves. The zero keeps the codebook in the graph of data-parallel training.
             if not quantize:
@@ -115,6 +116,7 @@ class VectorQuantizer(Quantizer):
             return Quantized(gradient_copy(z, z_q), indices, losses)
 
     def _entropies(self, latents: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        """The entropy terms of latents (n,D) and codes (K,D)."""
         squared = self.config.entropy_distance == "squared"
         terms = assignment_entropies(latents, codes, self.config.entropy_temperature, squared, self._over_ranks)
         return entropy_terms(*terms)
@@ -143,11 +145,18 @@ class VectorQuantizer(Quantizer):
 
     # ------------------------------------------------------------------------------------------------ the warm-up
     @torch.no_grad()
-    def _remember(self, indices: Tensor, latents: Tensor, quantize: bool) -> None:
+    def _update_windows(self, indices: Tensor, latents: Tensor, quantize: bool) -> None:
+        """Adds a batch to the window of indices, and in a warm-up before k-means to that of latents."""
         self.remember(indices)
         if self.recent_latents is not None and not quantize:
             rows = gather_rows(latents.detach())[-len(self.recent_latents) :]
             self.recent_latents = torch.cat([self.recent_latents[len(rows) :], rows])
+
+    def empty_windows(self) -> dict[str, Tensor]:
+        windows = super().empty_windows()
+        if self.recent_latents is not None:
+            windows["recent_latents"] = torch.zeros(self.recent_latents.shape)
+        return windows
 
     def finish_warmup(self) -> bool:
         """With `init=kmeans`: sets the codebook by k-means on the latents of the warm-up."""

@@ -6,11 +6,12 @@ import math
 
 from engine import alerts
 from engine.alerts import Alert, Record
+from tokenizer.training.task import CLIPPED_ABOVE
 
-STRONG = (
-    0.2  # a discriminator loss below this: the hinge is saturated, and the tokenizer gets almost no gradient from it
-)
-CLIPPED = 0.05  # a larger fraction of output pixels beyond +-1.05; overshoot at edges alone stays below
+# Of the discriminator: below this the hinge is saturated, and the tokenizer gets almost no gradient from it.
+SATURATED_LOSS = 0.2
+# Of output pixels beyond +-CLIPPED_ABOVE. Overshoot at edges alone stays below.
+MAX_CLIPPED_FRACTION = 0.05
 
 
 def _codebook_collapse(now: Record, before: Record) -> str | None:
@@ -26,7 +27,7 @@ def _overpowering_discriminator(now: Record, before: Record) -> str | None:
     """In two records: the hinge loss is far below 1, its value for a discriminator that cannot decide."""
     previous_loss = before.get("discriminator", math.inf)
     loss = now.get("discriminator", math.inf)
-    if max(previous_loss, loss) < STRONG:
+    if max(previous_loss, loss) < SATURATED_LOSS:
         return f"discriminator loss {loss:.3g}: it wins everywhere"
     return None
 
@@ -34,8 +35,8 @@ def _overpowering_discriminator(now: Record, before: Record) -> str | None:
 def _clipped_output(now: Record, before: Record) -> str | None:
     """Many pixels are cut when images become uint8."""
     fraction = now.get("val/clipped_share", 0.0)
-    if fraction > CLIPPED:
-        return f"{fraction:.1%} of the output lies outside [-1.05, 1.05]"
+    if fraction > MAX_CLIPPED_FRACTION:
+        return f"{fraction:.1%} of the output lies outside [-{CLIPPED_ABOVE}, {CLIPPED_ABOVE}]"
     return None
 
 

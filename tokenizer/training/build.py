@@ -17,7 +17,7 @@ from engine.trained_model import TrainedModel
 from engine.world import World
 from tokenizer.discriminators.registry import build_discriminator
 from tokenizer.losses.perceptual import PERCEPTUAL
-from tokenizer.losses.terms import SHORTCUT_PICTURE_TERMS
+from tokenizer.losses.terms import outputs_needed
 from tokenizer.models.base import Tokenizer
 from tokenizer.models.registry import build_tokenizer
 from tokenizer.training.checks import network_on_meta, terms_of
@@ -34,31 +34,31 @@ def build_task(
     The order of construction fixes the random initialization.
     """
     torch.manual_seed(config.loop.seed)
-    described = network_on_meta(config)
-    terms = terms_of(config, described)
-    frozen = _frozen_networks(config, described, world, run, train)
+    meta_network = network_on_meta(config)
+    terms = terms_of(config, meta_network)
+    frozen = _frozen_networks(config, meta_network, world, run, train)
 
     # The tokenizer. A semantic head without a loss has no gradients, which data parallelism must know.
-    shared = {"total_steps": config.loop.steps, "world": world}
     has_semantic_loss = any(term.name == "semantic" for term in terms)
     with build_device(world, config.loop):
         network = build_tokenizer(config.model, config.data.image_size)
     tokenizer = TrainedModel(
         network,
         config.optim,
+        total_steps=config.loop.steps,
+        world=world,
         ema_decay=config.ema_decay,
-        find_unused="semantic" in described.capabilities and not has_semantic_loss,
-        scale=config.loop,
-        **shared,
+        find_unused="semantic" in meta_network.capabilities and not has_semantic_loss,
+        parallel=config.loop,
     )
 
     # The discriminator.
     discriminator = None
     if config.loss.discriminator.enabled:
-        judge = build_discriminator(config.loss.discriminator, config.assets)
-        if judge.stamp is not None:
-            frozen.stamps[config.loss.discriminator.name] = judge.stamp
-        discriminator = TrainedModel(judge, config.optim, **shared)
+        network = build_discriminator(config.loss.discriminator, config.assets)
+        if network.stamp is not None:
+            frozen.stamps[config.loss.discriminator.name] = network.stamp
+        discriminator = TrainedModel(network, config.optim, total_steps=config.loop.steps, world=world)
 
     return TokenizerTask(
         tokenizer,
@@ -75,10 +75,10 @@ def build_task(
 
 
 def _frozen_networks(
-    config: TokenizerTrainConfig, described: Tokenizer, world: World, run: Run, train: ImageSource
+    config: TokenizerTrainConfig, meta_network: Tokenizer, world: World, run: Run, train: ImageSource
 ) -> FrozenNetworks:
     """The frozen networks; teacher features are computed once where every image is seen in one crop only."""
-    frozen = build_frozen_networks(config, described, world)
+    frozen = build_frozen_networks(config, meta_network, world)
     fits_memory = SOURCES[config.data.name].fits_memory
     if frozen.teacher is not None and fits_memory and not config.data.augmented:
         run.log(f"computing the features of {config.semantic.teacher} for {len(train)} training images, once")
@@ -114,18 +114,13 @@ def memory_plan(config: TokenizerTrainConfig, model: Tokenizer, gpus: int) -> st
     def forward(batch: int) -> list[object]:
         """A training pass with every term that is ever active; returns all that holds memory."""
         images = torch.zeros(batch, 3, config.data.image_size, config.data.image_size)
-        output = model(
-            images,
-            entropy="entropy" in names,
-            semantic="semantic" in names,
-            shortcut=bool(names & {*SHORTCUT_PICTURE_TERMS, "shortcut_feature"}),
-        )
+        output = model(images, **outputs_needed(names))
         reconstructions = [output.reconstructions]
         if output.shortcut_reconstructions is not None:
             reconstructions.append(output.shortcut_reconstructions)
         results: list[object] = [output]
         if "perceptual" in names:
-            results += [perceptual(images_made, images) for images_made in reconstructions]
+            results += [perceptual(reconstruction, images) for reconstruction in reconstructions]
         if "adversarial" in names:
             results.append(discriminator.logits(output.reconstructions))
         return results

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from engine.config import check_all
 from engine.messages import ConfigError
 from engine.registry import selected_section
+from engine.validation import raise_problems
 from tokenizer.discriminators.registry import DISCRIMINATORS
 from tokenizer.losses.semantic import TEACHERS
 from tokenizer.losses.terms import QUANTIZER_TERMS, Term, loss_terms
@@ -36,13 +36,25 @@ def terms_of(config: TokenizerTrainConfig, network: Tokenizer) -> list[Term]:
 
 
 def validate(config: TokenizerTrainConfig) -> Tokenizer:
-    """Checks a config (all its phases) and returns the network of the last phase on the meta device.
+    """Checks a config, all its phases, and returns the network of the last phase, on the meta device.
 
-    Raises ConfigError with all problems that were found.
+    Raises ConfigError with all problems that were found; what several phases have in common is told once.
     """
-    if config.phases:
-        return [validate(phase) for phase in phases_of(config)][-1]
+    phase_of_problem: dict[str, int] = {}  # problem -> number of the first phase that has it
+    network = None
+    for number, phase in enumerate(phases_of(config)):
+        problems, network = _check_phase(phase)
+        for problem in problems:
+            phase_of_problem.setdefault(problem, number)
 
+    if config.phases:
+        raise_problems([f"phases[{number}]: {problem}" for problem, number in phase_of_problem.items()])
+    raise_problems(list(phase_of_problem))
+    return network
+
+
+def _check_phase(config: TokenizerTrainConfig) -> tuple[list[str], Tokenizer | None]:
+    """(problems, network on the meta device) of one training; None where the network cannot be built."""
     problems = [*_warmup_problems(config), *_discriminator_problems(config)]
     if config.model.name in MODELS:
         problems += [*_section_problems(config), *_capability_problems(config)]
@@ -55,8 +67,7 @@ def validate(config: TokenizerTrainConfig) -> Tokenizer:
         problems += _quantizer_problems(config, network)
         if not terms_of(config, network):
             problems.append("every loss weight is 0; there is nothing to train")
-    check_all(problems)
-    return network
+    return problems, network
 
 
 def _section_problems(config: TokenizerTrainConfig) -> Iterator[str]:
@@ -68,6 +79,7 @@ def _section_problems(config: TokenizerTrainConfig) -> Iterator[str]:
 
 
 def _warmup_problems(config: TokenizerTrainConfig) -> Iterator[str]:
+    """A warm-up of the quantizer that never ends."""
     quantizer = config.model.quantizer
     if config.warmup_steps >= config.loop.steps:
         key = f"model.quantizer.{quantizer.name}.warmup_steps"
@@ -97,19 +109,23 @@ def _quantizer_problems(config: TokenizerTrainConfig, network: Tokenizer) -> Ite
     """Weights of losses that the quantizer does not compute, and memory that its entropy loss needs."""
     quantizer = network.quantizer
     name = config.model.quantizer.name
-    if config.loss.entropy_weight > 0 and "entropy" not in quantizer.loss_names:
-        yield f"loss.entropy_weight={config.loss.entropy_weight}: {name} has no entropy loss; use 0"
-    own_losses = sorted(quantizer.loss_names - set(QUANTIZER_TERMS))
-    for loss in config.loss.quantizer_weights:
-        if loss not in own_losses:
-            accepted = ", ".join(own_losses) or "none"
-            yield f"loss.quantizer_weights.{loss}: {name} has no such loss (accepted here: {accepted})"
 
-    if config.loss.entropy_weight > 0 and "entropy" in quantizer.loss_names:
+    # The entropy loss: the quantizer must have one, and memory for it.
+    entropy_weight = config.loss.entropy_weight
+    if entropy_weight > 0 and "entropy" not in quantizer.loss_names:
+        yield f"loss.entropy_weight={entropy_weight}: {name} has no entropy loss; use 0"
+    elif entropy_weight > 0:
         try:
             quantizer.require_memory(network.num_tokens)
         except ConfigError as error:
             yield str(error)
+
+    # Losses that the quantizer names itself.
+    named_losses = sorted(quantizer.loss_names - set(QUANTIZER_TERMS))
+    for loss in config.loss.quantizer_weights:
+        if loss not in named_losses:
+            accepted = ", ".join(named_losses) or "none"
+            yield f"loss.quantizer_weights.{loss}: {name} has no such loss (accepted here: {accepted})"
 
 
 def _discriminator_problems(config: TokenizerTrainConfig) -> Iterator[str]:

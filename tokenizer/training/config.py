@@ -1,4 +1,4 @@
-"""Everything that defines a tokenizer run."""
+"""The root config of a tokenizer training, and those of its sections that belong to no component."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from tokenizer.losses.semantic import build_teacher
 from tokenizer.models.base import Tokenizer
 from tokenizer.training.config import TokenizerTrainConfig
 
+FROZEN_STAMPS = ("weights",)  # keys of `checkpoint_facts` that must be equal for a resume
 TEACHER_BATCH = 32  # fixed, so that cached features do not depend on how a run was interrupted
 
 
@@ -25,7 +26,8 @@ TEACHER_BATCH = 32  # fixed, so that cached features do not depend on how a run 
 class FrozenNetworks:
     """The frozen networks of the loss, those that are in use, and which weights they hold.
 
-    `teacher_cache` (num_images, cells, dim) holds the teacher's features by image index, on the CPU.
+    `stamps` says by name which weights each network holds. `teacher_cache` (num_images, cells, dim) holds the teacher's
+    features by image index, on the CPU.
     """
 
     perceptual: nn.Module | None = None
@@ -39,7 +41,7 @@ class FrozenNetworks:
             return self.teacher_cache[index.cpu()].to(images.device)
         return self.teacher(images)
 
-    def stamp(self) -> dict[str, Any]:
+    def checkpoint_facts(self) -> dict[str, Any]:
         """What checkpoints say about these networks; `weights: random` where one is a stand-in."""
         random = sorted(name for name, stamp in self.stamps.items() if stamp == "random")
         facts: dict[str, Any] = {"networks": self.stamps}

@@ -79,9 +79,14 @@ def check_trained_phases(config: TokenizerTrainConfig, phases: list[TokenizerTra
     # A phase that another one began from keeps its length.
     for phase, later in itertools.pairwise(phases):
         steps = steps_done(phase.loop.run_dir)
-        is_left = steps_done(later.loop.run_dir) > 0
-        if steps > phase.loop.steps or (is_left and steps != phase.loop.steps):
+        has_successor = steps_done(later.loop.run_dir) > 0
+        if has_successor and steps != phase.loop.steps:
             raise ConfigError(
                 f"{phase.loop.run_dir} ends at step {steps}, its phase has {phase.loop.steps} steps, but "
                 f"{later.loop.run_dir} begins there: trained phases keep their length; use another loop.run_dir"
+            )
+        if steps > phase.loop.steps:
+            raise ConfigError(
+                f"{phase.loop.run_dir} was trained for {steps} steps, its phase has {phase.loop.steps}: "
+                "trained phases keep their length; use another loop.run_dir"
             )

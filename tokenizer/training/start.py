@@ -9,6 +9,7 @@ from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import find_weights, load_strict, read_weights
 from engine.world import World
 from tokenizer.training.config import TokenizerTrainConfig
+from tokenizer.training.frozen_networks import FROZEN_STAMPS
 from tokenizer.training.task import TokenizerTask
 
 
@@ -22,7 +23,8 @@ def start_from(
     where the end of the previous phase is damaged, or weights do not fit.
     """
     if previous is not None and previous.model == config.model:
-        store = CheckpointStore(Path(config.init), world, previous, stamp=task.frozen.stamp())
+        facts = task.frozen.checkpoint_facts()
+        store = CheckpointStore(Path(config.init), world, previous, stamp=facts, frozen_stamps=FROZEN_STAMPS)
         if store.load_latest(task.parts()) != previous.loop.steps:
             raise CheckpointError(f"the last checkpoint of {config.init} is damaged; remove it to train its end again")
     elif config.init:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.arithmetic import ceil_div
 from engine.checkpoint.weights import WeightSets
 from engine.data.images import to_float, to_uint8
 from engine.devices import autocast
@@ -19,7 +20,7 @@ from engine.world import World
 from tokenizer.discriminators.gan_losses import DISCRIMINATOR_LOSSES, GENERATOR_LOSSES, LeCam
 from tokenizer.discriminators.registry import DiscriminatorConfig
 from tokenizer.losses.semantic import semantic_loss
-from tokenizer.losses.terms import SHORTCUT_PICTURE_TERMS, Term, active_terms, weighted_sum
+from tokenizer.losses.terms import Term, active_terms, outputs_needed, weighted_sum
 from tokenizer.models.base import TokenizerOutput
 from tokenizer.quantizers.usage import code_usage
 from tokenizer.training.frozen_networks import FrozenNetworks
@@ -37,7 +38,7 @@ class Validation:
     """The fixed held-out images of a run, the same on every rank: uint8 (n,3,H,W)."""
 
     images_u8: Tensor
-    batch_size: int = 32
+    batch_size: int
 
 
 class TokenizerTask:
@@ -72,10 +73,10 @@ class TokenizerTask:
         self.warmup_steps = warmup_steps
         self.skipped_images = torch.zeros((), device=world.device)  # replaced ones, on this rank, in this process
 
-        self.adversarial = discriminator_config or DiscriminatorConfig()
+        self.discriminator_config = discriminator_config or DiscriminatorConfig()
         self.lecam = None
-        if self.adversarial.lecam_weight > 0:
-            self.lecam = LeCam(self.adversarial.lecam_decay, world.device)
+        if self.discriminator_config.lecam_weight > 0:
+            self.lecam = LeCam(self.discriminator_config.lecam_decay, world.device)
 
     def parts(self) -> Mapping[str, Any]:
         parts: dict[str, Any] = {"tokenizer": self.tokenizer}
@@ -118,7 +119,7 @@ class TokenizerTask:
             self.discriminator.module.train().requires_grad_(False)
 
         # Gradients of all micro-batches. The total is summed outside autocast, in float32.
-        sums: Scalars = {}
+        metrics: Scalars = {}
         pairs: list[RealAndFake] = []
         count = len(micro_batches)
         for number, batch in enumerate(micro_batches, start=1):
@@ -132,28 +133,28 @@ class TokenizerTask:
             pairs.append((images, output.reconstructions.detach()))
             self.skipped_images += batch["skipped_images"].sum()
             for name, value in {**values, "loss": total}.items():
-                sums[name] = sums.get(name, 0.0) + value.detach() / count
+                metrics[name] = metrics.get(name, 0.0) + value.detach() / count
 
         # The update, and what describes it. A rank's count times the world size: its mean over ranks is the sum.
-        sums |= self.tokenizer.step(step, sums)
-        sums["skipped_images"] = self.skipped_images * self.world.size
+        metrics |= self.tokenizer.step(step, metrics)
+        metrics["skipped_images"] = self.skipped_images * self.world.size
 
         # A frozen quantizer remembers nothing.
         quantizer = self.tokenizer.module.quantizer
         if quantizer.training:
-            sums |= quantizer.usage()
-        return sums, pairs
+            metrics |= quantizer.usage()
+        return metrics, pairs
 
     def update_discriminator(self, pairs: list[RealAndFake], step: int) -> Scalars:
         """One update of the discriminator on the images that the tokenizer saw and reconstructed in this step."""
         network = self.discriminator.wrapped.train()
         self.discriminator.module.requires_grad_(True)
-        discriminator_loss = DISCRIMINATOR_LOSSES[self.adversarial.discriminator_loss]
+        discriminator_loss = DISCRIMINATOR_LOSSES[self.discriminator_config.discriminator_loss]
         weight = 1.0
-        if self.adversarial.weigh_own_loss:
+        if self.discriminator_config.weigh_own_loss:
             weight = next(term.weight for term in self.terms if term.name == "adversarial")
 
-        sums: Scalars = {}
+        metrics: Scalars = {}
         count = len(pairs)
         for number, (real, generated) in enumerate(pairs, start=1):
             with self.discriminator.accumulate(last=number == count):
@@ -163,24 +164,18 @@ class TokenizerTask:
                 values = {"logits_real": real_logits.mean(), "logits_generated": fake_logits.mean()}
                 if self.lecam is not None:
                     values["lecam"] = self.lecam(real_logits, fake_logits)
-                    loss = loss + self.adversarial.lecam_weight * values["lecam"]
+                    loss = loss + self.discriminator_config.lecam_weight * values["lecam"]
                 (weight * loss / count).backward()
             for name, value in {"discriminator": loss, **values}.items():
-                sums[name] = sums.get(name, 0.0) + value.detach().float() / count
+                metrics[name] = metrics.get(name, 0.0) + value.detach().float() / count
 
-        info = self.discriminator.step(step, {"discriminator": sums["discriminator"]})
-        return sums | {"grad_norm_discriminator": info["grad_norm"]}
+        info = self.discriminator.step(step, {"discriminator": metrics["discriminator"]})
+        return metrics | {"grad_norm_discriminator": info["grad_norm"]}
 
     # ------------------------------------------------------------------------------------------------ loss terms
     def requested_outputs(self, step: int) -> dict[str, bool]:
         """What the network must compute for the terms that are active in this step."""
-        active = active_terms(self.terms, step)
-        return {
-            "quantize": step >= self.warmup_steps,
-            "entropy": "entropy" in active,
-            "semantic": "semantic" in active,
-            "shortcut": not active.isdisjoint(SHORTCUT_PICTURE_TERMS),
-        }
+        return {"quantize": step >= self.warmup_steps, **outputs_needed(active_terms(self.terms, step))}
 
     def term_values(self, output: TokenizerOutput, images: Tensor, step: int, index: Tensor | None = None) -> Scalars:
         """The unweighted value of every active term; `index` finds cached teacher features of training images."""
@@ -204,12 +199,13 @@ class TokenizerTask:
             values["semantic"] = semantic_loss(output.semantic_features, targets)
         if "adversarial" in active:
             logits = self.discriminator.module.logits(output.reconstructions)
-            values["adversarial"] = GENERATOR_LOSSES[self.adversarial.generator_loss](logits)
+            values["adversarial"] = GENERATOR_LOSSES[self.discriminator_config.generator_loss](logits)
         return values
 
     def _picture_terms(
         self, reconstructions: Tensor, images: Tensor, prefix: str, perceptual: str, active: frozenset[str]
     ) -> Scalars:
+        """Compares reconstructions with originals: the active ones of `<prefix>l2`, `<prefix>l1` and `perceptual`."""
         values: Scalars = {}
         reconstructions = reconstructions.float()
         if f"{prefix}l2" in active:
@@ -236,6 +232,7 @@ class TokenizerTask:
         return metrics
 
     def _evaluate(self, network: nn.Module, prefix: str, step: int) -> dict[str, float]:
+        """Measures one network, with names that begin with `prefix`, and writes its image grid."""
         # Evaluation mode, so that validation changes no statistics of a batch norm.
         network.eval()
         if self.discriminator is not None:
@@ -246,7 +243,7 @@ class TokenizerTask:
         last_step = step - 1
         images_u8 = self.validation.images_u8
         rank_rows = range(self.world.rank, len(images_u8), self.world.size)
-        rows_per_rank = -(-len(images_u8) // self.world.size)  # rounded up
+        rows_per_rank = ceil_div(len(images_u8), self.world.size)
         sums: Scalars = {}
         all_indices: Tensor | None = None
         for start in range(0, rows_per_rank, self.validation.batch_size):
@@ -293,6 +290,7 @@ class TokenizerTask:
         stride = max(1, len(self.validation.images_u8) // GRID_IMAGES)
         images_u8 = self.validation.images_u8[::stride][:GRID_IMAGES]
         images = to_float(images_u8.to(self.world.device))
+        quantize = self.requested_outputs(step - 1)["quantize"]
         with autocast(self.world.device, self.precision):
-            reconstructions = network(images, quantize=step > self.warmup_steps).reconstructions
+            reconstructions = network(images, quantize=quantize).reconstructions
         self.save_grid(f"{prefix}_{step:08d}", torch.cat([images, reconstructions]), GRID_IMAGES)
