@@ -37,27 +37,39 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
         "--cfg-scale",
         type=per_index_type(float),
         default=2.0,
-        help="guidance scale, 1 = off (default 2.0; a search starts at the published one); 1.75,1.8,2,2: one per index",
+        help="guidance scale, or one per index of a token, as in 1.75,1.8,2,2; 1 = off "
+        "(default 2.0; a search starts at the published starting scale)",
     )
     parser.add_argument("--cfg-schedule", default="constant", choices=sorted(GUIDANCE_SCHEDULES))
     parser.add_argument(
-        "--step-start-ratio", type=float, default=0.18, help="schedule step: guided from here (default 0.18)"
+        "--step-start-ratio",
+        type=float,
+        default=0.18,
+        help="with --cfg-schedule step: fraction of tokens before guidance starts (default 0.18)",
     )
     parser.add_argument(
-        "--cfg-interval", type=int, default=-1, help="no guidance after this decoding step; -1 = always"
+        "--cfg-interval", type=int, default=-1, help="no guidance after this decoding step; -1 = no such limit"
     )
     parser.add_argument(
-        "--guidance-first-token", default="full", choices=["full", "schedule"], help="as released: full"
+        "--guidance-first-token",
+        default="full",
+        choices=["full", "schedule"],
+        help="scale of the first token: the full one (as released), or that of the schedule",
     )
     parser.add_argument(
-        "--unguided-scale", type=float, default=1.0, help="scale where a schedule is off (released: 1.0001)"
+        "--unguided-scale", type=float, default=1.0, help="scale where a schedule is off (released code: 1.0001)"
     )
 
     # How an index is drawn from its logits.
     parser.add_argument("--temperature", type=per_index_type(float), default=1.0)
-    parser.add_argument("--top-k", type=per_index_type(int), default=0, help="0 = all codes")
+    parser.add_argument(
+        "--top-k",
+        type=per_index_type(int),
+        default=0,
+        help="draw only from the k most probable codes; 0 = from all codes",
+    )
     parser.add_argument("--top-p", type=per_index_type(float), default=1.0)
-    parser.add_argument("--greedy", action="store_true", help="always the most probable code")
+    parser.add_argument("--greedy", action="store_true", help="always take the most probable code")
     parser.add_argument("--global-seed", "--seed", dest="seed", type=int, default=0)
 
 
@@ -88,11 +100,13 @@ def settings_of(args: argparse.Namespace) -> SamplerSettings:
 def add_gpt_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the documented flags that name a generator. `--weights` comes with the tokenizer's flags."""
     parser.add_argument(
-        "--gpt-ckpt", required=True, help="a run, a checkpoint or an export (folders), or a published file"
+        "--gpt-ckpt", required=True, help="generator: a folder (run, checkpoint or export), or a published file"
     )
-    parser.add_argument("--gpt-config", help="YAML of the architecture, for a published file")
+    parser.add_argument("--gpt-config", help="YAML file of the architecture, for a published file")
     parser.add_argument(
-        "--gpt-model", choices=list(PUBLISHED_SIZES), help="instead: a published size over 1,000 classes"
+        "--gpt-model",
+        choices=list(PUBLISHED_SIZES),
+        help="instead of --gpt-config: a published size, with 1,000 classes",
     )
     parser.add_argument("--gpt-2d", action="store_true", help="with --gpt-model: 2D rotary positions (LlamaGen)")
 
@@ -100,7 +114,7 @@ def add_gpt_flags(parser: argparse.ArgumentParser) -> None:
         "--precision",
         default="fp32",
         choices=["none", "fp32", "bf16", "fp16"],
-        help="of the generator (default fp32 = none)",
+        help="precision of the generator (default fp32; none means fp32 too)",
     )
 
 

@@ -1,13 +1,13 @@
-"""Converts a generator between its published layout and ours, in both directions.
+"""Converts a generator between the published file layout and the layout of this project, in both directions.
 
     python -m autoregressive.convert --gpt-ckpt GPT_B256_e300_VQ_SS.pt \\
         --gpt-config configs/gpt/GPT_B256.yaml --output converted/GPT_B
     python -m autoregressive.convert --gpt-ckpt runs/GPT_B256 --output GPT_B256.pt
     python -m autoregressive.convert --gpt-ckpt runs/GPT_wetok_B --output GPT_wetok_B.ckpt
 
-A published file becomes a folder with config.yaml and model.safetensors, which every command takes; a folder of ours
-becomes a file in the published layout. Nothing is overwritten. WeTok's files carry the tokenizer too; this program
-writes generators alone.
+A published file becomes a folder with config.yaml and model.safetensors, which every command accepts. A folder of this
+project becomes a file in the published layout. Nothing is overwritten. WeTok's published files also contain the
+tokenizer; this program writes only the generator.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     bash scripts/extract_code_c2i.sh --vq-ckpt runs/VQ_SS256 --code-path codes/VQ_SS256 --ten-crop
     python -m autoregressive.extract_codes --vq-ckpt runs/quickstart/tokenizer --code-path runs/quickstart/codes
 
-Images are those of the tokenizer's own config unless --data or --data-path names others. Views of an image: its center
-crop, the center crop and its mirror image (--flip), or ten crops of 1.1 times the size (--ten-crop, the published
-recipe). A killed extraction continues with the same command; several processes share the work.
+The images are those of the tokenizer's own config, unless --data or --data-path names others. By default, only the
+center crop of each image is encoded; with --flip, also its mirror image; with --ten-crop (the published recipe), ten
+crops of the image at 1.1 times the size. To continue a killed extraction, run the same command again. Several processes
+share the work.
 """
 
 from __future__ import annotations
@@ -96,14 +97,21 @@ def extract_split(
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
     add_tokenizer_flags(parser)
-    parser.add_argument("--code-path", required=True, type=Path, help="folder for the codes; one sub-folder per split")
-    parser.add_argument("--split", action="append", choices=["train", "val"], help="default: every split the data has")
+    parser.add_argument(
+        "--code-path", required=True, type=Path, help="folder for the codes, with one subfolder per split"
+    )
+    parser.add_argument(
+        "--split",
+        action="append",
+        choices=["train", "val"],
+        help="split to extract; may be repeated (default: every split of the data)",
+    )
     add_image_flags(parser)
     view_flags = parser.add_mutually_exclusive_group()
     for name, views in VIEWS.items():
         if views.flag is not None:
             view_flags.add_argument(views.flag, action="store_const", const=name, dest="views", help=views.help)
-    parser.add_argument("--batch-size", type=positive, default=32, help="views per batch")
+    parser.add_argument("--batch-size", type=positive, default=32, help="number of views (crops) per batch")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.set_defaults(views=DEFAULT_VIEWS)
     return parser.parse_args()

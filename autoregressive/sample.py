@@ -1,10 +1,10 @@
-"""Draws images of given classes and writes them as PNG files and one grid.
+"""Generates images of chosen classes and writes them as PNG files and grids.
 
     bash scripts/sample_c2i_visualization.sh --vq-ckpt runs/VQ_SS256 --gpt-ckpt runs/GPT_B256 \\
         --class-idx "22,388,90,978" --qual-num 40 --cfg-scale 4.0 --sample-dir results/samples
     python -m autoregressive.sample --vq-ckpt runs/quickstart/tokenizer --gpt-ckpt runs/quickstart/gpt
 
-Sample i always looks the same for the same seed and settings, whatever the batch size. Several processes share the
+With the same seed and settings, sample i always looks the same, whatever the batch size. Several processes share the
 classes.
 """
 
@@ -102,9 +102,14 @@ def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
     add_tokenizer_flags(parser)
     add_gpt_flags(parser)
-    parser.add_argument("--class-idx", default=None, help='classes, such as "22,388"; default: the first eight')
     parser.add_argument(
-        "--qual-num", type=positive, default=40, help="images in all, divided among the classes (default 40)"
+        "--class-idx", default=None, help='class numbers, such as "22,388" (default: the first eight classes)'
+    )
+    parser.add_argument(
+        "--qual-num",
+        type=positive,
+        default=40,
+        help="number of images in total, divided among the classes (default 40)",
     )
     parser.add_argument("--sample-dir", type=Path, default=Path("results/samples"))
     parser.add_argument("--per-proc-batch-size", type=positive, default=32)

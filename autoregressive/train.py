@@ -4,8 +4,9 @@
         loop.run_dir=runs/GPT_B256
     python -m autoregressive.train --config configs/quickstart/gpt.yaml --dry-run
 
-The same command continues a run that was stopped. Codes of another tokenizer than `data.tokenizer` are refused.
-`--config` may be repeated (later wins); `key=value` overrides any key; `--print-config` shows all of them.
+The same command continues a run that was stopped. Codes that were not made by the tokenizer `data.tokenizer` are
+refused. `--config` may be repeated, and later files win. `key=value` overrides any key, and `--print-config` shows all
+keys.
 """
 
 from __future__ import annotations

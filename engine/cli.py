@@ -32,7 +32,7 @@ def entry_parser(description: str | None) -> argparse.ArgumentParser:
         action=plugins.LoadPlugin,
         default=[],
         metavar="NAME",
-        help="module, or path of one .py file, that registers components; repeatable (docs/extending.md)",
+        help="module, or path of a .py file, that registers components; may be repeated (see docs/extending.md)",
     )
     return parser
 
@@ -53,15 +53,21 @@ def parse_cli(
     keys.
     """
     parser = entry_parser(description)
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML; repeatable, later wins")
     parser.add_argument(
-        "--help-config", metavar="KEY", help="explain a key, or the keys of a section, or all; then exit"
+        "--config", action="append", default=[], metavar="FILE", help="YAML file; may be repeated, later ones win"
+    )
+    parser.add_argument(
+        "--help-config", metavar="KEY", help="explain a key, the keys of a section, or all keys (`all`), then exit"
     )
     parser.add_argument("--print-config", action="store_true", help="print every key with its value, then exit")
     parser.add_argument("--dry-run", action="store_true", help="check the config and the model's sizes, then exit")
     if plan:
-        parser.add_argument("--plan", type=positive, metavar="GPUS", help="memory on GPUS GPUs of 80 GB, then exit")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as optim.lr=2e-4")
+        parser.add_argument(
+            "--plan", type=positive, metavar="GPUS", help="print the memory needed on GPUS GPUs of 80 GB, then exit"
+        )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="sets a key of the config, such as optim.lr=2e-4"
+    )
     args = parser.parse_intermixed_args()
 
     if args.help_config is not None:

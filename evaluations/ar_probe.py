@@ -4,10 +4,10 @@
     python -m evaluations.ar_probe --config configs/quickstart/ar_probe.yaml
     python -m evaluations.report runs/ar_probe/SS runs/ar_probe/BL --output ar_probe.html
 
-One command, one config: extract codes, train a GPT-B for 50 epochs at a constant learning rate, search the guidance
-scale with the smallest gFID, measure the validation loss, probe the GPT's features. Each stage continues where it was
-stopped; finished ones are skipped. `results.json` collects the numbers; the report shows several tokenizers side by
-side.
+A single command with a single config extracts codes, trains a GPT-B for 50 epochs at a constant learning rate, searches
+for the guidance scale with the smallest gFID, measures the validation loss, and probes the GPT's features. A stage that
+was stopped continues where it was, and finished stages are skipped. `results.json` collects the numbers, and the report
+shows several tokenizers side by side.
 """
 
 from __future__ import annotations

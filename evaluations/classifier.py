@@ -1,8 +1,8 @@
-"""Trains a small image classifier, which checks whether generated images show their class.
+"""Trains a small image classifier on real images, to check whether generated images show the requested class.
 
     python -m evaluations.classifier --config configs/quickstart/classifier.yaml loop.run_dir=runs/quickstart/classifier
 
-A plain convolutional network for small images such as digits; not a benchmark of anything else. The same command
+It is a plain convolutional network for small images such as digits, and not meant as a benchmark. The same command
 continues a run that was stopped.
 """
 

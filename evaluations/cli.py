@@ -26,8 +26,12 @@ SPLITS = ("val", "train")  # values of --reference that are images of the data, 
 # ------------------------------------------------------------------------------------------------ flags
 def add_asset_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that say how pretrained networks are resolved."""
-    parser.add_argument("--allow-unknown-weights", action="store_true", help="accept weight files with another hash")
-    parser.add_argument("--random-stand-in", action="store_true", help="tests only: random weights, stamped so")
+    parser.add_argument(
+        "--allow-unknown-weights", action="store_true", help="accept weight files whose hash is not the known one"
+    )
+    parser.add_argument(
+        "--random-stand-in", action="store_true", help="for tests only: random weights, recorded as such"
+    )
 
 
 def add_measure_flags(parser: argparse.ArgumentParser, reference: str | None, batch_size: int) -> None:
@@ -35,18 +39,22 @@ def add_measure_flags(parser: argparse.ArgumentParser, reference: str | None, ba
 
     `reference` is the default split of the data; without one --reference must name a file.
     """
-    data_help = f"val or train (images of the data, default {reference}), or " if reference else ""
+    data_help = f"val or train (that split of the data; default {reference}), or " if reference else ""
     parser.add_argument(
         "--extractor", choices=[*sorted(EXTRACTORS), "none"],
-        help=f"default: {FILE_EXTRACTOR} where the reference is a file, else {OFFLINE_EXTRACTOR}",
+        help=f"feature extractor (default: {FILE_EXTRACTOR} if the reference is a file, else {OFFLINE_EXTRACTOR})",
     )  # fmt: skip
     parser.add_argument(
         "--reference", "--gt-npz-path", default=reference, help=f"{data_help}an npz file in ADM's layout"
     )
-    parser.add_argument("--reference-kind", choices=sorted(SPLITS), help="of a file that does not say it itself")
+    parser.add_argument(
+        "--reference-kind", choices=sorted(SPLITS), help="kind of a reference file that does not record it"
+    )
     parser.add_argument("--force-reference", action="store_true", help="accept a reference of the wrong kind")
-    parser.add_argument("--fp16-emulation", action="store_true", help="also precision and recall as TensorFlow rounds")
-    parser.add_argument("--eval-python-path", help="not needed: kept for published commands")
+    parser.add_argument(
+        "--fp16-emulation", action="store_true", help="also compute precision and recall with TensorFlow's rounding"
+    )
+    parser.add_argument("--eval-python-path", help="not used; accepted because published commands have it")
     add_output_flags(parser, batch_size)
     add_asset_flags(parser)
 
@@ -54,24 +62,28 @@ def add_measure_flags(parser: argparse.ArgumentParser, reference: str | None, ba
 def add_output_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """Flags of everything that writes a result: where, on which device, how many images at a time."""
     parser.add_argument("--per-proc-batch-size", type=positive, default=batch_size)
-    parser.add_argument("--output", type=Path, help="result file (JSON); arrays beside it as .npz")
+    parser.add_argument("--output", type=Path, help="result file (JSON); arrays are written beside it as .npz")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
 
 
 def add_published_flags(parser: argparse.ArgumentParser) -> None:
     """Further flags of the published evaluation commands."""
     parser.add_argument(
-        "--image-size-eval", type=positive, help="measure at this size (LlamaGen: 384 px models at 256)"
+        "--image-size-eval",
+        type=positive,
+        help="measure at this image size (LlamaGen measures its 384 px models at 256)",
     )
-    parser.add_argument("--sample-dir", type=Path, help="folder of exported images, and of the result without --output")
-    parser.add_argument("--clear-cache", action="store_true", help="not needed: no files are left over")
+    parser.add_argument(
+        "--sample-dir", type=Path, help="folder for exported images, and for the result if there is no --output"
+    )
+    parser.add_argument("--clear-cache", action="store_true", help="not used: no files are left over")
 
 
 def add_metric_flags(parser: argparse.ArgumentParser) -> None:
     """The flag that asks for metrics of plug-ins."""
     parser.add_argument(
         "--metrics", action="append", default=[], metavar="NAME",
-        help="also this metric, which a --plugin registers; repeatable",
+        help="also compute this metric, which a --plugin registers; may be repeated",
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Puts results side by side, and ranks them only where they were made in the same way.
+"""Shows results side by side, and ranks them only if they were measured in the same way.
 
     python -m evaluations.compare results/A.json results/B.json
 
@@ -24,7 +24,7 @@ NOT_COMPARABLE = 3  # exit code
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
-    parser.add_argument("results", nargs="+", type=Path, help="two or more results (JSON)")
+    parser.add_argument("results", nargs="+", type=Path, help="two or more result files (JSON)")
     return parser.parse_args()
 
 

@@ -1,12 +1,12 @@
-"""One SHA-256 over all that the newest checkpoint of a run holds: do two runs agree?
+"""Prints one SHA-256 over everything in the newest checkpoint of a run, to check whether two runs agree.
 
     python -m evaluations.fingerprint runs/quickstart/tokenizer
     python -m evaluations.fingerprint runs/quickstart/gpt --parts       (one line per part, to see what differs)
 
-The digest covers weights, EMA, optimizers, counters, the step, and the next 8 sample ids: the images of the steps that
-would follow. These depend on the seed, the position and the data set, which must be where the config says. Names of
-folders, clocks and the number of processes do not enter. A state is read by torch's loader: use it on your own runs
-only.
+The digest covers weights, EMA, optimizers, counters, the step, and the next 8 sample ids, which name the images that
+training would use next. The sample ids depend on the seed, the position and the data set, so the data set must be where
+the config says. The names of folders, clock times and the number of processes have no influence. The training state is
+read by PyTorch's loader, so use this command only on your own runs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NUM_IDS = 8  # sample ids that enter the digest
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a run, or one of its checkpoints")
-    parser.add_argument("--parts", action="store_true", help="also the digest of each part")
+    parser.add_argument("--parts", action="store_true", help="also print the digest of each part")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Quality of generated images: gFID, sFID, Inception Score, precision, recall, variety, right classes.
+"""Measures generated images: gFID, sFID, Inception Score, precision, recall, variety, and class agreement.
 
     bash scripts/sample_c2i_search_cfg.sh --vq-ckpt runs/VQ_SS256 --gpt-ckpt runs/GPT_B256 --cfg-scale 2.0 \\
         --gt-npz-path VIRTUAL_imagenet256_labeled.npz --output results/GPT_B256.json
@@ -6,11 +6,12 @@
         --code-path runs/quickstart/codes --num-fid-samples 1000 --cfg-scale 2.0 \\
         --output runs/quickstart/evaluations/generation.json
 
-Images go into the metrics as they are generated; --export also writes them. The random numbers of a sample depend on
-seed, sample number and position only: with the same batch size any number of processes generates the same images.
-`distinct` is the fraction of different code sequences, `memorized` the fraction that occurs among the training codes
-(--code-path). With --classifier, `label_agreement` is the fraction of images that it puts into the class they were
-asked for. `decoding_share` is the fraction of the time of generation that the tokenizer's decoder takes.
+Images are measured as they are generated; --export also writes them to files. The random numbers of a sample depend
+only on the seed, the sample number and the position, so with the same batch size, any number of processes generates the
+same images. `distinct` is the fraction of code sequences that are different from each other, and `memorized` is the
+fraction that also occurs among the training codes (--code-path). With --classifier, `label_agreement` is the fraction
+of images that the classifier puts into the requested class. `decoding_share` is the fraction of the generation time
+that the tokenizer's decoder takes.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def parse_args() -> argparse.Namespace:
     add_sampled_flags(parser)
     add_metric_flags(parser)
     parser.add_argument("--code-path", type=Path, help="training codes, to count memorized sequences")
-    parser.add_argument("--classifier", type=Path, help="folder of a classifier (evaluations.classifier)")
-    parser.add_argument("--export", choices=sorted(EXPORTS), help="also write the images, under --sample-dir")
+    parser.add_argument("--classifier", type=Path, help="folder of a classifier trained with evaluations.classifier")
+    parser.add_argument("--export", choices=sorted(EXPORTS), help="also write the images to --sample-dir")
     return parser.parse_args()
 
 

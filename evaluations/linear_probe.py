@@ -1,15 +1,15 @@
-"""Linear probe: how well classes can be read off the features of a frozen GPT or tokenizer.
+"""Linear probe: how well can the class of an image be read from the features of a frozen GPT or tokenizer?
 
     bash scripts/train_lin_probe_gpt.sh configs/eval/linear_probe_gpt.yaml loop.run_dir=runs/probe_gpt
     python -m evaluations.linear_probe --config configs/quickstart/linear_probe_gpt.yaml
     python -m evaluations.linear_probe --config configs/quickstart/linear_probe_gpt.yaml network.random_weights=true \\
         loop.run_dir=runs/quickstart/linear_probe_random
 
-MAE's protocol (arXiv:2111.06377, appendix A.1), as GigaTok uses it: batch norm without parameters, one linear layer,
-cross entropy, LARS. `probe.features=augmented` crops and flips anew in each epoch; `cached` reads the features of
-center crops once and is fast. All learning rates of `probe.base_lrs` train side by side on the same batches, each with
-its own head; the best on held-out images is reported, with all of them listed. The result is <run>/result.json; the
-same command continues a run that was stopped.
+The probe follows MAE's protocol (arXiv:2111.06377, appendix A.1), as GigaTok uses it: batch norm without parameters,
+one linear layer, cross entropy, LARS. `probe.features=augmented` crops and flips the images anew in each epoch;
+`cached` reads the features of center crops only once and is fast. Each learning rate in `probe.base_lrs` trains a head
+of its own, side by side on the same batches. The one with the best accuracy on held-out images is reported, and all of
+them are listed. The result is written to <run>/result.json. The same command continues a run that was stopped.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Writes the reference file of a folder of images: center crops, their statistics, and their kind.
+"""Writes a reference file for a folder of images: center crops, their statistics, and their kind.
 
     bash scripts/val.sh --data-path $IMGNET_ROOT/ILSVRC2012_img_val --image-size 256 --output val_imagenet256.npz
     python -m evaluations.make_reference --data-path train/ --kind train --num-images 10000 --output train_256.npz
 
-The file has ADM's layout (mu, sigma, mu_s, sigma_s, arr_0) and says its kind, so that no reconstruction is measured
-against training images by mistake. `arr_0` holds --num-images evenly spread crops, for precision and recall.
+The file has ADM's layout (mu, sigma, mu_s, sigma_s, arr_0) and records the kind of its images (train or val), so that
+no reconstruction is measured against training images by mistake. `arr_0` holds --num-images crops, spread evenly over
+the set, for precision and recall.
 """
 
 from __future__ import annotations
@@ -30,14 +31,16 @@ from evaluations.results import write_arrays
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
     parser.add_argument(
-        "--data-path", required=True, help="folder with one sub-folder per class, or of images, or tar files"
+        "--data-path", required=True, help="folder with one subfolder per class, folder of images, or tar files"
     )
-    parser.add_argument("--kind", default="val", choices=SPLITS, help="whose images they are (default val)")
+    parser.add_argument("--kind", default="val", choices=SPLITS, help="kind of the images (default val)")
     parser.add_argument("--image-size", type=positive, default=256)
-    parser.add_argument("--num-images", type=positive, default=10000, help="crops to store (default 10000)")
-    parser.add_argument("--no-images", action="store_true", help="store statistics only: no precision and recall later")
+    parser.add_argument("--num-images", type=positive, default=10000, help="number of crops to store (default 10000)")
+    parser.add_argument(
+        "--no-images", action="store_true", help="store only the statistics, which rules out precision and recall"
+    )
     parser.add_argument("--per-proc-batch-size", type=positive, default=50)
-    parser.add_argument("--output", required=True, type=Path, help="npz file; nothing is overwritten")
+    parser.add_argument("--output", required=True, type=Path, help="npz file to write; nothing is overwritten")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     add_asset_flags(parser)
     return parser.parse_args()

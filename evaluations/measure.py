@@ -1,11 +1,11 @@
-"""The ADM metrics of any set of images: TensorFlow's evaluator without TensorFlow.
+"""Computes the ADM metrics of any set of images, as TensorFlow's evaluator does, but without TensorFlow.
 
     python -m evaluations.measure --samples samples.npz --gt-npz-path VIRTUAL_imagenet256_labeled.npz --output gfid.json
     python -m evaluations.measure --samples pictures/ --gt-npz-path val_imagenet256.npz --measured reconstruction \\
         --output rfid.json
 
-Images are taken as they are, in the order of the file (or of the file names): the Inception Score is that of
-consecutive chunks of 5,000. They may come from any code base.
+The images may come from any code base. They are taken as they are, in the order of the file (or of the file names). The
+order matters for the Inception Score, which is computed over consecutive chunks of 5,000 images.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from evaluations.results import write_result
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
     parser.add_argument("--samples", required=True, help="npz file with arr_0, or a folder of images")
-    parser.add_argument("--measured", default="generation", choices=sorted(KINDS), help="what they are")
+    parser.add_argument("--measured", default="generation", choices=sorted(KINDS), help="what the images are")
     add_measure_flags(parser, reference=None, batch_size=50)
     parser.set_defaults(extractor=FILE_EXTRACTOR)
     return parser.parse_args()

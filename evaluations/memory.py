@@ -1,11 +1,12 @@
-"""What the entropy loss of sign codes costs in memory: table 1 of WeTok, on a CPU (Linux).
+"""Measures the memory that the entropy loss of sign codes needs: table 1 of WeTok, measured here on a CPU (Linux).
 
     bash scripts/benchmark.sh --batch-size 1 --output results/memory.json
     python -m evaluations.memory --batch-size 4 --channels 8 16
 
-Each cell is the peak that one forward and backward pass adds to a process of its own. LFQ is one group of all channels,
-BSQ has one channel per group, GQ has groups of 8. `naive` holds every code of every latent; what does not fit
-`--max-mb` is refused before it is allocated. Without the codebook entropy LFQ fits at any size.
+Each cell is the peak memory that one forward and backward pass adds, measured in a process of its own. LFQ is one group
+of all channels, BSQ has one channel per group, and GQ has groups of 8. `naive` stores the probability of every code for
+every latent. Anything that does not fit into `--max-mb` is refused before it is allocated. Without the codebook
+entropy, LFQ fits at any size.
 """
 
 from __future__ import annotations
@@ -54,10 +55,20 @@ ROWS = [
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
-    parser.add_argument("--batch-size", type=positive, default=1, help="images of 16 x 16 latents (default 1)")
-    parser.add_argument("--channels", type=positive, nargs="+", default=[8, 16, 24, 32, 40], help="multiples of 8")
-    parser.add_argument("--max-mb", type=positive, default=1024, help="what needs more is refused (default 1024)")
-    parser.add_argument("--output", type=Path, help="also writes the numbers as JSON")
+    parser.add_argument(
+        "--batch-size", type=positive, default=1, help="number of images, each with 16 x 16 latents (default 1)"
+    )
+    parser.add_argument(
+        "--channels",
+        type=positive,
+        nargs="+",
+        default=[8, 16, 24, 32, 40],
+        help="numbers of channels, as multiples of 8",
+    )
+    parser.add_argument(
+        "--max-mb", type=positive, default=1024, help="refuse what needs more MB than this (default 1024)"
+    )
+    parser.add_argument("--output", type=Path, help="also write the numbers to this JSON file")
     return parser.parse_args()
 
 

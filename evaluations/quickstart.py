@@ -1,4 +1,4 @@
-"""The main job on real images: tokenizer -> codes -> GPT -> samples -> metrics -> report.
+"""Runs everything from end to end on real images: tokenizer -> codes -> GPT -> samples -> metrics -> report.
 
     bash scripts/quickstart.sh                       handwritten digits (mnist5k), 32 px, minutes on 2 CPU cores
     bash scripts/quickstart.sh --data twemoji        color emoji, 64 px, longer
@@ -9,7 +9,8 @@
     bash scripts/quickstart.sh --seed 2              other initial weights and another order: how far do numbers move?
     bash scripts/quickstart.sh --complete            also guidance search, validation loss, both probes, AR probing
 
-Running it again continues: finished stages are skipped, a killed one goes on from its last checkpoint.
+Running the same command again continues the run: finished stages are skipped, and a killed one resumes from its last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -40,18 +41,24 @@ from evaluations.pipelines.quickstart import (
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
-    parser.add_argument("--data", default=DEFAULT_DATA, choices=DATA, help=f"images (default {DEFAULT_DATA})")
-    parser.add_argument("--system", default=DEFAULT_SYSTEM, choices=SYSTEMS, help=f"default {DEFAULT_SYSTEM}")
+    parser.add_argument("--data", default=DEFAULT_DATA, choices=DATA, help=f"data set (default {DEFAULT_DATA})")
     parser.add_argument(
-        "--runs-dir", type=Path, default=Path("runs"), help="where the run folder is created (default runs)"
+        "--system", default=DEFAULT_SYSTEM, choices=SYSTEMS, help=f"family of models (default {DEFAULT_SYSTEM})"
     )
-    parser.add_argument("--fresh", action="store_true", help="start over in quickstart-2, -3, ...; nothing is deleted")
     parser.add_argument(
-        "--short", action="store_true", help="a few steps of everything, all losses on; numbers mean nothing"
+        "--runs-dir", type=Path, default=Path("runs"), help="folder in which the run folder is created (default runs)"
     )
-    parser.add_argument("--seed", type=positive, help="seed of all trainings; default: that of their YAMLs (0)")
+    parser.add_argument("--fresh", action="store_true", help="start over in quickstart-2, -3, ...; delete nothing")
     parser.add_argument(
-        "--complete", action="store_true", help="also guidance search, validation loss, linear probes, AR probing"
+        "--short",
+        action="store_true",
+        help="run a few steps of everything, with all losses on; the numbers mean nothing",
+    )
+    parser.add_argument("--seed", type=positive, help="seed of all training runs (default: that in their YAMLs, 0)")
+    parser.add_argument(
+        "--complete",
+        action="store_true",
+        help="also run guidance search, validation loss, linear probes and AR probing",
     )
     return parser.parse_args()
 

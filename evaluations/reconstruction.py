@@ -1,4 +1,4 @@
-"""Reconstruction quality of a tokenizer: rFID, PSNR, SSIM, LPIPS, codebook usage, compression.
+"""Measures the reconstruction quality of a tokenizer: rFID, PSNR, SSIM, LPIPS, codebook usage, compression.
 
     python -m evaluations.reconstruction --vq-ckpt runs/quickstart/tokenizer \\
         --output runs/quickstart/evaluations/reconstruction.json
@@ -7,10 +7,11 @@
     python -m evaluations.reconstruction --vq-ckpt runs/WeTok --val-path coco/val2017 --protocol wetok \\
         --original-resolution --extractor inception --output results/WeTok_coco.json
 
-Images go through their codes (encode -> indices -> decode). --protocol adm (GigaTok, LlamaGen): ADM's center crop,
-uint8 rounding, TensorFlow's resize. --protocol wetok: bilinear crop, truncated uint8 for PSNR and SSIM, images that are
-not rounded and torch's resize for rFID. The distance is measured to the same held-out images unless --reference names
-others. Convolutional tokenizers take --original-resolution: whole images, padded to the tokenizer's factor.
+Every image is turned into codes and back (encode -> indices -> decode). --protocol adm (GigaTok, LlamaGen) uses ADM's
+center crop, uint8 rounding and TensorFlow's resize. --protocol wetok uses a bilinear crop, images truncated to uint8
+for PSNR and SSIM, and unrounded images with PyTorch's resize for rFID. The distance is measured to the same held-out
+images, unless --reference names others. With --original-resolution, convolutional tokenizers take whole images, padded
+to a multiple of the tokenizer's factor.
 """
 
 from __future__ import annotations
@@ -40,12 +41,15 @@ def parse_args() -> argparse.Namespace:
 
     # What is measured.
     parser.add_argument("--protocol", default=DEFAULT_PROTOCOL, choices=sorted(PROTOCOLS))
-    parser.add_argument("--original-resolution", action="store_true", help="whole images, one at a time, padded")
+    parser.add_argument("--original-resolution", action="store_true", help="take whole images, one at a time, padded")
     parser.add_argument(
-        "--precision-recall", action="store_true", help="also precision and recall (slow without a GPU)"
+        "--precision-recall", action="store_true", help="also compute precision and recall (slow without a GPU)"
     )
     parser.add_argument(
-        "--lpips", dest="with_lpips", action="store_true", help="also LPIPS (its networks must lie in PRETRAINED_DIR)"
+        "--lpips",
+        dest="with_lpips",
+        action="store_true",
+        help="also compute LPIPS (its networks must be in PRETRAINED_DIR)",
     )
     add_metric_flags(parser)
     add_measure_flags(parser, reference="val", batch_size=50)

@@ -37,10 +37,12 @@ def add_sampled_flags(parser: argparse.ArgumentParser) -> None:
     add_tokenizer_flags(parser)
     add_gpt_flags(parser)
     add_image_flags(parser)
-    parser.add_argument("--num-fid-samples", type=positive, default=50000, help="images to generate (default 50000)")
+    parser.add_argument(
+        "--num-fid-samples", type=positive, default=50000, help="number of images to generate (default 50000)"
+    )
     parser.add_argument(
         "--labels", default="balanced", choices=["balanced", "random"],
-        help="balanced: sample i has class i modulo the number of classes; random: as published",
+        help="balanced: sample i has class i modulo the number of classes; random: drawn uniformly, as published",
     )  # fmt: skip
     add_sampler_flags(parser)
     add_measure_flags(parser, reference="train", batch_size=32)

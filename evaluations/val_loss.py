@@ -1,13 +1,13 @@
-"""Validation loss of a GPT: mean cross entropy of held-out codes, in nats per token, given the true class.
+"""Measures the validation loss of a GPT: mean cross entropy of held-out codes, in nats per token, given the true class.
 
     bash scripts/val_loss_c2i.sh --vq-ckpt runs/VQ_SS256 --gpt-ckpt runs/GPT_B256 --val-path $VAL_PATH \\
         --output results/val_loss.json
     python -m evaluations.val_loss --vq-ckpt runs/quickstart/tokenizer --gpt-ckpt runs/quickstart/gpt \\
         --output runs/quickstart/evaluations/val_loss.json
 
-Center crops go through the tokenizer, or --code-path names extracted codes with a split `val`. No dropout, no dropped
-labels. Every image counts once, for any batch size and number of processes (the released script averages batch means);
-`val_loss_stderr` is the standard error of that mean.
+The tokenizer encodes center crops, unless --code-path names extracted codes with a split `val`. There is no dropout,
+and no labels are dropped. Every image counts once, for any batch size and number of processes; the released script
+averages the means of batches instead. `val_loss_stderr` is the standard error of the mean over images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
     add_tokenizer_flags(parser)
     add_gpt_flags(parser)
-    parser.add_argument("--code-path", type=Path, help="codes of the tokenizer, with a split `val`, instead of images")
+    parser.add_argument(
+        "--code-path", type=Path, help="codes of the tokenizer, with a split `val`, to use instead of images"
+    )
     add_image_flags(parser)
     add_output_flags(parser, batch_size=32)
     args = parser.parse_args()

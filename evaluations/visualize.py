@@ -1,13 +1,14 @@
-"""Principal components of a tokenizer's inner features as pictures (GigaTok, figure 8).
+"""Shows the principal components of a tokenizer's inner features as pictures (GigaTok, figure 8).
 
     python -m evaluations.visualize --vq-ckpt runs/VQ_SB256 --vq-ckpt runs/VQ_SB256_vanilla --class-name n02099601 \\
         --val-path $IMGNET_ROOT/ILSVRC2012_img_val --output runs/VQ_SB256/evaluations/pca.npz
     python -m evaluations.visualize --vq-ckpt runs/quickstart/tokenizer --output runs/quickstart/evaluations/pca.npz
 
-They show what semantic regularization does to the features. The images are held-out ones of one class. The features
-are the tokens of the decoder's block `semantic_layer` (--layer for another), a grid; of tokenizers without a
-transformer those of the encoder. Three components are taken over all images together, each scaled from its 1st to its
-99th percentile to red, green and blue. A PNG is written beside the npz file, which the report shows.
+The pictures show what semantic regularization does to the features. The images are held-out images of a single class.
+The features are the tokens of the decoder's block `semantic_layer` (or of the block --layer), laid out as a grid; for
+tokenizers without a transformer, they are those of the encoder. Three components are computed over all images together
+and shown as red, green and blue, each scaled from its 1st to its 99th percentile. The report shows the npz file, and a
+PNG file is written beside it.
 """
 
 from __future__ import annotations
@@ -36,11 +37,15 @@ def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
     add_tokenizer_flags(parser, several=True)
     add_image_flags(parser)
-    parser.add_argument("--label", action="append", help="name of each tokenizer in the figure; default: its folder")
-    parser.add_argument("--class-name", help="name of the class (its folder); default: the first one")
+    parser.add_argument(
+        "--label", action="append", help="name in the figure, given once per tokenizer (default: its folder)"
+    )
+    parser.add_argument(
+        "--class-name", help="name of the class, which is that of its folder (default: the first class)"
+    )
     parser.add_argument("--num-images", type=positive, default=8)
-    parser.add_argument("--layer", type=positive, help="block of the decoder, counted from 1")
-    parser.add_argument("--output", type=Path, required=True, help="npz file; a PNG is written beside it")
+    parser.add_argument("--layer", type=positive, help="block of the decoder whose features are shown, counted from 1")
+    parser.add_argument("--output", type=Path, required=True, help="npz file to write; a PNG file is written beside it")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     return parser.parse_args()
 

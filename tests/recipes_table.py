@@ -1,7 +1,7 @@
 """Updates the tables of recipes in README.md and docs/: `python tests/recipes_table.py`.
 
-A table stands between `<!-- table NAME -->` and `<!-- end of table -->`. All of it comes from the YAML files under
-configs/: sizes and steps from what they resolve to, and published numbers from lines of their headers:
+A table stands between `<!-- table NAME -->` and `<!-- end of table -->`. Its content comes from the YAML files under
+configs/: sizes and steps from the configs that they resolve to, and published numbers from lines in their headers:
 
     # Published: rFID 1.01, LPIPS 0.2226            numbers of the authors; (LABEL) says what they are of, where there
     # Published (stage 2): rFID 3.90                are several

@@ -1,10 +1,10 @@
-"""Makes configs/quickstart/reference_curves.json of finished, healthy quick starts.
+"""Makes configs/quickstart/reference_curves.json from finished, healthy quick starts, to show what is normal.
 
     bash scripts/quickstart.sh && bash scripts/quickstart.sh --system wetok
     python tests/reference_curves.py runs/quickstart runs/quickstart-wetok
 
-One entry for each recipe (of one in phases for each phase): seed, steps, and its losses at the steps `at`. Entries of
-recipes that none of the given folders is a run of stay as they are.
+The file has one entry per recipe, or per phase of a recipe in phases: the seed, the number of steps, and the losses at
+the steps `at`. Entries of recipes that no given folder is a run of stay as they are.
 """
 
 import json

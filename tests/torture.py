@@ -1,18 +1,22 @@
-"""Kills training runs from outside and checks that, started again, they are the runs that nobody killed.
+"""Kills training runs from outside, starts them again, and checks that they equal runs that were never killed.
 
     bash scripts/torture.sh [--kills N] [--seed S] [--runs-dir DIR]
 
-Tiny tokenizer (GAN, EMA, entropy, LeCam), WeTok (the same in two phases), GPT and linear-probe runs, in one process and
-in two, as copies and as shards (FSDP2), with saves that are waited for and with those of a thread, get SIGKILL at times
-drawn in wall-clock; some wait for the next checkpoint write (a folder `.writing_*`) and fall at a random moment inside
-it. Of two processes one is killed, or both. The same command starts the run again. After every kill the newest
-checkpoint must be readable, with the fingerprint that the unbroken run had at that step, and none that was there may
-be lost; so must the last one of every run that got to its end, and no start may fail by itself. DIR/kills.jsonl has a
-line for each kill; of a run that did not hold, folder and output stay in DIR/evidence.
+The runs are tiny: a tokenizer (GAN, EMA, entropy, LeCam), WeTok (the same in two phases), a GPT and a linear probe.
+They run in one process and in two, as copies and as shards (FSDP2), with blocking saves and with saves in a thread.
+They receive SIGKILL at random wall-clock times. Some kills wait for the next checkpoint write (a folder `.writing_*`)
+and come at a random moment inside it. Of two processes, one or both are killed. The same command then starts the run
+again.
 
-To save the six seconds of `import torch` a start, this process imports it once and forks. What is killed is a real
-process all the same: it calls the `main` of the real entry with the real command line, and nothing in the product knows
-of this script. Some of the two-process runs (--torchrun) are started by torchrun itself, imports and all.
+After every kill, the newest checkpoint must be readable and have the fingerprint that the uninterrupted run had at that
+step, and no checkpoint that was there before may be lost. The same holds for the last checkpoint of every run that
+reached its end. No start may fail by itself. DIR/kills.jsonl has one line per kill. If a run fails these checks, its
+folder and output stay in DIR/evidence.
+
+To save the six seconds that `import torch` takes at every start, this process imports it once and forks. What is killed
+is nevertheless a real process: it calls the `main` of the real command with the real command line, and nothing in the
+product knows about this script. Some of the two-process runs (--torchrun) are started by torchrun itself, with all
+imports.
 """
 
 from __future__ import annotations
@@ -395,7 +399,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/torture"))
-    parser.add_argument("--torchrun", type=int, default=4, help="how many of the kills are of runs under torchrun")
+    parser.add_argument("--torchrun", type=int, default=4, help="number of the kills that hit runs under torchrun")
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -20,20 +20,28 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False) 
     """Adds the flags that name a tokenizer; with `several` they are repeated, once per tokenizer."""
     action = "append" if several else "store"
     parser.add_argument(
-        "--vq-ckpt", required=True, action=action, help="a run, a checkpoint, an export (folders), or a published file"
+        "--vq-ckpt",
+        required=True,
+        action=action,
+        help="tokenizer: a folder (run, checkpoint or export), or a published file",
     )
     parser.add_argument(
-        "--tok-config", "--model-config", action=action, help="YAML of the architecture, for a published file"
+        "--tok-config", "--model-config", action=action, help="YAML file of the architecture, for a published file"
     )
-    parser.add_argument("--quant-way", default="vq", choices=["vq"], help="kept for published commands")
+    parser.add_argument("--quant-way", default="vq", choices=["vq"], help="accepted because published commands have it")
     parser.add_argument(
-        "--image-size", type=positive, help="default: that of its training; convolutional tokenizers take others"
+        "--image-size",
+        type=positive,
+        help="image size (default: that of its training; convolutional tokenizers also take others)",
     )
     parser.add_argument(
-        "--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema where there is one"
+        "--weights",
+        default="auto",
+        choices=["auto", "ema", "model"],
+        help="auto: the EMA if there is one, else the raw weights",
     )
     parser.add_argument(
-        "--noise-seed", type=int, help="noise seed of the generative decoder (default: from its config, 0)"
+        "--noise-seed", type=int, help="seed for the noise of the generative decoder (default: that of its config, 0)"
     )
 
 
@@ -62,17 +70,19 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that name images for a trained tokenizer."""
     parser.add_argument(
         "--data",
-        help=f"name of the images ({source_names()}); default: the tokenizer's own",
+        help=f"kind of images ({source_names()}); default: that of the tokenizer's own images",
     )
     parser.add_argument(
         "--data-path",
-        help="training images: a folder of class folders, or tar files; held-out ones where only they count",
+        help="training images: a folder with one folder per class, or tar files; held-out ones if only those are used",
     )
     parser.add_argument(
         "--val-path",
-        help="held-out images, likewise; of a folder without sub-folders or tar files all images are taken",
+        help="held-out images, in the same form; a folder without subfolders or tar files stands for all its images",
     )
-    parser.add_argument("--skip-broken", action="store_true", help="replace unreadable images by their successor")
+    parser.add_argument(
+        "--skip-broken", action="store_true", help="replace each unreadable image with the next readable one"
+    )
 
 
 def images_from(args: argparse.Namespace, tokenizer: Tokenizer) -> DataConfig:

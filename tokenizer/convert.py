@@ -1,12 +1,13 @@
-"""Converts a tokenizer between the published layout and ours, in both directions.
+"""Converts a tokenizer between the published file layout and the layout of this project, in both directions.
 
     python -m tokenizer.convert --vq-ckpt VQ_SS256_e100.pt \\
         --tok-config configs/vq/VQ_SS256.yaml --output converted/VQ_SS256
     python -m tokenizer.convert --vq-ckpt runs/VQ_SS256 --output VQ_SS256.pt
     python -m tokenizer.convert --vq-ckpt WeTok.ckpt --output converted/WeTok      (WeTok: no YAML, and .ckpt both ways)
 
-A published file becomes a folder with config.yaml and model.safetensors (of WeTok also ema.safetensors, where the file
-has both), which every command takes; a folder of ours becomes a file in the published layout. Nothing is overwritten.
+A published file becomes a folder with config.yaml and model.safetensors, which every command accepts. For WeTok, the
+folder also holds ema.safetensors if the file has both. A folder of this project becomes a file in the published layout.
+Nothing is overwritten.
 """
 
 from __future__ import annotations

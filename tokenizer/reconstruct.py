@@ -1,11 +1,11 @@
-"""Reconstructs images with a trained tokenizer: pairs of PNG files, and one grid.
+"""Reconstructs images with a trained tokenizer, and writes pairs of PNG files and one grid.
 
     bash scripts/reconstruction.sh --vq-ckpt runs/VQ_SS256 --qualitative --data-path my_photos/ --sample-dir results/rec
     python -m tokenizer.reconstruct --vq-ckpt runs/quickstart/tokenizer --data photos --num-images 8
 
---data-path is any folder: it is searched for image files; other files are counted and ignored. Every image is
-center-cropped to the size of the tokenizer and goes through its codes. The sample folder receives, for image 7,
-000007_gt.png (the original) and 000007.png (its reconstruction), and grid.png with the first ones.
+--data-path can be any folder: it is searched for image files, and other files are counted and ignored. Every image is
+center-cropped to the size of the tokenizer, turned into codes, and decoded again. For image 7, for example, the sample
+folder receives 000007_gt.png (the original) and 000007.png (its reconstruction). grid.png shows the first images.
 """
 
 from __future__ import annotations
@@ -42,17 +42,21 @@ GRID_COLUMNS = 8  # images of a batch that are in the grid
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
     add_tokenizer_flags(parser)
-    parser.add_argument("--data-path", type=Path, help="folder that is searched for images")
+    parser.add_argument("--data-path", type=Path, help="folder to search for images")
     packaged = source_names(packaged_only=True)
-    parser.add_argument("--data", help=f"instead: held-out images of a packaged set ({packaged})")
-    parser.add_argument("--num-images", type=int, default=0, help="only the first images; 0 = all")
+    parser.add_argument("--data", help=f"instead of --data-path: held-out images of a packaged data set ({packaged})")
+    parser.add_argument("--num-images", type=int, default=0, help="take only this many images, from the start; 0 = all")
     parser.add_argument("--sample-dir", type=Path, default=Path("results/reconstructions"))
     parser.add_argument("--per-proc-batch-size", type=positive, default=16)
     parser.add_argument(
-        "--qualitative", action="store_true", help="the mode of this entry; kept for published commands"
+        "--qualitative",
+        action="store_true",
+        help="the mode of this command; accepted because published commands have it",
     )
-    parser.add_argument("--lpips", action="store_true", help="LPIPS of each pair in its file name")
-    parser.add_argument("--clear-cache", action="store_true", help="remove intermediate files; the pictures stay")
+    parser.add_argument("--lpips", action="store_true", help="add the LPIPS of each pair to its file names")
+    parser.add_argument(
+        "--clear-cache", action="store_true", help="not used: there are no intermediate files, and the pictures stay"
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     return parser.parse_args()
 

@@ -4,9 +4,9 @@
     python -m tokenizer.train --config configs/quickstart/tokenizer.yaml loop.steps=200     (one process)
     python -m tokenizer.train --config configs/vq/VQ_SS256.yaml --dry-run               (checks, without data or memory)
 
-The same command continues a run that was stopped. A config with `phases` trains them one after the other, each in its
-own folder under `loop.run_dir`. `--config` may be repeated (later wins); `key=value` overrides any key;
-`--print-config` shows all of them.
+The same command continues a run that was stopped. If a config has `phases`, they are trained one after the other, each
+in its own folder under `loop.run_dir`. `--config` may be repeated, and later files win. `key=value` overrides any key,
+and `--print-config` shows all keys.
 """
 
 from __future__ import annotations

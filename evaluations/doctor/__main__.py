@@ -1,12 +1,12 @@
-"""Names what is wrong with a run, with evidence and a remedy, from what the run left behind.
+"""Finds out what is wrong with a run from the files that it left behind, and gives evidence and a remedy.
 
     python -m evaluations.doctor runs/quickstart/tokenizer
     python -m evaluations.doctor runs/VQ_SS256 --recipe configs/vq/VQ_SS256.yaml --data        (also reads the images)
 
-All runs in the folder are judged, those in phases phase by phase. The exit code is 1 if something was found. `--all`
-shows every check and how far it is from being reported (docs/doctor.md). Without --recipe, learning rate and batch size
-are compared with the shipped config that has the same `model` section; quick starts are also compared with
-configs/quickstart/reference_curves.json, the curves of a healthy one.
+All runs in the folder are judged; a run in phases is judged phase by phase. The exit code is 1 if anything was found.
+`--all` shows every check and how far it is from being reported (see docs/doctor.md). Without --recipe, the learning
+rate and batch size are compared with those of the built-in config that has the same `model` section. Quick starts are
+also compared with the curves of a healthy quick start in configs/quickstart/reference_curves.json.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from evaluations.doctor.severity import Severity
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a run, or a folder of runs")
-    parser.add_argument("--recipe", type=Path, help="YAML that the run should follow")
-    parser.add_argument("--all", action="store_true", help="every check, as a multiple of its threshold")
+    parser.add_argument("--recipe", type=Path, help="YAML file that the run should follow")
+    parser.add_argument("--all", action="store_true", help="show every check, as a multiple of its threshold")
     parser.add_argument("--data", action="store_true", help="also look at the training images")
-    parser.add_argument("--max-images", type=positive, default=50_000, help="training images to look at, evenly chosen")
+    parser.add_argument(
+        "--max-images", type=positive, default=50_000, help="number of training images to look at, evenly chosen"
+    )
     return parser.parse_args()
 
 

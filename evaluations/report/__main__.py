@@ -1,11 +1,11 @@
-"""One HTML page for a run, or for several: numbers with their protocol, curves, pictures.
+"""Writes a self-contained HTML page for one run, or several side by side: numbers with their protocol, curves, images.
 
     python -m evaluations.report runs/quickstart
     python -m evaluations.report runs/ar_probe/A runs/ar_probe/B --output comparison.html
 
-The page is one self-contained file. It shows what a run left behind (metrics.jsonl of its networks, evaluations/*,
-results of probes) and is written as report.html into it, with samples.png. With several runs: one table per kind of
-result, ranked where the protocols agree, and the same parts of all runs one below the other.
+This command reads what a run left behind (metrics.jsonl of its networks, evaluations/*, results of probes), and writes
+report.html and samples.png into the folder of the run. For several runs, the page has one table per kind of result,
+ranked where the protocols agree, and shows the same parts of all runs one below the other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ MAX_DIFFERENCES = 12  # of two protocols, that are listed
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
-    parser.add_argument("--output", type=Path, help="the page (default: RUN/report.html; comparison.html for several)")
+    parser.add_argument(
+        "--output", type=Path, help="page to write (default: RUN/report.html; comparison.html for several runs)"
+    )
     return parser.parse_args()
 
 

@@ -127,14 +127,20 @@ def add_conversion_flags(parser: argparse.ArgumentParser, checkpoint_flag: str, 
     `checkpoint_flag` names the source, such as --vq-ckpt; `config_flags` are the spellings of the flag for its YAML.
     """
     parser.add_argument(
-        checkpoint_flag, required=True, type=Path, help="a published file, or a run or checkpoint folder"
+        checkpoint_flag, required=True, type=Path, help="a published file, or the folder of a run or a checkpoint"
     )
-    parser.add_argument(*config_flags, type=Path, help="YAML of the architecture, for a published file")
+    parser.add_argument(*config_flags, type=Path, help="YAML file of the architecture, for a published file")
     parser.add_argument(
-        "--output", required=True, type=Path, help="a folder, or a .pt or .ckpt file in the published layout"
+        "--output",
+        required=True,
+        type=Path,
+        help="folder to write, or .pt or .ckpt file to write in the published layout",
     )
     parser.add_argument(
-        "--weights", default="auto", choices=["auto", "ema", "model"], help="auto: ema where there is one"
+        "--weights",
+        default="auto",
+        choices=["auto", "ema", "model"],
+        help="auto: the EMA if there is one, else the raw weights",
     )
 
 
