@@ -6,7 +6,15 @@ import torch
 from engine.config import load_config
 from engine.messages import ConfigError
 from tokenizer.discriminators.gan_losses import LeCam, discriminator_hinge, generator_hinge
-from tokenizer.losses.terms import LossConfig, Term, loss_terms, terms_table, weighted_sum
+from tokenizer.losses.terms import (
+    SHORTCUT_TERMS,
+    LossConfig,
+    Term,
+    loss_terms,
+    outputs_needed,
+    terms_table,
+    weighted_sum,
+)
 from tokenizer.training.checks import network_on_meta, terms_of
 from tokenizer.training.config import TokenizerTrainConfig
 
@@ -49,6 +57,17 @@ def test_gradient_of_the_sum_is_the_weight():
     values = {name: torch.zeros((), requires_grad=True) for name in "abc"}
     weighted_sum(terms, values, 4).backward()
     assert [values[name].grad for name in "abc"] == [0.25, 3.0, None]
+
+
+def test_only_pictures_of_the_shortcut_need_its_reconstruction():
+    """The regression of features compares what every forward pass computes."""
+    needed = {name: outputs_needed({name})["shortcut"] for name in SHORTCUT_TERMS}
+    assert needed == {
+        "shortcut_l2": True,
+        "shortcut_l1": True,
+        "shortcut_perceptual": True,
+        "shortcut_feature": False,
+    }
 
 
 def test_warm_up_of_the_quantizer_delays_its_terms():

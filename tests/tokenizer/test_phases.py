@@ -245,6 +245,17 @@ def test_phases_that_cannot_work_are_named(overrides, message, tmp_path, image_f
         validate(tiny.tokenizer_config(tmp_path, image_folder, *overrides, base=tiny.WETOK))
 
 
+def test_problems_of_all_phases_are_told_together(tmp_path, image_folder):
+    """Each with the first phase that has it; here the second trains no loss of its frozen quantizer, so it has none."""
+    losses = ["loss.l1_weight=0", "loss.discriminator.name=none", "loss.quantizer_weights={nonsense: 1}"]
+    with pytest.raises(ConfigError) as caught:
+        validate(config_of(tmp_path, image_folder, *losses))
+    assert caught.value.problems == [
+        "phases[0]: loss.quantizer_weights.nonsense: gq has no such loss (accepted here: none)",
+        "phases[1]: every loss weight is 0; there is nothing to train",
+    ]
+
+
 def test_phases_of_another_tokenizer_change_steps_and_rate_only(tmp_path, image_folder):
     config = tiny.tokenizer_config(tmp_path, image_folder, "phases=[{steps: 2, lr: 1}, {steps: 4, lr: 2}]")
     first, second = phases_of(config)
