@@ -137,6 +137,11 @@ class Merger(Generic[T]):
             target[name] = self._sections(node, element, source, key)
             return
 
+        # `key=` on a command line is an empty text, which YAML reads as null.
+        if hint is str and _plain(node) is None:
+            target[name] = ""
+            return
+
         # A free mapping of names to values is merged name by name; anything else is replaced.
         is_mapping = get_origin(hint) is dict
         is_set = isinstance(node, DictConfig) == is_mapping and _update(target, name, _plain(node), merge=is_mapping)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from engine.config_types import format_value
-from engine.messages import ConfigError
+from engine.messages import ConfigError, UserError
 
 _collecting: ContextVar[bool] = ContextVar("collecting", default=False)
 
@@ -74,6 +74,11 @@ def keyed_problems(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """(dotted key, line) of every problem of a section and of all sections below it."""
     if isinstance(config, Section):
         for problem in config.problems():
+            if not isinstance(problem, Problem):
+                raise UserError(
+                    f"{type(config).__name__}.problems yields {problem!r}; it must yield "
+                    "engine.validation.Problem(key, value, accepted)"
+                )
             yield (f"{prefix}.{problem.key}" if prefix else problem.key), problem.text(prefix)
     if not is_dataclass(config):
         return

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from engine.messages import UserError
 from engine.validation import Problem, Section, at_least, one_of
 from tokenizer.discriminators.registry import DiscriminatorConfig
 from tokenizer.losses.perceptual import PERCEPTUAL
@@ -153,6 +154,12 @@ def weighted_sum(terms: Sequence[Term], values: Mapping[str, Tensor], step: int)
 
     The one place where the tokenizer's loss terms are weighted and summed.
     """
+    missing = [term.name for term in terms if term.is_active(step) and term.name not in values]
+    if missing:
+        raise UserError(
+            f"the loss term {missing[0]} has a weight, but nothing computed its value (computed: "
+            f"{', '.join(sorted(values))}); does the quantizer announce it in loss_names without returning it?"
+        )
     return sum((term.weight * values[term.name] for term in terms if term.is_active(step)), start=0.0)
 
 

@@ -14,6 +14,7 @@ from tokenizer.losses.semantic import TEACHERS
 from tokenizer.losses.terms import QUANTIZER_TERMS, Term, loss_terms
 from tokenizer.models.base import Tokenizer
 from tokenizer.models.registry import MODELS, build_tokenizer
+from tokenizer.quantizers.base import Quantizer
 from tokenizer.training.config import TokenizerTrainConfig
 from tokenizer.training.phases import phases_of
 
@@ -126,6 +127,29 @@ def _quantizer_problems(config: TokenizerTrainConfig, network: Tokenizer) -> Ite
         if loss not in named_losses:
             accepted = ", ".join(named_losses) or "none"
             yield f"loss.quantizer_weights.{loss}: {name} has no such loss (accepted here: {accepted})"
+    for loss in named_losses:
+        if loss not in {*config.loss.quantizer_weights, *quantizer.loss_weights}:
+            yield f"{name} has a loss {loss} without a weight; set loss.quantizer_weights.{loss} (0 switches it off)"
+
+    yield from _shape_problems(quantizer, name)
+
+
+def _shape_problems(quantizer: Quantizer, name: str) -> Iterator[str]:
+    """A quantizer whose results do not have the shapes of its contract, found without storage."""
+    latents = torch.empty(1, 4, quantizer.codebook_dim, device="meta")
+    index_shape = (1, 4) if quantizer.num_groups == 1 else (1, 4, quantizer.num_groups)
+    try:
+        quantized = quantizer.eval()(latents)
+    except (NotImplementedError, RuntimeError):  # it needs values, which a network without storage does not have
+        return
+    if quantized.z_q.shape != latents.shape:
+        yield (
+            f"{name} returned z_q of shape {tuple(quantized.z_q.shape)} for latents of shape {tuple(latents.shape)}; "
+            "both must have codebook_dim channels"
+        )
+    if quantized.indices.shape != index_shape or quantized.indices.dtype != torch.int64:
+        found = f"{quantized.indices.dtype} of shape {tuple(quantized.indices.shape)}"
+        yield f"{name} returned indices {found}; they must be torch.int64 of shape {index_shape}"
 
 
 def _discriminator_problems(config: TokenizerTrainConfig) -> Iterator[str]:
