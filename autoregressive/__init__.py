@@ -1,8 +1,8 @@
 """Image generation over codes. Public face: `from autoregressive import load_gpt, generate`.
 
 Networks     models/ (generators, their heads and layers)
-Sampling     guidance, sampling (logits -> index), generate (labels -> tokens), sampler (labels -> images)
-Training     codes (the code store), training/ (config, construction, task)
+Sampling     guidance, sampling (logits -> index), generate (labels -> tokens), image_sampler (labels -> images)
+Training     views (crops that become codes), codes (the code store), training/ (config, construction, task)
 Files        loading (trained generators), published (layouts of published files)
 Entries      extract_codes, train, sample, convert; cli holds the flags that entries share
 """

@@ -6,7 +6,7 @@ Config sections    validation (checks), config_types (types in words), registry 
 Entries            cli, messages
 Processes          world, devices, parallel, memory_plan (`--plan`)
 Training           loop, trained_model, optim, schedules
-Record of a run    run_log, run_record, alerts
+Record of a run    run_log, run_record, alerts, progress
 Files              checkpoint/, assets (pretrained networks), pipeline (commands that can be stopped)
 Images             data/, image_metrics
 Numbers            arithmetic

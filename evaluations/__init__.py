@@ -1,7 +1,7 @@
 """Honest evaluation: metrics in PyTorch, every number stamped with how it was made.
 
 Measuring     metrics/ (what is computed), protocols/ (how), jobs/ (the evaluations behind the entries)
-Images        image_sets (files to measure), generated (images that a generator draws)
+Images        image_sets (files to measure), sample_stream (images that a generator draws)
 Results       results (files of numbers and facts), comparison (which may be ranked)
 Networks      probes/ (linear probes, principal components), digits/ (a classifier of digits)
 Pages         report/, doctor/ (looks for trouble in a run)

@@ -202,6 +202,17 @@ def test_files_stay_small():
     assert not {name: text for name, text in (sources | tests).items() if len(text.splitlines()) > MAX_FILE}
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_map_of_a_package_is_complete(package):
+    """The docstring of a package names each of its modules and rooms."""
+    folder = ROOT / package
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    words = set(re.findall(r"\w+", text))
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    rooms = {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert modules | rooms <= words, sorted((modules | rooms) - words)
+
+
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     """The circles of an import graph, each as the modules along it."""
     done, found = set(), []
