@@ -51,6 +51,7 @@ class CodesManifest:
     views: str  # a key of `autoregressive.views.VIEWS`
     class_names: list[str]
     codebook_sizes: list[int] = field(default_factory=list)  # one per index of a token; empty = one index
+    decoding: str = ""  # how stored pixels became RGB, as far as it is not the default
 
     @property
     def index_sizes(self) -> tuple[int, ...]:
@@ -189,7 +190,7 @@ class CodeWriter:
         changed = [
             f"{key}: {present.get(key)!r} there, {value!r} now"
             for key, value in facts_now.items()
-            if key != "tokenizer" and present.get(key, []) != value
+            if key != "tokenizer" and present.get(key, type(value)()) != value
         ]
         if changed:
             raise CodesError(f"{path.parent} holds other codes ({'; '.join(changed)[:600]}); use another --code-path")

@@ -21,6 +21,7 @@ from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
 from autoregressive.views import DEFAULT_VIEWS, VIEWS
 from engine.cli import entry_parser, positive, run_entry
 from engine.data.config import DataConfig
+from engine.data.decoding import Decoding
 from engine.data.images import image_tensor, to_float
 from engine.data.sources import ImageSource, has_split, open_source, read_source
 from engine.messages import UserError, logger
@@ -39,7 +40,7 @@ def views_of(
     return torch.stack([image_tensor(crop) for crop in crops]), int(source.labels[index])
 
 
-def manifest_of(tokenizer: Tokenizer, source: ImageSource, split: str, views: str) -> CodesManifest:
+def manifest_of(tokenizer: Tokenizer, source: ImageSource, split: str, views: str, decoding: Decoding) -> CodesManifest:
     """The facts of the codes that `tokenizer` makes of one split."""
     quantizer = tokenizer.quantizer
     return CodesManifest(
@@ -56,6 +57,7 @@ def manifest_of(tokenizer: Tokenizer, source: ImageSource, split: str, views: st
         views=views,
         class_names=list(source.class_names),
         codebook_sizes=list(quantizer.group_sizes) if quantizer.num_groups > 1 else [],
+        decoding=decoding.suffix().strip(),
     )
 
 
@@ -65,7 +67,7 @@ def extract_split(
 ) -> None:
     """Extracts one split; finished splits are left alone. All ranks call this; `batch_size` counts views."""
     source = open_source(data, split)
-    manifest = manifest_of(tokenizer, source, split, views)
+    manifest = manifest_of(tokenizer, source, split, views, data.decoding)
     block = max(1, batch_size // manifest.num_views)
     writer = CodeWriter(code_path, manifest, block, world.rank)
     if writer.finished():

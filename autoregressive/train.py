@@ -56,7 +56,8 @@ def train(config: GPTTrainConfig, world: World) -> None:
         task = build_task(config, world, run, tokenizer, held_out)
         generator: Generator = task.trained.module
         parameters = f"{num_parameters(generator):,} parameters"
-        run.log(f"generator: {parameters}; {len(store):,} training images; {world.size} process(es)")
+        images = f"{len(store):,} training images of {len(store.manifest.class_names):,} class(es)"
+        run.log(f"generator: {parameters}; {images}; {world.size} process(es)")
         if held_out is None:
             run.log("no validation: the codes have no split `val`")
 

@@ -9,7 +9,7 @@ import torch
 
 from engine.cli import positive
 from engine.data.config import DataConfig
-from engine.data.sources import SOURCES, kind_of, source_names
+from engine.data.sources import SOURCES, keys_without_use, kind_of, source_names
 from engine.messages import ConfigError
 from engine.registry import extended
 from tokenizer.loading import load_tokenizer
@@ -99,6 +99,11 @@ def images_from(args: argparse.Namespace, tokenizer: Tokenizer) -> DataConfig:
         unused = getattr(trained_on, trained_on.name, None)
         if unused is not None:
             changes[trained_on.name] = type(unused)()
+
+    # Nor for keys that only kinds with files use.
+    name = changes.get("name", trained_on.name)
+    if name in SOURCES:
+        changes |= keys_without_use(SOURCES[name])
     return replace(
         trained_on,
         **changes,

@@ -133,6 +133,8 @@ def main() -> None:
     source = open_images(args)
     with distributed_world(args.device) as world:
         tokenizer = tokenizer_from(args, world.device)
+        if isinstance(source, LooseSource):
+            source.decoding = tokenizer.provenance.config.data.decoding
         lpips = lpips_or_none(world.device) if args.lpips else None
         folder = args.sample_dir
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import num_parameters
 from engine.cli import parse_cli, run_entry
 from engine.data.samples import training_item
-from engine.data.sources import ImageSource, open_source
+from engine.data.sources import ImageSource, open_source, summary_of
 from engine.data.stream import stream_opener
 from engine.loop import Batch, check_batch, fit
 from engine.messages import ConfigError, logger
@@ -99,7 +99,7 @@ def train_phase(
 def _log_start(run: Run, task: TokenizerTask, source: ImageSource, world: World, config: TokenizerTrainConfig) -> None:
     """Says what is trained, on what, and with which loss."""
     parameters = f"{num_parameters(task.tokenizer.module):,} parameters"
-    run.log(f"tokenizer: {parameters}; {len(source):,} training images; {world.size} process(es)")
+    run.log(f"tokenizer: {parameters}; {summary_of(source)}; {world.size} process(es)")
     run.log(terms_table(task.terms, config.loop.steps))
     for name, stamp in task.frozen.stamps.items():
         run.log(f"frozen network {name}: {stamp}")

@@ -23,6 +23,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 from PIL import Image
 
+from engine.data.decoding import DEFAULT_DECODING, Decoding
+
 
 class SourceConfig(Protocol):
     """The part of a data config that a kind of source needs; see `engine.data.config.DataConfig`."""
@@ -31,6 +33,7 @@ class SourceConfig(Protocol):
     root: str  # path of the training images; empty for kinds that need none
     val_root: str  # path of the held-out images; empty = none
     skip_broken: bool
+    decoding: Decoding  # how stored pixels become RGB
 
 
 class ImageSource(Protocol):
@@ -63,6 +66,7 @@ class SourceKind(ABC):
 
     config_class: ClassVar[type | None] = None  # dataclass of its own section `data.<name>`, if it has one
     needs_root: ClassVar[bool] = False  # opened from data.root and data.val_root, which may be empty
+    decodes_files: ClassVar[bool] = False  # its images are files of the user's, decoded as the config says
     has_classes: ClassVar[bool] = True  # False: all images have one label
     mixed_held_out: ClassVar[bool] = False  # data.val_root may hold images of any other kind
     fits_memory: ClassVar[bool] = False  # so few images that features of all of them may be cached
@@ -90,10 +94,13 @@ class SourceKind(ABC):
 class PathKind(SourceKind):
     """A kind of source that lies under one path per split; its instances are the contents.
 
-    The constructor takes the path, the config key or flag that named it (for messages), and `skip_broken`.
+    The constructor takes the path, the config key or flag that named it (for messages), and `skip_broken`. A kind that
+    `decodes_files` does so by `self.decoding`, which also enters `identity` and `version` (`Decoding.suffix`).
     """
 
     needs_root = True
+    decoding: Decoding = DEFAULT_DECODING
+    num_hidden: int = 0  # hidden names that were left out
 
     @abstractmethod
     def __init__(self, root: str | Path, key: str, skip_broken: bool = False) -> None: ...
@@ -106,4 +113,7 @@ class PathKind(SourceKind):
     @classmethod
     def open(cls, config: SourceConfig, split: str) -> ImageSource:
         key = "data.root" if split == "train" else "data.val_root"
-        return cls(cls.root(config, split), key, config.skip_broken)
+        source = cls(cls.root(config, split), key, config.skip_broken)
+        if cls.decodes_files:
+            source.decoding = config.decoding
+        return source

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from engine.data.base import SourceKind
+from engine.data.decoding import BACKGROUNDS, ORIENTATIONS, Decoding
 from engine.data.sources import SOURCES
 from engine.validation import Problem, Section, at_least, in_range, one_of
 
@@ -26,16 +27,25 @@ class DataConfig(Section):
     random_crop: bool = True  # ADM random crop; false = center crop
     min_crop_scale: float = 0.8  # random_crop: a crop's side over the image's short side is from here to 1
     flip_prob: float = 0.5  # probability of a horizontal flip
+    background: str = "white"  # white | black: what stands behind transparent pixels
+    orientation: str = "as_stored"  # as_stored, as published recipes read | upright: follow the EXIF orientation
     skip_broken: bool = False  # replace unreadable files by their successor and count them, instead of stopping
 
     def problems(self) -> Iterator[Problem]:
         """Values out of range, and a kind of source that does not exist."""
         yield from one_of(self, "name", SOURCES)
+        yield from one_of(self, "background", BACKGROUNDS)
+        yield from one_of(self, "orientation", ORIENTATIONS)
         yield from at_least(self, "image_size", 8)
         yield from at_least(self, "global_batch_size", 1)
         yield from at_least(self, "num_workers", 0)
         yield from in_range(self, "min_crop_scale", 0, 1, open_left=True)
         yield from in_range(self, "flip_prob", 0, 1)
+
+    @property
+    def decoding(self) -> Decoding:
+        """How stored pixels become RGB."""
+        return Decoding(self.background, self.orientation)
 
     @property
     def augmented(self) -> bool:

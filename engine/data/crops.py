@@ -10,21 +10,28 @@ import math
 import numpy as np
 from PIL import Image, ImageOps
 
+from engine.data.resampling import Resize, resized_window
 
-def _resize_short_side(image: Image.Image, target: int) -> Image.Image:
+
+def _short_side_to(size: tuple[int, int], target: int) -> list[Resize]:
     """ADM's rule: halve with BOX while the short side is at least twice `target`, then BICUBIC."""
-    while min(image.size) >= 2 * target:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = target / min(image.size)
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    steps = []
+    width, height = size
+    while min(width, height) >= 2 * target:
+        width, height = width // 2, height // 2
+        steps.append(Resize((width, height), Image.Resampling.BOX))
+    scale = target / min(width, height)
+    steps.append(Resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC))
+    return steps
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """ADM's center crop: short side to `size`, then the central window."""
-    image = _resize_short_side(image, size)
-    left = (image.width - size) // 2
-    top = (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    steps = _short_side_to(image.size, size)
+    width, height = steps[-1].size
+    left = (width - size) // 2
+    top = (height - size) // 2
+    return resized_window(image, steps, (left, top, left + size, top + size))
 
 
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator, min_scale: float = 0.8) -> Image.Image:
@@ -32,10 +39,11 @@ def random_crop(image: Image.Image, size: int, rng: np.random.Generator, min_sca
 
     The short side becomes size..ceil(size / min_scale) pixels, ends included.
     """
-    image = _resize_short_side(image, int(rng.integers(size, math.ceil(size / min_scale) + 1)))
-    left = int(rng.integers(0, image.width - size + 1))
-    top = int(rng.integers(0, image.height - size + 1))
-    return image.crop((left, top, left + size, top + size))
+    steps = _short_side_to(image.size, int(rng.integers(size, math.ceil(size / min_scale) + 1)))
+    width, height = steps[-1].size
+    left = int(rng.integers(0, width - size + 1))
+    top = int(rng.integers(0, height - size + 1))
+    return resized_window(image, steps, (left, top, left + size, top + size))
 
 
 def ten_crop(image: Image.Image, size: int, crop_range: float = 1.1) -> list[Image.Image]:

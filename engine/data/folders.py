@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from PIL import Image
 
 from engine.arithmetic import ceil_div
 from engine.data.base import PathKind
-from engine.data.images import IMAGE_SUFFIXES, ImageError, read_image
+from engine.data.images import IMAGE_SUFFIXES, ImageError, printable, read_image
 from engine.messages import UserError, logger
 
 HASHED_IMAGES = 2048  # at most so many images enter the identity of a data set with their content
+MACOS_FOLDER = "__MACOSX"  # of archives that were packed there
 ACCEPTED = f"accepted: {' '.join(sorted(IMAGE_SUFFIXES))}"
 
 
@@ -32,16 +34,135 @@ def identity_of(listing: bytes, count: int, read: Callable[[int], bytes]) -> str
     return digest.hexdigest()[:16]
 
 
-def version_of(paths: Sequence[Path]) -> str:
-    """Cache key from file modification times. Valid on this machine only."""
-    times = "".join(f"{path.stat().st_mtime_ns} " for path in paths)
+def version_of(paths: Sequence[Path], skip_broken: bool = False) -> str:
+    """Cache key from file modification times. Valid on this machine only.
+
+    Raises ImageError for a file that is gone or not accessible, unless such files are skipped.
+    """
+    times = "".join(f"{_stat_field(path, 'st_mtime_ns', skip_broken)} " for path in paths)
     return hashlib.sha256(times.encode()).hexdigest()[:16]
 
 
+def _stat_field(path: Path, field: str, skip_broken: bool) -> int | str:
+    """One number that the file system knows of a file; for one that is skipped a word in its place."""
+    try:
+        return getattr(path.stat(), field)
+    except OSError as error:
+        if not skip_broken:
+            raise _unreadable(path, error) from error
+        return "unreadable"
+
+
+def _unreadable(path: Path, error: OSError) -> ImageError:
+    return ImageError(f"{printable(path)} cannot be read ({error.strerror}); mount it, or remove it")
+
+
+# ------------------------------------------------------------------------------------------------ listing
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: caches of editors and notebooks, traces of macOS."""
+    return name.startswith(".") or name == MACOS_FOLDER
+
+
+@dataclass
+class Listing:
+    """What lies in a folder, or was met below it."""
+
+    images: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)  # files without the suffix of an image
+    broken: list[Path] = field(default_factory=list)  # links that lead nowhere, pipes and the like
+    num_hidden: int = 0
+    num_links: int = 0  # links that were followed
+
+    def add(self, other: Listing) -> None:
+        """Adds what another listing holds, except for its folders."""
+        self.images += other.images
+        self.others += other.others
+        self.broken += other.broken
+        self.num_hidden += other.num_hidden
+        self.num_links += other.num_links
+
+    def log(self, folder: Path, num_nested: int = 0) -> None:
+        """Says what was left out, and that links were followed."""
+        where = printable(folder)
+        if self.num_hidden:
+            logger.info('%s: left out %d hidden names (".*", %s)', where, self.num_hidden, MACOS_FOLDER)
+        if self.others or num_nested:
+            logger.warning(
+                "%s: left out %d files that are not images, %d nested folders", where, len(self.others), num_nested
+            )
+        if self.broken:
+            logger.warning("%s: left out %d links that lead nowhere, or pipes", where, len(self.broken))
+        if self.num_links:
+            logger.info("%s: followed %d symbolic links", where, self.num_links)
+
+
+def list_folder(folder: Path) -> Listing:
+    """Lists one folder in alphabetical order; symbolic links count as what they lead to.
+
+    Raises ImageError if it cannot be read.
+    """
+    listing = Listing()
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+    for entry in entries:
+        path = folder / entry.name
+        if is_hidden(entry.name):
+            listing.num_hidden += 1
+        elif _is_kind(entry.is_dir):
+            listing.folders.append(path)
+        elif not _is_kind(entry.is_file):
+            listing.broken.append(path)
+        elif is_image_name(path):
+            listing.images.append(path)
+        else:
+            listing.others.append(path)
+        listing.num_links += entry.is_symlink() and not is_hidden(entry.name)
+    listing.num_links -= sum(path.is_symlink() for path in listing.broken)
+    return listing
+
+
+def _is_kind(question: Callable[[], bool]) -> bool:
+    """Asks `is_dir` or `is_file` of an entry; a link in a circle or to a forbidden place is neither."""
+    try:
+        return question()
+    except OSError:
+        return False
+
+
+def list_below(root: Path) -> Listing:
+    """Lists everything below a folder. Links to folders are entered, except for those that lead back to where one is.
+
+    Raises ImageError for a folder that cannot be read.
+    """
+    total = Listing()
+    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]
+    while waiting:
+        folder, ancestors = waiting.pop()
+        status = folder.stat()
+        place = (status.st_dev, status.st_ino)
+        if place in ancestors:
+            logger.warning("%s leads back to a folder above it; not entered again", printable(folder))
+            continue
+        listing = list_folder(folder)
+        total.add(listing)
+        waiting += [(path, ancestors | {place}) for path in listing.folders]
+    total.images.sort()
+    return total
+
+
+# ------------------------------------------------------------------------------------------------ sources
 class FileSource(PathKind):
     """The common part of the two layouts: one file per image; `paths[i]` is that of image i."""
 
+    decodes_files = True
+
     name: str
+    folder: Path
+    skip_broken: bool
     paths: list[Path]
     labels: np.ndarray
     class_names: list[str]
@@ -50,73 +171,108 @@ class FileSource(PathKind):
         return len(self.paths)
 
     def image(self, index: int) -> Image.Image:
-        return read_image(self.paths[index])
+        return read_image(self.paths[index], self.decoding)
 
     def where(self, index: int) -> str:
-        return str(self.paths[index])
+        return printable(self.paths[index])
 
     def identity(self) -> str:
-        """SHA-256 over names and sizes of all files, and the content of evenly spread ones."""
-        listing = "".join(f"{path.relative_to(self.name)} {path.stat().st_size}\n" for path in self.paths)
-        return identity_of(listing.encode(), len(self), lambda index: self.paths[index].read_bytes())
+        """SHA-256 over names and sizes of all files, and the content of evenly spread ones.
+
+        A decoding that is not the default one is added. Raises ImageError for a file that cannot be read, unless such
+        files are skipped.
+        """
+        listing = b"".join(
+            os.fsencode(path.relative_to(self.folder)) + f" {_stat_field(path, 'st_size', self.skip_broken)}\n".encode()
+            for path in self.paths
+        )
+        return identity_of(listing, len(self), self._content) + self.decoding.suffix()
+
+    def _content(self, index: int) -> bytes:
+        """The bytes of a file, for the identity; none where it is skipped."""
+        try:
+            return self.paths[index].read_bytes()
+        except OSError as error:
+            if not self.skip_broken:
+                raise _unreadable(self.paths[index], error) from error
+            return b""
 
     def version(self) -> str:
-        return version_of(self.paths)
+        return version_of(self.paths, self.skip_broken) + self.decoding.suffix()
 
 
 class FolderSource(FileSource):
     """A folder in ImageNet layout: one sub-folder per class, classes and files in alphabetical order.
 
-    Raises UserError for a missing folder or a class folder without images, and ImageError for a file that is not an
-    image; with `skip_broken` such files are left out and counted.
+    Hidden names are left out. Raises UserError for a missing folder or a class folder without images, and ImageError
+    for a file that is not an image; with `skip_broken` such files are left out and counted.
     """
 
     def __init__(self, root: str | Path, key: str, skip_broken: bool = False) -> None:
         folder = Path(root)
         if not root or not folder.is_dir():
-            raise UserError(f"{key}={str(root)!r} is not a folder; give one with a sub-folder per class")
-        self.name = str(folder)
-        self.class_names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-        if not self.class_names:
-            raise UserError(f"{key}={str(root)!r} has no class folders (expected one sub-folder of images per class)")
+            raise UserError(f"{key}={printable(root)!r} is not a folder; give one with a sub-folder per class")
+        self.name = printable(folder)
+        self.folder = folder
+        self.skip_broken = skip_broken
 
+        # The classes. A link that leads nowhere may have been one, and without it all labels would shift.
+        top = list_folder(folder)
+        if top.broken:
+            raise UserError(f"{printable(top.broken[0])} is a link that leads nowhere; mount its target, or remove it")
+        if not top.folders:
+            raise UserError(
+                f"{key}={printable(root)!r} has no class folders (expected one sub-folder of images per class)"
+            )
+        self.class_names = [printable(path.name) for path in top.folders]
+
+        # The images of each class.
         self.paths = []
         labels: list[int] = []
-        num_others = 0
-        for label, class_name in enumerate(self.class_names):
-            images, others = _list_class(folder / class_name, skip_broken)
-            self.paths += images
-            labels += [label] * len(images)
-            num_others += len(others)
-        if num_others:
-            logger.warning("%s: left out %d files that are not images", folder, num_others)
+        total = Listing(num_hidden=top.num_hidden, num_links=top.num_links)
+        num_nested = 0
+        for label, class_folder in enumerate(top.folders):
+            listing = list_folder(class_folder)
+            _check_class(class_folder, listing, key, skip_broken)
+            self.paths += listing.images
+            labels += [label] * len(listing.images)
+            num_nested += len(listing.folders)
+            total.add(listing)
+        total.log(folder, num_nested)
+        self.num_hidden = total.num_hidden
         self.labels = np.array(labels, dtype=np.int64)
 
     @classmethod
     def holds(cls, path: str | Path) -> bool:
         """A folder with sub-folders, which then are classes."""
-        return Path(path).is_dir() and any(entry.is_dir() for entry in Path(path).iterdir())
+        folder = Path(path)
+        return folder.is_dir() and any(entry.is_dir() and not is_hidden(entry.name) for entry in folder.iterdir())
 
 
-def _list_class(folder: Path, skip_broken: bool) -> tuple[list[Path], list[Path]]:
-    """Lists the image files of one class folder, and all else in it.
+def _check_class(folder: Path, listing: Listing, key: str, skip_broken: bool) -> None:
+    """Raises ImageError for what is no image without `skip_broken`, and UserError if there are no images."""
+    strangers = [
+        *((path, "") for path in listing.others),
+        *((path, " but a folder") for path in listing.folders),
+        *((path, " but a link that leads nowhere, or a pipe") for path in listing.broken),
+    ]
+    if strangers and not skip_broken:
+        path, kind = min(strangers)
+        raise ImageError(f"{printable(path)} is not an image file{kind} ({ACCEPTED}); {_remedy(key)}")
+    if not listing.images:
+        raise UserError(f"class folder {printable(folder)} holds no images; remove it or fill it")
 
-    Raises ImageError for anything else without `skip_broken`, and UserError if there are no images.
-    """
-    entries = sorted(entry.name for entry in os.scandir(folder))
-    images = [folder / name for name in entries if is_image_name(name)]
-    others = [folder / name for name in entries if not is_image_name(name)]
-    if others and not skip_broken:
-        raise ImageError(f"{others[0]} is not an image file ({ACCEPTED}); remove it, or set data.skip_broken=true")
-    if not images:
-        raise UserError(f"class folder {folder} holds no images; remove it or fill it")
-    return images, others
+
+def _remedy(key: str) -> str:
+    """What can be done about a file that is no image; `key` named the folder. Few flags have an option to skip it."""
+    return "remove it, or set data.skip_broken=true" if key.startswith("data.") else "remove it"
 
 
 class LooseSource(FileSource):
     """All image files under a folder, at any depth, with one label; other files are counted and ignored.
 
-    Raises UserError if the folder is missing or holds no image file.
+    Hidden names are left out, symbolic links are followed. Raises UserError if the folder is missing or holds no image
+    file, and ImageError for links that lead nowhere; with `skip_broken` these are left out and counted.
     """
 
     has_classes = False
@@ -124,15 +280,24 @@ class LooseSource(FileSource):
     def __init__(self, root: str | Path, key: str, skip_broken: bool = False) -> None:
         folder = Path(root)
         if not root or not folder.is_dir():
-            raise UserError(f"{key}={str(root)!r} is not a folder of images")
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        self.name = str(folder)
+            raise UserError(f"{key}={printable(root)!r} is not a folder of images")
+        self.name = printable(folder)
+        self.folder = folder
+        self.skip_broken = skip_broken
         self.class_names = ["all"]
-        self.paths = [path for path in files if is_image_name(path)]
+
+        listing = list_below(folder)
+        if listing.broken and not skip_broken:
+            broken = printable(min(listing.broken))
+            raise ImageError(f"{broken} is a link that leads nowhere, or a pipe; {_remedy(key)}")
+        self.paths = listing.images
         if not self.paths:
-            raise UserError(f"{key}={str(root)!r} holds no image files ({ACCEPTED})")
-        if len(self.paths) < len(files):
-            logger.info("%s: %d images; ignored %d others", folder, len(self.paths), len(files) - len(self.paths))
+            raise UserError(f"{key}={printable(root)!r} holds no image files ({ACCEPTED})")
+        if listing.others:
+            logger.info("%s: %d images; ignored %d others", self.name, len(self.paths), len(listing.others))
+            listing.others = []
+        listing.log(folder)
+        self.num_hidden = listing.num_hidden
         self.labels = np.zeros(len(self.paths), dtype=np.int64)
 
     @classmethod

@@ -7,16 +7,18 @@ to the device.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from engine.arithmetic import ceil_div
+from engine.data.decoding import DEFAULT_DECODING, Decoding, rgb_of
 from engine.messages import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
@@ -28,24 +30,30 @@ class ImageError(UserError):
 
 
 # ------------------------------------------------------------------------------------------------ decoding
-def decode_image(read: Callable[[], bytes], where: str) -> Image.Image:
+def decode_image(read: Callable[[], bytes], where: str, decoding: Decoding = DEFAULT_DECODING) -> Image.Image:
     """Decodes the content of an image file as RGB; `where` names it in messages.
 
-    Raises ImageError if the file is lost, truncated or no image.
+    Raises ImageError if the file cannot be read, is truncated or no image, or holds pixels of unknown meaning.
     """
     try:
-        with Image.open(io.BytesIO(read())) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        content = read()
+        return rgb_of(lambda: Image.open(io.BytesIO(content)), decoding)
+    except Exception as error:  # decoders of damaged files raise whatever they meet, MemoryError included
+        reason = str(error) or type(error).__name__
         raise ImageError(
-            f"{where} is not a readable image ({error}); remove it, or skip such files "
-            "(data.skip_broken=true, --skip-broken)"
+            f"{where} is not a readable image ({reason}); remove it, or skip such files "
+            "(data.skip_broken=true, or --skip-broken of commands that have it)"
         ) from error
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, decoding: Decoding = DEFAULT_DECODING) -> Image.Image:
     """Reads an image file as RGB. Raises ImageError if it cannot be decoded."""
-    return decode_image(Path(path).read_bytes, str(path))
+    return decode_image(Path(path).read_bytes, printable(path), decoding)
+
+
+def printable(name: str | Path) -> str:
+    """A file name for messages and records: bytes that are not UTF-8 become escapes such as \\xe9."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 # ------------------------------------------------------------------------------------------------ tensors

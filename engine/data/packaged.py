@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from engine.data.base import SourceConfig, SourceKind
+from engine.data.images import read_image
 from engine.messages import UserError
 
 SPLIT_SEED = 20250412  # of the permutation that picks held-out images; results of all versions depend on it
@@ -139,7 +140,7 @@ class Twemoji(PackagedKind):
             path = _emoji_file(folder, entry["unified"].lower())
             if path is None:
                 continue
-            pixels = _read_on_white(path)
+            pixels = np.asarray(read_image(path))
             if pixels.tobytes() in seen:  # several emoji share one picture; one of them could be held out
                 continue
             seen.add(pixels.tobytes())
@@ -161,14 +162,6 @@ def _emoji_file(folder: Path, code: str) -> Path | None:
         if path.is_file():
             return path
     return None
-
-
-def _read_on_white(path: Path) -> np.ndarray:
-    """A transparent picture on white, uint8 (H,W,3)."""
-    with Image.open(path) as file:
-        art = file.convert("RGBA")
-    white = Image.new("RGBA", art.size, "white")
-    return np.asarray(Image.alpha_composite(white, art).convert("RGB"))
 
 
 # ------------------------------------------------------------------------------------------------ photographs
@@ -200,8 +193,7 @@ class Photos(PackagedKind):
     def read(cls, split: str) -> ArraySource:
         images, labels, names, class_names = [], [], [], []
         for path in cls._paths():
-            with Image.open(path) as file:
-                photo = file.convert("RGB")
+            photo = read_image(path)
             for x, y in cls._corners(photo, split):
                 images.append(np.asarray(photo.crop((x, y, x + PHOTO_CROP, y + PHOTO_CROP))))
                 labels.append(len(class_names))

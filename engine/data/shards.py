@@ -15,7 +15,7 @@ import hashlib
 import os
 import tarfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from engine.data.base import PathKind
-from engine.data.folders import identity_of, is_image_name, version_of
-from engine.data.images import IMAGE_SUFFIXES, ImageError, decode_image
+from engine.data.folders import identity_of, is_hidden, is_image_name, version_of
+from engine.data.images import IMAGE_SUFFIXES, ImageError, decode_image, printable
 from engine.messages import UserError, logger
 
 LABEL_SUFFIX = ".cls"
 MAX_LABEL_BYTES = 32
+INDEX_FORMAT = 2  # of the cached index; 1 had no hidden names
 MAX_CLASSES = 10**6
 
 
@@ -68,11 +69,11 @@ class _Sample:
     label: int = -1  # -1 = no label
 
 
-def _scan(path: Path, skip_broken: bool) -> list[_Sample]:
-    """Looks up the samples of one shard that have an image, in the order of the file."""
+def _scan(path: Path, skip_broken: bool) -> tuple[list[_Sample], int]:
+    """Looks up the samples of one shard that have an image, in the order of the file; counts hidden names."""
     try:
         with tarfile.open(path, "r:") as tar:
-            samples, num_misnamed = _read_members(tar, path)
+            samples, num_misnamed, num_hidden = _read_members(tar, path)
             _check_end(tar)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{path} is not a readable tar file without compression ({error}); fetch it again") from error
@@ -86,18 +87,23 @@ def _scan(path: Path, skip_broken: bool) -> list[_Sample]:
         logger.warning(
             "%s: left out %d labels without image, %d images named a.b.png", path, len(without_image), num_misnamed
         )
-    return [sample for sample in samples.values() if sample.start is not None]
+    return [sample for sample in samples.values() if sample.start is not None], num_hidden
 
 
-def _read_members(tar: tarfile.TarFile, path: Path) -> tuple[dict[str, _Sample], int]:
-    """{name: sample} of a tar file, and the number of images whose name has a second dot.
+def _read_members(tar: tarfile.TarFile, path: Path) -> tuple[dict[str, _Sample], int, int]:
+    """{name: sample} of a tar file, the number of images whose name has a second dot, and that of hidden names.
 
     WebDataset's rule is that the name of a sample ends at its first dot: the rest of `a.b.png` is no image suffix.
     """
     split_name = webdataset().tariterators.base_plus_ext
     samples: dict[str, _Sample] = {}
     num_misnamed = 0
+    num_hidden = 0
     for member in tar:
+        if _is_hidden_member(member.name):
+            num_hidden += 1
+            continue
+
         name, suffix = split_name(member.name)
         suffix = f".{(suffix or '').lower()}"
         if suffix not in {LABEL_SUFFIX, *IMAGE_SUFFIXES} or not member.isreg():
@@ -112,7 +118,12 @@ def _read_members(tar: tarfile.TarFile, path: Path) -> tuple[dict[str, _Sample],
             raise UserError(f"{path}: sample {name} has two images; a sample is one image and its label")
         else:
             sample.start, sample.size = member.offset_data, member.size
-    return samples, num_misnamed
+    return samples, num_misnamed, num_hidden
+
+
+def _is_hidden_member(name: str) -> bool:
+    """Whether a file of a tar, or a folder that it lies in, is hidden. `tar cf x.tar .` lets names begin with "./"."""
+    return any(is_hidden(part) for part in PurePosixPath(name).parts if part != "..")
 
 
 def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> int:
@@ -134,12 +145,15 @@ def _check_end(tar: tarfile.TarFile) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ the index
-def _open_index(paths: list[Path], skip_broken: bool) -> np.ndarray:
-    """int64 (N, 4): shard, first byte, size and label of every image; cached until a shard changes."""
+def _open_index(paths: list[Path], skip_broken: bool) -> tuple[np.ndarray, int]:
+    """int64 (N, 4): shard, first byte, size and label of every image; and the number of hidden names.
+
+    Both are cached until a shard changes.
+    """
     cache = _cache_path(paths, skip_broken)
     if cache.is_file():
         try:
-            return np.load(cache, allow_pickle=False).reshape(-1, 4)
+            return _split_index(np.load(cache, allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
             logger.warning("the cached shard index %s is damaged (%s); rebuilding it", cache, error)
 
@@ -150,25 +164,33 @@ def _open_index(paths: list[Path], skip_broken: bool) -> np.ndarray:
         temporary = cache.with_name(f".{cache.stem}.{os.getpid()}.npy")
         np.save(temporary, index)
         temporary.replace(cache)
-        logger.info("wrote shard index (%d images in %d shards) to %s", len(index), len(paths), cache)
+        logger.info("wrote shard index (%d images in %d shards) to %s", len(index) - 1, len(paths), cache)
     except OSError as error:
         logger.warning("the shard index cannot be cached for the next start (%s)", error)
-    return index
+    return _split_index(index)
+
+
+def _split_index(index: np.ndarray) -> tuple[np.ndarray, int]:
+    """The rows of the images, and the number of hidden names, which stands in front of them."""
+    index = index.reshape(-1, 4)
+    return index[1:], int(index[:1].sum())
 
 
 def _cache_path(paths: list[Path], skip_broken: bool) -> Path:
     """The file of the cached index; its name changes when a shard does."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    digest = hashlib.sha256(repr((stats, skip_broken)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr((INDEX_FORMAT, stats, skip_broken)).encode()).hexdigest()[:16]
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "visual-tokenizers" / f"shards-{digest}.npy"
 
 
 def _build_index(paths: list[Path], skip_broken: bool) -> np.ndarray:
-    """Scans all shards; the rows of the index as `_open_index` describes them."""
-    rows = []
+    """Scans all shards: a row (hidden names, 0, 0, 0), then a row per image as `_open_index` describes them."""
+    rows = [np.zeros((1, 4), dtype=np.int64)]
     for shard, path in enumerate(tqdm(paths, desc="looking up images", unit="shard", disable=None)):
-        samples = [(shard, s.start, s.size, s.label) for s in _scan(path, skip_broken)]
+        in_shard, num_hidden = _scan(path, skip_broken)
+        rows[0][0, 0] += num_hidden
+        samples = [(shard, s.start, s.size, s.label) for s in in_shard]
         rows.append(np.array(samples, dtype=np.int64).reshape(-1, 4))
     return np.concatenate(rows)
 
@@ -179,12 +201,15 @@ class ShardSource(PathKind):
     Raises UserError for a shard that is missing, torn or without images, and where only some images have a label.
     """
 
+    decodes_files = True
     mixed_held_out = True
 
     def __init__(self, root: str | Path, key: str, skip_broken: bool = False) -> None:
-        self.name = str(root)
-        self.paths = shard_paths(self.name, key)
-        index = _open_index(self.paths, skip_broken)
+        self.name = printable(root)
+        self.paths = shard_paths(str(root), key)
+        index, self.num_hidden = _open_index(self.paths, skip_broken)
+        if self.num_hidden:
+            logger.info("%s: left out %d hidden names", self.name, self.num_hidden)
         if not len(index):
             raise UserError(f"{key}={self.name!r}: no images in {len(self.paths)} shards")
         self.shards, self.starts, self.sizes, labels = index.T
@@ -208,14 +233,16 @@ class ShardSource(PathKind):
             return file.read(int(self.sizes[index]))
 
     def image(self, index: int) -> Image.Image:
-        return decode_image(lambda: self._bytes(index), self.where(index))
+        return decode_image(lambda: self._bytes(index), self.where(index), self.decoding)
 
     def where(self, index: int) -> str:
-        return f"{self.paths[self.shards[index]]} (image at byte {self.starts[index]})"
+        return f"{printable(self.paths[self.shards[index]])} (image at byte {self.starts[index]})"
 
     def identity(self) -> str:
         """SHA-256 over sizes and labels of all images, and the content of evenly spread ones."""
-        return identity_of(np.stack([self.sizes, self.labels]).tobytes(), len(self), self._bytes)
+        return (
+            identity_of(np.stack([self.sizes, self.labels]).tobytes(), len(self), self._bytes) + self.decoding.suffix()
+        )
 
     def version(self) -> str:
-        return version_of(self.paths)
+        return version_of(self.paths) + self.decoding.suffix()

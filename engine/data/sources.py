@@ -6,17 +6,21 @@ an attribute of its class (`engine.data.base.SourceKind`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image
 
 from engine.data.base import ImageSource, PathKind, SourceConfig, SourceKind
+from engine.data.decoding import DEFAULT_DECODING
 from engine.data.folders import FolderSource, LooseSource
 from engine.data.images import ImageError
 from engine.data.packaged import Mnist5k, Photos, Twemoji
 from engine.data.shards import ShardSource
 from engine.messages import UserError, logger
 from engine.registry import lookup, selected_section
+from engine.validation import raise_problems
 
 # A path is offered to the last kind first (`kind_of`): plug-ins come before those here, and `loose` takes what is left.
 SOURCES: dict[str, type[SourceKind]] = {
@@ -42,13 +46,42 @@ def attribution_of(name: str) -> str:
 def open_source(config: SourceConfig, split: str) -> ImageSource:
     """Opens the `train` or `val` images of a data config.
 
-    Raises ConfigError for an unknown kind or a section of another kind, UserError if the images are not there.
+    Raises ConfigError for an unknown kind, or a section or path that it does not use, and UserError if the images are
+    not there.
     """
     selected_section(config, SOURCES, "data")
+    raise_problems(list(unused_keys(config)))
     kind = SOURCES[config.name]
     if split == "val" and kind.mixed_held_out:
         kind = SOURCES[kind_of(kind.root(config, split))]
     return kind.open(config, split)
+
+
+def keys_without_use(kind: type[SourceKind]) -> dict[str, str]:
+    """{key: default} of a data config's keys that a kind of source has no use for."""
+    keys = {} if kind.needs_root else {"root": "", "val_root": ""}
+    return keys if kind.decodes_files else keys | asdict(DEFAULT_DECODING)
+
+
+def unused_keys(config: SourceConfig) -> Iterator[str]:
+    """The keys of a data config that are set although its kind has no use for them: one line of an error per key."""
+    if config.name not in SOURCES:
+        return
+    for key, default in keys_without_use(SOURCES[config.name]).items():
+        value = getattr(config, key)
+        if value != default:
+            users = sorted(name for name, kind in SOURCES.items() if key not in keys_without_use(kind))
+            yield (
+                f"data.{key}={value!r} is set, but data.name={config.name!r} does not use it; "
+                f"leave out data.{key}, or set data.name to one of: {', '.join(users)}"
+            )
+
+
+def summary_of(source: ImageSource) -> str:
+    """Says for a start line how many images and classes a source has, and how many hidden names were left out."""
+    num_hidden = getattr(source, "num_hidden", 0)  # sources without files have none
+    hidden = f" ({num_hidden:,} hidden names left out)" if num_hidden else ""
+    return f"{len(source):,} training images of {len(source.class_names):,} class(es){hidden}"
 
 
 def open_path(path: str | Path, key: str) -> ImageSource:

@@ -71,6 +71,8 @@ class StoredCodes:
         views = VIEWS[manifest.views]
         self.view = views.center
         self.facts = {"num_images": len(self.store), "data": manifest.data, "crop": views.crop_name}
+        if manifest.decoding:
+            self.facts["decoding"] = manifest.decoding
 
     def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         tokens = [self.store.tokens(i, self.view) for i in rows]

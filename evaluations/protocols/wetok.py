@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import functional as VF
 
+from engine.data.resampling import Resize, resized_window
 from engine.image_metrics import ssim
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.extractors import extractors_with
@@ -19,8 +19,12 @@ from evaluations.protocols.reconstruction import ReconstructionProtocol, Score, 
 
 
 def bilinear_crop(image: Image.Image, size: int) -> Image.Image:
-    """Short side to `size` (bilinear with antialias), then the central window."""
-    return VF.center_crop(VF.resize(image, size, VF.InterpolationMode.BILINEAR), [size, size])
+    """Short side to `size` (bilinear with antialias), then the central window: as torchvision resizes and crops."""
+    width, height = image.size
+    short = min(width, height)
+    resize = Resize((int(size * width / short), int(size * height / short)), Image.Resampling.BILINEAR)
+    left, top = (round((side - size) / 2.0) for side in resize.size)
+    return resized_window(image, [resize], (left, top, left + size, top + size))
 
 
 def truncated_uint8(images: Tensor) -> Tensor:

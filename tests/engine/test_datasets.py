@@ -76,10 +76,10 @@ def test_no_root_at_all_is_named():
 
 def test_strangers_are_left_out_and_counted_by_option_only(folder, caplog):
     (folder / "a" / "notes.txt").write_text("x")
-    (folder / "b" / ".DS_Store").write_text("x")
+    (folder / "b" / "more").mkdir()
     with caplog.at_level(logging.WARNING):
         source = FolderSource(str(folder), "data.root", skip_broken=True)
-    assert len(source) == 8 and "left out 2 files that are not images" in caplog.text
+    assert len(source) == 8 and "left out 1 files that are not images, 1 nested folders" in caplog.text
     (folder / "c").mkdir()
     (folder / "c" / "notes.txt").write_text("x")
     with pytest.raises(UserError, match=r"class folder .*/c holds no images"):

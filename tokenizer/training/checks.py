@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from engine.data.sources import unused_keys
 from engine.messages import ConfigError
 from engine.registry import selected_section
 from engine.validation import raise_problems
@@ -56,7 +57,7 @@ def validate(config: TokenizerTrainConfig) -> Tokenizer:
 
 def _check_phase(config: TokenizerTrainConfig) -> tuple[list[str], Tokenizer | None]:
     """(problems, network on the meta device) of one training; None where the network cannot be built."""
-    problems = [*_warmup_problems(config), *_discriminator_problems(config)]
+    problems = [*unused_keys(config.data), *_warmup_problems(config), *_discriminator_problems(config)]
     if config.model.name in MODELS:
         problems += [*_section_problems(config), *_capability_problems(config)]
     network = None
