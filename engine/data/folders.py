@@ -146,6 +146,7 @@ def list_below(root: Path) -> Listing:
         place = (status.st_dev, status.st_ino)
         if place in ancestors:
             logger.warning("%s leads back to a folder above it; not entered again", printable(folder))
+            total.num_links -= 1
             continue
         listing = list_folder(folder)
         total.add(listing)

@@ -1,6 +1,8 @@
 """engine/data: which images there are, and how they become training samples."""
 
+import json
 import logging
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,20 @@ from engine.config import load_config
 from engine.data.base import SourceKind
 from engine.data.config import DataConfig
 from engine.data.crops import center_crop, random_crop
-from engine.data.folders import FolderSource
+from engine.data.folders import FolderSource, LooseSource
 from engine.data.images import ImageError, image_tensor
 from engine.data.packaged import PHOTO_CROP, ArraySource, Mnist5k, PackagedKind
 from engine.data.samples import center_batch, labeled_batch, training_item
-from engine.data.sources import SOURCES, attribution_of, has_split, kind_of, open_path, open_source, source_names
+from engine.data.sources import (
+    SOURCES,
+    attribution_of,
+    has_split,
+    kind_of,
+    open_path,
+    open_source,
+    source_names,
+    summary_of,
+)
 from engine.data.stream import position_rng
 from engine.messages import ConfigError, UserError
 
@@ -84,6 +95,102 @@ def test_strangers_are_left_out_and_counted_by_option_only(folder, caplog):
     (folder / "c" / "notes.txt").write_text("x")
     with pytest.raises(UserError, match=r"class folder .*/c holds no images"):
         FolderSource(str(folder), "data.root", skip_broken=True)
+
+
+def test_hidden_names_are_left_out_with_a_count(folder, caplog):
+    """Caches of notebooks and traces of macOS are no classes and no images, in either layout, without any option."""
+    clean = open_source(config(folder), "train")
+    for hidden in (".ipynb_checkpoints", "__MACOSX", "a/.ipynb_checkpoints"):
+        (folder / hidden).mkdir()
+        shutil.copy(folder / "a" / "000.png", folder / hidden / "000.png")
+    for hidden in (".DS_Store", "b/._000.png", "b/.DS_Store"):
+        (folder / hidden).write_bytes(b"x")
+    with caplog.at_level(logging.INFO):
+        source = open_source(config(folder), "train")
+        loose = LooseSource(folder, "--data-path")
+    assert source.class_names == ["a", "b"] and source.labels.tolist() == [0] * 4 + [1] * 4
+    assert loose.paths == source.paths == clean.paths and source.identity() == clean.identity()
+    assert source.num_hidden == loose.num_hidden == 6 and caplog.text.count("left out 6 hidden names") == 2
+    assert summary_of(source) == "8 training images of 2 class(es) (6 hidden names left out)"
+    assert summary_of(clean) == "8 training images of 2 class(es)"
+    assert kind_of(folder / "a") == "loose", "a hidden folder is no class"
+
+
+def test_links_are_followed_by_one_rule(folder, tmp_path, caplog):
+    """Links to files and to folders count as what they lead to, in both layouts; circles end."""
+    tiny.write_images(tmp_path / "elsewhere", per_class=3, seed=1, classes=("c",))
+    (folder / "c").symlink_to(tmp_path / "elsewhere" / "c")
+    (folder / "a" / "linked.png").symlink_to(tmp_path / "elsewhere" / "c" / "001.png")
+    with caplog.at_level(logging.INFO):
+        sources = [FolderSource(folder, "data.root"), LooseSource(folder, "data.root")]
+    assert sources[0].paths == sources[1].paths and len(sources[0]) == 12
+    assert caplog.text.count("followed 2 symbolic links") == 2
+    (tmp_path / "elsewhere" / "c" / "circle").symlink_to(folder)
+    with caplog.at_level(logging.INFO):
+        loose = LooseSource(folder, "data.root")
+    assert len(loose) == 12 and "leads back to a folder above it" in caplog.text
+    with pytest.raises(ImageError, match="c/circle is not an image file but a folder"):
+        FolderSource(folder, "data.root")
+
+
+def test_dead_links_are_named_and_left_out_by_option_only(folder, caplog):
+    (folder / "a" / "dead.png").symlink_to(folder / "gone.png")
+    for kind, message in ((FolderSource, "is not an image file but a link"), (LooseSource, "is a link that leads")):
+        with pytest.raises(ImageError, match=f"a/dead.png {message}.*data.skip_broken=true"):
+            kind(folder, "data.root")
+        with pytest.raises(ImageError) as caught:
+            kind(folder, "--samples")
+        assert "skip" not in str(caught.value), "no advice that the command does not know"
+        caplog.clear()
+        source = kind(folder, "data.root", skip_broken=True)
+        assert len(source) == 8 and "left out 1 links that lead nowhere" in caplog.text
+    (folder / "c").symlink_to(folder / "gone")
+    with pytest.raises(UserError, match="/c is a link that leads nowhere; mount its target"):
+        FolderSource(folder, "data.root", skip_broken=True)
+
+
+def test_a_file_that_vanishes_is_named_wherever_it_is_asked(folder):
+    source, skipping = (FolderSource(folder, "data.root", skip) for skip in (False, True))
+    (folder / "a" / "001.png").unlink()
+    for ask in (source.identity, source.version, lambda: source.image(1)):
+        with pytest.raises(ImageError, match=r"a/001\.png"):
+            ask()
+    assert skipping.identity() and skipping.version()
+
+
+def test_file_names_need_not_be_utf8(folder):
+    """Names of classes and files with bytes of Latin-1: hashed, logged, and written as JSON and UTF-8."""
+    (folder / "b").rename(folder / os.fsdecode(b"caf\xe9"))
+    (folder / "a" / "001.png").rename(folder / "a" / os.fsdecode(b"\xfc.png"))
+    source = FolderSource(folder, "data.root")
+    loose = LooseSource(folder / os.fsdecode(b"caf\xe9"), "data.root")
+    assert source.class_names == ["a", "caf\\xe9"] and loose.name.endswith("caf\\xe9")
+    names = [*source.class_names, *(source.where(i) for i in range(8)), loose.where(0), loose.name]
+    assert json.dumps(names, ensure_ascii=False).encode("utf-8") and source.where(3).endswith("\\xfc.png")
+    assert len({s.identity() for s in (source, loose, FolderSource(folder, "data.root"))}) == 2
+    assert source.image(3).mode == "RGB" and source.version()
+
+
+def test_decoding_comes_from_the_config_and_enters_identities(folder):
+    """Old identities stay; any other background or orientation makes other caches."""
+    Image.fromarray(np.zeros((9, 9, 4), np.uint8)).save(folder / "a" / "000.png")
+    white, black = (open_source(config(folder, **c), "train") for c in ({}, {"background": "black"}))
+    assert np.asarray(white.image(0)).min() == 255 and np.asarray(black.image(0)).max() == 0
+    assert white.identity() == FolderSource(folder, "data.root").identity()
+    assert black.identity() == f"{white.identity()} background=black"
+    upright = open_source(config(folder, orientation="upright"), "train")
+    assert upright.identity() == f"{white.identity()} orientation=upright"
+    assert len({source.version() for source in (white, black, upright)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("root", "mine"), ("val_root", "mine"), ("background", "black"), ("orientation", "upright")],
+)
+def test_keys_that_a_packaged_set_does_not_use_are_refused(key, value):
+    """The digits would be trained instead of my pictures."""
+    with pytest.raises(ConfigError, match=rf"data\.{key}='{value}' is set, but data\.name='mnist5k' does not use it"):
+        open_source(DataConfig(name="mnist5k", **{key: value}), "train")
 
 
 def truncate(path):

@@ -2,6 +2,7 @@
 
 import io
 import math
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from engine.data import resampling
 from engine.data.crops import center_crop, random_crop, ten_crop
 from engine.data.images import ImageError, image_tensor, make_grid, read_image, save_grid, to_float, to_pil, to_uint8
+from engine.messages import UserError
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -139,6 +142,53 @@ def test_ten_crops_of_the_published_size_come_from_281_pixels(monkeypatch):
     monkeypatch.setattr("engine.data.crops.center_crop", lambda image, size: sizes.append(size) or image)
     ten_crop(picture(281, 281), 256)
     assert sizes == [281]
+
+
+def cropped_in_windows(monkeypatch, crop, image, strip_bytes=2000) -> np.ndarray:
+    """The crop of an image that counts as too large to be resized as a whole."""
+    with monkeypatch.context() as patch:
+        patch.setattr(resampling, "MAX_WHOLE_BYTES", -1)
+        patch.setattr(resampling, "STRIP_BYTES", strip_bytes)
+        return pixels(crop(image))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_windows_of_large_images_have_the_bits_of_whole_ones(monkeypatch, seed):
+    """Center and random crops of wide, tall, small and large images, resized strip by strip, against Pillow."""
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(8, 40))
+    width, height = (int(side) for side in np.exp(rng.uniform(np.log(2), np.log(600), 2)))
+    image = picture(width, height, seed)
+    for crop in (
+        lambda image: center_crop(image, size),
+        lambda image: random_crop(image, size, np.random.default_rng(seed)),
+    ):
+        made = cropped_in_windows(monkeypatch, crop, image, int(rng.choice([500, 5000, 10**6])))
+        assert np.array_equal(made, pixels(crop(image))), (width, height, size)
+    made = cropped_in_windows(monkeypatch, lambda image: center_crop(image, size), image)
+    assert np.array_equal(made, naive_center(image, size))
+
+
+def test_a_thin_image_is_cropped_before_it_is_enlarged():
+    """1 x 10000 pixels at 256 would be 1.9 GB; the crop needs less than 20 MB, and shows the middle."""
+    column = np.zeros((10000, 1, 3), np.uint8)
+    column[5000:] = 255
+    tracemalloc.start()
+    for image in (Image.fromarray(column), Image.fromarray(column.swapaxes(0, 1).copy())):
+        made = pixels(center_crop(image, 256))
+        made = made if image.width == 1 else made.swapaxes(0, 1)
+        assert (made == made[:, :1]).all() and made[0].max() < 128 < made[-1].min()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
+def test_an_unknown_order_of_passes_is_refused(monkeypatch):
+    """A Pillow that resizes in a new way gives other bits: large images are refused, others are as it makes them."""
+    monkeypatch.setattr(resampling, "pillow_order", lambda: None)
+    with pytest.raises(UserError, match=r"1 x 10000 pixels needs more than 80 MiB .* another version of Pillow"):
+        center_crop(Image.new("RGB", (1, 10000)), 256)
+    assert center_crop(Image.new("RGB", (50, 100)), 16).size == (16, 16)
 
 
 # ---------------------------------------------------------------------------------------------- grids

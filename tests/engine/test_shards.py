@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import logging
 import tarfile
 from itertools import islice
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import tiny
 import torch
 import webdataset
+from PIL import Image
 
 from engine.config import load_config
 from engine.data.config import DataConfig
@@ -18,7 +20,7 @@ from engine.data.folders import FolderSource
 from engine.data.images import ImageError
 from engine.data.samples import training_item
 from engine.data.shards import ShardSource
-from engine.data.sources import kind_of, open_source
+from engine.data.sources import kind_of, open_source, summary_of
 from engine.data.stream import stream_opener
 from engine.messages import UserError
 from engine.world import World
@@ -146,6 +148,36 @@ def add(path: Path, **files: bytes) -> None:
             member = tarfile.TarInfo(name.replace("__", "."))
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
+
+
+def test_hidden_members_are_left_out_with_a_count_that_is_cached(shards, caplog):
+    """Traces of macOS and hidden folders; names that begin with "./" are not hidden."""
+    before = ShardSource(str(shards), "data.root")
+    with tarfile.open(shards / "train-000001.tar", "a") as tar:
+        for name in ("._0001.jpg", "__MACOSX/0001.jpg", ".cache/x.png", "./z/last.png", "./z/last.cls"):
+            content = b"1" if name.endswith("cls") else b"x"
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            source = ShardSource(str(shards), "data.root")
+        assert len(source) == len(before) + 1 and source.num_hidden == 3
+        assert "left out 3 hidden names" in caplog.text
+    assert summary_of(source) == "11 training images of 2 class(es) (3 hidden names left out)"
+
+
+def test_shards_are_decoded_as_the_config_says(shards):
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((9, 9, 4), np.uint8)).save(buffer, "PNG")
+    add(shards / "train-000002.tar", clear__png=buffer.getvalue(), clear__cls=b"1")
+    white, black = (
+        open_source(load_config(DataConfig, overrides=["name=shards", f"root={shards}", f"background={b}"]), "train")
+        for b in ("white", "black")
+    )
+    assert pixels(white, len(white) - 1).min() == 255 and pixels(black, len(black) - 1).max() == 0
+    assert black.identity() == f"{white.identity()} background=black"
 
 
 def test_a_broken_image_is_named_and_skipped_only_when_asked(shards):
