@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from engine.data.base import SourceKind
-from engine.data.decoding import BACKGROUNDS, ORIENTATIONS, Decoding
+from engine.data.decoding import Decoding
 from engine.data.sources import SOURCES
 from engine.validation import Problem, Section, at_least, in_range, one_of
 
@@ -27,15 +27,13 @@ class DataConfig(Section):
     random_crop: bool = True  # ADM random crop; false = center crop
     min_crop_scale: float = 0.8  # random_crop: a crop's side over the image's short side is from here to 1
     flip_prob: float = 0.5  # probability of a horizontal flip
-    background: str = "white"  # white | black: what stands behind transparent pixels
-    orientation: str = "as_stored"  # as_stored, as published recipes read | upright: follow the EXIF orientation
+    background: Literal["white", "black"] = "white"  # what stands behind transparent pixels
+    orientation: Literal["as_stored", "upright"] = "as_stored"  # upright: follow EXIF, which published recipes do not
     skip_broken: bool = False  # replace unreadable files by their successor and count them, instead of stopping
 
     def problems(self) -> Iterator[Problem]:
         """Values out of range, and a kind of source that does not exist."""
         yield from one_of(self, "name", SOURCES)
-        yield from one_of(self, "background", BACKGROUNDS)
-        yield from one_of(self, "orientation", ORIENTATIONS)
         yield from at_least(self, "image_size", 8)
         yield from at_least(self, "global_batch_size", 1)
         yield from at_least(self, "num_workers", 0)

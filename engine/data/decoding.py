@@ -18,9 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ExifTags, Image
 
-BACKGROUNDS = ("white", "black")
-ORIENTATIONS = ("as_stored", "upright")
-
 PLAIN_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
 ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 GRAY_16_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
@@ -60,8 +57,8 @@ TURNS = {
 class Decoding:
     """How stored pixels become RGB, as far as it can be chosen."""
 
-    background: str = "white"  # behind transparent pixels; one of BACKGROUNDS
-    orientation: str = "as_stored"  # one of ORIENTATIONS; upright follows the EXIF orientation
+    background: str = "white"  # behind transparent pixels; a color that Pillow knows
+    orientation: str = "as_stored"  # or upright, which follows the EXIF orientation
 
     def suffix(self) -> str:
         """What an identity of images says of it: nothing for the defaults, so that older identities stay valid."""

@@ -1,5 +1,6 @@
 """The code store: extraction is exact, resumable and the same for any number of ranks; wrong codes are refused."""
 
+import json
 from dataclasses import replace
 
 import mini
@@ -15,6 +16,7 @@ from autoregressive.extract_codes import extract_split, views_of
 from autoregressive.views import VIEWS
 from engine.checkpoint.weights import fingerprint
 from engine.data.crops import center_crop
+from engine.data.folders import FolderSource
 from engine.data.images import ImageError, image_tensor, to_float
 from engine.data.sources import SOURCES
 from tokenizer.loading import Provenance
@@ -224,6 +226,33 @@ def test_codes_of_another_tokenizer_or_other_crops_are_not_mixed(
     with pytest.raises(CodesError, match=rf"(?s){tmp_path / 'train'} holds other codes .*{message}.*--code-path"):
         extract(other, tmp_path, world, change.get("views", "flip"))
     assert len(extract(tokenizer, tmp_path, world)) == COUNT
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_codes_of_images_that_were_decoded_otherwise_are_not_mixed(
+    tokenizer, tmp_path, world, monkeypatch, source, finished
+):
+    """`data.orientation` and `data.background` are facts of codes; older manifests lack them: defaults."""
+    monkeypatch.setattr(FolderSource, "open", lambda config, split: source)
+    data = replace(tokenizer.provenance.config.data, name="folder")
+    with monkeypatch.context() as patch:
+        if not finished:
+            kill_after(patch, 2)
+        try:
+            extract_split(tokenizer, data, "train", "flip", tmp_path, 8, world)
+        except Killed:
+            assert not finished
+    path = tmp_path / "train" / ("manifest.json" if finished else "progress.json")
+    facts = json.loads(path.read_text())
+    assert facts.pop("decoding") == ""
+    path.write_text(json.dumps(facts))
+    upright = replace(data, orientation="upright")
+    with pytest.raises(CodesError, match=r"(?s)holds other codes .*decoding: None there, 'orientation=upright' now"):
+        extract_split(tokenizer, upright, "train", "flip", tmp_path, 8, world)
+    extract_split(tokenizer, data, "train", "flip", tmp_path, 8, world)
+    extract_split(tokenizer, upright, "train", "flip", tmp_path / "upright", 8, world)
+    assert CodeStore(tmp_path, "train").manifest.decoding == ""
+    assert CodeStore(tmp_path / "upright", "train").manifest.decoding == "orientation=upright"
 
 
 # ---------------------------------------------------------------------------------------------- the store

@@ -183,6 +183,13 @@ def test_decoding_comes_from_the_config_and_enters_identities(folder):
     assert len({source.version() for source in (white, black, upright)}) == 3
 
 
+@pytest.mark.parametrize("override", ["background=red", "orientation=sideways"])
+def test_unknown_decodings_are_refused(override):
+    key, value = override.split("=")
+    with pytest.raises(ConfigError, match=rf"{key}='?{value}"):
+        load_config(DataConfig, overrides=[override])
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("root", "mine"), ("val_root", "mine"), ("background", "black"), ("orientation", "upright")],
