@@ -36,7 +36,8 @@ def load_gpt(
     """Loads a generator in evaluation mode from a run, a checkpoint, an export (folders), or a published file.
 
     A published file needs `config`: the YAML of its architecture, or a `GeneratorConfig`. `weights` is `ema`, `model`
-    or `auto`: the EMA weights of a run of this project, and `model` of a published file, as the published readers do.
+    or `auto`: the EMA weights of a run of this project, and `model` of a published file, as the published readers do
+    (averages where it has nothing else).
     The result has a `provenance`. Another kind of network, another size, or a damaged file is an error; nothing loads
     partly.
     """
@@ -70,14 +71,15 @@ def _load_published(
         )
     model = config if isinstance(config, GeneratorConfig) else load_sections(GeneratorSections, config).model
     layout = layout_of(model)
-    state, picked = layout.read(path, weights)
-    state = {name: value.float() for name, value in state.items()}
+    found = layout.read(path, weights)
+    state = {name: value.float() for name, value in found.state.items()}
 
     # The tensors of the file become the parameters; nothing is initialized first.
     with torch.device("meta"):
         generator = build_generator(model)
-    load_strict(generator, layout.import_state(state, generator.state_dict()), path, assign=True)
-    return generator, Provenance(str(path), picked, "", {}, GeneratorSections(model=model))
+    ours = layout.import_state(state, generator.state_dict())
+    load_strict(generator, ours, path, assign=True, shown_as=layout.name_in_file(found))
+    return generator, Provenance(str(path), found.kind, "", {}, GeneratorSections(model=model))
 
 
 def require_pair(generator: Generator, tokenizer: Tokenizer) -> None:

@@ -6,7 +6,8 @@ written to, a published file; everything else works without.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,9 +16,9 @@ from torch import Tensor
 from autoregressive.models.base import Generator
 from autoregressive.models.gpt import SIZES, GPTConfig
 from autoregressive.models.registry import GeneratorConfig
+from engine.checkpoint.foreign.reader import Weights, read_checkpoint
 from engine.messages import ConfigError
-from tokenizer.published.files import read_published
-from tokenizer.published.layout import Rule, export_state, import_state
+from tokenizer.published.layout import Rule, export_state, import_state, name_in_file
 from tokenizer.published.parts import GPT_PART, is_gpt, select_submodule
 
 PUBLISHED_SIZES = {f"GPT-{size.upper()}": size for size in SIZES}  # as the published commands name them
@@ -27,8 +28,8 @@ PUBLISHED_SIZES = {f"GPT-{size.upper()}": size for size in SIZES}  # as the publ
 class PublishedLayout(Protocol):
     """How the published files of a generator look. It is built as `Class(section)`, with the generator's section."""
 
-    def read(self, path: Path, weights: str) -> tuple[dict[str, Tensor], str]:
-        """(state dict under published names, which weights) of a file; `weights` is auto, ema or model.
+    def read(self, path: Path, weights: str) -> Weights:
+        """The generator's weights of a file, under published names; `weights` is auto, ema or model.
 
         Raises ConfigError if the file holds no such generator.
         """
@@ -38,6 +39,9 @@ class PublishedLayout(Protocol):
 
     def export(self, generator: Generator) -> dict[str, dict[str, Tensor]]:
         """The content of a published file: {key: state dict under published names}."""
+
+    def name_in_file(self, weights: Weights) -> Callable[[str], str]:
+        """The function that gives the name of a tensor in the file, for messages."""
 
 
 def layout_of(config: GeneratorConfig) -> PublishedLayout:
@@ -98,17 +102,20 @@ class GPTLayout:
         self.config = config
         self.rules = layout_rules(config)
 
-    def read(self, path: Path, weights: str) -> tuple[dict[str, Tensor], str]:
+    def read(self, path: Path, weights: str) -> Weights:
         # WeTok's files hold raw weights of a GPT alone; `weights` then speaks of the tokenizer beside it.
         preferred = "auto" if has_factorized_head(self.config) else weights
-        state, picked = read_published(path, ("model", "module", "state_dict"), preferred)
-        state = select_submodule(state, GPT_PART)
+        found = read_checkpoint(path, prefer=preferred, order=("model", "ema"))
+        state = select_submodule(found.state, GPT_PART)
         if not is_gpt(state):
             raise ConfigError(f"{path} holds no GPT (it has no tok_embeddings.weight); is it a tokenizer?")
-        return {name: tensor for name, tensor in state.items() if not _is_ignored(name)}, picked
+        return replace(found, state={name: tensor for name, tensor in state.items() if not _is_ignored(name)})
 
     def import_state(self, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return import_state(state, own, self.rules)
+
+    def name_in_file(self, weights: Weights) -> Callable[[str], str]:
+        return name_in_file(weights.file_names, self.rules, GPT_PART)
 
     def export(self, generator: Generator) -> dict[str, dict[str, Tensor]]:
         state = export_state(generator.state_dict(), self.rules)

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.checkpoint.manifest import file_sha256
-from engine.checkpoint.weights import read_weights
+from engine.checkpoint.foreign.reader import read_checkpoint
+from engine.checkpoint.manifest import CheckpointError, file_sha256
 from engine.messages import UserError, logger
 from engine.registry import lookup
 from engine.validation import Section
@@ -128,19 +128,18 @@ def resolve(name: str, config: AssetsConfig) -> PretrainedFile:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Reads a state dict from .safetensors or .pth; nothing in the file is executed.
+    """Reads a state dict from a file of safetensors or torch.save; nothing in the file is executed.
 
-    Raises AssetError (CheckpointError for .safetensors) if the file holds no state dict.
+    Raises AssetError if the file holds no state dict, or objects beside it.
     """
-    if path.suffix == ".safetensors":
-        return read_weights(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise AssetError(f"{path} cannot be read as a state dict: {' '.join(str(error).split())[:300]}") from error
-    if not isinstance(state, dict):
-        raise AssetError(f"{path} holds a {type(state).__name__}, not a state dict")
-    return state
+        weights = read_checkpoint(path, order=("model", "ema"), is_quiet=True)
+    except CheckpointError as error:
+        raise AssetError(f"{path} cannot be read as a state dict: {error}") from error
+    if weights.foreign:
+        objects = ", ".join(weights.foreign[:3])
+        raise AssetError(f"{path} cannot be read as a state dict: it holds other objects ({objects})")
+    return weights.state
 
 
 @contextmanager

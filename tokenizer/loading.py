@@ -9,18 +9,17 @@ from typing import Any
 
 import torch
 
+from engine.checkpoint.foreign.reader import read_checkpoint
 from engine.checkpoint.weights import find_weights, fingerprint, load_strict, read_weights
 from engine.config import load_sections
 from engine.data.config import DataConfig
 from engine.messages import ConfigError
 from tokenizer.models.base import Tokenizer
 from tokenizer.models.registry import ModelConfig, build_tokenizer
-from tokenizer.published.files import is_published, read_published
-from tokenizer.published.layout import import_state
+from tokenizer.published.files import is_published
+from tokenizer.published.layout import import_state, name_in_file
 from tokenizer.published.parts import TOKENIZER_PART, is_gpt, select_submodule
 from tokenizer.published.registry import config_of_state, layout_of
-
-WEIGHT_SETS = ("ema", "model", "state_dict")  # keys of published files, the preferred one first
 
 
 @dataclass(kw_only=True, slots=True)
@@ -109,8 +108,8 @@ def _load_published(path: Path, config_path: str | Path | None, weights: str) ->
     in_one_dict = architecture is None or layout_of(architecture.model).holds_both_weights
 
     # The tensors of the tokenizer.
-    state, picked = read_published(path, WEIGHT_SETS, "auto" if in_one_dict else weights)
-    state = select_submodule(state, TOKENIZER_PART)
+    found = read_checkpoint(path, prefer=weights, is_wish=in_one_dict)
+    state = select_submodule(found.state, TOKENIZER_PART)
     if is_gpt(state):
         raise ConfigError(f"{path} holds a GPT, not a tokenizer")
 
@@ -133,11 +132,13 @@ def _load_published(path: Path, config_path: str | Path | None, weights: str) ->
     rules = layout.rules(model_config)
     windows = {f"quantizer.{name}": window for name, window in tokenizer.quantizer.empty_windows().items()}
     expected = tokenizer.state_dict() | windows
-    state, selected = layout.select(state, expected, rules, weights, path)
+    state, selected = layout.select(state, expected, rules, "model" if found.kind == "ema" else weights, path)
     state = layout.fill({name: tensor.float() for name, tensor in state.items()}, expected)
     source = f"{path} (as {config_path})" if config_path else str(path)
-    load_strict(tokenizer, import_state(state, expected, rules), source, assign=True)
+    in_file = name_in_file(found.file_names, rules, TOKENIZER_PART)
+    load_strict(tokenizer, import_state(state, expected, rules), source, assign=True, shown_as=in_file)
 
     sections = TokenizerSections(model=model_config, data=DataConfig(image_size=image_size))
-    provenance = Provenance(path=str(path), weights=selected or picked, fingerprint="", stamp={}, config=sections)
+    kind = "ema" if "ema" in (found.kind, selected) else "model"
+    provenance = Provenance(path=str(path), weights=kind, fingerprint="", stamp={}, config=sections)
     return tokenizer, provenance

@@ -7,8 +7,9 @@ checkpoint of a run, or an exported folder without training state.
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from engine.checkpoint.manifest import CheckpointError, file_sha256, newest_chec
 from engine.config import save_config
 from engine.parallel import shard_like
 
+NAMED_OF_A_KIND = 3  # tensors of one kind of problem that a message names
 WeightSets = Mapping[str, Mapping[str, Tensor]]  # "model", perhaps "ema" -> state dict
 
 
@@ -58,27 +60,62 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
 
 
-def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str | Path, *, assign: bool = False) -> None:
-    """Loads `state`, which comes from `source`, into `module`; names and shapes must be equal.
+def load_strict(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str | Path,
+    *,
+    assign: bool = False,
+    shown_as: Callable[[str], str] = str,
+) -> None:
+    """Loads `state`, which comes from `source`, into `module`; names and shapes must be equal, and numbers finite.
 
     `assign` puts the tensors themselves in place (of a module on the meta device) instead of copying their values.
+    `shown_as` gives the name of a tensor in `source`, for messages.
 
-    Raises CheckpointError that names the first tensors which are missing, unexpected or of another shape.
+    Raises CheckpointError that names the first tensors which are missing, unexpected, of another shape, or not finite.
     """
     model_state = module.state_dict()
-    missing = [f"missing: {name}" for name in model_state if name not in state]
-    unexpected = [f"unexpected: {name}" for name in state if name not in model_state]
+    missing = [f"missing: {shown_as(name)}" for name in model_state if name not in state]
+    unexpected = [f"unexpected: {shown_as(name)}" for name in state if name not in model_state]
     misshapen = [
-        f"shape of {name}: file has {tuple(state[name].shape)}, model has {tuple(value.shape)}"
+        f"shape of {shown_as(name)}: file has {tuple(state[name].shape)}, model has {tuple(value.shape)}"
         for name, value in model_state.items()
         if name in state and state[name].shape != value.shape
     ]
+
+    # Some of each kind: one list alone would hide the other.
     problems = missing + unexpected + misshapen
     if problems:
-        raise CheckpointError("\n  ".join([f"{source} does not fit this model:", *shorten(problems)]))
+        lines = missing[:NAMED_OF_A_KIND] + unexpected[:NAMED_OF_A_KIND] + misshapen[:NAMED_OF_A_KIND]
+        more = [f"... and {len(problems) - len(lines)} more"] if len(problems) > len(lines) else []
+        raise CheckpointError("\n  ".join([f"{source} does not fit this model:", *lines, *more]))
+    require_finite(module, state, source, shown_as)
 
     sharded = {name: shard_like(value, model_state[name]) for name, value in state.items()}
     module.load_state_dict(sharded, assign=assign)
+
+
+@torch.no_grad()
+def require_finite(
+    module: nn.Module, state: Mapping[str, Tensor], source: str | Path, shown_as: Callable[[str], str] = str
+) -> None:
+    """Raises CheckpointError that names the first tensors of `state` with NaN or infinite numbers.
+
+    One pass over each tensor, without a copy. A buffer of `module` may hold -inf, as masks of attention do.
+    """
+    parameters = {name for name, _ in module.named_parameters()}
+    bad = []
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            continue
+        least, greatest = (float(value) for value in tensor.detach().aminmax())  # NaN if any number is
+        is_mask = least == -math.inf and name not in parameters
+        if not math.isfinite(greatest) or not (math.isfinite(least) or is_mask):
+            what = "NaN" if math.isnan(least) else "infinite numbers"
+            bad.append(f"{what}: {shown_as(name)}")
+    if bad:
+        raise CheckpointError("\n  ".join([f"{source} holds weights that are not finite:", *shorten(bad)]))
 
 
 # ------------------------------------------------------------------------------------------------ writing

@@ -160,3 +160,21 @@ def import_state(published: State, expected: State, rules: tuple[Rule, ...]) -> 
         else:
             state[name] = tensor
     return state
+
+
+def name_in_file(file_names: Mapping[str, str], rules: tuple[Rule, ...], part: str) -> Callable[[str], str]:
+    """The function that gives the name of a tensor in a file, for messages.
+
+    It takes our names, and published ones that nobody expects. `file_names` are those of the file, by the name without
+    wrappers; `part` is the prefix of the network in a file that holds two.
+    """
+
+    def shown(name: str) -> str:
+        try:
+            published, _ = published_name(name, rules)
+        except ConfigError:
+            published = name
+        candidates = (part + name, name, part + published, published)
+        return next((file_names[c] for c in candidates if c in file_names), published or name)
+
+    return shown
