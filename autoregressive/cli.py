@@ -111,6 +111,9 @@ def add_gpt_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpt-2d", action="store_true", help="with --gpt-model: 2D rotary positions (LlamaGen)")
 
     parser.add_argument(
+        "--gpt-weights", choices=["auto", "ema", "model"], help="of the generator (default: as --weights)"
+    )
+    parser.add_argument(
         "--precision",
         default="fp32",
         choices=["none", "fp32", "bf16", "fp16"],
@@ -124,7 +127,8 @@ def gpt_from(args: argparse.Namespace, tokenizer: Tokenizer, device: torch.devic
     if config is None and args.gpt_model is not None:
         codebook_size = tokenizer.quantizer.codebook_size
         config = published_config(args.gpt_model, codebook_size, tokenizer.num_tokens, rotary=args.gpt_2d)
-    generator = load_gpt(args.gpt_ckpt, config=config, weights=args.weights, device=device)
+    weights = args.gpt_weights or args.weights
+    generator = load_gpt(args.gpt_ckpt, config=config, weights=weights, device=device)
     require_pair(generator, tokenizer)
 
     if args.precision not in PRECISIONS:

@@ -10,6 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "tokenizer", "autoregressive", "evaluations")
 MAX_FILE = 500
+UNPICKLER = "engine.checkpoint.foreign.unpickler"  # the one place that reads pickles, without running them
+PICKLES = {"pickle", "pickletools", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 CUDA_MODULES = ("engine.devices", "engine.world", "engine.parallel")
 
 # Loading tokenizers, under their own and under published names: what later layers may see of `tokenizer`.
@@ -148,11 +150,18 @@ def call_problems(node: ast.Call) -> list[str]:
     options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
     if name in ("eval", "exec", "compile", "os.system") or options.get("shell") == "True":
         problems.append(f"{name}() runs text as code")
-    if name == "torch.load" and options.get("weights_only") != "True":
-        problems.append("torch.load without weights_only=True")
-    if re.fullmatch(r"pickle\.(loads?|Unpickler)", name) or options.get("allow_pickle") == "True":
+    if (
+        re.fullmatch(r"(torch\.load|(\w+\.)?(loads?_pickle|Unpickler)|pickle\.loads?)", name)
+        or options.get("allow_pickle") == "True"
+    ):
         problems.append("unpickles")
     return problems
+
+
+def unpickling_problems(module: str, node: ast.Import | ast.ImportFrom) -> list[str]:
+    """Imports of what unpickles, outside of the one reader of foreign files."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+    return [f"{name} is imported" for name in names if name.split(".")[0] in PICKLES and module != UNPICKLER]
 
 
 def attribute_problems(module: str, node: ast.Attribute) -> list[str]:
@@ -171,6 +180,8 @@ def code_problems(module: str, source: str) -> list[str]:
         told = []
         if isinstance(node, ast.ExceptHandler):
             told = handler_problems(node)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            told = unpickling_problems(module, node)
         elif isinstance(node, ast.Call):
             told = call_problems(node)
         elif isinstance(node, ast.Attribute):
@@ -311,8 +322,11 @@ def test_an_allowed_import_is_not_found(module, source):
         ("x = eval('1')", "eval()"),
         ("exec('x = 1')", "exec()"),
         ("subprocess.run('ls', shell=True)", "runs text as code"),
-        ("torch.load(path)", "without weights_only=True"),
-        ("torch.load(path, weights_only=False)", "without weights_only=True"),
+        ("torch.load(path, weights_only=True)", "unpickles"),
+        ("torch.load(path, weights_only=False)", "unpickles"),
+        ("import pickle", "pickle is imported"),
+        ("import pickletools", "pickletools is imported"),
+        ("from dill import load", "dill is imported"),
         ("pickle.load(file)", "unpickles"),
         ("np.load(path, allow_pickle=True)", "unpickles"),
         ("torch.cuda.synchronize()", "CUDA"),
@@ -324,7 +338,5 @@ def test_forbidden_code_is_found(source, problem):
 
 
 def test_ordinary_code_is_not_found():
-    source = (
-        '"""Doc."""\nmodel.eval()\ntorch.load(p, weights_only=True)\nre.compile("x")\nnp.load(p, allow_pickle=False)'
-    )
+    source = '"""Doc."""\nmodel.eval()\nread_checkpoint(p)\nre.compile("x")\nnp.load(p, allow_pickle=False)'
     assert code_problems("engine.x", source) == []

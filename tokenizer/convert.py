@@ -50,8 +50,8 @@ def published_states(args: argparse.Namespace, tokenizer: Tokenizer) -> States:
 def folder_states(args: argparse.Namespace, tokenizer: Tokenizer) -> States:
     """The weights of a folder of ours: raw and EMA where the file has both and no choice was made, else the chosen."""
     provenance = tokenizer.provenance
-    layout = LAYOUTS.get(provenance.config.model.name)
-    has_both = layout is not None and layout.holds_both_weights and provenance.weights == "ema"
+    model = provenance.config.model
+    has_both = model.name in LAYOUTS and layout_of(model).holds_both_weights and provenance.weights == "ema"
     if has_both and args.weights == "auto":
         return {"model": load(args, "model").state_dict(), "ema": tokenizer.state_dict()}
     return {"model": tokenizer.state_dict()}

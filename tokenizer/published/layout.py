@@ -58,6 +58,10 @@ class PublishedLayout:
     file_key = "model"  # the key of a written file's state dict
     holds_both_weights = False  # whether raw weights and EMA are in one state dict
 
+    def variant(self, config: ModelConfig) -> PublishedLayout:
+        """The layout of this very config, where a model was released with several quantizers."""
+        return self
+
     def rules(self, config: ModelConfig) -> tuple[Rule, ...]:
         """The names of a network. Raises ConfigError where no published file has such a network."""
         raise NotImplementedError

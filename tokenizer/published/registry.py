@@ -21,7 +21,7 @@ def layout_of(config: ModelConfig) -> PublishedLayout:
     if config.name not in LAYOUTS:
         accepted = ", ".join(sorted(LAYOUTS))
         raise ConfigError(f"model.name={config.name!r} has no published layout (models that have one: {accepted})")
-    return LAYOUTS[config.name]
+    return LAYOUTS[config.name].variant(config)
 
 
 def layout_rules(config: ModelConfig) -> tuple[Rule, ...]:

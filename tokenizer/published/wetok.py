@@ -1,35 +1,25 @@
-"""Published tokenizers of WeTok (arXiv:2508.05599). Their files hold raw weights and EMA in one state dict.
+"""Published tokenizers of WeTok (arXiv:2508.05599) and Open-MAGVIT2 (arXiv:2409.04410), which share their CNN.
 
-The names of averaged tensors have lost their dots, so they are made from the plain names, never parsed. The shapes of
-a file show its architecture, but for the bits of a group, which are 8 in all released models.
+Their files hold raw weights and EMA in one state dict. The shapes of a file show its architecture, but for the bits of
+a group, which are 8 in all released models of WeTok. Those of Open-MAGVIT2 are one group of 14 or 18 bits (LFQ), and
+need a YAML: `quantizer: {name: gq, gq: {num_groups: 1, group_dim: 18}}`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from pathlib import Path
 
-from torch import Tensor
-
-from engine.checkpoint.manifest import CheckpointError
-from engine.messages import ConfigError, logger
-from tokenizer.models.base import Tokenizer
+from engine.messages import ConfigError
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.generative_decoder import FIRST_CONV
 from tokenizer.models.registry import ModelConfig
-from tokenizer.published.layout import PublishedLayout, Rule, State, export_state, published_name
+from tokenizer.published.layout import Rule, State
+from tokenizer.published.merged import MergedLayout, ema_key
 from tokenizer.quantizers.gq import GQConfig
 
 MODEL, QUANTIZER = "wetok", "gq"
-EMA_PREFIX = "model_ema."
 GROUP_BITS = 8  # bits per group of all released models; the files do not say it
 MARK = "encoder.down.0.block.0.conv1.weight"  # a tensor that only files of this family have
-
-
-def ema_key(name: str) -> str:
-    """The name of the averaged tensor of `name`."""
-    return EMA_PREFIX + name.replace(".", "")
 
 
 def wetok_rules(levels: int) -> tuple[Rule, ...]:
@@ -54,11 +44,8 @@ def wetok_rules(levels: int) -> tuple[Rule, ...]:
     )
 
 
-class WeTokLayout(PublishedLayout):
+class WeTokLayout(MergedLayout):
     """See the module docstring."""
-
-    file_key = "state_dict"
-    holds_both_weights = True
 
     def rules(self, config: ModelConfig) -> tuple[Rule, ...]:
         return wetok_rules(len(config.wetok.cnn.channel_multipliers))
@@ -109,40 +96,3 @@ class WeTokLayout(PublishedLayout):
             return False
         has_same_norms = detected_config.wetok.cnn.norm_groups == config.wetok.cnn.norm_groups
         return detected_config.quantizer == config.quantizer and has_same_norms
-
-    # ------------------------------------------------------------------------------------------------ raw and EMA
-    def select(
-        self, state: State, expected: State, rules: tuple[Rule, ...], weights: str, path: Path
-    ) -> tuple[dict[str, Tensor], str | None]:
-        """`model` is raw; `ema` and `auto` are averaged where there are averages.
-
-        A tensor without an average stays raw, and one line says so: files of stage 2 have none of the frozen encoder.
-        Raises CheckpointError where an EMA is asked for and there is none.
-        """
-        raw = {name: tensor for name, tensor in state.items() if not name.startswith(EMA_PREFIX)}
-        averages = {name: tensor for name, tensor in state.items() if name.startswith(EMA_PREFIX)}
-        if weights == "model" or (weights == "auto" and not averages):
-            return raw, "model"
-        if not averages:
-            raise CheckpointError(f"{path} has no EMA weights ({EMA_PREFIX}*); use weights=model")
-
-        # Published names of all tensors that a file has.
-        published = [published_name(name, rules) for name in expected]
-        names = [name for name, conversion in published if conversion != "unpublished"]
-        raw_only = [name for name in names if ema_key(name) not in averages]
-        if raw_only:
-            parts = ", ".join(sorted({name.split(".")[0] for name in raw_only}))
-            logger.info("%s: %d tensors (%s) have no EMA; their raw weights are taken", path, len(raw_only), parts)
-
-        # Averages that nobody expects stay in the result, for the strict load to name.
-        averaged = {name: averages.pop(ema_key(name)) for name in names if ema_key(name) in averages}
-        return raw | averaged | averages, "ema"
-
-    def export(self, load: Callable[[str], Tokenizer], config: ModelConfig, weights: str) -> dict[str, Tensor]:
-        """Raw weights, and beside them the EMA where the tokenizer has one and it was asked for."""
-        tokenizer = load(weights)
-        state = export_state(tokenizer.state_dict(), self.rules(config))
-        if tokenizer.provenance.weights != "ema":
-            return state
-        averaged = {ema_key(name): tensor for name, tensor in state.items()}
-        return export_state(load("model").state_dict(), self.rules(config)) | averaged
