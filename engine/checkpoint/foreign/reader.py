@@ -57,7 +57,7 @@ def read_checkpoint(
     path = Path(path)
     opened = _open(path)
     sets = find_sets(opened.tree, str(path))
-    chosen = _choose(sets, opened.tree, path, prefer, order, is_wish)
+    chosen = _choose(sets, opened, path, prefer, order, is_wish)
 
     left_out = _left_out(opened, sets, chosen)
     if not is_quiet:
@@ -98,7 +98,7 @@ def _tensors(chosen: WeightSet, file: TensorFile | None) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------------------------ which set
 def _choose(
     sets: Sequence[WeightSet],
-    tree: Mapping[Any, Any],
+    opened: _Opened,
     path: Path,
     prefer: str,
     order: Sequence[str],
@@ -111,7 +111,8 @@ def _choose(
         kinds += order
     kind = next((kind for kind in kinds if kind in available), None)
     if kind is None:
-        raise CheckpointError(f"{path} has none of the weights {', '.join(kinds)}; it holds: {_contents(tree, sets)}")
+        contents = _contents(opened, sets)
+        raise CheckpointError(f"{path} has none of the weights {', '.join(kinds)}; it holds: {contents}")
 
     # A file that names one of them like its kind has decided.
     of_kind = [found for found in sets if found.kind == kind]
@@ -122,12 +123,17 @@ def _choose(
     return (named or of_kind)[0]
 
 
-def _contents(tree: Mapping[Any, Any], sets: Sequence[WeightSet]) -> str:
+def _contents(opened: _Opened, sets: Sequence[WeightSet]) -> str:
     """What a file holds, for a message."""
     if [found.key for found in sets] == [BARE]:
         return f"a {BARE} of {sets[0].kind} weights"
-    words = [_in_words(key, tree[key]) for key in tree]
-    return ", ".join(_shortened(words)) or "nothing"
+    words = _shortened(_in_words(key, value) for key, value in opened.tree.items())
+    return ", ".join([*words, *_foreign_words(opened)]) or "nothing"
+
+
+def _foreign_words(opened: _Opened) -> list[str]:
+    """The objects that are not read, as one entry of a list; none if there are none."""
+    return [f"objects that are not read: {', '.join(_shortened(opened.foreign))}"] if opened.foreign else []
 
 
 def _left_out(opened: _Opened, sets: Sequence[WeightSet], chosen: WeightSet) -> list[str]:
@@ -140,10 +146,7 @@ def _left_out(opened: _Opened, sets: Sequence[WeightSet], chosen: WeightSet) -> 
 
     # The other set of the same state dict, and objects that are not read.
     words += [f"{other.kind} weights" for other in sets if other is not chosen and other.key == chosen.key]
-    words = _shortened(words)
-    if opened.foreign:
-        words.append(f"objects that are not read: {', '.join(_shortened(opened.foreign))}")
-    return words
+    return [*_shortened(words), *_foreign_words(opened)]
 
 
 def _is_tensor(value: Any) -> bool:
@@ -158,7 +161,7 @@ def _in_words(key: Any, value: Any) -> str:
 
 
 def _shortened(words: Iterable[str]) -> list[str]:
-    """The first words of a list, and how many more there are."""
+    """The first words of a list, printable and short, and how many more there are."""
     words = ["".join(c if c.isprintable() else "?" for c in word[:80]) for word in words]
     if len(words) <= MAX_NAMED:
         return words

@@ -105,8 +105,10 @@ def _checked(tensor: StoredTensor) -> StoredTensor:
     return tensor
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_unused: Any) -> StoredTensor:
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_unused: Any) -> StoredTensor | Foreign:
     """What `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2` would make."""
+    if isinstance(storage, Foreign):
+        return Foreign("a tensor of pickle.dump (use torch.save)")
     if not isinstance(storage, Storage) or type(shape) is not tuple or type(stride) is not tuple:
         raise PickleError("a tensor without storage or shape")
     return _checked(StoredTensor(storage, storage.dtype, offset, shape, stride))
@@ -172,6 +174,7 @@ REBUILDERS: dict[str, Callable[..., Any]] = {
     "collections.defaultdict": _default_dict,
     **dict.fromkeys(("builtins.dict", "__builtin__.dict"), _dict),
     **dict.fromkeys(("builtins.set", "__builtin__.set"), _set),
+    **dict.fromkeys(("builtins.frozenset", "__builtin__.frozenset"), _set),
 }
 RECONSTRUCTORS = frozenset({"copyreg._reconstructor", "copy_reg._reconstructor"})
 
