@@ -19,7 +19,8 @@ from tokenizer.quantizers.gq import GQConfig
 
 MODEL, QUANTIZER = "wetok", "gq"
 GROUP_BITS = 8  # bits per group of all released models; the files do not say it
-MARK = "encoder.down.0.block.0.conv1.weight"  # a tensor that only files of this family have
+MARK = "encoder.down.0.block.0.conv1.weight"  # a tensor of this family, and of VQGAN
+NOT_MARK = "encoder.conv_in.bias"  # of VQGAN alone
 
 
 def wetok_rules(levels: int) -> tuple[Rule, ...]:
@@ -53,7 +54,7 @@ class WeTokLayout(MergedLayout):
     # ------------------------------------------------------------------------------------------------ architecture
     def config_of(self, state: State) -> ModelConfig | None:
         """The architecture that shapes show. Raises ConfigError where the latent channels are no groups of 8 bits."""
-        if MARK not in state:
+        if MARK not in state or NOT_MARK in state:
             return None
 
         channels = len(state["encoder.conv_out.weight"])

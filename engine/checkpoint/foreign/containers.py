@@ -23,7 +23,7 @@ from engine.checkpoint.manifest import CheckpointError
 
 MAX_PICKLE = 2**26  # bytes of data.pkl; real ones have some kB per 100 tensors
 MAX_DIRECTORY = 2**26  # bytes of the list of records of a zip file
-MAX_NESTING = 64  # levels of containers in the content
+MAX_NESTING = 128  # levels of containers in the content
 OLD_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of torch.save before PyTorch 1.6
 
 # The first bytes of files that are no checkpoints.
@@ -69,6 +69,8 @@ def read_content(path: Path) -> Content:
     try:
         tree, places = _read_zip(path) if start[:4] == b"PK\x03\x04" else _read_pickles(path)
         foreign = _survey(tree)
+    except CheckpointError:  # which is a ValueError, and says all
+        raise
     except PickleError as error:
         raise unreadable(path, f"its pickle holds {error}") from error
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, struct.error, NotImplementedError) as error:

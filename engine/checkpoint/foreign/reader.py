@@ -80,7 +80,10 @@ def _open(path: Path) -> _Opened:
     if is_safetensors(start):
         return _Opened(read_weights(path))
     content = read_content(path)
-    tree = as_mapping(content.tree)
+    try:
+        tree = as_mapping(content.tree)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not tree:
         kind = type(content.tree).__name__
         if content.foreign:

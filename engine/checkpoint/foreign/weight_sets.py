@@ -32,7 +32,9 @@ EMA_KEYS = (
 AVERAGE_COUNT = "n_averaged"  # of AveragedModel
 COUNTERS = frozenset({AVERAGE_COUNT, "decay", "num_updates", "initted", "step"})  # beside averages
 SHARD_MARK = "_flat_param"  # of parameters that FSDP has flattened and cut into pieces
-MAX_DEPTH = 4  # dicts around a state dict
+MAX_DEPTH = 3  # dicts around a state dict
+MAX_MODULES = 20_000  # of a network that was pickled whole
+MAX_NAME = 1000  # letters of the name of such a module
 BARE = "bare state dict"
 
 
@@ -56,27 +58,28 @@ def find_sets(tree: Mapping[Any, Any], source: str) -> list[WeightSet]:
     for key in (*RAW_KEYS, *EMA_KEYS):
         if key in tree:
             is_ema = key in EMA_KEYS or (is_averaged and key == "state_dict")
-            sets += _sets_of(tree[key], "ema" if is_ema else "model", key, source, MAX_DEPTH)
+            sets += _sets_of(tree[key], "ema" if is_ema else "model", key, source, {id(tree)})
     if not sets:
         sets = _split(_tensors(tree), "model", BARE, source)
     return sets
 
 
-def _sets_of(value: Any, kind: str, key: str, source: str, depth: int) -> list[WeightSet]:
-    """The sets in the value of a key: those of one state dict, or of dicts inside."""
+def _sets_of(value: Any, kind: str, key: str, source: str, seen: set[int]) -> list[WeightSet]:
+    """The sets in the value of a key: those of one state dict, or of dicts inside. `seen` are the dicts around."""
     mapping = as_mapping(value)
     tensors = _tensors(mapping)
     has_names = any(name not in COUNTERS for name in tensors)
     if has_names:
         return _split(tensors, kind, key, source)
-    if depth == 0:
+    if id(value) in seen or key.count(".") >= MAX_DEPTH:
         return []
+    seen.add(id(value))
 
     inside: list[WeightSet] = []
     for name in (*RAW_KEYS, *EMA_KEYS):
         if name in mapping:
             inner_kind = "ema" if name in EMA_KEYS else "model"
-            inside += _sets_of(mapping[name], inner_kind, f"{key}.{name}", source, depth - 1)
+            inside += _sets_of(mapping[name], inner_kind, f"{key}.{name}", source, seen)
     return _as_kind(inside, kind)
 
 
@@ -135,21 +138,28 @@ def as_mapping(value: Any) -> Mapping[Any, Any]:
     return {}
 
 
-def module_tensors(value: Any, prefix: str = "", depth: int = 32) -> dict[str, AnyTensor]:
-    """Parameters and buffers of a network that was pickled whole, by their names."""
-    state = value.state if isinstance(value, Foreign) else None
-    if not isinstance(state, Mapping) or depth == 0:
-        return {}
-    tensors = {}
-    for kind in ("_parameters", "_buffers"):
-        owned = state.get(kind)
-        if isinstance(owned, Mapping):
-            tensors |= {f"{prefix}{name}": tensor for name, tensor in _tensors(owned).items()}
-    children = state.get("_modules")
-    if isinstance(children, Mapping):
-        for name, child in children.items():
-            tensors |= module_tensors(child, f"{prefix}{name}.", depth - 1)
-    return tensors
+def module_tensors(network: Foreign) -> dict[str, AnyTensor]:
+    """Parameters and buffers of a network that was pickled whole, by their names.
+
+    Raises CheckpointError for a network that holds itself, or has too many modules.
+    """
+    tensors: dict[str, AnyTensor] = {}
+    modules: list[tuple[str, Any]] = [("", network)]
+    for _ in range(MAX_MODULES):
+        if not modules:
+            return tensors
+        prefix, module = modules.pop()
+        if len(prefix) > MAX_NAME:
+            break
+        state = module.state if isinstance(module, Foreign) and isinstance(module.state, dict) else {}
+        for kind in ("_parameters", "_buffers"):
+            owned = state.get(kind)
+            if isinstance(owned, dict):
+                tensors |= {f"{prefix}{name}": tensor for name, tensor in _tensors(owned).items()}
+        children = state.get("_modules")
+        if isinstance(children, dict):
+            modules += [(f"{prefix}{name}.", child) for name, child in children.items() if isinstance(name, str)]
+    raise CheckpointError(f"a pickled network ({network.name[:80]}) has too many modules, or holds itself")
 
 
 def _tensors(mapping: Mapping[Any, Any]) -> dict[str, AnyTensor]:
