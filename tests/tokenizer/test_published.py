@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from autoregressive import convert as convert_gpt
+from autoregressive.cli import add_gpt_flags, gpt_from
 from autoregressive.loading import load_gpt
 from autoregressive.models.gpt import GPT, GPTConfig
 from autoregressive.published import GPT_NAMES
@@ -16,6 +17,7 @@ from engine.checkpoint.manifest import CheckpointError
 from engine.config import load_config, save_config
 from engine.messages import ConfigError
 from tokenizer import convert, load_tokenizer
+from tokenizer.cli import add_tokenizer_flags
 from tokenizer.models.registry import build_tokenizer
 from tokenizer.published.layout import export_state
 from tokenizer.published.registry import layout_rules
@@ -158,3 +160,31 @@ def test_a_truncated_file_is_named(published, tmp_path, share):
     (tmp_path / "torn.pt").write_bytes(content[: int(len(content) * share)])
     with pytest.raises(CheckpointError, match=r"torn\.pt is truncated or not a PyTorch checkpoint"):
         load_tokenizer(tmp_path / "torn.pt", config=folder / "tokenizer.yaml")
+
+
+def test_each_network_has_its_own_choice_of_weights(published, tmp_path):
+    """--weights counts for both networks, --gpt-weights for the GPT alone."""
+    folder, _, gpt = published
+    state = export_state(gpt.state_dict(), GPT_NAMES)
+    averaged = {name: value + 1 for name, value in state.items()}
+    torch.save({"module": state, "ema": averaged}, tmp_path / "gpt")
+    tokenizer = load_tokenizer(folder / "both.pt", config=folder / "tokenizer.yaml")
+    parser = argparse.ArgumentParser()
+    add_tokenizer_flags(parser)
+    add_gpt_flags(parser)
+    command = ["--vq-ckpt", "unused", "--gpt-ckpt", str(tmp_path / "gpt"), "--gpt-config", str(folder / "gpt.yaml")]
+    choices = {
+        "model": (
+            [],
+            ["--weights", "model"],
+            ["--weights", "ema", "--gpt-weights", "model"],
+            ["--gpt-weights", "auto"],
+        ),
+        "ema": (["--weights", "ema"], ["--weights", "model", "--gpt-weights", "ema"]),
+    }
+    for kind, options in choices.items():
+        for option in options:
+            loaded = gpt_from(parser.parse_args([*command, *option]), tokenizer, torch.device("cpu"))
+            expected = state if kind == "model" else averaged
+            assert loaded.provenance.weights == kind
+            assert torch.equal(loaded.output.weight, expected["output.weight"])
