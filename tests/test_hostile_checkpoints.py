@@ -12,10 +12,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from engine.checkpoint.foreign.reader import read_checkpoint
+from engine.messages import UserError
 
 ROOT = Path(__file__).parents[1]
 SPARE_MEMORY = 700 * 2**20  # bytes beyond what Python with torch takes
@@ -254,3 +256,22 @@ def test_a_claim_of_the_zip_directory_is_checked(tmp_path):
         paths[-1].write_bytes(changed)
     lines = read_apart(*paths, cwd=tmp_path)
     assert all(line.startswith("REFUSED") and "truncated or not a PyTorch checkpoint" in line for line in lines), lines
+
+
+@pytest.mark.parametrize("style", ["new", "old"])
+def test_any_damage_is_read_or_refused(style, tmp_path):
+    """Changed bytes, in the pickle and around it: weights, or one error that names the file."""
+    buffer = io.BytesIO()
+    content = {"model": {"x": torch.ones(3, 4)}, "args": {"lr": 0.1, "names": ["a", ("b", 3)]}, "step": 7}
+    torch.save(content, buffer, _use_new_zipfile_serialization=style == "new")
+    random = np.random.default_rng(0)
+    path = tmp_path / "damaged.pt"
+    for _ in range(400):
+        damaged = np.frombuffer(buffer.getvalue(), np.uint8).copy()
+        places = random.integers(0, len(damaged), size=random.integers(1, 6))
+        damaged[places] = random.integers(0, 256, size=len(places))
+        path.write_bytes(damaged.tobytes())
+        try:
+            assert set(read_checkpoint(path, is_quiet=True).state) != set()
+        except UserError as error:
+            assert str(path) in str(error)

@@ -158,6 +158,8 @@ def test_model_means_the_only_raw_set(key, tmp_path):
         assert equal(found.state, RAW) and found.kind == "model"
     with pytest.raises(CheckpointError, match="none of the weights ema; it holds: "):
         read_checkpoint(path, prefer="ema")
+    with pytest.raises(CheckpointError, match="weights='raw' is not known; choose one of: auto, ema, model"):
+        read_checkpoint(path, prefer="raw", is_wish=True)
 
 
 def averaged_model() -> dict:

@@ -54,6 +54,8 @@ def read_checkpoint(
 
     Raises CheckpointError where the file is no checkpoint, is damaged, or has no such weights. Nothing in it is run.
     """
+    if prefer not in ("auto", "ema", "model"):
+        raise CheckpointError(f"weights={prefer!r} is not known; choose one of: auto, ema, model")
     path = Path(path)
     opened = _open(path)
     sets = find_sets(opened.tree, str(path))
