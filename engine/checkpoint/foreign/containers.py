@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint.foreign.inert import Foreign, PickleError
 from engine.checkpoint.foreign.tensors import TensorFile
-from engine.checkpoint.foreign.unpickler import Foreign, PickleError, read_pickle
+from engine.checkpoint.foreign.unpickler import read_pickle
 from engine.checkpoint.manifest import CheckpointError
 
 MAX_PICKLE = 2**26  # bytes of data.pkl; real ones have some kB per 100 tensors

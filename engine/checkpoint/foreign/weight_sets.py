@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
+from engine.checkpoint.foreign.inert import Foreign
 from engine.checkpoint.foreign.tensors import StoredTensor
-from engine.checkpoint.foreign.unpickler import Foreign
 from engine.checkpoint.foreign.wrappers import ema_heads_of, unwrapped
 from engine.checkpoint.manifest import CheckpointError
 
