@@ -25,8 +25,7 @@ from engine.data.images import to_float, to_uint8
 from engine.data.sources import SOURCES
 from engine.messages import ConfigError, UserError
 from engine.world import World
-from evaluations import generated as sampled
-from evaluations import generation, reconstruction
+from evaluations import generation, reconstruction, sample_stream
 from evaluations.classifier import ClassifierTrainConfig
 from evaluations.digits.model import Classifier, classify
 from evaluations.image_sets import SourceImages
@@ -377,7 +376,7 @@ def test_generation_keeps_examples_beside_their_nearest_training_images(given, t
 def test_pairs_and_codes_that_do_not_belong_together_are_refused(given, tmp_path, monkeypatch, world):
     """No GPT, codes of another tokenizer, too few samples: told before anything is sampled."""
     output = tmp_path / "g.json"
-    monkeypatch.setattr(sampled, "sample_images", lambda *args: pytest.fail("sampled"))
+    monkeypatch.setattr(sample_stream, "sample_images", lambda *args: pytest.fail("sampled"))
     foreign = ["--vq-ckpt", given / "other", "--gpt-ckpt", given / "gpt", "--num-fid-samples", 10]
     with pytest.raises(CodesError, match="another tokenizer"):
         run(generation, monkeypatch, world, output, *foreign, "--code-path", given / "codes")
