@@ -167,7 +167,7 @@ def missing_hint(plugins: Any, folder: Path) -> str:
     missing = [p for p in names_in(plugins, folder) if p.sha256 not in present and p.name not in present]
     return "".join(
         f"; it was trained with plug-in {p.name} (sha256 {p.sha256[:16] or 'unknown'}): add --plugin {p.name} "
-        "(from Python: engine.plugins.load([...]) first)"
+        "(from Python: call engine.plugins.load first)"
         for p in missing
     )
 

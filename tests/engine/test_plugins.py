@@ -247,7 +247,9 @@ def saved_run(folder, plugin):
 
 def test_a_saved_config_says_which_plugin_to_add_and_imports_none(plugin, tmp_path):
     path = saved_run(tmp_path / "run", plugin)
-    expected = rf"it was trained with plug-in {plugin} \(sha256 {sha256(plugin)[:16]}\): add --plugin {plugin}$"
+    expected = (
+        rf"it was trained with plug-in {plugin} \(sha256 {sha256(plugin)[:16]}\): add --plugin {plugin} \(from Python: "
+    )
     with pytest.raises(ConfigError, match=expected):
         load_sections(Sections, path)
     assert plugins.loaded() == [] and "mine" not in PARTS
@@ -260,7 +262,9 @@ def test_a_resume_without_the_plugin_says_which_to_add(plugin, tmp_path):
     """The run folder that the command would continue knows it."""
     run = tmp_path / "run"
     saved_run(run, plugin)
-    with pytest.raises(ConfigError, match=rf"is not known.*trained with plug-in {plugin} .*: add --plugin {plugin}$"):
+    with pytest.raises(
+        ConfigError, match=rf"is not known.*trained with plug-in {plugin} .*: add --plugin {plugin} \(from Python"
+    ):
         load_config(Root, [], ["model.part.name=mine", f"loop.run_dir={run}"])
     with pytest.raises(ConfigError, match=r"choose one of: one$"):
         load_config(Root, [], ["model.part.name=mine", "loop.run_dir=elsewhere"])
