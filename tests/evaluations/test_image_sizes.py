@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.transforms import functional as VF
 
 from autoregressive import extract_codes, generate, load_gpt
 from autoregressive.codes import CodeStore
@@ -178,3 +179,15 @@ def test_wetok_crops_with_a_bilinear_resize():
     image = to_pil(mini.random_images(1, 40)[0]).crop((0, 0, 40, 30))
     small = image.resize((21, 16), Image.Resampling.BILINEAR)
     assert np.array_equal(np.asarray(bilinear_crop(image, 16)), np.asarray(small.crop((2, 0, 18, 16))))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_bilinear_crop_is_that_of_torchvision(seed):
+    """For any shape, thin ones included; of those, little more than the window is made."""
+    rng = np.random.default_rng(seed)
+    width, height = (int(side) for side in np.exp(rng.uniform(0, np.log(300), 2)))
+    size = int(rng.integers(4, 40))
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    expected = VF.center_crop(VF.resize(image, size, VF.InterpolationMode.BILINEAR), [size, size])
+    assert np.array_equal(np.asarray(bilinear_crop(image, size)), np.asarray(expected))
+    assert bilinear_crop(Image.new("RGB", (1, 10000)), 256).size == (256, 256)
