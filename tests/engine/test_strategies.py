@@ -137,7 +137,7 @@ def small_gpt(world: World, scale=FSDP, steps: int = 3) -> tuple[TrainedModel, l
     with build_device(world, scale):
         network = GPT(config)
     optim = OptimConfig(lr=1e-2, eps=1e-3, max_grad_norm=0.1)
-    updater = TrainedModel(network, optim, total_steps=9, world=world, ema_decay=0.9, scale=scale)
+    updater = TrainedModel(network, optim, total_steps=9, world=world, ema_decay=0.9, parallel=scale)
     norms = []
     for step in range(steps):
         tokens = torch.randint(15, (4, 4), generator=torch.Generator().manual_seed(step))
