@@ -34,14 +34,16 @@ class Rule(NamedTuple):
     conversion: str  # see the module docstring
 
 
-# From features to codes and back: names that GigaTok and LlamaGen share.
-CODE_PATH: tuple[Rule, ...] = (
+# From features to codes and back: names that all families with a learned codebook share.
+CODEBOOK: tuple[Rule, ...] = (
     Rule(r"quantizer\.codebook", "quantize.embedding.weight", "same"),
+    Rule(r"(post_)?quant_proj\.weight", r"\1quant_conv.weight", "conv1x1"),
+    Rule(r"(post_)?quant_proj\.bias", r"\1quant_conv.bias", "same"),
+)
+# Those of GigaTok and LlamaGen, whose files also hold the usage window.
+CODE_PATH: tuple[Rule, ...] = (
+    *CODEBOOK,
     Rule(r"quantizer\.recent_indices", "quantize.codebook_used", "codes"),
-    Rule(r"quant_proj\.weight", "quant_conv.weight", "conv1x1"),
-    Rule(r"quant_proj\.bias", "quant_conv.bias", "same"),
-    Rule(r"post_quant_proj\.weight", "post_quant_conv.weight", "conv1x1"),
-    Rule(r"post_quant_proj\.bias", "post_quant_conv.bias", "same"),
     Rule(r"quantizer\.recent_latents", "", "unpublished"),
 )
 CNN = Rule(r"(encoder|decoder)\.(.*)", r"\1.\2", "same")

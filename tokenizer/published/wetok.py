@@ -14,7 +14,7 @@ from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.generative_decoder import FIRST_CONV
 from tokenizer.models.registry import ModelConfig
 from tokenizer.published.layout import Rule, State
-from tokenizer.published.merged import MergedLayout, ema_key
+from tokenizer.published.merged import MergedLayout, cnn_rules, ema_key, level_rules
 from tokenizer.quantizers.gq import GQConfig
 
 MODEL, QUANTIZER = "wetok", "gq"
@@ -24,24 +24,12 @@ NOT_MARK = "encoder.conv_in.bias"  # of VQGAN alone
 
 
 def wetok_rules(levels: int) -> tuple[Rule, ...]:
-    """WeTok's names; its decoder counts `levels` from the finest, ours runs from the coarsest."""
-    rules: list[Rule] = []
-    for published_level in range(levels):
-        level = levels - 1 - published_level
-        rules += [
-            Rule(rf"decoder\.adaptive\.{level}\.(.*)", rf"decoder.adaptive.{published_level}.\1", "same"),
-            Rule(rf"decoder\.conv_blocks\.{level}\.res\.(.*)", rf"decoder.up.{published_level}.block.\1", "same"),
-            Rule(
-                rf"decoder\.conv_blocks\.{level}\.upsample\.(.*)", rf"decoder.up.{published_level}.upsample.\1", "same"
-            ),
-        ]
+    """The names of a CNN with `levels` levels; the adaptive norms of the decoder count like its levels."""
     return (
-        *rules,
-        Rule(r"encoder\.conv_blocks\.(\d+)\.res\.(.*)", r"encoder.down.\1.block.\2", "same"),
+        *cnn_rules(levels),
+        *level_rules(levels, r"decoder\.adaptive\.{level}\.(.*)", r"decoder.adaptive.{level}.\1"),
         Rule(r"encoder\.conv_blocks\.(\d+)\.downsample\.conv\.(.*)", r"encoder.down.\1.downsample.\2", "same"),
         Rule(r"(encoder|decoder)\.mid\.(.*)", r"\1.mid_block.\2", "same"),
-        Rule(r"(encoder|decoder)\.((?:conv|norm)_(?:in|out)\..*)", r"\1.\2", "same"),
-        Rule(r"quantizer\.recent_.*", "", "unpublished"),
     )
 
 
