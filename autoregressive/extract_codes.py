@@ -98,6 +98,8 @@ def extract_split(
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
+
+    # From where to where.
     add_tokenizer_flags(parser)
     parser.add_argument(
         "--code-path", required=True, type=Path, help="folder for the codes, with one subfolder per split"
@@ -109,10 +111,14 @@ def parse_args() -> argparse.Namespace:
         help="split to extract; may be repeated (default: every split of the data)",
     )
     add_image_flags(parser)
+
+    # Which views of an image.
     view_flags = parser.add_mutually_exclusive_group()
     for name, views in VIEWS.items():
         if views.flag is not None:
             view_flags.add_argument(views.flag, action="store_const", const=name, dest="views", help=views.help)
+
+    # How it runs.
     parser.add_argument("--batch-size", type=positive, default=32, help="number of views (crops) per batch")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.set_defaults(views=DEFAULT_VIEWS)

@@ -40,6 +40,8 @@ def add_measure_flags(parser: argparse.ArgumentParser, reference: str | None, ba
     `reference` is the default split of the data; without one --reference must name a file.
     """
     data_help = f"val or train (that split of the data; default {reference}), or " if reference else ""
+
+    # What is compared with what.
     parser.add_argument(
         "--extractor", choices=[*sorted(EXTRACTORS), "none"],
         help=f"feature extractor (default: {FILE_EXTRACTOR} if the reference is a file, else {OFFLINE_EXTRACTOR})",
@@ -51,6 +53,8 @@ def add_measure_flags(parser: argparse.ArgumentParser, reference: str | None, ba
         "--reference-kind", choices=sorted(SPLITS), help="kind of a reference file that does not record it"
     )
     parser.add_argument("--force-reference", action="store_true", help="accept a reference of the wrong kind")
+
+    # How it is computed, and where it goes.
     parser.add_argument(
         "--fp16-emulation", action="store_true", help="also compute precision and recall with TensorFlow's rounding"
     )

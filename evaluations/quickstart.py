@@ -41,6 +41,8 @@ from evaluations.pipelines.quickstart import (
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
+
+    # What is trained, and where.
     parser.add_argument("--data", default=DEFAULT_DATA, choices=DATA, help=f"data set (default {DEFAULT_DATA})")
     parser.add_argument(
         "--system", default=DEFAULT_SYSTEM, choices=SYSTEMS, help=f"family of models (default {DEFAULT_SYSTEM})"
@@ -49,6 +51,8 @@ def parse_args() -> argparse.Namespace:
         "--runs-dir", type=Path, default=Path("runs"), help="folder in which the run folder is created (default runs)"
     )
     parser.add_argument("--fresh", action="store_true", help="start over in quickstart-2, -3, ...; delete nothing")
+
+    # How much of it.
     parser.add_argument(
         "--short",
         action="store_true",

@@ -19,6 +19,8 @@ from tokenizer.models.base import Tokenizer
 def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """Adds the flags that name a tokenizer; with `several` they are repeated, once per tokenizer."""
     action = "append" if several else "store"
+
+    # Which network.
     parser.add_argument(
         "--vq-ckpt",
         required=True,
@@ -29,6 +31,8 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False) 
         "--tok-config", "--model-config", action=action, help="YAML file of the architecture, for a published file"
     )
     parser.add_argument("--quant-way", default="vq", choices=["vq"], help="accepted because published commands have it")
+
+    # How it is used.
     parser.add_argument(
         "--image-size",
         type=positive,

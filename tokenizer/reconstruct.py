@@ -41,11 +41,15 @@ GRID_COLUMNS = 8  # images of a batch that are in the grid
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
+
+    # What is reconstructed.
     add_tokenizer_flags(parser)
     parser.add_argument("--data-path", type=Path, help="folder to search for images")
     packaged = source_names(packaged_only=True)
     parser.add_argument("--data", help=f"instead of --data-path: held-out images of a packaged data set ({packaged})")
     parser.add_argument("--num-images", type=int, default=0, help="take only this many images, from the start; 0 = all")
+
+    # Where it goes, and how.
     parser.add_argument("--sample-dir", type=Path, default=Path("results/reconstructions"))
     parser.add_argument("--per-proc-batch-size", type=positive, default=16)
     parser.add_argument(

@@ -33,9 +33,12 @@ def build_task(
     config: GPTTrainConfig, world: World, run: Run, tokenizer: Tokenizer, validation: CodeStore | None
 ) -> GeneratorTask:
     """The network of a run, drawn with the seed on this rank's device, and the task that trains it."""
+    # The network.
     torch.manual_seed(config.loop.seed)
     with build_device(world, config.loop):
         network = build_generator(config.model)
+
+    # Its training.
     trained = TrainedModel(
         network,
         config.optim,

@@ -129,6 +129,7 @@ class ReconstructionJob:
         tokenizer = self.reconstructor.tokenizer
         originals = {"data": self.source.name, "split": "val", "content": self.source.identity()}
         reference = self.distances.reference_facts(originals) if self.distances is not None else None
+
         return {
             "kind": "reconstruction",
             "name": self.reconstructor.protocol.name,

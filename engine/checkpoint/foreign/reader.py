@@ -77,11 +77,15 @@ def _announce(path: Path, chosen: WeightSet, left_out: Sequence[str]) -> None:
 def _open(path: Path) -> _Opened:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
+
+    # safetensors, or a pickle that is read as inert data.
     with path.open("rb") as file:
         start = file.read(16)
     if is_safetensors(start):
         return _Opened(read_weights(path))
     content = read_content(path)
+
+    # The mapping of names to tensors in it.
     try:
         tree = as_mapping(content.tree)
     except CheckpointError as error:

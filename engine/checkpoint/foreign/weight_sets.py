@@ -145,12 +145,16 @@ def module_tensors(network: Foreign) -> dict[str, AnyTensor]:
     """
     tensors: dict[str, AnyTensor] = {}
     modules: list[tuple[str, Any]] = [("", network)]
+
+    # From module to module, with a bound: a hostile file may hold a circle.
     for _ in range(MAX_MODULES):
         if not modules:
             return tensors
         prefix, module = modules.pop()
         if len(prefix) > MAX_NAME:
             break
+
+        # Its own tensors, then its parts.
         state = module.state if isinstance(module, Foreign) and isinstance(module.state, dict) else {}
         for kind in ("_parameters", "_buffers"):
             owned = state.get(kind)
