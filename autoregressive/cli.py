@@ -12,6 +12,7 @@ from autoregressive.image_sampler import SamplerSettings
 from autoregressive.loading import load_gpt, require_pair
 from autoregressive.models.base import Generator
 from autoregressive.published import PUBLISHED_SIZES, published_config
+from engine.checkpoint.weights import WEIGHT_CHOICES
 from engine.messages import logger
 from engine.validation import collecting, problems_of, raise_problems
 from tokenizer.models.base import Tokenizer
@@ -110,9 +111,7 @@ def add_gpt_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gpt-2d", action="store_true", help="with --gpt-model: 2D rotary positions (LlamaGen)")
 
-    parser.add_argument(
-        "--gpt-weights", choices=["auto", "ema", "model"], help="of the generator (default: as --weights)"
-    )
+    parser.add_argument("--gpt-weights", choices=WEIGHT_CHOICES, help="of the generator (default: as --weights)")
     parser.add_argument(
         "--precision",
         default="fp32",

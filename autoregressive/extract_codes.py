@@ -19,7 +19,7 @@ from torch import Tensor
 
 from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
 from autoregressive.views import DEFAULT_VIEWS, VIEWS
-from engine.cli import entry_parser, positive, run_entry
+from engine.cli import add_device_flag, entry_parser, positive, run_entry
 from engine.data.config import DataConfig
 from engine.data.decoding import Decoding
 from engine.data.images import image_tensor, to_float
@@ -120,7 +120,7 @@ def parse_args() -> argparse.Namespace:
 
     # How it runs.
     parser.add_argument("--batch-size", type=positive, default=32, help="number of views (crops) per batch")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add_device_flag(parser)
     parser.set_defaults(views=DEFAULT_VIEWS)
     return parser.parse_args()
 

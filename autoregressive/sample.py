@@ -21,7 +21,7 @@ from autoregressive.cli import add_gpt_flags, add_sampler_flags, gpt_from, setti
 from autoregressive.image_sampler import SamplerSettings, sample_images
 from autoregressive.models.base import Generator
 from engine.arithmetic import ceil_div
-from engine.cli import entry_parser, positive, run_entry
+from engine.cli import add_device_flag, entry_parser, positive, run_entry
 from engine.data.images import save_grid, to_float, to_pil
 from engine.messages import UserError, logger
 from engine.progress import progress
@@ -113,7 +113,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--sample-dir", type=Path, default=Path("results/samples"))
     parser.add_argument("--per-proc-batch-size", type=positive, default=32)
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add_device_flag(parser)
     add_sampler_flags(parser)
     return parser.parse_args()
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from engine import plugins
 from engine.config import config_layers, load_config, load_plugins, to_yaml
 from engine.config_help import describe
+from engine.devices import DEVICES
 from engine.messages import UserError
 
 T = TypeVar("T")
@@ -35,6 +36,11 @@ def entry_parser(description: str | None) -> argparse.ArgumentParser:
         help="module, or path of a .py file, that registers components; may be repeated (see docs/extending.md)",
     )
     return parser
+
+
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --device, which names the device that an entry without a config runs on."""
+    parser.add_argument("--device", default="auto", choices=DEVICES)
 
 
 def parse_cli(

@@ -13,6 +13,8 @@ import torch
 
 from engine.messages import ConfigError
 
+DEVICES = ("auto", "cpu", "cuda")  # auto: a GPU where there is one
+
 
 def pick_device(name: str, local_rank: int = 0, tf32: bool = True) -> torch.device:
     """Returns the device that `auto`, `cpu` or `cuda` names; `auto` takes a GPU where there is one.
@@ -21,8 +23,8 @@ def pick_device(name: str, local_rank: int = 0, tf32: bool = True) -> torch.devi
 
     Raises ConfigError if the name is unknown, or `cuda` is asked for and no GPU is visible.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device={name!r} is not known; choose one of: auto, cpu, cuda")
+    if name not in DEVICES:
+        raise ConfigError(f"device={name!r} is not known; choose one of: {', '.join(DEVICES)}")
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device='cuda', but no CUDA device is visible; use device=cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():

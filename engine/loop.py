@@ -20,6 +20,7 @@ from torch import Tensor
 
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import WeightSets
+from engine.devices import DEVICES
 from engine.messages import UserError
 from engine.run_log import Run
 from engine.validation import Problem, Section, at_least, one_of
@@ -53,7 +54,7 @@ class LoopConfig(Section):
             yield from at_least(self, name, 1)
         for name in ("seed", "eval_every", "keep_every"):
             yield from at_least(self, name, 0)
-        yield from one_of(self, "device", ("auto", "cpu", "cuda"))
+        yield from one_of(self, "device", DEVICES)
         yield from one_of(self, "precision", ("fp32", "bf16"))
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint.manifest import file_sha256
 from engine.messages import UserError
 
 HASH_MARK = "#sha256="
@@ -62,7 +63,7 @@ def _load(name: str, sha256: str, folder: Path) -> None:
     plugin = _loaded.get(file)
 
     if plugin is None:
-        plugin = Plugin(str(file) if _is_path(name) else name, hashlib.sha256(file.read_bytes()).hexdigest())
+        plugin = Plugin(str(file) if _is_path(name) else name, file_sha256(file))
         if sha256 not in ("", plugin.sha256):
             raise UserError(
                 f"plug-in {name} changed: the config names sha256 {sha256[:16]}, the file has {plugin.sha256[:16]}; "

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -105,10 +104,6 @@ class TrainedModel:
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
 
-    def accumulate(self, last: bool) -> AbstractContextManager:
-        """The context of forward *and* backward of one micro-batch; see `engine.parallel.gradient_sync`."""
-        return gradient_sync(self.wrapped, last)
-
     def micro_batches(self, batches: Sequence[T]) -> Iterator[T]:
         """Yields each micro-batch of a step inside the context of its gradients.
 
@@ -116,7 +111,7 @@ class TrainedModel:
         last micro-batch; see `engine.parallel.gradient_sync`.
         """
         for number, batch in enumerate(batches, start=1):
-            with self.accumulate(last=number == len(batches)):
+            with gradient_sync(self.wrapped, last=number == len(batches)):
                 yield batch
 
     def step(self, step: int, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:

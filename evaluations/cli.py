@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine.assets import AssetsConfig
-from engine.cli import positive
+from engine.cli import add_device_flag, positive
 from engine.config import load_config
 from engine.data.config import DataConfig
 from engine.data.sources import open_source
@@ -67,7 +67,7 @@ def add_output_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """Flags of everything that writes a result: where, on which device, how many images at a time."""
     parser.add_argument("--per-proc-batch-size", type=positive, default=batch_size)
     parser.add_argument("--output", type=Path, help="result file (JSON); arrays are written beside it as .npz")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add_device_flag(parser)
 
 
 def add_published_flags(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.cli import entry_parser, positive, run_entry
+from engine.cli import add_device_flag, entry_parser, positive, run_entry
 from engine.data.sources import open_path
 from engine.messages import UserError, logger
 from engine.world import World
@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--per-proc-batch-size", type=positive, default=50)
     parser.add_argument("--output", required=True, type=Path, help="npz file to write; nothing is overwritten")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add_device_flag(parser)
     add_asset_flags(parser)
     return parser.parse_args()
 

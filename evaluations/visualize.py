@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.cli import entry_parser, positive, run_entry
+from engine.cli import add_device_flag, entry_parser, positive, run_entry
 from engine.data.images import save_grid, to_float
 from engine.data.samples import center_batch
 from engine.data.sources import open_source
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num-images", type=positive, default=8)
     parser.add_argument("--layer", type=positive, help="block of the decoder whose features are shown, counted from 1")
     parser.add_argument("--output", type=Path, required=True, help="npz file to write; a PNG file is written beside it")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add_device_flag(parser)
     return parser.parse_args()
 
 

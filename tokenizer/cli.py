@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from engine.checkpoint.weights import WEIGHT_CHOICES
 from engine.cli import positive
 from engine.data.config import DataConfig
 from engine.data.sources import SOURCES, keys_without_use, kind_of, source_names
@@ -41,7 +42,7 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False) 
     parser.add_argument(
         "--weights",
         default="auto",
-        choices=["auto", "ema", "model"],
+        choices=WEIGHT_CHOICES,
         help="auto: the EMA if there is one, else the raw weights",
     )
     parser.add_argument(

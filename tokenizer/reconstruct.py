@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.assets import AssetError, AssetsConfig
-from engine.cli import entry_parser, positive, run_entry
+from engine.cli import add_device_flag, entry_parser, positive, run_entry
 from engine.config import load_config
 from engine.data.base import ImageSource
 from engine.data.config import DataConfig
@@ -61,7 +61,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--clear-cache", action="store_true", help="not used: there are no intermediate files, and the pictures stay"
     )
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add_device_flag(parser)
     return parser.parse_args()
 
 

@@ -23,6 +23,7 @@ from engine.checkpoint.manifest import CheckpointError, file_sha256, newest_chec
 from engine.config import save_config
 from engine.parallel import shard_like
 
+WEIGHT_CHOICES = ("auto", "ema", "model")  # auto: the EMA if there is one, else the raw weights
 NAMED_OF_A_KIND = 3  # tensors of one kind of problem that a message names
 WeightSets = Mapping[str, Mapping[str, Tensor]]  # "model", perhaps "ema" -> state dict
 
@@ -150,6 +151,12 @@ class WeightsFile:
         return self.folder / f"{self.kind}.safetensors"
 
 
+def check_weight_choice(prefer: str) -> None:
+    """Raises CheckpointError if `prefer` is none of `WEIGHT_CHOICES`."""
+    if prefer not in WEIGHT_CHOICES:
+        raise CheckpointError(f"weights={prefer!r} is not known; choose one of: {', '.join(WEIGHT_CHOICES)}")
+
+
 def find_weights(path: str | Path, prefer: str, what: str) -> WeightsFile:
     """Finds the weights under `path`.
 
@@ -158,8 +165,7 @@ def find_weights(path: str | Path, prefer: str, what: str) -> WeightsFile:
 
     Raises CheckpointError if there are no such weights, or their file is not the one that the manifest lists.
     """
-    if prefer not in ("auto", "ema", "model"):
-        raise CheckpointError(f"weights={prefer!r} is not known; choose one of: auto, ema, model")
+    check_weight_choice(prefer)
     folder = _weights_folder(Path(path), what)
     manifest = read_manifest(folder)
 

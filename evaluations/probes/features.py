@@ -21,7 +21,7 @@ from torch import Tensor
 from autoregressive.loading import load_gpt, require_pair
 from autoregressive.models.base import Generator
 from autoregressive.models.registry import build_generator
-from engine.checkpoint.weights import fingerprint
+from engine.checkpoint.weights import WEIGHT_CHOICES, fingerprint
 from engine.data.images import to_float
 from engine.devices import autocast
 from engine.messages import ConfigError
@@ -30,7 +30,6 @@ from tokenizer import load_tokenizer
 from tokenizer.models.base import Tokenizer
 from tokenizer.models.registry import build_tokenizer
 
-WEIGHTS = ("auto", "ema", "model")
 GENERATOR = "gpt"  # name of the source that is a generator, of its config key, and of its facts in a result
 
 
@@ -51,7 +50,7 @@ class NetworkConfig(Section):
 
     def problems(self) -> Iterator[Problem]:
         yield from one_of(self, "source", SOURCES)
-        yield from one_of(self, "weights", WEIGHTS)
+        yield from one_of(self, "weights", WEIGHT_CHOICES)
         if self.layer is not None:
             yield from at_least(self, "layer", 1)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoint.manifest import CheckpointError
-from engine.checkpoint.weights import export_folder
+from engine.checkpoint.weights import WEIGHT_CHOICES, export_folder
 from engine.messages import UserError, logger
 
 States = Mapping[str, Mapping[str, Tensor]]  # {"model" or "ema": state dict}
@@ -70,7 +70,7 @@ def add_conversion_flags(parser: argparse.ArgumentParser, checkpoint_flag: str, 
     parser.add_argument(
         "--weights",
         default="auto",
-        choices=["auto", "ema", "model"],
+        choices=WEIGHT_CHOICES,
         help="auto: the EMA if there is one, else the raw weights",
     )
 

@@ -122,14 +122,13 @@ class TokenizerTask:
         metrics: Scalars = {}
         pairs: list[RealAndFake] = []
         count = len(micro_batches)
-        for number, batch in enumerate(micro_batches, start=1):
+        for batch in self.tokenizer.micro_batches(micro_batches):
             images = to_float(batch["images_u8"])
-            with self.tokenizer.accumulate(last=number == count):
-                with autocast(self.world.device, self.precision):
-                    output = network(images, **self.requested_outputs(step))
-                    values = self.term_values(output, images, step, batch.get("index"))
-                total = weighted_sum(self.terms, values, step)
-                (total / count).backward()
+            with autocast(self.world.device, self.precision):
+                output = network(images, **self.requested_outputs(step))
+                values = self.term_values(output, images, step, batch.get("index"))
+            total = weighted_sum(self.terms, values, step)
+            (total / count).backward()
             pairs.append((images, output.reconstructions.detach()))
             self.skipped_images += batch["skipped_images"].sum()
             for name, value in {**values, "loss": total}.items():
@@ -156,16 +155,15 @@ class TokenizerTask:
 
         metrics: Scalars = {}
         count = len(pairs)
-        for number, (real, generated) in enumerate(pairs, start=1):
-            with self.discriminator.accumulate(last=number == count):
-                with autocast(self.world.device, self.precision):
-                    real_logits, fake_logits = network(real, generated)
-                loss = discriminator_loss(real_logits, fake_logits)
-                values = {"logits_real": real_logits.mean(), "logits_generated": fake_logits.mean()}
-                if self.lecam is not None:
-                    values["lecam"] = self.lecam(real_logits, fake_logits)
-                    loss = loss + self.discriminator_config.lecam_weight * values["lecam"]
-                (weight * loss / count).backward()
+        for real, generated in self.discriminator.micro_batches(pairs):
+            with autocast(self.world.device, self.precision):
+                real_logits, fake_logits = network(real, generated)
+            loss = discriminator_loss(real_logits, fake_logits)
+            values = {"logits_real": real_logits.mean(), "logits_generated": fake_logits.mean()}
+            if self.lecam is not None:
+                values["lecam"] = self.lecam(real_logits, fake_logits)
+                loss = loss + self.discriminator_config.lecam_weight * values["lecam"]
+            (weight * loss / count).backward()
             for name, value in {"discriminator": loss, **values}.items():
                 metrics[name] = metrics.get(name, 0.0) + value.detach().float() / count
 

@@ -13,7 +13,7 @@ from engine.checkpoint.foreign.containers import is_safetensors, read_content
 from engine.checkpoint.foreign.tensors import StoredTensor, TensorFile
 from engine.checkpoint.foreign.weight_sets import BARE, WeightSet, as_mapping, find_sets
 from engine.checkpoint.manifest import CheckpointError
-from engine.checkpoint.weights import read_weights
+from engine.checkpoint.weights import check_weight_choice, read_weights
 from engine.messages import logger
 
 MAX_NAMED = 8  # things that the log names
@@ -54,8 +54,7 @@ def read_checkpoint(
 
     Raises CheckpointError where the file is no checkpoint, is damaged, or has no such weights. Nothing in it is run.
     """
-    if prefer not in ("auto", "ema", "model"):
-        raise CheckpointError(f"weights={prefer!r} is not known; choose one of: auto, ema, model")
+    check_weight_choice(prefer)
     path = Path(path)
     opened = _open(path)
     sets = find_sets(opened.tree, str(path))
