@@ -13,7 +13,6 @@ Nothing is overwritten.
 from __future__ import annotations
 
 import argparse
-from functools import partial
 
 from torch import Tensor
 
@@ -41,7 +40,7 @@ def published_states(args: argparse.Namespace, tokenizer: Tokenizer) -> States:
     """The content of a file in the published layout. Raises ConfigError where the model has none."""
     config = tokenizer.provenance.config.model
     layout = layout_of(config)
-    state = layout.export(partial(load, args), config, args.weights)
+    state = layout.export(tokenizer, lambda: load(args, "model"))
     if not layout.explains_itself(config, state):
         logger.warning("%s: its shapes do not say all: name this tokenizer's YAML wherever it is read", args.output)
     return {layout.file_key: state}

@@ -27,7 +27,7 @@ from tokenizer.losses.terms import terms_table
 from tokenizer.models.base import Tokenizer
 from tokenizer.training.alerts import ALERTS
 from tokenizer.training.build import build_task, memory_plan, validation_images
-from tokenizer.training.checks import terms_of, validate
+from tokenizer.training.checks import network_on_meta, terms_of, validate
 from tokenizer.training.config import TokenizerTrainConfig
 from tokenizer.training.frozen_networks import FROZEN_STAMPS
 from tokenizer.training.phases import check_trained_phases, phases_of, steps_done
@@ -116,7 +116,7 @@ def print_plan(config: TokenizerTrainConfig, gpus: int) -> None:
 def print_dry_run(config: TokenizerTrainConfig, network: Tokenizer) -> None:
     """The steps and loss terms of each phase, and the size of the network."""
     for phase in phases_of(config):
-        table = terms_table(terms_of(phase, validate(phase)), phase.loop.steps)
+        table = terms_table(terms_of(phase, network_on_meta(phase)), phase.loop.steps)
         print(f"{phase.loop.run_dir}: {phase.loop.steps:,} steps\n{table}")
     print(f"tokenizer: {num_parameters(network):,} parameters\nthe config is valid")
 

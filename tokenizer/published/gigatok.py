@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import torch
-from torch import Tensor
-
 from engine.messages import ConfigError
 from tokenizer.models.registry import ModelConfig
 from tokenizer.published.layout import CNN, CODE_PATH, PublishedLayout, Rule, State
@@ -38,23 +35,17 @@ HYBRID_2D = _hybrid("s2dencoder", "s2ddecoder")
 SEMANTIC_HEADS = ("s1to2decoder.distill_mlp.4.weight", "s2ddecoder.distill_mlp.4.weight")  # rows: teacher's channels
 
 
-def require_quantizer(config: ModelConfig, quantizer: str) -> None:
+def require_quantizer(config: ModelConfig) -> None:
     """Raises ConfigError where `config` has another quantizer than the released models of its family."""
-    if config.quantizer.name != quantizer:
+    if config.quantizer.name != QUANTIZER:
         raise ConfigError(f"model.quantizer.name={config.quantizer.name}: no published layout of {config.name} has it")
-
-
-def fill_usage_window(state: dict[str, Tensor], expected: State) -> dict[str, Tensor]:
-    """`state` with an empty usage window where the file has none."""
-    state.setdefault("quantize.codebook_used", torch.zeros(expected["quantizer.recent_indices"].shape))
-    return state
 
 
 class GigaTokLayout(PublishedLayout):
     """See the module docstring."""
 
     def rules(self, config: ModelConfig) -> tuple[Rule, ...]:
-        require_quantizer(config, QUANTIZER)
+        require_quantizer(config)
         if config.hybrid.qk_norm:
             raise ConfigError("model.hybrid.qk_norm=true: no published layout has it")
         return HYBRID_1D if config.hybrid.layout == "1d" else HYBRID_2D
@@ -67,6 +58,3 @@ class GigaTokLayout(PublishedLayout):
         config = copy.deepcopy(config)
         config.hybrid.semantic_dim = head.shape[0]
         return config
-
-    def fill(self, state: dict[str, Tensor], expected: State) -> dict[str, Tensor]:
-        return fill_usage_window(state, expected)

@@ -5,7 +5,7 @@ A rule (`Rule`) says how a tensor of ours is called in a published file, and how
     same           the tensor itself
     conv1x1        our linear weight (O,I) is their 1x1 convolution (O,I,1,1)
     table          our (N,C) is their (N,1,C)
-    codes          our int32 window of indices is their float32 one
+    codes          our int32 window of indices is their float32 one, which some files leave out
     unpublished    training state that published files do not contain
 """
 
@@ -24,6 +24,7 @@ from tokenizer.models.base import Tokenizer
 from tokenizer.models.registry import ModelConfig
 
 State = Mapping[str, Tensor]
+TRAINING_STATE = ("codes", "unpublished")  # conversions of tensors that a file need not have
 
 
 class Rule(NamedTuple):
@@ -85,13 +86,9 @@ class PublishedLayout:
         """
         return dict(state), None
 
-    def fill(self, state: dict[str, Tensor], expected: State) -> dict[str, Tensor]:
-        """`state` with tensors that some published files leave out."""
-        return state
-
-    def export(self, load: Callable[[str], Tokenizer], config: ModelConfig, weights: str) -> dict[str, Tensor]:
-        """The state dict of a published file. `load(weights)` gives the tokenizer; `weights` is what was asked for."""
-        return export_state(load(weights).state_dict(), self.rules(config))
+    def export(self, tokenizer: Tokenizer, load_raw: Callable[[], Tokenizer]) -> dict[str, Tensor]:
+        """The state dict of a published file; `load_raw` gives the same tokenizer with its raw weights."""
+        return export_state(tokenizer.state_dict(), self.rules(tokenizer.provenance.config.model))
 
     def explains_itself(self, config: ModelConfig, state: State) -> bool:
         """Whether a file with this state dict needs no YAML beyond what every file of the family needs."""
@@ -147,7 +144,7 @@ def import_state(published: State, expected: State, rules: tuple[Rule, ...]) -> 
     """A published state dict under our names, for a strict load that names everything missing or unexpected.
 
     `expected` is the state dict of the freshly built network: it gives the names that we expect, and the values of
-    training state that no published file has. Unknown published names stay as they are.
+    training state that the file does not have. Unknown published names stay as they are.
     """
     our_names: dict[str, str] = {}
     conversions: dict[str, str] = {}
@@ -156,7 +153,7 @@ def import_state(published: State, expected: State, rules: tuple[Rule, ...]) -> 
         published_as, conversion = published_name(name, rules)
         our_names[published_as] = name
         conversions[name] = conversion
-        if conversion == "unpublished":
+        if conversion in TRAINING_STATE:
             state[name] = tensor
 
     for name, tensor in published.items():

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from tokenizer.models.registry import ModelConfig
 from tokenizer.published import ibq
-from tokenizer.published.gigatok import QUANTIZER, fill_usage_window, require_quantizer
-from tokenizer.published.layout import CNN, CODE_PATH, PublishedLayout, Rule, State
+from tokenizer.published.gigatok import require_quantizer
+from tokenizer.published.layout import CNN, CODE_PATH, PublishedLayout, Rule
 
 BY_QUANTIZER: dict[str, PublishedLayout] = {ibq.QUANTIZER: ibq.IBQLayout()}  # released by others, with the same CNN
 LLAMAGEN: tuple[Rule, ...] = (*CODE_PATH, CNN)
@@ -17,11 +15,8 @@ class LlamaGenLayout(PublishedLayout):
     """See the module docstring."""
 
     def rules(self, config: ModelConfig) -> tuple[Rule, ...]:
-        require_quantizer(config, QUANTIZER)
+        require_quantizer(config)
         return LLAMAGEN
 
     def variant(self, config: ModelConfig) -> PublishedLayout:
         return BY_QUANTIZER.get(config.quantizer.name, self)
-
-    def fill(self, state: dict[str, Tensor], expected: State) -> dict[str, Tensor]:
-        return fill_usage_window(state, expected)

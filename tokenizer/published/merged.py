@@ -14,7 +14,6 @@ from torch import Tensor
 from engine.checkpoint.manifest import CheckpointError
 from engine.messages import logger
 from tokenizer.models.base import Tokenizer
-from tokenizer.models.registry import ModelConfig
 from tokenizer.published.layout import PublishedLayout, Rule, State, export_state, published_name
 
 EMA_PREFIX = "model_ema."
@@ -80,11 +79,11 @@ class MergedLayout(PublishedLayout):
         averaged = {name: averages.pop(ema_key(name)) for name in names if ema_key(name) in averages}
         return raw | averaged | averages, "ema"
 
-    def export(self, load: Callable[[str], Tokenizer], config: ModelConfig, weights: str) -> dict[str, Tensor]:
+    def export(self, tokenizer: Tokenizer, load_raw: Callable[[], Tokenizer]) -> dict[str, Tensor]:
         """Raw weights, and beside them the EMA where the tokenizer has one and it was asked for."""
-        tokenizer = load(weights)
-        state = export_state(tokenizer.state_dict(), self.rules(config))
+        rules = self.rules(tokenizer.provenance.config.model)
+        state = export_state(tokenizer.state_dict(), rules)
         if tokenizer.provenance.weights != "ema":
             return state
         averaged = {ema_key(name): tensor for name, tensor in state.items()}
-        return export_state(load("model").state_dict(), self.rules(config)) | averaged
+        return export_state(load_raw().state_dict(), rules) | averaged
