@@ -34,6 +34,7 @@ from engine.run_record import start_record
 from engine.world import World
 
 BAR_METRICS_LENGTH = 100  # characters of the metrics that the progress bar shows
+LOCK = ".lock"  # file in a run folder that the training process locks
 
 
 class Run:
@@ -144,9 +145,22 @@ def _lock_folder(folder: Path) -> TextIO:
 
     Raises BlockingIOError if another process holds it.
     """
-    lock = (folder / ".lock").open("w")
+    lock = (folder / LOCK).open("w")
     fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return lock
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process that trains holds the lock of a run folder."""
+    path = folder / LOCK
+    if not path.is_file():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _end_torn_line(path: Path) -> None:

@@ -46,9 +46,9 @@ def write_atomic(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def manifest_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of the content of a manifest, which carries it: no other file holds its step and stamp."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+def json_digest(facts: Mapping[str, Any]) -> str:
+    """SHA-256 of facts, whatever their order: a manifest carries its own, and caches are named by theirs."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -62,7 +62,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
     # Manifests of older versions carry no digest.
     digest = manifest.pop("digest", None)
-    if digest is not None and digest != manifest_digest(manifest):
+    if digest is not None and digest != json_digest(manifest):
         return None
     return manifest
 

@@ -37,7 +37,7 @@ from engine.checkpoint.manifest import (
     checkpoint_folders,
     file_sha256,
     find_damage,
-    manifest_digest,
+    json_digest,
     read_manifest,
     sync_to_disk,
     write_atomic,
@@ -178,7 +178,7 @@ class CheckpointStore:
             for path in paths
         }
         manifest = json.loads(json.dumps({"step": step, "stamp": self.stamp, "files": files}))
-        text = json.dumps(manifest | {"digest": manifest_digest(manifest)}, indent=1)
+        text = json.dumps(manifest | {"digest": json_digest(manifest)}, indent=1)
         write_atomic(temporary / "manifest.json", text)
 
         # One rename makes it a checkpoint; only then may older ones go.

@@ -106,7 +106,7 @@ class RunEvidence:
         return median(values[-max(1, int(LATE * len(values))) :])
 
     # ------------------------------------------------------------------------------------------------ checkpoints
-    @property
+    @cached_property
     def step(self) -> int:
         """The last step that was recorded or saved."""
         recorded = [record["step"] for record in self.train]

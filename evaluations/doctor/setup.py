@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from engine.run_log import is_locked
 from evaluations.doctor.evidence import RunEvidence
 from evaluations.doctor.severity import Severity
 
@@ -77,18 +76,6 @@ def _fault_of_start(start: Mapping[str, Any]) -> str:
 def unfinished(run: RunEvidence) -> Severity | None:
     """Fewer steps than asked for, and no process that holds the folder's lock."""
     steps = run.get("loop.steps", 0)
-    if run.step >= steps or _is_locked(run.dir / ".lock"):
+    if run.step >= steps or is_locked(run.dir):
         return None
     return Severity(math.inf, f"ended at step {run.step} of {steps}; {len(run.checkpoints)} checkpoints")
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process that trains holds the lock."""
-    if not path.is_file():
-        return False
-    with path.open() as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

@@ -53,6 +53,7 @@ class Metric:
 
 
 # ------------------------------------------------------------------------------------------------ names of distances
+REFERENCE = ("reference",)  # what every distance depends on
 PUBLISHED_DISTANCE = {"generation": "gfid", "reconstruction": "rfid"}  # what is measured -> published name
 UNPUBLISHED_SUFFIX = {"generation": "generated", "reconstruction": "reconstruction"}  # of any other distance
 
@@ -68,18 +69,16 @@ def distance_name(family: str, measured: str, published: bool) -> str:
 
 def distances(family: str, headline: bool = False) -> Iterator[Metric]:
     """The distances of one extractor under its own name, for `METRICS`; also for that of a plug-in."""
-    reference = ("reference",)
     yield Metric(
-        f"{family}_reconstruction", f"{family}, reconstructed", better="lower", depends_on=reference, headline=headline
+        f"{family}_reconstruction", f"{family}, reconstructed", better="lower", depends_on=REFERENCE, headline=headline
     )
-    yield Metric(f"{family}_generated", f"{family}, generated", better="lower", depends_on=reference, headline=headline)
+    yield Metric(f"{family}_generated", f"{family}, generated", better="lower", depends_on=REFERENCE, headline=headline)
     # These give the scale of the distance, and say nothing about a network.
-    yield Metric(f"{family}_real", f"{family}, real images", depends_on=reference)
-    yield Metric(f"{family}_noise", f"{family}, uniform noise", depends_on=reference)
+    yield Metric(f"{family}_real", f"{family}, real images", depends_on=REFERENCE)
+    yield Metric(f"{family}_noise", f"{family}, uniform noise", depends_on=REFERENCE)
 
 
 # ------------------------------------------------------------------------------------------------ the metrics
-REFERENCE = ("reference",)
 LPIPS = ("lpips_weights",)
 
 BUILT_IN = (  # in the order of a report's cards

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 
 from autoregressive.codes import write_rows
+from engine.checkpoint.manifest import json_digest
 from engine.data.config import DataConfig
 from engine.data.samples import labeled_batch
 from engine.data.sources import ImageSource, open_source
@@ -39,7 +38,7 @@ def read_features(
         "skip_broken": data.skip_broken,
         "batch_size": batch_size,
     }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    key = json_digest(facts)[:16]
     path = folder / f"features_{key}.npy"
 
     if world.any(not path.is_file()):

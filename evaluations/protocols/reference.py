@@ -9,8 +9,6 @@ reconstruction). Taking one for the other is the most frequent mistake of publis
 
 from __future__ import annotations
 
-import hashlib
-import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.checkpoint.manifest import json_digest
 from engine.messages import UserError, logger
 from engine.world import World
 from evaluations.image_sets import ImageSequence, with_bar
@@ -120,7 +119,7 @@ class ReferenceImages:
         """
         # The name of the file is a hash of everything that the statistics depend on.
         content = {**self.facts, "features": keep_features, "version": self.images.version}
-        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        key = json_digest(content)[:16]
         path = cache_dir / f"reference_{key}.npz"
 
         if world.any(not path.is_file()):
