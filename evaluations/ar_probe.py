@@ -21,6 +21,7 @@ from engine.config import save_config
 from engine.messages import ConfigError, logger
 from engine.pipeline import run_stages
 from evaluations.pipelines.ar_probe import ARProbeConfig, collect, stages_of
+from evaluations.results import forced_mark, scalars_of
 
 
 def main() -> None:
@@ -39,7 +40,8 @@ def main() -> None:
     results_file = run / "results.json"
     results = collect(run)
     write_atomic(results_file, json.dumps(results, indent=1))
-    logger.info("%s: %s", results_file, "  ".join(f"{name} {value:.4g}" for name, value in results.items()))
+    texts = [f"{name} {value:.4g}{forced_mark(name, results)}" for name, value in scalars_of(results).items()]
+    logger.info("%s: %s", results_file, "  ".join(texts))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from engine.world import World, distributed_world
 from evaluations.image_sets import SourceImages
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.extractors import EXTRACTORS, FILE_EXTRACTOR, OFFLINE_EXTRACTOR
-from evaluations.protocols.reference import ReferenceImages, ReferenceSource, require_kind, require_size
+from evaluations.protocols.reference import ReferenceImages, ReferenceSource
 from evaluations.protocols.reference_file import ReferenceFile
+from evaluations.protocols.trust import add_force_flags, require_trust
 
 SPLITS = ("val", "train")  # values of --reference that are images of the data, and values of --reference-kind
 
@@ -52,7 +53,7 @@ def add_measure_flags(parser: argparse.ArgumentParser, reference: str | None, ba
     parser.add_argument(
         "--reference-kind", choices=sorted(SPLITS), help="kind of a reference file that does not record it"
     )
-    parser.add_argument("--force-reference", action="store_true", help="accept a reference of the wrong kind")
+    add_force_flags(parser)
 
     # How it is computed, and where it goes.
     parser.add_argument(
@@ -142,12 +143,12 @@ def reference_path(args: argparse.Namespace) -> Path | None:
 
 
 def open_reference(
-    args: argparse.Namespace, measured: str, data: DataConfig, size: int, extractor: Extractor
+    args: argparse.Namespace, measured: str, num_images: int, data: DataConfig, size: int, extractor: Extractor
 ) -> ReferenceSource:
-    """The reference that the flags name: a file, or images of `data` at `size` pixels.
+    """The reference for `num_images` images that the flags name: a file, or images of `data` at `size` pixels.
 
-    `measured` is `generation` or `reconstruction`. Raises UserError for a reference of another kind or size; nothing is
-    computed before.
+    `measured` is `generation` or `reconstruction`. Raises UserError for numbers that should not be trusted, unless they
+    are forced; nothing is computed before.
     """
     path = reference_path(args)
     if path is not None:
@@ -155,9 +156,7 @@ def open_reference(
     else:
         images = SourceImages(open_source(data, args.reference), args.reference, size, data.skip_broken)
         source = ReferenceImages(images, args.reference, extractor)
-    if "published" in extractor.capabilities:
-        require_kind(source.facts, measured, args.force_reference)
-    require_size(source.facts, size)
+    require_trust(source.facts, args, measured, num_images, size, extractor)
     return source
 
 

@@ -46,6 +46,9 @@ def main() -> None:
     if images:
         print(images)
 
+    if comparison.forced:
+        print("\nforced, not to be trusted and never ranked:")
+        print("\n".join(f"  {line}" for line in comparison.forced))
     if comparison.differences:
         print("\nnot ranked where the protocols differ from that of the first result:")
         print("\n".join(f"  {difference}" for difference in comparison.differences))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from evaluations.metrics.registry import find_metric
-from evaluations.results import changed_for_all, changed_for_some, changed_plugins
+from evaluations.results import changed_for_all, changed_for_some, changed_plugins, forced_mark, scalars_of
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,15 @@ class Row:
     metric: str
     values: list[float | None]
     best: float | None = None  # None where the results are not ranked by it
+    marks: Sequence[str] = ()  # one behind each value: empty, or that it was forced
 
     def cells(self) -> list[str]:
-        """The values as text, with * at the best."""
-        return ["-" if value is None else f"{value:.5g}{'*' if value == self.best else ''}" for value in self.values]
+        """The values as text, with * at the best, and a mark at those that were forced."""
+        marks = self.marks or [""] * len(self.values)
+        return [
+            "-" if value is None else f"{value:.5g}{'*' if value == self.best else ''}{mark}"
+            for value, mark in zip(self.values, marks, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Comparison:
 
     rows: list[Row]
     differences: list[str]
+    forced: list[str] = field(default_factory=list)  # which numbers should not be trusted, and why
 
     def text(self, columns: Sequence[str]) -> str:
         """The table for a terminal, under the names of the results."""
@@ -65,26 +71,30 @@ def compare(named: Sequence[tuple[str, dict[str, Any]]]) -> Comparison:
     # One row per metric that any of the results has as a number.
     rows = []
     for metric in names:
-        values = [number(result["metrics"].get(metric)) for result in results]
-        may_rank = all_metrics_may_rank and None not in values
-        rows.append(Row(metric, values, best_value(metric, values, changed_sections) if may_rank else None))
-    return Comparison(rows, differences)
+        values = [scalars_of(result["metrics"]).get(metric) for result in results]
+        marks = [forced_mark(metric, result) for result in results]
+        may_rank = all_metrics_may_rank and None not in values and not any(marks)
+        best = best_value(metric, values, changed_sections) if may_rank else None
+        rows.append(Row(metric, values, best, marks))
+    return Comparison(rows, differences, forced_numbers(named))
+
+
+def forced_numbers(named: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """One line per result and reason: which of its numbers were forced."""
+    lines = []
+    for name, result in named:
+        metrics_of: dict[str, list[str]] = {}
+        for metric, reason in result.get("forced", {}).items():
+            metrics_of.setdefault(reason, []).append(metric)
+        lines += [f"{name}: {', '.join(metrics)}: {reason}" for reason, metrics in metrics_of.items()]
+    return lines
 
 
 def all_metric_names(results: Sequence[dict[str, Any]]) -> list[str]:
     """The metrics that any result has as a number: those of the first in its order, then the others by name."""
     first, *others = (result["metrics"] for result in results)
     further = sorted({name for metrics in others for name in metrics if name not in first})
-    return [
-        name
-        for name in (*first, *further)
-        if any(number(result["metrics"].get(name)) is not None for result in results)
-    ]
-
-
-def number(value: Any) -> float | None:
-    """The value of a metric that is one number; None for tables such as `top1_per_lr`."""
-    return value if isinstance(value, int | float) else None
+    return [name for name in (*first, *further) if any(name in scalars_of(result["metrics"]) for result in results)]
 
 
 def best_value(name: str, values: Sequence[float], changed_sections: Mapping[str, Any]) -> float | None:

@@ -25,6 +25,7 @@ from evaluations.cli import SPLITS, add_asset_flags, assets_from, run_evaluation
 from evaluations.image_sets import NpzWriter, SourceImages
 from evaluations.metrics.extractors import EXTRACTORS, FILE_EXTRACTOR
 from evaluations.metrics.feature_statistics import FeatureStatistics
+from evaluations.protocols.trust import add_force_flag, count_doubts, untrusted_message
 from evaluations.results import write_arrays
 
 
@@ -41,6 +42,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--per-proc-batch-size", type=positive, default=50)
     parser.add_argument("--output", required=True, type=Path, help="npz file to write; nothing is overwritten")
+    add_force_flag(parser, "make a reference of too few images; numbers that it is used for must be forced as well")
     add_device_flag(parser)
     add_asset_flags(parser)
     return parser.parse_args()
@@ -67,15 +69,18 @@ class EvenlySpread:
 def reference_arrays(images: SourceImages, kind: str, statistics: FeatureStatistics, world: World) -> dict[str, Any]:
     """Facts and statistics by the names of the file. A collective: every rank calls it."""
     mean, cov = statistics.pool.merged(world).gaussian()
-    mean_s, cov_s = statistics.spatial.merged(world).gaussian()
+    spatial = {}
+    if statistics.spatial is not None:
+        spatial["mu_s"], spatial["sigma_s"] = statistics.spatial.merged(world).gaussian()
     return {
         **{key: np.array(str(value)) for key, value in images.facts.items()},
         "kind": np.array(kind),
+        "extractor": np.array(statistics.extractor.metric),
         "extractor_weights": np.array(statistics.extractor.stamp),
+        "image_size": np.array(images.image_size),
         "mu": mean,
         "sigma": cov,
-        "mu_s": mean_s,
-        "sigma_s": cov_s,
+        **spatial,
         "num_images": np.array(len(images)),
     }
 
@@ -87,6 +92,9 @@ def write(args: argparse.Namespace, world: World) -> None:
     source = open_path(args.data_path, "--data-path")
     images = SourceImages(source, args.kind, args.image_size)
     extractor = EXTRACTORS[FILE_EXTRACTOR](assets_from(args)).to(world.device)
+    doubts = list(count_doubts("reference", len(images), extractor))
+    if doubts and not args.force:
+        raise UserError(untrusted_message(doubts))
 
     # One pass over the images for both.
     statistics = FeatureStatistics(extractor, len(images))

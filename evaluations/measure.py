@@ -23,15 +23,9 @@ from evaluations.image_sets import open_images
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.extractors import FILE_EXTRACTOR
 from evaluations.protocols.distances import compute_metrics
-from evaluations.protocols.reference import (
-    KINDS,
-    ReferenceImages,
-    ReferenceSource,
-    features_of,
-    require_kind,
-    require_size,
-)
+from evaluations.protocols.reference import ReferenceImages, ReferenceSource, features_of
 from evaluations.protocols.reference_file import ReferenceFile
+from evaluations.protocols.trust import KINDS, require_trust
 from evaluations.results import write_result
 
 
@@ -68,8 +62,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     if extractor is None:
         raise UserError("--extractor none leaves nothing to measure")
     opened = open_reference(path, args.reference_kind, extractor)
-    require_kind(opened.facts, args.measured, args.force_reference)
-    require_size(opened.facts, images.image_size)
+    require_trust(opened.facts, args, args.measured, len(images), images.image_size, extractor)
 
     keep_features = "published" in extractor.capabilities
     reference = opened.reference(output.parent, world, keep_features)

@@ -18,10 +18,12 @@ from engine.aliases import current_result
 from engine.checkpoint.manifest import write_atomic
 from engine.messages import UserError, logger
 from engine.run_record import library_versions
-from evaluations.metrics.registry import protocol_sections
+from evaluations.metrics.registry import protocol_sections, sections_of
 
 # Sections that may differ between two results: networks and samples are what is compared.
 COMPARED_SECTIONS = ("tokenizer", "gpt", "samples")
+
+FORCED_MARK = " (forced)"
 
 # Facts that may differ as well: they change the definition of no number.
 IGNORED_FACTS = (
@@ -78,20 +80,42 @@ def changed_plugins(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return [text for other in others for text in changed_facts(first, other).values()]
 
 
+# ------------------------------------------------------------------------------------------------ numbers
+def scalars_of(facts: Mapping[str, Any]) -> dict[str, float]:
+    """The entries that are single numbers, as opposed to tables such as `top1_per_lr`."""
+    return {name: value for name, value in facts.items() if isinstance(value, int | float)}
+
+
+def forced_metrics(metrics: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, str]:
+    """{metric: why it should not be trusted} of the metrics that depend on a reference which was forced."""
+    reasons = (protocol.get("reference") or {}).get("forced")
+    if not reasons:
+        return {}
+    of_reference = [name for name in metrics if "reference" in sections_of(name)]
+    return dict.fromkeys(of_reference, "; ".join(reasons))
+
+
+def forced_mark(metric: str, result: Mapping[str, Any]) -> str:
+    """What is shown behind a number of a result: empty, or that it was forced."""
+    return FORCED_MARK if metric in result.get("forced", {}) else ""
+
+
 # ------------------------------------------------------------------------------------------------ files
 def write_result(path: Path, metrics: dict[str, Any], protocol: dict[str, Any], **more: dict[str, Any]) -> None:
     """Writes `{metrics, protocol, libraries}` as JSON, atomically, and logs the numbers.
 
     `plugins` ({name: SHA-256}) is there too, where any are loaded.
     `more` are further sections, left out where empty: `unavailable` ({metric: why it is missing}), `timing`.
+    `forced` ({metric: why it should not be trusted}) follows from the facts of the reference.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {"metrics": metrics, "protocol": protocol, "libraries": library_versions(), **plugins.stamp()}
+    more = {"forced": forced_metrics(metrics, protocol), **more}
     result |= {name: section for name, section in more.items() if section}
     write_atomic(path, json.dumps(result, indent=1))
 
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    logger.info("%s: %s", path, "  ".join(f"{name} {value:.5g}" for name, value in numbers.items()))
+    numbers = {name: f"{value:.5g}{forced_mark(name, result)}" for name, value in scalars_of(metrics).items()}
+    logger.info("%s: %s", path, "  ".join(f"{name} {text}" for name, text in numbers.items()))
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:

@@ -178,7 +178,8 @@ def test_every_evaluation_measures_them(root, run):
         "--code-path", root / "codes", "--output", results / "generation.json",
     )  # fmt: skip
     assert json.loads((results / "generation.json").read_text())["metrics"]["contrast"] > 0
-    run("evaluations.search_cfg", *pair(root), *sampling, "--scales", "1,2", "--output", results / "search.json")
+    search = ["--scales", "1,2", "--force", "--output", results / "search.json"]
+    run("evaluations.search_cfg", *pair(root), *sampling, *search)
     run("evaluations.val_loss", *pair(root), "--code-path", root / "codes", "--output", results / "val_loss.json")
     assert json.loads((results / "val_loss.json").read_text())["metrics"]["val_loss"] > 0
 

@@ -43,7 +43,8 @@ FEWER = {  # arguments that a stage gets on top of its own: six updates of every
     ],
     "gpt": ["loop.steps=6", "loop.log_every=1", "model.vocab_size=32", "validation.num_images=10"],
     "classifier": ["loop.steps=6", "loop.log_every=3"],
-    "generation": ["--num-fid-samples", "20"],
+    "reconstruction": ["--force"],
+    "generation": ["--num-fid-samples", "20", "--force"],
 }
 
 
@@ -120,7 +121,7 @@ def test_results_have_the_promised_keys_and_ranges(journey):
     results = json.loads((run / "results.json").read_text())
     assert set(results) == {
         "psnr", "codebook_usage", "codebook_size", "num_tokens", "frechet_lite0", "label_agreement",
-        "classifier_accuracy", "distinct", "memorized", "guidance_scale", "seconds",
+        "classifier_accuracy", "distinct", "memorized", "guidance_scale", "seconds", "forced",
     }  # fmt: skip
     assert set(results["frechet_lite0"]) == {"real", "reconstruction", "generated", "noise"}
     assert results["seconds"] == dict.fromkeys(

@@ -92,7 +92,7 @@ class GenerationJob:
         data = images_from(args, tokenizer)
         opened = None
         if extractor is not None:
-            opened = open_reference(args, "generation", data, stream.image_size, extractor)
+            opened = open_reference(args, "generation", len(stream.labels), data, stream.image_size, extractor)
         export = None
         if args.export:
             export = EXPORTS[args.export](args.sample_dir, stream.labels, stream.image_size, world)

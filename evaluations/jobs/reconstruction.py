@@ -29,10 +29,12 @@ from evaluations.protocols.reconstruction_accumulators import (
     Examples,
     PairScores,
     ReconstructionDistances,
+    own_reference_facts,
     plugin_score,
 )
 from evaluations.protocols.reference import Reference
 from evaluations.protocols.registry import PROTOCOLS
+from evaluations.protocols.trust import require_trust
 from evaluations.results import write_arrays, write_result
 from tokenizer.cli import images_from, tokenizer_from
 from tokenizer.frozen.lpips import lpips_network
@@ -47,6 +49,7 @@ class ReconstructionJob:
     output: Path
     reconstructor: Reconstructor
     source: ImageSource
+    originals: dict[str, Any]  # what the protocol says about the images
     skip_broken: bool
     batch_size: int
     lpips_stamps: dict[str, str]
@@ -81,21 +84,29 @@ class ReconstructionJob:
         source = open_source(data, "val")
         if len(source) < 2:
             raise UserError(f"{source.name} has {len(source)} images; statistics need 2 or more")
+        originals = {"data": source.name, "split": "val", "content": source.identity()}
 
         # The reference comes last: its statistics may take long.
         distances = None
         if extractor is not None:
-            reference: Reference | None = None  # the images themselves, unless the flags name others
-            if args.reference != "val":
-                opened = open_reference(args, "reconstruction", data, reconstructor.eval_size, extractor)
+            # The images themselves, unless the flags name others.
+            reference: Reference | None = None
+            if args.reference == "val":
+                facts = own_reference_facts(originals, len(source), extractor)
+                require_trust(facts, args, "reconstruction", len(source), None, extractor)
+            else:
+                size = reconstructor.eval_size
+                opened = open_reference(args, "reconstruction", len(source), data, size, extractor)
+                facts = opened.facts
                 reference = opened.reference(output.parent, world, args.precision_recall)
             distances = ReconstructionDistances(
-                protocol, extractor, reference, len(source), args.precision_recall, args.fp16_emulation
+                protocol, extractor, facts, reference, len(source), args.precision_recall, args.fp16_emulation
             )
         return cls(
             output=output,
             reconstructor=reconstructor,
             source=source,
+            originals=originals,
             skip_broken=data.skip_broken,
             batch_size=args.per_proc_batch_size,
             lpips_stamps=lpips_stamps,
@@ -127,17 +138,15 @@ class ReconstructionJob:
     def protocol(self) -> dict[str, Any]:
         """How the numbers were made."""
         tokenizer = self.reconstructor.tokenizer
-        originals = {"data": self.source.name, "split": "val", "content": self.source.identity()}
-        reference = self.distances.reference_facts(originals) if self.distances is not None else None
 
         return {
             "kind": "reconstruction",
             "name": self.reconstructor.protocol.name,
             "num_images": len(self.source),
-            **originals,
+            **self.originals,
             "skip_broken": self.skip_broken,
             **self.reconstructor.facts(),
-            "reference": reference,
+            "reference": self.distances.facts if self.distances is not None else None,
             "lpips_weights": self.lpips_stamps,
             "codebook_size": tokenizer.quantizer.codebook_size,
             "num_tokens": tokenizer.num_tokens,

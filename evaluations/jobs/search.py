@@ -20,7 +20,7 @@ from evaluations.metrics.extractor import Extractor
 from evaluations.protocols.accumulators import Measurement, measure
 from evaluations.protocols.generation_accumulators import GenerationDistances
 from evaluations.protocols.reference import Reference
-from evaluations.results import changed_facts, read_result, write_result
+from evaluations.results import changed_facts, forced_mark, forced_metrics, read_result, write_result
 from evaluations.sample_stream import SampleStream
 from tokenizer.cli import images_from, tokenizer_from
 
@@ -196,7 +196,7 @@ class SearchJob:
 
         # What was measured before, with the same settings.
         data = images_from(args, tokenizer)
-        opened = open_reference(args, "generation", data, stream.image_size, extractor)
+        opened = open_reference(args, "generation", len(stream.labels), data, stream.image_size, extractor)
         facts = stream.protocol(opened.facts)
         for section, fact in FREE_FACTS:
             facts[section].pop(fact, None)
@@ -228,7 +228,9 @@ class SearchJob:
         if scale not in self.curve.rows:
             self.curve.add(scale, self.metrics_at(scale))
         metrics = self.curve.rows[scale]
-        logger.info("guidance scale %g: %s", scale, "  ".join(f"{name} {v:.4g}" for name, v in metrics.items()))
+        forced = {"forced": forced_metrics(metrics, {"reference": self.reference.facts})}
+        texts = [f"{name} {value:.4g}{forced_mark(name, forced)}" for name, value in metrics.items()]
+        logger.info("guidance scale %g: %s", scale, "  ".join(texts))
         return next(iter(metrics.values()))  # the distance comes first
 
     def metrics_at(self, scale: float) -> Measurement:

@@ -173,6 +173,12 @@ def headline_metrics() -> list[str]:
     return [name for name, metric in METRICS.items() if metric.headline]
 
 
+def sections_of(name: str) -> tuple[str, ...]:
+    """The sections of a protocol that a number depends on and others do not; none for an unknown name."""
+    metric = find_metric(name)
+    return metric.depends_on if metric is not None else ()
+
+
 def protocol_sections() -> set[str]:
     """The sections of a protocol that only some metrics depend on."""
     return {section for metric in METRICS.values() for section in metric.depends_on}

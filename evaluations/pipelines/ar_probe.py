@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from autoregressive.guidance import GUIDANCE_SCHEDULES
 from autoregressive.views import VIEWS
@@ -28,7 +29,7 @@ class ARProbeConfig(Section):
     reference: str = "train"  # of the gFID: an npz file such as VIRTUAL_imagenet256_labeled.npz, or train
     num_fid_samples: int = 50000
     guidance_schedule: str = "constant"  # constant | step | linear
-    search_flags: list[str] = field(default_factory=list)  # further flags of evaluations.search_cfg
+    search_flags: list[str] = field(default_factory=list)  # further flags of evaluations.search_cfg, such as --force
     plugins: list[str] = field(default_factory=list)  # modules or .py files that register components
 
     def problems(self) -> Iterator[Problem]:
@@ -70,10 +71,14 @@ def stages_of(config: ARProbeConfig) -> list[Stage]:
     ]  # fmt: skip
 
 
-def collect(run: Path) -> dict[str, float]:
-    """Collects the numbers of the paper's table: gFID at the best scale, validation loss, accuracy."""
+def collect(run: Path) -> dict[str, Any]:
+    """Collects the numbers of the paper's table: gFID at the best scale, validation loss, accuracy.
+
+    `forced` ({metric: why it should not be trusted}) is there too, where the search was forced.
+    """
     layout = RunLayout(run)
-    search = read_result(layout.result("search"))["metrics"]
+    search = read_result(layout.result("search"))
     val_loss = read_result(layout.result("val_loss"))["metrics"]["val_loss"]
     top1 = read_result(layout.generator_probe / "result.json")["metrics"]["top1"]
-    return {**search, "val_loss": val_loss, "linear_probe_top1": top1}
+    forced = {"forced": search["forced"]} if "forced" in search else {}
+    return {**search["metrics"], "val_loss": val_loss, "linear_probe_top1": top1, **forced}

@@ -8,7 +8,8 @@ from evaluations.metrics.frechet import frechet_distance
 from evaluations.metrics.precision_recall import NEIGHBOR, precision_recall
 from evaluations.metrics.registry import distance_name
 from evaluations.protocols.accumulators import Measurement
-from evaluations.protocols.reference import KINDS, Reference
+from evaluations.protocols.reference import Reference
+from evaluations.protocols.trust import KINDS
 
 MANIFOLD_METRICS = ("precision", "recall")  # need features of single images
 

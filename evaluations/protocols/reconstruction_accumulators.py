@@ -15,7 +15,8 @@ from evaluations.metrics.registry import Metric
 from evaluations.protocols.accumulators import Accumulator, Measurement
 from evaluations.protocols.distances import compute_metrics, pool_distance
 from evaluations.protocols.reconstruction import ReconstructedBatch, ReconstructionProtocol, Score
-from evaluations.protocols.reference import KINDS, Reference, extractor_facts
+from evaluations.protocols.reference import Reference, extractor_facts
+from evaluations.protocols.trust import KINDS
 from tokenizer.quantizers.base import Quantizer
 
 NUM_EXAMPLES = 32  # pairs kept for the report
@@ -77,16 +78,24 @@ class Compression(Accumulator[ReconstructedBatch]):
         return Measurement(compression(self.quantizer, num_pixels, num_tokens))
 
 
+def own_reference_facts(originals: Mapping[str, Any], count: int, extractor: Extractor) -> dict[str, Any]:
+    """The facts of `count` images as a reference of their own reconstructions; `originals` are those of the images."""
+    facts = {"kind": KINDS["reconstruction"], "num_images": count, "statistics": "of the images themselves"}
+    return {**originals, **facts, **extractor_facts(extractor)}
+
+
 class ReconstructionDistances(Accumulator[ReconstructedBatch]):
     """Metrics of reconstructions against a reference, or without one against their own originals.
 
-    With a reference the distance of the originals to it is measured too, as the scale of the other.
+    With a reference the distance of the originals to it is measured too, as the scale of the other. `facts` are those
+    of the reference or of the originals.
     """
 
     def __init__(
         self,
         protocol: ReconstructionProtocol,
         extractor: Extractor,
+        facts: dict[str, Any],
         reference: Reference | None,
         count: int,
         precision_recall: bool,
@@ -94,18 +103,11 @@ class ReconstructionDistances(Accumulator[ReconstructedBatch]):
     ) -> None:
         self.protocol = protocol
         self.extractor = extractor
+        self.facts = facts
         self.reference = reference
         self.emulate_fp16 = emulate_fp16
         self.reconstructions = FeatureStatistics(extractor, count, precision_recall)
         self.originals = FeatureStatistics(extractor, count, precision_recall and reference is None)
-
-    def reference_facts(self, originals_facts: Mapping[str, Any]) -> dict[str, Any]:
-        """The facts of the reference, given those of the originals."""
-        if self.reference is not None:
-            return self.reference.facts
-        facts = {"kind": KINDS["reconstruction"], "num_images": self.originals.count}
-        facts |= {"statistics": "of the images themselves", **extractor_facts(self.extractor)}
-        return {**originals_facts, **facts}
 
     def update(self, batch: ReconstructedBatch) -> None:
         self.reconstructions.update(batch.ids, self.protocol.features(self.extractor, batch.reconstructions))
@@ -126,7 +128,7 @@ class ReconstructionDistances(Accumulator[ReconstructedBatch]):
         spatial = originals.spatial.merged(world).gaussian() if originals.spatial is not None else None
         features = originals.all_features(world) if originals.features is not None else None
         pool = originals.pool.merged(world).gaussian()
-        return Reference({"kind": KINDS["reconstruction"]}, pool, spatial, features)
+        return Reference(self.facts, pool, spatial, features)
 
 
 class Examples(Accumulator[ReconstructedBatch]):

@@ -4,13 +4,13 @@ A reference is images, whose statistics are computed once and kept beside the re
 layout of ADM (`evaluations.protocols.reference_file`).
 
 The kind of a reference is `train` (statistics of the training images: generation) or `val` (held-out images:
-reconstruction). Taking one for the other is the most frequent mistake of published numbers, so it is an error.
+reconstruction). Taking one for the other is the most frequent mistake of published numbers, so it is an error
+(`evaluations.protocols.trust`).
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,10 +26,10 @@ from evaluations.image_sets import ImageSequence, with_bar
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.feature_statistics import FeatureStatistics
 from evaluations.metrics.frechet import Gaussian
+from evaluations.protocols.trust import FORCED
 from evaluations.results import write_arrays
 
 BATCH_SIZE = 50
-KINDS = {"generation": "train", "reconstruction": "val"}  # what is measured -> the kind of its reference
 
 
 @dataclass
@@ -54,32 +54,6 @@ class ReferenceSource(Protocol):
 def extractor_facts(extractor: Extractor) -> dict[str, str]:
     """What a protocol says about the extractor of a reference."""
     return {"extractor": extractor.metric, "extractor_weights": extractor.stamp}
-
-
-# ------------------------------------------------------------------------------------------------ checks
-def require_kind(facts: Mapping[str, Any], measured: str, forced: bool) -> None:
-    """Checks that a reference with these facts is of the kind that `measured` is published with.
-
-    `measured` is `generation` or `reconstruction`. Raises UserError for another kind; where that is `forced`, it is
-    a warning.
-    """
-    expected = KINDS[measured]
-    kind = facts["kind"]
-    if kind == expected:
-        return
-    if not forced:
-        raise UserError(
-            f"a {measured} is measured against a reference of kind {expected}, this one is {kind} "
-            f"({facts.get('file') or facts.get('data')}); to do it all the same: --force-reference"
-        )
-    logger.warning("%s measured against a reference of kind %s: not a published protocol", measured, kind)
-
-
-def require_size(facts: Mapping[str, Any], image_size: int) -> None:
-    """Raises UserError where the reference images have another resolution."""
-    reference_size = facts.get("image_size")
-    if reference_size not in (None, image_size):
-        raise UserError(f"the reference has images of {reference_size} px, the images to measure have {image_size} px")
 
 
 # ------------------------------------------------------------------------------------------------ images
@@ -118,7 +92,8 @@ class ReferenceImages:
         `keep_features`: features of the images too, for precision and recall.
         """
         # The name of the file is a hash of everything that the statistics depend on.
-        content = {**self.facts, "features": keep_features, "version": self.images.version}
+        images = {name: fact for name, fact in self.facts.items() if name != FORCED}
+        content = {**images, "features": keep_features, "version": self.images.version}
         key = json_digest(content)[:16]
         path = cache_dir / f"reference_{key}.npz"
 

@@ -3,7 +3,7 @@
     mu, sigma       pool features
     mu_s, sigma_s   spatial features
     arr_0           images, for precision and recall
-    kind, num_images, extractor_weights   written by evaluations.make_reference only
+    kind, num_images, image_size, extractor, extractor_weights   written by evaluations.make_reference only
 
 A file with fewer keys makes some metrics unavailable, by name.
 """
@@ -14,7 +14,7 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,8 @@ from evaluations.metrics.extractors import extractors_with
 from evaluations.metrics.frechet import Gaussian
 from evaluations.protocols.reference import Reference, ReferenceImages, extractor_facts
 
-TRAIN_STATISTICS = re.compile(r"VIRTUAL_imagenet\d+_labeled\.npz")  # ADM's files: statistics of the whole training set
+# ADM's files, with the size of their images: statistics of the whole training set.
+TRAIN_STATISTICS = re.compile(r"VIRTUAL_imagenet(\d+)_labeled\.npz")
 
 
 @dataclass
@@ -53,34 +54,37 @@ class ReferenceFile:
             accepted = " or ".join(extractors_with("published"))
             raise UserError(f"reference {path} holds Inception statistics; use --extractor {accepted}")
 
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                kind = _kind(path, _text(stored, "kind"), kind)
-                pool = _gaussian(path, stored, "mu", "sigma", extractor.dim)
-                spatial = _gaussian(path, stored, "mu_s", "sigma_s", extractor.spatial_dim)
-                has_images = "arr_0" in stored.files
-                num_images = int(stored["num_images"]) if "num_images" in stored.files else "unknown"
-                weights = _text(stored, "extractor_weights")
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            # UserError is a ValueError: those of the checks above have their message already.
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path} cannot be read as reference statistics: {error}") from error
-        if weights not in (None, extractor.stamp):
-            raise UserError(f"{path} was made with the Inception weights {weights}, these are {extractor.stamp}")
-        if pool is None and not has_images:
+        content = _read_content(path, kind, extractor)
+        _require_extractor(path, content, extractor)
+        if content.pool is None and not content.has_images:
             raise UserError(f"{path} has neither mu and sigma nor images (arr_0)")
 
+        # What the file says; the number of images is that of mu and sigma.
         sha256 = file_sha256(path)
-        facts: dict[str, Any] = {"file": path.name, "sha256": sha256, "kind": kind, **extractor_facts(extractor)}
-        facts |= {"num_images": num_images, "statistics": "stored"}  # those of mu and sigma
+        facts: dict[str, Any] = {
+            "file": path.name,
+            "sha256": sha256,
+            "kind": content.kind,
+            **extractor_facts(extractor),
+        }
+        facts |= {"num_images": content.num_images, "statistics": "stored"}
+        if content.image_size is not None:
+            facts["image_size"] = content.image_size
+
+        # Of statistics without a count, the covariance shows whether there were too few images.
+        if content.pool is not None and content.num_images == "unknown":
+            rank = int(np.linalg.matrix_rank(content.pool[1], hermitian=True))
+            if rank < extractor.dim:
+                facts["covariance_rank"] = rank
+
+        # Its images.
         images = None
-        if has_images:
+        if content.has_images:
             images = NpzImages(path, sha256)
             facts |= {"num_stored_images": len(images), "image_size": images.image_size}
-        if pool is None:
+        if content.pool is None:
             facts |= {"statistics": "of its images", "num_images": len(images)}
-        return cls(path, extractor, facts, pool, spatial, images)
+        return cls(path, extractor, facts, content.pool, content.spatial, images)
 
     def reference(self, cache_dir: Path, world: World, keep_features: bool) -> Reference:
         """The statistics of the file. What it lacks is computed from its images, or missing, with the reason.
@@ -106,9 +110,70 @@ class ReferenceFile:
         return reference
 
 
+class _Content(NamedTuple):
+    """What a file says, but for its images."""
+
+    kind: str
+    pool: Gaussian | None
+    spatial: Gaussian | None
+    has_images: bool
+    num_images: int | str  # of the statistics; "unknown" where the file does not say it
+    image_size: int | None
+    extractor: str | None  # family of its features, and the stamp of the weights
+    weights: str | None
+
+
+def _read_content(path: Path, kind: str | None, extractor: Extractor) -> _Content:
+    """Reads all but the images. Raises UserError for a file that cannot be read, or does not fit."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            _require_layout(path, stored.files)
+            return _Content(
+                kind=_kind(path, _text(stored, "kind"), kind),
+                pool=_gaussian(path, stored, "mu", "sigma", extractor.dim),
+                spatial=_gaussian(path, stored, "mu_s", "sigma_s", extractor.spatial_dim),
+                has_images="arr_0" in stored.files,
+                num_images=int(stored["num_images"]) if "num_images" in stored.files else "unknown",
+                image_size=int(stored["image_size"]) if "image_size" in stored.files else _size_in_name(path),
+                extractor=_text(stored, "extractor"),
+                weights=_text(stored, "extractor_weights"),
+            )
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        # UserError is a ValueError: those of the checks above have their message already.
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read as reference statistics: {error}") from error
+
+
+def _require_extractor(path: Path, content: _Content, extractor: Extractor) -> None:
+    """Raises UserError where the features of a file, as far as it says so, are those of another extractor."""
+    if content.extractor not in (None, extractor.metric):
+        raise UserError(
+            f"reference {path} holds {content.extractor} features, the extractor gives {extractor.metric} features; "
+            "statistics of two extractors cannot be compared"
+        )
+    if content.weights not in (None, extractor.stamp):
+        raise UserError(f"{path} was made with the Inception weights {content.weights}, these are {extractor.stamp}")
+
+
 def _text(stored: np.lib.npyio.NpzFile, key: str) -> str | None:
     """An entry as text, or None where the file does not have it."""
     return str(stored[key]) if key in stored.files else None
+
+
+def _require_layout(path: Path, keys: list[str]) -> None:
+    """Raises UserError for the statistics that evaluations keep beside their results: those of any extractor."""
+    if "pool_mean" in keys:
+        raise UserError(
+            f"reference {path} is not in ADM's layout: it holds statistics that an evaluation kept for itself, perhaps "
+            "of another extractor; name the images instead, or make a file with evaluations.make_reference"
+        )
+
+
+def _size_in_name(path: Path) -> int | None:
+    """The size of the images of ADM's files, which their name says."""
+    known = TRAIN_STATISTICS.fullmatch(path.name)
+    return int(known[1]) if known is not None else None
 
 
 def _kind(path: Path, file_kind: str | None, flag_kind: str | None) -> str:

@@ -70,6 +70,9 @@ def comparison(runs: list[RunFolder]) -> str:
             differences = compared.differences[:MAX_DIFFERENCES]
             items = "".join(f"<li>{escape(difference)}</li>" for difference in differences)
             note = f'<div class="note">Not ranked where the protocols differ.<ul>{items}</ul></div>'
+        if compared.forced:
+            items = "".join(f"<li>{escape(line)}</li>" for line in compared.forced)
+            note += f'<div class="note">Forced: these numbers should not be trusted.<ul>{items}</ul></div>'
         parts.append(f"<h2>{escape(name)}</h2>{table(head, body)}{note}")
     return "".join(parts) or "<p>No kind of result is in two of the runs.</p>"
 

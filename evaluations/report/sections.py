@@ -15,11 +15,7 @@ from evaluations.report.curves import curves
 from evaluations.report.page import cards, table
 from evaluations.report.pictures import codebook, components, reconstructions, samples
 from evaluations.report.run_folder import RunFolder
-
-
-def scalars_of(facts: Mapping[str, Any]) -> dict[str, float]:
-    """The entries that are single numbers."""
-    return {name: value for name, value in facts.items() if isinstance(value, int | float)}
+from evaluations.results import forced_mark, scalars_of
 
 
 def headline(run: RunFolder) -> str:
@@ -28,15 +24,15 @@ def headline(run: RunFolder) -> str:
     If several results have one, the first counts; probes are told apart.
     """
     order = headline_metrics()
-    numbers: dict[tuple[str, str], float] = {}
+    texts: dict[tuple[str, str], str] = {}
     for name, result in run.results.items():
         for metric, value in scalars_of(result["metrics"]).items():
             if metric in order:
                 where = f" ({name})" if metric == "top1" else ""
-                numbers.setdefault((metric, where), value)
+                texts.setdefault((metric, where), f"{shown(metric, value)}{forced_mark(metric, result)}")
 
-    sorted_keys = sorted(numbers, key=lambda key: order.index(key[0]))
-    return cards([(shown(metric, numbers[metric, where]), title(metric) + where) for metric, where in sorted_keys])
+    sorted_keys = sorted(texts, key=lambda key: order.index(key[0]))
+    return cards([(texts[metric, where], title(metric) + where) for metric, where in sorted_keys])
 
 
 def is_drawn(metric: str) -> bool:
@@ -53,7 +49,8 @@ def guidance(run: RunFolder) -> str:
         metrics = {metric for row in rows for metric in row["metrics"] if is_drawn(metric)}
         for metric in sorted(metrics):
             points = [(row["guidance_scale"], row["metrics"][metric]) for row in rows if metric in row["metrics"]]
-            charts.append(line_chart(f"{metric} over the guidance scale", {name: points}))
+            mark = forced_mark(metric, result)
+            charts.append(line_chart(f"{metric} over the guidance scale{mark}", {name: points}))
     return f'<h2>Guidance</h2><div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
@@ -72,9 +69,9 @@ def probes(run: RunFolder) -> str:
 def _result(name: str, result: Mapping[str, Any]) -> str:
     """One result: its metrics, what is missing and why, and the whole file on demand."""
     numbers = scalars_of(result["metrics"]) | result.get("timing", {})
-    rows = [[metric, shown(metric, value)] for metric, value in numbers.items()]
-    unavailable = result.get("unavailable", {})
-    notes = [f"{metric} is missing: {reason}" for metric, reason in unavailable.items()]
+    rows = [[metric, f"{shown(metric, value)}{forced_mark(metric, result)}"] for metric, value in numbers.items()]
+    notes = [f"{metric} is missing: {reason}" for metric, reason in result.get("unavailable", {}).items()]
+    notes += [f"{metric} should not be trusted: {reason}" for metric, reason in result.get("forced", {}).items()]
     missing = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
     protocol = escape(json.dumps(result, indent=1))
     return (

@@ -10,14 +10,13 @@ import torch
 from engine.data.folders import LooseSource
 from engine.data.images import to_pil
 from engine.messages import UserError
-from evaluations.image_sets import NpzImages, NpzWriter, SourceImages, open_images
+from evaluations.image_sets import NpzImages, NpzWriter, open_images
 from evaluations.metrics import precision_recall as adm
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.feature_statistics import FeatureStatistics
 from evaluations.metrics.inception_score import InceptionScore
 from evaluations.metrics.precision_recall import precision_recall
 from evaluations.protocols.distances import compute_metrics
-from evaluations.protocols.reference import ReferenceImages, require_size
 from evaluations.protocols.reference_file import ReferenceFile
 
 
@@ -272,11 +271,3 @@ def test_a_reference_that_does_not_fit_is_refused(tmp_path, content, message):
     np.savez(tmp_path / "bad.npz", **content)
     with pytest.raises(UserError, match=message):
         ReferenceFile.read(tmp_path / "bad.npz", "val", Tiny())
-
-
-def test_another_resolution_is_refused():
-    images = SourceImages(mini.image_source(6, size=16), "train", 16)
-    reference = ReferenceImages(images, "train", Tiny())
-    require_size(reference.facts, 16)
-    with pytest.raises(UserError, match="reference has images of 16 px, the images to measure have 8 px"):
-        require_size(reference.facts, 8)

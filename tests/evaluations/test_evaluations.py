@@ -72,9 +72,9 @@ def given(tmp_path_factory):
     return root
 
 
-def run(module, monkeypatch, world, output, *flags):
-    """One evaluation with these flags, as its entry runs it."""
-    monkeypatch.setattr(sys, "argv", ["entry", "--output", str(output), "--device", "cpu", *map(str, flags)])
+def run(module, monkeypatch, world, output, *flags, force=("--force",)):
+    """One evaluation with these flags, as its entry runs it; few images are forced."""
+    monkeypatch.setattr(sys, "argv", ["entry", "--output", str(output), "--device", "cpu", *force, *map(str, flags)])
     module.evaluate(module.parse_args(), world)
     result = read_result(output)
     assert all(find_metric(name) for name in result["metrics"]), "every number that is written is a known metric"
@@ -98,8 +98,8 @@ def pixels(split: str) -> torch.Tensor:
 
 
 # ---------------------------------------------------------------------------------------------- reconstruction
-def reconstruct(given, monkeypatch, world, output, *flags):
-    return run(reconstruction, monkeypatch, world, output, "--vq-ckpt", given / "tokenizer", *flags)
+def reconstruct(given, monkeypatch, world, output, *flags, **options):
+    return run(reconstruction, monkeypatch, world, output, "--vq-ckpt", given / "tokenizer", *flags, **options)
 
 
 def test_reconstruction_metrics_are_those_of_a_plain_computation(given, tmp_path, monkeypatch, world):
@@ -136,6 +136,10 @@ def test_reconstruction_says_how_its_numbers_were_made(given, tmp_path, monkeypa
     result = reconstruct(given, monkeypatch, world, tmp_path / "r.json", "--reference", "train")
     protocol = result["protocol"]
     assert protocol["reference"].pop("content")  # what tells two folders of one name apart
+    assert protocol["reference"].pop("forced") == [
+        "the reconstruction to measure: 14 images, fewer than 113 (feature dimension 112, plus 1)",
+        "reference: 30 images, fewer than 113 (feature dimension 112, plus 1)",
+    ]
     assert protocol["reference"] == {
         "data": "mnist5k",
         "split": "train",
@@ -206,7 +210,8 @@ def test_reconstruction_does_not_depend_on_batches_or_ranks(given, tmp_path, mon
         results.append(reconstruct(given, monkeypatch, world, output, "--per-proc-batch-size", size)["metrics"])
     for ranks, size in ((2, 4), (3, 10)):
         output = tmp_path / f"r{ranks}" / "r.json"
-        flags = ["--output", output, "--device", "cpu", "--vq-ckpt", given / "tokenizer", "--per-proc-batch-size", size]
+        flags = ["--output", output, "--device", "cpu", "--force", "--vq-ckpt", given / "tokenizer"]
+        flags += ["--per-proc-batch-size", size]
         monkeypatch.setattr(sys, "argv", ["entry", *map(str, flags)])
         args = reconstruction.parse_args()
         mini.on_ranks(ranks, lambda w, a=args: reconstruction.evaluate(a, w))
@@ -237,14 +242,15 @@ def test_only_inception_gives_rfid_and_gfid(given, tmp_path, monkeypatch, world)
     assert not any("lite0" in name for name in result["metrics"])
     assert result["protocol"]["reference"]["extractor_weights"] == "random"
     wrong = [*flags, "--reference", "train"]
-    with pytest.raises(UserError, match=r"kind val, this one is train .*--force-reference"):
-        reconstruct(given, monkeypatch, world, tmp_path / "train" / "r.json", *wrong)
-    other = reconstruct(given, monkeypatch, world, tmp_path / "train" / "r.json", *wrong, "--force-reference")
+    with pytest.raises(UserError, match=r"(?s)kind val, this one is train .*--force or --force-reference"):
+        reconstruct(given, monkeypatch, world, tmp_path / "train" / "r.json", *wrong, force=())
+    other = reconstruct(given, monkeypatch, world, tmp_path / "train" / "r.json", *wrong, "--force-reference", force=())
     assert "rfid" not in other["metrics"] and {"fid_reconstruction", "fid_real"} <= other["metrics"].keys()
+    assert "this one is train" in other["forced"]["fid_reconstruction"] and "psnr" not in other["forced"]
     made = generate_images(given, monkeypatch, world, tmp_path / "g.json", *flags)
     assert made["metrics"].keys() == {"gfid", "precision", "recall", "distinct"}
     with pytest.raises(UserError, match="kind train, this one is val"):
-        generate_images(given, monkeypatch, world, tmp_path / "h.json", *flags, "--reference", "val")
+        generate_images(given, monkeypatch, world, tmp_path / "h.json", *flags, "--reference", "val", force=())
 
 
 def test_inception_resizes_as_tensorflow_1_did():
@@ -264,9 +270,9 @@ def test_inception_resizes_as_tensorflow_1_did():
 
 
 # ---------------------------------------------------------------------------------------------- generation
-def generate_images(given, monkeypatch, world, output, *flags):
+def generate_images(given, monkeypatch, world, output, *flags, **options):
     own = ["--vq-ckpt", given / "tokenizer", "--gpt-ckpt", given / "gpt", "--num-fid-samples", SAMPLES]
-    return run(generation, monkeypatch, world, output, *own, *flags)
+    return run(generation, monkeypatch, world, output, *own, *flags, **options)
 
 
 class Brightness(nn.Linear):
@@ -347,7 +353,7 @@ def test_generation_does_not_depend_on_batches_or_ranks(given, tmp_path, monkeyp
     own = ["--vq-ckpt", given / "tokenizer", "--gpt-ckpt", given / "gpt", "--num-fid-samples", SAMPLES, *flags]
     for ranks, size in ((2, 3), (3, 20)):
         output = tmp_path / f"r{ranks}" / "g.json"
-        arguments = ["--output", output, "--device", "cpu", *own, "--per-proc-batch-size", size]
+        arguments = ["--output", output, "--device", "cpu", "--force", *own, "--per-proc-batch-size", size]
         monkeypatch.setattr(sys, "argv", ["entry", *map(str, arguments)])
         args = generation.parse_args()
         mini.on_ranks(ranks, lambda w, a=args: generation.evaluate(a, w))

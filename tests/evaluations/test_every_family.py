@@ -88,10 +88,10 @@ def test_every_evaluation_runs(trained, images, tmp_path, monkeypatch, world):
     def call(module, name, *flags, evaluate="evaluate"):
         return run(getattr(module, evaluate), module, monkeypatch, world, tmp_path / name, *tokenizer, *flags)
 
-    metrics = call(reconstruction, "r.json", *val)
+    metrics = call(reconstruction, "r.json", *val, "--force")
     assert {"psnr", "codebook_usage", "bits_per_image", "frechet_lite0_reconstruction"} <= metrics.keys()
 
-    samples = [*gpt, *train, "--num-fid-samples", 6]
+    samples = [*gpt, *train, "--num-fid-samples", 6, "--force"]
     metrics = call(generation, "g.json", *samples, "--code-path", codes)
     assert {"distinct", "memorized", "frechet_lite0_generated", "frechet_lite0_noise"} == metrics.keys()
 
