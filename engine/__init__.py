@@ -4,7 +4,7 @@ Reading configs    config (load, compare, write), yaml_files (files and their ba
                    aliases (old spellings), config_help (`--help-config`)
 Config sections    validation (checks), config_types (types in words), registry (components by name), plugins
 Entries            cli, messages
-Processes          world, devices, parallel, memory_plan (`--plan`)
+Processes          launcher (torchrun), stopping (signals), world, devices, parallel, memory_plan (`--plan`)
 Training           loop, trained_model, optim, schedules
 Record of a run    run_log, run_record, alerts, progress
 Files              checkpoint/, assets (pretrained networks), pipeline (commands that can be stopped)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from engine.config import config_layers, load_config, load_plugins, to_yaml
 from engine.config_help import describe
 from engine.devices import DEVICES
 from engine.messages import UserError
+from engine.stopping import EXIT_INTERRUPTED, stop_with_parent
 
 T = TypeVar("T")
 
@@ -91,15 +93,22 @@ def parse_cli(
 def run_entry(main: Callable[[], None]) -> None:
     """Runs an entry's `main`: a `UserError` or a full disk becomes one clear message and exit code 2.
 
+    Ctrl-C becomes exit code 130, without a traceback. A process of a launcher ends with that launcher.
+
     Plug-ins of the command line are imported before, so that `main` finds their components in the registries.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        stop_with_parent()
     try:
         plugins.load_from_arguments(sys.argv[1:])
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -8,10 +8,8 @@ Steps are counted from 0. The step of a checkpoint or a record is the number of 
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -23,11 +21,12 @@ from engine.checkpoint.weights import WeightSets
 from engine.devices import DEVICES
 from engine.messages import UserError
 from engine.run_log import Run
+from engine.stopping import EXIT_STOPPED, names_of, stop_requests
 from engine.validation import Problem, Section, at_least, one_of
 from engine.world import World
 
 Batch = dict[str, Tensor]
-EXIT_STOPPED = 75  # exit code after SIGTERM or SIGUSR1: the state is saved, the same command continues
+STOP_NOTE = "the run stops after this step and saves; Ctrl-C a second time ends it at once"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -89,22 +88,6 @@ def seed_step(seed: int, rank: int, step: int) -> None:
     torch.manual_seed((seed * 1_000_003 + step) * 4_099 + rank)
 
 
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGUSR1 in a list instead of dying from them."""
-    received: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        received.append(number)
-
-    handlers_before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield received
-    finally:
-        for number, handler in handlers_before.items():
-            signal.signal(number, handler)
-
-
 class _StepRate:
     """Steps per second since the last restart of the clock; time spent on validation is left out."""
 
@@ -131,13 +114,14 @@ def fit(
     world: World,
     store: CheckpointStore,
     show: tuple[str, ...] = (),
-) -> None:
+) -> bool:
     """Trains `task` to `config.steps`, continuing from the newest checkpoint of the run if there is one.
 
     `batches_from(start)` yields micro-batches from step `start` on; it is a pure function of (seed, position), so there
     is no data state to restore. `show` names the metrics that the console prints (default: all).
 
-    SIGTERM or SIGUSR1 saves and raises SystemExit with code 75.
+    A stop signal (`engine.stopping.STOP_SIGNALS`) saves and raises SystemExit with code 75. In the last step it does
+    not, because this training is then finished; the returned value says that there was one.
     """
     # Continue where the last call stopped.
     start = store.load_latest(task.parts())
@@ -145,12 +129,12 @@ def fit(
     if start > 0:
         run.log(f"resumed from step {start} of {config.steps}")
     if start >= config.steps:
-        return
+        return False
 
     batches = batches_from(start)
     run.start_bar(start, config.steps)
     rate = _StepRate(start)
-    with _stop_signals() as signals:
+    with stop_requests(STOP_NOTE if world.is_main else "") as signals:
         for step in range(start, config.steps):
             # Train. The first batch opens the loader, which draws random numbers: seed after it.
             micro_batches = [next(batches) for _ in range(config.grad_accum)]
@@ -176,9 +160,10 @@ def fit(
             if is_last or stop or done % config.save_every == 0:
                 store.save(done, task.parts(), task.weights, wait=is_last or stop)
             if stop and not is_last:
-                origin = signals or "on another rank"
-                run.log(f"stopped by signal {origin} after step {done}; the same command continues")
+                origin = names_of(signals) or "a signal to another process"
+                run.log(f"stopped by {origin} after step {done}; the same command continues")
                 raise SystemExit(EXIT_STOPPED)
+    return stop
 
 
 def check_batch(global_batch_size: int, world: World, grad_accum: int) -> int:

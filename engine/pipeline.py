@@ -9,21 +9,20 @@ checkpoint.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import signal
 import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from engine import plugins
 from engine.checkpoint.manifest import write_atomic
 from engine.messages import UserError, logger
+from engine.stopping import EXIT_STOPPED, handled, names_of, stop_with_parent
 
 HEARTBEAT = 1.0  # seconds between two notes of the time spent
-PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def config_flags(files: Iterable[str | Path]) -> list[str]:
 
 
 class StageError(UserError):
-    """A stage that failed or was stopped."""
+    """A stage that failed."""
 
 
 class StageLog:
@@ -77,7 +76,7 @@ class StageLog:
 def run_stages(run_dir: Path, stages: list[Stage]) -> StageLog:
     """Runs the stages in order; finished ones are skipped.
 
-    Raises StageError if a stage fails or is interrupted; the same call continues with that stage later.
+    Raises StageError if a stage fails, SystemExit with code 75 after a stop signal; the same call continues later.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     log = StageLog(run_dir)
@@ -92,37 +91,38 @@ def run_stages(run_dir: Path, stages: list[Stage]) -> StageLog:
 
 
 def _run(stage: Stage, log: StageLog) -> None:
-    """Runs one stage to its end and notes its time; a signal to this process reaches the stage."""
+    """Runs one stage to its end and notes its time; a stop signal to this process reaches the stage.
+
+    The stage is a process group of its own. Ctrl-C therefore reaches it once, through this process, and not twice.
+    """
     seconds_before = log.seconds_before(stage.name)
     start = time.monotonic()
+    signals: list[int] = []
 
     def seconds() -> float:
         return seconds_before + time.monotonic() - start
 
-    process = subprocess.Popen(stage.command, preexec_fn=_die_with_parent)
-    handler_before = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        process.send_signal(number)
+
+    process = subprocess.Popen(stage.command, preexec_fn=stop_with_parent, process_group=0)
     exit_code = None
-    try:
-        # Wait in short pieces: a kill of this process then loses no more than a heartbeat of the time.
-        while exit_code is None:
-            try:
-                exit_code = process.wait(timeout=HEARTBEAT)
-            except subprocess.TimeoutExpired:
-                log.note(stage.name, seconds(), done=False)
-    except KeyboardInterrupt:
-        # The stage saves and exits, as it would on a cluster.
-        process.send_signal(signal.SIGTERM)
-        exit_code = process.wait()
-    finally:
-        signal.signal(signal.SIGTERM, handler_before)
-        log.note(stage.name, seconds(), done=exit_code == 0)
+    with handled(pass_on):
+        try:
+            # Wait in short pieces: a kill of this process then loses no more than a heartbeat of the time.
+            while exit_code is None:
+                try:
+                    exit_code = process.wait(timeout=HEARTBEAT)
+                except subprocess.TimeoutExpired:
+                    log.note(stage.name, seconds(), done=False)
+        finally:
+            log.note(stage.name, seconds(), done=exit_code == 0)
+
+    # A signal ends the pipeline, even if the stage was through before it could stop.
+    if signals:
+        state = "is finished" if exit_code == 0 else f"ended with exit code {exit_code}"
+        logger.info("stopped by %s; stage %r %s; the same command continues", names_of(signals), stage.name, state)
+        raise SystemExit(EXIT_STOPPED)
     if exit_code != 0:
         raise StageError(f"stage {stage.name!r} ended with exit code {exit_code}; the same command continues it")
-
-
-def _die_with_parent() -> None:
-    """On Linux: the kernel stops the stage when this process is killed, so that no orphan writes on."""
-    try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    except (OSError, AttributeError):
-        return

@@ -51,7 +51,10 @@ fi
 share=$(($(nproc 2>/dev/null || echo 1) / num_processes))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}"
 
-torchrun=("$python" -m torch.distributed.run)
-if [ -n "${TORCH_RUN_PATH:-}" ]; then torchrun=("$TORCH_RUN_PATH"); fi
+# torchrun, with time to save; a TORCH_RUN_PATH that is not this environment's own torchrun is run as it is
+torchrun=("$python" -m engine.launcher)
+if [ -n "${TORCH_RUN_PATH:-}" ] && [ "$TORCH_RUN_PATH" != "$(dirname -- "$python")/torchrun" ]; then
+    torchrun=("$TORCH_RUN_PATH")
+fi
 exec "${torchrun[@]}" --nnodes "$num_nodes" --node-rank "$NODE_RANK" --nproc-per-node "$num_processes" \
     --master-addr "$MASTER_ADDR" --master-port "$port" "$@"

@@ -22,6 +22,7 @@ from engine.data.stream import stream_opener
 from engine.loop import Batch, check_batch, fit
 from engine.messages import ConfigError, logger
 from engine.run_log import Run
+from engine.stopping import EXIT_STOPPED
 from engine.world import World, distributed_world
 from tokenizer.losses.terms import terms_table
 from tokenizer.models.base import Tokenizer
@@ -50,15 +51,21 @@ def train(config: TokenizerTrainConfig, world: World) -> None:
 
         # A finished phase is skipped. The last one is opened anyway: that compares its checkpoint with the config.
         if phase is phases[-1] or not is_finished:
-            train_phase(phase, world, previous, steps_before)
+            is_asked_to_stop = train_phase(phase, world, previous, steps_before)
+            if is_asked_to_stop and phase is not phases[-1]:
+                logger.info("stopped by a signal after the last step of a phase; the same command continues")
+                raise SystemExit(EXIT_STOPPED)
         steps_before += phase.loop.steps
         previous = phase
 
 
 def train_phase(
     config: TokenizerTrainConfig, world: World, previous: TokenizerTrainConfig | None, steps_before: int
-) -> None:
-    """One training. The order of the data goes on where the phases before left it, after `steps_before` steps."""
+) -> bool:
+    """One training. The order of the data goes on where the phases before left it, after `steps_before` steps.
+
+    Returns True if a signal in its last step asked to stop.
+    """
     # Data, before anything is written.
     check_batch(config.data.global_batch_size, world, config.loop.grad_accum)
     source = open_source(config.data, "train")
@@ -91,7 +98,7 @@ def train_phase(
             """The batches from a step of this phase on; the stream counts the steps of all phases."""
             return stream_from(steps_before + step)
 
-        fit(task, batches_from, config.loop, run, world, store, show=SHOWN_METRICS)
+        return fit(task, batches_from, config.loop, run, world, store, show=SHOWN_METRICS)
     finally:
         run.close()
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from engine.devices import is_gpu
 from engine.messages import UserError
+from engine.stopping import leave_signals_to_parent
 from engine.world import World
 
 ReadSample = Callable[[int, int], dict[str, Tensor]]  # (index, position) -> sample
@@ -101,6 +102,12 @@ def _collate(samples: list[dict[str, Tensor] | UserError]) -> dict[str, Tensor] 
     return default_collate(samples)
 
 
+def _prepare_loader_process(worker: int) -> None:
+    """One thread, and no signal but those of the trainer."""
+    torch.set_num_threads(1)
+    leave_signals_to_parent()
+
+
 def stream_opener(
     read_sample: ReadSample, count: int, data: StreamConfig, loop: OrderConfig, world: World
 ) -> Callable[[int], Iterator[dict[str, Tensor]]]:
@@ -120,7 +127,7 @@ def stream_opener(
             prefetch_factor=PREFETCHED_BATCHES if data.num_workers else None,
             # They are closures, which cannot be pickled: loader processes must be forks.
             multiprocessing_context="fork" if data.num_workers else None,
-            worker_init_fn=lambda worker: torch.set_num_threads(1),
+            worker_init_fn=_prepare_loader_process,
         )
         for batch in loader:
             if isinstance(batch, UserError):

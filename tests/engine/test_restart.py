@@ -14,8 +14,8 @@ import autoregressive.train
 import tokenizer.train
 from autoregressive.training.task import GeneratorTask
 from engine.checkpoint.manifest import checkpoint_folders, read_manifest
-from engine.loop import EXIT_STOPPED
 from engine.run_log import read_metrics
+from engine.stopping import EXIT_STOPPED
 from tokenizer import load_tokenizer
 from tokenizer.training.task import TokenizerTask
 
@@ -137,7 +137,7 @@ def signal_at(monkeypatch, task, number: signal.Signals, step: int) -> None:
     monkeypatch.setattr(task, "train_step", train_step)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_signal_saves_and_exits_and_the_same_command_continues(
     number, workers, tmp_path, image_folder, entry, monkeypatch
@@ -166,6 +166,21 @@ def test_a_signal_in_the_last_step_is_a_normal_end(tmp_path, codes, world, monke
     signal_at(monkeypatch, GeneratorTask, signal.SIGTERM, step=5)
     autoregressive.train.train(tiny.gpt_config(tmp_path / "run", *codes), world)
     assert read_manifest(checkpoint_folders(tmp_path / "run")[-1])["step"] == 6
+
+
+def test_a_signal_in_the_last_step_of_a_phase_begins_no_other(tmp_path, image_folder, world, monkeypatch):
+    """The phase is finished and saved; the next call trains the other one. Regression: the signal was forgotten."""
+    phases = "phases=[{steps: 2, lr: 1e-3}, {steps: 2, lr: 1e-4, generative_decoder: true}]"
+    config = tiny.tokenizer_config(tmp_path / "run", image_folder, phases, base=tiny.WETOK)
+    with monkeypatch.context() as patched:
+        signal_at(patched, TokenizerTask, signal.SIGUSR1, step=1)
+        with pytest.raises(SystemExit) as stop:
+            tokenizer.train.train(config, world)
+    assert stop.value.code == EXIT_STOPPED
+    saved = [[read_manifest(f)["step"] for f in checkpoint_folders(tmp_path / "run" / f"phase_{n}")] for n in (1, 2)]
+    assert saved == [[2], []]
+    tokenizer.train.train(config, world)
+    assert read_manifest(checkpoint_folders(tmp_path / "run" / "phase_2")[-1])["step"] == 2
 
 
 def test_a_finished_run_is_left_alone(tmp_path, codes, world, monkeypatch):

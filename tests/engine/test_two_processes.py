@@ -11,8 +11,8 @@ from torch.distributed.checkpoint import FileSystemWriter
 import tokenizer.train
 from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, read_manifest
 from engine.checkpoint.weights import find_weights, read_weights
-from engine.loop import EXIT_STOPPED
 from engine.run_log import read_metrics
+from engine.stopping import EXIT_STOPPED
 from engine.world import World
 from tokenizer.training.task import TokenizerTask
 

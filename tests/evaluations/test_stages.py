@@ -1,6 +1,7 @@
 """engine/pipeline.py: a pipeline of commands that may be stopped anywhere."""
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -85,23 +86,43 @@ def test_seconds_are_summed_over_interruptions(tmp_path):
     assert log.stages["wait"]["seconds"] >= 0.6 and log.seconds() == StageLog(tmp_path).seconds()
 
 
-def test_a_stop_of_the_parent_stops_the_stage(tmp_path):
-    """SIGTERM is handed on, the stage may save, its time is kept, and the handler of the process is put back."""
-    before = signal.getsignal(signal.SIGTERM)
-    slow = shell("slow", SLOW.format(folder=tmp_path))
+def stop_when_begun(folder, *numbers) -> threading.Thread:
+    """Sends signals to this process alone, 0.2 s apart, once the stage has begun."""
 
     def stop():
-        wait_for(tmp_path, "begun")
-        time.sleep(0.2)
-        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(folder, "begun")
+        for number in numbers:
+            time.sleep(0.2)
+            os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=stop)
     thread.start()
-    with pytest.raises(StageError, match="'slow' ended with exit code 75"):
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+def test_a_stop_of_the_parent_stops_the_stage(number, tmp_path, caplog):
+    """The signal is handed on, the stage may save, its time is kept, and the handler of the process is put back."""
+    before = signal.getsignal(number)
+    slow = shell("slow", SLOW.format(folder=tmp_path).replace("TERM", number.name.removeprefix("SIG")))
+    thread = stop_when_begun(tmp_path, number)
+    with caplog.at_level(logging.INFO), pytest.raises(SystemExit) as stop:
         run_stages(tmp_path, [slow, append(tmp_path, "next")])
     thread.join()
-    assert trace(tmp_path) == ["begun", "stopped"] and signal.getsignal(signal.SIGTERM) == before
+    assert stop.value.code == 75
+    assert f"stopped by {number.name}; stage 'slow' ended with exit code 75; the same command continues" in caplog.text
+    assert trace(tmp_path) == ["begun", "stopped"] and signal.getsignal(number) == before
     assert StageLog(tmp_path).stages["slow"]["seconds"] >= 0.2 and not StageLog(tmp_path).done("slow")
+
+
+def test_no_stage_begins_after_a_signal(tmp_path):
+    """Even if the stage that ran at that time ignored it, and ended well."""
+    deaf = shell("deaf", f'trap "" INT; echo begun >> {tmp_path}/trace; sleep 0.6')
+    thread = stop_when_begun(tmp_path, signal.SIGINT)
+    with pytest.raises(SystemExit):
+        run_stages(tmp_path, [deaf, append(tmp_path, "next")])
+    thread.join()
+    assert trace(tmp_path) == ["begun"] and StageLog(tmp_path).done("deaf")
 
 
 def test_a_killed_parent_leaves_no_orphan_and_loses_no_time(tmp_path):
