@@ -72,12 +72,11 @@ def _load_published(
     model = config if isinstance(config, GeneratorConfig) else load_sections(GeneratorSections, config).model
     layout = layout_of(model)
     found = layout.read(path, weights)
-    state = {name: value.float() for name, value in found.state.items()}
 
     # The tensors of the file become the parameters; nothing is initialized first.
     with torch.device("meta"):
         generator = build_generator(model)
-    ours = layout.import_state(state, generator.state_dict())
+    ours = layout.import_state(found.state, generator.state_dict())
     load_strict(generator, ours, path, assign=True, shown_as=layout.name_in_file(found))
     return generator, Provenance(str(path), found.kind, "", {}, GeneratorSections(model=model))
 

@@ -133,7 +133,6 @@ def _load_published(path: Path, config_path: str | Path | None, weights: str) ->
     windows = {f"quantizer.{name}": window for name, window in tokenizer.quantizer.empty_windows().items()}
     expected = tokenizer.state_dict() | windows
     state, selected = layout.select(state, expected, rules, "model" if found.kind == "ema" else weights, path)
-    state = {name: tensor.float() for name, tensor in state.items()}
     source = f"{path} (as {config_path})" if config_path else str(path)
     in_file = name_in_file(found.file_names, rules, TOKENIZER_PART)
     load_strict(tokenizer, import_state(state, expected, rules), source, assign=True, shown_as=in_file)

@@ -71,30 +71,46 @@ def load_strict(
 ) -> None:
     """Loads `state`, which comes from `source`, into `module`; names and shapes must be equal, and numbers finite.
 
-    `assign` puts the tensors themselves in place (of a module on the meta device) instead of copying their values.
+    The numbers become those of `module`: half precision becomes float32, but whole numbers never become weights, nor do
+    complex ones. The module owns its memory afterwards, so a file that is written again later changes nothing.
+
+    `assign` puts copies in place of the tensors of a module on the meta device, instead of copying their values.
     `shown_as` gives the name of a tensor in `source`, for messages.
 
-    Raises CheckpointError that names the first tensors which are missing, unexpected, of another shape, or not finite.
+    Raises CheckpointError that names the first tensors which are missing, unexpected, of another shape or kind of
+    numbers, or not finite.
     """
     model_state = module.state_dict()
     missing = [f"missing: {shown_as(name)}" for name in model_state if name not in state]
     unexpected = [f"unexpected: {shown_as(name)}" for name in state if name not in model_state]
+    pairs = {name: (state[name], value) for name, value in model_state.items() if name in state}
     misshapen = [
-        f"shape of {shown_as(name)}: file has {tuple(state[name].shape)}, model has {tuple(value.shape)}"
-        for name, value in model_state.items()
-        if name in state and state[name].shape != value.shape
+        f"shape of {shown_as(name)}: file has {tuple(stored.shape)}, model has {tuple(value.shape)}"
+        for name, (stored, value) in pairs.items()
+        if stored.shape != value.shape
+    ]
+    other_numbers = [
+        f"numbers of {shown_as(name)}: file has {_dtype_name(stored)}, model has {_dtype_name(value)}"
+        for name, (stored, value) in pairs.items()
+        if stored.is_floating_point() != value.is_floating_point() or stored.is_complex() != value.is_complex()
     ]
 
     # Some of each kind: one list alone would hide the other.
-    problems = missing + unexpected + misshapen
-    if problems:
-        lines = missing[:NAMED_OF_A_KIND] + unexpected[:NAMED_OF_A_KIND] + misshapen[:NAMED_OF_A_KIND]
-        more = [f"... and {len(problems) - len(lines)} more"] if len(problems) > len(lines) else []
+    problems = [missing, unexpected, misshapen, other_numbers]
+    if any(problems):
+        lines = [line for kind in problems for line in kind[:NAMED_OF_A_KIND]]
+        num_left_out = sum(len(kind) for kind in problems) - len(lines)
+        more = [f"... and {num_left_out} more"] if num_left_out else []
         raise CheckpointError("\n  ".join([f"{source} does not fit this model:", *lines, *more]))
-    require_finite(module, state, source, shown_as)
 
-    sharded = {name: shard_like(value, model_state[name]) for name, value in state.items()}
+    converted = {name: stored.to(value.dtype, copy=assign) for name, (stored, value) in pairs.items()}
+    require_finite(module, converted, source, shown_as)
+    sharded = {name: shard_like(value, model_state[name]) for name, value in converted.items()}
     module.load_state_dict(sharded, assign=assign)
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 @torch.no_grad()

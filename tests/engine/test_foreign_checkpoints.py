@@ -6,6 +6,7 @@ import io
 import logging
 import pathlib
 import pickle
+import struct
 import zipfile
 
 import numpy as np
@@ -117,6 +118,52 @@ def test_a_truncated_file_is_named(style, share, tmp_path):
         read_checkpoint(tmp_path / "torn.pt")
 
 
+def changed_byte(path, number: float) -> None:
+    """Changes a bit of the first place in a file that holds a number."""
+    content = bytearray(path.read_bytes())
+    content[content.index(struct.pack("<f", number))] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_changed_bit_is_noticed_by_its_checksum(tmp_path):
+    """Of the tensors that are taken, and of the pickle; files that were written without checksums are read."""
+    content = {"model": {"x": torch.full((2,), 1.37)}, "optimizer": {"m": torch.full((2,), 2.21)}, "lr": 0.1}
+    path = write(tmp_path / "x", content)
+    changed_byte(path, 2.21)
+    assert read_checkpoint(path).state["x"][0] == torch.tensor(1.37)
+    changed_byte(path, 1.37)
+    with pytest.raises(CheckpointError, match="is damaged: the checksum of x is wrong"):
+        read_checkpoint(path)
+
+    path = write(tmp_path / "y", content)
+    path.write_bytes(path.read_bytes().replace(b"optimizer", b"optimizes"))
+    with pytest.raises(CheckpointError, match=r"is damaged: the checksum of '\w+/data\.pkl' is wrong"):
+        read_checkpoint(path)
+
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = write(tmp_path / "z", content)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(path).state["x"][0] == torch.tensor(1.37)
+
+
+@pytest.mark.parametrize("style", ["new", "old", "safetensors"])
+def test_a_file_that_is_written_again_does_not_change_loaded_weights(style, tmp_path):
+    """In place, as `cp` and rsync --inplace do; the weights of a network on the meta device are copies too."""
+    path = tmp_path / "x"
+    if style == "safetensors":
+        save_file(RAW, path)
+    else:
+        write(path, {"model": RAW}, _use_new_zipfile_serialization=style == "new")
+    with torch.device("meta"):
+        net = network()
+    load_strict(net, read_checkpoint(path).state, path, assign=True)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert equal(net.state_dict(), RAW)
+
+
 # ---------------------------------------------------------------------------------------------- wrappers
 @pytest.mark.parametrize(
     "name",
@@ -216,6 +263,32 @@ def test_safetensors_with_prefixes(tmp_path):
     assert equal(read_checkpoint(tmp_path / "x.safetensors", prefer="ema").state, AVERAGED)
 
 
+PARAMETERS = [name for name, _ in network().named_parameters()]
+
+
+@pytest.mark.parametrize("content", [list, tuple, lambda averages: {"decay": 0.9, "shadow_params": list(averages)}])
+def test_averages_without_names_get_those_of_the_raw_weights(content, tmp_path):
+    """Buffers have none. A layer norm instead of the batch norm: the statistics of the latter look like its weights."""
+    torch.manual_seed(0)
+    raw = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), nn.Linear(2, 4))
+    raw.register_buffer("steps", torch.tensor(3))
+    averages = [parameter.detach() + 1 for parameter in raw.parameters()]
+    path = write(tmp_path / "x", {"model": raw.state_dict(), "ema": content(averages)})
+    found = read_checkpoint(path, prefer="ema")
+    named = dict(zip([name for name, _ in raw.named_parameters()], averages, strict=True))
+    assert equal(found.state, raw.state_dict() | named) and found.kind == "ema"
+    assert equal(read_checkpoint(path, prefer="model").state, raw.state_dict())
+
+
+def test_averages_that_could_be_laid_in_two_ways_are_not_guessed(tmp_path):
+    """Those of the batch norm may be its weights or its running statistics."""
+    averages = [AVERAGED[name] for name in PARAMETERS]
+    path = write(tmp_path / "x", {"model": RAW, "ema": {"shadow_params": averages}})
+    with pytest.raises(CheckpointError, match=r"none of the weights ema; .* ema \(6 tensors without names\)"):
+        read_checkpoint(path, prefer="ema")
+    assert equal(read_checkpoint(path).state, RAW)
+
+
 @pytest.mark.parametrize("empty", [{}, None, {"shadow_params": [torch.ones(2)]}, {"decay": torch.tensor(0.9)}])
 def test_an_ema_without_named_tensors_is_none(empty, tmp_path, caplog):
     path = write(tmp_path / "x", {"model": RAW, "ema": empty})
@@ -298,6 +371,25 @@ def state_with(name: str, value: float) -> dict:
     state = {key: tensor.clone() for key, tensor in network().state_dict().items()}
     state[name].view(-1)[-1] = value
     return state
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64])
+def test_other_numbers_never_become_weights(dtype):
+    """They are finite and of the right shape, and say nothing."""
+    state = network().state_dict() | {"0.bias": torch.ones(2, dtype=dtype)}
+    with pytest.raises(CheckpointError, match=rf"numbers of 0\.bias: file has {str(dtype)[6:]}, model has float32"):
+        load_strict(network(), state, "file")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_any_precision_becomes_that_of_the_network(dtype):
+    state = {name: v.to(dtype) if v.is_floating_point() else v for name, v in RAW.items()}
+    with torch.device("meta"):
+        net = network()
+    load_strict(net, state, "file", assign=True)
+    assert equal(net.state_dict(), {name: v.to(RAW[name].dtype) for name, v in state.items()})
+    with pytest.raises(CheckpointError, match=r"not finite:\n  infinite numbers: 0\.bias"):
+        load_strict(net, RAW | {"0.bias": torch.full((2,), 1e300, dtype=torch.float64)}, "file")
 
 
 def test_a_buffer_may_hold_a_mask():

@@ -126,7 +126,8 @@ def from_published(tensor: Tensor, conversion: str) -> Tensor:
     if conversion == "table" and tensor.ndim == 3 and tensor.shape[1] == 1:
         return tensor[:, 0]
     if conversion == "codes":
-        return tensor.to(torch.int32)
+        codes = tensor.to(torch.int32)
+        return codes if torch.equal(codes.to(tensor.dtype), tensor) else tensor
     return tensor
 
 

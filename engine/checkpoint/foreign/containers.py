@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.foreign.inert import Foreign, PickleError
-from engine.checkpoint.foreign.tensors import TensorFile
+from engine.checkpoint.foreign.tensors import Place, TensorFile, crc_of
 from engine.checkpoint.foreign.unpickler import read_pickle
 from engine.checkpoint.manifest import CheckpointError
 
@@ -99,11 +99,13 @@ def _require_checkpoint(path: Path, start: bytes) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ zip files
-def _read_zip(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
+def _read_zip(path: Path) -> tuple[Any, dict[str, Place]]:
     """(tree, place of each storage) of a file of torch.save since PyTorch 1.6."""
     _require_small_directory(path)
     with zipfile.ZipFile(path) as archive:
         records = {record.filename: record for record in archive.infolist()}
+        if len(records) < len(archive.infolist()):
+            raise unreadable(path, "it gives a record twice")
         pickles = [name for name in records if name.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
             raise unreadable(path, "it is a zip file without one data.pkl in it")
@@ -130,6 +132,7 @@ def _read_zip(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
                 for name, record in records.items()
                 if name.startswith(prefix)
             }
+    _require_apart(path, places)
     return tree, places
 
 
@@ -154,8 +157,20 @@ def _require_small_directory(path: Path) -> None:
         raise unreadable(path, f"its list of records claims {directory_size:,} bytes")
 
 
-def _record_place(path: Path, file: io.BufferedReader, record: zipfile.ZipInfo) -> tuple[int, int]:
-    """(first byte, number of bytes) of an uncompressed record. Raises CheckpointError for another one."""
+def _require_apart(path: Path, places: dict[str, Place]) -> None:
+    """Raises CheckpointError where storages overlap, as in a small file that claims to hold much."""
+    end = 0
+    for place in sorted(places.values(), key=lambda place: place.first):
+        if place.num_bytes and place.first < end:
+            raise unreadable(path, "its records overlap")
+        end = max(end, place.first + place.num_bytes)
+
+
+def _record_place(path: Path, file: io.BufferedReader, record: zipfile.ZipInfo) -> Place:
+    """The place of an uncompressed record. Raises CheckpointError for another one.
+
+    A checksum of 0 is none: `torch.serialization.set_crc32_options(False)` writes it.
+    """
     if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size or record.flag_bits & 1:
         raise unreadable(path, f"its record {record.filename[:80]!r} is compressed, which torch.save never does")
     file.seek(record.header_offset)
@@ -163,20 +178,27 @@ def _record_place(path: Path, file: io.BufferedReader, record: zipfile.ZipInfo) 
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
         raise unreadable(path, f"its record {record.filename[:80]!r} is not where the zip file says")
     name_length, extra_length = struct.unpack("<HH", header[26:30])
-    return record.header_offset + 30 + name_length + extra_length, record.file_size
+    if file.read(name_length) != record.orig_filename.encode("utf-8" if record.flag_bits & 0x800 else "cp437"):
+        raise unreadable(path, f"its record {record.filename[:80]!r} has another name where it lies")
+    first = record.header_offset + 30 + name_length + extra_length
+    return Place(first, record.file_size, record.CRC or None)
 
 
 def _record_bytes(path: Path, file: io.BufferedReader, record: zipfile.ZipInfo) -> bytes:
-    first, size = _record_place(path, file, record)
-    file.seek(first)
-    content = file.read(size)
-    if len(content) < size:
+    place = _record_place(path, file, record)
+    file.seek(place.first)
+    content = file.read(place.num_bytes)
+    if len(content) < place.num_bytes:
         raise unreadable(path, f"its record {record.filename[:80]!r} is cut off")
+    if place.crc is not None and crc_of(file, place) != place.crc:
+        raise CheckpointError(
+            f"{path} is damaged: the checksum of {record.filename[:80]!r} is wrong; copy or download the file again"
+        )
     return content
 
 
 # ------------------------------------------------------------------------------------------------ pickles
-def _read_pickles(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
+def _read_pickles(path: Path) -> tuple[Any, dict[str, Place]]:
     """(tree, place of each storage) of a file of torch.save before PyTorch 1.6, or of a plain pickle."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -207,7 +229,7 @@ def _read_pickles(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
             num_bytes = num_elements * storage.dtype.itemsize
             if position + num_bytes > size:
                 raise unreadable(path, "the numbers of its tensors are cut off")
-            places[key] = (position, num_bytes)
+            places[key] = Place(position, num_bytes)
             position += num_bytes
         return tree, places
 

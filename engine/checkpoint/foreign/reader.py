@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.checkpoint.foreign.containers import is_safetensors, read_content
 from engine.checkpoint.foreign.tensors import StoredTensor, TensorFile
+from engine.checkpoint.foreign.unnamed import list_of_tensors
 from engine.checkpoint.foreign.weight_sets import BARE, WeightSet, as_mapping, find_sets
 from engine.checkpoint.manifest import CheckpointError
 from engine.checkpoint.weights import check_weight_choice, read_weights
@@ -162,10 +163,12 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _in_words(key: Any, value: Any) -> str:
-    """A key for a message, with a remark where it holds nothing."""
+    """A key for a message, with a remark where it holds nothing, or tensors that nobody can name."""
     text = key[:60] if isinstance(key, str) else f"a key of type {type(key).__name__}"
-    is_empty = value is None or (isinstance(value, (Mapping, list, tuple)) and len(value) == 0)
-    return f"{text} (empty)" if is_empty else text
+    if value is None or (isinstance(value, (Mapping, list, tuple)) and len(value) == 0):
+        return f"{text} (empty)"
+    num_unnamed = len(list_of_tensors(value))
+    return f"{text} ({num_unnamed} tensors without names)" if num_unnamed else text
 
 
 def _shortened(words: Iterable[str]) -> list[str]:

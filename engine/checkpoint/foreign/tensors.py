@@ -1,14 +1,17 @@
 """Tensors of a checkpoint file: descriptions that cost nothing, and the tensors themselves, memory-mapped.
 
-Every size that a file claims is compared with what the file holds before memory is taken.
+Every size that a file claims is compared with what the file holds before memory is taken, and its bytes with their
+checksum where it has one. A mapped tensor changes with its file: what keeps it copies it, as `load_strict` does.
 """
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ MAX_NUMBER = 2**63
 MAX_EXPANDED = 2**20  # elements of a tensor that repeats its storage, such as an expanded one
 MAX_GROWTH = 8  # bytes of all chosen tensors in float32, per byte of the file (float8 grows by 4; shared ones repeat)
 ALIGNMENT = 8  # bytes; tensors that begin elsewhere are copied
+BLOCK = 2**24  # bytes that are read at a time for a checksum
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,19 @@ class StoredTensor:
         return None
 
 
-class TensorFile:
-    """The bytes of a checkpoint file. `places` are (first byte, number of bytes) of each storage, by its key."""
+@dataclass(frozen=True)
+class Place:
+    """Where the bytes of a storage lie in a file."""
 
-    def __init__(self, path: Path, places: Mapping[str, tuple[int, int]]) -> None:
+    first: int
+    num_bytes: int
+    crc: int | None = None  # CRC-32 of the bytes; None where the file has none
+
+
+class TensorFile:
+    """The bytes of a checkpoint file. `places` are those of each storage, by its key."""
+
+    def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
         self.path = path
         self.places = places
         self.size = path.stat().st_size
@@ -76,7 +89,8 @@ class TensorFile:
         """Raises CheckpointError for a tensor whose storage is absent or too small, or if all of them grow too much."""
         for name, tensor in tensors.items():
             place = self.places.get(tensor.storage.key)
-            if place is None or place[1] < tensor.storage.num_bytes or sum(place) > self.size:
+            is_there = place is not None and place.first + place.num_bytes <= self.size
+            if not is_there or place.num_bytes < tensor.storage.num_bytes:
                 raise CheckpointError(
                     f"{self.path} is truncated or not a PyTorch checkpoint: the numbers of {name} are not in it"
                 )
@@ -88,16 +102,37 @@ class TensorFile:
             )
 
     def read(self, tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
-        """The tensors themselves, memory-mapped. Raises CheckpointError as `check` does."""
+        """The tensors themselves, memory-mapped. Raises CheckpointError as `check` does, and for a wrong checksum."""
         self.check(tensors)
         if not tensors:
             return {}
+        self._check_sums(tensors)
         file_bytes = torch.UntypedStorage.from_file(str(self.path), False, self.size)
         return {name: self._tensor(tensor, file_bytes) for name, tensor in tensors.items()}
 
+    def _check_sums(self, tensors: Mapping[str, StoredTensor]) -> None:
+        """Raises CheckpointError where the bytes of a tensor are not those that were written."""
+        names = {tensor.storage.key: name for name, tensor in tensors.items()}
+        with self.path.open("rb") as file:
+            for key, name in names.items():
+                place = self.places[key]
+                if place.crc is not None and crc_of(file, place) != place.crc:
+                    raise CheckpointError(
+                        f"{self.path} is damaged: the checksum of {name} is wrong; copy or download the file again"
+                    )
+
     def _tensor(self, tensor: StoredTensor, file_bytes: torch.UntypedStorage) -> Tensor:
-        first, _ = self.places[tensor.storage.key]
+        first = self.places[tensor.storage.key].first
         numbers = file_bytes[first : first + tensor.storage.num_bytes]
         if first % ALIGNMENT:
             numbers = numbers.clone()
         return torch.empty(0, dtype=tensor.dtype).set_(numbers, tensor.offset, tensor.shape, tensor.stride)
+
+
+def crc_of(file: BinaryIO, place: Place) -> int:
+    """CRC-32 of a part of a file, read in blocks."""
+    file.seek(place.first)
+    checksum = 0
+    for start in range(0, place.num_bytes, BLOCK):
+        checksum = zlib.crc32(file.read(min(BLOCK, place.num_bytes - start)), checksum)
+    return checksum

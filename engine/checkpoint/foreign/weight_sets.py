@@ -3,6 +3,7 @@
 {"model": ..., "ema": ...}                      GigaTok, LlamaGen, and many others; also state_dict, module, ...
 {"x": tensor, ...}                              a bare state dict
 {"ema": {"state_dict": ...}}                    a set inside of another dict
+{"ema": {"shadow_params": [tensor, ...]}}       averages without names, see `unnamed`
 {"n_averaged": ..., "module.x": ...}            torch's AveragedModel: averages
 {"model.x": ..., "ema.x": ...}                  both sets in one state dict
 {"state_dict": ..., "current_model_state": ...} Lightning's weight averaging: `state_dict` holds the averages
@@ -11,7 +12,7 @@ a whole pickled network                         its parameters and buffers; the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from engine.checkpoint.foreign.inert import Foreign
 from engine.checkpoint.foreign.tensors import StoredTensor
+from engine.checkpoint.foreign.unnamed import list_of_tensors, named_like
 from engine.checkpoint.foreign.wrappers import ema_heads_of, unwrapped
 from engine.checkpoint.manifest import CheckpointError
 
@@ -61,7 +63,17 @@ def find_sets(tree: Mapping[Any, Any], source: str) -> list[WeightSet]:
             sets += _sets_of(tree[key], "ema" if is_ema else "model", key, source, {id(tree)})
     if not sets:
         sets = _split(_tensors(tree), "model", BARE, source)
-    return sets
+    return sets + _named_lists(tree, sets)
+
+
+def _named_lists(tree: Mapping[Any, Any], sets: Sequence[WeightSet]) -> list[WeightSet]:
+    """The averages that are lists and get their names from the only raw set. Lists that do not fit it are none."""
+    raw_sets = [found for found in sets if found.kind == "model"]
+    if len(raw_sets) != 1:
+        return []
+    raw = raw_sets[0]
+    named = {key: named_like(list_of_tensors(tree.get(key)), raw.tensors) for key in EMA_KEYS}
+    return [WeightSet("ema", key, tensors, raw.file_names) for key, tensors in named.items() if tensors]
 
 
 def _sets_of(value: Any, kind: str, key: str, source: str, seen: set[int]) -> list[WeightSet]:
