@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.config_types import format_value
 from engine.messages import ConfigError, UserError
 from engine.validation import problems_of
 
@@ -34,6 +35,15 @@ CONFIG_KEYS = {
 CONFIG_VALUES = {
     "model.quantizer.gq.entropy_form": {"factorised": "factorized"},
     "views": {"centre": "center"},
+    "assets.allow_unknown": {False: []},
+}
+
+# Dotted key -> {old value that no new one stands for: what to set instead}.
+REMOVED_VALUES = {
+    "assets.allow_unknown": {
+        True: "a list of the networks whose file may have another hash than the one on record, as in "
+        "assets.allow_unknown=[vgg16]. Files without a hash on record are accepted anyway"
+    },
 }
 
 # Keys and values of the manifest of a code store.
@@ -55,7 +65,7 @@ def current_tree(schema: Any, tree: DictConfig, source: str = "config") -> DictC
     """`tree` with the old keys and values that `schema` has under new names renamed; `tree` itself stays as it is.
 
     `schema` is the dataclass of a root config, or what `OmegaConf.structured` makes of it. `source` is named in
-    messages. Raises ConfigError where `tree` has a key in both spellings.
+    messages. Raises ConfigError where `tree` has a key in both spellings, or a value that means nothing any more.
     """
     structured = schema if isinstance(schema, DictConfig) else OmegaConf.structured(schema)
     tree = copy.deepcopy(tree)
@@ -70,7 +80,12 @@ def current_tree(schema: Any, tree: DictConfig, source: str = "config") -> DictC
             continue
         new_value = renames.get(value._value())
         if new_value is not None and _is_renamed_value(structured, key, value._value(), new_value):
-            value._set_value(new_value)
+            OmegaConf.update(tree, key, new_value)
+        elif value._value() in REMOVED_VALUES.get(key, {}) and _node(structured, key) is not None:
+            accepted = REMOVED_VALUES[key][value._value()]
+            raise ConfigError(
+                f"{source}: {key}={format_value(value._value())} is no longer accepted; it must be {accepted}"
+            )
     return tree
 
 

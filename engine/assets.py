@@ -1,9 +1,10 @@
 """Pretrained networks by name: their files, their hashes, and where a user gets them.
 
-Nothing is ever downloaded unless ALLOW_DOWNLOAD=1. A network is a file in PRETRAINED_DIR, checked against a known hash;
-or it ships inside a package; or, with ALLOW_DOWNLOAD=1, its library fetches it; otherwise `resolve` raises an error
-that names file, folder and hash. For tests and dry runs only, `random_stand_in` builds the same architecture with
-seeded random weights, announced in the log and stamped `weights: random` in every checkpoint and result.
+Nothing is ever downloaded unless ALLOW_DOWNLOAD=1. A network is a file in PRETRAINED_DIR; or it ships inside a package;
+or, with ALLOW_DOWNLOAD=1, its library fetches it; otherwise `resolve` raises an error that names file, folder and hash.
+A file is checked against the hash on record. Where none is on record it is accepted; in both cases its hash is part of
+the stamp of every checkpoint and result. For tests and dry runs only, `random_stand_in` builds the same architecture
+with seeded random weights, announced in the log and stamped `weights: random` in every checkpoint and result.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from engine.checkpoint.foreign.reader import read_checkpoint
 from engine.checkpoint.manifest import CheckpointError, file_sha256
 from engine.messages import UserError, logger
 from engine.registry import lookup
-from engine.validation import Section
+from engine.validation import Problem, Section
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,8 +30,13 @@ class AssetsConfig(Section):
     """How pretrained networks are resolved."""
 
     pretrained_dir: str = "${oc.env:PRETRAINED_DIR,pretrained}"  # folder of weight files
-    allow_unknown: bool = False  # accept a file whose hash is not the known one
+    allow_unknown: list[str] = field(default_factory=list)  # networks whose file may have another hash, as [vgg16]
     random_stand_in: bool = False  # tests and dry runs: seeded random weights, stamped so
+
+    def problems(self) -> Iterator[Problem]:
+        """Names in `allow_unknown` that stand for no file."""
+        if not set(self.allow_unknown) <= ASSETS.keys():
+            yield Problem("allow_unknown", self.allow_unknown, f"a list of names out of: {', '.join(sorted(ASSETS))}")
 
 
 class AssetError(UserError):
@@ -96,7 +102,7 @@ def resolve(name: str, config: AssetsConfig) -> PretrainedFile:
     """Finds the weights of asset `name`.
 
     Raises ConfigError if the asset is unknown, and AssetError if its file is missing (and may not be downloaded) or has
-    another hash.
+    another hash than the one on record.
     """
     asset = lookup(ASSETS, name, "asset")
     if config.random_stand_in:
@@ -115,15 +121,15 @@ def resolve(name: str, config: AssetsConfig) -> PretrainedFile:
             f"(PRETRAINED_DIR), from {asset.source}; or set ALLOW_DOWNLOAD=1"
         )
 
-    # A file that is not the known one needs the user's word.
+    # Without a hash on record any file is taken; one with another hash needs the user's word.
     digest = file_sha256(path)
-    is_known = bool(asset.sha256) and digest.startswith(asset.sha256)
-    if not is_known and not config.allow_unknown:
-        expected = f"instead of {asset.sha256}..." if asset.sha256 else "and no hash is on record for it"
-        raise AssetError(
-            f"{path} has SHA-256 {digest}, {expected}; if you trust it, set assets.allow_unknown=true "
-            "(--allow-unknown-weights)"
-        )
+    if not digest.startswith(asset.sha256):
+        if name not in config.allow_unknown:
+            raise AssetError(
+                f"{path} has SHA-256 {digest} instead of {asset.sha256}...: it is another file, or a damaged one. If "
+                f"you trust it, set assets.allow_unknown=[{name}] (--allow-unknown-weights {name})"
+            )
+        logger.warning("%s: %s has another hash than the one on record; allowed by assets.allow_unknown", name, path)
     return PretrainedFile(name, path, f"{asset.file} sha256:{digest}")
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.assets import AssetsConfig
+from engine.assets import ASSETS, AssetsConfig
 from engine.cli import add_device_flag, positive
 from engine.config import load_config
 from engine.data.config import DataConfig
@@ -28,8 +28,9 @@ SPLITS = ("val", "train")  # values of --reference that are images of the data, 
 def add_asset_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that say how pretrained networks are resolved."""
     parser.add_argument(
-        "--allow-unknown-weights", action="store_true", help="accept weight files whose hash is not the known one"
-    )
+        "--allow-unknown-weights", nargs="+", default=[], metavar="NAME",
+        help=f"accept files of these networks with another hash than the one on record: {', '.join(sorted(ASSETS))}",
+    )  # fmt: skip
     parser.add_argument(
         "--random-stand-in", action="store_true", help="for tests only: random weights, recorded as such"
     )
@@ -102,8 +103,9 @@ def take_data_path_as_held_out(args: argparse.Namespace) -> None:
 
 def assets_from(args: argparse.Namespace) -> AssetsConfig:
     """The asset settings of the flags; the folder is PRETRAINED_DIR."""
-    flags = {"allow_unknown": args.allow_unknown_weights, "random_stand_in": args.random_stand_in}
-    return load_config(AssetsConfig, overrides=[f"{key}={str(value).lower()}" for key, value in flags.items()])
+    names = ",".join(args.allow_unknown_weights)
+    stand_in = str(args.random_stand_in).lower()
+    return load_config(AssetsConfig, overrides=[f"allow_unknown=[{names}]", f"random_stand_in={stand_in}"])
 
 
 def output_path(args: argparse.Namespace, name: str) -> Path:

@@ -12,6 +12,7 @@ from engine.checkpoint.manifest import file_sha256
 from engine.config import load_config
 from engine.messages import ConfigError, UserError
 from tokenizer.frozen.lite0 import lite0_features
+from tokenizer.training.config import TokenizerTrainConfig
 
 
 @pytest.fixture
@@ -54,16 +55,39 @@ def test_a_download_needs_permission(folder, monkeypatch):
     assert resolve("known", config).path is not None
 
 
-@pytest.mark.parametrize(("name", "reason"), [("other", "instead of 00000000"), ("unrecorded", "no hash is on record")])
-def test_another_hash_is_refused_unless_allowed(folder, name, reason):
-    """A file under the right name with other bytes; the message shows both hashes and the option."""
-    with pytest.raises(AssetError) as caught:
-        resolve(name, AssetsConfig(pretrained_dir=str(folder)))
-    message = str(caught.value)
-    assert reason in message and file_sha256(folder / "known.pth") in message
-    assert "assets.allow_unknown=true" in message and "--allow-unknown-weights" in message
-    allowed = resolve(name, AssetsConfig(pretrained_dir=str(folder), allow_unknown=True))
-    assert allowed.stamp.endswith(file_sha256(folder / "known.pth"))
+def test_another_hash_is_refused_unless_this_file_is_allowed(folder, caplog):
+    """A file under the right name with other bytes; the message shows both hashes and the option. An exception is for
+    one network: it does not lift the check of any other file."""
+    digest = file_sha256(folder / "known.pth")
+    for allowed in ([], ["vgg16", "unrecorded"]):
+        with pytest.raises(AssetError) as caught:
+            resolve("other", AssetsConfig(pretrained_dir=str(folder), allow_unknown=allowed))
+        message = str(caught.value)
+        assert "instead of 00000000" in message and digest in message
+        assert "assets.allow_unknown=[other]" in message and "--allow-unknown-weights other" in message
+    found = resolve("other", AssetsConfig(pretrained_dir=str(folder), allow_unknown=["other"]))
+    assert found.stamp == f"known.pth sha256:{digest}"
+    assert "other:" in caplog.text and "assets.allow_unknown" in caplog.text
+
+
+def test_a_file_without_a_hash_on_record_is_taken_and_stamped(folder):
+    """Its own hash goes into the stamp. DINOv2 is such a file, and the README's first ImageNet command needs it."""
+    found = resolve("unrecorded", AssetsConfig(pretrained_dir=str(folder)))
+    assert found.stamp == f"known.pth sha256:{file_sha256(folder / 'known.pth')}" and not found.random
+    teacher = folder / ASSETS["dinov2_b"].file
+    teacher.write_bytes(b"any bytes")
+    assert resolve("dinov2_b", AssetsConfig(pretrained_dir=str(folder))).stamp.endswith(file_sha256(teacher))
+
+
+def test_exceptions_are_a_list_of_known_names():
+    """`true` would be an exception for all files; the answer says what to write. Old configs with `false` are read."""
+    named = load_config(AssetsConfig, overrides=["allow_unknown=[vgg16,inception]"])
+    assert named.allow_unknown == ["vgg16", "inception"]
+    with pytest.raises(ConfigError, match=r"allow_unknown=\['vgg61'\] must be a list of names out of: .*vgg16"):
+        load_config(AssetsConfig, overrides=["allow_unknown=[vgg61]"])
+    assert load_config(TokenizerTrainConfig, overrides=["assets.allow_unknown=false"]).assets.allow_unknown == []
+    with pytest.raises(ConfigError, match=r"assets.allow_unknown=true is no longer accepted.*=\[vgg16\]"):
+        load_config(TokenizerTrainConfig, overrides=["assets.allow_unknown=true"])
 
 
 def test_an_unknown_asset_lists_the_known_ones(folder):

@@ -119,7 +119,7 @@ def test_lpips_reads_the_published_vgg16_file(tmp_path):
     layers = vgg16_features()
     published = {f"features.{name}": value for name, value in layers.state_dict().items()}
     published["classifier.0.bias"] = torch.ones(2)
-    path, allow = tmp_path / ASSETS["vgg16"].file, AssetsConfig(pretrained_dir=str(tmp_path), allow_unknown=True)
+    path, allow = tmp_path / ASSETS["vgg16"].file, AssetsConfig(pretrained_dir=str(tmp_path), allow_unknown=["vgg16"])
     torch.save(published, path)
     frozen, stamp = lpips_network(allow)
     assert stamp.startswith(f"{path.name} sha256:")
@@ -238,7 +238,7 @@ def test_a_vit_file_is_loaded_and_its_positions_resampled(tmp_path):
     torch.manual_seed(3)
     published = timm.create_model(VIT_S, pretrained=False, num_classes=0, depth=2)
     path = tmp_path / ASSETS["dinov2_s"].file
-    config = AssetsConfig(pretrained_dir=str(tmp_path), allow_unknown=True)
+    config = AssetsConfig(pretrained_dir=str(tmp_path))
     full = timm.create_model(VIT_S, pretrained=False, num_classes=0).state_dict()
     save_file(full, path)
     frozen, stamp = timm_vit("dinov2_s", 56, config)
