@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn.utils.parametrizations import spectral_norm
 
 from engine.arithmetic import ceil_div
@@ -138,9 +139,14 @@ class DINODiscriminator(Discriminator):
     def _to_backbone_size(images: Tensor) -> Tensor:
         """Resizes by area; larger images are cropped at random instead, half of the time. (B,3,224,224)."""
         height, width = images.shape[-2:]
-        if min(height, width) > SIZE and torch.rand(()) < 0.5:
-            top = int(torch.randint(0, height - SIZE + 1, ()))
-            left = int(torch.randint(0, width - SIZE + 1, ()))
+        # A memory plan passes images without values; what decides the branch is drawn with values there too.
+        with unset_fake_temporarily():
+            is_cropped = min(height, width) > SIZE and bool(torch.rand(()) < 0.5)
+            if is_cropped:
+                top = int(torch.randint(0, height - SIZE + 1, ()))
+                left = int(torch.randint(0, width - SIZE + 1, ()))
+
+        if is_cropped:
             return images[..., top : top + SIZE, left : left + SIZE]
         return F.interpolate(images, size=(SIZE, SIZE), mode="area")
 
