@@ -22,4 +22,4 @@ export MASTER_ADDR
 # shellcheck disable=SC2016
 srun bash -c 'NODE_RANK=$SLURM_NODEID exec bash scripts/train_vq.sh "$@"' train_vq \
     configs/vq/VQ_XLXXL256.yaml loop.run_dir=runs/VQ_XLXXL256 \
-    loop.strategy=hsdp loop.activation_checkpointing=true loop.async_save=true "$@"
+    loop.strategy=hsdp loop.async_save=true "$@"

@@ -7,6 +7,7 @@ configs/: sizes and steps from the configs that they resolve to, and published n
     # Published (stage 2): rFID 3.90                are several
     # Source: GigaTok README, S-S                   where they stand
     # Released: S-S | [file.pt](https://...)        a checkpoint: name, for a GPT whose codes, file
+    # Cost: 32.2 GB on each of 8 GPUs, ...          see recipe_plans.py, which writes this line
 """
 # ruff: noqa: E402
 
@@ -21,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # for the call as a script
 
+from recipe_plans import cost_of
 from recipes import CONFIGS, kind_of, load, name_of, recipes
 
 from tokenizer.training.checks import network_on_meta
@@ -29,7 +31,8 @@ from tokenizer.training.phases import phases_of
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FAMILIES = ("vq/", "gpt/GPT_B", "gpt/GPT_X", "llamagen/", "wetok/", "gpt/GPT_wetok")  # in tables of checkpoints
 RECIPE_COLUMNS = [
-    "config", "what it is", "parameters", "batch", "steps", "rFID", "LPIPS", "gFID", "accuracy, %", "numbers from",
+    "config", "what it is", "parameters", "batch", "steps", "GPUs", "GB",
+    "rFID", "LPIPS", "gFID", "accuracy, %", "numbers from",
 ]  # fmt: skip
 RECIPE_TABLES = {  # table -> pattern of its YAML files under configs/
     "recipes-vq": "vq/*.yaml",
@@ -81,7 +84,7 @@ def header_lines(path: Path) -> list[str]:
 
 def header_of(path: Path) -> str:
     """The comment on top of a YAML file in one line, without the facts for the tables."""
-    return " ".join(line for line in header_lines(path) if not re.match(r"(Published|Source|Released)\b.*:", line))
+    return " ".join(line for line in header_lines(path) if not re.match(r"(Published|Source|Released|Cost)\b.*:", line))
 
 
 def facts_of(path: Path) -> Facts:
@@ -114,7 +117,8 @@ def cells_of(path: Path) -> list[str]:
     link = f"[{path.stem}](../configs/{name_of(path)})"
     steps = " + ".join(f"{training.loop.steps:,}" for training in trainings)
     sizes = [in_words(size_of(path)), f"{config.data.global_batch_size:,}", steps]
-    return [link, summary_of(path), *sizes, *facts_of(path).cells()]
+    gigabytes, gpus = cost_of(path)
+    return [link, summary_of(path), *sizes, str(gpus), f"{gigabytes:.1f}", *facts_of(path).cells()]
 
 
 def recipe_paths(pattern: str) -> list[Path]:
