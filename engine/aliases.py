@@ -57,6 +57,8 @@ CROPS = {
     "bilinear centre": "bilinear center",
     "centre of 1.1 times the size": "center of 1.1 times the size",
 }
+# Facts that older results do not name, because there was no other choice: key -> value, by the kind of the protocol.
+RESULT_FACTS = {kind: {"resize": "bicubic, not antialiased"} for kind in ("generation", "reconstruction")}
 RESULT_VALUES = {"crop": CROPS, "train_crop": CROPS, "views": {"centre": "center"}}
 
 
@@ -156,13 +158,30 @@ def current_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def current_result(result: Any) -> Any:
-    """A result, or any part of one, with present names of metrics and crops, at every depth."""
+    """A result, or any part of one, with present names of metrics and crops, at every depth.
+
+    Facts of a protocol that older programs did not name get the only value that they had.
+    """
+    renamed = _renamed_result(result)
+    if isinstance(renamed, Mapping) and isinstance(renamed.get("protocol"), Mapping):
+        protocol = dict(renamed["protocol"])
+        if (
+            "samples" in protocol and "image_size" in protocol
+        ):  # of images from files, whose size was under another name
+            protocol["image_size_eval"] = protocol.pop("image_size")
+        was_sampled_or_reconstructed = "image_size_eval" in protocol and "samples" not in protocol
+        facts = RESULT_FACTS.get(protocol.get("kind"), {}) if was_sampled_or_reconstructed else {}
+        renamed["protocol"] = {**facts, **protocol}
+    return renamed
+
+
+def _renamed_result(result: Any) -> Any:
     if isinstance(result, list):
-        return [current_result(item) for item in result]
+        return [_renamed_result(item) for item in result]
     if not isinstance(result, Mapping):
         return result
     renamed = _renamed_keys(result, RESULT_KEYS)
-    return {key: _renamed_value(RESULT_VALUES.get(key, {}), current_result(value)) for key, value in renamed.items()}
+    return {key: _renamed_value(RESULT_VALUES.get(key, {}), _renamed_result(value)) for key, value in renamed.items()}
 
 
 def _renamed_keys(facts: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, Any]:

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from evaluations.metrics.registry import find_metric
-from evaluations.results import changed_for_all, changed_for_some, changed_plugins, forced_mark, scalars_of
+from evaluations.results import (
+    changed_for_all,
+    changed_for_some,
+    changed_plugins,
+    forced_mark,
+    scalars_of,
+    steps_title,
+    training_steps,
+)
 
 
 @dataclass(frozen=True)
@@ -32,17 +40,31 @@ class Row:
 
 
 @dataclass(frozen=True)
+class FactRow:
+    """A fact about each network that is shown beside the numbers and blocks no ranking."""
+
+    name: str
+    texts: list[str]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A table of metrics, and the differences of protocols because of which parts are not ranked."""
 
     rows: list[Row]
     differences: list[str]
     forced: list[str] = field(default_factory=list)  # which numbers should not be trusted, and why
+    facts: list[FactRow] = field(default_factory=list)
+
+    def table(self) -> list[tuple[str, list[str]]]:
+        """(name, cells) of every row: the metrics, then the facts."""
+        return [(row.metric, row.cells()) for row in self.rows] + [(row.name, row.texts) for row in self.facts]
 
     def text(self, columns: Sequence[str]) -> str:
         """The table for a terminal, under the names of the results."""
-        names = ["metric", *(row.metric for row in self.rows)]
-        cells = [list(columns), *(row.cells() for row in self.rows)]
+        rows = self.table()
+        names = ["metric", *(name for name, _ in rows)]
+        cells = [list(columns), *(row_cells for _, row_cells in rows)]
         name_width = max(len(name) for name in names)
         widths = [max(len(cell) for cell in column) + 2 for column in zip(*cells, strict=True)]
         lines = []
@@ -76,7 +98,14 @@ def compare(named: Sequence[tuple[str, dict[str, Any]]]) -> Comparison:
         may_rank = all_metrics_may_rank and None not in values and not any(marks)
         best = best_value(metric, values, changed_sections) if may_rank else None
         rows.append(Row(metric, values, best, marks))
-    return Comparison(rows, differences, forced_numbers(named))
+    return Comparison(rows, differences, forced_numbers(named), step_rows(results))
+
+
+def step_rows(results: Sequence[dict[str, Any]]) -> list[FactRow]:
+    """How long the networks of the results were trained; one row per kind of network that any of them names."""
+    steps = [training_steps(result) for result in results]
+    networks = dict.fromkeys(network for of_result in steps for network in of_result)
+    return [FactRow(steps_title(network), [s.get(network, "-") for s in steps]) for network in networks]
 
 
 def forced_numbers(named: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from engine.checkpoint.manifest import file_sha256
+from engine.data.decoding import Decoding
 from engine.data.folders import LooseSource
-from engine.data.images import image_tensor
+from engine.data.images import ImageError, image_tensor, printable
 from engine.data.samples import center_batch
 from engine.data.sources import ImageSource, read_source
 from engine.messages import UserError
@@ -25,7 +27,16 @@ from evaluations.results import write_arrays
 
 # How protocols name what is done to images.
 CENTER_CROP = "center"
+RESIZE = "bicubic, not antialiased"  # of `engine.data.images.resize_for_evaluation`, where sizes differ
 ROUNDING = "uint8(clamp(127.5 x + 128))"  # of `engine.data.images.to_uint8`
+AS_STORED = "none"  # a crop or resize of images that are taken as they are
+NPZ_FORMAT = "npz"
+
+
+def decoding_facts(decoding: Decoding) -> dict[str, str]:
+    """What a protocol says about background and orientation, as far as they are not the default ones."""
+    text = decoding.suffix().strip()
+    return {"decoding": text} if text else {}
 
 
 class ImageBatch(NamedTuple):
@@ -81,7 +92,7 @@ class SourceImages:
         self.facts = {
             "data": source.name,
             "split": split,
-            "crop": CENTER_CROP if self.is_cropped else "none",
+            "crop": CENTER_CROP if self.is_cropped else AS_STORED,
             "content": source.identity(),
             "skip_broken": skip_broken,
         }
@@ -107,6 +118,25 @@ class SourceImages:
         return image_tensor(image)
 
 
+class FolderImages(SourceImages):
+    """All image files under a folder, as they are."""
+
+    def __init__(self, source: LooseSource) -> None:
+        super().__init__(source, "folder", None)
+        self.paths = source.paths
+
+    def file_format(self) -> str:
+        """In which formats the images are stored, such as "PNG" or "JPEG, PNG": by their content, not their names."""
+        formats = set()
+        for path in self.paths:
+            try:
+                with Image.open(path) as file:  # reads the header only
+                    formats.add(str(file.format))
+            except (OSError, ValueError) as error:
+                raise ImageError(f"{printable(path)} is not a readable image ({error})") from error
+        return ", ".join(sorted(formats))
+
+
 class NpzImages:
     """`arr_0` of an npz file, uint8 (n,H,W,3), which may be larger than memory.
 
@@ -120,7 +150,11 @@ class NpzImages:
             self.shape = shape
         self.image_size = shape[1]
         self.version = sha256 or file_sha256(path)
-        self.facts = {"data": str(path), "split": "file", "crop": "none", "content": self.version}
+        self.facts = {"data": str(path), "split": "file", "crop": AS_STORED, "content": self.version}
+
+    def file_format(self) -> str:
+        """In which format the images are stored."""
+        return NPZ_FORMAT
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -178,7 +212,7 @@ def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     return np.lib.format.read_array_header_2_0(file)
 
 
-def open_images(path: str | Path, key: str = "--samples") -> NpzImages | SourceImages:
+def open_images(path: str | Path, key: str = "--samples") -> NpzImages | FolderImages:
     """The images of an npz file, or all image files under a folder, as they are.
 
     `key` names the flag in errors.
@@ -188,7 +222,7 @@ def open_images(path: str | Path, key: str = "--samples") -> NpzImages | SourceI
         if not path.is_file():
             raise UserError(f"{path} does not exist")
         return NpzImages(path)
-    return SourceImages(LooseSource(str(path), key), "folder", None)
+    return FolderImages(LooseSource(str(path), key))
 
 
 class NpzWriter:

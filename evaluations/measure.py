@@ -19,7 +19,7 @@ from engine.cli import entry_parser, run_entry
 from engine.messages import UserError
 from engine.world import World
 from evaluations.cli import add_measure_flags, extractor_from, output_path, reference_path, run_evaluation
-from evaluations.image_sets import open_images
+from evaluations.image_sets import AS_STORED, open_images
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.extractors import FILE_EXTRACTOR
 from evaluations.protocols.distances import compute_metrics
@@ -72,7 +72,10 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     protocol = {
         "kind": args.measured,
         "num_images": len(images),
-        "image_size": images.image_size,
+        "image_size_eval": images.image_size,
+        "file_format": images.file_format(),
+        "crop": AS_STORED,
+        "resize": AS_STORED,
         "rounding": "uint8 as stored",
         "reference": reference.facts,
         "samples": images.facts,

@@ -8,20 +8,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from engine import plugins
 from engine.aliases import current_result
-from engine.checkpoint.manifest import write_atomic
+from engine.checkpoint.manifest import STEP_NAME, write_atomic
 from engine.messages import UserError, logger
 from engine.run_record import library_versions
 from evaluations.metrics.registry import protocol_sections, sections_of
 
 # Sections that may differ between two results: networks and samples are what is compared.
-COMPARED_SECTIONS = ("tokenizer", "gpt", "samples")
+TRAINED_SECTIONS = ("tokenizer", "gpt")
+COMPARED_SECTIONS = (*TRAINED_SECTIONS, "samples")
 
 FORCED_MARK = " (forced)"
 
@@ -84,6 +85,25 @@ def changed_plugins(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def scalars_of(facts: Mapping[str, Any]) -> dict[str, float]:
     """The entries that are single numbers, as opposed to tables such as `top1_per_lr`."""
     return {name: value for name, value in facts.items() if isinstance(value, int | float)}
+
+
+def training_steps(result: Mapping[str, Any]) -> dict[str, str]:
+    """{network: number of training steps} of those networks of a result that came from a checkpoint of a run.
+
+    It is a column beside the numbers and blocks no ranking: networks are what is compared.
+    """
+    steps = {}
+    for network in TRAINED_SECTIONS:
+        path = PurePath((result["protocol"].get(network) or {}).get("path", ""))
+        if STEP_NAME.fullmatch(path.name):
+            phase = next((f"{part}, " for part in path.parts if part.startswith("phase_")), "")
+            steps[network] = f"{phase}{int(path.name.removeprefix('step_'))}"
+    return steps
+
+
+def steps_title(network: str) -> str:
+    """The title of a row of `training_steps`."""
+    return f"training steps of the {network}"
 
 
 def forced_metrics(metrics: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from autoregressive.models.base import Generator
 from engine.cli import positive
 from engine.world import World
 from evaluations.cli import add_measure_flags, add_published_flags
-from evaluations.image_sets import ROUNDING, rank_batches, with_bar
+from evaluations.image_sets import RESIZE, ROUNDING, rank_batches, with_bar
 from evaluations.protocols.generation_accumulators import GeneratedBatch
 from tokenizer.cli import add_image_flags, add_tokenizer_flags
 from tokenizer.models.base import Tokenizer
@@ -42,7 +42,8 @@ def add_sampled_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--labels", default="balanced", choices=["balanced", "random"],
-        help="balanced: sample i has class i modulo the number of classes; random: drawn uniformly, as published",
+        help="balanced: sample i has class i modulo the number of classes (equally many, if their number "
+        "divides that of the samples); random: drawn uniformly, as published",
     )  # fmt: skip
     add_sampler_flags(parser)
     add_measure_flags(parser, reference="train", batch_size=32)
@@ -54,6 +55,15 @@ def labels_of(mode: str, count: int, num_classes: int, seed: int) -> Tensor:
     if mode == "balanced":
         return torch.arange(count) % num_classes
     return torch.from_numpy(np.random.default_rng([seed, LABEL_STREAM]).integers(num_classes, size=count))
+
+
+def labels_text(mode: str, labels: Tensor, num_classes: int) -> str:
+    """What a protocol says about the labels of the samples: `balanced` only where each class has as many."""
+    if mode != "balanced":
+        return mode
+    counts = torch.bincount(labels, minlength=num_classes)
+    least, most = int(counts.min()), int(counts.max())
+    return mode if least == most else f"in turn, {least} to {most} per class"
 
 
 @dataclass
@@ -124,9 +134,10 @@ class SampleStream:
         return {
             "kind": "generation",
             "num_images": len(self.labels),
-            "labels": self.label_mode,
+            "labels": labels_text(self.label_mode, self.labels, self.generator.num_classes),
             "image_size": self.tokenizer.image_size,
             "image_size_eval": self.image_size,
+            "resize": RESIZE,
             "rounding": ROUNDING,
             "reference": reference_facts,
             "sampler": {**guidance_facts, **settings, "batch_size": self.batch_size},

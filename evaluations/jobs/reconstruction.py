@@ -14,7 +14,7 @@ from engine.data.sources import ImageSource, open_source
 from engine.messages import UserError
 from engine.world import World
 from evaluations.cli import assets_from, extractor_from, open_reference, output_path
-from evaluations.image_sets import with_bar
+from evaluations.image_sets import decoding_facts, with_bar
 from evaluations.metrics.registry import Metric, metrics_to_compute
 from evaluations.protocols.accumulators import Accumulator, measure
 from evaluations.protocols.reconstruction import (
@@ -84,7 +84,7 @@ class ReconstructionJob:
         source = open_source(data, "val")
         if len(source) < 2:
             raise UserError(f"{source.name} has {len(source)} images; statistics need 2 or more")
-        originals = {"data": source.name, "split": "val", "content": source.identity()}
+        originals = {"data": source.name, "split": "val", "content": source.identity(), **decoding_facts(data.decoding)}
 
         # The reference comes last: its statistics may take long.
         distances = None

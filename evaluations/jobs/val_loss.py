@@ -23,7 +23,7 @@ from engine.messages import ConfigError, UserError
 from engine.progress import progress
 from engine.world import World
 from evaluations.cli import output_path
-from evaluations.image_sets import CENTER_CROP, rank_batches
+from evaluations.image_sets import CENTER_CROP, decoding_facts, rank_batches
 from evaluations.results import write_result
 from tokenizer.cli import images_from, tokenizer_from
 from tokenizer.models.base import Tokenizer
@@ -54,6 +54,7 @@ class CodesOfImages:
             "content": self.source.identity(),
             "skip_broken": data.skip_broken,
             "crop": CENTER_CROP,
+            **decoding_facts(data.decoding),
         }
 
     def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from engine.loop import Batch, LoopConfig, check_batch, fit
 from engine.messages import ConfigError, UserError
 from engine.run_log import Run
 from engine.world import World
+from evaluations.image_sets import CENTER_CROP
 from evaluations.probes.cache import read_features
 from evaluations.probes.config import FROZEN, FROZEN_STAMPS, LinearProbeConfig
 from evaluations.probes.features import ProbedNetwork
@@ -80,8 +81,8 @@ def protocol_of(
         "skip_broken": config.data.skip_broken,
         "train_data": source.name,
         "image_size": config.data.image_size,
-        "crop": "center",
-        "train_crop": augmentation if config.probe.features == "augmented" else "center",
+        "crop": CENTER_CROP,
+        "train_crop": augmentation if config.probe.features == "augmented" else CENTER_CROP,
         # Training.
         "batch_size": config.data.global_batch_size,
         "steps": config.loop.steps,

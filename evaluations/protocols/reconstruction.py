@@ -21,7 +21,7 @@ from engine.devices import full_precision
 from engine.image_metrics import MAX_PSNR, psnr
 from engine.messages import UserError
 from engine.world import World
-from evaluations.image_sets import ImageBatch, rank_batches
+from evaluations.image_sets import RESIZE, ImageBatch, rank_batches
 from evaluations.metrics.extractor import Extractor
 from tokenizer.models.base import Tokenizer
 
@@ -141,6 +141,7 @@ class Reconstructor:
             "crop": "none, padded to the factor" if self.whole else self.protocol.crop_name,
             "image_size": "original" if self.whole else self.size,
             "image_size_eval": "original" if self.whole else self.eval_size,
+            "resize": RESIZE,
             "rounding": self.protocol.rounding,
         }
 

@@ -61,7 +61,7 @@ def comparison(runs: list[RunFolder]) -> str:
 
         # The metrics by rows, the runs by columns.
         compared = compare(results)
-        body = [[row.metric, *row.cells()] for row in compared.rows]
+        body = [[row_name, *cells] for row_name, cells in compared.table()]
         head = ["metric", *(run_name for run_name, _ in results)]
 
         # What the ranking is worth.

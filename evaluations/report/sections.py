@@ -15,7 +15,7 @@ from evaluations.report.curves import curves
 from evaluations.report.page import cards, table
 from evaluations.report.pictures import codebook, components, reconstructions, samples
 from evaluations.report.run_folder import RunFolder
-from evaluations.results import forced_mark, scalars_of
+from evaluations.results import forced_mark, scalars_of, steps_title, training_steps
 
 
 def headline(run: RunFolder) -> str:
@@ -70,6 +70,7 @@ def _result(name: str, result: Mapping[str, Any]) -> str:
     """One result: its metrics, what is missing and why, and the whole file on demand."""
     numbers = scalars_of(result["metrics"]) | result.get("timing", {})
     rows = [[metric, f"{shown(metric, value)}{forced_mark(metric, result)}"] for metric, value in numbers.items()]
+    rows += [[steps_title(network), steps] for network, steps in training_steps(result).items()]
     notes = [f"{metric} is missing: {reason}" for metric, reason in result.get("unavailable", {}).items()]
     notes += [f"{metric} should not be trusted: {reason}" for metric, reason in result.get("forced", {}).items()]
     missing = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)

@@ -334,7 +334,11 @@ def test_generation_says_how_its_numbers_were_made(given, tmp_path, monkeypatch,
         "seed": 2,
         "batch_size": 32,
     }
-    assert (protocol["kind"], protocol["num_images"], protocol["labels"]) == ("generation", SAMPLES, "balanced")
+    assert (protocol["kind"], protocol["num_images"], protocol["labels"]) == (
+        "generation",
+        SAMPLES,
+        "in turn, 6 to 7 per class",
+    )
     assert protocol["reference"]["num_images"] == 30 and protocol["reference"]["split"] == "train"
     assert {"tokenizer", "gpt"} <= protocol.keys()
     assert result["metrics"].keys() == {"frechet_lite0_generated", "frechet_lite0_noise", "distinct"}

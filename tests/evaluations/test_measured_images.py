@@ -1,0 +1,96 @@
+"""What a protocol says about the measured images, and what is shown beside the numbers without blocking a ranking."""
+
+import json
+
+import mini
+import numpy as np
+import pytest
+
+from engine.data.images import to_pil
+from evaluations import measure
+from evaluations.comparison import compare
+from evaluations.metrics.extractors import EXTRACTORS
+from evaluations.metrics.lite0 import Lite0Extractor
+from evaluations.metrics.registry import METRICS, Metric
+from evaluations.results import read_result, write_result
+from evaluations.sample_stream import labels_of, labels_text
+
+
+def write(folder, name, metrics, **protocol):
+    path = folder / f"{name}.json"
+    write_result(path, metrics, {"kind": "generation", **protocol})
+    return path
+
+
+def measured(tmp_path, entry, name, size=16, suffix="png", count=8):
+    """A result of `evaluations.measure` over a folder of pictures, with a reference that fits them all."""
+    folder = tmp_path / name
+    folder.mkdir()
+    for number, image in enumerate(mini.random_images(count, size)):
+        to_pil(image).save(folder / f"{number}.{suffix}")
+    np.savez(tmp_path / "reference.npz", mu=np.zeros(112), sigma=np.eye(112), kind="train", num_images=200)
+    output = tmp_path / f"{name}.json"
+    flags = ["--samples", folder, "--gt-npz-path", tmp_path / "reference.npz", "--force", "--device", "cpu"]
+    code, _, err = entry(measure.main, *flags, "--output", output)
+    assert code == 0, err
+    return output
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"size": 32}, "image_size_eval: 16, then 32"),
+        ({"suffix": "jpg"}, "file_format: 'PNG', then 'JPEG'"),
+        ({"count": 6}, "num_images: 8, then 6"),
+        ({}, None),
+    ],
+)
+def test_other_measured_images_are_not_ranked(tmp_path, monkeypatch, entry, changes, named):
+    """Size, format and number of the images belong to the protocol, also where a reference tells nothing of its own."""
+
+    class Published(Lite0Extractor):
+        capabilities = frozenset({"published"})
+
+    monkeypatch.setitem(EXTRACTORS, "inception", Published)
+    paths = [measured(tmp_path, entry, "a"), measured(tmp_path, entry, "b", **changes)]
+    differences = compare([(path.stem, read_result(path)) for path in paths]).differences
+    assert differences[:1] == ([f"b: {named}"] if named else [])
+
+
+def test_balanced_means_that_every_class_has_as_many():
+    """5 samples of 2 classes are not; random ones are never said to be."""
+    for count, text in {4: "balanced", 5: "in turn, 2 to 3 per class", 1: "in turn, 0 to 1 per class"}.items():
+        assert labels_text("balanced", labels_of("balanced", count, 2, seed=0), 2) == text
+    assert labels_text("random", labels_of("random", 4, 2, seed=0), 2) == "random"
+
+
+def test_training_steps_are_shown_and_block_no_ranking(tmp_path):
+    """60 steps against 120: which is the better network is for the reader to judge, who sees both."""
+    paths = [
+        write(tmp_path, name, {"gfid": value}, tokenizer={"path": f"runs/t/phase_2/checkpoints/step_{step:08d}"})
+        for name, value, step in (("a", 3.0, 60), ("b", 2.0, 120))
+    ]
+    compared = compare([(path.stem, read_result(path)) for path in paths])
+    assert not compared.differences and compared.rows[0].cells() == ["3", "2*"]
+    assert compared.table()[-1] == ("training steps of the tokenizer", ["phase_2, 60", "phase_2, 120"])
+    assert "training steps of the tokenizer" in compared.text(["a", "b"])
+
+
+def test_an_old_result_of_files_says_its_size_under_the_present_name(tmp_path):
+    """So that it is compared by it."""
+    old = {"kind": "generation", "num_images": 4, "image_size": 32, "samples": {"data": "x"}}
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({"metrics": {"gfid": 1.0}, "protocol": old}))
+    assert read_result(path)["protocol"] == {
+        "kind": "generation", "num_images": 4, "image_size_eval": 32, "samples": {"data": "x"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["mae", "dists", "fd_dinov2"])
+def test_an_unknown_metric_has_no_star_until_a_plugin_says_its_direction(tmp_path, monkeypatch, name):
+    """Nothing is guessed from a name; once the direction is registered, the smaller value is the best."""
+    paths = [write(tmp_path, "a", {name: 3.0}), write(tmp_path, "b", {name: 2.0})]
+    results = [(path.stem, read_result(path)) for path in paths]
+    assert [row.cells() for row in compare(results).rows] == [["3", "2"]]
+    monkeypatch.setitem(METRICS, name, Metric(name, name, better="lower"))
+    assert [row.cells() for row in compare(results).rows] == [["3", "2*"]]
