@@ -23,6 +23,7 @@ from torch import Tensor
 
 from engine.aliases import current_manifest
 from engine.checkpoint.manifest import write_atomic
+from engine.data.classes import Classes, labels_among
 from engine.data.stream import position_rng
 from engine.messages import UserError
 
@@ -51,6 +52,7 @@ class CodesManifest:
     views: str  # a key of `autoregressive.views.VIEWS`
     class_names: list[str]
     codebook_sizes: list[int] = field(default_factory=list)  # one per index of a token; empty = one index
+    classes_are_named: bool = True  # False: the names of the classes are only numbers
     decoding: str = ""  # how stored pixels became RGB, as far as it is not the default
 
     @property
@@ -116,6 +118,18 @@ class CodeStore:
                 f"{self.folder} holds codes of another tokenizer: theirs {self.manifest.fingerprint[:16]} "
                 f"({self.manifest.tokenizer}), given {fingerprint[:16]} ({tokenizer}); extract codes with that one"
             )
+
+    @property
+    def classes(self) -> Classes:
+        """The classes of the images."""
+        return Classes(tuple(self.manifest.class_names), f"the codes {self.folder}", self.manifest.classes_are_named)
+
+    def take_labels_of(self, expected: Classes) -> None:
+        """Takes the labels that the classes have among the expected ones, by name.
+
+        Raises UserError for classes that are not among those.
+        """
+        self.labels = labels_among(self.classes, expected)[self.labels]
 
     def tokens(self, index: int, view: int) -> Tensor:
         """The tokens of one view of an image, (num_tokens,) or (num_tokens, k) int64."""

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
+from autoregressive.codes import FORMAT, CodesManifest, CodeStore, CodeWriter
 from autoregressive.views import DEFAULT_VIEWS, VIEWS
 from engine.cli import add_device_flag, entry_parser, positive, run_entry
+from engine.data.classes import Classes, with_labels_of
 from engine.data.config import DataConfig
 from engine.data.decoding import Decoding
 from engine.data.images import image_tensor, to_float
@@ -43,6 +44,7 @@ def views_of(
 def manifest_of(tokenizer: Tokenizer, source: ImageSource, split: str, views: str, decoding: Decoding) -> CodesManifest:
     """The facts of the codes that `tokenizer` makes of one split."""
     quantizer = tokenizer.quantizer
+    classes = Classes.of(source)
     return CodesManifest(
         format=FORMAT,
         fingerprint=tokenizer.provenance.fingerprint,
@@ -55,18 +57,44 @@ def manifest_of(tokenizer: Tokenizer, source: ImageSource, split: str, views: st
         codebook_size=quantizer.codebook_size,
         image_size=tokenizer.image_size,
         views=views,
-        class_names=list(source.class_names),
+        class_names=list(classes.names),
+        classes_are_named=classes.are_named,
         codebook_sizes=list(quantizer.group_sizes) if quantizer.num_groups > 1 else [],
         decoding=decoding.suffix().strip(),
     )
 
 
+def open_splits(data: DataConfig, splits: list[str], code_path: Path) -> dict[str, ImageSource]:
+    """The images of each split; held-out ones get the labels of the training images, or of their codes beside them.
+
+    Raises UserError for held-out images of other classes, before anything is extracted.
+    """
+    sources = {split: open_source(data, split) for split in splits}
+    expected = None
+    if "train" in sources:
+        expected = Classes.of(sources["train"])
+    elif (code_path / "train" / "manifest.json").is_file():
+        expected = CodeStore(code_path, "train").classes
+    if "val" in sources and expected is not None:
+        sources["val"] = with_labels_of(sources["val"], expected)
+    return sources
+
+
 @torch.inference_mode()
 def extract_split(
-    tokenizer: Tokenizer, data: DataConfig, split: str, views: str, code_path: Path, batch_size: int, world: World
+    tokenizer: Tokenizer,
+    source: ImageSource,
+    data: DataConfig,
+    split: str,
+    views: str,
+    code_path: Path,
+    batch_size: int,
+    world: World,
 ) -> None:
-    """Extracts one split; finished splits are left alone. All ranks call this; `batch_size` counts views."""
-    source = open_source(data, split)
+    """Extracts `source`, a split of `data`; finished ones are left alone.
+
+    All ranks call this; `batch_size` counts views.
+    """
     manifest = manifest_of(tokenizer, source, split, views, data.decoding)
     block = max(1, batch_size // manifest.num_views)
     writer = CodeWriter(code_path, manifest, block, world.rank)
@@ -133,8 +161,8 @@ def main() -> None:
         splits = args.split or [split for split in ("train", "val") if has_split(data, split)]
         if not splits:
             raise UserError("no images: give --data-path (and --val-path), or --data with a packaged set")
-        for split in splits:
-            extract_split(tokenizer, data, split, args.views, args.code_path, args.batch_size, world)
+        for split, source in open_splits(data, splits, args.code_path).items():
+            extract_split(tokenizer, source, data, split, args.views, args.code_path, args.batch_size, world)
 
 
 if __name__ == "__main__":

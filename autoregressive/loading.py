@@ -12,6 +12,7 @@ from autoregressive.models.registry import GeneratorConfig, build_generator
 from autoregressive.published import layout_of
 from engine.checkpoint.weights import find_weights, fingerprint, load_strict, read_weights
 from engine.config import load_sections
+from engine.data.classes import Classes
 from engine.messages import ConfigError
 from tokenizer.loading import Provenance
 from tokenizer.models.base import Tokenizer
@@ -101,6 +102,12 @@ def require_pair(generator: Generator, tokenizer: Tokenizer) -> None:
         raise ConfigError(
             f"the generator is for {expected} per image, the tokenizer gives {_tokens_text(*tokenizer_sizes)}"
         )
+
+
+def classes_of(generator: Generator) -> Classes:
+    """The classes that a loaded generator was trained on; unknown where it does not say them."""
+    provenance = generator.provenance
+    return Classes.from_stamp(provenance.stamp, generator.num_classes, f"the generator {provenance.path}")
 
 
 def _tokens_text(num_tokens: int, codebook_sizes: tuple[int, ...]) -> str:

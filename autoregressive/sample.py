@@ -19,9 +19,11 @@ from torch import Tensor
 
 from autoregressive.cli import add_gpt_flags, add_sampler_flags, gpt_from, settings_of
 from autoregressive.image_sampler import SamplerSettings, sample_images
+from autoregressive.loading import classes_of
 from autoregressive.models.base import Generator
 from engine.arithmetic import ceil_div
 from engine.cli import add_device_flag, entry_parser, positive, run_entry
+from engine.data.classes import Classes
 from engine.data.images import save_grid, to_float, to_pil
 from engine.messages import UserError, logger
 from engine.progress import progress
@@ -31,7 +33,21 @@ from tokenizer.models.base import Tokenizer
 
 DEFAULT_CLASSES = 8  # how many are drawn without --class-idx
 GRID_COLUMNS = 8
+IMAGENET_FOLDER = re.compile(r"n\d{8}")  # name of a class folder
 SAMPLES_PER_CLASS = 2**32  # sample numbers kept for each class, so that no two classes share one
+
+
+def chosen_classes(args: argparse.Namespace, generator: Generator) -> list[int]:
+    """The labels that --class-idx or --class-name asks for; the first ones without either.
+
+    Raises UserError for a class that the generator does not know.
+    """
+    if args.class_name:
+        known = classes_of(generator)
+        return [known.label_of(name) for name in args.class_name]
+    if args.class_idx:
+        return parse_classes(args.class_idx, generator.num_classes)
+    return list(range(min(DEFAULT_CLASSES, generator.num_classes)))
 
 
 def parse_classes(text: str, num_classes: int) -> list[int]:
@@ -46,13 +62,18 @@ def parse_classes(text: str, num_classes: int) -> list[int]:
     return classes
 
 
-def folder_name(label: int, num_classes: int) -> str:
-    """`class_22_bald_eagle` for ImageNet, `class_3` elsewhere."""
-    if num_classes != 1000:
+def folder_name(label: int, classes: Classes) -> str:
+    """`class_22_bald_eagle` for ImageNet, `class_3_cat` for other named classes, `class_3` for unknown ones."""
+    is_imagenet = len(classes) == 1000 and (not classes.are_named or IMAGENET_FOLDER.fullmatch(classes.names[label]))
+    if not (is_imagenet or classes.are_named):
         return f"class_{label}"
-    from torchvision.models._meta import _IMAGENET_CATEGORIES
+    name = classes.names[label]
+    if is_imagenet:
+        from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-    return f"class_{label}_" + re.sub(r"[^a-z0-9]+", "_", _IMAGENET_CATEGORIES[label].lower()).strip("_")
+        name = _IMAGENET_CATEGORIES[label]
+    plain_name = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    return f"class_{label}_{plain_name}".removesuffix("_")
 
 
 def draw_class(
@@ -77,17 +98,14 @@ def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) ->
     """Writes the images of all classes; the ranks share the classes."""
     tokenizer = tokenizer_from(args, world.device)
     generator = gpt_from(args, tokenizer, world.device)
-    num_classes = generator.num_classes
-    classes = list(range(min(DEFAULT_CLASSES, num_classes)))
-    if args.class_idx:
-        classes = parse_classes(args.class_idx, num_classes)
+    classes = chosen_classes(args, generator)
     images_per_class = ceil_div(args.qual_num, len(classes))
 
     first_images = []
     rank_classes = classes[world.rank :: world.size]
     for label in progress(rank_classes, "classes", world):
         images = draw_class(generator, tokenizer, label, images_per_class, settings, args.per_proc_batch_size)
-        write_class(args.sample_dir / folder_name(label, num_classes), images)
+        write_class(args.sample_dir / folder_name(label, classes_of(generator)), images)
         first_images.append(images[:1])
 
     # The grid of the folder shows one image of each class that the main process drew.
@@ -102,8 +120,10 @@ def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
     add_tokenizer_flags(parser)
     add_gpt_flags(parser)
-    parser.add_argument(
-        "--class-idx", default=None, help='class numbers, such as "22,388" (default: the first eight classes)'
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--class-idx", help='class numbers, such as "22,388" (default: the first eight classes)')
+    which.add_argument(
+        "--class-name", action="append", help="name of a class, as its training folder is called; may be repeated"
     )
     parser.add_argument(
         "--qual-num",

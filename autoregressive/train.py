@@ -39,6 +39,7 @@ def open_codes(config: GPTTrainConfig, tokenizer: Tokenizer) -> tuple[CodeStore,
         return store, None
     held_out = CodeStore(config.data.codes, "val")
     held_out.require(tokenizer.provenance.fingerprint, config.data.tokenizer)
+    held_out.take_labels_of(store.classes)
     return store, held_out
 
 
@@ -61,13 +62,17 @@ def train(config: GPTTrainConfig, world: World) -> None:
         if held_out is None:
             run.log("no validation: the codes have no split `val`")
 
-        # Checkpoints name the tokenizer, so that no other one is used with this generator.
+        # Checkpoints name the tokenizer, so that no other one is used with this generator, and the classes.
         checkpoints = CheckpointStore.for_run(
             run.dir,
             config.loop,
             world,
             config,
-            stamp={"tokenizer_fingerprint": tokenizer.provenance.fingerprint, "tokenizer": tokenizer.provenance.stamp},
+            stamp={
+                "tokenizer_fingerprint": tokenizer.provenance.fingerprint,
+                "tokenizer": tokenizer.provenance.stamp,
+                **store.classes.stamp(),
+            },
             frozen_stamps=("tokenizer_fingerprint",),
             asynchronous=config.loop.async_save,
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from engine.assets import ASSETS, AssetsConfig
 from engine.cli import add_device_flag, positive
 from engine.config import load_config
+from engine.data.classes import Classes, with_labels_of
 from engine.data.config import DataConfig
 from engine.data.sources import open_source
 from engine.messages import UserError, logger
@@ -145,18 +146,27 @@ def reference_path(args: argparse.Namespace) -> Path | None:
 
 
 def open_reference(
-    args: argparse.Namespace, measured: str, num_images: int, data: DataConfig, size: int, extractor: Extractor
+    args: argparse.Namespace,
+    measured: str,
+    num_images: int,
+    data: DataConfig,
+    size: int,
+    extractor: Extractor,
+    classes: Classes | None = None,
 ) -> ReferenceSource:
     """The reference for `num_images` images that the flags name: a file, or images of `data` at `size` pixels.
 
-    `measured` is `generation` or `reconstruction`. Raises UserError for numbers that should not be trusted, unless they
-    are forced; nothing is computed before.
+    `measured` is `generation` or `reconstruction`; `classes` are those of the generator. Raises UserError for images of
+    other classes, and for numbers that should not be trusted, unless they are forced; nothing is computed before.
     """
     path = reference_path(args)
     if path is not None:
         source: ReferenceSource = ReferenceFile.read(path, args.reference_kind, extractor)
     else:
-        images = SourceImages(open_source(data, args.reference), args.reference, size, data.skip_broken)
+        opened = open_source(data, args.reference)
+        if classes is not None and Classes.of(opened).are_labels:
+            opened = with_labels_of(opened, classes)
+        images = SourceImages(opened, args.reference, size, data.skip_broken)
         source = ReferenceImages(images, args.reference, extractor)
     require_trust(source.facts, args, measured, num_images, size, extractor)
     return source

@@ -79,7 +79,9 @@ def test_every_quantizer_in_every_tokenizer_under_its_head(network, quantizer, t
     model = load_tokenizer(tmp_path / "tokenizer")
     sizes = list(model.quantizer.group_sizes)
     for split in ("train", "val"):
-        extract_split(model, config.data, split, "center", tmp_path / "codes", 4, world)
+        extract_split(
+            model, open_source(config.data, split), config.data, split, "center", tmp_path / "codes", 4, world
+        )
     store = CodeStore(tmp_path / "codes", "train")
     assert store.codes.shape[2:] == ((model.num_tokens, len(sizes)) if len(sizes) > 1 else (model.num_tokens,))
     with torch.inference_mode():

@@ -12,6 +12,7 @@ import torch
 from engine.checkpoint.foreign.reader import read_checkpoint
 from engine.checkpoint.weights import find_weights, fingerprint, load_strict, read_weights
 from engine.config import load_sections
+from engine.data.classes import STAMP as CLASSES
 from engine.data.config import DataConfig
 from engine.messages import ConfigError
 from tokenizer.models.base import Tokenizer
@@ -49,6 +50,7 @@ class Provenance:
     def facts(self) -> dict[str, Any]:
         """What a result says about the network."""
         facts = {name: getattr(self, name) for name in ("path", "weights", "fingerprint", "stamp")}
+        facts["stamp"] = {key: value for key, value in self.stamp.items() if key != CLASSES}  # may be thousands
         return facts | self.network_facts()
 
 

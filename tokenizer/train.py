@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import num_parameters
 from engine.cli import parse_cli, run_entry
+from engine.data.classes import Classes
 from engine.data.samples import training_item
 from engine.data.sources import ImageSource, open_source, summary_of
 from engine.data.stream import stream_opener
@@ -69,7 +70,7 @@ def train_phase(
     # Data, before anything is written.
     check_batch(config.data.global_batch_size, world, config.loop.grad_accum)
     source = open_source(config.data, "train")
-    validation = validation_images(config)
+    validation = validation_images(config, Classes.of(source))
     if validation is not None and len(validation.images_u8) < world.size:
         raise ConfigError(f"validation.num_images must be {world.size} or more, one image per process")
 

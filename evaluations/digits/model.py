@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from engine.checkpoint.weights import find_weights, load_strict, read_weights
 from engine.config import load_sections
+from engine.data.classes import Classes, labels_among
 from engine.data.images import to_float
+from engine.messages import UserError
 from engine.validation import Problem, Section, at_least, in_range
 
 
@@ -66,13 +68,16 @@ class _Sections:
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
 
 
-def load_classifier(path: str | Path) -> nn.Module:
-    """Loads a trained classifier in evaluation mode.
+def load_classifier(path: str | Path, classes: Classes) -> nn.Module:
+    """Loads a trained classifier in evaluation mode, for images of `classes`.
 
-    Raises ConfigError if `path` holds another kind of network.
+    Raises ConfigError if `path` holds another kind of network, and UserError if it was trained on other classes.
     """
     weights = find_weights(path, "auto", "classifier")
     config = load_sections(_Sections, weights.folder / "config.yaml")
+    known = Classes.from_stamp(weights.stamp, config.model.num_classes, f"the classifier {weights.folder}")
+    if len(labels_among(classes, known)) != len(known):
+        raise UserError(f"{known.owner} knows {len(known)} classes, {classes.owner} {len(classes)}; it needs the same")
     network = Classifier(config.model)
     load_strict(network, read_weights(weights.path), weights.path)
     return network.eval().requires_grad_(False)

@@ -12,13 +12,15 @@ from torch import Tensor
 
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import WeightSets
+from engine.data.classes import Classes, with_labels_of
 from engine.data.config import DataConfig
 from engine.data.images import to_float
-from engine.data.samples import center_batch, training_item
+from engine.data.samples import labeled_batch, training_item
 from engine.data.sources import open_source
 from engine.data.stream import stream_opener
 from engine.devices import autocast
 from engine.loop import Batch, LoopConfig, check_batch, fit
+from engine.messages import ConfigError
 from engine.optim import OptimConfig
 from engine.run_log import Run
 from engine.trained_model import TrainedModel
@@ -106,9 +108,11 @@ def train(config: ClassifierTrainConfig, world: World) -> None:
 
     # Images. Held-out ones stay in memory.
     source = open_source(config.data, "train")
-    held_out = open_source(config.data, "val")
-    images = center_batch(held_out, config.data.image_size, range(len(held_out)))
-    labels = torch.from_numpy(held_out.labels)
+    classes = Classes.of(source)
+    if len(classes) != config.model.num_classes:
+        raise ConfigError(f"model.num_classes={config.model.num_classes}, but {source.name} has {len(classes)} classes")
+    held_out = with_labels_of(open_source(config.data, "val"), classes)
+    images, labels = labeled_batch(held_out, config.data.image_size, range(len(held_out)), config.data.skip_broken)
 
     run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
     try:
@@ -120,7 +124,7 @@ def train(config: ClassifierTrainConfig, world: World) -> None:
         # Training, from the newest checkpoint if there is one.
         item = training_item(source, config.data, config.loop.seed)
         stream = stream_opener(item, len(source), config.data, config.loop, world)
-        store = CheckpointStore.for_run(run.dir, config.loop, world, config)
+        store = CheckpointStore.for_run(run.dir, config.loop, world, config, stamp=classes.stamp())
         fit(task, stream, config.loop, run, world, store)
     finally:
         run.close()

@@ -14,7 +14,9 @@ from torch import nn
 from autoregressive.cli import gpt_from, settings_of
 from autoregressive.codes import CodeStore
 from autoregressive.image_sampler import sample_images
+from autoregressive.loading import classes_of
 from engine.checkpoint.weights import fingerprint
+from engine.data.classes import Classes
 from engine.data.config import DataConfig
 from engine.data.samples import center_batch, fixed_choice
 from engine.data.sources import has_split, open_source
@@ -81,18 +83,22 @@ class GenerationJob:
         extractor = extractor_from(args, world)
         tokenizer = tokenizer_from(args, world.device)
         generator = gpt_from(args, tokenizer, world.device)
-        classifier = load_classifier(args.classifier) if args.classifier is not None else None
+        classifier = None
+        if args.classifier is not None:
+            classifier = load_classifier(args.classifier, classes_of(generator))
         stream = SampleStream.from_args(args, generator, tokenizer, settings, world)
 
-        # Codes and images.
+        # Codes and images, of the classes that the generator knows.
+        classes = classes_of(generator)
         training_codes = None
         if args.code_path is not None:
             training_codes = CodeStore(args.code_path, "train")
             training_codes.require(tokenizer.provenance.fingerprint, args.vq_ckpt)
+            training_codes.take_labels_of(classes)
         data = images_from(args, tokenizer)
         opened = None
         if extractor is not None:
-            opened = open_reference(args, "generation", len(stream.labels), data, stream.image_size, extractor)
+            opened = open_reference(args, "generation", len(stream.labels), data, stream.image_size, extractor, classes)
         export = None
         if args.export:
             export = EXPORTS[args.export](args.sample_dir, stream.labels, stream.image_size, world)
@@ -182,6 +188,9 @@ def examples(stream: SampleStream, data: DataConfig) -> dict[str, np.ndarray]:
     if not has_split(data, "train"):
         raise UserError("the data names no training images")
     source = open_source(data, "train")
+    classes = classes_of(stream.generator)
+    if not classes.are_named and len(source.class_names) == len(classes):
+        classes = Classes.of(source)  # nobody knows better
 
     # Samples of balanced labels, whatever the labels of the measurement are: sample i has class i modulo the classes.
     num_classes = stream.generator.num_classes
@@ -201,5 +210,5 @@ def examples(stream: SampleStream, data: DataConfig) -> dict[str, np.ndarray]:
         "labels": labels.numpy(),
         "nearest": training[nearest_training(generated, training)].numpy(),
         "num_candidates": np.array(len(candidates)),
-        "class_names": np.array([str(name) for name in source.class_names]),
+        "class_names": np.array(classes.names),
     }

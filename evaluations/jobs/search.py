@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoregressive.cli import gpt_from, settings_of
+from autoregressive.loading import classes_of
 from engine.aliases import current_result
 from engine.checkpoint.manifest import write_atomic
 from engine.messages import UserError, logger
@@ -196,7 +197,8 @@ class SearchJob:
 
         # What was measured before, with the same settings.
         data = images_from(args, tokenizer)
-        opened = open_reference(args, "generation", len(stream.labels), data, stream.image_size, extractor)
+        classes = classes_of(generator)
+        opened = open_reference(args, "generation", len(stream.labels), data, stream.image_size, extractor, classes)
         facts = stream.protocol(opened.facts)
         for section, fact in FREE_FACTS:
             facts[section].pop(fact, None)

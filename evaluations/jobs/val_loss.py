@@ -13,13 +13,15 @@ from torch import Tensor
 
 from autoregressive.cli import gpt_from
 from autoregressive.codes import CodeStore
+from autoregressive.loading import classes_of
 from autoregressive.models.base import Generator
 from autoregressive.views import VIEWS
+from engine.data.classes import Classes, with_labels_of
 from engine.data.config import DataConfig
 from engine.data.images import to_float
 from engine.data.samples import labeled_batch
 from engine.data.sources import open_source
-from engine.messages import ConfigError, UserError
+from engine.messages import UserError
 from engine.progress import progress
 from engine.world import World
 from evaluations.cli import output_path
@@ -32,7 +34,6 @@ from tokenizer.models.base import Tokenizer
 class HeldOutCodes(Protocol):
     """Codes of held-out images with their labels."""
 
-    class_names: list[str]
     facts: dict[str, Any]  # for the protocol; `num_images` and `data` among them
 
     def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -42,12 +43,11 @@ class HeldOutCodes(Protocol):
 class CodesOfImages:
     """Center crops of the held-out images, through the tokenizer."""
 
-    def __init__(self, data: DataConfig, tokenizer: Tokenizer, device: torch.device) -> None:
+    def __init__(self, data: DataConfig, tokenizer: Tokenizer, classes: Classes, device: torch.device) -> None:
         self.tokenizer = tokenizer
         self.device = device
         self.skip_broken = data.skip_broken
-        self.source = open_source(data, "val")
-        self.class_names = self.source.class_names
+        self.source = with_labels_of(open_source(data, "val"), classes)
         self.facts = {
             "num_images": len(self.source),
             "data": self.source.name,
@@ -65,10 +65,10 @@ class CodesOfImages:
 class StoredCodes:
     """The codes of the split `val` that were extracted before, in their center view."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, classes: Classes) -> None:
         self.store = CodeStore(folder, "val")
+        self.store.take_labels_of(classes)
         manifest = self.store.manifest
-        self.class_names = manifest.class_names
         views = VIEWS[manifest.views]
         self.view = views.center
         self.facts = {"num_images": len(self.store), "data": manifest.data, "crop": views.crop_name}
@@ -102,17 +102,17 @@ class ValLossJob:
         tokenizer = tokenizer_from(args, world.device)
         generator = gpt_from(args, tokenizer, world.device)
 
+        # Held-out images, with the labels that the generator knows.
         codes: HeldOutCodes
+        classes = classes_of(generator)
         if args.code_path is not None:
-            codes = StoredCodes(args.code_path)
+            codes = StoredCodes(args.code_path, classes)
             codes.store.require(tokenizer.provenance.fingerprint, args.vq_ckpt)
         else:
-            codes = CodesOfImages(images_from(args, tokenizer), tokenizer, world.device)
+            codes = CodesOfImages(images_from(args, tokenizer), tokenizer, classes, world.device)
 
         data = codes.facts["data"]
         num_images = codes.facts["num_images"]
-        if len(codes.class_names) != generator.num_classes:
-            raise ConfigError(f"{data} has {len(codes.class_names)} classes, the GPT {generator.num_classes}")
         if num_images < 2:
             raise UserError(f"{data} has {num_images} images; a standard error needs 2 or more")
         return cls(output, tokenizer, generator, codes, args.per_proc_batch_size)

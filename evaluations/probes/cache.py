@@ -8,9 +8,10 @@ import numpy as np
 
 from autoregressive.codes import write_rows
 from engine.checkpoint.manifest import json_digest
+from engine.data.classes import Relabeled
 from engine.data.config import DataConfig
 from engine.data.samples import labeled_batch
-from engine.data.sources import ImageSource, open_source
+from engine.data.sources import ImageSource
 from engine.progress import progress
 from engine.world import World
 from evaluations.image_sets import rank_batches
@@ -18,16 +19,21 @@ from evaluations.probes.features import ProbedNetwork
 
 
 def read_features(
-    network: ProbedNetwork, data: DataConfig, split: str, folder: Path, batch_size: int, world: World
+    network: ProbedNetwork,
+    source: ImageSource,
+    data: DataConfig,
+    split: str,
+    folder: Path,
+    batch_size: int,
+    world: World,
 ) -> np.ndarray:
-    """Reads the features of the center crops of a split from a file, which is written if needed.
+    """Reads the features of the center crops of `source`, a split of `data`, from a file, which is written if needed.
 
     Returns memory-mapped records of `features` (dim,) float32 and `label`. They are computed in batches that do not
     depend on the number of ranks, and kept in a file of `folder` that only the same network on the same images finds
     again. All ranks call this.
     """
     # Everything that the features depend on names the file.
-    source = open_source(data, split)
     facts = {
         **network.identity,
         "data": source.name,
@@ -38,6 +44,8 @@ def read_features(
         "skip_broken": data.skip_broken,
         "batch_size": batch_size,
     }
+    if isinstance(source, Relabeled):
+        facts["class_names"] = source.class_names
     key = json_digest(facts)[:16]
     path = folder / f"features_{key}.npy"
 

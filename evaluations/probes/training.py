@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from engine.checkpoint.store import CheckpointStore
+from engine.data.classes import Classes, with_labels_of
 from engine.data.samples import training_item
 from engine.data.sources import ImageSource, open_source
 from engine.data.stream import stream_opener
 from engine.loop import Batch, LoopConfig, check_batch, fit
-from engine.messages import ConfigError, UserError
+from engine.messages import ConfigError
 from engine.run_log import Run
 from engine.world import World
 from evaluations.image_sets import CENTER_CROP
@@ -27,12 +28,12 @@ from evaluations.results import write_result
 
 
 def open_images(config: LinearProbeConfig) -> tuple[ImageSource, ImageSource]:
-    """Opens the training and the held-out images. Raises UserError if their classes differ."""
+    """Opens the training and the held-out images, which get the labels of the former.
+
+    Raises UserError if held-out images are of other classes.
+    """
     source = open_source(config.data, "train")
-    held_out = open_source(config.data, "val")
-    if list(source.class_names) != list(held_out.class_names):
-        raise UserError(f"{source.name} and {held_out.name} have different classes; a probe needs the same in both")
-    return source, held_out
+    return source, with_labels_of(open_source(config.data, "val"), Classes.of(source))
 
 
 def steps_of(config: LinearProbeConfig, num_images: int) -> int:
@@ -113,7 +114,8 @@ def train(config: LinearProbeConfig, world: World) -> None:
     @lru_cache
     def features_of(split: str) -> np.ndarray:
         """The features of the center crops of a split, read when they are first needed."""
-        return read_features(network, data, split, run.dir, config.probe.read_batch_size, world)
+        images = {"train": source, "val": held_out}[split]
+        return read_features(network, images, data, split, run.dir, config.probe.read_batch_size, world)
 
     try:
         # The heads, drawn with the seed.

@@ -18,7 +18,7 @@ from engine.checkpoint.weights import fingerprint
 from engine.data.crops import center_crop
 from engine.data.folders import FolderSource
 from engine.data.images import ImageError, image_tensor, to_float
-from engine.data.sources import SOURCES
+from engine.data.sources import SOURCES, open_source
 from tokenizer.loading import Provenance
 
 COUNT = 23
@@ -45,7 +45,8 @@ def tokenizer():
 
 
 def extract(tokenizer, folder, world, views="flip", batch_size=8, split="train"):
-    extract_split(tokenizer, tokenizer.provenance.config.data, split, views, folder, batch_size, world)
+    data = tokenizer.provenance.config.data
+    extract_split(tokenizer, open_source(data, split), data, split, views, folder, batch_size, world)
     return CodeStore(folder, split)
 
 
@@ -159,7 +160,7 @@ def test_an_unreadable_image_stops_the_extraction_or_gives_way_to_the_next_one(t
     with pytest.raises(ImageError, match="image 3 is torn"):
         extract(tokenizer, tmp_path / "strict", world)
     data = replace(tokenizer.provenance.config.data, skip_broken=True)
-    extract_split(tokenizer, data, "train", "flip", tmp_path / "lenient", 8, world)
+    extract_split(tokenizer, open_source(data, "train"), data, "train", "flip", tmp_path / "lenient", 8, world)
     store = CodeStore(tmp_path / "lenient", "train")
     for index, taken in ((3, 5), (4, 5), (COUNT - 1, 0)):
         assert np.array_equal(store.codes[index], store.codes[taken])
@@ -239,7 +240,7 @@ def test_codes_of_images_that_were_decoded_otherwise_are_not_mixed(
         if not finished:
             kill_after(patch, 2)
         try:
-            extract_split(tokenizer, data, "train", "flip", tmp_path, 8, world)
+            extract_split(tokenizer, open_source(data, "train"), data, "train", "flip", tmp_path, 8, world)
         except Killed:
             assert not finished
     path = tmp_path / "train" / ("manifest.json" if finished else "progress.json")
@@ -248,9 +249,9 @@ def test_codes_of_images_that_were_decoded_otherwise_are_not_mixed(
     path.write_text(json.dumps(facts))
     upright = replace(data, orientation="upright")
     with pytest.raises(CodesError, match=r"(?s)holds other codes .*decoding: None there, 'orientation=upright' now"):
-        extract_split(tokenizer, upright, "train", "flip", tmp_path, 8, world)
-    extract_split(tokenizer, data, "train", "flip", tmp_path, 8, world)
-    extract_split(tokenizer, upright, "train", "flip", tmp_path / "upright", 8, world)
+        extract_split(tokenizer, open_source(upright, "train"), upright, "train", "flip", tmp_path, 8, world)
+    extract_split(tokenizer, open_source(data, "train"), data, "train", "flip", tmp_path, 8, world)
+    extract_split(tokenizer, open_source(upright, "train"), upright, "train", "flip", tmp_path / "upright", 8, world)
     assert CodeStore(tmp_path, "train").manifest.decoding == ""
     assert CodeStore(tmp_path / "upright", "train").manifest.decoding == "orientation=upright"
 

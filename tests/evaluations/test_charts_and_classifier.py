@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from engine.checkpoint.manifest import checkpoint_folders
 from engine.config import load_config
+from engine.data.classes import Classes
 from engine.data.images import to_float
 from engine.data.packaged import ArraySource
 from engine.data.sources import SOURCES
@@ -116,7 +117,7 @@ def test_classifier_learns_and_comes_back(stripes, tmp_path, world):
     assert [r["val/accuracy"] for r in records if "val/accuracy" in r] == [1.0]
     losses = [r["loss"] for r in records if "loss" in r]
     assert losses[-1] < 0.5 * losses[0]
-    network = load_classifier(tmp_path / "run")
+    network = load_classifier(tmp_path / "run", Classes.of(stripes))
     images = torch.from_numpy(stripes.images).permute(0, 3, 1, 2).contiguous()
     assert not network.training and not any(p.requires_grad for p in network.parameters())
     for size in (1, 7, 250):
@@ -150,4 +151,6 @@ def test_dropout_acts_in_training_only(world):
 def test_a_classifier_of_another_kind_is_refused(tmp_path):
     config = mini.tokenizer_config()
     with pytest.raises(ConfigError, match="model"):
-        load_classifier(mini.export(tmp_path / "tokenizer", config, mini.tokenizer_of(config)))
+        load_classifier(
+            mini.export(tmp_path / "tokenizer", config, mini.tokenizer_of(config)), Classes.unknown(10, "the images")
+        )

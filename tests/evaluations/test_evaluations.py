@@ -68,7 +68,8 @@ def given(tmp_path_factory):
     world = World(0, 1, 0, torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SOURCES["mnist5k"], "open", lambda config, split: IMAGES[split])
-        extract_split(load_tokenizer(root / "tokenizer"), config.data, "train", "flip", root / "codes", 8, world)
+        tokenizer = load_tokenizer(root / "tokenizer")
+        extract_split(tokenizer, IMAGES["train"], config.data, "train", "flip", root / "codes", 8, world)
     return root
 
 
@@ -288,7 +289,7 @@ class Brightness(nn.Linear):
 
 @pytest.fixture
 def by_brightness(monkeypatch):
-    monkeypatch.setattr(jobs_generation, "load_classifier", lambda path: Brightness())
+    monkeypatch.setattr(jobs_generation, "load_classifier", lambda path, classes: Brightness())
 
 
 @pytest.mark.usefixtures("by_brightness")

@@ -13,6 +13,7 @@ from autoregressive.extract_codes import extract_split
 from autoregressive.models.registry import build_generator
 from autoregressive.training.config import GPTTrainConfig
 from engine.config import load_config
+from engine.data.sources import open_source
 from engine.world import World
 from evaluations import compare, generation, linear_probe, reconstruction, search_cfg, val_loss, visualize
 from evaluations.report import __main__ as report
@@ -70,7 +71,7 @@ def trained(request, images, tmp_path_factory):
         ],
     ).data  # fmt: skip
     for split in ("train", "val"):
-        extract_split(tokenizer, data, split, "flip", root / "codes", 4, world)
+        extract_split(tokenizer, open_source(data, split), data, split, "flip", root / "codes", 4, world)
     return ["--vq-ckpt", root / "tokenizer"], ["--gpt-ckpt", root / "gpt"], root / "codes"
 
 

@@ -349,7 +349,7 @@ def test_what_does_not_fit_is_refused(refused, probed, monkeypatch):
     refused("probe.base_lrs=[1,-1]", says="must be different learning rates above 0")
     refused("probe.warmup_epochs=2", says="probe.warmup_epochs=2 must be in [0, 1]")
     refused("probe.read_batch_size=0", says="probe.read_batch_size=0 must be 1 or more")
-    other = {"train": IMAGES["train"], "val": mini.image_source(4, classes=3)}
+    other = {"train": IMAGES["train"], "val": mini.image_source(4, classes=5)}
     monkeypatch.setattr(SOURCES["mnist5k"], "open", lambda config, split: other[split])
     refused(says="different classes")
 

@@ -9,7 +9,6 @@ from torch import nn
 
 from autoregressive import load_gpt
 from engine.data.images import to_float
-from engine.data.sources import SOURCES
 from evaluations.probes.cache import read_features
 from evaluations.probes.features import ProbedNetwork
 from tokenizer import load_tokenizer
@@ -92,19 +91,18 @@ def test_features_are_read_once_and_only_found_by_the_same_network(probed, tmp_p
     """Center crops and labels of all images, bitwise the same file from one rank or three; other networks read anew."""
     data = config_of(probed).data
     network = network_of(probed)
-    records = read_features(network, data, "train", tmp_path, 5, world)
+    records = read_features(network, IMAGES["train"], data, "train", tmp_path, 5, world)
     expected = torch.cat([network(chunk) for chunk in pixels("train").split(5)])
     assert np.array_equal(records["features"], expected.numpy())
     assert np.array_equal(records["label"], IMAGES["train"].labels)
     shared = tmp_path / "shared"
     shared.mkdir()
-    mini.on_ranks(3, lambda w: read_features(network_of(probed), data, "train", shared, 5, w))
+    mini.on_ranks(3, lambda w: read_features(network_of(probed), IMAGES["train"], data, "train", shared, 5, w))
     (alone,), (together,) = tmp_path.glob("*.npy"), shared.glob("*.npy")
     assert alone.read_bytes() == together.read_bytes() and alone.name == together.name
     monkeypatch.setattr(ProbedNetwork, "__call__", lambda *args: pytest.fail("read again"))
-    assert np.array_equal(read_features(network, data, "train", tmp_path, 5, world), records)
+    assert np.array_equal(read_features(network, IMAGES["train"], data, "train", tmp_path, 5, world), records)
     monkeypatch.undo()
-    monkeypatch.setattr(SOURCES["mnist5k"], "open", lambda config, split: IMAGES[split])
-    read_features(network, data, "val", tmp_path, 5, world)
-    read_features(network_of(probed, layer=2), data, "train", tmp_path, 5, world)
+    read_features(network, IMAGES["val"], data, "val", tmp_path, 5, world)
+    read_features(network_of(probed, layer=2), IMAGES["train"], data, "train", tmp_path, 5, world)
     assert len(list(tmp_path.glob("*.npy"))) == 3

@@ -12,11 +12,13 @@ from torch.nn.functional import log_softmax
 from autoregressive import load_gpt
 from autoregressive.codes import CodesError
 from autoregressive.extract_codes import extract_split
+from engine.data.classes import Classes
 from engine.data.images import to_float
 from engine.data.sources import SOURCES
-from engine.messages import ConfigError, UserError
+from engine.messages import UserError
 from engine.world import World
 from evaluations import val_loss
+from evaluations.jobs import val_loss as jobs_val_loss
 from evaluations.results import read_result
 from tokenizer import load_tokenizer
 
@@ -37,8 +39,8 @@ def given(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SOURCES["mnist5k"], "open", lambda config, split: IMAGES)
         for views in ("flip", "ten-crop"):
-            extract_split(load_tokenizer(root / "tokenizer"), data, "val", views, root / views, 8, world)
-        extract_split(load_tokenizer(root / "tokenizer"), data, "train", "flip", root / "train only", 8, world)
+            extract_split(load_tokenizer(root / "tokenizer"), IMAGES, data, "val", views, root / views, 8, world)
+        extract_split(load_tokenizer(root / "tokenizer"), IMAGES, data, "train", "flip", root / "train only", 8, world)
     return root
 
 
@@ -134,5 +136,23 @@ def test_what_does_not_belong_together_is_refused(given, measure, monkeypatch):
     with pytest.raises(UserError, match=r"data\.val_root='nowhere' is not a folder"):
         measure("--data-path", "nowhere")  # as the published command names held-out images
     monkeypatch.setattr(IMAGES, "class_names", ["a", "b"])
-    with pytest.raises(ConfigError, match="has 2 classes, the GPT 4"):
+    with pytest.raises(UserError, match=r"mnist5k has 2 classes, the generator .*gpt has 4"):
         measure()
+
+
+def test_labels_are_those_that_the_generator_knows_by_name(given, measure, plain, monkeypatch):
+    """Images and codes whose classes stand in another order give the same loss; other names are refused."""
+    known = Classes(tuple("0123"), "the GPT")
+    monkeypatch.setattr(jobs_val_loss, "classes_of", lambda generator: known)
+    assert measure()["metrics"]["val_loss"] == pytest.approx(plain.mean(), rel=1e-6)
+    turned = Classes(tuple("3012"), "the GPT")
+    monkeypatch.setattr(jobs_val_loss, "classes_of", lambda generator: turned)
+    of_images, of_codes = measure()["metrics"], measure("--code-path", given / "flip")["metrics"]
+    assert of_images == pytest.approx(of_codes, rel=1e-6)
+    monkeypatch.setattr(jobs_val_loss, "classes_of", lambda generator: known)
+    monkeypatch.setattr(IMAGES, "labels", (IMAGES.labels + 1) % 4)
+    assert measure()["metrics"] == pytest.approx(of_images, rel=1e-6)
+    for names in ("012x", "01234"):
+        monkeypatch.setattr(IMAGES, "class_names", list(names))
+        with pytest.raises(UserError, match="mnist5k and the GPT have different classes"):
+            measure()

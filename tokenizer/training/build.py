@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from engine.checkpoint.weights import num_parameters
+from engine.data.classes import Classes, labels_among
 from engine.data.samples import center_batch, fixed_choice
 from engine.data.sources import SOURCES, ImageSource, has_split, open_source
 from engine.memory_plan import plan
@@ -86,11 +87,17 @@ def _frozen_networks(
     return frozen
 
 
-def validation_images(config: TokenizerTrainConfig) -> Validation | None:
-    """Fixed held-out images, the same for every seed, or None where the config names none."""
+def validation_images(config: TokenizerTrainConfig, classes: Classes) -> Validation | None:
+    """Fixed held-out images, the same for every seed, or None where the config names none.
+
+    A tokenizer uses no labels, but its codes are extracted with those of both splits: raises UserError for held-out
+    images of other classes than `classes`, those of the training images.
+    """
     if not has_split(config.data, "val"):
         return None
     source = open_source(config.data, "val")
+    if classes.are_labels and Classes.of(source).are_labels:
+        labels_among(Classes.of(source), classes)
     rows = fixed_choice(len(source), config.validation.num_images)
     images = center_batch(source, config.data.image_size, rows, config.data.skip_broken)
     return Validation(images, config.validation.batch_size)

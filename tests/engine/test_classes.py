@@ -1,0 +1,148 @@
+"""engine/data/classes: labels of two sets, or of a set and a network, are compared by class name, by one check."""
+
+import logging
+
+import numpy as np
+import pytest
+import tiny
+
+import autoregressive.extract_codes
+import autoregressive.sample
+import autoregressive.train
+import tokenizer.train
+from autoregressive import load_gpt
+from autoregressive.codes import CodeStore
+from autoregressive.loading import classes_of
+from engine.data.classes import Classes, labels_among, with_labels_of
+from engine.data.folders import FolderSource
+from engine.messages import UserError
+
+
+def classes(names, owner="these", are_named=True) -> Classes:
+    return Classes(tuple(names), owner, are_named)
+
+
+# ---------------------------------------------------------------------------------------------- the check
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("bcd", "these and those have different classes: 3 against 3; class 0 is 'b' against 'a'; unknown .* 'd'"),
+        ("abcde", "have different classes: 5 against 3; class 3 is 'd' against none; unknown to the second: 'd', 'e'"),
+        ("xyzuvw", "class 0 is 'x' against 'a'; unknown to the second: 'x', 'y', 'z' and 3 more"),
+    ],
+)
+def test_other_classes_are_refused_with_the_first_names_that_differ(names, message):
+    with pytest.raises(UserError, match=message):
+        labels_among(classes(names), classes("abc", "those"))
+
+
+def test_labels_are_taken_by_name(caplog):
+    """Some of the classes, or another order: each keeps the label that its name has; the log says what is missing."""
+    assert labels_among(classes("abc"), classes("abc")).tolist() == [0, 1, 2]
+    assert labels_among(classes("cab"), classes("abc")).tolist() == [2, 0, 1]
+    with caplog.at_level(logging.INFO):
+        assert labels_among(classes("bd"), classes("abcd", "those")).tolist() == [1, 3]
+    assert "these has 2 of the 4 classes of those (without 'a', 'c'); its labels are taken by name" in caplog.text
+
+
+def test_unknown_names_are_compared_by_their_number_which_is_said(caplog):
+    """An old network, or tar files with numbers; numbers may be fewer than expected, names may not."""
+    old = Classes.from_stamp({}, 3, "the old GPT")
+    with caplog.at_level(logging.WARNING):
+        assert labels_among(classes("abc"), old).tolist() == [0, 1, 2]
+    assert "the old GPT does not say the names of its classes: compared with these by their number only" in caplog.text
+    for few in ("ab", "abcd"):
+        with pytest.raises(UserError, match=f"has {len(few)} classes, the old GPT has 3"):
+            labels_among(classes(few), old)
+    numbers = classes("01", "tar files", are_named=False)
+    assert labels_among(numbers, old).tolist() == labels_among(numbers, classes("abc")).tolist() == [0, 1]
+    with pytest.raises(UserError, match="tar files has 2 classes, these has 1"):
+        labels_among(numbers, classes("a"))
+    stamped = Classes.from_stamp(classes("abc").stamp(), 3, "the GPT")
+    assert stamped == classes("abc", "the GPT") and stamped.label_of("c") == 2
+    with pytest.raises(UserError, match="the GPT has no class 'd'; it has 3: 'a', 'b', 'c'"):
+        stamped.label_of("d")
+    with pytest.raises(UserError, match="does not know the names of its classes; give their numbers"):
+        old.label_of("0")
+
+
+def test_images_of_some_classes_get_the_labels_of_all(tmp_path):
+    tiny.write_images(tmp_path, per_class=2, seed=0, classes=("d", "b"))
+    source = FolderSource(tmp_path, "data.val_root")
+    relabeled = with_labels_of(source, classes("abcd"))
+    assert source.labels.tolist() == [0, 0, 1, 1] and relabeled.labels.tolist() == [1, 1, 3, 3]
+    assert relabeled.class_names == list("abcd") and relabeled.identity() == source.identity()
+    assert np.array_equal(np.asarray(relabeled.image(2)), np.asarray(source.image(2))) and len(relabeled) == 4
+    assert with_labels_of(source, Classes.of(source)) is source
+
+
+# ---------------------------------------------------------------------------------------------- in every entry
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Training images of the classes a, b, c; held-out ones of several sets of classes; a tokenizer."""
+    root = tmp_path_factory.mktemp("classes")
+    for split, names in {"train": "abc", "same": "abc", "some": "ac", "shifted": "bcd", "more": "abcde"}.items():
+        tiny.write_images(root / split, per_class=4, seed=len(split), classes=tuple(names))
+    return root
+
+
+def tokenizer_flags(root, held_out, run):
+    config = root / "tokenizer.yaml"
+    config.write_text(tiny.TOKENIZER)
+    data = ["data.name=folder", f"data.root={root / 'train'}", f"data.val_root={root / held_out}"]
+    return ["--config", config, *data, f"loop.run_dir={run}", "loop.steps=2"]
+
+
+@pytest.mark.parametrize(("held_out", "name"), [("shifted", "'d'"), ("more", "'d', 'e'")])
+def test_a_tokenizer_refuses_other_held_out_classes_before_it_trains(trained, held_out, name, tmp_path, entry):
+    code, _, err = entry(tokenizer.train.main, *tokenizer_flags(trained, held_out, tmp_path / "run"))
+    assert code == 2 and "have different classes" in err and name in err and "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_codes_generator_and_samples_mean_the_same_class(trained, tmp_path, entry):
+    """From images to samples: held-out images of two of three classes are measured under their own labels."""
+    run, codes, gpt = tmp_path / "tokenizer", tmp_path / "codes", tmp_path / "gpt"
+    assert entry(tokenizer.train.main, *tokenizer_flags(trained, "some", run))[0] == 0
+
+    # Extraction: refused before anything is written, or with the labels of the training images.
+    extract = ["--vq-ckpt", run, "--code-path", codes, "--device", "cpu"]
+    for held_out in ("shifted", "more"):
+        code, _, err = entry(autoregressive.extract_codes.main, *extract, "--val-path", trained / held_out)
+        assert code == 2 and "have different classes" in err and not codes.exists()
+    assert entry(autoregressive.extract_codes.main, *extract, "--val-path", trained / "some")[0] == 0
+    assert CodeStore(codes, "val").manifest.class_names == list("abc")
+    assert CodeStore(codes, "val").labels.tolist() == [0] * 4 + [2] * 4
+    alone = ["--val-path", trained / "more", "--split", "val"]
+    (codes / "val").rename(tmp_path / "val")
+    code, _, err = entry(autoregressive.extract_codes.main, *extract, *alone)
+    assert code == 2 and f"the codes {codes / 'train'} have different classes: 5 against 3" in err
+    (tmp_path / "val").rename(codes / "val")
+
+    # Training: the labels of the held-out codes; the names go into the checkpoint.
+    config = tmp_path / "gpt.yaml"
+    config.write_text(tiny.GPT)
+    flags = ["--config", config, f"data.codes={codes}", f"data.tokenizer={run}", f"loop.run_dir={gpt}"]
+    flags += ["model.gpt.num_classes=3", "loop.steps=40", "loop.log_every=40"]
+    assert entry(autoregressive.train.main, *flags)[0] == 0
+    assert classes_of(load_gpt(gpt)).names == ("a", "b", "c")
+    assert "classes" not in load_gpt(gpt).provenance.facts()["stamp"]
+
+    # Codes of other classes that somebody puts in place.
+    extract[3] = tmp_path / "shifted"
+    shifted = ["--val-path", trained / "shifted", "--split", "val"]
+    assert entry(autoregressive.extract_codes.main, *extract, *shifted)[0] == 0
+    (codes / "val").rename(tmp_path / "val")
+    (tmp_path / "shifted" / "val").rename(codes / "val")
+    code, _, err = entry(autoregressive.train.main, *flags, "loop.run_dir=" + str(tmp_path / "other"))
+    assert code == 2 and "class 0 is 'b' against 'a'" in err and not (tmp_path / "other").exists()
+
+    # Samples by name.
+    sample = ["--vq-ckpt", run, "--gpt-ckpt", gpt, "--device", "cpu", "--qual-num", "1"]
+    by_name = [*sample, "--class-name", "c", "--sample-dir", tmp_path / "by_name"]
+    by_number = [*sample, "--class-idx", "2", "--sample-dir", tmp_path / "by_number"]
+    assert entry(autoregressive.sample.main, *by_name)[0] == entry(autoregressive.sample.main, *by_number)[0] == 0
+    pictures = [(tmp_path / name / "class_2_c" / "000000.png").read_bytes() for name in ("by_name", "by_number")]
+    assert pictures[0] == pictures[1]
+    code, _, err = entry(autoregressive.sample.main, *sample, "--class-name", "d", "--sample-dir", tmp_path / "none")
+    assert code == 2 and "has no class 'd'; it has 3: 'a', 'b', 'c'" in err
