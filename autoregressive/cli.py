@@ -9,13 +9,16 @@ import torch
 
 from autoregressive.guidance import GUIDANCE_SCHEDULES, Guidance
 from autoregressive.image_sampler import SamplerSettings
-from autoregressive.loading import load_gpt, require_pair
+from autoregressive.loading import load_gpt, require_pair, require_sizes, survey_gpt
 from autoregressive.models.base import Generator
+from autoregressive.models.registry import GeneratorConfig
 from autoregressive.published import PUBLISHED_SIZES, published_config
 from engine.checkpoint.weights import WEIGHT_CHOICES
 from engine.messages import logger
+from engine.preflight import Preflight
 from engine.validation import collecting, problems_of, raise_problems
 from tokenizer.models.base import Tokenizer
+from tokenizer.published.files import is_published
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # beside fp32, which weights have when they are loaded
 
@@ -122,10 +125,7 @@ def add_gpt_flags(parser: argparse.ArgumentParser) -> None:
 
 def gpt_from(args: argparse.Namespace, tokenizer: Tokenizer, device: torch.device) -> Generator:
     """The generator that the flags name, checked against the tokenizer, in the precision asked for."""
-    config = args.gpt_config
-    if config is None and args.gpt_model is not None:
-        codebook_size = tokenizer.quantizer.codebook_size
-        config = published_config(args.gpt_model, codebook_size, tokenizer.num_tokens, rotary=args.gpt_2d)
+    config = _architecture(args, tokenizer)
     weights = args.gpt_weights or args.weights
     generator = load_gpt(args.gpt_ckpt, config=config, weights=weights, device=device)
     require_pair(generator, tokenizer)
@@ -136,3 +136,30 @@ def gpt_from(args: argparse.Namespace, tokenizer: Tokenizer, device: torch.devic
         logger.info("--precision %s: on a CPU the generator runs in fp32", args.precision)
         return generator
     return generator.to(PRECISIONS[args.precision])
+
+
+def gpt_needs(args: argparse.Namespace, tokenizer: Tokenizer | None, preflight: Preflight) -> Generator | None:
+    """Looks for the generator that the flags name, and whether it fits the tokenizer, which may be missing; returns it
+    without storage, or None where it is not there.
+    """
+    with preflight.collecting():
+        # Without the tokenizer, a published size says nothing of the codebook.
+        if tokenizer is None and is_published(args.gpt_ckpt) and args.gpt_config is None:
+            preflight.file(args.gpt_ckpt, "--gpt-ckpt")
+            return None
+        config = args.gpt_config if tokenizer is None else _architecture(args, tokenizer)
+        weights = args.gpt_weights or args.weights
+        generator = survey_gpt(args.gpt_ckpt, config=config, weights=weights, hashed=preflight.hashes)
+        if tokenizer is not None:
+            require_sizes(generator, tokenizer)
+        preflight.found.append(f"--gpt-ckpt: {args.gpt_ckpt} ({generator.num_classes} classes)")
+        return generator
+    return None
+
+
+def _architecture(args: argparse.Namespace, tokenizer: Tokenizer) -> str | GeneratorConfig | None:
+    """The architecture of a published file, as the flags say it: a YAML file, or a published size."""
+    if args.gpt_config is not None or args.gpt_model is None:
+        return args.gpt_config
+    codebook_size = tokenizer.quantizer.codebook_size
+    return published_config(args.gpt_model, codebook_size, tokenizer.num_tokens, rotary=args.gpt_2d)

@@ -16,11 +16,12 @@ import argparse
 
 from torch import Tensor
 
-from autoregressive.loading import load_gpt
+from autoregressive.loading import load_gpt, survey_gpt
 from autoregressive.models.base import Generator
 from autoregressive.published import layout_of
 from engine.cli import entry_parser, run_entry
-from tokenizer.published.files import add_conversion_flags, convert
+from engine.preflight import require
+from tokenizer.published.files import add_conversion_flags, conversion_needs, convert
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,6 +37,11 @@ def published(generator: Generator) -> dict[str, dict[str, Tensor]]:
 
 def main() -> None:
     args = parse_args()
+
+    def survey() -> Generator:
+        return survey_gpt(args.gpt_ckpt, config=args.gpt_config, weights=args.weights)
+
+    require(args, lambda preflight: conversion_needs(preflight, survey, args.output))
 
     def load() -> Generator:
         return load_gpt(args.gpt_ckpt, config=args.gpt_config, weights=args.weights)

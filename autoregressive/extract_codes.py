@@ -14,10 +14,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from autoregressive.codes import FORMAT, CodesManifest, CodeStore, CodeWriter
+from autoregressive.codes import FORMAT, CodesManifest, CodeStore, CodeWriter, code_dtype
 from autoregressive.views import DEFAULT_VIEWS, VIEWS
 from engine.cli import add_device_flag, entry_parser, positive, run_entry
 from engine.data.classes import Classes, with_labels_of
@@ -26,9 +27,17 @@ from engine.data.decoding import Decoding
 from engine.data.images import image_tensor, to_float
 from engine.data.sources import ImageSource, has_split, open_source, read_source
 from engine.messages import UserError, logger
+from engine.preflight import Preflight, require
 from engine.progress import progress
 from engine.world import World, distributed_world
-from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
+from tokenizer.cli import (
+    add_image_flags,
+    add_tokenizer_flags,
+    images_from,
+    images_to_check,
+    tokenizer_from,
+    tokenizer_needs,
+)
 from tokenizer.models.base import Tokenizer
 
 
@@ -153,14 +162,47 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """Looks for the tokenizer, its images, and room for the codes."""
+    preflight.device(args.device)
+    tokenizer = tokenizer_needs(args, preflight)
+    num_bytes = 0
+    with preflight.collecting():
+        data = images_to_check(args, tokenizer)
+        if data is not None:
+            splits = splits_of(args, data)
+            surveys = {split: preflight.images(data, split) for split in splits}
+            train = surveys.get("train")
+            if train is not None and train.class_names is not None:
+                preflight.classes(surveys.get("val"), Classes.of(train))
+            num_images = sum(survey.num_images or 0 for survey in surveys.values() if survey is not None)
+            num_bytes = num_images * VIEWS[args.views].num_views * bytes_per_view(tokenizer)
+    preflight.output(args.code_path, "--code-path", num_bytes)
+
+
+def bytes_per_view(tokenizer: Tokenizer | None) -> int:
+    """Bytes of the codes of one view of an image; 0 for a tokenizer that is missing."""
+    if tokenizer is None:
+        return 0
+    quantizer = tokenizer.quantizer
+    return tokenizer.num_tokens * quantizer.num_groups * np.dtype(code_dtype(max(quantizer.group_sizes))).itemsize
+
+
+def splits_of(args: argparse.Namespace, data: DataConfig) -> list[str]:
+    """The splits to extract. Raises UserError if there are none."""
+    splits = args.split or [split for split in ("train", "val") if has_split(data, split)]
+    if not splits:
+        raise UserError("no images: give --data-path (and --val-path), or --data with a packaged set")
+    return splits
+
+
 def main() -> None:
     args = parse_args()
+    require(args, lambda preflight: needs(args, preflight))
     with distributed_world(args.device, tf32=False) as world:
         tokenizer = tokenizer_from(args, world.device)
         data = images_from(args, tokenizer)
-        splits = args.split or [split for split in ("train", "val") if has_split(data, split)]
-        if not splits:
-            raise UserError("no images: give --data-path (and --val-path), or --data with a packaged set")
+        splits = splits_of(args, data)
         for split, source in open_splits(data, splits, args.code_path).items():
             extract_split(tokenizer, source, data, split, args.views, args.code_path, args.batch_size, world)
 

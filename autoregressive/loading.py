@@ -10,7 +10,7 @@ import torch
 from autoregressive.models.base import Generator
 from autoregressive.models.registry import GeneratorConfig, build_generator
 from autoregressive.published import layout_of
-from engine.checkpoint.weights import find_weights, fingerprint, load_strict, read_weights
+from engine.checkpoint.weights import find_weights, fingerprint, load_strict, read_header, read_weights, require_fit
 from engine.config import load_sections
 from engine.data.classes import Classes
 from engine.messages import ConfigError
@@ -51,21 +51,47 @@ def load_gpt(
     return generator
 
 
-def _load_folder(path: str | Path, weights: str) -> tuple[Generator, Provenance]:
-    weights_file = find_weights(path, weights, "generator")
-    folder = weights_file.folder
+def survey_gpt(
+    path: str | Path,
+    *,
+    config: str | Path | GeneratorConfig | None = None,
+    weights: str = "auto",
+    hashed: bool = False,
+) -> Generator:
+    """The generator that `load_gpt` would load, without storage: see `tokenizer.loading.survey_tokenizer`."""
+    if is_published(path):
+        generator, provenance = _load_published(Path(path), config, weights, header_only=True)
+    else:
+        weights_file = find_weights(path, weights, "generator", hashed=hashed)
+        sections = _folder_sections(weights_file.folder)
+        with torch.device("meta"):
+            generator = build_generator(sections.model)
+        require_fit(generator, read_header(weights_file.path), weights_file.path)
+        provenance = Provenance(str(weights_file.folder), weights_file.kind, "", weights_file.stamp, sections)
+    generator.provenance = provenance
+    return generator
+
+
+def _folder_sections(folder: Path) -> GeneratorSections:
+    """What the config in a folder of ours says of the generator. Raises ConfigError where it is of something else."""
     try:
-        config = load_sections(GeneratorSections, folder / "config.yaml")
+        return load_sections(GeneratorSections, folder / "config.yaml")
     except ConfigError as error:
         raise ConfigError(f"{folder} is not a generator: {error}") from error
+
+
+def _load_folder(path: str | Path, weights: str) -> tuple[Generator, Provenance]:
+    weights_file = find_weights(path, weights, "generator")
+    config = _folder_sections(weights_file.folder)
     generator = build_generator(config.model)
     load_strict(generator, read_weights(weights_file.path), weights_file.path)
-    return generator, Provenance(str(folder), weights_file.kind, "", weights_file.stamp, config)
+    return generator, Provenance(str(weights_file.folder), weights_file.kind, "", weights_file.stamp, config)
 
 
 def _load_published(
-    path: Path, config: str | Path | GeneratorConfig | None, weights: str
+    path: Path, config: str | Path | GeneratorConfig | None, weights: str, *, header_only: bool = False
 ) -> tuple[Generator, Provenance]:
+    """The generator in a published file; with `header_only` without storage, from names and shapes alone."""
     if config is None:
         raise ConfigError(
             f"{path} is a published file: name its architecture (--gpt-model GPT-B, or --gpt-config FILE)"
@@ -73,12 +99,16 @@ def _load_published(
     model = config if isinstance(config, GeneratorConfig) else load_sections(GeneratorSections, config).model
     layout = layout_of(model)
     found = layout.read(path, weights)
+    state = {name: value.to("meta") for name, value in found.state.items()} if header_only else found.state
 
     # The tensors of the file become the parameters; nothing is initialized first.
     with torch.device("meta"):
         generator = build_generator(model)
-    ours = layout.import_state(found.state, generator.state_dict())
-    load_strict(generator, ours, path, assign=True, shown_as=layout.name_in_file(found))
+    ours = layout.import_state(state, generator.state_dict())
+    if header_only:
+        require_fit(generator, ours, path, layout.name_in_file(found))
+    else:
+        load_strict(generator, ours, path, assign=True, shown_as=layout.name_in_file(found))
     return generator, Provenance(str(path), found.kind, "", {}, GeneratorSections(model=model))
 
 
@@ -95,6 +125,11 @@ def require_pair(generator: Generator, tokenizer: Tokenizer) -> None:
             f"but {tokenizer.provenance.path} is {fingerprint_now[:16]}"
         )
 
+    require_sizes(generator, tokenizer)
+
+
+def require_sizes(generator: Generator, tokenizer: Tokenizer) -> None:
+    """Raises ConfigError unless the tokens of `generator` have the sizes of those of `tokenizer`."""
     generator_sizes = (generator.num_tokens, generator.codebook_sizes)
     tokenizer_sizes = (tokenizer.num_tokens, tuple(tokenizer.quantizer.group_sizes))
     if generator_sizes != tokenizer_sizes:

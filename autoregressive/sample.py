@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from autoregressive.cli import add_gpt_flags, add_sampler_flags, gpt_from, settings_of
+from autoregressive.cli import add_gpt_flags, add_sampler_flags, gpt_from, gpt_needs, settings_of
 from autoregressive.image_sampler import SamplerSettings, sample_images
 from autoregressive.loading import classes_of
 from autoregressive.models.base import Generator
@@ -26,9 +26,10 @@ from engine.cli import add_device_flag, entry_parser, positive, run_entry
 from engine.data.classes import Classes
 from engine.data.images import save_grid, to_float, to_pil
 from engine.messages import UserError, logger
+from engine.preflight import Preflight, require
 from engine.progress import progress
 from engine.world import World, distributed_world
-from tokenizer.cli import add_tokenizer_flags, tokenizer_from
+from tokenizer.cli import add_tokenizer_flags, tokenizer_from, tokenizer_needs
 from tokenizer.models.base import Tokenizer
 
 DEFAULT_CLASSES = 8  # how many are drawn without --class-idx
@@ -138,9 +139,20 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """Looks for both networks, and whether they know the classes."""
+    preflight.device(args.device)
+    generator = gpt_needs(args, tokenizer_needs(args, preflight), preflight)
+    if generator is not None:
+        with preflight.collecting():
+            chosen_classes(args, generator)
+    preflight.output(args.sample_dir, "--sample-dir")
+
+
 def main() -> None:
     args = parse_args()
     settings = settings_of(args)
+    require(args, lambda preflight: needs(args, preflight))
     with distributed_world(args.device) as world:
         sample(args, settings, world)
 

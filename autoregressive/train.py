@@ -20,12 +20,15 @@ from autoregressive.training.config import GPTTrainConfig
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import num_parameters
 from engine.cli import parse_cli, run_entry
+from engine.data.classes import labels_among
 from engine.data.stream import stream_opener
 from engine.loop import check_batch, fit
 from engine.messages import ConfigError
+from engine.preflight import Preflight, network_bytes, require
 from engine.run_log import Run
 from engine.world import World, distributed_world
 from tokenizer import load_tokenizer
+from tokenizer.loading import survey_tokenizer
 from tokenizer.models.base import Tokenizer
 
 
@@ -41,6 +44,32 @@ def open_codes(config: GPTTrainConfig, tokenizer: Tokenizer) -> tuple[CodeStore,
     held_out.require(tokenizer.provenance.fingerprint, config.data.tokenizer)
     held_out.take_labels_of(store.classes)
     return store, held_out
+
+
+def training_needs(config: GPTTrainConfig, network: Generator, preflight: Preflight) -> None:
+    """Looks for the codes, the tokenizer that made them, and all that every training needs."""
+    # The tokenizer.
+    if not config.data.tokenizer:
+        preflight.problem("data.tokenizer is empty; it names the tokenizer that made the codes")
+    else:
+        with preflight.collecting():
+            tokenizer = survey_tokenizer(config.data.tokenizer, hashed=preflight.hashes)
+            preflight.found.append(f"data.tokenizer: {config.data.tokenizer} ({tokenizer.num_tokens} tokens)")
+
+    # The codes, held-out ones included.
+    if not config.data.codes:
+        preflight.problem("data.codes is empty; it names the folder that extract_codes wrote")
+    else:
+        with preflight.collecting():
+            store = CodeStore(config.data.codes, "train")
+            preflight.found.append(f"data.codes: {len(store):,} images in {store.folder}")
+            check_codes(network, config.model.name, store)
+            if (Path(config.data.codes) / "val").is_dir():
+                held_out = CodeStore(config.data.codes, "val")
+                labels_among(held_out.classes, store.classes)
+
+    checkpoint_bytes = network_bytes(num_parameters(network), ema=config.ema_decay > 0)
+    preflight.training(config.loop, config.data.global_batch_size, checkpoint_bytes)
 
 
 def train(config: GPTTrainConfig, world: World) -> None:
@@ -90,10 +119,13 @@ def main() -> None:
     if args.plan:
         print(memory_plan(config, network, args.plan))
         return
-    if args.dry_run:
+    if args.dry_run and not args.check:
         print(f"generator: {num_parameters(network):,} parameters\nthe config is valid")
+    require(args, lambda preflight: training_needs(config, network, preflight))
+    if args.dry_run:
         return
-    with distributed_world(config.loop.device, config.loop.deterministic) as world:
+    loop = config.loop
+    with distributed_world(loop.device, loop.deterministic, precision=loop.precision) as world:
         train(config, world)
 
 

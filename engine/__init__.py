@@ -3,7 +3,7 @@
 Reading configs    config (load, compare, write), yaml_files (files and their bases), config_merge (all problems),
                    aliases (old spellings), config_help (`--help-config`)
 Config sections    validation (checks), config_types (types in words), registry (components by name), plugins
-Entries            cli, messages
+Entries            cli, messages, preflight (`--check`)
 Processes          launcher (torchrun), stopping (signals), world, devices, parallel, memory_plan (`--plan`)
 Training           loop, trained_model, optim, schedules
 Record of a run    run_log, run_record, alerts, progress

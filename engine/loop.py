@@ -171,10 +171,18 @@ def check_batch(global_batch_size: int, world: World, grad_accum: int) -> int:
 
     Raises UserError where the global batch cannot be divided.
     """
-    num_parts = world.size * grad_accum
-    if global_batch_size % num_parts != 0 or global_batch_size < num_parts:
-        raise UserError(
-            f"data.global_batch_size={global_batch_size} is not divisible by {world.size} ranks x "
-            f"loop.grad_accum={grad_accum}; use a multiple of {num_parts}"
-        )
-    return global_batch_size // num_parts
+    problem = batch_problem(global_batch_size, world.size, grad_accum)
+    if problem is not None:
+        raise UserError(problem)
+    return global_batch_size // (world.size * grad_accum)
+
+
+def batch_problem(global_batch_size: int, num_processes: int, grad_accum: int) -> str | None:
+    """Why a global batch cannot be divided among processes and micro-batches; None if it can."""
+    num_parts = num_processes * grad_accum
+    if global_batch_size % num_parts == 0 and global_batch_size >= num_parts:
+        return None
+    return (
+        f"data.global_batch_size={global_batch_size} is not divisible by {num_processes} ranks x "
+        f"loop.grad_accum={grad_accum}; use a multiple of {num_parts}"
+    )

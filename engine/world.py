@@ -23,7 +23,8 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
 
-from engine.devices import is_gpu, pick_device, reproducible_algorithms
+from engine.devices import device_line, is_gpu, pick_device, reproducible_algorithms
+from engine.messages import logger
 
 TIMEOUT = timedelta(hours=1)  # a collective that waits longer fails
 
@@ -102,15 +103,19 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def distributed_world(device: str = "auto", deterministic: bool = False, tf32: bool = True) -> Iterator[World]:
-    """Joins the process group that torchrun describes, and leaves it at the end.
+def distributed_world(
+    device: str = "auto", deterministic: bool = False, tf32: bool = True, precision: str = "fp32"
+) -> Iterator[World]:
+    """Joins the process group that torchrun describes, says what it computes on, and leaves it at the end.
 
     `device` is `auto`, `cpu` or `cuda`. `deterministic` allows only algorithms whose bits repeat. `tf32=False` keeps
-    full fp32 on GPUs; it is used for code extraction and evaluation.
+    full fp32 on GPUs; it is used for code extraction and evaluation. `precision` is for the first line of the log.
 
     Raises ConfigError if the device is unknown or not there.
     """
     with reproducible_algorithms(deterministic), _join(device, tf32) as world:
+        if world.is_main:
+            logger.info(device_line(world.device, world.size, precision))
         yield world
 
 

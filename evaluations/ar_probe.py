@@ -20,16 +20,34 @@ from engine.cli import parse_cli, run_entry
 from engine.config import save_config
 from engine.messages import ConfigError, logger
 from engine.pipeline import run_stages
+from engine.preflight import Preflight, require
+from evaluations.cli import SPLITS
 from evaluations.pipelines.ar_probe import ARProbeConfig, collect, stages_of
 from evaluations.results import forced_mark, scalars_of
+from tokenizer.loading import survey_tokenizer
+
+
+def needs(config: ARProbeConfig, preflight: Preflight) -> None:
+    """Looks for what its stages start from: the tokenizer, its images, the reference, and the YAML files."""
+    with preflight.collecting():
+        if not config.tokenizer:
+            raise ConfigError("tokenizer is empty; it names the folder of a trained tokenizer")
+        tokenizer = survey_tokenizer(config.tokenizer, hashed=preflight.hashes)
+        preflight.found.append(f"tokenizer: {config.tokenizer} ({tokenizer.num_tokens} tokens)")
+        preflight.training_images(tokenizer.provenance.config.data)
+    if config.reference not in SPLITS:
+        preflight.file(config.reference, "reference")
+    for path in (*config.gpt_configs, *config.probe_configs):
+        preflight.file(path, "gpt_configs, probe_configs")
+    preflight.output(config.run_dir, "run_dir")
 
 
 def main() -> None:
     config, args = parse_cli(ARProbeConfig, __doc__)
-    if not config.tokenizer or not Path(config.tokenizer).is_dir():
-        raise ConfigError(f"tokenizer={config.tokenizer!r} is not a folder of a trained tokenizer")
-    if args.dry_run:
+    if args.dry_run and not args.check:
         print("\n".join(" ".join(stage.command) for stage in stages_of(config)))
+    require(args, lambda preflight: needs(config, preflight))
+    if args.dry_run:
         return
 
     run = Path(config.run_dir)

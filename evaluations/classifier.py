@@ -9,16 +9,20 @@ continues a run that was stopped.
 from __future__ import annotations
 
 from engine.cli import parse_cli, run_entry
+from engine.preflight import require
 from engine.world import distributed_world
-from evaluations.digits.training import ClassifierTrainConfig, train
+from evaluations.digits.training import ClassifierTrainConfig, train, training_needs
 
 
 def main() -> None:
     config, args = parse_cli(ClassifierTrainConfig, __doc__)
-    if args.dry_run:
+    if args.dry_run and not args.check:
         print("the config is valid")
+    require(args, lambda preflight: training_needs(config, preflight))
+    if args.dry_run:
         return
-    with distributed_world(config.loop.device, config.loop.deterministic) as world:
+    loop = config.loop
+    with distributed_world(loop.device, loop.deterministic, precision=loop.precision) as world:
         train(config, world)
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.assets import ASSETS, AssetsConfig
+from engine.assets import ASSETS, AssetsConfig, assets_of
 from engine.cli import add_device_flag, positive
 from engine.config import load_config
 from engine.data.classes import Classes, with_labels_of
 from engine.data.config import DataConfig
 from engine.data.sources import open_source
 from engine.messages import UserError, logger
+from engine.preflight import Preflight
 from engine.world import World, distributed_world
 from evaluations.image_sets import SourceImages
 from evaluations.metrics.extractor import Extractor
@@ -114,6 +116,20 @@ def output_path(args: argparse.Namespace, name: str) -> Path:
 
     Raises UserError where no such file can be written.
     """
+    path = output_name(args, name)
+    if args.output is None:
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {path}: its folder cannot be made: {error}") from error
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"--output {path}: its folder cannot be written")
+    return path
+
+
+def output_name(args: argparse.Namespace, name: str) -> Path:
+    """The file that `output_path` makes a place for. Raises UserError where the flags name none."""
     if args.output is None:
         if getattr(args, "sample_dir", None) is None:
             raise UserError("--output FILE.json is missing: where the result is written")
@@ -121,12 +137,6 @@ def output_path(args: argparse.Namespace, name: str) -> Path:
 
     if args.output.suffix != ".json" or args.output.is_dir():
         raise UserError(f"--output {args.output} must be the name of a .json file")
-    try:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {args.output}: its folder cannot be made: {error}") from error
-    if not os.access(args.output.parent, os.W_OK):
-        raise UserError(f"--output {args.output}: its folder cannot be written")
     return args.output
 
 
@@ -134,10 +144,15 @@ def extractor_from(args: argparse.Namespace, world: World) -> Extractor | None:
     """The feature extractor that the flags name, or None."""
     if args.eval_python_path:
         logger.info("--eval-python-path %s is not used: all metrics are computed here", args.eval_python_path)
-    name = args.extractor
-    if name is None:
-        name = OFFLINE_EXTRACTOR if args.reference in SPLITS else FILE_EXTRACTOR
+    name = extractor_name(args)
     return None if name == "none" else EXTRACTORS[name](assets_from(args)).to(world.device)
+
+
+def extractor_name(args: argparse.Namespace) -> str:
+    """The name of the feature extractor that the flags ask for, or `none`."""
+    if args.extractor is not None:
+        return args.extractor
+    return OFFLINE_EXTRACTOR if args.reference in SPLITS else FILE_EXTRACTOR
 
 
 def reference_path(args: argparse.Namespace) -> Path | None:
@@ -170,6 +185,28 @@ def open_reference(
         source = ReferenceImages(images, args.reference, extractor)
     require_trust(source.facts, args, measured, num_images, size, extractor)
     return source
+
+
+# ------------------------------------------------------------------------------------------------ what they need
+def output_needs(args: argparse.Namespace, name: str, preflight: Preflight) -> None:
+    """A device, and a place for the result `name`."""
+    preflight.device(args.device)
+    with preflight.collecting():
+        preflight.output(output_name(args, name).parent, "--output")
+
+
+def measure_needs(args: argparse.Namespace, data: DataConfig | None, preflight: Preflight) -> None:
+    """The weights of the feature extractor, and the reference: a file, or images of `data` where these are known."""
+    name = extractor_name(args)
+    if name == "none":
+        return
+    preflight.assets(assets_of(EXTRACTORS[name]), assets_from(args))
+    path = reference_path(args)
+    if path is None:
+        if data is not None:
+            preflight.images(data, args.reference)
+    elif preflight.file(path, "--reference") and not zipfile.is_zipfile(path):
+        preflight.problem(f"--reference: {path} is not an npz file")
 
 
 def run_evaluation(args: argparse.Namespace, evaluate: Callable[[argparse.Namespace, World], None]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from engine.cli import entry_parser, run_entry
 from engine.messages import UserError
+from engine.preflight import Preflight, require
 from evaluations.comparison import compare, differing_images
 from evaluations.results import read_result
 
@@ -28,8 +29,15 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """Looks for the result files."""
+    for path in args.results:
+        preflight.file(path, "results")
+
+
 def main() -> None:
     args = parse_args()
+    require(args, lambda preflight: needs(args, preflight))
     if len(args.results) < 2:
         raise UserError("name two or more results to compare")
 

@@ -31,6 +31,7 @@ from engine.config import merge_config, read_yaml
 from engine.data.config import DataConfig
 from engine.data.sources import open_source
 from engine.data.stream import index_at
+from engine.preflight import Preflight, require
 
 NUM_IDS = 8  # sample ids that enter the digest
 
@@ -43,15 +44,20 @@ def parse_args() -> argparse.Namespace:
 
 
 # ------------------------------------------------------------------------------------------------ the checkpoint
-def whole_checkpoint(run: Path) -> Path:
+def checkpoint_of(run: Path) -> Path:
     """Finds the newest checkpoint of a run or of its last phase, or `run` itself if it is one.
 
-    Raises CheckpointError if there is none, or it is damaged.
+    Raises CheckpointError if there is none.
     """
     folder = run if (run / "manifest.json").is_file() else newest_checkpoint(run)
     if folder is None:
         raise CheckpointError(f"{run} holds no finished checkpoint")
+    return folder
 
+
+def whole_checkpoint(run: Path) -> Path:
+    """Finds the checkpoint of a run as `checkpoint_of`. Raises CheckpointError if there is none, or it is damaged."""
+    folder = checkpoint_of(run)
     problem = find_damage(folder)
     if problem is not None:
         raise CheckpointError(f"{folder} is damaged: {problem}")
@@ -132,8 +138,15 @@ def whole(parts: dict[str, str]) -> str:
     return hashlib.sha256("".join(f"{name} {parts[name]}\n" for name in sorted(parts)).encode()).hexdigest()
 
 
+def needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """Looks for the checkpoint."""
+    with preflight.collecting():
+        preflight.found.append(f"checkpoint: {checkpoint_of(args.run)}")
+
+
 def main() -> None:
     args = parse_args()
+    require(args, lambda preflight: needs(args, preflight))
     parts = digests(args.run)
     print(whole(parts))
     if args.parts:

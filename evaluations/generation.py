@@ -21,12 +21,15 @@ from pathlib import Path
 
 import torch
 
+from autoregressive.codes import CodeStore
+from engine.checkpoint.weights import find_weights
 from engine.cli import entry_parser, run_entry
+from engine.preflight import Preflight, require
 from engine.world import World
 from evaluations.cli import add_metric_flags, run_evaluation
 from evaluations.jobs.generation import GenerationJob
 from evaluations.protocols.generation_accumulators import EXPORTS
-from evaluations.sample_stream import add_sampled_flags
+from evaluations.sample_stream import add_sampled_flags, sampled_needs
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,8 +47,23 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     GenerationJob.from_args(args, world).run(world)
 
 
+def needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """Looks for the networks, the reference, the training codes and the classifier."""
+    sampled_needs(args, "generation", preflight)
+    if args.code_path is not None:
+        with preflight.collecting():
+            CodeStore(args.code_path, "train")
+    if args.classifier is not None:
+        with preflight.collecting():
+            find_weights(args.classifier, "auto", "classifier", hashed=preflight.hashes)
+    if args.export and args.sample_dir is not None:
+        preflight.output(args.sample_dir, "--sample-dir")
+
+
 def main() -> None:
-    run_evaluation(parse_args(), evaluate)
+    args = parse_args()
+    require(args, lambda preflight: needs(args, preflight))
+    run_evaluation(args, evaluate)
 
 
 if __name__ == "__main__":

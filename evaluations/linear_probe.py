@@ -15,18 +15,23 @@ them are listed. The result is written to <run>/result.json. The same command co
 from __future__ import annotations
 
 from engine.cli import parse_cli, run_entry
+from engine.preflight import require
 from engine.world import distributed_world
 from evaluations.probes.config import LinearProbeConfig, validate
+from evaluations.probes.needs import training_needs
 from evaluations.probes.training import train
 
 
 def main() -> None:
     config, args = parse_cli(LinearProbeConfig, __doc__, check=validate)
     validate(config)
-    if args.dry_run:
+    if args.dry_run and not args.check:
         print("the config is valid")
+    require(args, lambda preflight: training_needs(config, preflight))
+    if args.dry_run:
         return
-    with distributed_world(config.loop.device, config.loop.deterministic) as world:
+    loop = config.loop
+    with distributed_world(loop.device, loop.deterministic, precision=loop.precision) as world:
         train(config, world)
 
 

@@ -17,9 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.assets import assets_of
 from engine.cli import add_device_flag, entry_parser, positive, run_entry
-from engine.data.sources import open_path
+from engine.data.config import DataConfig
+from engine.data.sources import kind_of, open_path, survey_source
 from engine.messages import UserError, logger
+from engine.preflight import Preflight, require
 from engine.world import World
 from evaluations.cli import SPLITS, add_asset_flags, assets_from, run_evaluation
 from evaluations.image_sets import NpzWriter, SourceImages
@@ -116,8 +119,24 @@ def write(args: argparse.Namespace, world: World) -> None:
         logger.info("%s: statistics of %d images, %d of them stored", args.output, len(images), num_stored)
 
 
+def needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """Looks for the images, Inception's weights, and room for the stored crops."""
+    preflight.device(args.device)
+    preflight.assets(assets_of(EXTRACTORS[FILE_EXTRACTOR]), assets_from(args))
+    num_crops = 0
+    with preflight.collecting():
+        data = DataConfig(name=kind_of(args.data_path), root=args.data_path)
+        survey = survey_source(data, "train")
+        preflight.found.append(f"--data-path: {survey.text()}")
+        num_crops = min(args.num_images, survey.num_images or args.num_images)
+    preflight.new_file(args.output, "--output")
+    preflight.output(args.output.parent, "--output", 0 if args.no_images else num_crops * args.image_size**2 * 3)
+
+
 def main() -> None:
-    run_evaluation(parse_args(), write)
+    args = parse_args()
+    require(args, lambda preflight: needs(args, preflight))
+    run_evaluation(args, write)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,24 @@ from pathlib import Path
 
 import torch
 
+from engine.assets import assets_of
 from engine.cli import entry_parser, run_entry
 from engine.messages import UserError
+from engine.preflight import Preflight, require
 from engine.world import World
-from evaluations.cli import add_measure_flags, extractor_from, output_path, reference_path, run_evaluation
+from evaluations.cli import (
+    add_measure_flags,
+    assets_from,
+    extractor_from,
+    measure_needs,
+    output_needs,
+    output_path,
+    reference_path,
+    run_evaluation,
+)
 from evaluations.image_sets import AS_STORED, open_images
 from evaluations.metrics.extractor import Extractor
-from evaluations.metrics.extractors import FILE_EXTRACTOR
+from evaluations.metrics.extractors import EXTRACTORS, FILE_EXTRACTOR
 from evaluations.protocols.distances import compute_metrics
 from evaluations.protocols.reference import ReferenceImages, ReferenceSource, features_of
 from evaluations.protocols.reference_file import ReferenceFile
@@ -84,8 +95,25 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         write_result(output, measurement.metrics, protocol, unavailable=measurement.unavailable)
 
 
+def needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """Looks for the images, the reference (a file or a folder), and the weights of the extractor."""
+    output_needs(args, "result", preflight)
+    with preflight.collecting():
+        images = open_images(args.samples)
+        preflight.found.append(f"--samples: {len(images):,} images in {args.samples}")
+    if not args.reference:
+        preflight.problem("--gt-npz-path (or --reference) names the npz file or folder to measure against")
+    elif Path(args.reference).is_dir():
+        preflight.folder(args.reference, "--reference")
+        preflight.assets(assets_of(EXTRACTORS[args.extractor]), assets_from(args))
+    else:
+        measure_needs(args, None, preflight)
+
+
 def main() -> None:
-    run_evaluation(parse_args(), evaluate)
+    args = parse_args()
+    require(args, lambda preflight: needs(args, preflight))
+    run_evaluation(args, evaluate)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import torch
 from engine.checkpoint.manifest import write_atomic
 from engine.cli import entry_parser, positive, run_entry
 from engine.messages import ConfigError
+from engine.preflight import Preflight, require
 from tokenizer.quantizers.gq import GQConfig, GroupLFQ
 
 GROUP = 8  # channels per group of GQ
@@ -124,8 +125,15 @@ def table(rows: Sequence[Sequence[dict]], channels: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
+def needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """Looks for a place for the numbers."""
+    if args.output:
+        preflight.output(args.output.parent, "--output")
+
+
 def main() -> None:
     args = parse_args()
+    require(args, lambda preflight: needs(args, preflight))
     if any(channels % GROUP for channels in args.channels):
         raise ConfigError(f"--channels {args.channels} must be multiples of {GROUP}, the size of a group of GQ")
 

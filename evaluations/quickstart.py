@@ -19,11 +19,16 @@ import argparse
 import json
 from pathlib import Path
 
+from engine.assets import AssetsConfig, assets_of
 from engine.checkpoint.manifest import write_atomic
 from engine.cli import entry_parser, positive, run_entry
+from engine.config import load_config
+from engine.data.config import DataConfig
 from engine.data.sources import attribution_of
 from engine.messages import UserError, logger
 from engine.pipeline import run_stages
+from engine.preflight import Preflight, require
+from evaluations.metrics.extractors import EXTRACTORS, OFFLINE_EXTRACTOR
 from evaluations.pipelines.quickstart import (
     CONFIGS,
     DATA,
@@ -67,11 +72,25 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+RUN_BYTES = 200 * 10**6  # of a finished run
+
+
+def needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """Looks for the packages that ship images and weights, and a place for the run."""
+    data = DataConfig(name=args.data)
+    for split in ("train", "val"):
+        preflight.images(data, split)
+    preflight.assets(assets_of(EXTRACTORS[OFFLINE_EXTRACTOR]), load_config(AssetsConfig))
+    preflight.device("auto")
+    preflight.output(run_folder(args), "--runs-dir", RUN_BYTES)
+
+
 def main() -> None:
     args = parse_args()
     if not CONFIGS.is_dir():
         raise UserError("run this from the root of the repository: bash scripts/quickstart.sh")
     check_flags(args)
+    require(args, lambda preflight: needs(args, preflight))
 
     run = run_folder(args)
     results_file = run / "results.json"

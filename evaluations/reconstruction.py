@@ -21,17 +21,22 @@ import argparse
 import torch
 
 from engine.cli import entry_parser, run_entry
+from engine.preflight import Preflight, require
 from engine.world import World
 from evaluations.cli import (
     add_measure_flags,
     add_metric_flags,
     add_published_flags,
+    assets_from,
+    measure_needs,
+    output_needs,
     run_evaluation,
     take_data_path_as_held_out,
 )
 from evaluations.jobs.reconstruction import ReconstructionJob
 from evaluations.protocols.registry import DEFAULT_PROTOCOL, PROTOCOLS
-from tokenizer.cli import add_image_flags, add_tokenizer_flags
+from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_to_check, tokenizer_needs
+from tokenizer.frozen.lpips import LPIPS_BACKBONES
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,8 +71,25 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     ReconstructionJob.from_args(args, world).run(world)
 
 
+def needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """Looks for the tokenizer, the images, the reference and the networks that measure."""
+    output_needs(args, "reconstruction", preflight)
+    tokenizer = tokenizer_needs(args, preflight)
+    data = None
+    with preflight.collecting():
+        data = images_to_check(args, tokenizer)
+        if data is not None:
+            preflight.images(data, "val")
+    measure_needs(args, data, preflight)
+    if args.with_lpips:
+        backbones = PROTOCOLS[args.protocol].lpips_backbones.values()
+        preflight.assets(tuple(LPIPS_BACKBONES[backbone] for backbone in backbones), assets_from(args))
+
+
 def main() -> None:
-    run_evaluation(parse_args(), evaluate)
+    args = parse_args()
+    require(args, lambda preflight: needs(args, preflight))
+    run_evaluation(args, evaluate)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoregressive.cli import add_gpt_flags, add_sampler_flags
+from autoregressive.cli import add_gpt_flags, add_sampler_flags, gpt_needs
 from autoregressive.image_sampler import SamplerSettings, sample_images
 from autoregressive.models.base import Generator
 from engine.cli import positive
+from engine.preflight import Preflight
 from engine.world import World
-from evaluations.cli import add_measure_flags, add_published_flags
+from evaluations.cli import add_measure_flags, add_published_flags, measure_needs, output_needs
 from evaluations.image_sets import RESIZE, ROUNDING, rank_batches, with_bar
 from evaluations.protocols.generation_accumulators import GeneratedBatch
-from tokenizer.cli import add_image_flags, add_tokenizer_flags
+from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_to_check, tokenizer_needs
 from tokenizer.models.base import Tokenizer
 
 LABEL_STREAM = 0x1ABE1  # keeps random labels apart from other random numbers of the same seed
@@ -48,6 +49,17 @@ def add_sampled_flags(parser: argparse.ArgumentParser) -> None:
     add_sampler_flags(parser)
     add_measure_flags(parser, reference="train", batch_size=32)
     add_published_flags(parser)
+
+
+def sampled_needs(args: argparse.Namespace, name: str, preflight: Preflight) -> None:
+    """Looks for both networks, the reference, the network that measures, and a place for the result `name`."""
+    output_needs(args, name, preflight)
+    tokenizer = tokenizer_needs(args, preflight)
+    gpt_needs(args, tokenizer, preflight)
+    data = None
+    with preflight.collecting():
+        data = images_to_check(args, tokenizer)
+    measure_needs(args, data, preflight)
 
 
 def labels_of(mode: str, count: int, num_classes: int, seed: int) -> Tensor:

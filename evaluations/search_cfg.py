@@ -19,10 +19,11 @@ import argparse
 import math
 
 from engine.cli import entry_parser, run_entry
+from engine.preflight import require
 from engine.world import World
 from evaluations.cli import run_evaluation
 from evaluations.jobs.search import SearchJob
-from evaluations.sample_stream import add_sampled_flags
+from evaluations.sample_stream import add_sampled_flags, sampled_needs
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,7 +45,9 @@ def search(args: argparse.Namespace, world: World) -> None:
 
 
 def main() -> None:
-    run_evaluation(parse_args(), search)
+    args = parse_args()
+    require(args, lambda preflight: sampled_needs(args, "search", preflight))
+    run_evaluation(args, search)
 
 
 if __name__ == "__main__":

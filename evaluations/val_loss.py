@@ -17,12 +17,16 @@ from pathlib import Path
 
 import torch
 
-from autoregressive.cli import add_gpt_flags
+from autoregressive.cli import add_gpt_flags, gpt_needs
+from autoregressive.codes import CodeStore
+from autoregressive.loading import classes_of
 from engine.cli import entry_parser, run_entry
+from engine.data.classes import labels_among
+from engine.preflight import Preflight, require
 from engine.world import World
-from evaluations.cli import add_output_flags, run_evaluation, take_data_path_as_held_out
+from evaluations.cli import add_output_flags, output_needs, run_evaluation, take_data_path_as_held_out
 from evaluations.jobs.val_loss import ValLossJob
-from tokenizer.cli import add_image_flags, add_tokenizer_flags
+from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_to_check, tokenizer_needs
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,8 +48,28 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     ValLossJob.from_args(args, world).run(world)
 
 
+def needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """Looks for both networks and the held-out codes or images, of classes that the generator knows."""
+    output_needs(args, "val_loss", preflight)
+    tokenizer = tokenizer_needs(args, preflight)
+    generator = gpt_needs(args, tokenizer, preflight)
+    classes = classes_of(generator) if generator is not None else None
+    with preflight.collecting():
+        if args.code_path is not None:
+            held_out = CodeStore(args.code_path, "val").classes
+            if classes is not None:
+                labels_among(held_out, classes)
+        else:
+            data = images_to_check(args, tokenizer)
+            survey = preflight.images(data, "val") if data is not None else None
+            if classes is not None:
+                preflight.classes(survey, classes)
+
+
 def main() -> None:
-    run_evaluation(parse_args(), evaluate)
+    args = parse_args()
+    require(args, lambda preflight: needs(args, preflight))
+    run_evaluation(args, evaluate)
 
 
 if __name__ == "__main__":

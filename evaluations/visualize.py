@@ -27,10 +27,18 @@ from engine.data.samples import center_batch
 from engine.data.sources import open_source
 from engine.devices import pick_device
 from engine.messages import UserError, logger
+from engine.preflight import Preflight, require
 from evaluations.probes.pca import grid_features, images_of_class, principal_components
 from evaluations.report.pictures import zoom_of
 from evaluations.results import write_arrays
-from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_from, tokenizer_from
+from tokenizer.cli import (
+    add_image_flags,
+    add_tokenizer_flags,
+    images_from,
+    images_to_check,
+    tokenizer_from,
+    tokenizer_needs,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -101,8 +109,23 @@ def visualize(args: argparse.Namespace) -> None:
     logger.info("%s (originals above, then %s)", picture, ", ".join(labels))
 
 
+def needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """Looks for all tokenizers and their held-out images."""
+    preflight.device(args.device)
+    for number in range(len(args.vq_ckpt)):
+        flags = flags_of_tokenizer(args, number)
+        tokenizer = tokenizer_needs(flags, preflight)
+        with preflight.collecting():
+            data = images_to_check(flags, tokenizer)
+            if data is not None:
+                preflight.images(data, "val")
+    preflight.output(args.output.parent, "--output")
+
+
 def main() -> None:
-    visualize(parse_args())
+    args = parse_args()
+    require(args, lambda preflight: needs(args, preflight))
+    visualize(args)
 
 
 if __name__ == "__main__":

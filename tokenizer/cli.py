@@ -12,8 +12,9 @@ from engine.cli import positive
 from engine.data.config import DataConfig
 from engine.data.sources import SOURCES, keys_without_use, kind_of, source_names
 from engine.messages import ConfigError
+from engine.preflight import Preflight
 from engine.registry import extended
-from tokenizer.loading import load_tokenizer
+from tokenizer.loading import load_tokenizer, survey_tokenizer
 from tokenizer.models.base import Tokenizer
 
 
@@ -56,7 +57,24 @@ def tokenizer_from(args: argparse.Namespace, device: torch.device | str) -> Toke
     Raises ConfigError for a flag that this tokenizer has no use for.
     """
     tokenizer = load_tokenizer(args.vq_ckpt, config=args.tok_config, weights=args.weights, device=device)
+    _apply_flags(args, tokenizer)
+    return tokenizer
 
+
+def tokenizer_needs(args: argparse.Namespace, preflight: Preflight) -> Tokenizer | None:
+    """Looks for the tokenizer that the flags name; returns it without storage, or None where it is not there."""
+    with preflight.collecting():
+        tokenizer = survey_tokenizer(
+            args.vq_ckpt, config=args.tok_config, weights=args.weights, hashed=preflight.hashes
+        )
+        _apply_flags(args, tokenizer)
+        preflight.found.append(f"--vq-ckpt: {args.vq_ckpt} ({tokenizer.num_tokens} tokens, {tokenizer.image_size} px)")
+        return tokenizer
+    return None
+
+
+def _apply_flags(args: argparse.Namespace, tokenizer: Tokenizer) -> None:
+    """Sets what flags change. Raises ConfigError for a flag that this tokenizer has no use for."""
     if args.noise_seed is not None:
         if "noise" not in tokenizer.capabilities:
             raise ConfigError(f"--noise-seed {args.noise_seed}: the tokenizer {args.vq_ckpt} has no generative decoder")
@@ -68,7 +86,6 @@ def tokenizer_from(args: argparse.Namespace, device: torch.device | str) -> Toke
                 f"--image-size {args.image_size}, but the tokenizer {args.vq_ckpt} is for {tokenizer.image_size}"
             )
         tokenizer.set_image_size(args.image_size)
-    return tokenizer
 
 
 def add_image_flags(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +112,21 @@ def images_from(args: argparse.Namespace, tokenizer: Tokenizer) -> DataConfig:
 
     What no flag says is as in the tokenizer's own config. Raises ConfigError for a path of images that need none.
     """
-    trained_on = extended(tokenizer.provenance.config.data)
+    return _images(args, tokenizer.provenance.config.data, tokenizer.image_size)
+
+
+def images_to_check(args: argparse.Namespace, tokenizer: Tokenizer | None) -> DataConfig | None:
+    """The images that the flags name for a tokenizer that may be missing; None where only that would name them."""
+    if tokenizer is not None:
+        return images_from(args, tokenizer)
+    if args.data is None and not args.data_path and not args.val_path:
+        return None
+    return _images(args, DataConfig(), DataConfig().image_size)
+
+
+def _images(args: argparse.Namespace, trained_on: DataConfig, image_size: int) -> DataConfig:
+    """The data config `trained_on` with what the flags change."""
+    trained_on = extended(trained_on)
     flags = {"name": _source_name(args), "root": args.data_path, "val_root": args.val_path}
     changes = {key: value for key, value in flags.items() if value is not None}
 
@@ -112,7 +143,7 @@ def images_from(args: argparse.Namespace, tokenizer: Tokenizer) -> DataConfig:
     return replace(
         trained_on,
         **changes,
-        image_size=tokenizer.image_size,
+        image_size=image_size,
         skip_broken=trained_on.skip_broken or args.skip_broken,
     )
 

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from engine.cli import entry_parser, run_entry
 from engine.messages import logger
+from engine.preflight import require
 from tokenizer import load_tokenizer
+from tokenizer.loading import survey_tokenizer
 from tokenizer.models.base import Tokenizer
-from tokenizer.published.files import add_conversion_flags, convert
+from tokenizer.published.files import add_conversion_flags, conversion_needs, convert
 from tokenizer.published.registry import LAYOUTS, layout_of
 
 States = dict[str, dict[str, Tensor]]  # {"model" or "ema": state dict}
@@ -58,6 +60,11 @@ def folder_states(args: argparse.Namespace, tokenizer: Tokenizer) -> States:
 
 def main() -> None:
     args = parse_args()
+
+    def survey() -> Tokenizer:
+        return survey_tokenizer(args.vq_ckpt, config=args.tok_config, weights=args.weights)
+
+    require(args, lambda preflight: conversion_needs(preflight, survey, args.output))
     convert(
         args.vq_ckpt,
         args.output,

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 
 from engine.checkpoint.foreign.reader import read_checkpoint
-from engine.checkpoint.weights import find_weights, fingerprint, load_strict, read_weights
+from engine.checkpoint.weights import (
+    WeightsFile,
+    find_weights,
+    fingerprint,
+    load_strict,
+    read_header,
+    read_weights,
+    require_fit,
+)
 from engine.config import load_sections
 from engine.data.classes import STAMP as CLASSES
 from engine.data.config import DataConfig
@@ -87,24 +95,62 @@ def load_tokenizer(
     return tokenizer
 
 
+def survey_tokenizer(
+    path: str | Path, *, config: str | Path | None = None, weights: str = "auto", hashed: bool = False
+) -> Tokenizer:
+    """The tokenizer that `load_tokenizer` would load, without storage: from sizes and headers of its files alone.
+
+    With `hashed`, hashes on record are compared too, which reads whole files. Raises what `load_tokenizer` raises for
+    files that are missing, damaged in their headers, or of another network. Its provenance has no fingerprint.
+    """
+    if is_published(path):
+        tokenizer, provenance = _load_published(Path(path), config, weights, header_only=True)
+    else:
+        weights_file = find_weights(path, weights, "tokenizer", hashed=hashed)
+        sections = _folder_sections(weights_file.folder)
+        with torch.device("meta"):
+            tokenizer = build_tokenizer(sections.model, sections.data.image_size)
+        require_fit(tokenizer, read_header(weights_file.path), weights_file.path)
+        provenance = _folder_provenance(weights_file, sections)
+    tokenizer.provenance = provenance
+    return tokenizer
+
+
+def _folder_sections(folder: Path) -> TokenizerSections:
+    """What the config in a folder of ours says of the tokenizer. Raises ConfigError where it is of something else."""
+    try:
+        return load_sections(TokenizerSections, folder / "config.yaml")
+    except ConfigError as error:
+        raise ConfigError(f"{folder} is not a tokenizer: {error}") from error
+
+
+def _folder_provenance(weights_file: WeightsFile, config: TokenizerSections) -> Provenance:
+    """Where a tokenizer in a folder of ours came from, without a fingerprint."""
+    return Provenance(
+        path=str(weights_file.folder),
+        weights=weights_file.kind,
+        fingerprint="",
+        stamp=weights_file.stamp,
+        config=config,
+    )
+
+
 def _load_folder(path: str | Path, weights: str) -> tuple[Tokenizer, Provenance]:
     """The tokenizer in a folder of ours; its provenance has no fingerprint yet."""
     weights_file = find_weights(path, weights, "tokenizer")
-    folder = weights_file.folder
-    try:
-        config = load_sections(TokenizerSections, folder / "config.yaml")
-    except ConfigError as error:
-        raise ConfigError(f"{folder} is not a tokenizer: {error}") from error
+    config = _folder_sections(weights_file.folder)
     tokenizer = build_tokenizer(config.model, config.data.image_size)
     load_strict(tokenizer, read_weights(weights_file.path), weights_file.path)
-    provenance = Provenance(
-        path=str(folder), weights=weights_file.kind, fingerprint="", stamp=weights_file.stamp, config=config
-    )
-    return tokenizer, provenance
+    return tokenizer, _folder_provenance(weights_file, config)
 
 
-def _load_published(path: Path, config_path: str | Path | None, weights: str) -> tuple[Tokenizer, Provenance]:
-    """The tokenizer in a published file; its provenance has no fingerprint yet."""
+def _load_published(
+    path: Path, config_path: str | Path | None, weights: str, *, header_only: bool = False
+) -> tuple[Tokenizer, Provenance]:
+    """The tokenizer in a published file; its provenance has no fingerprint yet.
+
+    With `header_only` the tokenizer has no storage, and of the file only names and shapes are looked at.
+    """
     # The YAML, where one is named: it decides about the architecture.
     architecture = load_sections(_Architecture, config_path) if config_path is not None else None
     in_one_dict = architecture is None or layout_of(architecture.model).holds_both_weights
@@ -112,6 +158,8 @@ def _load_published(path: Path, config_path: str | Path | None, weights: str) ->
     # The tensors of the tokenizer.
     found = read_checkpoint(path, prefer=weights, is_wish=in_one_dict)
     state = select_submodule(found.state, TOKENIZER_PART)
+    if header_only:
+        state = {name: tensor.to("meta") for name, tensor in state.items()}
     if is_gpt(state):
         raise ConfigError(f"{path} holds a GPT, not a tokenizer")
 
@@ -137,7 +185,11 @@ def _load_published(path: Path, config_path: str | Path | None, weights: str) ->
     state, selected = layout.select(state, expected, rules, "model" if found.kind == "ema" else weights, path)
     source = f"{path} (as {config_path})" if config_path else str(path)
     in_file = name_in_file(found.file_names, rules, TOKENIZER_PART)
-    load_strict(tokenizer, import_state(state, expected, rules), source, assign=True, shown_as=in_file)
+    imported = import_state(state, expected, rules)
+    if header_only:
+        require_fit(tokenizer, imported, source, in_file)
+    else:
+        load_strict(tokenizer, imported, source, assign=True, shown_as=in_file)
 
     sections = TokenizerSections(model=model_config, data=DataConfig(image_size=image_size))
     kind = "ema" if "ema" in (found.kind, selected) else "model"

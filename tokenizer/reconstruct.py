@@ -27,10 +27,11 @@ from engine.data.images import image_tensor, save_grid, to_float, to_pil, to_uin
 from engine.data.sources import open_source, source_names
 from engine.image_metrics import psnr
 from engine.messages import UserError, logger
+from engine.preflight import Preflight, require
 from engine.progress import progress
 from engine.registry import extended
 from engine.world import distributed_world
-from tokenizer.cli import add_tokenizer_flags, tokenizer_from
+from tokenizer.cli import add_tokenizer_flags, tokenizer_from, tokenizer_needs
 from tokenizer.frozen.lpips import lpips_network
 from tokenizer.losses.perceptual import LPIPSLoss
 from tokenizer.models.base import Tokenizer
@@ -131,9 +132,23 @@ def reconstruct(
     return originals, reconstructions
 
 
+def needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """Looks for the tokenizer, the images, and a place for the pictures."""
+    preflight.device(args.device)
+    tokenizer_needs(args, preflight)
+    with preflight.collecting():
+        if args.data is not None and args.data_path is None:
+            preflight.images(extended(DataConfig(name=args.data)), "val")
+        else:
+            images = open_images(args)
+            preflight.found.append(f"--data-path: {len(images):,} images in {args.data_path}")
+    preflight.output(args.sample_dir, "--sample-dir")
+
+
 @torch.inference_mode()
 def main() -> None:
     args = parse_args()
+    require(args, lambda preflight: needs(args, preflight))
     source = open_images(args)
     with distributed_world(args.device) as world:
         tokenizer = tokenizer_from(args, world.device)

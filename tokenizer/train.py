@@ -22,6 +22,7 @@ from engine.data.sources import ImageSource, open_source, summary_of
 from engine.data.stream import stream_opener
 from engine.loop import Batch, check_batch, fit
 from engine.messages import ConfigError, logger
+from engine.preflight import require
 from engine.run_log import Run
 from engine.stopping import EXIT_STOPPED
 from engine.world import World, distributed_world
@@ -32,6 +33,7 @@ from tokenizer.training.build import build_task, memory_plan, validation_images
 from tokenizer.training.checks import network_on_meta, terms_of, validate
 from tokenizer.training.config import TokenizerTrainConfig
 from tokenizer.training.frozen_networks import FROZEN_STAMPS
+from tokenizer.training.needs import training_needs
 from tokenizer.training.phases import check_trained_phases, phases_of, steps_done
 from tokenizer.training.start import start_from
 from tokenizer.training.task import TokenizerTask
@@ -137,10 +139,13 @@ def main() -> None:
         return
     if config.phases:
         logger.info("phases: they say steps and learning rates; loop.steps and optim.lr are not used")
-    if args.dry_run:
+    if args.dry_run and not args.check:
         print_dry_run(config, network)
+    require(args, lambda preflight: training_needs(config, network, preflight))
+    if args.dry_run:
         return
-    with distributed_world(config.loop.device, config.loop.deterministic) as world:
+    loop = config.loop
+    with distributed_world(loop.device, loop.deterministic, precision=loop.precision) as world:
         train(config, world)
 
 

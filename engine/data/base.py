@@ -17,6 +17,7 @@ keys it needs, how a split is opened, and what may be assumed of its images. Kin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -58,6 +59,25 @@ class ImageSource(Protocol):
         """Cheap cache key from modification times; local to this machine."""
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What a look at the images of a split shows without decoding one; None where only opening it would tell."""
+
+    name: str  # a path, or the name of a packaged set
+    num_images: int | None = None
+    class_names: list[str] | None = None  # by label
+    classes_are_named: bool = True  # False: the names are only numbers
+
+    def text(self) -> str:
+        """For people."""
+        counts = []
+        if self.num_images is not None:
+            counts.append(f"{self.num_images:,} images")
+        if self.class_names is not None:
+            counts.append(f"{len(self.class_names):,} class(es)")
+        return f"{self.name} ({', '.join(counts)})" if counts else self.name
+
+
 class SourceKind(ABC):
     """A kind of image source: facts about it, and how to open a split.
 
@@ -79,6 +99,14 @@ class SourceKind(ABC):
 
         Raises UserError if they are not there or not as expected.
         """
+
+    @classmethod
+    def survey(cls, config: SourceConfig, split: str) -> Survey:
+        """Looks whether the images of `split` are there, by listings and headers alone.
+
+        Raises UserError if they are not. A kind that does not say how is found to be ready.
+        """
+        return Survey(config.name)
 
     @classmethod
     def has_split(cls, config: SourceConfig, split: str) -> bool:
@@ -117,3 +145,9 @@ class PathKind(SourceKind):
         if cls.decodes_files:
             source.decoding = config.decoding
         return source
+
+    @classmethod
+    def survey(cls, config: SourceConfig, split: str) -> Survey:
+        """Opens the split, which for most kinds of path is a listing."""
+        source = cls.open(config, split)
+        return Survey(source.name, len(source), source.class_names, getattr(source, "classes_are_named", True))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from engine.data.base import ImageSource
+from engine.data.base import ImageSource, Survey
 from engine.messages import UserError, logger
 
 UNLABELED = ("all",)  # the names of a set whose images have no labels
@@ -39,7 +39,7 @@ class Classes:
         return len(self.names)
 
     @classmethod
-    def of(cls, source: ImageSource) -> Classes:
+    def of(cls, source: ImageSource | Survey) -> Classes:
         """The classes of images."""
         return cls(tuple(map(str, source.class_names)), source.name, getattr(source, "classes_are_named", True))
 

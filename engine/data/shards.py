@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from engine.data.base import PathKind
+from engine.data.base import PathKind, SourceConfig, Survey
 from engine.data.folders import identity_of, is_hidden, is_image_name, version_of
 from engine.data.images import IMAGE_SUFFIXES, ImageError, decode_image, printable
 from engine.messages import UserError, logger
@@ -218,6 +218,19 @@ class ShardSource(PathKind):
             raise UserError(f"{unlabeled} has no label, others have one; give all images one ({LABEL_SUFFIX}), or none")
         self.labels = np.maximum(labels, 0)
         self.class_names = [str(i) for i in range(labels.max() + 1)] or ["all"]
+
+    @classmethod
+    def survey(cls, config: SourceConfig, split: str) -> Survey:
+        """Looks whether all tar files are there; opens them only where their index is cached already."""
+        root, key = cls.root(config, split), "data.root" if split == "train" else "data.val_root"
+        paths = shard_paths(root, key)
+        webdataset()
+        empty = [path for path in paths if path.stat().st_size == 0]
+        if empty:
+            raise UserError(f"{key}={root!r}: {empty[0]} is empty; fetch it again")
+        if _cache_path(paths, config.skip_broken).is_file():
+            return super().survey(config, split)
+        return Survey(f"{printable(root)}, {len(paths)} tar file(s)")
 
     @classmethod
     def holds(cls, path: str | Path) -> bool:

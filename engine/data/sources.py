@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from engine.data.base import ImageSource, PathKind, SourceConfig, SourceKind
+from engine.data.base import ImageSource, PathKind, SourceConfig, SourceKind, Survey
 from engine.data.decoding import DEFAULT_DECODING
 from engine.data.folders import FolderSource, LooseSource
 from engine.data.images import ImageError
@@ -49,12 +49,22 @@ def open_source(config: SourceConfig, split: str) -> ImageSource:
     Raises ConfigError for an unknown kind, or a section or path that it does not use, and UserError if the images are
     not there.
     """
+    return _kind_of_split(config, split).open(config, split)
+
+
+def survey_source(config: SourceConfig, split: str) -> Survey:
+    """Looks whether the images of a data config are there, without reading one. Raises as `open_source` does."""
+    return _kind_of_split(config, split).survey(config, split)
+
+
+def _kind_of_split(config: SourceConfig, split: str) -> type[SourceKind]:
+    """The kind that opens a split. Raises ConfigError for an unknown one, or a section or path that it does not use."""
     selected_section(config, SOURCES, "data")
     raise_problems(list(unused_keys(config)))
     kind = SOURCES[config.name]
     if split == "val" and kind.mixed_held_out:
         kind = SOURCES[kind_of(kind.root(config, split))]
-    return kind.open(config, split)
+    return kind
 
 
 def keys_without_use(kind: type[SourceKind]) -> dict[str, str]:

@@ -16,12 +16,13 @@ from engine.data.classes import Classes, with_labels_of
 from engine.data.config import DataConfig
 from engine.data.images import to_float
 from engine.data.samples import labeled_batch, training_item
-from engine.data.sources import open_source
+from engine.data.sources import has_split, open_source
 from engine.data.stream import stream_opener
 from engine.devices import autocast
 from engine.loop import Batch, LoopConfig, check_batch, fit
 from engine.messages import ConfigError
 from engine.optim import OptimConfig
+from engine.preflight import Preflight
 from engine.run_log import Run
 from engine.trained_model import TrainedModel
 from engine.validation import Section
@@ -100,6 +101,18 @@ class ClassifierTask:
         """`val/accuracy` on all held-out images."""
         is_correct = classify(self.network.module, self.images_u8) == self.labels
         return {"val/accuracy": is_correct.double().mean().item()}
+
+
+def training_needs(config: ClassifierTrainConfig, preflight: Preflight) -> None:
+    """Looks for the images of both splits, and all that every training needs."""
+    survey = preflight.training_images(config.data)
+    if survey is not None and survey.class_names is not None and len(survey.class_names) != config.model.num_classes:
+        preflight.problem(
+            f"model.num_classes={config.model.num_classes}, but {survey.name} has {len(survey.class_names)} classes"
+        )
+    if not has_split(config.data, "val"):
+        preflight.problem("data.val_root is empty: the classifier is measured on held-out images")
+    preflight.training(config.loop, config.data.global_batch_size, checkpoint_bytes=0)
 
 
 def train(config: ClassifierTrainConfig, world: World) -> None:

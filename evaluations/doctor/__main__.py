@@ -16,6 +16,7 @@ from pathlib import Path
 
 from engine.cli import entry_parser, positive, run_entry
 from engine.messages import UserError
+from engine.preflight import Preflight, require
 from evaluations.doctor.checks import CHECKS
 from evaluations.doctor.data import Finding, data_findings
 from evaluations.doctor.evidence import RunEvidence
@@ -60,15 +61,29 @@ def print_run(run: RunEvidence, findings: list[Finding], severities: dict[str, S
         print(f"  {finding.name}: {finding.evidence}\n    remedy: {finding.remedy}")
 
 
-def main() -> None:
-    args = parse_args()
-    folders = sorted(path.parent for path in args.run.rglob("metrics.jsonl"))
+def run_folders(path: Path) -> list[Path]:
+    """The run folders in a folder, itself included. Raises UserError if there are none."""
+    folders = sorted(record.parent for record in path.rglob("metrics.jsonl"))
     folders = [folder for folder in folders if (folder / "config.yaml").is_file()]
     if not folders:
-        raise UserError(f"{args.run} is neither a run nor a folder of runs: there is no config.yaml by a metrics.jsonl")
+        raise UserError(f"{path} is neither a run nor a folder of runs: there is no config.yaml by a metrics.jsonl")
+    return folders
+
+
+def needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """Looks for the runs and the recipe."""
+    with preflight.collecting():
+        preflight.found += [f"run: {folder}" for folder in run_folders(args.run)]
+    if args.recipe is not None:
+        preflight.file(args.recipe, "--recipe")
+
+
+def main() -> None:
+    args = parse_args()
+    require(args, lambda preflight: needs(args, preflight))
 
     num_findings = 0
-    for folder in folders:
+    for folder in run_folders(args.run):
         run = RunEvidence(folder, args.recipe)
         severities = examine(run)
         findings = findings_of(run, severities)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.assets import AssetError, AssetsConfig, read_state, resolve, seeded
+from engine.assets import AssetsConfig, needs_assets, read_state, resolve, seeded
 from engine.checkpoint.weights import load_strict
 from engine.devices import full_precision
 from evaluations.metrics.extractor import Extractor
@@ -25,6 +25,7 @@ TAIL = ["Mixed_6d", "Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"]
 SPATIAL_CHANNELS = 7  # of the 192 of TensorFlow's mixed_6/conv, which is Mixed_6d.branch1x1 here
 
 
+@needs_assets("inception")
 class InceptionExtractor(Extractor):
     """pool (B,2048): FID, precision, recall; spatial (B,2023): sFID; logits (B,1008): Inception Score.
 
@@ -41,8 +42,6 @@ class InceptionExtractor(Extractor):
     def __init__(self, assets: AssetsConfig) -> None:
         super().__init__()
         resolved = resolve("inception", assets)
-        if resolved.stamp == "download":
-            raise AssetError("inception: ALLOW_DOWNLOAD does not cover it; put the file into PRETRAINED_DIR")
         with seeded():
             network = _unloaded_network()
         if resolved.path is not None:

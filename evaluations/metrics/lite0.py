@@ -6,16 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.assets import AssetsConfig
+from engine.assets import AssetsConfig, needs_assets
 from engine.data.images import to_float
 from engine.devices import full_precision
 from evaluations.metrics.extractor import Extractor
 from tokenizer.frozen.base import channels_last
-from tokenizer.frozen.lite0 import lite0_features
+from tokenizer.frozen.lite0 import LITE0_ASSET, lite0_features
 
 INPUT_SIZE = 64  # pixels; smaller and larger images are resized to this
 
 
+@needs_assets(LITE0_ASSET)
 class Lite0Extractor(Extractor):
     """pool (B,112): mean over the stride-16 map of EfficientNet-Lite0."""
 

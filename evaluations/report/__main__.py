@@ -17,6 +17,7 @@ from pathlib import Path
 from engine.cli import entry_parser, run_entry
 from engine.data.sources import attribution_of
 from engine.messages import UserError, logger
+from engine.preflight import Preflight, require
 from evaluations.comparison import compare
 from evaluations.report.page import page, table
 from evaluations.report.run_folder import RunFolder
@@ -112,8 +113,21 @@ def write_report(folders: list[Path], output: Path | None = None) -> Path:
     return path
 
 
+def needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """Looks for the run folders, and a place for the page."""
+    for path in args.runs:
+        with preflight.collecting():
+            open_run(path)
+            preflight.found.append(f"run: {path}")
+    if args.output is not None:
+        preflight.output(args.output.parent, "--output")
+    else:
+        preflight.output(args.runs[0] if len(args.runs) == 1 else Path(), "report")
+
+
 def main() -> None:
     args = parse_args()
+    require(args, lambda preflight: needs(args, preflight))
     logger.info("wrote %s", write_report(args.runs, args.output))
 
 

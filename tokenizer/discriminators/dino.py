@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn.utils.parametrizations import spectral_norm
 
 from engine.arithmetic import ceil_div
-from engine.assets import AssetsConfig
+from engine.assets import AssetsConfig, needs_assets
 from engine.validation import Section
 from tokenizer.discriminators.base import Discriminator
 from tokenizer.discriminators.diff_augment import diff_augment
@@ -89,6 +89,7 @@ class DINOConfig(Section):
     """It has no options."""
 
 
+@needs_assets("dino_s16")
 class DINODiscriminator(Discriminator):
     """See the module docstring. The backbone is not a sub-module: it is neither trained nor saved."""
 

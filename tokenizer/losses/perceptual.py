@@ -1,7 +1,7 @@
 """Perceptual losses: LPIPS, and for offline work a distance of EfficientNet-Lite0 features.
 
 The second is never called LPIPS. `PERCEPTUAL` lists both by name; a builder (assets, dropout) returns (loss, stamp of
-its weights), and a loss is a module
+its weights) and says by `engine.assets.needs_assets` which files these are; a loss is a module
 
     loss(images, references) -> scalar, the mean over pairs      images, references (B,3,H,W) in [-1,1], not clamped
 
@@ -15,11 +15,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from engine.assets import AssetsConfig
+from engine.assets import AssetsConfig, needs_assets
 from engine.devices import full_precision
 from tokenizer.frozen.base import Frozen
-from tokenizer.frozen.lite0 import lite0_features
-from tokenizer.frozen.lpips import lpips_network
+from tokenizer.frozen.lite0 import LITE0_ASSET, lite0_features
+from tokenizer.frozen.lpips import LPIPS_BACKBONES, lpips_network
 
 LITE0_LOSS_STRIDES = (2, 4, 8, 16)
 
@@ -65,11 +65,13 @@ class Lite0Loss(nn.Module):
             return total / len(maps)
 
 
+@needs_assets(LPIPS_BACKBONES["vgg"])
 def _build_lpips(assets: AssetsConfig, dropout: bool) -> tuple[nn.Module, str]:
     network, stamp = lpips_network(assets)
     return LPIPSLoss(network, dropout), stamp
 
 
+@needs_assets(LITE0_ASSET)
 def _build_lite0(assets: AssetsConfig, dropout: bool) -> tuple[nn.Module, str]:
     network, stamp = lite0_features(assets, LITE0_LOSS_STRIDES)
     return Lite0Loss(network), stamp

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from engine.assets import AssetsConfig
 from engine.devices import full_precision
 from tokenizer.frozen.base import channels_last
-from tokenizer.frozen.lite0 import LITE0_STRIDES, lite0_features
+from tokenizer.frozen.lite0 import LITE0_ASSET, LITE0_STRIDES, lite0_features
 from tokenizer.frozen.normalization import CENTERED, CLIP, IMAGENET, Normalization
 from tokenizer.frozen.timm_vit import timm_vit
 
@@ -113,11 +113,12 @@ class TeacherKind:
     dim: int  # channels of its features
     build: Callable[[Any, int, AssetsConfig], Teacher]  # (its section or None, cells per side of the grid, assets)
     config_class: type | None = None  # the dataclass of its section `semantic.<name>`, where it has options
+    assets: tuple[str, ...] = ()  # pretrained weights that it needs, by their names in `engine.assets`
 
 
 def _vit_teacher(asset: str, dim: int, patch: int, normalization: Normalization) -> TeacherKind:
     kind = ViTKind(asset, patch, normalization)
-    return TeacherKind(dim, lambda section, grid, assets: ViTTeacher(kind, grid, assets))
+    return TeacherKind(dim, lambda section, grid, assets: ViTTeacher(kind, grid, assets), assets=(asset,))
 
 
 # Names with `_reg`: DINOv2 with register tokens.
@@ -133,7 +134,9 @@ TEACHERS: dict[str, TeacherKind] = {
     "clip_b": _vit_teacher("clip_b", 768, 16, CLIP),
     "siglip_so400m": _vit_teacher("siglip_so400m", 1152, 14, CENTERED),
     "efficientnet_lite0": TeacherKind(
-        LITE0_STRIDES[Lite0Teacher.STRIDE], lambda section, grid, assets: Lite0Teacher(grid, assets)
+        LITE0_STRIDES[Lite0Teacher.STRIDE],
+        lambda section, grid, assets: Lite0Teacher(grid, assets),
+        assets=(LITE0_ASSET,),
     ),
 }
 

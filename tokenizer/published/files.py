@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from engine.checkpoint.manifest import CheckpointError
 from engine.checkpoint.weights import WEIGHT_CHOICES, export_folder
 from engine.messages import UserError, logger
+from engine.preflight import Preflight
 
 States = Mapping[str, Mapping[str, Tensor]]  # {"model" or "ema": state dict}
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors")  # of names that no file has yet
@@ -77,6 +78,13 @@ def add_conversion_flags(parser: argparse.ArgumentParser, checkpoint_flag: str, 
 
 def _model_state(network: nn.Module) -> States:
     return {"model": network.state_dict()}
+
+
+def conversion_needs(preflight: Preflight, survey: Callable[[], nn.Module], output: Path) -> None:
+    """Looks for the network to convert, by `survey`, and for the place of the output."""
+    with preflight.collecting():
+        survey()
+    preflight.new_file(output, "--output")
 
 
 def convert(

@@ -1,1 +1,1 @@
-"""What training a tokenizer needs beside its parts: config, phases, construction, task, alerts."""
+"""What training a tokenizer needs beside its parts: config, phases, construction, needs, task, alerts."""

@@ -1,0 +1,264 @@
+"""The pre-flight: everything that a command needs and does not find, told at once, before it starts.
+
+Every entry says beside its flags or config what it needs, as a function of a `Preflight`, and hands it to `require`
+before it does anything else:
+
+    def needs(args: argparse.Namespace, preflight: Preflight) -> None:
+        preflight.device(args.device)
+        preflight.output(args.output.parent, "--output")
+        with preflight.collecting():
+            open_something(args.path)               # raises UserError where something is missing
+
+    args = parse_args()
+    require(args, lambda preflight: needs(args, preflight))
+
+It looks at listings, sizes and headers: it decodes no image, reads no weights and computes nothing. With `--hash` it
+also reads files whose hash is known. `--check` stops after it.
+
+A script that starts several processes runs `--check` once before (`scripts/launch.sh`) and sets `CHECKED_VARIABLE`;
+under a bare torchrun, the first process of each machine checks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.arithmetic import ceil_div
+from engine.assets import AssetsConfig, find_asset, resolve
+from engine.checkpoint.manifest import checkpoint_folders
+from engine.data.base import SourceConfig, Survey
+from engine.data.classes import Classes, labels_among
+from engine.data.sources import has_split, survey_source
+from engine.devices import device_problem
+from engine.loop import LoopConfig, batch_problem
+from engine.messages import ConfigError, UserError
+
+CHECKED_VARIABLE = "PREFLIGHT_DONE"  # of the environment: 1 in processes whose needs were looked for before
+PROCESS_VARIABLES = ("LOCAL_WORLD_SIZE", "NPROC_PER_NODE", "gpus", "GPUS")  # the first that is set counts
+GB = 10**9
+
+
+class Preflight:
+    """Collects the `problems` of a command before it starts, and what was `found`, as lines for people."""
+
+    def __init__(self, hashes: bool = False) -> None:
+        self.hashes = hashes  # also compare hashes, which reads whole files
+        self.problems: list[str] = []
+        self.found: list[str] = []
+
+    # -------------------------------------------------------------------------------------------- collecting
+    def problem(self, line: str) -> None:
+        """Adds a problem; one that several needs have in common is told once."""
+        if line not in self.problems:
+            self.problems.append(line)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Adds the `UserError` that the body raises to the problems, and goes on behind it."""
+        try:
+            yield
+        except ConfigError as error:
+            for line in error.problems:
+                self.problem(line)
+        except UserError as error:
+            self.problem(str(error))
+
+    # -------------------------------------------------------------------------------------------- files
+    def file(self, path: str | Path, name: str) -> bool:
+        """A file that must be there and not empty; `name` is the flag or key that names it. Returns whether it is."""
+        path = Path(path)
+        if path.is_dir():
+            self.problem(f"{name}: {path} is a folder; a file is needed")
+        elif not path.is_file():
+            self.problem(f"{name}: {path} does not exist")
+        elif not os.access(path, os.R_OK):
+            self.problem(f"{name}: {path} cannot be read; check its permissions")
+        elif path.stat().st_size == 0:
+            self.problem(f"{name}: {path} is empty")
+        else:
+            self.found.append(f"{name}: {path} ({path.stat().st_size:,} bytes)")
+            return True
+        return False
+
+    def folder(self, path: str | Path, name: str) -> bool:
+        """A folder that must be there and readable. Returns whether it is."""
+        path = Path(path)
+        if not path.is_dir():
+            self.problem(f"{name}: {path} is not a folder")
+        elif not os.access(path, os.R_OK | os.X_OK):
+            self.problem(f"{name}: {path} cannot be read; check its permissions")
+        else:
+            self.found.append(f"{name}: {path}")
+            return True
+        return False
+
+    def output(self, folder: str | Path, name: str, num_bytes: int = 0) -> None:
+        """A folder that must be writable, or able to be made, on a disk with `num_bytes` free."""
+        folder = Path(folder)
+        present = _nearest_present(folder)
+        if not present.is_dir():
+            self.problem(f"{name}: {present} is a file, so the folder {folder} cannot be made")
+        elif not os.access(present, os.W_OK | os.X_OK):
+            self.problem(f"{name}: {present} cannot be written; choose another folder")
+        else:
+            free = shutil.disk_usage(present).free
+            if free < num_bytes:
+                self.problem(
+                    f"{name}: about {num_bytes / GB:.1f} GB are needed in {folder}, {free / GB:.1f} GB are free"
+                )
+            else:
+                needed = f", about {num_bytes / GB:.1f} GB needed" if num_bytes >= GB / 10 else ""
+                self.found.append(f"{name}: {folder} ({free / GB:.1f} GB free{needed})")
+
+    def new_file(self, path: str | Path, name: str) -> None:
+        """A file or folder that must not exist yet, in a folder that can be written."""
+        path = Path(path)
+        if path.exists():
+            self.problem(f"{name}: {path} exists already; give another name")
+        else:
+            self.output(path.parent, name)
+
+    # -------------------------------------------------------------------------------------------- what runs need
+    def device(self, name: str) -> None:
+        """A device for each process that was asked for on this machine."""
+        count = num_local_processes()
+        problem = device_problem(name, count)
+        if problem is not None:
+            self.problem(problem)
+        else:
+            self.found.append(f"device {name}: {count} process(es) on this machine")
+
+    def assets(self, names: tuple[str, ...], config: AssetsConfig) -> None:
+        """Pretrained weights, by their names in `engine.assets.ASSETS`."""
+        for name in names:
+            if config.random_stand_in:
+                continue
+            with self.collecting():
+                path = resolve(name, config).path if self.hashes else find_asset(name, config)
+                self.found.append(f"pretrained weights {name}: {path or 'may be downloaded'}")
+
+    def images(self, config: SourceConfig, split: str) -> Survey | None:
+        """The images of a split; None where they are not there."""
+        with self.collecting():
+            survey = survey_source(config, split)
+            self.found.append(f"{split} images: {survey.text()}")
+            return survey
+        return None
+
+    def training_images(self, config: SourceConfig) -> Survey | None:
+        """The training images, and the held-out ones where the config names some: of the same classes."""
+        train = self.images(config, "train")
+        held_out = self.images(config, "val") if has_split(config, "val") else None
+        if train is not None and train.class_names is not None:
+            self.classes(held_out, Classes.of(train))
+        return train
+
+    def classes(self, survey: Survey | None, expected: Classes) -> None:
+        """The classes of images, where these are there and show them: they must be among those expected, by name."""
+        if survey is None or survey.class_names is None:
+            return
+        classes = Classes.of(survey)
+        if classes.are_labels and expected.are_labels:
+            with self.collecting():
+                labels_among(classes, expected)
+
+    def training(self, loop: LoopConfig, global_batch_size: int, checkpoint_bytes: int) -> None:
+        """What every training needs: a device, a batch that can be divided, and room for its checkpoints."""
+        self.device(loop.device)
+        problem = batch_problem(global_batch_size, num_processes(), loop.grad_accum)
+        if problem is not None:
+            self.problem(problem)
+        self.output(loop.run_dir, "loop.run_dir", self._bytes_to_come(loop, checkpoint_bytes))
+
+    def _bytes_to_come(self, loop: LoopConfig, checkpoint_bytes: int) -> int:
+        """Bytes of the newest checkpoints that a run will still add: one is written before the oldest goes.
+
+        Those of `loop.keep_every` are left out: a user may move them away while the training goes on.
+        """
+        num_kept = min(loop.keep_last + 1, ceil_div(loop.steps, loop.save_every))
+        num_present = len(checkpoint_folders(Path(loop.run_dir)))
+        return max(1, num_kept - num_present) * checkpoint_bytes
+
+    # -------------------------------------------------------------------------------------------- the message
+    def message(self) -> str:
+        """All problems as one text: a single one as it is, several below a heading."""
+        if len(self.problems) == 1:
+            return self.problems[0]
+        heading = f"{len(self.problems)} things are missing or wrong:"
+        return "\n  ".join([heading, *(problem.replace("\n", "\n    ") for problem in self.problems)])
+
+
+def _nearest_present(folder: Path) -> Path:
+    """`folder`, or the nearest path above it that exists."""
+    path = folder.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def network_bytes(num_parameters: int, ema: bool) -> int:
+    """Bytes of one checkpoint of a trained network: weights and two moments of AdamW, and the weights to share once
+    more; with an EMA, that twice.
+    """
+    return num_parameters * 4 * (6 if ema else 4)
+
+
+# ------------------------------------------------------------------------------------------------ processes
+def num_local_processes() -> int:
+    """The processes of this machine: those that torchrun started, or those that the scripts were asked for."""
+    texts = [os.environ[name] for name in PROCESS_VARIABLES if os.environ.get(name, "").isdigit()]
+    return max(1, int(texts[0])) if texts else 1
+
+
+def num_processes() -> int:
+    """The processes of all machines."""
+    if os.environ.get("WORLD_SIZE", "").isdigit():
+        return int(os.environ["WORLD_SIZE"])
+    nodes = os.environ.get("NNODES", "1")
+    return num_local_processes() * (int(nodes) if nodes.isdigit() else 1)
+
+
+def _is_checked() -> bool:
+    """Whether another process checks, or has checked, what this one needs."""
+    return os.environ.get(CHECKED_VARIABLE) == "1" or os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+# ------------------------------------------------------------------------------------------------ running it
+def add_check_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --check and --hash, which every entry has."""
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="look for all files, weights, devices and disk space that this command needs, then exit (2: not ready)",
+    )
+    parser.add_argument(
+        "--hash", action="store_true", help="with --check: also compare the hashes of files, which reads them"
+    )
+
+
+def require(args: argparse.Namespace, needs: Callable[[Preflight], None]) -> None:
+    """Looks for all that a command needs, before it starts.
+
+    With --check it prints what was found and raises SystemExit(0). With --dry-run it prints what is missing, which
+    another machine may have, and returns. Raises one UserError that lists all problems otherwise.
+    """
+    if _is_checked() and not args.check:
+        return
+    preflight = Preflight(args.hash)
+    needs(preflight)
+
+    if getattr(args, "dry_run", False) and not args.check:
+        if preflight.problems:
+            count = len(preflight.problems)
+            print("\n  ".join([f"on this machine {count} thing(s) are missing or wrong:", *preflight.problems]))
+        return
+    if preflight.problems:
+        raise UserError(preflight.message())
+    if args.check:
+        print("\n  ".join(["ready:", *preflight.found]))
+        raise SystemExit(0)
