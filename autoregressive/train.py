@@ -119,11 +119,9 @@ def main() -> None:
     if args.plan:
         print(memory_plan(config, network, args.plan))
         return
-    if args.dry_run and not args.check:
+    if args.dry_run:
         print(f"generator: {num_parameters(network):,} parameters\nthe config is valid")
     require(args, lambda preflight: training_needs(config, network, preflight))
-    if args.dry_run:
-        return
     loop = config.loop
     with distributed_world(loop.device, loop.deterministic, precision=loop.precision) as world:
         train(config, world)

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from engine import plugins
@@ -100,7 +101,8 @@ def parse_cli(
 def run_entry(main: Callable[[], None]) -> None:
     """Runs an entry's `main`: a `UserError` or a full disk becomes one clear message and exit code 2.
 
-    Ctrl-C becomes exit code 130, without a traceback. A process of a launcher ends with that launcher.
+    Ctrl-C becomes exit code 130, without a traceback. A process of a launcher ends with that launcher; of an error that
+    several of them meet, the first one tells.
 
     Plug-ins of the command line are imported before, so that `main` finds their components in the registries.
     """
@@ -111,7 +113,7 @@ def run_entry(main: Callable[[], None]) -> None:
         plugins.load_from_arguments(sys.argv[1:])
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -119,5 +121,22 @@ def run_entry(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"error: {error}. Free some space and start the same command again", file=sys.stderr)
+        _tell(f"error: {error}. Free some space and start the same command again")
         raise SystemExit(2) from None
+
+
+def _tell(message: str) -> None:
+    """Prints an error, unless another process of the same launcher has told one already.
+
+    torchrun gives each attempt a folder, with a file per process for its error; the first process that fails leaves a
+    mark there.
+    """
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if error_file:
+        try:
+            Path(error_file).parents[1].joinpath("told").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        except OSError as error:  # better told twice than not at all
+            message = f"{message} (no mark could be left: {error})"
+    print(message, file=sys.stderr)

@@ -43,8 +43,8 @@ def device_problem(name: str, num_processes: int = 1) -> str | None:
     """Why `num_processes` processes of this machine cannot run on the device `name`; None if they can.
 
     `cuda` needs a usable GPU for each process. `auto` takes the CPU where the machine has no GPU, or the user has
-    hidden them all, but never where GPUs are there and do not work: a run that is a hundred times slower than meant would
-    otherwise start without a word.
+    hidden them all, but never where GPUs are there and do not work: a run that is a hundred times slower than meant
+    would otherwise start without a word.
     """
     if name not in DEVICES:
         return f"device={name!r} is not known; choose one of: {', '.join(DEVICES)}"

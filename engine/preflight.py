@@ -40,6 +40,7 @@ from engine.messages import ConfigError, UserError
 
 CHECKED_VARIABLE = "PREFLIGHT_DONE"  # of the environment: 1 in processes whose needs were looked for before
 PROCESS_VARIABLES = ("LOCAL_WORLD_SIZE", "NPROC_PER_NODE", "gpus", "GPUS")  # the first that is set counts
+MB = 10**6
 GB = 10**9
 
 
@@ -102,18 +103,22 @@ class Preflight:
         folder = Path(folder)
         present = _nearest_present(folder)
         if not present.is_dir():
-            self.problem(f"{name}: {present} is a file, so the folder {folder} cannot be made")
+            below = (
+                f", so the folder {folder} cannot be made" if present != folder.absolute() else "; a folder is needed"
+            )
+            self.problem(f"{name}: {present} is a file{below}")
         elif not os.access(present, os.W_OK | os.X_OK):
             self.problem(f"{name}: {present} cannot be written; choose another folder")
         else:
             free = shutil.disk_usage(present).free
             if free < num_bytes:
                 self.problem(
-                    f"{name}: about {num_bytes / GB:.1f} GB are needed in {folder}, {free / GB:.1f} GB are free"
+                    f"{name}: about {_size(num_bytes)} are needed in {folder}, {_size(free)} are free; "
+                    "free some space, or choose another folder"
                 )
             else:
-                needed = f", about {num_bytes / GB:.1f} GB needed" if num_bytes >= GB / 10 else ""
-                self.found.append(f"{name}: {folder} ({free / GB:.1f} GB free{needed})")
+                needed = f", about {_size(num_bytes)} needed" if num_bytes else ""
+                self.found.append(f"{name}: {folder} ({_size(free)} free{needed})")
 
     def new_file(self, path: str | Path, name: str) -> None:
         """A file or folder that must not exist yet, in a folder that can be written."""
@@ -193,6 +198,11 @@ class Preflight:
         return "\n  ".join([heading, *(problem.replace("\n", "\n    ") for problem in self.problems)])
 
 
+def _size(num_bytes: int) -> str:
+    """A number of bytes for people."""
+    return f"{num_bytes / GB:,.1f} GB" if num_bytes >= GB else f"{num_bytes / MB:,.1f} MB"
+
+
 def _nearest_present(folder: Path) -> Path:
     """`folder`, or the nearest path above it that exists."""
     path = folder.absolute()
@@ -245,7 +255,9 @@ def require(args: argparse.Namespace, needs: Callable[[Preflight], None]) -> Non
     """Looks for all that a command needs, before it starts.
 
     With --check it prints what was found and raises SystemExit(0). With --dry-run it prints what is missing, which
-    another machine may have, and returns. Raises one UserError that lists all problems otherwise.
+    another machine may have, and raises SystemExit(0) as well. Otherwise it returns if nothing is missing.
+
+    Raises one UserError that lists all problems, but for a dry run.
     """
     if _is_checked() and not args.check:
         return
@@ -254,9 +266,8 @@ def require(args: argparse.Namespace, needs: Callable[[Preflight], None]) -> Non
 
     if getattr(args, "dry_run", False) and not args.check:
         if preflight.problems:
-            count = len(preflight.problems)
-            print("\n  ".join([f"on this machine {count} thing(s) are missing or wrong:", *preflight.problems]))
-        return
+            print(f"on this machine: {preflight.message()}")
+        raise SystemExit(0)
     if preflight.problems:
         raise UserError(preflight.message())
     if args.check:

@@ -62,6 +62,8 @@ class Run:
             for name in ("metrics.jsonl", "starts.jsonl"):
                 _end_torn_line(self.dir / name)
             self._handler = _log_to_file(self.dir / "log.txt")
+            if world.summary:  # the console has it already
+                self._handler.handle(logger.makeRecord(logger.name, logging.INFO, "", 0, world.summary, (), None))
         except BlockingIOError as error:
             raise UserError(f"run folder {self.dir} is in use by another process; wait, or set loop.run_dir") from error
         except OSError as error:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -37,6 +37,7 @@ class World:
     size: int  # number of processes
     local_rank: int  # number of this process on its machine
     device: torch.device  # where this process computes
+    summary: str = field(default="", kw_only=True)  # what the processes compute on, in one line for people
 
     @property
     def is_main(self) -> bool:
@@ -114,9 +115,10 @@ def distributed_world(
     Raises ConfigError if the device is unknown or not there.
     """
     with reproducible_algorithms(deterministic), _join(device, tf32) as world:
+        summary = device_line(world.device, world.size, precision)
         if world.is_main:
-            logger.info(device_line(world.device, world.size, precision))
-        yield world
+            logger.info(summary)
+        yield replace(world, summary=summary)
 
 
 @contextmanager

@@ -44,11 +44,9 @@ def needs(config: ARProbeConfig, preflight: Preflight) -> None:
 
 def main() -> None:
     config, args = parse_cli(ARProbeConfig, __doc__)
-    if args.dry_run and not args.check:
+    if args.dry_run:
         print("\n".join(" ".join(stage.command) for stage in stages_of(config)))
     require(args, lambda preflight: needs(config, preflight))
-    if args.dry_run:
-        return
 
     run = Path(config.run_dir)
     run.mkdir(parents=True, exist_ok=True)

@@ -16,11 +16,9 @@ from evaluations.digits.training import ClassifierTrainConfig, train, training_n
 
 def main() -> None:
     config, args = parse_cli(ClassifierTrainConfig, __doc__)
-    if args.dry_run and not args.check:
+    if args.dry_run:
         print("the config is valid")
     require(args, lambda preflight: training_needs(config, preflight))
-    if args.dry_run:
-        return
     loop = config.loop
     with distributed_world(loop.device, loop.deterministic, precision=loop.precision) as world:
         train(config, world)

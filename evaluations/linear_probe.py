@@ -15,21 +15,26 @@ them are listed. The result is written to <run>/result.json. The same command co
 from __future__ import annotations
 
 from engine.cli import parse_cli, run_entry
-from engine.preflight import require
+from engine.preflight import Preflight, require
 from engine.world import distributed_world
 from evaluations.probes.config import LinearProbeConfig, validate
-from evaluations.probes.needs import training_needs
+from evaluations.probes.features import network_needs
 from evaluations.probes.training import train
+
+
+def needs(config: LinearProbeConfig, preflight: Preflight) -> None:
+    """Looks for the networks, the images, and all that every training needs."""
+    network_needs(config.network, config.data.image_size, preflight)
+    preflight.training_images(config.data)
+    preflight.training(config.loop, config.data.global_batch_size, checkpoint_bytes=0)
 
 
 def main() -> None:
     config, args = parse_cli(LinearProbeConfig, __doc__, check=validate)
     validate(config)
-    if args.dry_run and not args.check:
-        print("the config is valid")
-    require(args, lambda preflight: training_needs(config, preflight))
     if args.dry_run:
-        return
+        print("the config is valid")
+    require(args, lambda preflight: needs(config, preflight))
     loop = config.loop
     with distributed_world(loop.device, loop.deterministic, precision=loop.precision) as world:
         train(config, world)

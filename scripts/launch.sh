@@ -24,14 +24,22 @@ for number in "$num_processes" "$num_nodes"; do
         *[!0-9]* | 0) die "NPROC_PER_NODE, gpus, GPUS and NNODES are whole numbers from 1, not '$number'" ;;
     esac
 done
-# a single process, so that --help is printed once
-case " ${*:3:1} " in " --help " | " -h ") num_processes=1 num_nodes=1 ;; esac
+
+# what only prints something, and a check, needs a single process
+only_prints=false
+for argument in "${@:3}"; do
+    case "$argument" in
+        --help | -h | --check | --dry-run | --print-config | --plan | --plan=* | --help-config | --help-config=*)
+            only_prints=true
+            ;;
+    esac
+done
 
 # a folder named `tokenizer` where the user stands must not hide ours: PYTHONPATH alone decides
 export PYTHONSAFEPATH=1
 
 # `exec`, so that SIGTERM reaches the training, which saves and exits cleanly
-if [ "$num_processes" -eq 1 ] && [ "$num_nodes" -eq 1 ]; then
+if $only_prints || { [ "$num_processes" -eq 1 ] && [ "$num_nodes" -eq 1 ]; }; then
     exec "$python" "$@"
 fi
 
@@ -50,6 +58,14 @@ fi
 # share the cores among the processes
 share=$(($(nproc 2>/dev/null || echo 1) / num_processes))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}"
+
+# one message about all that is missing, before any process exists that could repeat it
+case "$1 ${2:-}" in
+    "-m tokenizer."* | "-m autoregressive."* | "-m evaluations."*)
+        NPROC_PER_NODE=$num_processes "$python" "$@" --check >&2 || exit
+        export PREFLIGHT_DONE=1
+        ;;
+esac
 
 # torchrun, with time to save; a TORCH_RUN_PATH that is not this environment's own torchrun is run as it is
 torchrun=("$python" -m engine.launcher)

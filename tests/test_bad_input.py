@@ -20,6 +20,7 @@ from engine.checkpoint import store as checkpoint
 from engine.checkpoint.manifest import checkpoint_folders, find_damage, read_manifest
 from engine.checkpoint.weights import find_weights, read_weights
 from engine.messages import UserError
+from engine.preflight import CHECKED_VARIABLE
 from tokenizer import load_tokenizer
 
 TOKENIZER, GPT, CODES = tokenizer.train.main, autoregressive.train.main, autoregressive.extract_codes.main
@@ -153,7 +154,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused(image_folder, tmp_path):
 
 def test_a_run_folder_that_is_a_file_is_named(place, refused, tmp_path):
     (tmp_path / "run").write_text("mine")
-    refused(TOKENIZER, place.tokenizer(tmp_path / "run"), f"run folder {tmp_path / 'run'} cannot be written")
+    refused(TOKENIZER, place.tokenizer(tmp_path / "run"), f"loop.run_dir: {tmp_path / 'run'} is a file")
     assert (tmp_path / "run").read_text() == "mine"
 
 
@@ -321,7 +322,7 @@ def test_codes_of_another_tokenizer_are_refused(place, refused, tmp_path):
     refused(GPT, place.gpt(run, f"data.codes={tmp_path / 'foreign'}"), "an unfinished extraction")
     refused(GPT, place.gpt(run, "model.gpt.vocab_size=32"), "codebook_sizes=[32]", "has [16]")
     refused(GPT, place.gpt(run, "model.gpt.num_classes=5", "model.gpt.num_tokens=8"), "num_tokens=8", "num_classes=5")
-    refused(GPT, place.gpt(run, "data.codes=''"), "data.codes and data.tokenizer must name")
+    refused(GPT, place.gpt(run, "data.codes=''"), "data.codes is empty; it names the folder that extract_codes wrote")
     refused(
         GPT,
         place.gpt(run, "data.global_batch_size=5", "loop.grad_accum=2"),
@@ -375,6 +376,7 @@ def full_for_metrics(path: Path, mode: str = "r", *args, real=Path.open, **kwarg
 def test_no_space_at_a_save(where, half_done, place, refused, entry, monkeypatch):
     """The message names the checkpoint and the remedy; the run is where it was, and goes on with the same command."""
     with monkeypatch.context() as patched:
+        patched.setenv(CHECKED_VARIABLE, "1")  # the disk gets full after the pre-flight
         if where == "checked before":
             usage = shutil.disk_usage("/")
             patched.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=10))

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import pytest
+from mains import entry_modules
 from ranks import on_ranks
 
 from autoregressive.models.registry import GENERATORS
@@ -237,10 +238,4 @@ def test_without_the_plug_in_its_run_says_what_to_add(root, entry):
 
 def test_every_module_with_a_main_ran(run):
     """All of them, but for those that have nothing to do with trained components."""
-    mains = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
-        for package in ("tokenizer", "autoregressive", "evaluations")
-        for path in (ROOT / package).rglob("*.py")
-        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
-    }
-    assert mains == RAN | APART.keys()
+    assert entry_modules() == RAN | APART.keys()

@@ -139,11 +139,9 @@ def main() -> None:
         return
     if config.phases:
         logger.info("phases: they say steps and learning rates; loop.steps and optim.lr are not used")
-    if args.dry_run and not args.check:
+    if args.dry_run:
         print_dry_run(config, network)
     require(args, lambda preflight: training_needs(config, network, preflight))
-    if args.dry_run:
-        return
     loop = config.loop
     with distributed_world(loop.device, loop.deterministic, precision=loop.precision) as world:
         train(config, world)

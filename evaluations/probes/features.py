@@ -18,15 +18,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from autoregressive.loading import load_gpt, require_pair
+from autoregressive.loading import load_gpt, require_pair, require_sizes, survey_gpt
 from autoregressive.models.base import Generator
 from autoregressive.models.registry import build_generator
 from engine.checkpoint.weights import WEIGHT_CHOICES, fingerprint
 from engine.data.images import to_float
 from engine.devices import autocast
 from engine.messages import ConfigError
+from engine.preflight import Preflight
 from engine.validation import Problem, Section, at_least, one_of
 from tokenizer import load_tokenizer
+from tokenizer.loading import survey_tokenizer
 from tokenizer.models.base import Tokenizer
 from tokenizer.models.registry import build_tokenizer
 
@@ -74,6 +76,23 @@ def network_problems(config: NetworkConfig) -> Iterator[Problem]:
         if value != default:
             accepted = {None: "null", "": "empty", False: "false"}[default]
             yield Problem(key, value, f"{accepted} for source={config.source}")
+
+
+def network_needs(config: NetworkConfig, image_size: int, preflight: Preflight) -> None:
+    """Looks for the frozen networks, which must fit together, and images of `image_size` pixels."""
+    options = {"weights": config.weights, "hashed": preflight.hashes}
+    tokenizer = None
+    with preflight.collecting():
+        tokenizer = survey_tokenizer(config.tokenizer, config=config.tokenizer_config or None, **options)
+        preflight.found.append(f"network.tokenizer: {config.tokenizer} ({tokenizer.num_tokens} tokens)")
+        if image_size != tokenizer.image_size:
+            preflight.problem(f"data.image_size={image_size}, but the tokenizer is for {tokenizer.image_size}")
+    if SOURCES[config.source].needs_generator:
+        with preflight.collecting():
+            generator = survey_gpt(config.gpt, config=config.gpt_config or None, **options)
+            preflight.found.append(f"network.{GENERATOR}: {config.gpt} ({generator.num_classes} classes)")
+            if tokenizer is not None:
+                require_sizes(generator, tokenizer)
 
 
 # ------------------------------------------------------------------------------------------------ sources

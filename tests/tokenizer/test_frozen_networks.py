@@ -18,7 +18,7 @@ from engine.messages import UserError
 from tokenizer.discriminators.patchgan import PatchGAN, PatchGANConfig
 from tokenizer.discriminators.registry import DiscriminatorConfig, build_discriminator
 from tokenizer.frozen.base import Frozen
-from tokenizer.frozen.lite0 import LITE0_FILE, LITE0_STRIDES, lite0_features
+from tokenizer.frozen.lite0 import LITE0_STRIDES, lite0_features
 from tokenizer.frozen.lpips import lpips_network
 from tokenizer.frozen.normalization import IMAGENET
 from tokenizer.frozen.timm_vit import timm_vit
@@ -166,8 +166,8 @@ def test_packaged_lite0_weights_know_a_cat():
     from engine.data.packaged import _package_folder
 
     frozen, stamp = lite0_features(AssetsConfig(), (16,))
-    assert stamp.startswith(LITE0_FILE)
-    with Image.open(_package_folder("skimage", "scikit-image") / "data" / "chelsea.png") as file:
+    assert stamp.startswith("efficientnet-lite0-57934424.pth sha256:57934424")
+    with Image.open(_package_folder("skimage") / "data" / "chelsea.png") as file:
         cat = to_float(image_tensor(center_crop(file.convert("RGB"), 224)))[None]
     with torch.no_grad():
         assert 281 <= frozen.network.network(cat).argmax().item() <= 285

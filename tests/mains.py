@@ -1,0 +1,26 @@
+"""Every module with a `main`, found in the packages themselves."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("tokenizer", "autoregressive", "evaluations")
+
+
+def entry_modules() -> set[str]:
+    """The names for `python -m`."""
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    }
+
+
+def main_of(name: str) -> Callable[[], None]:
+    """The `main` of an entry."""
+    module = importlib.import_module(name)
+    if hasattr(module, "__path__"):  # `python -m` of a package runs its __main__
+        module = importlib.import_module(f"{name}.__main__")
+    return module.main
