@@ -61,7 +61,7 @@ COMMANDS = {
         ["no1", "no2", "data.global_batch_size=3"],
     ),
     "evaluations.classifier": (
-        f"{IMAGES} {SMALL} loop.device=cpu", "data.root={root}/no1 data.val_root={root}/no2", ["no1", "no2"]
+        f"{IMAGES} {SMALL} model.num_classes=2", "data.root={root}/no1 data.val_root={root}/no2", ["no1", "no2"]
     ),
     "evaluations.linear_probe": (
         f"network.tokenizer={{root}}/tokenizer network.gpt={{root}}/generator {IMAGES} {SMALL}",

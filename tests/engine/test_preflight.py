@@ -123,7 +123,7 @@ def test_classes_are_compared_by_name(tmp_path):
             (tmp_path / split / name / "x.png").write_text("no image")
     preflight = Preflight()
     preflight.training_images(DataConfig(root=str(tmp_path / "train"), val_root=str(tmp_path / "val")))
-    assert len(preflight.problems) == 1 and "label 1 is 'b' in the first and 'c' in the second" in preflight.problems[0]
+    assert len(preflight.problems) == 1 and "class 1 is 'c' against 'b'" in preflight.problems[0]
 
 
 def test_weights_are_read_only_with_hash(tmp_path):
