@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from autoregressive.guidance import GUIDANCE_SCHEDULES, Guidance
+from autoregressive.guidance import FIRST_TOKENS, GUIDANCE_SCHEDULES, Guidance
 from autoregressive.image_sampler import SamplerSettings
 from autoregressive.loading import load_gpt, require_pair, require_sizes, survey_gpt
 from autoregressive.models.base import Generator
@@ -57,7 +57,7 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance-first-token",
         default="full",
-        choices=["full", "schedule"],
+        choices=FIRST_TOKENS,
         help="scale of the first token: the full one (as released), or that of the schedule",
     )
     parser.add_argument(

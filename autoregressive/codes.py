@@ -25,6 +25,7 @@ from engine.aliases import current_manifest
 from engine.checkpoint.manifest import write_atomic
 from engine.data.classes import Classes, labels_among
 from engine.data.stream import position_rng
+from engine.json_text import to_json
 from engine.messages import UserError
 
 FORMAT = 1
@@ -222,7 +223,7 @@ class CodeWriter:
             progress.unlink()
         create_array(self.folder / "codes.npy", self.shape, code_dtype(self.manifest.codebook_size))
         np.save(self.folder / "labels.npy", labels.astype(np.int64))
-        write_atomic(extraction_path, json.dumps(asdict(self.manifest) | {"block": self.block}))
+        write_atomic(extraction_path, to_json(asdict(self.manifest) | {"block": self.block}))
 
     def pending(self, rank: int, size: int) -> list[range]:
         """The blocks of images that this rank of `size` still has to do."""
@@ -243,10 +244,10 @@ class CodeWriter:
         if labels is not None:
             write_rows(self.folder / "labels.npy", block.start, np.array(labels))
         self.done.add(block.start)
-        write_atomic(self.progress_path, json.dumps({"done": sorted(self.done)}))
+        write_atomic(self.progress_path, to_json({"done": sorted(self.done)}))
 
     def finish(self) -> None:
         """Writes the manifest and removes the progress files. For the main process, after a barrier."""
-        write_atomic(self.folder / "manifest.json", json.dumps(asdict(self.manifest), indent=1))
+        write_atomic(self.folder / "manifest.json", to_json(asdict(self.manifest), indent=1))
         for path in self.folder.glob("progress*.json"):
             path.unlink()

@@ -26,6 +26,7 @@ from engine.data.config import DataConfig
 from engine.data.decoding import Decoding
 from engine.data.images import image_tensor, to_float
 from engine.data.sources import ImageSource, has_split, open_source, read_source
+from engine.finite import numbered
 from engine.messages import UserError, logger
 from engine.preflight import Preflight, require
 from engine.progress import progress
@@ -121,7 +122,8 @@ def extract_split(
     for rows in progress(pending, f"codes of {split}", world, unit="batch"):
         items = [views_of(source, index, tokenizer.image_size, views, data.skip_broken) for index in rows]
         images = torch.cat([image_views for image_views, _ in items])
-        indices = tokenizer.encode(to_float(images.to(world.device))).indices
+        with numbered("image", [index for index in rows for _ in range(manifest.num_views)]):
+            indices = tokenizer.encode(to_float(images.to(world.device))).indices
         codes = indices.unflatten(0, (len(rows), manifest.num_views))
         writer.write(rows, codes, [label for _, label in items])
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.models.base import Generator
-from autoregressive.sampling import Draw, PerIndex
+from autoregressive.sampling import Draw, PerIndex, require_settings
+from engine.finite import FiniteCheck
 
 
 def generate(
@@ -23,5 +24,19 @@ def generate(
 
     `draw` is `autoregressive.sampling.greedy`, or `seeded_draw(seed, sample_ids, generator.num_draws)`. Settings may be
     given once or per index of a token; see `Generator.sample`.
+
+    Raises ConfigError for a setting out of range, and NonFiniteValuesError, with the rows, where logits were not
+    finite: every draw notes that on the device, and it is read once, after the last one.
     """
-    return generator.sample(labels, draw=draw, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
+    require_settings(temperature, top_k, top_p)
+    check = FiniteCheck("logits of the generator")
+
+    def checked_draw(p: Tensor, position: int) -> Tensor:
+        check.note(p)
+        return draw(p, position)
+
+    tokens = generator.sample(
+        labels, draw=checked_draw, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p
+    )
+    check.require()
+    return tokens

@@ -12,9 +12,11 @@ from torch import Tensor
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
 from autoregressive.models.base import Generator
-from autoregressive.sampling import Draw, PerIndex, greedy, seeded_draw
+from autoregressive.sampling import Draw, PerIndex, greedy, seeded_draw, setting_problems
 from engine.data.images import resize_for_evaluation, to_uint8
 from engine.devices import synchronize
+from engine.finite import numbered
+from engine.seeds import seed_problems
 from engine.validation import Problem, Section
 from tokenizer.models.base import Tokenizer
 
@@ -31,21 +33,12 @@ class SamplerSettings(Section):
     greedy: bool = False
 
     def problems(self) -> Iterator[Problem]:
-        if not all(value > 0 for value in _values(self.temperature)):
-            yield Problem("temperature", self.temperature, "above 0")
-        if not all(value >= 0 for value in _values(self.top_k)):
-            yield Problem("top_k", self.top_k, "0 (all) or more")
-        if not all(0 < value <= 1 for value in _values(self.top_p)):
-            yield Problem("top_p", self.top_p, "in (0, 1]")
+        yield from setting_problems(self.temperature, self.top_k, self.top_p)
+        yield from seed_problems(self.seed)
 
     def draw(self, sample_ids: Tensor, num_draws: int) -> Draw:
         """The random numbers of the samples `sample_ids` (B,), `num_draws` per image."""
         return greedy if self.greedy else seeded_draw(self.seed, sample_ids, num_draws)
-
-
-def _values(setting: PerIndex[float]) -> tuple[float, ...]:
-    """The values of a setting that may be given per index."""
-    return setting if isinstance(setting, tuple) else (setting,)
 
 
 @torch.inference_mode()
@@ -62,7 +55,8 @@ def sample_images(
     """Yields (tokens (b,N) or (b,N,k), images uint8 (b,3,H,W)) on the CPU, for `labels` and `sample_ids` (B,) in order.
 
     Images are resized to `image_size` as LlamaGen's evaluation does. The time of generation and of decoding is added to
-    `seconds`, under `generation` and `decoding`.
+    `seconds`, under `generation` and `decoding`. Raises NonFiniteValuesError that names the stage and the samples where
+    logits or pixels are not finite.
     """
     device = generator.device
     for first in range(0, len(labels), batch_size):
@@ -70,22 +64,24 @@ def sample_images(
 
         # Tokens.
         start = time.perf_counter()
-        tokens = generate(
-            generator,
-            labels[rows].to(device),
-            draw=settings.draw(sample_ids[rows], generator.num_draws),
-            guidance=settings.guidance,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-        )
+        with numbered("sample", sample_ids[rows]):
+            tokens = generate(
+                generator,
+                labels[rows].to(device),
+                draw=settings.draw(sample_ids[rows], generator.num_draws),
+                guidance=settings.guidance,
+                temperature=settings.temperature,
+                top_k=settings.top_k,
+                top_p=settings.top_p,
+            )
         synchronize(device)
         generated = time.perf_counter()
 
         # Pixels.
-        decoded = tokenizer.decode_indices(tokens)
-        resized = resize_for_evaluation(decoded, image_size or decoded.shape[-1])
-        images = to_uint8(resized).cpu()
+        with numbered("sample", sample_ids[rows]):
+            decoded = tokenizer.decode_indices(tokens)
+            resized = resize_for_evaluation(decoded, image_size or decoded.shape[-1])
+            images = to_uint8(resized).cpu()
         if seconds is not None:
             seconds["generation"] = seconds.get("generation", 0.0) + generated - start
             seconds["decoding"] = seconds.get("decoding", 0.0) + time.perf_counter() - generated

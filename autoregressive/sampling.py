@@ -6,7 +6,8 @@ that the sample is generated in nor on the number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -16,15 +17,38 @@ from torch import Tensor
 
 from autoregressive.guidance import Guidance
 from engine.messages import ConfigError
+from engine.seeds import counter_rng, seed_problems
+from engine.validation import Problem, raise_problems
 
 T = TypeVar("T")
 PerIndex = T | tuple[T, ...]  # a setting: one value for all indices of a token, or one per index
 Draw = Callable[[Tensor, int], Tensor]  # (probabilities (B,V), number of the draw in its image) -> indices (B,)
 
+MIN_TEMPERATURE = 1e-5  # smaller ones act as this one, so that logits do not overflow
 SAMPLING_KEY = 0xD1CE  # keeps the random numbers of samples apart from others of the same seed
 
 
 # ---------------------------------------------------------------------------------------------- settings of a draw
+def setting_problems(temperature: PerIndex[float], top_k: PerIndex[int], top_p: PerIndex[float]) -> Iterator[Problem]:
+    """What is wrong with settings of the sampler; NaN and infinity are."""
+    if not all(0 < value < math.inf for value in _values(temperature)):
+        yield Problem("temperature", temperature, "above 0 and finite")
+    if not all(isinstance(value, int | np.integer) and value >= 0 for value in _values(top_k)):
+        yield Problem("top_k", top_k, "0 (all) or more, a whole number")
+    if not all(0 < value <= 1 for value in _values(top_p)):
+        yield Problem("top_p", top_p, "in (0, 1]")
+
+
+def require_settings(temperature: PerIndex[float], top_k: PerIndex[int], top_p: PerIndex[float]) -> None:
+    """Raises one ConfigError that lists all settings that are out of range."""
+    raise_problems([problem.text("") for problem in setting_problems(temperature, top_k, top_p)], "the sampler")
+
+
+def _values(setting: PerIndex[T]) -> tuple[T, ...]:
+    """The values of a setting that may be given per index."""
+    return setting if isinstance(setting, tuple) else (setting,)
+
+
 @dataclass(frozen=True)
 class IndexSettings:
     """How one index of one token is drawn."""
@@ -38,8 +62,8 @@ class IndexSettings:
 class DecodingSettings:
     """How every index of every token of an image is drawn: `at(token)` gives the settings of the token's indices.
 
-    Guidance changes from token to token, the filters do not. Raises ConfigError if a setting is given per index, but
-    not for `num_indices` of them.
+    Guidance changes from token to token, the filters do not. Raises ConfigError if a setting is out of range, or given
+    per index, but not for `num_indices` of them.
     """
 
     def __init__(
@@ -52,6 +76,7 @@ class DecodingSettings:
         top_k: PerIndex[int],
         top_p: PerIndex[float],
     ) -> None:
+        require_settings(temperature, top_k, top_p)
         scales = per_index(guidance.scale, num_indices, "guidance scale")
         self.index_scales = [replace(guidance, scale=scale).scales(num_tokens) for scale in scales]  # [index][token]
         self.temperatures = per_index(temperature, num_indices, "temperature")
@@ -105,7 +130,7 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
 
 def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     """Turns logits (B,V) into the distribution (B,V) that an index is drawn from."""
-    return filter_logits(logits / max(temperature, 1e-5), top_k, top_p).softmax(-1)
+    return filter_logits(logits / max(temperature, MIN_TEMPERATURE), top_k, top_p).softmax(-1)
 
 
 # ---------------------------------------------------------------------------------------------- draws
@@ -117,12 +142,11 @@ def greedy(p: Tensor, position: int) -> Tensor:
 def seeded_draw(seed: int, sample_ids: Tensor, num_draws: int) -> Draw:
     """Draws by inverse transform with one uniform number per (seed, sample, position).
 
-    `sample_ids` (B,) int64; an image takes `num_draws` numbers (see `Generator.num_draws`).
+    `seed` has 64 bits, and each is a stream of its own. `sample_ids` (B,) int64, 0 or more; an image takes `num_draws`
+    numbers (see `Generator.num_draws`). Raises ConfigError for another seed.
     """
-    rows = []
-    for sample_id in sample_ids:
-        bits = np.random.Philox(key=[seed, SAMPLING_KEY], counter=[0, 0, 0, int(sample_id)])
-        rows.append(np.random.Generator(bits).random(num_draws))
+    raise_problems([problem.text("") for problem in seed_problems(seed)])
+    rows = [counter_rng(seed, SAMPLING_KEY, int(sample_id)).random(num_draws) for sample_id in sample_ids]
     uniform = torch.from_numpy(np.stack(rows))
 
     def draw(p: Tensor, position: int) -> Tensor:

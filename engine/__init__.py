@@ -6,8 +6,8 @@ Config sections    validation (checks), config_types (types in words), registry 
 Entries            cli, messages, preflight (`--check`)
 Processes          launcher (torchrun), stopping (signals), world, devices, parallel, memory_plan (`--plan`)
 Training           loop, trained_model, optim, schedules
-Record of a run    run_log, run_record, alerts, progress
+Record of a run    run_log, run_record, alerts, progress, json_text (the one writer of JSON)
 Files              checkpoint/, assets (pretrained networks), pipeline (commands that can be stopped)
 Images             data/, image_metrics
-Numbers            arithmetic
+Numbers            arithmetic, seeds, finite (checks that nothing is NaN or infinite)
 """

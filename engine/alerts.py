@@ -37,6 +37,7 @@ ALERTS: dict[str, Alert] = {
     "non-finite": _not_finite,
     "skipped steps": _rising("skipped_steps", "updates skipped for a non-finite gradient"),
     "broken images": _rising("skipped_images", "unreadable images replaced"),
+    "non-finite features": _rising("nonfinite_batches", "batches with features that are not finite"),
 }
 
 

@@ -24,8 +24,15 @@ T = TypeVar("T")
 
 def positive(text: str) -> int:
     """The argparse type of a count: a whole number, 1 or more."""
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def not_negative(text: str) -> int:
+    """The argparse type of a count that may be 0: a whole number, 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
     return int(text)
 
 

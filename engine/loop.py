@@ -21,6 +21,7 @@ from engine.checkpoint.weights import WeightSets
 from engine.devices import DEVICES
 from engine.messages import UserError
 from engine.run_log import Run
+from engine.seeds import seed_problems, torch_seed
 from engine.stopping import EXIT_STOPPED, names_of, stop_requests
 from engine.validation import Problem, Section, at_least, one_of
 from engine.world import World
@@ -35,7 +36,7 @@ class LoopConfig(Section):
 
     run_dir: str = "runs/unnamed"  # folder of config, log, metrics, checkpoints and samples
     steps: int = 1000  # length of the run
-    seed: int = 0  # of initialization, data order, augmentation and dropout
+    seed: int = 0  # of initialization, data order, augmentation and dropout; 64 bits
     grad_accum: int = 1  # micro-batches per step; data.global_batch_size counts all of them on all ranks
     log_every: int = 100  # steps between records of the training metrics; also at the end
     eval_every: int = 5000  # validation on the fixed held-out set; also at the end. 0 = only at the end
@@ -51,7 +52,8 @@ class LoopConfig(Section):
         """Values out of range, and names that do not exist."""
         for name in ("steps", "grad_accum", "log_every", "save_every", "keep_last"):
             yield from at_least(self, name, 1)
-        for name in ("seed", "eval_every", "keep_every"):
+        yield from seed_problems(self.seed)
+        for name in ("eval_every", "keep_every"):
             yield from at_least(self, name, 0)
         yield from one_of(self, "device", DEVICES)
         yield from one_of(self, "precision", ("fp32", "bf16"))
@@ -85,7 +87,7 @@ class Task(Protocol):
 
 def seed_step(seed: int, rank: int, step: int) -> None:
     """Makes dropout a function of (seed, rank, step), so that it repeats after a restart."""
-    torch.manual_seed((seed * 1_000_003 + step) * 4_099 + rank)
+    torch.manual_seed((torch_seed(seed) * 1_000_003 + step) * 4_099 + rank)
 
 
 class _StepRate:

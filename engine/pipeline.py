@@ -19,6 +19,7 @@ from types import FrameType
 
 from engine import plugins
 from engine.checkpoint.manifest import write_atomic
+from engine.json_text import to_json
 from engine.messages import UserError, logger
 from engine.stopping import EXIT_STOPPED, handled, names_of, stop_with_parent
 
@@ -70,7 +71,7 @@ class StageLog:
     def note(self, name: str, seconds: float, done: bool) -> None:
         """Writes down what is known of a stage, atomically."""
         self.stages[name] = {"seconds": seconds, "done": done}
-        write_atomic(self.path, json.dumps(self.stages, indent=1))
+        write_atomic(self.path, to_json(self.stages, indent=1))
 
 
 def run_stages(run_dir: Path, stages: list[Stage]) -> StageLog:

@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ from engine.alerts import ALERTS, Alert, Record, alerts_for
 from engine.checkpoint.manifest import phase_folders, write_atomic
 from engine.config import to_yaml
 from engine.data import images as image_files
+from engine.finite import NonFiniteValuesError
+from engine.json_text import to_json
 from engine.messages import UserError, logger
 from engine.run_record import start_record
 from engine.world import World
@@ -122,9 +125,16 @@ class Run:
             self._wandb.log(dict(metrics), step=step)
 
     def save_grid(self, name: str, images: Tensor, columns: int) -> None:
-        """Writes an image grid to samples/<name>.png. Images (B,3,H,W) in [-1,1]."""
-        if self.world.is_main:
+        """Writes an image grid to samples/<name>.png; a warning where pixels are not finite.
+
+        Images (B,3,H,W) in [-1,1].
+        """
+        if not self.world.is_main:
+            return
+        try:
             image_files.save_grid(self.dir / "samples" / f"{name}.png", images, columns)
+        except NonFiniteValuesError as error:
+            self.log(f"warning: no picture {name}: {error}")
 
     def close(self) -> None:
         """Ends the log and frees the folder."""
@@ -177,7 +187,7 @@ def _end_torn_line(path: Path) -> None:
 def _append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Appends one record to a file of JSON lines."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(to_json(record) + "\n")
 
 
 def _log_to_file(path: Path) -> logging.Handler:
@@ -217,7 +227,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
-    """Reads the metric records of a run, by ascending step.
+    """Reads the metric records of a run, by ascending step; a number that was not finite is NaN.
 
     Where a resume repeated a step, the later record counts. The phases of a run in phases are read as one, with steps
     that go on from phase to phase.
@@ -226,6 +236,7 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
     for folder in phase_folders(Path(run_dir)) or [Path(run_dir)]:
         steps_before = max((step for step, _ in records), default=0)
         for record in read_lines(folder / "metrics.jsonl"):
+            record = {name: math.nan if value is None else value for name, value in record.items()}
             record["step"] += steps_before
             records[(record["step"], tuple(sorted(record)))] = record
     return sorted(records.values(), key=lambda record: record["step"])

@@ -12,12 +12,12 @@ shows several tokenizers side by side.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from engine.checkpoint.manifest import write_atomic
 from engine.cli import parse_cli, run_entry
 from engine.config import save_config
+from engine.json_text import to_json
 from engine.messages import ConfigError, logger
 from engine.pipeline import run_stages
 from engine.preflight import Preflight, require
@@ -55,7 +55,7 @@ def main() -> None:
 
     results_file = run / "results.json"
     results = collect(run)
-    write_atomic(results_file, json.dumps(results, indent=1))
+    write_atomic(results_file, to_json(results, indent=1))
     texts = [f"{name} {value:.4g}{forced_mark(name, results)}" for name, value in scalars_of(results).items()]
     logger.info("%s: %s", results_file, "  ".join(texts))
 

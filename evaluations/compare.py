@@ -11,10 +11,10 @@ printed, and the exit code is then 3.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from engine.cli import entry_parser, run_entry
+from engine.json_text import to_json
 from engine.messages import UserError
 from engine.preflight import Preflight, require
 from evaluations.comparison import compare, differing_images
@@ -48,7 +48,7 @@ def main() -> None:
     print(comparison.text(columns))
 
     # What else may explain a difference.
-    if len({json.dumps(result.get("libraries")) for result in results}) > 1:
+    if len({to_json(result.get("libraries")) for result in results}) > 1:
         print("the library versions differ: see `libraries` in the files")
     images = differing_images(args.results)
     if images:

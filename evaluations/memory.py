@@ -12,7 +12,6 @@ entropy, LFQ fits at any size.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import resource
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ import torch
 
 from engine.checkpoint.manifest import write_atomic
 from engine.cli import entry_parser, positive, run_entry
+from engine.json_text import to_json
 from engine.messages import ConfigError
 from engine.preflight import Preflight, require
 from tokenizer.quantizers.gq import GQConfig, GroupLFQ
@@ -148,7 +148,7 @@ def main() -> None:
 
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(args.output, json.dumps({"batch_size": args.batch_size, "cells": cells}, indent=1))
+        write_atomic(args.output, to_json({"batch_size": args.batch_size, "cells": cells}, indent=1))
 
 
 if __name__ == "__main__":

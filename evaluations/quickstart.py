@@ -16,7 +16,6 @@ checkpoint.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from engine.assets import AssetsConfig, assets_of
@@ -25,6 +24,7 @@ from engine.cli import entry_parser, positive, run_entry
 from engine.config import load_config
 from engine.data.config import DataConfig
 from engine.data.sources import attribution_of
+from engine.json_text import to_json
 from engine.messages import UserError, logger
 from engine.pipeline import run_stages
 from engine.preflight import Preflight, require
@@ -96,11 +96,11 @@ def main() -> None:
     results_file = run / "results.json"
     logger.info("quick start on %s in %s (%s)", args.data, run, attribution_of(args.data))
     log = run_stages(run, stages_of(args, run))
-    write_atomic(results_file, json.dumps(collect(run, log), indent=1))
+    write_atomic(results_file, to_json(collect(run, log), indent=1))
 
     log = run_stages(run, [report_stage(run)])
     results = collect(run, log)
-    write_atomic(results_file, json.dumps(results, indent=1))
+    write_atomic(results_file, to_json(results, indent=1))
     print(f"\n{results_table(results)}\n\n  {results_file}\n  {run / 'report.html'}\n  {run / 'samples.png'}")
 
 

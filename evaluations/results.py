@@ -6,6 +6,7 @@ Two numbers may be compared only where the facts of their protocols agree.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -16,6 +17,7 @@ import numpy as np
 from engine import plugins
 from engine.aliases import current_result
 from engine.checkpoint.manifest import STEP_NAME, write_atomic
+from engine.json_text import to_json
 from engine.messages import UserError, logger
 from engine.run_record import library_versions
 from evaluations.metrics.registry import protocol_sections, sections_of
@@ -124,18 +126,30 @@ def forced_mark(metric: str, result: Mapping[str, Any]) -> str:
 def write_result(path: Path, metrics: dict[str, Any], protocol: dict[str, Any], **more: dict[str, Any]) -> None:
     """Writes `{metrics, protocol, libraries}` as JSON, atomically, and logs the numbers.
 
+    A metric that is NaN or infinite is no result: it is listed as unavailable instead.
+
     `plugins` ({name: SHA-256}) is there too, where any are loaded.
     `more` are further sections, left out where empty: `unavailable` ({metric: why it is missing}), `timing`.
     `forced` ({metric: why it should not be trusted}) follows from the facts of the reference.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    reasons = {
+        name: f"its value is not finite ({value})"
+        for name, value in metrics.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    }
+    metrics = {name: value for name, value in metrics.items() if name not in reasons}
+    more = {**more, "unavailable": {**more.get("unavailable", {}), **reasons}}
+
     result = {"metrics": metrics, "protocol": protocol, "libraries": library_versions(), **plugins.stamp()}
     more = {"forced": forced_metrics(metrics, protocol), **more}
     result |= {name: section for name, section in more.items() if section}
-    write_atomic(path, json.dumps(result, indent=1))
+    write_atomic(path, to_json(result, indent=1))
 
     numbers = {name: f"{value:.5g}{forced_mark(name, result)}" for name, value in scalars_of(metrics).items()}
     logger.info("%s: %s", path, "  ".join(f"{name} {text}" for name, text in numbers.items()))
+    for name, reason in reasons.items():
+        logger.warning("%s: %s is unavailable: %s", path, name, reason)
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.assets import AssetError, AssetsConfig
-from engine.cli import add_device_flag, entry_parser, positive, run_entry
+from engine.cli import add_device_flag, entry_parser, not_negative, positive, run_entry
 from engine.config import load_config
 from engine.data.base import ImageSource
 from engine.data.config import DataConfig
@@ -25,6 +25,7 @@ from engine.data.crops import center_crop
 from engine.data.folders import LooseSource
 from engine.data.images import image_tensor, save_grid, to_float, to_pil, to_uint8
 from engine.data.sources import open_source, source_names
+from engine.finite import numbered
 from engine.image_metrics import psnr
 from engine.messages import UserError, logger
 from engine.preflight import Preflight, require
@@ -48,7 +49,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data-path", type=Path, help="folder to search for images")
     packaged = source_names(packaged_only=True)
     parser.add_argument("--data", help=f"instead of --data-path: held-out images of a packaged data set ({packaged})")
-    parser.add_argument("--num-images", type=int, default=0, help="take only this many images, from the start; 0 = all")
+    parser.add_argument(
+        "--num-images", type=not_negative, default=0, help="take only this many images, from the start; 0 = all"
+    )
 
     # Where it goes, and how.
     parser.add_argument("--sample-dir", type=Path, default=Path("results/reconstructions"))
@@ -122,8 +125,9 @@ def reconstruct(
     # Images -> codes -> images.
     crops = [center_crop(source.image(i), tokenizer.image_size) for i in image_ids]
     originals = torch.stack([image_tensor(crop) for crop in crops])
-    codes = tokenizer.tokenize(to_float(originals).to(device))
-    reconstructions = to_uint8(tokenizer.decode_indices(codes)).cpu()
+    with numbered("image", image_ids):
+        codes = tokenizer.tokenize(to_float(originals).to(device))
+        reconstructions = to_uint8(tokenizer.decode_indices(codes)).cpu()
 
     # One pair of files per image.
     for image_id, original, reconstruction in zip(image_ids, originals, reconstructions, strict=True):

@@ -26,6 +26,7 @@ from autoregressive.models.kv_cache import KVCache
 from autoregressive.models.layers import Layer
 from autoregressive.models.rope import NoRope, Rope2D
 from autoregressive.sampling import DecodingSettings, Draw, IndexSettings, PerIndex, probabilities
+from engine.finite import spread_nan
 from engine.messages import ConfigError
 from engine.validation import Problem, Section, at_least, in_range, one_of
 
@@ -295,7 +296,8 @@ class GPT(Generator):
                 unconditional = logits[batch:]
                 guided = unconditional + (guided - unconditional) * options.guidance_scale
 
-            p = probabilities(guided, options.temperature, options.top_k, options.top_p)
+            # A logit of -inf is no impossible code here: it overflowed, and the draw must see that.
+            p = probabilities(spread_nan(guided), options.temperature, options.top_k, options.top_p)
             index = draw(p, position * len(settings) + number)
             indices.append(index)
             previous_index = torch.cat([index] * (len(hidden) // batch))

@@ -12,9 +12,11 @@ from autoregressive.models.registry import build_generator
 from autoregressive.sampling import seeded_draw
 from autoregressive.training.config import GPTTrainConfig
 from autoregressive.training.task import GeneratorTask, Preview
+from engine.finite import NonFiniteValuesError
 from engine.memory_plan import plan
 from engine.parallel import build_device
 from engine.run_log import Run
+from engine.seeds import torch_seed
 from engine.trained_model import TrainedModel
 from engine.validation import raise_problems
 from engine.world import World
@@ -34,7 +36,7 @@ def build_task(
 ) -> GeneratorTask:
     """The network of a run, drawn with the seed on this rank's device, and the task that trains it."""
     # The network.
-    torch.manual_seed(config.loop.seed)
+    torch.manual_seed(torch_seed(config.loop.seed))
     with build_device(world, config.loop):
         network = build_generator(config.model)
 
@@ -102,7 +104,10 @@ def preview_grid(config: GPTTrainConfig, tokenizer: Tokenizer, run: Run, world: 
         num_classes = min(config.validation.preview_classes, network.num_classes)
         labels = torch.arange(num_classes, device=world.device).repeat_interleave(PREVIEWS_PER_CLASS)
         draw = seeded_draw(config.loop.seed, torch.arange(len(labels)), network.num_draws)
-        tokens = generate(network, labels, draw=draw, guidance=guidance)
-        run.save_grid(name, tokenizer.decode_indices(tokens), PREVIEWS_PER_CLASS)
+        try:
+            tokens = generate(network, labels, draw=draw, guidance=guidance)
+            run.save_grid(name, tokenizer.decode_indices(tokens), PREVIEWS_PER_CLASS)
+        except NonFiniteValuesError as error:  # the training goes on: its own guard decides about updates
+            run.log(f"warning: no preview {name}: {error}")
 
     return write

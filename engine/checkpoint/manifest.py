@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.json_text import to_json
 from engine.messages import UserError
 
 STEP_NAME = re.compile(r"step_\d{8,}")  # name of a checkpoint folder
@@ -48,7 +49,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 def json_digest(facts: Mapping[str, Any]) -> str:
     """SHA-256 of facts, whatever their order: a manifest carries its own, and caches are named by theirs."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(to_json(facts, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

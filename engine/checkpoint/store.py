@@ -14,7 +14,6 @@ format holds pickled metadata, so a state from an untrusted source must not be r
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -44,6 +43,7 @@ from engine.checkpoint.manifest import (
 )
 from engine.checkpoint.weights import WeightSets, shorten, write_weights
 from engine.config import differences
+from engine.json_text import as_read_back, to_json
 from engine.messages import logger
 from engine.world import World
 
@@ -177,8 +177,8 @@ class CheckpointStore:
             str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": file_sha256(path)}
             for path in paths
         }
-        manifest = json.loads(json.dumps({"step": step, "stamp": self.stamp, "files": files}))
-        text = json.dumps(manifest | {"digest": json_digest(manifest)}, indent=1)
+        manifest = as_read_back({"step": step, "stamp": self.stamp, "files": files})
+        text = to_json(manifest | {"digest": json_digest(manifest)}, indent=1)
         write_atomic(temporary / "manifest.json", text)
 
         # One rename makes it a checkpoint; only then may older ones go.

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from engine.arithmetic import ceil_div
 from engine.data.decoding import DEFAULT_DECODING, Decoding, rgb_of
+from engine.finite import require_finite
 from engine.messages import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
@@ -63,7 +64,11 @@ def to_float(images_u8: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """float in [-1,1] -> uint8, by the rule of the released code: clamp(127.5 x + 128, 0, 255), truncated."""
+    """float (B, ...) in [-1,1] -> uint8, by the rule of the released code: clamp(127.5 x + 128, 0, 255), truncated.
+
+    Raises NonFiniteValuesError for NaN or infinity, which would become black or white.
+    """
+    require_finite(images, "pixels")
     return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from engine.devices import is_gpu
 from engine.messages import UserError
+from engine.seeds import counter_rng
 from engine.stopping import leave_signals_to_parent
 from engine.world import World
 
@@ -45,7 +46,7 @@ class OrderConfig(Protocol):
 # ------------------------------------------------------------------------------------------------ the order
 def position_rng(seed: int, position: int) -> np.random.Generator:
     """The random numbers of one position: a counter-based generator, independent of all other positions."""
-    return np.random.Generator(np.random.Philox(key=[seed, AUGMENTATION_KEY], counter=[0, 0, 0, position]))
+    return counter_rng(seed, AUGMENTATION_KEY, position)
 
 
 @lru_cache(maxsize=4)

@@ -24,6 +24,7 @@ from engine.messages import ConfigError
 from engine.optim import OptimConfig
 from engine.preflight import Preflight
 from engine.run_log import Run
+from engine.seeds import torch_seed
 from engine.trained_model import TrainedModel
 from engine.validation import Section
 from engine.world import World
@@ -130,7 +131,7 @@ def train(config: ClassifierTrainConfig, world: World) -> None:
     run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
     try:
         # The network, drawn with the seed.
-        torch.manual_seed(config.loop.seed)
+        torch.manual_seed(torch_seed(config.loop.seed))
         network = TrainedModel(Classifier(config.model), config.optim, total_steps=config.loop.steps, world=world)
         task = ClassifierTask(network, images, labels, config.model.max_shift, world, config.loop.precision)
 

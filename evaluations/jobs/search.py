@@ -14,6 +14,7 @@ from autoregressive.cli import gpt_from, settings_of
 from autoregressive.loading import classes_of
 from engine.aliases import current_result
 from engine.checkpoint.manifest import write_atomic
+from engine.json_text import as_read_back, to_json
 from engine.messages import UserError, logger
 from engine.world import World
 from evaluations.cli import extractor_from, open_reference, output_path
@@ -124,7 +125,7 @@ class Curve:
         """Reads the file where there is one. Raises UserError where it belongs to other settings."""
         self.path = path
         self.world = world
-        self.settings = json.loads(json.dumps(settings))  # as they look when they are read again
+        self.settings = as_read_back(settings)
         self.rows: dict[float, dict[str, float]] = {}  # scale -> metrics
         self.missing: dict[str, str] = {}  # metric -> why it is unavailable
         if not path.is_file():
@@ -145,7 +146,7 @@ class Curve:
         if self.world.is_main:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             content = {"settings": self.settings, "rows": self.table(), "unavailable": self.missing}
-            write_atomic(self.path, json.dumps(content, indent=1))
+            write_atomic(self.path, to_json(content, indent=1))
 
     def table(self) -> list[dict[str, Any]]:
         """The rows by scale, for files."""

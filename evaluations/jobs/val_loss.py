@@ -21,6 +21,7 @@ from engine.data.config import DataConfig
 from engine.data.images import to_float
 from engine.data.samples import labeled_batch
 from engine.data.sources import open_source
+from engine.finite import numbered, require_finite
 from engine.messages import UserError
 from engine.progress import progress
 from engine.world import World
@@ -137,10 +138,13 @@ class ValLossJob:
         losses = torch.zeros(count, dtype=torch.float64, device=world.device)
         batches = rank_batches(count, self.batch_size, world)
         for ids in progress(batches, "validation loss", world):
-            tokens, labels = self.codes.read(ids.numpy())
-            labels = labels.to(world.device)
-            tokens = tokens.to(world.device)
-            losses[ids] = self.generator.image_losses(self.generator(labels, tokens), tokens).double()
+            with numbered("image", ids):
+                tokens, labels = self.codes.read(ids.numpy())
+                labels = labels.to(world.device)
+                tokens = tokens.to(world.device)
+                image_losses = self.generator.image_losses(self.generator(labels, tokens), tokens).double()
+                require_finite(image_losses, "losses of the generator")
+            losses[ids] = image_losses
         losses = world.sum(losses)
 
         if world.is_main:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from engine.finite import numbered
 from engine.world import World
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.frechet import Moments
@@ -38,12 +39,16 @@ class FeatureStatistics:
             self.features = torch.zeros(self.count, self.extractor.dim)
 
     def update(self, ids: Tensor, features: dict[str, Tensor]) -> None:
-        """Adds what the extractor returned for the images number `ids` (B,)."""
-        self.pool.update(features["pool"])
-        if self.spatial is not None:
-            self.spatial.update(features["spatial"])
-        if self.score is not None:
-            self.score.update(ids, features["logits"])
+        """Adds what the extractor returned for the images number `ids` (B,).
+
+        Raises NonFiniteValuesError where features are not finite.
+        """
+        with numbered("image", ids):
+            self.pool.update(features["pool"])
+            if self.spatial is not None:
+                self.spatial.update(features["spatial"])
+            if self.score is not None:
+                self.score.update(ids, features["logits"])
         if self.features is not None:
             self.features[ids] = features["pool"].float().cpu()
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.finite import require_finite
 from engine.messages import UserError
 from engine.world import World
 
@@ -34,12 +35,11 @@ class Moments:
         self.outer = torch.zeros(self.dim, self.dim, dtype=torch.float64)
 
     def update(self, features: Tensor) -> None:
-        """Adds features (n, dim). Raises ValueError for another shape, UserError for NaN or infinity."""
+        """Adds features (n, dim). Raises ValueError for another shape, NonFiniteValuesError for NaN or infinity."""
         features = features.detach().double().cpu()
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise ValueError(f"expected features (n, {self.dim}), found {tuple(features.shape)}")
-        if not torch.isfinite(features).all():
-            raise UserError("features hold NaN or infinity: are the images finite, and the weights the right ones?")
+        require_finite(features, "features of the images")
 
         if self.center is None:
             self.center = features.mean(0)

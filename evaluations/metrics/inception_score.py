@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.arithmetic import ceil_div
+from engine.finite import require_finite
 from engine.world import World
 
 SCORE_CHUNK = 5000  # consecutive images of one score; the metric is the mean of these scores
@@ -21,7 +22,11 @@ class InceptionScore:
         self.counts = torch.zeros(num_chunks, dtype=torch.float64)
 
     def update(self, ids: Tensor, logits: Tensor) -> None:
-        """Adds the logits (B,num_classes) of the images number `ids` (B,)."""
+        """Adds the logits (B,num_classes) of the images number `ids` (B,).
+
+        Raises NonFiniteValuesError for NaN or infinity.
+        """
+        require_finite(logits, "logits of the classes")
         log_p = logits.double().cpu().log_softmax(1)
         p = log_p.exp()
         chunks = ids // SCORE_CHUNK

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from engine.config import read_yaml
+from engine.json_text import to_json
 from engine.messages import UserError
 from engine.pipeline import Stage, StageLog, config_flags, module_stage
 from engine.run_log import read_metrics
@@ -200,7 +200,7 @@ def _more_evaluations(args: Namespace, layout: RunLayout) -> list[Stage]:
             "ar_probe", "evaluations.ar_probe", "--config", str(CONFIGS / "ar_probe.yaml"),
             f"tokenizer={layout.tokenizer}", f"run_dir={layout.ar_probe}",
             f"num_fid_samples={SHORT_SEARCH_SAMPLES if args.short else 200}",
-            *([f"search_flags={json.dumps([*search_flags, *short_force])}"] if args.short else []),
+            *([f"search_flags={to_json([*search_flags, *short_force])}"] if args.short else []),
             f"gpt_configs=[{','.join(map(str, configs_of(args, layout.generator.name)))}]",
             f"gpt_overrides=[loop.steps={20 if args.short else 300}]",
             f"probe_overrides=[{','.join(probe_overrides)}]",

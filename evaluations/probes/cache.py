@@ -12,6 +12,7 @@ from engine.data.classes import Relabeled
 from engine.data.config import DataConfig
 from engine.data.samples import labeled_batch
 from engine.data.sources import ImageSource
+from engine.finite import numbered
 from engine.progress import progress
 from engine.world import World
 from evaluations.image_sets import rank_batches
@@ -75,7 +76,8 @@ def _write_features(
     for ids in progress(batches, name, world):
         crops, labels = labeled_batch(source, network.image_size, ids.numpy(), skip_broken)
         rows = np.empty(len(ids), dtype=record)
-        rows["features"] = network(crops).cpu().numpy()
+        with numbered("image", ids):
+            rows["features"] = network(crops).cpu().numpy()
         rows["label"] = labels.numpy()
         write_rows(temporary, int(ids[0]), rows)
 

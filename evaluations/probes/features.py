@@ -24,8 +24,10 @@ from autoregressive.models.registry import build_generator
 from engine.checkpoint.weights import WEIGHT_CHOICES, fingerprint
 from engine.data.images import to_float
 from engine.devices import autocast
+from engine.finite import require_finite
 from engine.messages import ConfigError
 from engine.preflight import Preflight
+from engine.seeds import torch_seed
 from engine.validation import Problem, Section, at_least, one_of
 from tokenizer import load_tokenizer
 from tokenizer.loading import survey_tokenizer
@@ -201,7 +203,7 @@ def redraw(network: Tokenizer | Generator, seed: int) -> None:
 
     The provenance then says `weights: random`.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(torch_seed(seed))
     model = network.provenance.config.model
     if isinstance(network, Generator):
         fresh = build_generator(model)
@@ -253,4 +255,6 @@ class ProbedNetwork:
     def __call__(self, images_u8: Tensor, training: bool = False) -> Tensor:
         with autocast(self.device, self.precision):
             tokens = self.read_tokens(to_float(images_u8.to(self.device)), training)
-        return tokens.float().mean(1)
+        features = tokens.float().mean(1)
+        require_finite(features, "features of the probed network")
+        return features

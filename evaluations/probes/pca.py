@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.data.sources import ImageSource
+from engine.finite import require_finite
 from engine.messages import UserError
 from tokenizer.models.base import Tokenizer
 
@@ -52,7 +53,9 @@ def grid_features(tokenizer: Tokenizer, images: Tensor, layer: int | None) -> tu
         if layer > source.num_layers:
             raise UserError(f"--layer {layer}: the decoder has {source.num_layers} blocks")
         title = f"{title} {layer}"
-    return source.read(images, layer).unflatten(1, source.grid), title
+    features = source.read(images, layer)
+    require_finite(features, f"features of the {title}")
+    return features.unflatten(1, source.grid), title
 
 
 def principal_components(features: Tensor) -> np.ndarray:

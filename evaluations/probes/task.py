@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.checkpoint.weights import WeightSets
+from engine.finite import deferred_checks
 from engine.loop import Batch
 from engine.messages import UserError
 from engine.world import World
@@ -63,6 +64,7 @@ class ProbeTask:
         self.module = nn.ModuleDict({"norm": self.norm, "heads": heads}).to(world.device)
         self.heads = dict(zip(config.probe.base_lrs, heads, strict=True))
         self.optimizer = lars(self.heads)
+        self.nonfinite_batches = torch.zeros((), device=world.device)  # of this rank, in this process
 
     # ------------------------------------------------------------------------------------------------ state
     def parts(self) -> Mapping[str, Any]:
@@ -72,7 +74,8 @@ class ProbeTask:
         return {"model": self.module.state_dict()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Heads, running statistics and momenta."""
+        """Heads, running statistics and momenta. Raises UserError where features of this process were not finite."""
+        self._require_finite_features()
         momenta = {n: self.optimizer.state[p]["momentum_buffer"] for n, p in self.module.named_parameters()}
         return {"model": self.module.state_dict(), "momentum": momenta}
 
@@ -100,8 +103,16 @@ class ProbeTask:
         return ((x - mean) / (variance + self.norm.eps).sqrt()).float()
 
     def _features(self, batch: Batch) -> Tensor:
-        """Takes cached features from a batch, or computes those of its images."""
-        return batch["features"] if "features" in batch else self.network(batch["images_u8"], training=True)
+        """Takes cached features from a batch, or computes those of its images.
+
+        Those that are not finite are counted on the device, and refused with the result.
+        """
+        if "features" in batch:
+            return batch["features"]
+        with deferred_checks() as checks:
+            features = self.network(batch["images_u8"], training=True)
+        self.nonfinite_batches += torch.stack([check.any() for check in checks]).any()
+        return features
 
     def _set_learning_rates(self, step: int) -> float:
         """Sets the rates of a step, which scale with the batch; returns the fraction of their peak."""
@@ -129,15 +140,28 @@ class ProbeTask:
         fraction = self._set_learning_rates(step)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return {name: loss.detach() for name, loss in losses.items()} | {"lr_share": torch.tensor(fraction)}
+        metrics = {name: loss.detach() for name, loss in losses.items()} | {"lr_share": torch.tensor(fraction)}
+        return metrics | {"nonfinite_batches": self.nonfinite_batches * self.world.size}  # its mean over ranks is a sum
 
     # ------------------------------------------------------------------------------------------------ measurement
+    def _require_finite_features(self) -> None:
+        """Raises UserError where features were counted that are not finite: such a probe is neither saved nor measured.
+
+        A collective.
+        """
+        if self.world.any(bool(self.nonfinite_batches > 0)):
+            raise UserError(
+                "latents or features of training images were not finite (nonfinite_batches in metrics.jsonl); are the "
+                "weights of the probed network the right ones?"
+            )
+
     @torch.no_grad()
     def measure(self) -> dict[float, dict[str, float]]:
         """Measures all heads on all held-out images: {rate: {"top1", "top5", "val_loss"}}.
 
         The former are fractions, the latter is the mean cross entropy in nats.
         """
+        self._require_finite_features()
         records = self.held_out()
         device = self.world.device
         self.norm.eval()  # with its running statistics; training computes those of the batch itself

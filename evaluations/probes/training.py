@@ -18,6 +18,7 @@ from engine.data.stream import stream_opener
 from engine.loop import Batch, LoopConfig, check_batch, fit
 from engine.messages import ConfigError
 from engine.run_log import Run
+from engine.seeds import torch_seed
 from engine.world import World
 from evaluations.image_sets import CENTER_CROP
 from evaluations.probes.cache import read_features
@@ -119,7 +120,7 @@ def train(config: LinearProbeConfig, world: World) -> None:
 
     try:
         # The heads, drawn with the seed.
-        torch.manual_seed(loop.seed)
+        torch.manual_seed(torch_seed(loop.seed))
         task = ProbeTask(network, lambda: features_of("val"), len(source.class_names), config, world)
         run.log(
             f"probe of {network.facts}: {network.dim} features; {len(source):,} training images; {loop.steps} steps"

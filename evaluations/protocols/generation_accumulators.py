@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from autoregressive.codes import CodeStore
 from engine.data.images import to_pil
+from engine.finite import numbered, require_finite
 from engine.messages import UserError
 from engine.world import World
 from evaluations.digits.model import classify
@@ -81,7 +82,10 @@ class ImageScores(Accumulator[GeneratedBatch]):
     def update(self, batch: GeneratedBatch) -> None:
         images = batch.images.to(self.device)
         for row, metric in zip(self.table, self.metrics, strict=True):
-            row[batch.ids] = metric.images(images).double().cpu()
+            values = metric.images(images).double().cpu()
+            with numbered("sample", batch.ids):
+                require_finite(values, f"values of the metric {metric.name}")
+            row[batch.ids] = values
 
     def result(self, world: World) -> Measurement:
         means = world.sum(self.table.to(world.device)).cpu().mean(1).tolist()

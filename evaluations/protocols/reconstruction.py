@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from engine.data.images import image_tensor, resize_for_evaluation, to_float
 from engine.data.sources import ImageSource, read_source
 from engine.devices import full_precision
+from engine.finite import numbered
 from engine.image_metrics import MAX_PSNR, psnr
 from engine.messages import UserError
 from engine.world import World
@@ -157,12 +158,13 @@ class Reconstructor:
         """Originals uint8 (B,3,H,W) through encoder, codes and decoder, then to the size of the measurement."""
         # Through the codes; whole images keep their size.
         originals = to_float(images_u8)
-        if self.whole:
-            reconstructions, indices = self._whole_images(originals)
-        else:
-            indices = self.tokenizer.encode(originals).indices
-            reconstructions = resize_for_evaluation(self.tokenizer.decode_indices(indices), self.eval_size)
-            originals = resize_for_evaluation(originals, self.eval_size)
+        with numbered("image", ids):
+            if self.whole:
+                reconstructions, indices = self._whole_images(originals)
+            else:
+                indices = self.tokenizer.encode(originals).indices
+                reconstructions = resize_for_evaluation(self.tokenizer.decode_indices(indices), self.eval_size)
+                originals = resize_for_evaluation(originals, self.eval_size)
 
         return ReconstructedBatch(
             ids=ids,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from engine.finite import numbered, require_finite
 from engine.world import World
 from evaluations.metrics.code_usage import CodeUsage, compression, not_counted, usage_metrics
 from evaluations.metrics.extractor import Extractor
@@ -35,8 +36,11 @@ class PairScores(Accumulator[ReconstructedBatch]):
         self.table = torch.zeros(len(scores), count, dtype=torch.float64)
 
     def update(self, batch: ReconstructedBatch) -> None:
-        for row, score in zip(self.table, self.scores.values(), strict=True):
-            row[batch.ids] = score(batch).double().cpu()
+        for row, (name, score) in zip(self.table, self.scores.items(), strict=True):
+            values = score(batch).double().cpu()
+            with numbered("image", batch.ids):
+                require_finite(values, f"values of the metric {name}")
+            row[batch.ids] = values
 
     def result(self, world: World) -> Measurement:
         table = world.sum(self.table.to(world.device)).cpu()

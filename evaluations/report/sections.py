@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from engine.json_text import to_json
 from engine.pipeline import StageLog
 from evaluations.metrics.registry import find_metric, headline_metrics, shown, title
 from evaluations.report.charts import line_chart
@@ -74,7 +74,7 @@ def _result(name: str, result: Mapping[str, Any]) -> str:
     notes = [f"{metric} is missing: {reason}" for metric, reason in result.get("unavailable", {}).items()]
     notes += [f"{metric} should not be trusted: {reason}" for metric, reason in result.get("forced", {}).items()]
     missing = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
-    protocol = escape(json.dumps(result, indent=1))
+    protocol = escape(to_json(result, indent=1))
     return (
         f"<h3>{escape(name)}</h3>{table(['metric', ''], rows)}{missing}"
         f"<details><summary>protocol</summary><pre>{protocol}</pre></details>"

@@ -342,3 +342,48 @@ def test_greedy_settings_ignore_the_seed(pair):
         settings = SamplerSettings(Guidance(), seed=seed, greedy=True)
         made = next(sample_images(*pair, LABELS % 3, IDS, settings, 4))[0]
         assert torch.equal(made, generate(pair[0], LABELS % 3, draw=greedy))
+
+
+# ---------------------------------------------------------------------------------------------- values out of range
+INF, NAN = math.inf, math.nan
+
+
+@pytest.mark.parametrize("flag", ["--cfg-scale", "--temperature", "--top-p", "--step-start-ratio", "--unguided-scale"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_flag_of_the_sampler_takes_a_number_that_is_not_finite(flag, value):
+    with pytest.raises(ConfigError, match="must be"):
+        parsed(f"{flag}={value}")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temperature": NAN}, "temperature=nan must be above 0"),
+        ({"temperature": INF}, "temperature=inf must be above 0"),
+        ({"temperature": -1.0}, r"temperature=-1\.0 must be above 0"),
+        ({"top_k": -1}, "top_k=-1 must be 0"),
+        ({"top_k": 2.5}, r"top_k=2\.5 must be 0 \(all\) or more, a whole number"),
+        ({"top_p": NAN}, r"top_p=nan must be in \(0, 1\]"),
+        ({"top_p": 0.0}, r"top_p=0\.0 must be in \(0, 1\]"),
+    ],
+)
+def test_the_public_function_refuses_what_the_flags_refuse(gpt, wrong, message):
+    for sample in (generate, lambda generator, labels, **options: generator.sample(labels, **options)):
+        with pytest.raises(ConfigError, match=message):
+            sample(gpt, LABELS, draw=greedy, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"scale": NAN}, "scale=nan"),
+        ({"start": NAN}, "start=nan must be a finite number"),
+        ({"unguided_scale": -3.0}, r"unguided_scale=-3\.0 must be 0 or more"),
+        ({"unguided_scale": INF}, "unguided_scale=inf"),
+        ({"last_guided": -2}, "last_guided=-2 must be -1 or more"),
+        ({"first_token": "half"}, "first_token='half' must be one of: full, schedule"),
+    ],
+)
+def test_guidance_refuses_values_without_a_meaning(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        Guidance(**wrong)

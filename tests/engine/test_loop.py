@@ -122,7 +122,7 @@ def test_an_error_in_a_step_leaves_the_run_as_it_was_saved(tmp_path, world, monk
         ({"log_every": 0}, "loop.log_every=0 must be 1 or more"),
         ({"save_every": 0}, "loop.save_every=0 must be 1 or more"),
         ({"keep_last": 0}, "loop.keep_last=0 must be 1 or more"),
-        ({"seed": -1}, "loop.seed=-1 must be 0 or more"),
+        ({"seed": -1}, "loop.seed=-1 must be in 0..18446744073709551615 (64 bits)"),
         ({"precision": "fp16"}, "loop.precision='fp16' must be one of: bf16, fp32"),
     ],
 )

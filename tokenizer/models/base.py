@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from engine.finite import require_finite
 from engine.validation import Problem
 from tokenizer.quantizers.base import Quantized, Quantizer
 
@@ -105,20 +106,31 @@ class Tokenizer(nn.Module):
 
     # ------------------------------------------------------------------------------------------------ its use
     def encode(self, images: Tensor) -> Quantized:
-        """Images -> quantized latents and indices."""
-        return self.quantizer(self.latents(self.encode_features(images)))
+        """Images -> quantized latents and indices. Raises NonFiniteValuesError where latents are not finite."""
+        latents = self.latents(self.encode_features(images))
+        require_finite(latents, "latents of the tokenizer")
+        return self.quantizer(latents)
 
     def decode_indices(self, indices: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Indices -> images, not clamped. The published rFID is that of `encode` -> `decode_indices`."""
-        return self.decode(self.quantizer.decode_indices(indices), grid)
+        """Indices -> images, not clamped. The published rFID is that of `encode` -> `decode_indices`.
+
+        Raises NonFiniteValuesError where pixels are not finite.
+        """
+        images = self.decode(self.quantizer.decode_indices(indices), grid)
+        require_finite(images, "pixels decoded by the tokenizer")
+        return images
 
     def tokenize(self, images: Tensor) -> Tensor:
-        """Images in [-1,1] -> indices."""
+        """Images (B,3,H,W) in [-1,1] -> indices. Raises NonFiniteValuesError where images or latents are not finite."""
         return self.encode(images).indices
 
-    def detokenize(self, indices: Tensor) -> Tensor:
-        """Indices -> images, clamped to [-1,1]."""
-        return self.decode_indices(indices).clamp(-1, 1)
+    def detokenize(self, indices: Tensor, *, clamp: bool = True) -> Tensor:
+        """Indices -> images (B,3,H,W) in [-1,1]; `clamp=False` gives what the decoder gives, which overshoots a bit.
+
+        Raises NonFiniteValuesError where pixels are not finite.
+        """
+        images = self.decode_indices(indices)
+        return images.clamp(-1, 1) if clamp else images
 
     @property
     def device(self) -> torch.device:

@@ -35,7 +35,8 @@ def evaluation_noise(features: Tensor, seed: int) -> Tensor:
     Features (B,C,h,w) of quantized latents -> standard normal noise (B,C,h,w).
     """
     rows = []
-    salt = str(seed).encode()[:16]
+    text = str(seed).encode()  # a salt has 16 bytes, seeds of 64 bits up to 20 digits
+    salt = text if len(text) <= 16 else hashlib.blake2b(text, digest_size=16).digest()
     for signs in (features > SIGN_THRESHOLD).flatten(1).to(torch.uint8).cpu().numpy():
         digest = hashlib.blake2b(signs.tobytes(), digest_size=8, salt=salt).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest) >> 1)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.validation import Problem, Section
+from engine.seeds import seed_problems
+from engine.validation import Problem, Section, raise_problems
 from tokenizer.models.base import State
 from tokenizer.models.cnn import WETOK, CNNConfig, CNNDecoder, CNNEncoder
 from tokenizer.models.conv import ConvTokenizer
@@ -27,6 +28,9 @@ class WeTokConfig(Section):
     cnn: CNNConfig = field(default_factory=lambda: CNNConfig(encoder_res_blocks=4, decoder_res_blocks=4, mid_blocks=4))
     generative_decoder: bool = False  # noise beside the latents; trained on a frozen encoder and quantizer
     noise_seed: int = 0  # seed of the noise in evaluation, which depends on it and on an image's codes alone
+
+    def problems(self) -> Iterator[Problem]:
+        yield from seed_problems(self.noise_seed, "noise_seed")
 
 
 class WeTokTokenizer(ConvTokenizer):
@@ -85,6 +89,7 @@ class WeTokTokenizer(ConvTokenizer):
         return {"noise_seed": self.config.noise_seed} if self.config.generative_decoder else {}
 
     def set_noise_seed(self, seed: int) -> None:
+        raise_problems([problem.text("") for problem in seed_problems(seed, "noise_seed")])
         self.config.noise_seed = seed
 
     # ------------------------------------------------------------------------------------------------ phases

@@ -14,6 +14,7 @@ from engine.data.sources import SOURCES, ImageSource, has_split, open_source
 from engine.memory_plan import plan
 from engine.parallel import build_device
 from engine.run_log import Run
+from engine.seeds import torch_seed
 from engine.trained_model import TrainedModel
 from engine.world import World
 from tokenizer.discriminators.registry import build_discriminator
@@ -34,7 +35,7 @@ def build_task(
 
     The order of construction fixes the random initialization.
     """
-    torch.manual_seed(config.loop.seed)
+    torch.manual_seed(torch_seed(config.loop.seed))
     meta_network = network_on_meta(config)
     terms = terms_of(config, meta_network)
     frozen = _frozen_networks(config, meta_network, world, run, train)

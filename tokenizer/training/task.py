@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from engine.arithmetic import ceil_div
 from engine.checkpoint.weights import WeightSets
 from engine.data.images import to_float, to_uint8
 from engine.devices import autocast
+from engine.finite import finite_rows
 from engine.image_metrics import psnr
 from engine.loop import Batch
 from engine.trained_model import TrainedModel
@@ -257,7 +259,11 @@ class TokenizerTask:
                 values = self.term_values(output, images, last_step)
 
             # What is measured beside the terms.
-            values["psnr"] = psnr(to_uint8(output.reconstructions), originals).clamp_max(MAX_PSNR).mean()
+            # Pixels that are not finite have no PSNR: NaN, as the losses then have.
+            is_finite = finite_rows(output.reconstructions)
+            rounded = to_uint8(output.reconstructions.nan_to_num(posinf=0.0, neginf=0.0))
+            psnrs = psnr(rounded, originals).clamp_max(MAX_PSNR)
+            values["psnr"] = psnrs.where(is_finite, math.nan).mean()
             values["clipped_share"] = (output.reconstructions.abs() > CLIPPED_ABOVE).float().mean()
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value.double() * weight
