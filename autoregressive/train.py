@@ -82,7 +82,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
     store, held_out = open_codes(config, tokenizer)
 
     run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
-    try:
+    with run:
         task = build_task(config, world, run, tokenizer, held_out)
         generator: Generator = task.trained.module
         parameters = f"{num_parameters(generator):,} parameters"
@@ -109,8 +109,6 @@ def train(config: GPTTrainConfig, world: World) -> None:
         item = code_item(store, config.loop.seed, generator.class_dropout_prob)
         stream = stream_opener(item, len(store), config.data, config.loop, world)
         fit(task, stream, config.loop, run, world, checkpoints)
-    finally:
-        run.close()
 
 
 def main() -> None:

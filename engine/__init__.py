@@ -4,9 +4,10 @@ Reading configs    config (load, compare, write), yaml_files (files and their ba
                    aliases (old spellings), config_help (`--help-config`)
 Config sections    validation (checks), config_types (types in words), registry (components by name), plugins
 Entries            cli, messages, preflight (`--check`)
-Processes          launcher (torchrun), stopping (signals), world, devices, parallel, memory_plan (`--plan`)
+Processes          launcher (torchrun), stopping (signals), watchdog (hangs), world, devices, parallel,
+                   memory_plan (`--plan`)
 Training           loop, trained_model, optim, schedules
-Record of a run    run_log, run_record, alerts, progress, json_text (the one writer of JSON)
+Record of a run    run_log, folder_lock, run_record, alerts, progress, json_text (the one writer of JSON)
 Files              checkpoint/, assets (pretrained networks), pipeline (commands that can be stopped)
 Images             data/, image_metrics
 Numbers            arithmetic, seeds, finite (checks that nothing is NaN or infinite)

@@ -28,7 +28,7 @@ from torch.distributed.elastic.multiprocessing import PContext, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from engine.messages import UserError
-from engine.stopping import EXIT_STOPPED, STOP_SIGNALS, names_of
+from engine.stopping import EXIT_HUNG, EXIT_STOPPED, STOP_SIGNALS, names_of
 
 FORWARDED = (*STOP_SIGNALS, signal.SIGQUIT)
 DEFAULT_SAVE_TIMEOUT = 1800  # seconds; 100 GB at 60 MB/s
@@ -124,7 +124,8 @@ def describe(error: ChildFailedError) -> str:
         how = f"exit code {failure.exitcode}" if failure.exitcode >= 0 else names_of([-failure.exitcode])
         ends.append(f"process {rank}: {how}")
     stopped = all(failure.exitcode == EXIT_STOPPED for failure in error.failures.values())
-    advice = "stopped; the same command continues" if stopped else "see the messages above"
+    hung = any(failure.exitcode == EXIT_HUNG for failure in error.failures.values())
+    advice = "stopped" if stopped else "hung" if hung else "failed; see the messages above"
     return f"launcher: {advice} ({', '.join(ends)})"
 
 

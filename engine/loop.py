@@ -24,6 +24,7 @@ from engine.run_log import Run
 from engine.seeds import seed_problems, torch_seed
 from engine.stopping import EXIT_STOPPED, names_of, stop_requests
 from engine.validation import Problem, Section, at_least, one_of
+from engine.watchdog import Watchdog
 from engine.world import World
 
 Batch = dict[str, Tensor]
@@ -136,11 +137,14 @@ def fit(
     batches = batches_from(start)
     run.start_bar(start, config.steps)
     rate = _StepRate(start)
-    with stop_requests(STOP_NOTE if world.is_main else "") as signals:
+    note = STOP_NOTE if world.is_main else ""
+    with stop_requests(note) as signals, Watchdog(world, run.report_hang) as watchdog:
         for step in range(start, config.steps):
             # Train. The first batch opens the loader, which draws random numbers: seed after it.
+            watchdog.enter("reading a batch", step + 1)
             micro_batches = [next(batches) for _ in range(config.grad_accum)]
             seed_step(config.seed, world.rank, step)
+            watchdog.enter("training step", step + 1)
             metrics = task.train_step(micro_batches, step)
             done = step + 1
             is_last = done == config.steps
@@ -154,10 +158,12 @@ def fit(
 
             # Validate on the held-out set.
             if is_last or (config.eval_every and done % config.eval_every == 0):
+                watchdog.enter("validation", done)
                 run.log_metrics(done, task.evaluate(done))
                 rate.restart(done)
 
             # Save. All ranks stop together, also where only one of them got the signal.
+            watchdog.enter("agreement to go on, and saving", done)
             stop = world.any(bool(signals))
             if is_last or stop or done % config.save_every == 0:
                 store.save(done, task.parts(), task.weights, wait=is_last or stop)

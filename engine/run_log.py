@@ -13,15 +13,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import math
+import sys
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from types import TracebackType
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -31,17 +33,17 @@ from engine.checkpoint.manifest import phase_folders, write_atomic
 from engine.config import to_yaml
 from engine.data import images as image_files
 from engine.finite import NonFiniteValuesError
+from engine.folder_lock import FolderInUse, lock_folder
 from engine.json_text import to_json
 from engine.messages import UserError, logger
 from engine.run_record import start_record
 from engine.world import World
 
 BAR_METRICS_LENGTH = 100  # characters of the metrics that the progress bar shows
-LOCK = ".lock"  # file in a run folder that the training process locks
 
 
 class Run:
-    """Run directory and logger. Only rank 0 writes.
+    """Run directory and logger, to be used in a `with`. Only rank 0 writes, but for the traceback of a crash.
 
     `alerts` are what to look for in each record (`engine.alerts`); a kind of training may replace them by its own.
 
@@ -61,18 +63,44 @@ class Run:
 
         try:
             (self.dir / "samples").mkdir(parents=True, exist_ok=True)
-            self._lock = _lock_folder(self.dir)
+            self._lock = lock_folder(self.dir)
             for name in ("metrics.jsonl", "starts.jsonl"):
                 _end_torn_line(self.dir / name)
             self._handler = _log_to_file(self.dir / "log.txt")
             if world.summary:  # the console has it already
                 self._handler.handle(logger.makeRecord(logger.name, logging.INFO, "", 0, world.summary, (), None))
-        except BlockingIOError as error:
-            raise UserError(f"run folder {self.dir} is in use by another process; wait, or set loop.run_dir") from error
+        except FolderInUse as error:
+            raise UserError(f"run {error}; wait, or set loop.run_dir") from error
         except OSError as error:
             raise UserError(f"run folder {self.dir} cannot be written: {error}") from error
         if wandb_project:
             self._wandb = _wandb_run(self.dir, wandb_project)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the log and frees the folder. An error is written to log.txt, with its traceback if it is a crash."""
+        if isinstance(error, UserError):
+            self._note_end(f"error: {error}")
+        elif isinstance(error, Exception):
+            self._note_end("".join(traceback.format_exception(error)))
+        self.close()
+
+    def _note_end(self, text: str) -> None:
+        """Writes the end of this process to log.txt, whichever rank it is."""
+        try:
+            with (self.dir / "log.txt").open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} process {self.world.rank}: {text.rstrip()}\n")
+        except OSError as error:
+            logger.warning("%s cannot be written: %s", self.dir / "log.txt", error)
+
+    def report_hang(self, text: str) -> None:
+        """Writes why this process ends itself, to the console and to log.txt."""
+        print(text, file=sys.stderr, flush=True)
+        self._note_end(text)
 
     def write_config(self) -> None:
         """Writes config, commit and the circumstances of this start, once it is certain that this run goes on."""
@@ -142,37 +170,11 @@ class Run:
             return
         if self.bar is not None:
             self.bar.close()
-        self._lock.close()
+        self._lock.release()
         logger.removeHandler(self._handler)
         self._handler.close()
         if self._wandb is not None:
             self._wandb.finish()
-
-
-def _lock_folder(folder: Path) -> TextIO:
-    """Opens and locks `.lock` in a run folder.
-
-    The system frees the lock, however this process ends. Unlike `flock`, `lockf` does not share it with loader
-    processes, which may outlive a killed run for seconds.
-
-    Raises BlockingIOError if another process holds it.
-    """
-    lock = (folder / LOCK).open("w")
-    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return lock
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a process that trains holds the lock of a run folder."""
-    path = folder / LOCK
-    if not path.is_file():
-        return False
-    with path.open() as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _end_torn_line(path: Path) -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 EXIT_STOPPED = 75  # exit code after a stop signal: the state is saved, the same command continues
+EXIT_HUNG = 76  # exit code of a process that made no progress: the last finished checkpoint continues
 EXIT_INTERRUPTED = 130  # exit code after Ctrl-C where nothing is saved
 
 # TERM: a scheduler; USR1: SLURM's --signal; INT: Ctrl-C; HUP: the terminal is gone.

@@ -24,9 +24,27 @@ import torch.distributed.nn.functional
 from torch import Tensor
 
 from engine.devices import device_line, is_gpu, pick_device, reproducible_algorithms
-from engine.messages import logger
+from engine.messages import UserError, logger
 
-TIMEOUT = timedelta(hours=1)  # a collective that waits longer fails
+MIN_TIMEOUT = timedelta(hours=1)  # a collective that waits longer fails
+DEFAULT_HANG_TIMEOUT = 1800  # seconds
+MAX_FAILURE = 2000  # bytes of a failure that other processes are told
+
+
+def hang_timeout() -> int:
+    """Seconds after which a stage of a training counts as hung; 0 = never (`engine.watchdog`).
+
+    Raises UserError if the variable HANG_TIMEOUT is no whole number.
+    """
+    text = os.environ.get("HANG_TIMEOUT", str(DEFAULT_HANG_TIMEOUT))
+    if not text.isdigit():
+        raise UserError(f"HANG_TIMEOUT={text!r} is not a whole number of seconds; 0 = wait for ever")
+    return int(text)
+
+
+def collective_timeout() -> timedelta:
+    """The time after which a collective fails. It is longer than that of the watchdog, which says why."""
+    return max(MIN_TIMEOUT, 2 * timedelta(seconds=hang_timeout()))
 
 
 @dataclass(frozen=True)
@@ -49,9 +67,23 @@ class World:
         if self.size > 1:
             dist.barrier(group)
 
+    def main_failure(self, failure: str | None, group: Any = None) -> str | None:
+        """Tells every rank how the main process failed; None if it did not. All ranks wait for the main process.
+
+        The main process gives its `failure`; what other ranks give does not count.
+        """
+        if self.size == 1:
+            return failure
+        text = (failure or "").encode()[:MAX_FAILURE]
+        on_cpu = group is not None or not is_gpu(self.device)
+        message = torch.zeros(MAX_FAILURE, dtype=torch.uint8, device="cpu" if on_cpu else self.device)
+        message[: len(text)] = torch.tensor(list(text), dtype=torch.uint8)
+        dist.broadcast(message, src=0, group=group)
+        return bytes(message.tolist()).rstrip(b"\0").decode(errors="replace") or None
+
     def side_group(self) -> Any:
         """A group of all ranks for collectives in a thread beside the training; None in a world of one."""
-        return dist.new_group(backend="gloo", timeout=TIMEOUT) if self.size > 1 else None
+        return dist.new_group(backend="gloo", timeout=collective_timeout()) if self.size > 1 else None
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sums `tensor` over all ranks; returns a new tensor."""
@@ -141,7 +173,7 @@ def _join(device_name: str, tf32: bool) -> Iterator[World]:
 
     if device.type == "cpu":
         _prepare_cpu_processes(size)
-    dist.init_process_group("nccl" if is_gpu(device) else "gloo", timeout=TIMEOUT)
+    dist.init_process_group("nccl" if is_gpu(device) else "gloo", timeout=collective_timeout())
     try:
         yield World(rank, size, local_rank, device)
     finally:

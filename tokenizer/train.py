@@ -78,7 +78,7 @@ def train_phase(
 
     run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
     run.alerts = ALERTS
-    try:
+    with run:
         # Networks and their starting point.
         task = build_task(config, world, run, source, validation)
         _log_start(run, task, source, world, config)
@@ -102,8 +102,6 @@ def train_phase(
             return stream_from(steps_before + step)
 
         return fit(task, batches_from, config.loop, run, world, store, show=SHOWN_METRICS)
-    finally:
-        run.close()
 
 
 def _log_start(run: Run, task: TokenizerTask, source: ImageSource, world: World, config: TokenizerTrainConfig) -> None:

@@ -127,12 +127,9 @@ class CheckpointStore:
     def _write(self, step: int, folder: Path, state: dict[str, Any], weights: WeightSets) -> None:
         """Writes one checkpoint: every rank its part of the state, the main process all the rest."""
         temporary = self.checkpoints_dir / f".writing_{folder.name}"
+        num_bytes = _num_bytes(state) + _num_bytes(weights)
         try:
-            if self.world.is_main:
-                self._clear(folder)
-                temporary.mkdir()
-                self._check_space(_num_bytes(state) + _num_bytes(weights))
-            self.world.barrier(self._group)
+            self._on_main(lambda: self._begin(temporary, folder, num_bytes))
 
             with _quiet():
                 dcp.save(
@@ -142,14 +139,35 @@ class CheckpointStore:
                     no_dist=self.world.size == 1,
                 )
 
-            if self.world.is_main:
-                self._finish(temporary, folder, step, weights)
+            self._on_main(lambda: self._finish(temporary, folder, step, weights))
         except FAILURES as error:
-            # Torch raises the failure of one rank on all of them.
+            # The failure of one rank is raised on all of them, by torch and by `_on_main`.
             if self.world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise _explain(_cause(error), folder) from error
-        self.world.barrier(self._group)
+
+    def _on_main(self, action: Callable[[], None]) -> None:
+        """Runs `action` on the main process, while the others wait. Its failure is raised on every rank.
+
+        A rank that did not hear of it would wait until the collective fails, an hour later.
+        """
+        error: BaseException | None = None
+        if self.world.is_main:
+            try:
+                action()
+            except FAILURES as caught:
+                error = caught
+        failure = self.world.main_failure(str(error) or repr(error) if error else None, self._group)
+        if error is not None:
+            raise error
+        if failure is not None:
+            raise CheckpointError(f"the main process could not save: {failure}")
+
+    def _begin(self, temporary: Path, folder: Path, num_bytes: int) -> None:
+        """Makes an empty `temporary` folder, and sees that there is space."""
+        self._clear(folder)
+        temporary.mkdir()
+        self._check_space(num_bytes)
 
     def _clear(self, folder: Path) -> None:
         """Removes a damaged checkpoint `folder`, and what a crash in the middle of another left behind."""

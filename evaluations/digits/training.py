@@ -129,7 +129,7 @@ def train(config: ClassifierTrainConfig, world: World) -> None:
     images, labels = labeled_batch(held_out, config.data.image_size, range(len(held_out)), config.data.skip_broken)
 
     run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
-    try:
+    with run:
         # The network, drawn with the seed.
         torch.manual_seed(torch_seed(config.loop.seed))
         network = TrainedModel(Classifier(config.model), config.optim, total_steps=config.loop.steps, world=world)
@@ -140,5 +140,3 @@ def train(config: ClassifierTrainConfig, world: World) -> None:
         stream = stream_opener(item, len(source), config.data, config.loop, world)
         store = CheckpointStore.for_run(run.dir, config.loop, world, config, stamp=classes.stamp())
         fit(task, stream, config.loop, run, world, store)
-    finally:
-        run.close()

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from engine.run_log import is_locked
+from engine.folder_lock import is_locked
 from evaluations.doctor.evidence import RunEvidence
 from evaluations.doctor.severity import Severity
 

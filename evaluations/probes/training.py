@@ -118,7 +118,7 @@ def train(config: LinearProbeConfig, world: World) -> None:
         images = {"train": source, "val": held_out}[split]
         return read_features(network, images, data, split, run.dir, config.probe.read_batch_size, world)
 
-    try:
+    with run:
         # The heads, drawn with the seed.
         torch.manual_seed(torch_seed(loop.seed))
         task = ProbeTask(network, lambda: features_of("val"), len(source.class_names), config, world)
@@ -145,5 +145,3 @@ def train(config: LinearProbeConfig, world: World) -> None:
         metrics = task.result()
         if world.is_main:
             write_result(run.dir / "result.json", metrics, protocol_of(config, network, source, held_out))
-    finally:
-        run.close()

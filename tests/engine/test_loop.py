@@ -58,10 +58,8 @@ def stream(start):
 def train(folder, world, **loop) -> Counter:
     config = Config(loop=LoopConfig(run_dir=str(folder), device="cpu", **loop))
     task, run = Counter(), Run(folder, config, world)
-    try:
+    with run:
         fit(task, stream, config.loop, run, world, CheckpointStore(folder, world, config, keep_last=99))
-    finally:
-        run.close()
     return task
 
 
@@ -110,6 +108,8 @@ def test_an_error_in_a_step_leaves_the_run_as_it_was_saved(tmp_path, world, monk
         patched.setattr(Counter, "train_step", crash)
         with pytest.raises(RuntimeError, match="a bug"):
             train(tmp_path, world, steps=6, save_every=2)
+    log = (tmp_path / "log.txt").read_text()
+    assert "process 0: Traceback" in log and "in crash" in log and log.endswith("RuntimeError: a bug\n")
     rest = train(tmp_path, world, steps=6, save_every=2)
     assert rest.steps == [4, 5] and rest.total.item() == 15
 

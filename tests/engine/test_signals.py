@@ -4,6 +4,7 @@ A line per row of the table is printed (`pytest -m slow -s tests/engine/test_sig
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ class Launched:
         options = ["loop.steps=1000000", "loop.save_every=1000000", *options]
         command = ["bash", str(ROOT / "scripts/launch.sh"), "-m", "tokenizer.train", "--config", folder / "tiny.yaml"]
         environment = {"PATH": os.environ["PATH"], "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
+        environment |= {name: value for name, value in os.environ.items() if name == "HANG_TIMEOUT"}
         environment["TORCH_RUN_PATH"] = str(Path(sys.executable).with_name("torchrun"))
         self.output = folder / "output.txt"
         with self.output.open("wb") as file:
@@ -170,6 +172,49 @@ def test_a_second_ctrl_c_ends_at_once(launched, tmp_path):
     say("SIGINT twice", f"saved {run.saved()}", f"launcher {code} after {time.monotonic() - begin:.1f} s", left)
     assert code == 1 and not left and run.saved() == []
     assert run.text().count("interrupted\n") == 2 and "Traceback" not in run.text()
+
+
+HANGING_RANK = """
+import os
+import time
+from tokenizer.training.task import TokenizerTask
+
+real = TokenizerTask.train_step
+
+
+def train_step(self, *arguments):
+    if arguments[-1] == 4 and os.environ["RANK"] == "1":
+        time.sleep(600)
+    return real(self, *arguments)
+
+
+TokenizerTask.train_step = train_step
+"""
+
+
+def test_a_hung_rank_is_shown(launched, tmp_path, monkeypatch, image_folder, world):
+    """Every process ends by itself, log.txt has the stack that hangs, and the last finished checkpoint resumes."""
+    monkeypatch.setenv("HANG_TIMEOUT", "20")
+    (tmp_path / "hanging_rank.py").write_text(HANGING_RANK)
+    run = launched("--plugin", str(tmp_path / "hanging_rank.py"), "loop.save_every=3")
+    run.wait_for_steps(4)
+    begin = time.monotonic()
+    code = run.wait(90)
+    left = run.survivors()
+    say(
+        "rank 1 hangs",
+        f"saved {run.saved()}",
+        f"launcher {code} after {time.monotonic() - begin:.1f} s",
+        f"left {left}",
+    )
+    assert code == 1 and not left and run.saved() == [3]
+    log = (run.run_dir / "log.txt").read_text()
+    assert "process 0: the training hangs: no progress for 20 s" in log, log
+    assert "process 0 in 'training step' of step 5 for " in log, log
+    assert re.search(r'process 1: the training hangs(.|\n)*hanging_rank.py", line \d+ in train_step', log), log
+    assert "launcher: hung (process 0: exit code 76, process 1: exit code 76)" in run.text()
+    tokenizer.train.train(tiny.tokenizer_config(run.run_dir, image_folder, "loop.steps=4"), world)
+    assert run.saved() == [3, 4]
 
 
 def test_kill_9_of_a_rank_ends_the_others(launched, image_folder, world):

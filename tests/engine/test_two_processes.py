@@ -10,6 +10,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 
 import tokenizer.train
 from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, read_manifest
+from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import find_weights, read_weights
 from engine.run_log import read_metrics
 from engine.stopping import EXIT_STOPPED
@@ -49,7 +50,30 @@ def one_cannot_write(world: World, run_dir, images) -> None:
     assert "Traceback" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("trouble", "saved"), [(one_is_stopped, [3]), (one_cannot_write, [])])
+def main_has_no_space(world: World, run_dir, images) -> None:
+    """The main process fails before the others begin to write. Regression: they waited for it, for an hour."""
+    if world.is_main:
+        CheckpointStore._check_space = no_space
+    with pytest.raises(CheckpointError, match=r"step_00000004 could not be written: .*No space left"):
+        train(world, run_dir, images)
+
+
+def main_cannot_finish(world: World, run_dir, images) -> None:
+    """The main process fails after all have written their parts."""
+    if world.is_main:
+        CheckpointStore._finish = no_space
+    with pytest.raises(CheckpointError, match=r"step_00000004 could not be written: .*No space left"):
+        train(world, run_dir, images)
+
+
+def no_space(*arguments) -> None:
+    raise OSError(28, "No space left on device")
+
+
+TROUBLES = [(one_is_stopped, [3]), (one_cannot_write, []), (main_has_no_space, []), (main_cannot_finish, [])]
+
+
+@pytest.mark.parametrize(("trouble", "saved"), TROUBLES)
 def test_trouble_of_one_process_ends_both_and_the_run_goes_on(trouble, saved, tmp_path, image_folder):
     """Both leave at the same step, nothing half-written stays, and the next call gives the undisturbed run."""
     on_ranks(2, tmp_path / "a", trouble, tmp_path / "run", image_folder)
