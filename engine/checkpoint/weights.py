@@ -205,6 +205,8 @@ def find_weights(path: str | Path, prefer: str, what: str, *, hashed: bool = Tru
     check_weight_choice(prefer)
     folder = _weights_folder(Path(path), what)
     manifest = read_manifest(folder)
+    if manifest is None and (folder / "manifest.json").exists():
+        raise CheckpointError(f"{folder / 'manifest.json'} is damaged, so nothing in this folder can be checked by it")
 
     # An EMA that the manifest lists and the folder lacks is an error, not a reason to take the raw weights.
     is_ema_listed = manifest is not None and "ema.safetensors" in manifest["files"]
@@ -218,6 +220,7 @@ def find_weights(path: str | Path, prefer: str, what: str, *, hashed: bool = Tru
         raise CheckpointError(f"{what} {folder} has no {kind}.safetensors; use weights={other_kind}")
     if manifest is not None:
         _check_listed(weights.path, manifest, hashed)
+        _check_listed(folder / "config.yaml", manifest, hashed)
     return weights
 
 
@@ -237,8 +240,8 @@ def _weights_folder(folder: Path, what: str) -> Path:
 
 
 def _check_listed(path: Path, manifest: Mapping[str, Any], hashed: bool) -> None:
-    """Raises CheckpointError unless a file of weights is the one that the manifest lists."""
+    """Raises CheckpointError unless a file is the one that the manifest lists."""
     expected = manifest["files"].get(path.name)
-    is_listed = expected is not None and expected["size"] == path.stat().st_size
-    if not is_listed or (hashed and expected["sha256"] != file_sha256(path)):
+    is_there = expected is not None and path.is_file() and expected["size"] == path.stat().st_size
+    if not is_there or (hashed and expected["sha256"] != file_sha256(path)):
         raise CheckpointError(f"{path} is damaged: its size or hash is not that of manifest.json")

@@ -53,8 +53,8 @@ class GigaTokLayout(PublishedLayout):
     def complete_config(self, config: ModelConfig, state: State) -> ModelConfig:
         """The file knows the width of its semantic head, which is for training only."""
         head = next((state[name] for name in SEMANTIC_HEADS if name in state), None)
-        if head is None:
-            return config
+        if head is None or head.ndim != 2:
+            return config  # the strict load names it
         config = copy.deepcopy(config)
         config.hybrid.semantic_dim = head.shape[0]
         return config

@@ -13,7 +13,7 @@ from engine.messages import ConfigError
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.generative_decoder import FIRST_CONV
 from tokenizer.models.registry import ModelConfig
-from tokenizer.published.layout import Rule, State
+from tokenizer.published.layout import Rule, State, num_rows
 from tokenizer.published.merged import MergedLayout, cnn_rules, ema_key, level_rules
 from tokenizer.quantizers.gq import GQConfig
 
@@ -45,7 +45,7 @@ class WeTokLayout(MergedLayout):
         if MARK not in state or NOT_MARK in state:
             return None
 
-        channels = len(state["encoder.conv_out.weight"])
+        channels = num_rows(state, "encoder.conv_out.weight")
         if channels % GROUP_BITS:
             raise ConfigError(f"{channels} latent channels are no groups of {GROUP_BITS} bits: name the file's YAML")
 
@@ -53,12 +53,12 @@ class WeTokLayout(MergedLayout):
             """How many numbers follow a prefix in the names."""
             return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
 
-        base = len(state["encoder.conv_in.weight"])
+        base = num_rows(state, "encoder.conv_in.weight")
         levels = range(count("encoder.down."))
         config = ModelConfig(name=MODEL)
         config.wetok.cnn = CNNConfig(
             base_channels=base,
-            channel_multipliers=[len(state[f"encoder.down.{i}.block.0.conv1.weight"]) // base for i in levels],
+            channel_multipliers=[num_rows(state, f"encoder.down.{i}.block.0.conv1.weight") // base for i in levels],
             encoder_res_blocks=count("encoder.down.0.block."),
             decoder_res_blocks=count("decoder.up.0.block."),
             mid_blocks=count("encoder.mid_block."),
@@ -71,8 +71,8 @@ class WeTokLayout(MergedLayout):
         """A decoder whose first convolution takes twice the latent channels is a generative one."""
         first_conv = state.get(FIRST_CONV, state.get(ema_key(FIRST_CONV)))
         encoder_out = state.get("encoder.conv_out.weight", state.get(ema_key("encoder.conv_out.weight")))
-        if first_conv is None or encoder_out is None:
-            return config
+        if first_conv is None or encoder_out is None or first_conv.ndim != 4 or encoder_out.ndim != 4:
+            return config  # the strict load names them
         config = copy.deepcopy(config)
         config.wetok.generative_decoder = first_conv.shape[1] == 2 * len(encoder_out)
         return config
