@@ -98,13 +98,12 @@ def _load_published(
         )
     model = config if isinstance(config, GeneratorConfig) else load_sections(GeneratorSections, config).model
     layout = layout_of(model)
-    found = layout.read(path, weights)
-    state = {name: value.to("meta") for name, value in found.state.items()} if header_only else found.state
+    found = layout.read(path, weights, header_only=header_only)
 
     # The tensors of the file become the parameters; nothing is initialized first.
     with torch.device("meta"):
         generator = build_generator(model)
-    ours = layout.import_state(state, generator.state_dict())
+    ours = layout.import_state(found.state, generator.state_dict())
     if header_only:
         require_fit(generator, ours, path, layout.name_in_file(found))
     else:

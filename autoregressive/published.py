@@ -28,9 +28,10 @@ PUBLISHED_SIZES = {f"GPT-{size.upper()}": size for size in SIZES}  # as the publ
 class PublishedLayout(Protocol):
     """How the published files of a generator look. It is built as `Class(section)`, with the generator's section."""
 
-    def read(self, path: Path, weights: str) -> Weights:
+    def read(self, path: Path, weights: str, *, header_only: bool = False) -> Weights:
         """The generator's weights of a file, under published names; `weights` is auto, ema or model.
 
+        With `header_only` the tensors are on the meta device.
         Raises ConfigError if the file holds no such generator.
         """
 
@@ -102,10 +103,10 @@ class GPTLayout:
         self.config = config
         self.rules = layout_rules(config)
 
-    def read(self, path: Path, weights: str) -> Weights:
+    def read(self, path: Path, weights: str, *, header_only: bool = False) -> Weights:
         # WeTok's files hold raw weights of a GPT alone; `weights` then speaks of the tokenizer beside it.
         preferred = "auto" if has_factorized_head(self.config) else weights
-        found = read_checkpoint(path, prefer=preferred, order=("model", "ema"))
+        found = read_checkpoint(path, prefer=preferred, order=("model", "ema"), header_only=header_only)
         state = select_submodule(found.state, GPT_PART)
         if not is_gpt(state):
             raise ConfigError(f"{path} holds no GPT (it has no tok_embeddings.weight); is it a tokenizer?")

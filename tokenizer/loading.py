@@ -156,10 +156,8 @@ def _load_published(
     in_one_dict = architecture is None or layout_of(architecture.model).holds_both_weights
 
     # The tensors of the tokenizer.
-    found = read_checkpoint(path, prefer=weights, is_wish=in_one_dict)
+    found = read_checkpoint(path, prefer=weights, is_wish=in_one_dict, header_only=header_only)
     state = select_submodule(found.state, TOKENIZER_PART)
-    if header_only:
-        state = {name: tensor.to("meta") for name, tensor in state.items()}
     if is_gpt(state):
         raise ConfigError(f"{path} holds a GPT, not a tokenizer")
 

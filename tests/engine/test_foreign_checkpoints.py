@@ -134,6 +134,8 @@ def test_a_changed_bit_is_noticed_by_its_checksum(tmp_path):
     changed_byte(path, 1.37)
     with pytest.raises(CheckpointError, match="is damaged: the checksum of x is wrong"):
         read_checkpoint(path)
+    header = read_checkpoint(path, header_only=True).state["x"]
+    assert header.is_meta and header.shape == (2,) and header.dtype == torch.float32
 
     path = write(tmp_path / "y", content)
     path.write_bytes(path.read_bytes().replace(b"optimizer", b"optimizes"))

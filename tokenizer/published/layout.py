@@ -136,7 +136,8 @@ def from_published(tensor: Tensor, conversion: str) -> Tensor:
         return tensor[:, 0]
     if conversion == "codes":
         codes = tensor.to(torch.int32)
-        return codes if torch.equal(codes.to(tensor.dtype), tensor) else tensor
+        is_whole = tensor.is_meta or torch.equal(codes.to(tensor.dtype), tensor)
+        return codes if is_whole else tensor
     return tensor
 
 

@@ -47,11 +47,13 @@ def read_checkpoint(
     order: Sequence[str] = ("ema", "model"),
     is_wish: bool = False,
     is_quiet: bool = False,
+    header_only: bool = False,
 ) -> Weights:
     """Reads a set of weights of a file of torch.save, old or new, or of safetensors, whatever its name is.
 
     `prefer` is `ema`, `model` (the raw weights), or `auto`: the first kind of `order` that the file has. With `is_wish`
-    the file's only set is taken where it has none of the preferred kind, because it may hold both in one.
+    the file's only set is taken where it has none of the preferred kind, because it may hold both in one. With
+    `header_only` the tensors are on the meta device: no number is read, and no checksum compared.
 
     Raises CheckpointError where the file is no checkpoint, is damaged, or has no such weights. Nothing in it is run.
     """
@@ -64,7 +66,7 @@ def read_checkpoint(
     left_out = _left_out(opened, sets, chosen)
     if not is_quiet:
         _announce(path, chosen, left_out)
-    return Weights(_tensors(chosen, opened.file), chosen.kind, chosen.file_names, left_out, opened.foreign)
+    return Weights(_tensors(chosen, opened.file, header_only), chosen.kind, chosen.file_names, left_out, opened.foreign)
 
 
 def _announce(path: Path, chosen: WeightSet, left_out: Sequence[str]) -> None:
@@ -98,10 +100,10 @@ def _open(path: Path) -> _Opened:
     return _Opened(tree, content.file, content.foreign)
 
 
-def _tensors(chosen: WeightSet, file: TensorFile | None) -> dict[str, Tensor]:
-    if file is None:
-        return dict(chosen.tensors)
-    return file.read(chosen.tensors)
+def _tensors(chosen: WeightSet, file: TensorFile | None, header_only: bool) -> dict[str, Tensor]:
+    if file is not None:
+        return file.read_header(chosen.tensors) if header_only else file.read(chosen.tensors)
+    return {name: tensor.to("meta") if header_only else tensor for name, tensor in chosen.tensors.items()}
 
 
 # ------------------------------------------------------------------------------------------------ which set

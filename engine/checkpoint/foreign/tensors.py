@@ -101,6 +101,11 @@ class TensorFile:
                 f"{self.path} has {self.size:,} bytes and claims tensors of {total:,}: it is not read"
             )
 
+    def read_header(self, tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+        """The tensors on the meta device: names, shapes and types. Raises CheckpointError as `check` does."""
+        self.check(tensors)
+        return {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
+
     def read(self, tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
         """The tensors themselves, memory-mapped. Raises CheckpointError as `check` does, and for a wrong checksum."""
         self.check(tensors)
