@@ -27,6 +27,7 @@ from engine.data.classes import Classes, labels_among
 from engine.data.stream import position_rng
 from engine.json_text import to_json
 from engine.messages import UserError
+from engine.outputs import free_name
 
 FORMAT = 1
 
@@ -208,13 +209,21 @@ class CodeWriter:
             if key != "tokenizer" and present.get(key, type(value)()) != value
         ]
         if changed:
-            raise CodesError(f"{path.parent} holds other codes ({'; '.join(changed)[:600]}); use another --code-path")
+            other = free_name(self.folder.parent)
+            told = "; ".join(changed)[:600]
+            raise CodesError(f"{path.parent} holds other codes ({told}); use another --code-path, such as {other}")
         return present
 
     def create(self, labels: np.ndarray) -> None:
         """Makes the arrays, or keeps those of an interrupted extraction of the same kind. For the main process."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         extraction_path = self.folder / "progress.json"  # the facts of the extraction, and its block size
+        if not extraction_path.is_file() and self.folder.is_dir() and any(self.folder.iterdir()):
+            other = free_name(self.folder.parent)
+            raise CodesError(
+                f"{self.folder} is not empty and holds no extraction; nothing is overwritten: give another "
+                f"--code-path, such as {other}"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
         if extraction_path.is_file() and self._require_same(extraction_path).get("block") == self.block:
             return
 

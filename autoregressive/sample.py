@@ -5,13 +5,17 @@
     python -m autoregressive.sample --vq-ckpt runs/quickstart/tokenizer --gpt-ckpt runs/quickstart/gpt
 
 With the same seed and settings, sample i always looks the same, whatever the batch size. Several processes share the
-classes.
+classes. A class that is named twice gets further samples, in a numbered folder. A folder of the same settings is
+continued; any other one that is not empty is refused. `evaluations.measure` takes the folder as a set of images.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
+from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -24,8 +28,9 @@ from autoregressive.models.base import Generator
 from engine.arithmetic import ceil_div
 from engine.cli import add_device_flag, entry_parser, positive, run_entry
 from engine.data.classes import Classes
-from engine.data.images import save_grid, to_float, to_pil
+from engine.data.images import image_tensor, read_image, save_grid, to_float, to_pil
 from engine.messages import UserError, logger
+from engine.outputs import OutputFolder
 from engine.preflight import Preflight, require
 from engine.progress import progress
 from engine.world import World, distributed_world
@@ -33,6 +38,7 @@ from tokenizer.cli import add_tokenizer_flags, tokenizer_from, tokenizer_needs
 from tokenizer.models.base import Tokenizer
 
 DEFAULT_CLASSES = 8  # how many are drawn without --class-idx
+GRID = "grid.png"
 GRID_COLUMNS = 8
 IMAGENET_FOLDER = re.compile(r"n\d{8}")  # name of a class folder
 SAMPLES_PER_CLASS = 2**32  # sample numbers kept for each class, so that no two classes share one
@@ -77,22 +83,61 @@ def folder_name(label: int, classes: Classes) -> str:
     return f"class_{label}_{plain_name}".removesuffix("_")
 
 
+@dataclass(frozen=True)
+class ClassSamples:
+    """Samples `first` to `first + count` of a class, and the name of the folder that they go to."""
+
+    label: int
+    first: int
+    count: int
+    folder: str
+
+    def files(self) -> list[str]:
+        """The pictures, by their paths below the sample folder."""
+        return [f"{self.folder}/{number:06d}.png" for number in range(self.count)]
+
+
+def plan_classes(labels: list[int], count: int, classes: Classes) -> list[ClassSamples]:
+    """`count` samples for each entry of a list of labels; a class that is named again gets further ones.
+
+    Its folder is then numbered: `class_3`, `class_3_2`, ...
+    """
+    seen: Counter[int] = Counter()
+    plan = []
+    for label in labels:
+        name = folder_name(label, classes)
+        if seen[label]:
+            name = f"{name}_{seen[label] + 1}"
+        plan.append(ClassSamples(label, seen[label] * count, count, name))
+        seen[label] += 1
+    return plan
+
+
 def draw_class(
-    generator: Generator, tokenizer: Tokenizer, label: int, count: int, settings: SamplerSettings, batch_size: int
+    generator: Generator, tokenizer: Tokenizer, samples: ClassSamples, settings: SamplerSettings, batch_size: int
 ) -> Tensor:
-    """`count` images of one class, uint8 (count,3,H,W)."""
-    sample_ids = torch.arange(count) + label * SAMPLES_PER_CLASS
+    """The images of one entry of the plan, uint8 (count,3,H,W)."""
+    label, count = samples.label, samples.count
+    sample_ids = torch.arange(count) + samples.first + label * SAMPLES_PER_CLASS
     labels = torch.full((count,), label)
     batches = sample_images(generator, tokenizer, labels, sample_ids, settings, batch_size)
     return torch.cat([images for _, images in batches])
 
 
-def write_class(folder: Path, images: Tensor) -> None:
-    """Writes each image as PNG, and a grid of all."""
+def write_class(root: Path, samples: ClassSamples, images: Tensor) -> None:
+    """Writes each image as PNG, and at the end a grid of all, which says that the class is complete."""
+    folder = root / samples.folder
     folder.mkdir(parents=True, exist_ok=True)
-    for number, image in enumerate(images):
-        to_pil(image).save(folder / f"{number:06d}.png")
-    save_grid(folder / "grid.png", to_float(images), columns=min(GRID_COLUMNS, len(images)))
+    for name, image in zip(samples.files(), images, strict=True):
+        to_pil(image).save(root / name)
+    temporary = folder / f".grid.{os.getpid()}.png"
+    save_grid(temporary, to_float(images), columns=min(GRID_COLUMNS, len(images)))
+    temporary.replace(folder / GRID)
+
+
+def is_complete(root: Path, samples: ClassSamples) -> bool:
+    """Whether an earlier call with the same settings finished this class."""
+    return all((root / name).is_file() for name in (*samples.files(), f"{samples.folder}/{GRID}"))
 
 
 def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) -> None:
@@ -100,21 +145,39 @@ def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) ->
     tokenizer = tokenizer_from(args, world.device)
     generator = gpt_from(args, tokenizer, world.device)
     classes = chosen_classes(args, generator)
-    images_per_class = ceil_div(args.qual_num, len(classes))
+    plan = plan_classes(classes, ceil_div(args.qual_num, len(classes)), classes_of(generator))
 
-    first_images = []
-    rank_classes = classes[world.rank :: world.size]
-    for label in progress(rank_classes, "classes", world):
-        images = draw_class(generator, tokenizer, label, images_per_class, settings, args.per_proc_batch_size)
-        write_class(args.sample_dir / folder_name(label, classes_of(generator)), images)
-        first_images.append(images[:1])
+    # The folder, which may hold a part of the same samples.
+    root = args.sample_dir
+    settings_now = {
+        "command": "autoregressive.sample",
+        "tokenizer": tokenizer.provenance.fingerprint,
+        "generator": generator.provenance.fingerprint,
+        "precision": str(generator.dtype).removeprefix("torch."),
+        "image_size": tokenizer.image_size,
+        "noise_seed": args.noise_seed,
+        "classes": classes,
+        "images_per_class": plan[0].count,
+        "sampler": asdict(settings),
+    }
+    output = OutputFolder(root, "--sample-dir", settings_now, world)
+    missing = [samples for samples in plan if not is_complete(root, samples)]
+    world.barrier()  # no rank writes before all have looked
+    for samples in progress(missing[world.rank :: world.size], "classes", world):
+        images = draw_class(generator, tokenizer, samples, settings, args.per_proc_batch_size)
+        write_class(root, samples, images)
 
-    # The grid of the folder shows one image of each class that the main process drew.
-    world.barrier()
+    # The grid of the folder shows one image of each class.
+    output.finish([name for samples in plan for name in samples.files()])
     if world.is_main:
-        overview = to_float(torch.cat(first_images))
-        save_grid(args.sample_dir / "grid.png", overview, columns=min(GRID_COLUMNS, len(overview)))
-        logger.info("wrote %d images of each of %d classes under %s", images_per_class, len(classes), args.sample_dir)
+        overview = to_float(torch.stack([image_tensor(read_image(root / samples.files()[0])) for samples in plan]))
+        save_grid(root / GRID, overview, columns=min(GRID_COLUMNS, len(overview)))
+        written = sum(samples.count for samples in missing)
+        there = sum(samples.count for samples in plan) - written
+        before = f"; {there} were there before" if there else ""
+        logger.info(
+            "wrote %d images, %d for each entry of the class list, under %s%s", written, plan[0].count, root, before
+        )
 
 
 def parse_args() -> argparse.Namespace:
@@ -122,7 +185,10 @@ def parse_args() -> argparse.Namespace:
     add_tokenizer_flags(parser)
     add_gpt_flags(parser)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--class-idx", help='class numbers, such as "22,388" (default: the first eight classes)')
+    which.add_argument(
+        "--class-idx",
+        help='class numbers, such as "22,388"; one that is named again gets further samples (default: the first eight)',
+    )
     which.add_argument(
         "--class-name", action="append", help="name of a class, as its training folder is called; may be repeated"
     )

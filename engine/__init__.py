@@ -8,7 +8,8 @@ Processes          launcher (torchrun), stopping (signals), watchdog (hangs), wo
                    memory_plan (`--plan`)
 Training           loop, trained_model, optim, schedules
 Record of a run    run_log, folder_lock, run_record, alerts, progress, json_text (the one writer of JSON)
-Files              checkpoint/, assets (pretrained networks), pipeline (commands that can be stopped)
+Files              checkpoint/, assets (pretrained networks), pipeline (commands that can be stopped),
+                   outputs (where commands may write), facts (what differs between two manifests)
 Images             data/, image_metrics
 Numbers            arithmetic, seeds, finite (checks that nothing is NaN or infinite)
 """

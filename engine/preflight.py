@@ -37,6 +37,7 @@ from engine.data.sources import has_split, survey_source
 from engine.devices import device_problem
 from engine.loop import LoopConfig, batch_problem
 from engine.messages import ConfigError, UserError
+from engine.outputs import free_name
 
 CHECKED_VARIABLE = "PREFLIGHT_DONE"  # of the environment: 1 in processes whose needs were looked for before
 PROCESS_VARIABLES = ("LOCAL_WORLD_SIZE", "NPROC_PER_NODE", "gpus", "GPUS")  # the first that is set counts
@@ -124,7 +125,7 @@ class Preflight:
         """A file or folder that must not exist yet, in a folder that can be written."""
         path = Path(path)
         if path.exists():
-            self.problem(f"{name}: {path} exists already; give another name")
+            self.problem(f"{name}: {path} exists already; give another name, such as {free_name(path)}")
         else:
             self.output(path.parent, name)
 

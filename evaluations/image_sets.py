@@ -20,7 +20,8 @@ from engine.data.folders import LooseSource
 from engine.data.images import ImageError, image_tensor, printable
 from engine.data.samples import center_batch
 from engine.data.sources import ImageSource, read_source
-from engine.messages import UserError
+from engine.messages import UserError, logger
+from engine.outputs import listed_images, require_absent
 from engine.progress import image_bar
 from engine.world import World
 from evaluations.results import write_arrays
@@ -213,7 +214,8 @@ def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def open_images(path: str | Path, key: str = "--samples") -> NpzImages | FolderImages:
-    """The images of an npz file, or all image files under a folder, as they are.
+    """The images of an npz file, or all image files under a folder, as they are: of one that this program filled, the
+    images of the set.
 
     `key` names the flag in errors.
     """
@@ -222,7 +224,16 @@ def open_images(path: str | Path, key: str = "--samples") -> NpzImages | FolderI
         if not path.is_file():
             raise UserError(f"{path} does not exist")
         return NpzImages(path)
-    return FolderImages(LooseSource(str(path), key))
+
+    # Of a folder that this program filled, the images of the set: no grids, and no originals beside reconstructions.
+    source = LooseSource(str(path), key)
+    listed = listed_images(path)
+    if listed is not None:
+        logger.info(
+            "%s: %d images of the set, %d other pictures left out", path, len(listed), len(source) - len(listed)
+        )
+        source.take(listed)
+    return FolderImages(source)
 
 
 class NpzWriter:
@@ -236,8 +247,7 @@ class NpzWriter:
         self.path = path
         self.world = world
         self.rows_path = path.with_suffix(".rows.npy")
-        if path.exists():
-            raise UserError(f"{path} exists already; remove it or name another file")
+        require_absent(path, "the output file")
 
         # The main rank makes the file, then every rank maps it.
         if world.is_main:

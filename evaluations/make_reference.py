@@ -22,6 +22,7 @@ from engine.cli import add_device_flag, entry_parser, positive, run_entry
 from engine.data.config import DataConfig
 from engine.data.sources import kind_of, open_path, survey_source
 from engine.messages import UserError, logger
+from engine.outputs import require_absent
 from engine.preflight import Preflight, require
 from engine.world import World
 from evaluations.cli import SPLITS, add_asset_flags, assets_from, run_evaluation
@@ -90,8 +91,9 @@ def reference_arrays(images: SourceImages, kind: str, statistics: FeatureStatist
 
 @torch.inference_mode()
 def write(args: argparse.Namespace, world: World) -> None:
-    if args.output.suffix != ".npz" or args.output.exists():
-        raise UserError(f"--output {args.output} must be an npz file that does not exist yet")
+    if args.output.suffix != ".npz":
+        raise UserError(f"--output {args.output} must be the name of an .npz file")
+    require_absent(args.output, "--output")
     source = open_path(args.data_path, "--data-path")
     images = SourceImages(source, args.kind, args.image_size)
     extractor = EXTRACTORS[FILE_EXTRACTOR](assets_from(args)).to(world.device)

@@ -37,7 +37,7 @@ from evaluations.protocols.distances import compute_metrics
 from evaluations.protocols.reference import ReferenceImages, ReferenceSource, features_of
 from evaluations.protocols.reference_file import ReferenceFile
 from evaluations.protocols.trust import KINDS, require_trust
-from evaluations.results import write_result
+from evaluations.results import claim_result, write_result
 
 
 def parse_args() -> argparse.Namespace:
@@ -75,11 +75,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     opened = open_reference(path, args.reference_kind, extractor)
     require_trust(opened.facts, args, args.measured, len(images), images.image_size, extractor)
 
-    keep_features = "published" in extractor.capabilities
-    reference = opened.reference(output.parent, world, keep_features)
-    statistics = features_of(images, extractor, world, keep_features, "features", args.per_proc_batch_size)
-    measurement = compute_metrics(statistics, reference, world, args.measured, args.fp16_emulation)
-
+    # How the numbers are made, and whether they may be written.
     protocol = {
         "kind": args.measured,
         "num_images": len(images),
@@ -88,9 +84,17 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         "crop": AS_STORED,
         "resize": AS_STORED,
         "rounding": "uint8 as stored",
-        "reference": reference.facts,
+        "reference": opened.facts,
         "samples": images.facts,
     }
+    claim_result(output, protocol)
+
+    # The numbers.
+    keep_features = "published" in extractor.capabilities
+    reference = opened.reference(output.parent, world, keep_features)
+    statistics = features_of(images, extractor, world, keep_features, "features", args.per_proc_batch_size)
+    measurement = compute_metrics(statistics, reference, world, args.measured, args.fp16_emulation)
+
     if world.is_main:
         write_result(output, measurement.metrics, protocol, unavailable=measurement.unavailable)
 

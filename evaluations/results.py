@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,14 +18,19 @@ import numpy as np
 from engine import plugins
 from engine.aliases import current_result
 from engine.checkpoint.manifest import STEP_NAME, write_atomic
+from engine.facts import changed_facts
 from engine.json_text import to_json
 from engine.messages import UserError, logger
+from engine.outputs import differences, refuse
 from engine.run_record import library_versions
 from evaluations.metrics.registry import protocol_sections, sections_of
 
 # Sections that may differ between two results: networks and samples are what is compared.
 TRAINED_SECTIONS = ("tokenizer", "gpt")
 COMPARED_SECTIONS = (*TRAINED_SECTIONS, "samples")
+
+# Where networks lay; of the same result they may have moved.
+MOVABLE_FACTS = tuple(f"{network}.path" for network in TRAINED_SECTIONS)
 
 FORCED_MARK = " (forced)"
 
@@ -36,24 +42,6 @@ IGNORED_FACTS = (
 
 
 # ------------------------------------------------------------------------------------------------ differences
-def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of a protocol."""
-    flat: dict[str, Any] = {}
-    for key, value in facts.items():
-        if isinstance(value, Mapping):
-            flat |= flat_facts(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def changed_facts(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, str]:
-    """{dotted key: "key: value, then value"} of every fact that differs between two protocols."""
-    a, b = flat_facts(first), flat_facts(second)
-    keys = [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
-    return {key: f"{key}: {a.get(key)!r}, then {b.get(key)!r}" for key in keys}
-
-
 def changed_for_all(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """The differences between two protocols after which no metric may be ranked."""
     elsewhere = {*COMPARED_SECTIONS, *protocol_sections()}
@@ -150,6 +138,45 @@ def write_result(path: Path, metrics: dict[str, Any], protocol: dict[str, Any], 
     logger.info("%s: %s", path, "  ".join(f"{name} {text}" for name, text in numbers.items()))
     for name, reason in reasons.items():
         logger.warning("%s: %s is unavailable: %s", path, name, reason)
+
+
+def claim_result(path: Path, protocol: Mapping[str, Any], flag: str = "--output") -> None:
+    """Checks that a result with this protocol may be written to `path`, before anything is measured.
+
+    A result of the same protocol will be replaced. Raises UserError where there is another one, or a file that is none.
+    """
+    if not path.exists():
+        if path.with_suffix(".npz").exists():  # of arrays that belong to no result
+            raise refuse(path, flag, f"has a file {path.stem}.npz beside it, which this command would overwrite")
+        return
+    try:
+        stored = read_result(path)
+    except UserError as error:
+        raise refuse(path, flag, "holds something that is no result") from error
+    changed = differences(stored["protocol"], protocol, MOVABLE_FACTS)
+    if changed:
+        raise refuse(path, flag, f"holds a result of another protocol ({changed})")
+    logger.info("%s holds a result of the same protocol: it will be replaced", path)
+
+
+def claim_arrays(path: Path, settings: Mapping[str, Any], companion: Path, flag: str = "--output") -> None:
+    """Checks that arrays with these settings may be written to the npz file `path`, and a picture to `companion`.
+
+    A file of the same settings (its entry `settings`) will be replaced. Raises UserError for any other one.
+    """
+    if not path.exists():
+        if companion.exists():
+            raise refuse(path, flag, f"has a file {companion.name} beside it, which this command would overwrite")
+        return
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            stored_settings = json.loads(str(stored["settings"]))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise refuse(path, flag, "does not say with which settings it was made") from error
+    changed = differences(stored_settings, settings)
+    if changed:
+        raise refuse(path, flag, f"was made with other settings ({changed})")
+    logger.info("%s was made with the same settings: it will be replaced", path)
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:

@@ -26,11 +26,12 @@ from engine.data.images import save_grid, to_float
 from engine.data.samples import center_batch
 from engine.data.sources import open_source
 from engine.devices import pick_device
+from engine.json_text import to_json
 from engine.messages import UserError, logger
 from engine.preflight import Preflight, require
 from evaluations.probes.pca import grid_features, images_of_class, principal_components
 from evaluations.report.pictures import zoom_of
-from evaluations.results import write_arrays
+from evaluations.results import claim_arrays, write_arrays
 from tokenizer.cli import (
     add_image_flags,
     add_tokenizer_flags,
@@ -85,6 +86,7 @@ def visualize(args: argparse.Namespace) -> None:
     # Components of the same images under each tokenizer.
     rows: dict[str, Tensor] = {}
     descriptions = []
+    networks = []
     for number, label in enumerate(labels):
         flags = flags_of_tokenizer(args, number)
         tokenizer = tokenizer_from(flags, device)
@@ -95,16 +97,23 @@ def visualize(args: argparse.Namespace) -> None:
         rows.setdefault("originals", originals)
         rows[f"map_{number}"] = component_images(features, originals.shape[-1])
         descriptions.append(f"{label}: {title}")
+        networks.append(tokenizer.provenance.fingerprint)
     if len({images.shape for images in rows.values()}) > 1:
         raise UserError("the tokenizers have different image sizes; give --image-size or compare those of one size")
+
+    # The same picture may be made again; anything else is not overwritten.
+    picture = args.output.with_suffix(".png")
+    settings = {"tokenizers": networks, "labels": labels, "images": source.identity(), "class": class_name}
+    settings |= {"num_images": len(originals), "image_size": originals.shape[-1], "layer": args.layer}
+    claim_arrays(args.output, settings, companion=picture)
 
     # Arrays for the report.
     note = f"Class {class_name} of {source.name}; {'; '.join(descriptions)}."
     arrays = {name: images.numpy() for name, images in rows.items()}
+    arrays["settings"] = np.array(to_json(settings))
     write_arrays(args.output, names=np.array(labels), note=np.array(note), **arrays)
 
     # A picture for people: originals in the first row, one row per tokenizer below.
-    picture = args.output.with_suffix(".png")
     save_grid(picture, to_float(torch.cat(list(rows.values()))), len(originals), zoom=zoom_of(originals))
     logger.info("%s (originals above, then %s)", picture, ", ".join(labels))
 

@@ -6,11 +6,14 @@
 --data-path can be any folder: it is searched for image files, and other files are counted and ignored. Every image is
 center-cropped to the size of the tokenizer, turned into codes, and decoded again. For image 7, for example, the sample
 folder receives 000007_gt.png (the original) and 000007.png (its reconstruction). grid.png shows the first images.
+A folder of the same settings is written again; any other one that is not empty is refused. `evaluations.measure` takes
+the folder as a set of reconstructions.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import torch
@@ -28,6 +31,7 @@ from engine.data.sources import open_source, source_names
 from engine.finite import numbered
 from engine.image_metrics import psnr
 from engine.messages import UserError, logger
+from engine.outputs import OutputFolder
 from engine.preflight import Preflight, require
 from engine.progress import progress
 from engine.registry import extended
@@ -37,6 +41,7 @@ from tokenizer.frozen.lpips import lpips_network
 from tokenizer.losses.perceptual import LPIPSLoss
 from tokenizer.models.base import Tokenizer
 
+RECONSTRUCTION_NAME = re.compile(r"\d{6,}(_lpips\d+\.\d+)?\.png")  # as opposed to originals and the grid
 GRID_BATCHES = 4  # batches whose first images are in the grid
 GRID_COLUMNS = 8  # images of a batch that are in the grid
 
@@ -160,10 +165,19 @@ def main() -> None:
             source.decoding = tokenizer.provenance.config.data.decoding
         lpips = lpips_or_none(world.device) if args.lpips else None
         folder = args.sample_dir
-        folder.mkdir(parents=True, exist_ok=True)
+        num_images = min(len(source), args.num_images) if args.num_images else len(source)
+        settings = {
+            "command": "tokenizer.reconstruct",
+            "tokenizer": tokenizer.provenance.fingerprint,
+            "image_size": tokenizer.image_size,
+            "noise_seed": args.noise_seed,
+            "images": source.identity(),
+            "num_images": num_images,
+            "lpips": lpips is not None,
+        }
+        output = OutputFolder(folder, "--sample-dir", settings, world)
 
         # Every rank takes its part of the images.
-        num_images = min(len(source), args.num_images) if args.num_images else len(source)
         rank_images = range(num_images)[world.rank :: world.size]
         batch_size = args.per_proc_batch_size
         scores: list[float] = []
@@ -176,6 +190,8 @@ def main() -> None:
             if len(grid_batches) < GRID_BATCHES:
                 grid_batches.append((originals[:GRID_COLUMNS], reconstructions[:GRID_COLUMNS]))
 
+        world.barrier()
+        output.finish([path.name for path in folder.iterdir() if RECONSTRUCTION_NAME.fullmatch(path.name)])
         if world.is_main:
             write_grid(folder / "grid.png", grid_batches)
             if args.clear_cache:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -165,11 +166,14 @@ def write_weights(folder: Path, weights: WeightSets, config: Any) -> None:
 
 def export_folder(folder: Path, config: Any, weights: WeightSets) -> None:
     """Writes weights and config.yaml to a folder that does not exist yet, all or nothing."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")  # of this process, so that it may be removed
     temporary.mkdir(parents=True)
-    write_weights(temporary, weights, config)
-    temporary.rename(folder)
+    try:
+        write_weights(temporary, weights, config)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 # ------------------------------------------------------------------------------------------------ finding

@@ -301,6 +301,12 @@ class LooseSource(FileSource):
         self.num_hidden = listing.num_hidden
         self.labels = np.zeros(len(self.paths), dtype=np.int64)
 
+    def take(self, paths: Sequence[Path]) -> None:
+        """Keeps only these files."""
+        self.folder = self.folder.resolve()
+        self.paths = sorted(paths)
+        self.labels = np.zeros(len(self.paths), dtype=np.int64)
+
     @classmethod
     def holds(cls, path: str | Path) -> bool:
         """Any path: this kind is asked last, and its error says what is missing."""

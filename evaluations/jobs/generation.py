@@ -41,7 +41,7 @@ from evaluations.protocols.generation_accumulators import (
     PngExport,
 )
 from evaluations.protocols.reference import Reference
-from evaluations.results import write_arrays, write_result
+from evaluations.results import TRAINED_SECTIONS, claim_result, write_arrays, write_result
 from evaluations.sample_stream import SampleStream
 from tokenizer.cli import images_from, tokenizer_from
 
@@ -101,7 +101,10 @@ class GenerationJob:
             opened = open_reference(args, "generation", len(stream.labels), data, stream.image_size, extractor, classes)
         export = None
         if args.export:
-            export = EXPORTS[args.export](args.sample_dir, stream.labels, stream.image_size, world)
+            sampled = {"command": "evaluations.generation", **stream.protocol(None)}
+            for network in TRAINED_SECTIONS:  # folders may move
+                sampled[network] = {name: fact for name, fact in sampled[network].items() if name != "path"}
+            export = EXPORTS[args.export](args.sample_dir, stream.labels, stream.image_size, sampled, world)
 
         # The reference comes last: its statistics may take long.
         reference = None
@@ -159,12 +162,12 @@ class GenerationJob:
 
     def run(self, world: World) -> None:
         """Samples, measures, and writes the result, then examples for the report."""
+        claim_result(self.output, self.protocol())
         measurement = measure(self.stream.batches(), self.accumulators(), world)
         timing = self.stream.times()
         if not world.is_main:
             return
 
-        write_arrays(self.output, **measurement.arrays)
         write_result(
             self.output,
             measurement.metrics,
@@ -172,6 +175,7 @@ class GenerationJob:
             unavailable=measurement.unavailable,
             timing=timing,
         )
+        write_arrays(self.output, **measurement.arrays)
 
         # Hours of work are safe by now: what goes wrong with the examples is a warning.
         try:

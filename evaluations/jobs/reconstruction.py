@@ -35,7 +35,7 @@ from evaluations.protocols.reconstruction_accumulators import (
 from evaluations.protocols.reference import Reference
 from evaluations.protocols.registry import PROTOCOLS
 from evaluations.protocols.trust import require_trust
-from evaluations.results import write_arrays, write_result
+from evaluations.results import claim_result, write_arrays, write_result
 from tokenizer.cli import images_from, tokenizer_from
 from tokenizer.frozen.lpips import lpips_network
 
@@ -156,10 +156,11 @@ class ReconstructionJob:
 
     def run(self, world: World) -> None:
         """Measures, and writes the result."""
+        claim_result(self.output, self.protocol())
         measurement = measure(self.batches(world), self.accumulators(), world)
         if world.is_main:
-            write_arrays(self.output, **measurement.arrays)
             write_result(self.output, measurement.metrics, self.protocol(), unavailable=measurement.unavailable)
+            write_arrays(self.output, **measurement.arrays)
 
 
 def lpips_networks(

@@ -16,13 +16,14 @@ from engine.aliases import current_result
 from engine.checkpoint.manifest import write_atomic
 from engine.json_text import as_read_back, to_json
 from engine.messages import UserError, logger
+from engine.outputs import differences, refuse
 from engine.world import World
 from evaluations.cli import extractor_from, open_reference, output_path
 from evaluations.metrics.extractor import Extractor
 from evaluations.protocols.accumulators import Measurement, measure
 from evaluations.protocols.generation_accumulators import GenerationDistances
 from evaluations.protocols.reference import Reference
-from evaluations.results import changed_facts, forced_mark, forced_metrics, read_result, write_result
+from evaluations.results import forced_mark, forced_metrics, read_result, write_result
 from evaluations.sample_stream import SampleStream
 from tokenizer.cli import images_from, tokenizer_from
 
@@ -31,6 +32,7 @@ PUBLISHED_STARTS = {  # schedule -> published size -> scale at which the release
     "constant": {"b": 2.0, None: 1.75},
     "linear": {None: 2.0},
 }
+PARTIAL_SUFFIX = ".partial.json"  # of the file of a search that is not finished
 OTHER_STARTS = {None: 2.0}  # of schedules without a released search
 
 # Facts of a protocol that may differ when a search goes on: the scale is what moves, and folders may have moved.
@@ -135,7 +137,8 @@ class Curve:
             stored = current_result(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error}); remove it") from error
-        require_settings(stored["settings"], self.settings, f"{path} holds a search", "use another --output")
+        result = path.with_name(path.name.replace(PARTIAL_SUFFIX, ".json"))
+        require_settings(result, stored["settings"], self.settings, "a search that was begun")
         self.missing = stored.get("unavailable", {})
         self.rows = {row["guidance_scale"]: row["metrics"] for row in stored["rows"]}
 
@@ -153,11 +156,11 @@ class Curve:
         return [{"guidance_scale": scale, "metrics": self.rows[scale]} for scale in sorted(self.rows)]
 
 
-def require_settings(stored: Mapping[str, Any], settings: Mapping[str, Any], title: str, advice: str) -> None:
-    """Raises UserError where `stored` settings are not `settings`; `title` says whose they are."""
-    changed = list(changed_facts(stored, settings).values())
+def require_settings(path: Path, stored: Mapping[str, Any], settings: Mapping[str, Any], what: str) -> None:
+    """Raises UserError where the `stored` settings of the file `path`, which holds `what`, are not `settings`."""
+    changed = differences(stored, settings)
     if changed:
-        raise UserError(f"{title} with other settings ({'; '.join(changed)[:500]}); {advice}")
+        raise refuse(path, "--output", f"holds {what} with other settings ({changed})")
 
 
 # ------------------------------------------------------------------------------------------------ the search
@@ -204,7 +207,7 @@ class SearchJob:
         for section, fact in FREE_FACTS:
             facts[section].pop(fact, None)
         facts["fp16_emulation"] = args.fp16_emulation
-        curve = Curve(output.with_suffix(".partial.json"), facts, world)
+        curve = Curve(output.with_suffix(PARTIAL_SUFFIX), facts, world)
 
         # The reference comes last: its statistics may take long.
         reference = opened.reference(output.parent, world, keep_features="published" in extractor.capabilities)
@@ -222,8 +225,7 @@ class SearchJob:
         if not self.output.is_file():
             return False
         stored = read_result(self.output).get("settings", {})
-        title = f"{self.output} holds a finished search"
-        require_settings(stored, self.settings(), title, "give another --output, or remove it")
+        require_settings(self.output, stored, self.settings(), "a finished search")
         return True
 
     def measure_at(self, scale: float) -> float:

@@ -27,7 +27,7 @@ from engine.progress import progress
 from engine.world import World
 from evaluations.cli import output_path
 from evaluations.image_sets import CENTER_CROP, decoding_facts, rank_batches
-from evaluations.results import write_result
+from evaluations.results import claim_result, write_result
 from tokenizer.cli import images_from, tokenizer_from
 from tokenizer.models.base import Tokenizer
 
@@ -134,6 +134,7 @@ class ValLossJob:
 
     def run(self, world: World) -> None:
         """Measures, and writes the result."""
+        claim_result(self.output, self.protocol())
         count = self.codes.facts["num_images"]
         losses = torch.zeros(count, dtype=torch.float64, device=world.device)
         batches = rank_batches(count, self.batch_size, world)

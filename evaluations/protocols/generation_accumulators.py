@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autoregressive.codes import CodeStore
 from engine.data.images import to_pil
 from engine.finite import numbered, require_finite
-from engine.messages import UserError
+from engine.outputs import OutputFolder
 from engine.world import World
 from evaluations.digits.model import classify
 from evaluations.image_sets import NpzWriter
@@ -145,7 +145,9 @@ class Checksums(Accumulator[GeneratedBatch]):
 class NpzExport(Accumulator[GeneratedBatch]):
     """Writes the images into `samples.npz` in ADM's layout."""
 
-    def __init__(self, folder: Path, labels: Tensor, image_size: int, world: World) -> None:
+    def __init__(
+        self, folder: Path, labels: Tensor, image_size: int, settings: Mapping[str, Any], world: World
+    ) -> None:
         self.labels = labels
         self.writer = NpzWriter(folder / "samples.npz", len(labels), image_size, world)
 
@@ -158,20 +160,25 @@ class NpzExport(Accumulator[GeneratedBatch]):
 
 
 class PngExport(Accumulator[GeneratedBatch]):
-    """Writes the images as PNG files, named by their numbers, into an empty folder `samples`."""
+    """Writes the images as PNG files, named by their numbers, into the folder `samples`."""
 
-    def __init__(self, folder: Path, labels: Tensor, image_size: int, world: World) -> None:
-        self.samples_dir = folder / "samples"
-        if self.samples_dir.is_dir() and any(self.samples_dir.iterdir()):
-            raise UserError(f"{self.samples_dir} holds pictures already; remove them or give another --sample-dir")
-        world.barrier()  # no rank writes before all have looked
-        self.samples_dir.mkdir(parents=True, exist_ok=True)
+    def __init__(
+        self, folder: Path, labels: Tensor, image_size: int, settings: Mapping[str, Any], world: World
+    ) -> None:
+        self.count = len(labels)
+        self.output = OutputFolder(folder / "samples", "--sample-dir: its", settings, world)
+
+    @staticmethod
+    def file_name(number: int) -> str:
+        """The file of sample `number`."""
+        return f"{number:06d}.png"
 
     def update(self, batch: GeneratedBatch) -> None:
         for number, image in zip(batch.ids.tolist(), batch.images, strict=True):
-            to_pil(image).save(self.samples_dir / f"{number:06d}.png")
+            to_pil(image).save(self.output.path / self.file_name(number))
 
     def result(self, world: World) -> Measurement:
+        self.output.finish([self.file_name(number) for number in range(self.count)])
         return Measurement()
 
 

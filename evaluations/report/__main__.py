@@ -1,11 +1,14 @@
 """Writes a self-contained HTML page for one run, or several side by side: numbers with their protocol, curves, images.
 
     python -m evaluations.report runs/quickstart
+    python -m evaluations.report runs/VQ_SS256                 (one training, with its curves)
+    python -m evaluations.report runs/                         (a folder of runs: an overview of all of them)
     python -m evaluations.report runs/ar_probe/A runs/ar_probe/B --output comparison.html
 
 This command reads what a run left behind (metrics.jsonl of its networks, evaluations/*, results of probes), and writes
 report.html and samples.png into the folder of the run. For several runs, the page has one table per kind of result,
-ranked where the protocols agree, and shows the same parts of all runs one below the other.
+ranked where the protocols agree, and shows the same parts of all runs one below the other. An earlier page of the same
+runs is replaced; no other file is.
 """
 
 from __future__ import annotations
@@ -19,8 +22,10 @@ from engine.data.sources import attribution_of
 from engine.messages import UserError, logger
 from engine.preflight import Preflight, require
 from evaluations.comparison import compare
-from evaluations.report.page import page, table
-from evaluations.report.run_folder import RunFolder
+from evaluations.report.overview import overview
+from evaluations.report.page import claim_page, page, table
+from evaluations.report.pictures import SAMPLES_PICTURE
+from evaluations.report.run_folder import RunFolder, runs_in
 from evaluations.report.sections import COMPARED_SECTIONS, SECTIONS
 
 MAX_DIFFERENCES = 12  # of two protocols, that are listed
@@ -28,21 +33,24 @@ MAX_DIFFERENCES = 12  # of two protocols, that are listed
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, or of several runs")
     parser.add_argument(
-        "--output", type=Path, help="page to write (default: RUN/report.html; comparison.html for several runs)"
+        "--output", type=Path, help="page to write (default: RUN/report.html; comparison.html for several folders)"
     )
     return parser.parse_args()
 
 
-def open_run(path: Path) -> RunFolder:
-    """Opens the run in a folder. Raises UserError if there is nothing to show."""
+def open_runs(path: Path) -> list[RunFolder]:
+    """Opens the run in a folder, or those right below it. Raises UserError if there is nothing to show."""
     if not path.is_dir():
         raise UserError(f"{path} is not a folder")
-    run = RunFolder(path)
-    if not run.results and not list(path.glob("*/metrics.jsonl")):
-        raise UserError(f"{path} has neither evaluations/*.json nor a trained network; is it the folder of a run?")
-    return run
+    runs = runs_in(path)
+    if not runs:
+        raise UserError(
+            f"{path} has neither evaluations/*.json nor a trained network, and no folder in it is a run; "
+            "is it the folder of a run, or of several?"
+        )
+    return runs
 
 
 def attribution(runs: list[RunFolder]) -> str:
@@ -75,18 +83,16 @@ def comparison(runs: list[RunFolder]) -> str:
             items = "".join(f"<li>{escape(line)}</li>" for line in compared.forced)
             note += f'<div class="note">Forced: these numbers should not be trusted.<ul>{items}</ul></div>'
         parts.append(f"<h2>{escape(name)}</h2>{table(head, body)}{note}")
-    return "".join(parts) or "<p>No kind of result is in two of the runs.</p>"
+    return "".join(parts)
 
 
-def _page_of_one(run: RunFolder) -> str:
-    title = run.path.name
+def _page_of_one(title: str, run: RunFolder) -> str:
     body = [f"<h1>{escape(title)}</h1>", *(section(run) for section in SECTIONS), attribution([run])]
     return page(title, body)
 
 
-def _page_of_several(runs: list[RunFolder]) -> str:
-    title = " / ".join(run.path.name for run in runs)
-    body = [f"<h1>{escape(title)}</h1>", comparison(runs)]
+def _page_of_several(title: str, runs: list[RunFolder]) -> str:
+    body = [f"<h1>{escape(title)}</h1>", overview(runs), comparison(runs)]
     for section in COMPARED_SECTIONS:
         for run in runs:
             content = section(run)
@@ -99,15 +105,20 @@ def _page_of_several(runs: list[RunFolder]) -> str:
 def write_report(folders: list[Path], output: Path | None = None) -> Path:
     """Writes the page and returns its path.
 
-    By default it is report.html in the folder of one run, or comparison.html for several.
+    By default it is report.html in the folder of one run, or of a folder of runs, and comparison.html for several
+    folders. Raises UserError where the page would overwrite something else than an earlier one of the same runs.
     """
-    runs = [open_run(folder) for folder in folders]
-    if len(runs) == 1:
+    runs = [run for folder in folders for run in open_runs(folder)]
+    if len(folders) == 1:
         path = output or folders[0] / "report.html"
-        text = _page_of_one(runs[0])
+        title = folders[0].resolve().name
     else:
         path = output or Path("comparison.html")
-        text = _page_of_several(runs)
+        title = " / ".join(run.path.name for run in runs)
+
+    is_one = len(runs) == 1
+    claim_page(path, title, *(run.path / SAMPLES_PICTURE for run in runs[:1] if is_one and path.parent == run.path))
+    text = _page_of_one(title, runs[0]) if is_one else _page_of_several(title, runs)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
@@ -117,7 +128,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for the run folders, and a place for the page."""
     for path in args.runs:
         with preflight.collecting():
-            open_run(path)
+            open_runs(path)
             preflight.found.append(f"run: {path}")
     if args.output is not None:
         preflight.output(args.output.parent, "--output")

@@ -89,6 +89,12 @@ GPT_CHARTS = [
 ]
 
 
+OTHER_CHARTS = [
+    Chart("Loss", "", [Series("training", key="loss"), Series("held out", key="val/loss")]),
+    Chart("Accuracy", "fraction", [Series("held out", key="val/accuracy")]),
+]
+
+
 def tokenizer_charts() -> list[Chart]:
     """The charts of a tokenizer, with the losses that any registered quantizer names itself."""
     of_quantizers = {loss for quantizer in QUANTIZERS.values() for loss in quantizer.loss_names}
@@ -107,8 +113,22 @@ def tokenizer_charts() -> list[Chart]:
     ]
 
 
+def training_of(run: RunFolder) -> Training:
+    """The network of a single training, which its config tells."""
+    config = run.config
+    if "loss" in config:
+        return Training("tokenizer", run.path, tokenizer_charts())
+    if "codes" in config.get("data", {}):
+        return Training("GPT", run.path, GPT_CHARTS)
+    if "probe" in config:
+        return Training("linear probe", run.path, PROBE_CHARTS)
+    return Training("network", run.path, OTHER_CHARTS)
+
+
 def trainings_of(run: RunFolder) -> list[Training]:
     """The networks of a run, in the order of the page."""
+    if run.is_training:
+        return [training_of(run)]
     layout = run.layout
     return [
         Training("tokenizer", layout.tokenizer, tokenizer_charts()),

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from engine.outputs import refuse
+
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 
 
@@ -49,9 +51,29 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="scroll"><table><tr>{top}</tr>{"".join(body)}</table></div>'
 
 
-def page(title: str, body: Sequence[str]) -> str:
-    """The whole document."""
+def page_start(title: str) -> str:
+    """How a page of this title begins, by which an earlier report of the same runs is known."""
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style><body>{''.join(body)}</body></html>"
+        f"<title>{escape(title)}</title>"
     )
+
+
+def page(title: str, body: Sequence[str]) -> str:
+    """The whole document."""
+    return f"{page_start(title)}<style>{STYLE}</style><body>{''.join(body)}</body></html>"
+
+
+def claim_page(path: Path, title: str, companion: Path | None = None) -> None:
+    """Checks that a page may be written to `path`, and a picture to `companion`.
+
+    An earlier page of this title is replaced. Raises UserError for any other file.
+    """
+    if path.is_dir():
+        raise refuse(path, "--output", "is a folder")
+    if path.is_file():
+        content = path.read_text(encoding="utf-8", errors="replace")
+        if not content.startswith(page_start(title)):
+            raise refuse(path, "--output", "is no report of these runs")
+    elif companion is not None and companion.exists():
+        raise refuse(companion, "the picture", "belongs to no report")

@@ -14,6 +14,7 @@ from evaluations.report.charts import line_chart
 from evaluations.report.page import pair, picture
 from evaluations.report.run_folder import RunFolder
 
+SAMPLES_PICTURE = "samples.png"  # in the folder of a run
 SMALL_SIDE = 96  # pixels; smaller images are enlarged to about this side
 MAP_SIDE = 224  # pixels, of the map of the codebook
 MAX_CURVE_POINTS = 200  # of the curve of code frequencies
@@ -60,7 +61,7 @@ def samples(run: RunFolder) -> str:
     images = stored["images"]
     labels = stored["labels"]
     grid = to_float(torch.from_numpy(images))
-    save_grid(run.path / "samples.png", grid, columns=8, zoom=zoom_of(images))
+    save_grid(run.path / SAMPLES_PICTURE, grid, columns=8, zoom=zoom_of(images))
 
     rows = []
     for label in np.unique(labels):

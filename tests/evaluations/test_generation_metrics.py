@@ -37,11 +37,13 @@ def test_noise_is_uniform_and_depends_on_the_seed_only():
     assert noise.float().mean() == pytest.approx(127.5, abs=3) and noise.min() == 0 and noise.max() == 255
 
 
-@pytest.mark.parametrize(("kind", "files"), [("png", ["samples", "samples/000003.png"]), ("npz", ["samples.npz"])])
+@pytest.mark.parametrize(
+    ("kind", "files"), [("png", ["samples", "samples/000003.png", "samples/written.json"]), ("npz", ["samples.npz"])]
+)
 def test_an_export_holds_the_images_and_nothing_else(tmp_path, world, kind, files):
-    """Pictures by number, or one npz file; a second export into the same folder is refused."""
+    """Pictures by number, or one npz file; an export with other settings into the same folder is refused."""
     labels, image = torch.arange(4), noise_images(1, 8, seed=0)
-    export = EXPORTS[kind](tmp_path, labels, 8, world)
+    export = EXPORTS[kind](tmp_path, labels, 8, {"seed": 0}, world)
     export.update(GeneratedBatch(torch.tensor([3]), labels[3:], torch.zeros(1, 2), image))
     export.result(world)
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == files
@@ -50,8 +52,8 @@ def test_an_export_holds_the_images_and_nothing_else(tmp_path, world, kind, file
     else:
         stored = np.load(tmp_path / "samples.npz")["arr_0"][3]
     assert np.array_equal(stored, image[0].permute(1, 2, 0).numpy())
-    with pytest.raises(UserError, match=r"samples holds pictures already|samples\.npz exists already"):
-        EXPORTS[kind](tmp_path, labels, 8, world)
+    with pytest.raises(UserError, match=r"samples was filled with other settings|samples\.npz exists already"):
+        EXPORTS[kind](tmp_path, labels, 8, {"seed": 1}, world)
 
 
 def test_only_inception_may_be_called_fid():

@@ -96,7 +96,9 @@ def test_a_curve_survives_a_kill_and_belongs_to_its_settings(tmp_path, world):
     Curve(path, {"num_images": 8, "sampler": {"seed": 0}}, world).add(1.5, Measurement({"gfid": 3.0}, {"sfid": "why"}))
     again = Curve(path, {"num_images": 8, "sampler": {"seed": 0}}, world)
     assert again.rows == {1.5: {"gfid": 3.0}} and again.missing == {"sfid": "why"}
-    with pytest.raises(UserError, match=r"other settings \(sampler.seed: 0, then 1\); use another --output"):
+    with pytest.raises(
+        UserError, match=r"search.json holds .* settings \(sampler.seed: 0, then 1\); .* such as .*search-2.json"
+    ):
         Curve(path, {"num_images": 8, "sampler": {"seed": 1}}, world)
 
 

@@ -55,7 +55,7 @@ def test_pairs_are_center_crops_and_their_reconstructions(exported, photos, tmp_
         assert (written.int() - reconstruction.int()).abs().max() <= 1
         pairs.append((original, written))
     names = {path.name for path in samples.iterdir()}
-    assert names == {"grid.png", *(f"{i:06d}{end}.png" for i in range(5) for end in ("", "_gt"))}
+    assert names == {"grid.png", "written.json", *(f"{i:06d}{end}.png" for i in range(5) for end in ("", "_gt"))}
 
     tiles = torch.cat([torch.stack(column) for batch in (pairs[:2], pairs[2:4]) for column in zip(*batch, strict=True)])
     grid = read(samples / "grid.png")

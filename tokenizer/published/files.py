@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint.manifest import CheckpointError
 from engine.checkpoint.weights import WEIGHT_CHOICES, export_folder
 from engine.messages import UserError, logger
+from engine.outputs import require_absent
 from engine.preflight import Preflight
 
 States = Mapping[str, Mapping[str, Tensor]]  # {"model" or "ema": state dict}
@@ -33,10 +33,10 @@ def is_published(path: str | Path) -> bool:
 def write_published(path: str | Path, states: States) -> None:
     """Writes a file as the published code does, under a temporary name first.
 
-    Raises CheckpointError where it exists already: nothing is overwritten.
+    Raises UserError where it exists already: nothing is overwritten.
     """
     path = Path(path)
-    _require_absent(path)
+    require_absent(path, "--output")
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         key: {name: tensor.contiguous() for name, tensor in state.items()}  # views would be saved with their base
@@ -45,11 +45,6 @@ def write_published(path: str | Path, states: States) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     torch.save(content, temporary)
     temporary.rename(path)
-
-
-def _require_absent(path: Path) -> None:
-    if path.exists():
-        raise CheckpointError(f"{path} exists already; give another --output")
 
 
 # ------------------------------------------------------------------------------------------------ converting
@@ -99,13 +94,13 @@ def convert(
     `load` gives the network of `source`, with its `provenance`; `published_states` the content of a file,
     `folder_states` the weights of a folder.
 
-    Raises UserError where source and output are both files or both folders, and CheckpointError where the output exists
-    already: nothing is overwritten.
+    Raises UserError where source and output are both files or both folders, or the output exists already: nothing is
+    overwritten.
     """
     writes_file = output.suffix in WRITTEN_SUFFIXES
     if writes_file == is_published(source):
         raise UserError(f"{source} and --output must be a published file and a folder, in either order")
-    _require_absent(output)
+    require_absent(output, "--output")
 
     network = load()
     provenance = network.provenance

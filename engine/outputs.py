@@ -1,0 +1,138 @@
+"""Where commands write, by one rule: nothing that is there is lost or mixed with something else.
+
+    folder   one that this program filled with the same settings is continued: its files are written again. Any other
+             folder that is not empty is refused, with the name of a free one.
+    file     one that this program wrote with the same settings is replaced. Any other file is refused likewise.
+
+`written.json` in a folder says with which settings it was filled, and which of its pictures are the images of the set,
+as opposed to grids and originals. Readers of image folders take those (`listed_images`). Nothing is ever deleted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint.manifest import write_atomic
+from engine.facts import changed_facts
+from engine.json_text import as_read_back, to_json
+from engine.messages import UserError, logger
+from engine.world import World
+
+MANIFEST = "written.json"
+MAX_DIFFERENCES = 500  # characters of differing settings that a message shows
+
+
+# ------------------------------------------------------------------------------------------------ names
+def free_name(path: Path) -> Path:
+    """The first of name-2, name-3, ... beside `path` that does not exist."""
+    stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
+    number = 2
+    while (candidate := path.with_name(f"{stem}-{number}{suffix}")).exists():
+        number += 1
+    return candidate
+
+
+def refuse(path: Path, flag: str, reason: str) -> UserError:
+    """The error for an output that is there already; it suggests a free name."""
+    return UserError(f"{flag} {path} {reason}; nothing is overwritten: give another one, such as {free_name(path)}")
+
+
+def require_absent(path: Path, flag: str) -> None:
+    """Raises UserError where a file or folder is there already."""
+    if path.exists():
+        raise refuse(path, flag, "exists already")
+
+
+def differences(stored: Mapping[str, Any], settings: Mapping[str, Any], free: Sequence[str] = ()) -> str:
+    """What differs between stored settings and those of now, as a short text; empty if nothing does.
+
+    `free` are dotted keys that may differ.
+    """
+    as_stored = as_read_back(settings)
+    changed = [text for key, text in changed_facts(stored, as_stored).items() if key not in free]
+    return "; ".join(changed)[:MAX_DIFFERENCES]
+
+
+# ------------------------------------------------------------------------------------------------ folders
+class OutputFolder:
+    """A folder that this command fills. All ranks call the constructor and `finish`, which are collectives.
+
+    Raises UserError where the folder holds something else, before anything is written.
+    """
+
+    def __init__(self, path: Path, flag: str, settings: Mapping[str, Any], world: World) -> None:
+        self.path = path
+        self.world = world
+        self.settings = as_read_back(settings)
+        self.is_continued = _require_usable(path, flag, self.settings)
+        world.barrier()  # no rank writes before all have looked
+        if world.is_main and not self.is_continued:
+            path.mkdir(parents=True, exist_ok=True)
+            self._write(images=[], is_finished=False)
+        elif world.is_main:
+            logger.info("%s holds the same settings: continued", path)
+        world.barrier()
+
+    def finish(self, images: Sequence[str]) -> None:
+        """Notes which files, by their paths inside the folder, are the images of the set."""
+        self.world.barrier()
+        if self.world.is_main:
+            self._write(sorted(images), is_finished=True)
+
+    def _write(self, images: Sequence[str], is_finished: bool) -> None:
+        content = {"settings": self.settings, "finished": is_finished, "images": list(images)}
+        write_atomic(self.path / MANIFEST, to_json(content, indent=1))
+
+
+def _require_usable(path: Path, flag: str, settings: Mapping[str, Any]) -> bool:
+    """Whether the folder is one of the same settings. Raises UserError where it holds anything else."""
+    if path.exists() and not path.is_dir():
+        raise refuse(path, flag, "is a file")
+    if not path.is_dir() or all(entry.name.startswith(".") for entry in path.iterdir()):
+        return False
+    stored = read_manifest(path)
+    if stored is None:
+        raise refuse(path, flag, f"is not empty, and no {MANIFEST} says that this program filled it")
+    changed = differences(stored["settings"], settings)
+    if changed:
+        raise refuse(path, flag, f"was filled with other settings ({changed})")
+    return True
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What this program wrote into a folder; None where it did not. Raises UserError for a damaged manifest."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not {"settings", "finished", "images"} <= content.keys():
+            raise ValueError("it lacks settings, finished or images")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    return content
+
+
+def listed_images(folder: Path) -> list[Path] | None:
+    """The images of the set that this program wrote into a folder or one above it; None where it did not.
+
+    Of a folder above, those inside `folder` count. Raises UserError for an unfinished set, and for images that are
+    gone.
+    """
+    folder = folder.resolve()
+    for owner in (folder, *folder.parents):
+        manifest = read_manifest(owner)
+        if manifest is None:
+            continue
+        paths = [owner / name for name in manifest["images"]]
+        paths = [path for path in paths if path.is_relative_to(folder)]
+        if not manifest["finished"]:
+            raise UserError(f"{owner} holds an unfinished set of images; run the command that fills it again")
+        gone = [path for path in paths if not path.is_file()]
+        if gone:
+            raise UserError(f"{gone[0]} is gone: {owner / MANIFEST} lists it among {len(paths)} images")
+        return paths or None
+    return None
