@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
+from engine.buffers import BufferSnapshot
 from engine.devices import is_gpu
 from engine.messages import ConfigError, UserError
 from engine.optim import OptimConfig
@@ -87,6 +88,7 @@ class TrainedModel:
         self._init_moments()
         self.num_skipped = 0  # updates skipped since the start of the run
         self.bad_in_a_row = 0  # of them, those since the last good one
+        self._before_step: BufferSnapshot | None = None  # of the step under way
 
     def _init_moments(self) -> None:
         """Sets the moments to zero before the first update.
@@ -104,12 +106,14 @@ class TrainedModel:
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
 
-    def micro_batches(self, batches: Sequence[T]) -> Iterator[T]:
+    def micro_batches(self, batches: Sequence[T], beside: Sequence[nn.Module] = ()) -> Iterator[T]:
         """Yields each micro-batch of a step inside the context of its gradients.
 
         Forward *and* backward belong into the body of the loop. Gradients add up, and processes exchange them at the
-        last micro-batch; see `engine.parallel.gradient_sync`.
+        last micro-batch; see `engine.parallel.gradient_sync`. `beside` are other modules whose buffers the forward
+        passes change: if `step` skips the update, theirs are put back too.
         """
+        self._before_step = BufferSnapshot([self.module, *beside])
         for number, batch in enumerate(batches, start=1):
             with gradient_sync(self.wrapped, last=number == len(batches)):
                 yield batch
@@ -117,6 +121,7 @@ class TrainedModel:
     def step(self, step: int, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Updates weights and EMA from the gradients that backward left, if they are finite.
 
+        If they are not, the update is skipped and leaves no trace: buffers are as they were before `micro_batches`.
         `terms` are the values of the loss terms, to name a non-finite one. Returns the learning rate, the gradient norm
         before clipping, and the number of updates skipped since the start of the run.
 
@@ -136,6 +141,7 @@ class TrainedModel:
             self._update_ema()
         else:
             self._skip(step, terms)
+        self._before_step = None
 
         if self.config.lr_after_step:
             self._set_lr(step)
@@ -152,7 +158,9 @@ class TrainedModel:
             group["lr"] = learning_rate(step, self.total_steps, self.config)
 
     def _skip(self, step: int, terms: Mapping[str, Tensor]) -> None:
-        """Counts a skipped update. Raises NonFiniteError if there were too many in a row."""
+        """Puts buffers back and counts a skipped update. Raises NonFiniteError if there were too many in a row."""
+        if self._before_step is not None:
+            self._before_step.restore()
         self.num_skipped += 1
         self.bad_in_a_row += 1
         if self.bad_in_a_row < self.config.max_bad_steps:
@@ -201,12 +209,36 @@ class TrainedModel:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.num_skipped, self.bad_in_a_row = (int(v) for v in state["counters"])
+        self._require_finite("resume from an older checkpoint: remove this one")
+
+    @torch.no_grad()
+    def _require_finite(self, advice: str) -> None:
+        """Raises NonFiniteError on all ranks where a parameter of the network or its EMA is not finite."""
+        networks = {"": self.module}
+        if self.ema is not None:
+            networks["ema."] = self.ema
+        names: list[str] = []
+        flags: list[Tensor] = []
+        for prefix, network in networks.items():
+            for name, parameter in network.named_parameters():
+                values = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+                names.append(prefix + name)
+                flags.append(torch.isfinite(values).all())
+
+        # One wait for the device, and one decision for all ranks.
+        num_bad_ranks = self.world.sum((~torch.stack(flags)).float()).tolist()
+        bad = [name for name, count in zip(names, num_bad_ranks, strict=True) if count > 0]
+        if bad:
+            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            raise NonFiniteError(f"the parameter {bad[0]}{more} is not finite (NaN or infinity); {advice}")
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """Gathers {"model": state dict, "ema": state dict} of whole tensors on the CPU, to be shared.
 
-        All ranks call it together; the main process gets the tensors.
+        All ranks call it together; the main process gets the tensors. Raises NonFiniteError where a parameter is not
+        finite, so that no such checkpoint takes the place of a good one.
         """
+        self._require_finite("nothing was saved; lower optim.lr and resume from the newest checkpoint")
         networks = {"model": self.module}
         if self.ema is not None:
             networks["ema"] = self.ema

@@ -280,3 +280,17 @@ def test_settings_out_of_range_are_named(setting, problem):
     with pytest.raises(ConfigError) as caught:
         OptimConfig(**setting)
     assert str(caught.value) == problem
+
+
+@pytest.mark.parametrize("network", ["module", "ema"])
+def test_parameters_that_are_not_finite_are_neither_saved_nor_resumed(world, network):
+    """A checkpoint with them would push good ones out; the message names the parameter."""
+    trained = updater(world, ema_decay=0.5)
+    with torch.no_grad():
+        next(getattr(trained, network).parameters()).view(-1)[0] = math.nan
+    name = ("" if network == "module" else "ema.") + next(n for n, _ in trained.module.named_parameters())
+    with pytest.raises(NonFiniteError, match=rf"the parameter {name} is not finite .*; nothing was saved"):
+        trained.weights()
+    spoiled = copy.deepcopy(trained.state_dict())
+    with pytest.raises(NonFiniteError, match=rf"the parameter {name} is not finite .*older checkpoint"):
+        updater(world, ema_decay=0.5).load_state_dict(spoiled)

@@ -15,7 +15,8 @@ class Discriminator(nn.Module):
     A discriminator is a class in a file of its own, entered in `tokenizer.discriminators.registry.DISCRIMINATORS` (or
     registered by a plug-in). It is built as `Class(section, assets)`, where `section` is an instance of its
     `config_class` and `assets` resolves pretrained parts, and defines `logits`. Names that
-    `nn.Module` itself has, such as `half`, must not be reused for attributes.
+    `nn.Module` itself has, such as `half`, must not be reused for attributes. What `logits` changes in the network must
+    be a buffer, as statistics of a batch norm are: where an update is skipped, buffers are put back.
     """
 
     config_class: ClassVar[type]  # the dataclass of its section `loss.discriminator.<name>`

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.world import mean_over_ranks
 
@@ -46,19 +46,22 @@ GENERATOR_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
 DISCRIMINATOR_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"hinge": discriminator_hinge}
 
 
-class LeCam:
+class LeCam(nn.Module):
     """LeCam's regularization: mean relu(D(real) - a_generated)^2 + mean relu(a_real - D(generated))^2.
 
     a_real and a_generated are exponential moving averages of the batches' mean logits over all ranks. They take in the
     present batch before they are used, unless its logits are not finite: such an update is skipped, and must not spoil
-    the updates after it. They are training state.
+    the updates after it. They are training state, as buffers are.
     """
 
-    def __init__(self, decay: float, device: torch.device) -> None:
-        self.decay = decay
-        self.averages = torch.zeros(2, device=device)  # a_real, a_generated
+    averages: Tensor  # (2,) a_real, a_generated
 
-    def __call__(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    def __init__(self, decay: float, device: torch.device) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("averages", torch.zeros(2, device=device))
+
+    def forward(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         real = real_logits.float()
         fake = fake_logits.float()
 
@@ -69,9 +72,3 @@ class LeCam:
 
         average_real, average_fake = self.averages
         return F.relu(real - average_fake).square().mean() + F.relu(average_real - fake).square().mean()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"averages": self.averages}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.averages = state["averages"].to(self.averages.device)

@@ -33,7 +33,8 @@ class Quantizer(nn.Module):
 
     A quantizer is a class in a file of its own, entered in `tokenizer.models.registry.QUANTIZERS` (or registered by a
     plug-in). It is built as `Class(section)`, where `section` is an instance of its `config_class`, calls this
-    constructor, and defines `forward` and `decode_indices`. In training `forward` calls `remember(indices)`.
+    constructor, and defines `forward` and `decode_indices`. In training `forward` calls `remember(indices)`. Whatever
+    else `forward` changes in itself must be a buffer: where an update is skipped, buffers are put back.
 
     A section may have a field `warmup_steps`: for so many steps at the start of a run `forward` is called with
     `quantize=False`; then `finish_warmup` is called once.

@@ -124,7 +124,8 @@ class TokenizerTask:
         metrics: Scalars = {}
         pairs: list[RealAndFake] = []
         count = len(micro_batches)
-        for batch in self.tokenizer.micro_batches(micro_batches):
+        judges = [] if self.discriminator is None else [self.discriminator.module]
+        for batch in self.tokenizer.micro_batches(micro_batches, beside=judges):
             images = to_float(batch["images_u8"])
             with autocast(self.world.device, self.precision):
                 output = network(images, **self.requested_outputs(step))
@@ -157,7 +158,8 @@ class TokenizerTask:
 
         metrics: Scalars = {}
         count = len(pairs)
-        for real, generated in self.discriminator.micro_batches(pairs):
+        averages = [] if self.lecam is None else [self.lecam]
+        for real, generated in self.discriminator.micro_batches(pairs, beside=averages):
             with autocast(self.world.device, self.precision):
                 real_logits, fake_logits = network(real, generated)
             loss = discriminator_loss(real_logits, fake_logits)
