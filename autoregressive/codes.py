@@ -22,14 +22,17 @@ import torch
 from torch import Tensor
 
 from engine.aliases import current_manifest
+from engine.arithmetic import ceil_div
 from engine.checkpoint.manifest import write_atomic
 from engine.data.classes import Classes, labels_among
+from engine.data.identity import changes, digest_of, text_of
 from engine.data.stream import position_rng
 from engine.json_text import to_json
-from engine.messages import UserError
+from engine.messages import UserError, logger
 from engine.outputs import free_name
 
 FORMAT = 1
+COMPARED_IMAGES = 2048  # at most so many images enter the identity of a store with their codes
 
 
 class CodesError(UserError):
@@ -55,6 +58,7 @@ class CodesManifest:
     class_names: list[str]
     codebook_sizes: list[int] = field(default_factory=list)  # one per index of a token; empty = one index
     classes_are_named: bool = True  # False: the names of the classes are only numbers
+    image_facts: dict[str, Any] = field(default_factory=dict)  # which images; see engine.data.identity
     decoding: str = ""  # how stored pixels became RGB, as far as it is not the default
 
     @property
@@ -106,6 +110,8 @@ class CodeStore:
         except (OSError, ValueError, TypeError) as error:
             raise CodesError(f"{self.folder} is damaged: {error}") from error
 
+        self.class_names = self.manifest.class_names
+        self.are_named = self.manifest.classes_are_named
         expected = self.manifest.shape
         if self.codes.shape != expected or len(self.labels) != expected[0]:
             raise CodesError(f"{self.folder / 'codes.npy'} has shape {self.codes.shape}, manifest.json says {expected}")
@@ -121,10 +127,15 @@ class CodeStore:
                 f"({self.manifest.tokenizer}), given {fingerprint[:16]} ({tokenizer}); extract codes with that one"
             )
 
+    def contents(self) -> dict[str, str]:
+        """Digests of the labels, and of the codes of evenly spread images, for `engine.data.identity`."""
+        spread = self.codes[:: ceil_div(len(self), COMPARED_IMAGES)]
+        return {"labels": digest_of([self.labels.tobytes()]), "codes": digest_of([spread.tobytes()])}
+
     @property
     def classes(self) -> Classes:
         """The classes of the images."""
-        return Classes(tuple(self.manifest.class_names), f"the codes {self.folder}", self.manifest.classes_are_named)
+        return Classes(tuple(self.class_names), f"the codes {self.folder}", self.are_named)
 
     def take_labels_of(self, expected: Classes) -> None:
         """Takes the labels that the classes have among the expected ones, by name.
@@ -132,6 +143,8 @@ class CodeStore:
         Raises UserError for classes that are not among those.
         """
         self.labels = labels_among(self.classes, expected)[self.labels]
+        self.class_names = list(expected.names)
+        self.are_named = expected.are_named
 
     def tokens(self, index: int, view: int) -> Tensor:
         """The tokens of one view of an image, (num_tokens,) or (num_tokens, k) int64."""
@@ -203,14 +216,20 @@ class CodeWriter:
 
         # The tokenizer may have been moved. Older files lack facts that were added later, and that are empty for them.
         facts_now = asdict(self.manifest)
+        images_now = facts_now.pop("image_facts")
         changed = [
             f"{key}: {present.get(key)!r} there, {value!r} now"
             for key, value in facts_now.items()
             if key != "tokenizer" and present.get(key, type(value)()) != value
         ]
+        images_then = present.get("image_facts")
+        if images_then:
+            changed += changes(images_then, images_now)
+        elif images_now:
+            logger.warning("%s, of an older version, does not say of which images: not compared", path.parent)
         if changed:
             other = free_name(self.folder.parent)
-            told = "; ".join(changed)[:600]
+            told = text_of(changed)[:600]
             raise CodesError(f"{path.parent} holds other codes ({told}); use another --code-path, such as {other}")
         return present
 

@@ -24,6 +24,7 @@ from engine.cli import add_device_flag, entry_parser, positive, run_entry
 from engine.data.classes import Classes, with_labels_of
 from engine.data.config import DataConfig
 from engine.data.decoding import Decoding
+from engine.data.identity import facts_of
 from engine.data.images import image_tensor, to_float
 from engine.data.sources import ImageSource, has_split, open_source, read_source
 from engine.finite import numbered
@@ -70,6 +71,7 @@ def manifest_of(tokenizer: Tokenizer, source: ImageSource, split: str, views: st
         class_names=list(classes.names),
         classes_are_named=classes.are_named,
         codebook_sizes=list(quantizer.group_sizes) if quantizer.num_groups > 1 else [],
+        image_facts=facts_of(source),
         decoding=decoding.suffix().strip(),
     )
 

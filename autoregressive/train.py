@@ -21,6 +21,7 @@ from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import num_parameters
 from engine.cli import parse_cli, run_entry
 from engine.data.classes import labels_among
+from engine.data.identity import facts_of
 from engine.data.stream import stream_opener
 from engine.loop import check_batch, fit
 from engine.messages import ConfigError
@@ -103,6 +104,8 @@ def train(config: GPTTrainConfig, world: World) -> None:
                 **store.classes.stamp(),
             },
             frozen_stamps=("tokenizer_fingerprint",),
+            data={"train": facts_of(store)} | ({"val": facts_of(held_out)} if held_out is not None else {}),
+            accept_changed_data=config.data.accept_changed,
             asynchronous=config.loop.async_save,
         )
 

@@ -17,6 +17,7 @@ from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import num_parameters
 from engine.cli import parse_cli, run_entry
 from engine.data.classes import Classes
+from engine.data.identity import facts_of
 from engine.data.samples import training_item
 from engine.data.sources import ImageSource, open_source, summary_of
 from engine.data.stream import stream_opener
@@ -76,6 +77,10 @@ def train_phase(
     if validation is not None and len(validation.images_u8) < world.size:
         raise ConfigError(f"validation.num_images must be {world.size} or more, one image per process")
 
+    data = {"train": facts_of(source)}
+    if validation is not None:
+        data["val"] = validation.source_facts
+
     run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
     run.alerts = ALERTS
     with run:
@@ -89,9 +94,11 @@ def train_phase(
             config,
             stamp=task.frozen.checkpoint_facts(),
             frozen_stamps=FROZEN_STAMPS,
+            data=data,
+            accept_changed_data=config.data.accept_changed,
             asynchronous=config.loop.async_save,
         )
-        start_from(task, config, previous, world)
+        start_from(task, config, previous, world, data)
 
         # The loop, over a stream of samples.
         item = training_item(source, config.data, config.loop.seed)

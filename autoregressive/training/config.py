@@ -18,6 +18,7 @@ class CodesConfig(Section):
     codes: str = ""  # folder that extract_codes wrote
     tokenizer: str = ""  # folder of the tokenizer
     global_batch_size: int = 256  # images per optimizer step, over all ranks and micro-batches
+    accept_changed: bool = False  # resume although the codes are others than those of the checkpoint
     num_workers: int = 4  # loader processes per rank; 0 = in the training process
 
     def problems(self) -> Iterator[Problem]:

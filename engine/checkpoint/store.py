@@ -4,7 +4,7 @@
         state/               the training state, through torch.distributed.checkpoint (for any number of processes)
         model.safetensors    the weights alone, and ema.safetensors if there is an EMA: what `load_tokenizer` reads
         config.yaml          the config that made them
-        manifest.json        step, stamp, and size and SHA-256 of every file; written last
+        manifest.json        step, stamp, identity of the data, and size and SHA-256 of every file; written last
 
 A checkpoint is written under a temporary name, synced to disk and renamed once; a folder without a valid manifest does
 not exist for a resume. Weights are safetensors and safe to share. `state/` is for resuming one's own run: torch's
@@ -43,6 +43,8 @@ from engine.checkpoint.manifest import (
 )
 from engine.checkpoint.weights import WeightSets, shorten, write_weights
 from engine.config import differences
+from engine.data.identity import Facts
+from engine.data.identity import require_same as require_same_data
 from engine.json_text import as_read_back, to_json
 from engine.messages import logger
 from engine.world import World
@@ -73,6 +75,8 @@ class CheckpointStore:
     frozen_sections: tuple[str, ...] = ("model",)  # config sections, or dotted keys, that must be equal for a resume
     stamp: dict[str, Any] = field(default_factory=dict)  # facts that travel with the weights, such as `weights: random`
     frozen_stamps: tuple[str, ...] = ()  # keys of the stamp whose facts must be equal for a resume
+    data: Mapping[str, Facts] = field(default_factory=dict)  # the data of this run by split; see engine.data.identity
+    accept_changed_data: bool = False  # whether a resume may find other data
     asynchronous: bool = False
 
     def __post_init__(self) -> None:
@@ -195,7 +199,7 @@ class CheckpointStore:
             str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": file_sha256(path)}
             for path in paths
         }
-        manifest = as_read_back({"step": step, "stamp": self.stamp, "files": files})
+        manifest = as_read_back({"step": step, "stamp": self.stamp, "data": self.data, "files": files})
         text = to_json(manifest | {"digest": json_digest(manifest)}, indent=1)
         write_atomic(temporary / "manifest.json", text)
 
@@ -249,7 +253,7 @@ class CheckpointStore:
         return key in self.frozen_sections or key.split(".")[0] in self.frozen_sections
 
     def _check_same(self, folder: Path) -> dict[str, tuple[Any, Any]]:
-        """Refuses a checkpoint of another architecture, or with another stamp.
+        """Refuses a checkpoint of another architecture, with another stamp, or of other data.
 
         Returns {dotted key: (old value, new value)} of the config keys that have changed.
         """
@@ -271,6 +275,7 @@ class CheckpointStore:
                     f"{folder} has the stamp {key}={stamp.get(key)!r}, this run has {self.stamp.get(key)!r}; "
                     "use another loop.run_dir to start a new run"
                 )
+        require_same_data(read_manifest(folder).get("data"), self.data, str(folder), self.accept_changed_data)
         return changes
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from engine.data.base import ImageSource, Survey
+from engine.data.identity import Described
 from engine.messages import UserError, logger
 
 UNLABELED = ("all",)  # the names of a set whose images have no labels
@@ -160,6 +161,9 @@ class Relabeled:
 
     def version(self) -> str:
         return self.source.version()
+
+    def contents(self) -> dict[str, str]:
+        return self.source.contents() if isinstance(self.source, Described) else {}
 
 
 def with_labels_of(source: ImageSource, expected: Classes) -> ImageSource:

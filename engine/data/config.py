@@ -29,6 +29,7 @@ class DataConfig(Section):
     flip_prob: float = 0.5  # probability of a horizontal flip
     background: Literal["white", "black"] = "white"  # what stands behind transparent pixels
     orientation: Literal["as_stored", "upright"] = "as_stored"  # upright: follow EXIF, which published recipes do not
+    accept_changed: bool = False  # resume although files or classes are others than those of the checkpoint
     skip_broken: bool = False  # replace unreadable files by their successor and count them, instead of stopping
 
     def problems(self) -> Iterator[Problem]:

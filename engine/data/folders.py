@@ -13,10 +13,12 @@ from PIL import Image
 
 from engine.arithmetic import ceil_div
 from engine.data.base import PathKind
+from engine.data.identity import digest_of
 from engine.data.images import IMAGE_SUFFIXES, ImageError, printable, read_image
 from engine.messages import UserError, logger
 
 HASHED_IMAGES = 2048  # at most so many images enter the identity of a data set with their content
+SIZED_FILES = 100_000  # of at most so many files a start asks the size, which may take long on network disks
 MACOS_FOLDER = "__MACOSX"  # of archives that were packed there
 ACCEPTED = f"accepted: {' '.join(sorted(IMAGE_SUFFIXES))}"
 
@@ -188,6 +190,14 @@ class FileSource(PathKind):
             for path in self.paths
         )
         return identity_of(listing, len(self), self._content) + self.decoding.suffix()
+
+    def contents(self) -> dict[str, str]:
+        """Digests of the names of all files, and of the sizes of evenly spread ones (all of most sets)."""
+        sized = self.paths[:: ceil_div(len(self), SIZED_FILES)]
+        return {
+            "names of files": digest_of(os.fsencode(path.relative_to(self.folder)) for path in self.paths),
+            "sizes of files": digest_of(str(_stat_field(path, "st_size", self.skip_broken)).encode() for path in sized),
+        }
 
     def _content(self, index: int) -> bytes:
         """The bytes of a file, for the identity; none where it is skipped."""

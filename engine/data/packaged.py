@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from engine.data.base import SourceConfig, SourceKind, Survey
+from engine.data.identity import digest_of
 from engine.data.images import read_image
 from engine.messages import UserError
 
@@ -55,6 +56,10 @@ class ArraySource:
 
     def version(self) -> str:
         return self.identity()
+
+    def contents(self) -> dict[str, str]:
+        """A digest of where the images came from."""
+        return {"places of images": digest_of(self.where(index).encode() for index in range(len(self)))}
 
 
 class PackagedKind(SourceKind):

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from engine.data.base import PathKind, SourceConfig, Survey
 from engine.data.folders import identity_of, is_hidden, is_image_name, version_of
+from engine.data.identity import digest_of
 from engine.data.images import IMAGE_SUFFIXES, ImageError, decode_image, printable
 from engine.messages import UserError, logger
 
@@ -256,6 +257,13 @@ class ShardSource(PathKind):
         return (
             identity_of(np.stack([self.sizes, self.labels]).tobytes(), len(self), self._bytes) + self.decoding.suffix()
         )
+
+    def contents(self) -> dict[str, str]:
+        """Digests of the names of the tar files, and of the sizes and labels of the images in them."""
+        return {
+            "names of tar files": digest_of(os.fsencode(path.name) for path in self.paths),
+            "sizes of images": digest_of([np.stack([self.shards, self.sizes, self.labels]).tobytes()]),
+        }
 
     def version(self) -> str:
         return version_of(self.paths) + self.decoding.suffix()

@@ -14,6 +14,7 @@ from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import WeightSets
 from engine.data.classes import Classes, with_labels_of
 from engine.data.config import DataConfig
+from engine.data.identity import facts_of
 from engine.data.images import to_float
 from engine.data.samples import labeled_batch, training_item
 from engine.data.sources import has_split, open_source
@@ -138,5 +139,13 @@ def train(config: ClassifierTrainConfig, world: World) -> None:
         # Training, from the newest checkpoint if there is one.
         item = training_item(source, config.data, config.loop.seed)
         stream = stream_opener(item, len(source), config.data, config.loop, world)
-        store = CheckpointStore.for_run(run.dir, config.loop, world, config, stamp=classes.stamp())
+        store = CheckpointStore.for_run(
+            run.dir,
+            config.loop,
+            world,
+            config,
+            stamp=classes.stamp(),
+            data={"train": facts_of(source), "val": facts_of(held_out)},
+            accept_changed_data=config.data.accept_changed,
+        )
         fit(task, stream, config.loop, run, world, store)

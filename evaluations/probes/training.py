@@ -12,6 +12,7 @@ import torch
 
 from engine.checkpoint.store import CheckpointStore
 from engine.data.classes import Classes, with_labels_of
+from engine.data.identity import facts_of
 from engine.data.samples import training_item
 from engine.data.sources import ImageSource, open_source
 from engine.data.stream import stream_opener
@@ -131,7 +132,15 @@ def train(config: LinearProbeConfig, world: World) -> None:
         if config.network.random_weights:
             stamp["weights"] = "random"
         store = CheckpointStore.for_run(
-            run.dir, loop, world, config, frozen_sections=FROZEN, stamp=stamp, frozen_stamps=FROZEN_STAMPS
+            run.dir,
+            loop,
+            world,
+            config,
+            frozen_sections=FROZEN,
+            stamp=stamp,
+            frozen_stamps=FROZEN_STAMPS,
+            data={"train": facts_of(source), "val": facts_of(held_out)},
+            accept_changed_data=data.accept_changed,
         )
 
         def stream(start_step: int) -> Iterator[Batch]:

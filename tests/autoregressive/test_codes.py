@@ -17,6 +17,7 @@ from autoregressive.views import VIEWS
 from engine.checkpoint.weights import fingerprint
 from engine.data.crops import center_crop
 from engine.data.folders import FolderSource
+from engine.data.identity import facts_of
 from engine.data.images import ImageError, image_tensor, to_float
 from engine.data.sources import SOURCES, open_source
 from tokenizer.loading import Provenance
@@ -91,6 +92,7 @@ def test_codes_are_those_of_each_view_encoded_alone(tokenizer, source, tmp_path,
         image_size=16,
         views=views,
         class_names=["0", "1", "2", "3"],
+        image_facts=facts_of(source),
     )
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from engine.checkpoint.weights import num_parameters
 from engine.data.classes import Classes, labels_among
+from engine.data.identity import facts_of
 from engine.data.samples import center_batch, fixed_choice
 from engine.data.sources import SOURCES, ImageSource, has_split, open_source
 from engine.memory_plan import plan
@@ -101,7 +102,7 @@ def validation_images(config: TokenizerTrainConfig, classes: Classes) -> Validat
         labels_among(Classes.of(source), classes)
     rows = fixed_choice(len(source), config.validation.num_images)
     images = center_batch(source, config.data.image_size, rows, config.data.skip_broken)
-    return Validation(images, config.validation.batch_size)
+    return Validation(images, config.validation.batch_size, facts_of(source))
 
 
 def memory_plan(config: TokenizerTrainConfig, model: Tokenizer, gpus: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from engine.checkpoint.manifest import CheckpointError
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import find_weights, load_strict, read_weights
+from engine.data.identity import Facts
 from engine.world import World
 from tokenizer.training.config import TokenizerTrainConfig
 from tokenizer.training.frozen_networks import FROZEN_STAMPS
@@ -14,17 +16,29 @@ from tokenizer.training.task import TokenizerTask
 
 
 def start_from(
-    task: TokenizerTask, config: TokenizerTrainConfig, previous: TokenizerTrainConfig | None, world: World
+    task: TokenizerTask,
+    config: TokenizerTrainConfig,
+    previous: TokenizerTrainConfig | None,
+    world: World,
+    data: Mapping[str, Facts],
 ) -> None:
     """Puts the starting point of a training into a new task.
 
     Where the network of the `previous` phase is unchanged, that is its whole state: optimizers, discriminator, LeCam
     averages. Else it is the weights under `config.init`, if any: raw into raw, EMA into EMA. Raises CheckpointError
-    where the end of the previous phase is damaged, or weights do not fit.
+    where the end of the previous phase is damaged or of other data than `data`, or weights do not fit.
     """
     if previous is not None and previous.model == config.model:
         facts = task.frozen.checkpoint_facts()
-        store = CheckpointStore(Path(config.init), world, previous, stamp=facts, frozen_stamps=FROZEN_STAMPS)
+        store = CheckpointStore(
+            Path(config.init),
+            world,
+            previous,
+            stamp=facts,
+            frozen_stamps=FROZEN_STAMPS,
+            data=data,
+            accept_changed_data=config.data.accept_changed,
+        )
         if store.load_latest(task.parts()) != previous.loop.steps:
             raise CheckpointError(f"the last checkpoint of {config.init} is damaged; remove it to train its end again")
     elif config.init:

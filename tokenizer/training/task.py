@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ class Validation:
 
     images_u8: Tensor
     batch_size: int
+    source_facts: dict[str, Any] = field(default_factory=dict)  # the set they are from; see engine.data.identity
 
 
 class TokenizerTask:
