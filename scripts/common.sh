@@ -19,19 +19,44 @@ active_env() {
     printf '%s\n' "${VIRTUAL_ENV:-${CONDA_PREFIX:-}}"
 }
 
-# Whether this python has what every command needs. Packages are only looked up: importing torch takes seconds.
-has_packages() {
-    "$1" - 2>/dev/null <<'PY'
-import importlib.util as util
+# Prints what this python lacks of pyproject.toml and of its optional groups $2 (comma separated), one requirement a line,
+# with the version that is there. Packages are only looked up, with their versions: importing torch takes seconds.
+unmet_requirements() {
+    "$1" - "$REPO_ROOT/pyproject.toml" "${2:-}" 2>/dev/null <<'PY' || { echo "Python 3.11 or newer with pip" && return 1; }
 import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-names = "torch torchvision omegaconf safetensors timm lpips torch_fidelity".split()
-sys.exit(any(util.find_spec(name) is None for name in names))
+try:
+    from packaging.requirements import Requirement
+except ImportError:
+    from pip._vendor.packaging.requirements import Requirement
+
+pyproject, extras = sys.argv[1:]
+project = tomllib.loads(Path(pyproject).read_text())["project"]
+asked = [extra for extra in extras.split(",") if extra]
+lines = project["dependencies"] + [line for extra in asked for line in project["optional-dependencies"][extra]]
+lines += ["mlxtend"] if "quickstart" in asked else []  # installed by env_install.sh without its dependencies
+for requirement in map(Requirement, lines):
+    if requirement.marker is not None and not requirement.marker.evaluate():
+        continue
+    try:
+        there = version(requirement.name)
+    except PackageNotFoundError:
+        print(f"{requirement} (not there)")
+        continue
+    if not requirement.specifier.contains(there, prereleases=True):
+        print(f"{requirement} (there is {there})")
 PY
 }
 
+# Whether this python has what every command needs, and the optional groups $2.
+has_packages() { [ -x "$1" ] && [ -z "$(unmet_requirements "$@")" ]; }
+
 # Prints the python that runs this project: the one beside TORCH_RUN_PATH where that is set (so that it decides for one
-# process as for many), else the active environment if the project is installed in it, else .venv.
+# process as for many), else the active environment if it has all packages in the right versions, else .venv. $1 may name
+# optional groups that are needed too.
 find_python() {
     local python active
     active=$(active_env)
@@ -43,38 +68,102 @@ find_python() {
             return
         fi
     fi
+    local lacks=
     for python in ${active:+"$active/bin/python"} "$REPO_ROOT/.venv/bin/python"; do
-        if [ -x "$python" ] && has_packages "$python"; then
+        if has_packages "$python" "${1:-}"; then
             printf '%s\n' "$python"
             return
         fi
+        if [ -x "$python" ]; then
+            lacks="$lacks
+  $python lacks $(unmet_requirements "$python" "${1:-}" | paste -s -d ';' | sed 's/;/; /g')"
+        fi
     done
-    die "no environment with torch, timm and the rest found (${active:+$active, }$REPO_ROOT/.venv); run: bash env_install.sh"
+    die "no environment has the packages of pyproject.toml (${active:+$active, }$REPO_ROOT/.venv); run: bash env_install.sh$lacks"
 }
 
-# Where to install what is missing: into the active environment if it has the rest, else into .venv. This is the same
-# choice as that of find_python.
-install_target() {
-    local active
+# Installs the optional groups $1, and what they need, and makes everything that follows run there; sets `python`. The active
+# environment is taken only if it has all of that already: nothing is ever installed into an environment that was not named. (To have
+# it there: bash env_install.sh --env active.)
+install_and_use() {
+    local extras=$1 active target=venv torchrun
     active=$(active_env)
-    if [ -n "$active" ] && has_packages "$active/bin/python"; then echo active; else echo venv; fi
+    if [ -n "$active" ] && has_packages "$active/bin/python" "$extras"; then target=active; fi
+    unset TORCH_RUN_PATH
+    bash "$REPO_ROOT/env_install.sh" --env "$target" --extras "$extras" || return
+    python=$(find_python "$extras") || return
+    torchrun=$(dirname -- "$python")/torchrun
+    if [ -x "$torchrun" ]; then export TORCH_RUN_PATH=$torchrun; fi
 }
 
-# For the training scripts: turns `[FILE] [override ...]` into arguments of `python -m`, in the array `arguments`.
-# $1 is the name and $2 the value of the variable that stands in for FILE. --help, --help-config and --config are handed
-# through.
-config_arguments() {
-    local variable=$1 config=$2
-    shift 2
-    case "${1:-}" in
-        --help | -h | --help-config | --help-config=* | --config | --config=*) arguments=("$@") && return ;;
-        "" | -*) ;;
-        # an override, unless it is the name of a file (a path may hold a `=`)
-        *=*) if [ -f "$1" ]; then config=$1 && shift; fi ;;
-        *) config=$1 && shift ;;
+# The cores that this process may use, by affinity and by the quota of its control group (containers, SLURM).
+usable_cores() {
+    local cores quota period
+    cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)
+    read -r quota period 2>/dev/null <"$(control_group)/cpu.max" || {
+        read -r quota 2>/dev/null </sys/fs/cgroup/cpu/cpu.cfs_quota_us || quota=max
+        read -r period 2>/dev/null </sys/fs/cgroup/cpu/cpu.cfs_period_us || period=100000
+    }
+    case "$quota" in
+        max | -* | *[!0-9]*) ;;
+        *)
+            quota=$(((quota + period - 1) / period)) # a part of a core counts as one
+            if [ "$quota" -lt "$cores" ]; then cores=$quota; fi
+            ;;
     esac
+    echo "$cores"
+}
+
+# The folder of this process's control group; CONTROL_GROUP names another one.
+control_group() { echo "${CONTROL_GROUP:-/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup 2>/dev/null | head -n 1)}"; }
+
+# For $1 processes: threads that fit the cores, and that give a core back while they wait. Values of the user win.
+#
+# A thread that waits for others spins for milliseconds by default (GNU) or 200 ms (Intel, LLVM). With more threads than
+# free cores, it spins in the place of the thread that it waits for, and a training becomes many times slower. 1,000 turns
+# is what GNU's library itself takes where it knows that threads are more than cores.
+share_cores() {
+    local cores
+    cores=$(usable_cores)
+    if [ "$1" -gt 1 ] || [ "$cores" -lt "$(env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)" ]; then
+        cores=$((cores / $1))
+        export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 0 ? cores : 1))}"
+    fi
+    if [ -z "${OMP_WAIT_POLICY:-}" ]; then
+        export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}" KMP_BLOCKTIME="${KMP_BLOCKTIME:-0}"
+    fi
+}
+
+# For the training scripts: turns `[FILE] [flag or override ...]`, in any order, into arguments of `python -m`, in the array
+# `arguments`. $1 is the name and $2 the value of the variable that stands in for FILE. Without FILE, --help, --help-config
+# and --config are handed through.
+config_arguments() {
+    local variable=$1 config=$2 file= passes=false before= argument
+    shift 2
+    arguments=()
+    for argument in "$@"; do
+        case "$argument" in
+            --help | -h | --help-config | --help-config=* | --config | --config=*) passes=true ;;
+        esac
+        case "$before" in
+            --config | --plugin | --plan | --help-config) ;; # the value of a flag
+            *) if [ -z "$file" ] && is_config_file "$argument"; then file=$argument before= && continue; fi ;;
+        esac
+        arguments+=("$argument")
+        before=$argument
+    done
+    if [ -z "$file" ] && $passes; then return; fi
+    config=${file:-$config}
     [ -n "$config" ] || die "name a YAML file as first argument or in $variable. $(sed -n '2s/^# //p' "$0")"
-    arguments=(--config "$config" "$@")
+    arguments=(--config "$config" "${arguments[@]}")
+}
+
+# Whether an argument names a config: no flag, and no override unless that is the name of a file (a path may hold a `=`).
+is_config_file() {
+    case "$1" in
+        "" | -*) return 1 ;;
+        *=*) [ -f "$1" ] ;;
+    esac
 }
 
 # For a script of two modes: runs the module $2 if the flag $1 is among the arguments that follow, else the module $3.

@@ -38,7 +38,18 @@ done
 # a folder named `tokenizer` where the user stands must not hide ours: PYTHONPATH alone decides
 export PYTHONSAFEPATH=1
 
-# `exec`, so that SIGTERM reaches the training, which saves and exits cleanly
+share_cores "$num_processes"
+
+# A process that is alone must not wait for others of whom a shell or an allocation still tells.
+if [ "$num_nodes" -eq 1 ]; then
+    unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE
+    if [ "$MASTER_ADDR" != 127.0.0.1 ] || [ "$NODE_RANK" != 0 ]; then
+        echo "note: MASTER_ADDR=$MASTER_ADDR and NODE_RANK=$NODE_RANK are for NNODES above 1, and not used" >&2
+    fi
+    MASTER_ADDR=127.0.0.1 NODE_RANK=0
+fi
+
+# `exec`, so that a signal reaches the training, which saves and exits cleanly
 if $only_prints || { [ "$num_processes" -eq 1 ] && [ "$num_nodes" -eq 1 ]; }; then
     exec "$python" "$@"
 fi
@@ -54,10 +65,6 @@ fi
 if [ "$num_nodes" -gt 1 ] && [ "$MASTER_ADDR" = 127.0.0.1 ]; then
     echo "warning: NNODES=$num_nodes with MASTER_ADDR=127.0.0.1: other machines cannot reach that address" >&2
 fi
-
-# share the cores among the processes
-share=$(($(nproc 2>/dev/null || echo 1) / num_processes))
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}"
 
 # one message about all that is missing, before any process exists that could repeat it
 case "$1 ${2:-}" in

@@ -4,13 +4,11 @@
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
-unset TORCH_RUN_PATH # everything runs in the environment that is installed into here
 if ! asks_for_help "$@"; then
-    bash "$REPO_ROOT/env_install.sh" --env "$(install_target)" --extras quickstart
-elif ! (find_python) >/dev/null 2>&1; then
-    usage && exit
+    install_and_use quickstart
+else
+    python=$(find_python 2>/dev/null) || { usage && exit; }
 fi
 cd "$REPO_ROOT"
 . ./set_env_vars.sh
-python=$(find_python)
 exec "$python" -m evaluations.quickstart "$@"

@@ -5,11 +5,8 @@ set -euo pipefail
 asks_for_help "$@" && usage && exit
 
 cd -- "$REPO_ROOT"
-unset TORCH_RUN_PATH # the tests run in the environment that is installed into here
-
-bash env_install.sh --env "$(install_target)" --extras quickstart,dev
+install_and_use quickstart,dev
 
 # a test that looks for weights on a hub must fail at once, not after a minute of retries
 export HF_HUB_OFFLINE=1
-python=$(find_python)
 exec "$python" -m pytest "$@"
