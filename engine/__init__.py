@@ -7,7 +7,8 @@ Entries            cli, messages, preflight (`--check`)
 Processes          launcher (torchrun), stopping (signals), watchdog (hangs), world, devices, parallel,
                    memory_plan (`--plan`)
 Training           loop, trained_model, optim, schedules, buffers (put back where an update is skipped)
-Record of a run    run_log, folder_lock, run_record, alerts, progress, json_text (the one writer of JSON)
+Record of a run    run_log, wandb_run, folder_lock, run_record, alerts, progress,
+                   json_text (the one writer of JSON)
 Files              checkpoint/, assets (pretrained networks), pipeline (commands that can be stopped),
                    outputs (where commands may write), facts (what differs between two manifests)
 Images             data/, image_metrics

@@ -23,6 +23,7 @@ from engine.json_text import to_json
 from engine.messages import UserError, logger
 from engine.stopping import EXIT_STOPPED, handled, names_of, stop_with_parent
 
+PROJECT = Path(__file__).parents[1]  # a pipeline may be started from any other folder
 HEARTBEAT = 1.0  # seconds between two notes of the time spent
 
 
@@ -37,12 +38,18 @@ class Stage:
 
 def module_stage(name: str, module: str, *arguments: str) -> Stage:
     """A stage that runs a module of this project, on the processes that the environment asks for."""
-    return Stage(name, ["bash", "scripts/launch.sh", "-m", module, *plugins.flags(), *arguments])
+    return Stage(name, ["bash", str(PROJECT / "scripts/launch.sh"), "-m", module, *plugins.flags(), *arguments])
+
+
+def config_file(path: str | Path) -> Path:
+    """A YAML file by its path here or, where there is none, by its path in the project (`configs/...`)."""
+    shipped = PROJECT / path
+    return Path(path) if Path(path).exists() or not shipped.is_file() else shipped
 
 
 def config_flags(files: Iterable[str | Path]) -> list[str]:
     """The flags that give a command these YAMLs, later ones over earlier ones."""
-    return [part for file in files for part in ("--config", str(file))]
+    return [part for file in files for part in ("--config", str(config_file(file)))]
 
 
 class StageError(UserError):

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -37,6 +36,7 @@ from engine.folder_lock import FolderInUse, lock_folder
 from engine.json_text import to_json
 from engine.messages import UserError, logger
 from engine.run_record import start_record
+from engine.wandb_run import WandbRun
 from engine.world import World
 
 BAR_METRICS_LENGTH = 100  # characters of the metrics that the progress bar shows
@@ -56,7 +56,7 @@ class Run:
         self.world = world
         self.alerts: Mapping[str, Alert] = ALERTS
         self.bar: tqdm | None = None
-        self._wandb = None
+        self._wandb: WandbRun | None = None
         self._last_record: dict[frozenset[str], Record] = {}  # kind of record -> the newest one
         if not world.is_main:
             return
@@ -74,7 +74,11 @@ class Run:
         except OSError as error:
             raise UserError(f"run folder {self.dir} cannot be written: {error}") from error
         if wandb_project:
-            self._wandb = _wandb_run(self.dir, wandb_project)
+            try:
+                self._wandb = WandbRun(self.dir, wandb_project, config)
+            except UserError:
+                self.close()
+                raise
 
     def __enter__(self) -> Run:
         return self
@@ -150,7 +154,7 @@ class Run:
         self._last_record[kind] = dict(metrics)
 
         if self._wandb is not None:
-            self._wandb.log(dict(metrics), step=step)
+            self._wandb.log(metrics, step)
 
     def save_grid(self, name: str, images: Tensor, columns: int) -> None:
         """Writes an image grid to samples/<name>.png; a warning where pixels are not finite.
@@ -159,10 +163,14 @@ class Run:
         """
         if not self.world.is_main:
             return
+        path = self.dir / "samples" / f"{name}.png"
         try:
-            image_files.save_grid(self.dir / "samples" / f"{name}.png", images, columns)
+            image_files.save_grid(path, images, columns)
         except NonFiniteValuesError as error:
             self.log(f"warning: no picture {name}: {error}")
+            return
+        if self._wandb is not None:
+            self._wandb.log_picture(path)
 
     def close(self) -> None:
         """Ends the log and frees the folder."""
@@ -174,7 +182,7 @@ class Run:
         logger.removeHandler(self._handler)
         self._handler.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            self._wandb.close()
 
 
 def _end_torn_line(path: Path) -> None:
@@ -199,19 +207,6 @@ def _log_to_file(path: Path) -> logging.Handler:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     return handler
-
-
-def _wandb_run(run_dir: Path, project: str) -> Any:
-    """Opens the wandb run of a folder; a resumed training continues the same one.
-
-    Raises UserError if wandb is not installed.
-    """
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("loop.wandb_project needs wandb; run: bash env_install.sh --extras quickstart,wandb") from error
-    identity = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
-    return wandb.init(project=project, dir=str(run_dir), name=run_dir.name, id=identity, resume="allow")
 
 
 # ------------------------------------------------------------------------------------------------ reading

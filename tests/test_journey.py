@@ -77,7 +77,7 @@ def start(runs_dir: Path, ran: list[str], *flags: str, fewer: dict[str, list[str
     def in_this_process(stage, log):
         ran.append(stage.name)
         module = stage.command.index("-m") + 1
-        assert stage.command[module - 3 : module] == ["bash", "scripts/launch.sh", "-m"]
+        assert stage.command[module - 3 : module] == ["bash", str(ROOT / "scripts/launch.sh"), "-m"]
         call(*stage.command[module:], *fewer.get(stage.name, []))
         log.note(stage.name, 1.25, True)
 

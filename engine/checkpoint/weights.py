@@ -159,9 +159,12 @@ def require_finite(
 # ------------------------------------------------------------------------------------------------ writing
 def write_weights(folder: Path, weights: WeightSets, config: Any) -> None:
     """Writes one safetensors file per set of weights, and config.yaml, into a folder that exists."""
-    for name, state in weights.items():
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / f"{name}.safetensors")
     save_config(config, folder / "config.yaml")
+    mode = (folder / "config.yaml").stat().st_mode
+    for name, state in weights.items():
+        path = folder / f"{name}.safetensors"
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path)
+        path.chmod(mode)  # safetensors lets nobody else read it; the umask decides, as for every other file
 
 
 def export_folder(folder: Path, config: Any, weights: WeightSets) -> None:

@@ -191,3 +191,18 @@ def test_a_finished_run_is_left_alone(tmp_path, codes, world, monkeypatch):
     monkeypatch.setattr(GeneratorTask, "train_step", None)
     autoregressive.train.train(config, world)
     assert (checkpoint_folders(tmp_path / "run")[-1] / "manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+def test_all_files_of_a_run_follow_the_umask(umask, tmp_path, image_folder, world):
+    """Regression: weights could be read by their owner only, whatever the umask."""
+    before = os.umask(umask)
+    try:
+        tokenizer.train.train(tiny.tokenizer_config(tmp_path / "run", image_folder, "loop.steps=1"), world)
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".safetensors" for path in files)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {
+        path.name: oct(0o666 & ~umask) for path in files
+    }

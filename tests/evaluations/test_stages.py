@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -147,3 +148,16 @@ def test_a_command_that_does_not_exist_is_not_done(tmp_path):
     with pytest.raises((StageError, OSError)):
         run_stages(tmp_path, [Stage("odd", [str(tmp_path / "no_such_program")])])
     assert not StageLog(tmp_path).done("odd")
+
+
+def test_commands_can_be_started_from_any_folder(tmp_path, monkeypatch):
+    """Scripts and shipped configs are those of the project; a file that is here counts first."""
+    (tmp_path / "mine.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    launch = stages.module_stage("x", "some.module", *stages.config_flags(["mine.yaml", "configs/gpt/ar_probe.yaml"]))
+    words = launch.command
+    assert Path(words[1]).is_file() and words[2:6] == ["-m", "some.module", "--config", "mine.yaml"]
+    assert Path(words[7]).is_absolute() and Path(words[7]).is_file()
+    (tmp_path / "configs/gpt").mkdir(parents=True)
+    (tmp_path / "configs/gpt/ar_probe.yaml").write_text("")
+    assert stages.config_flags(["configs/gpt/ar_probe.yaml"])[1] == "configs/gpt/ar_probe.yaml"
