@@ -22,6 +22,7 @@ from engine.checkpoint.weights import num_parameters
 from engine.cli import parse_cli, run_entry
 from engine.data.classes import labels_among
 from engine.data.identity import facts_of
+from engine.data.sources import summary_of
 from engine.data.stream import stream_opener
 from engine.loop import check_batch, fit
 from engine.messages import ConfigError
@@ -87,8 +88,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
         task = build_task(config, world, run, tokenizer, held_out)
         generator: Generator = task.trained.module
         parameters = f"{num_parameters(generator):,} parameters"
-        images = f"{len(store):,} training images of {len(store.manifest.class_names):,} class(es)"
-        run.log(f"generator: {parameters}; {images}; {world.size} process(es)")
+        run.log(f"generator: {parameters}; {summary_of(store)}; {world.size} process(es)")
         if held_out is None:
             run.log("no validation: the codes have no split `val`")
 

@@ -1,6 +1,8 @@
 """Images in tar files, as WebDataset lays them out: the parts of a sample share a name.
 
-    shard-000000.tar:  0001.jpg  0001.cls  0002.jpg  0002.cls ...     .cls holds the label as text; without any: label 0
+    shard-000000.tar:  0001.jpg  0001.cls  0002.jpg  0002.cls ...     .cls holds the label as text
+    shard-000000.tar:  0001.jpg  0001.json 0002.jpg  0002.json ...    .json holds it under `cls` or `label`
+    shard-000000.tar:  cat/0001.jpg  dog/0001.jpg ...                 classes are folders, where no file says a label
 
 WebDataset itself reads a tar from its start and shuffles in a buffer, so the order of its samples depends on the number
 of processes and a restart loses its place. Here the place of every image is looked up once (40 bytes per image, cached
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tarfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,15 +25,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from engine.data.base import PathKind, SourceConfig, Survey
-from engine.data.folders import identity_of, is_hidden, is_image_name, version_of
+from engine.data.classes import UNLABELED
+from engine.data.folders import identity_of, version_of
 from engine.data.identity import digest_of
-from engine.data.images import IMAGE_SUFFIXES, ImageError, decode_image, printable
+from engine.data.images import decode_image, printable
+from engine.data.tar_members import JSON_SUFFIX, LABEL_SUFFIX, NO_LABEL, list_tar
 from engine.messages import UserError, logger
 
-LABEL_SUFFIX = ".cls"
-MAX_LABEL_BYTES = 32
-INDEX_FORMAT = 2  # of the cached index; 1 had no hidden names
-MAX_CLASSES = 10**6
+INDEX_FORMAT = 3  # of the cached index
 
 
 def webdataset() -> Any:
@@ -60,121 +61,45 @@ def shard_paths(root: str, key: str) -> list[Path]:
     return paths
 
 
-# ------------------------------------------------------------------------------------------------ one shard
-@dataclass(slots=True)
-class _Sample:
-    """What is known of one sample while the members of its shard come along."""
-
-    start: int | None = None  # first byte of the image in the tar file; None = no image yet
-    size: int = 0  # bytes of the image
-    label: int = -1  # -1 = no label
-
-
-def _scan(path: Path, skip_broken: bool) -> tuple[list[_Sample], int]:
-    """Looks up the samples of one shard that have an image, in the order of the file; counts hidden names."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            samples, num_misnamed, num_hidden = _read_members(tar, path)
-            _check_end(tar)
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{path} is not a readable tar file without compression ({error}); fetch it again") from error
-
-    without_image = [name for name, sample in samples.items() if sample.start is None]
-    if without_image and not skip_broken:
-        raise ImageError(
-            f"{path}: sample {without_image[0]} has a label but no image; fix the shard or set data.skip_broken=true"
-        )
-    if without_image or num_misnamed:
-        logger.warning(
-            "%s: left out %d labels without image, %d images named a.b.png", path, len(without_image), num_misnamed
-        )
-    return [sample for sample in samples.values() if sample.start is not None], num_hidden
-
-
-def _read_members(tar: tarfile.TarFile, path: Path) -> tuple[dict[str, _Sample], int, int]:
-    """{name: sample} of a tar file, the number of images whose name has a second dot, and that of hidden names.
-
-    WebDataset's rule is that the name of a sample ends at its first dot: the rest of `a.b.png` is no image suffix.
-    """
-    split_name = webdataset().tariterators.base_plus_ext
-    samples: dict[str, _Sample] = {}
-    num_misnamed = 0
-    num_hidden = 0
-    for member in tar:
-        if _is_hidden_member(member.name):
-            num_hidden += 1
-            continue
-
-        name, suffix = split_name(member.name)
-        suffix = f".{(suffix or '').lower()}"
-        if suffix not in {LABEL_SUFFIX, *IMAGE_SUFFIXES} or not member.isreg():
-            if is_image_name(member.name):
-                num_misnamed += 1
-            continue
-
-        sample = samples.setdefault(name, _Sample())
-        if suffix == LABEL_SUFFIX:
-            sample.label = _read_label(tar, member, path)
-        elif sample.start is not None:
-            raise UserError(f"{path}: sample {name} has two images; a sample is one image and its label")
-        else:
-            sample.start, sample.size = member.offset_data, member.size
-    return samples, num_misnamed, num_hidden
-
-
-def _is_hidden_member(name: str) -> bool:
-    """Whether a file of a tar, or a folder that it lies in, is hidden. `tar cf x.tar .` lets names begin with "./"."""
-    return any(is_hidden(part) for part in PurePosixPath(name).parts if part != "..")
-
-
-def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> int:
-    """Reads the label in a member of a tar file. Raises UserError if it is none."""
-    text = tar.extractfile(member).read(MAX_LABEL_BYTES)
-    if not text.strip().isdigit() or len(text) == MAX_LABEL_BYTES or int(text) >= MAX_CLASSES:
-        raise UserError(f"{path}: {member.name} holds {text!r}; a label is from 0 to {MAX_CLASSES - 1}")
-    return int(text)
-
-
-def _check_end(tar: tarfile.TarFile) -> None:
-    """Raises ReadError unless a block of zeros ends the file.
-
-    tarfile itself takes a file that was cut between two members for a whole one.
-    """
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("its end is missing")
-
-
 # ------------------------------------------------------------------------------------------------ the index
-def _open_index(paths: list[Path], skip_broken: bool) -> tuple[np.ndarray, int]:
-    """int64 (N, 4): shard, first byte, size and label of every image; and the number of hidden names.
+@dataclass
+class _Index:
+    """Where the images of all shards are, and their classes; cached until a shard changes."""
 
-    Both are cached until a shard changes.
-    """
+    rows: np.ndarray  # int64 (N, 4): shard, first byte, size and label of every image
+    class_names: np.ndarray  # str (classes,); empty where labels are numbers, or missing
+    counts: np.ndarray  # int64 (2,): hidden names, links
+
+    def save(self, path: Path) -> None:
+        """Writes the file of the cache under a name of this process, then renames it: other ranks may do the same."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+        np.savez(temporary, **vars(self))
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> _Index:
+        """Reads a file of the cache. Raises what numpy raises for a damaged one."""
+        with np.load(path, allow_pickle=False) as stored:
+            return cls(stored["rows"].reshape(-1, 4), stored["class_names"], stored["counts"].reshape(2))
+
+
+def _open_index(paths: list[Path], skip_broken: bool) -> _Index:
+    """The index of some shards, from the cache if it is there."""
     cache = _cache_path(paths, skip_broken)
     if cache.is_file():
         try:
-            return _split_index(np.load(cache, allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
+            return _Index.load(cache)
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
             logger.warning("the cached shard index %s is damaged (%s); rebuilding it", cache, error)
 
     index = _build_index(paths, skip_broken)
     try:
-        # Written under a name of this process and renamed: other ranks may do the same at this moment.
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_name(f".{cache.stem}.{os.getpid()}.npy")
-        np.save(temporary, index)
-        temporary.replace(cache)
-        logger.info("wrote shard index (%d images in %d shards) to %s", len(index) - 1, len(paths), cache)
+        index.save(cache)
+        logger.info("wrote shard index (%d images in %d shards) to %s", len(index.rows), len(paths), cache)
     except OSError as error:
         logger.warning("the shard index cannot be cached for the next start (%s)", error)
-    return _split_index(index)
-
-
-def _split_index(index: np.ndarray) -> tuple[np.ndarray, int]:
-    """The rows of the images, and the number of hidden names, which stands in front of them."""
-    index = index.reshape(-1, 4)
-    return index[1:], int(index[:1].sum())
+    return index
 
 
 def _cache_path(paths: list[Path], skip_broken: bool) -> Path:
@@ -182,18 +107,48 @@ def _cache_path(paths: list[Path], skip_broken: bool) -> Path:
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     digest = hashlib.sha256(repr((INDEX_FORMAT, stats, skip_broken)).encode()).hexdigest()[:16]
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "visual-tokenizers" / f"shards-{digest}.npy"
+    return Path(cache) / "visual-tokenizers" / f"shards-{digest}.npz"
 
 
-def _build_index(paths: list[Path], skip_broken: bool) -> np.ndarray:
-    """Scans all shards: a row (hidden names, 0, 0, 0), then a row per image as `_open_index` describes them."""
-    rows = [np.zeros((1, 4), dtype=np.int64)]
+def _build_index(paths: list[Path], skip_broken: bool) -> _Index:
+    """Scans all shards."""
+    split_name = webdataset().tariterators.base_plus_ext
+    rows = [np.zeros((0, 4), dtype=np.int64)]
+    folders: list[np.ndarray] = []  # per shard: the number of each image's folder
+    number_of: dict[str, int] = {}  # folder -> its number
+    counts = np.zeros(2, dtype=np.int64)
+    odd_label = ""
     for shard, path in enumerate(tqdm(paths, desc="looking up images", unit="shard", disable=None)):
-        in_shard, num_hidden = _scan(path, skip_broken)
-        rows[0][0, 0] += num_hidden
-        samples = [(shard, s.start, s.size, s.label) for s in in_shard]
+        listing = list_tar(path, split_name, skip_broken)
+        samples = [(shard, *sample.image, sample.label) for sample in listing.samples]
         rows.append(np.array(samples, dtype=np.int64).reshape(-1, 4))
-    return np.concatenate(rows)
+        numbers = [number_of.setdefault(sample.folder, len(number_of)) for sample in listing.samples]
+        folders.append(np.array(numbers, dtype=np.int32))
+        counts += (listing.num_hidden, listing.num_links)
+        odd_label = odd_label or listing.odd_label
+
+    # Where no file says a label, folders may be classes.
+    index = np.concatenate(rows)
+    class_names: list[str] = []
+    if len(index) and index[:, 3].max() == NO_LABEL:
+        if odd_label:
+            logger.warning("labels in .json files are not numbers, and were not read: %s", odd_label)
+        class_names = _classes_of_folders(list(number_of), folders)
+        if class_names:
+            label_of = np.array([class_names.index(PurePosixPath(folder).name) for folder in number_of])
+            index[:, 3] = label_of[np.concatenate(folders)]
+    return _Index(index, np.array(class_names, dtype=str), counts)
+
+
+def _classes_of_folders(names: list[str], in_shards: list[np.ndarray]) -> list[str]:
+    """The classes that the folders of images stand for, in alphabetical order; none where they are no classes.
+
+    They are classes, as in a folder in ImageNet layout, if some tar file holds several, and all images lie equally
+    deep. A tar file with a single folder has that for its own order.
+    """
+    depths = {len(PurePosixPath(name).parts) for name in names}
+    is_sorted_by_class = any(len(np.unique(numbers)) > 1 for numbers in in_shards)
+    return sorted({PurePosixPath(name).name for name in names}) if len(depths) == 1 and is_sorted_by_class else []
 
 
 class ShardSource(PathKind):
@@ -204,21 +159,45 @@ class ShardSource(PathKind):
 
     decodes_files = True
     mixed_held_out = True
+    classes_are_named: bool = True  # False: labels are numbers
 
     def __init__(self, root: str | Path, key: str, skip_broken: bool = False) -> None:
         self.name = printable(root)
         self.paths = shard_paths(str(root), key)
-        index, self.num_hidden = _open_index(self.paths, skip_broken)
+        index = _open_index(self.paths, skip_broken)
+        self.num_hidden, num_links = index.counts.tolist()
         if self.num_hidden:
             logger.info("%s: left out %d hidden names", self.name, self.num_hidden)
-        if not len(index):
+        if num_links:
+            logger.info("%s: followed %d hard or symbolic links", self.name, num_links)
+        if not len(index.rows):
             raise UserError(f"{key}={self.name!r}: no images in {len(self.paths)} shards")
-        self.shards, self.starts, self.sizes, labels = index.T
+        self.shards, self.starts, self.sizes, labels = index.rows.T
         if labels.min() < 0 <= labels.max():
             unlabeled = self.where(int(labels.argmin()))
             raise UserError(f"{unlabeled} has no label, others have one; give all images one ({LABEL_SUFFIX}), or none")
+        self._name_classes(labels, index.class_names.tolist())
+
+    def _name_classes(self, labels: np.ndarray, folder_names: list[str]) -> None:
+        """Sets labels and class names, and says where they come from if that may surprise."""
         self.labels = np.maximum(labels, 0)
-        self.class_names = [str(i) for i in range(labels.max() + 1)] or ["all"]
+        if folder_names:
+            self.class_names = folder_names
+            logger.info("%s: the classes are the %d folders in the tar files", self.name, len(folder_names))
+        elif labels.max() == NO_LABEL:
+            self.class_names = list(UNLABELED)
+            logger.warning(
+                "%s: no image has a label (%s, %s, or a folder per class): all are of one class",
+                self.name, LABEL_SUFFIX, JSON_SUFFIX,
+            )  # fmt: skip
+        else:
+            self.class_names = [str(i) for i in range(labels.max() + 1)]
+            self.classes_are_named = False
+        if labels.min() > 0:
+            logger.warning(
+                "%s: labels begin at %d, so the classes before it have no image; labels count from 0",
+                self.name, labels.min(),
+            )  # fmt: skip
 
     @classmethod
     def survey(cls, config: SourceConfig, split: str) -> Survey:

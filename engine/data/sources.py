@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 from PIL import Image
 
 from engine.data.base import ImageSource, PathKind, SourceConfig, SourceKind, Survey
@@ -41,6 +43,15 @@ def source_names(*, packaged_only: bool = False) -> str:
 def attribution_of(name: str) -> str:
     """Who made the images of a kind, where that must be said; empty for others, and for unknown names."""
     return SOURCES[name].attribution if name in SOURCES else ""
+
+
+class Counted(Protocol):
+    """What has labels, by class name: a source, or codes."""
+
+    labels: np.ndarray
+    class_names: list[str]
+
+    def __len__(self) -> int: ...
 
 
 def open_source(config: SourceConfig, split: str) -> ImageSource:
@@ -87,11 +98,14 @@ def unused_keys(config: SourceConfig) -> Iterator[str]:
             )
 
 
-def summary_of(source: ImageSource) -> str:
-    """Says for a start line how many images and classes a source has, and how many hidden names were left out."""
+def summary_of(source: Counted) -> str:
+    """Says for a start line how many images and classes a source (or codes) has, and what is missing there."""
     num_hidden = getattr(source, "num_hidden", 0)  # sources without files have none
     hidden = f" ({num_hidden:,} hidden names left out)" if num_hidden else ""
-    return f"{len(source):,} training images of {len(source.class_names):,} class(es){hidden}"
+    counts = np.bincount(source.labels, minlength=len(source.class_names))
+    empty = [str(source.class_names[label]) for label in np.flatnonzero(counts == 0)]
+    without = f", {len(empty):,} of them without an image (such as {empty[0]})" if empty else ""
+    return f"{len(source):,} training images of {len(source.class_names):,} class(es){without}{hidden}"
 
 
 def open_path(path: str | Path, key: str) -> ImageSource:

@@ -113,8 +113,8 @@ def test_places_are_looked_up_once_and_again_when_a_shard_changes(shards, folder
     """The second start reads no shard; a shard that is written anew is read anew."""
     before = ShardSource(str(shards), "data.root")
     identity = before.identity()
-    assert len(list(cache.glob("*.npy"))) == 1
-    monkeypatch.setattr("engine.data.shards._scan", lambda *_: pytest.fail("read again"))
+    assert len(list(cache.glob("*.npz"))) == 1
+    monkeypatch.setattr("engine.data.shards.list_tar", lambda *_: pytest.fail("read again"))
     again = ShardSource(str(shards), "data.root")
     assert again.version() == before.version() and np.array_equal(again.starts, before.starts)
     monkeypatch.undo()
@@ -128,7 +128,7 @@ def test_places_are_looked_up_once_and_again_when_a_shard_changes(shards, folder
 def test_a_damaged_index_is_built_again(shards, cache, caplog, damage):
     """An empty, cut or overwritten file of the cache is as good as none: a line in the log, and a sound file again."""
     before = ShardSource(str(shards), "data.root")
-    (file,) = cache.glob("*.npy")
+    (file,) = cache.glob("*.npz")
     content = file.read_bytes()
     file.write_bytes(damage(content))
     again = ShardSource(str(shards), "data.root")
