@@ -1,7 +1,8 @@
-"""Prints one SHA-256 over everything in the newest checkpoint of a run, to check whether two runs agree.
+"""Prints one SHA-256 over everything in the newest checkpoint of a run, or the first difference between two runs.
 
     python -m evaluations.fingerprint runs/quickstart/tokenizer
     python -m evaluations.fingerprint runs/quickstart/gpt --parts       (one line per part, to see what differs)
+    python -m evaluations.fingerprint runs/A runs/B                     (0: equal; 1: different, with the first tensor)
 
 The digest covers weights, EMA, optimizers, counters, the step, and the next 8 sample ids, which name the images that
 training would use next. The sample ids depend on the seed, the position and the data set, so the data set must be where
@@ -15,7 +16,7 @@ import argparse
 import hashlib
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -34,11 +35,13 @@ from engine.data.stream import index_at
 from engine.preflight import Preflight, require
 
 NUM_IDS = 8  # sample ids that enter the digest
+DIFFERENT = 1  # exit code
 
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a run, or one of its checkpoints")
+    parser.add_argument("other", nargs="?", type=Path, help="a second run, to be compared with the first one")
     parser.add_argument("--parts", action="store_true", help="also print the digest of each part")
     return parser.parse_args()
 
@@ -108,29 +111,51 @@ def next_ids(config: DictConfig, step: int) -> list[int]:
 
 
 # ------------------------------------------------------------------------------------------------ digests
+class Snapshot(NamedTuple):
+    """Everything in a checkpoint that the rest of a training depends on."""
+
+    step: int
+    state: dict[str, Any]  # dotted name -> tensor or value
+    ids: list[int]  # of the next samples
+
+
+def snapshot_of(run: Path) -> Snapshot:
+    """Reads the newest checkpoint of a run. Raises CheckpointError if there is none, or it is damaged."""
+    folder = whole_checkpoint(run)
+    step = read_manifest(folder)["step"]
+
+    # A checkpoint lies in <run>/checkpoints.
+    run_dir = folder.resolve().parents[1]
+    ids = next_ids(read_yaml(folder / "config.yaml"), steps_before(run_dir) + step)
+    return Snapshot(step, saved_state(folder), ids)
+
+
+def part_of(name: str) -> str:
+    """The part that a name belongs to: its first two words, such as `tokenizer.ema`."""
+    return ".".join(name.split(".")[:2])
+
+
 def digests(run: Path) -> dict[str, str]:
     """Digests the newest checkpoint of a run: {part: SHA-256}.
 
     The step and the next sample ids are parts as well.
     """
-    folder = whole_checkpoint(run)
-    step = read_manifest(folder)["step"]
-    parts = {"step": hashlib.sha256(str(step).encode())}
-
-    # The state, split by the first two parts of its names, such as `tokenizer.ema`.
-    for name, value in sorted(saved_state(folder).items()):
-        part = parts.setdefault(".".join(name.split(".")[:2]), hashlib.sha256())
+    snapshot = snapshot_of(run)
+    parts = {"step": hashlib.sha256(str(snapshot.step).encode())}
+    for name, value in sorted(snapshot.state.items()):
+        part = parts.setdefault(part_of(name), hashlib.sha256())
         if isinstance(value, Tensor):
             part.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            part.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            part.update(_bytes_of(value).numpy().data)
         else:
             part.update(f"{name} {value!r}\n".encode())
-
-    # A checkpoint lies in <run>/checkpoints.
-    run_dir = folder.resolve().parents[1]
-    ids = next_ids(read_yaml(folder / "config.yaml"), steps_before(run_dir) + step)
-    parts[f"next {NUM_IDS} sample ids"] = hashlib.sha256(str(ids).encode())
+    parts[f"next {NUM_IDS} sample ids"] = hashlib.sha256(str(snapshot.ids).encode())
     return {name: part.hexdigest() for name, part in parts.items()}
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor, uint8 (number of bytes,)."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def whole(parts: dict[str, str]) -> str:
@@ -138,15 +163,58 @@ def whole(parts: dict[str, str]) -> str:
     return hashlib.sha256("".join(f"{name} {parts[name]}\n" for name in sorted(parts)).encode()).hexdigest()
 
 
+# ------------------------------------------------------------------------------------------------ two runs
+def first_difference(one: Snapshot, other: Snapshot) -> str | None:
+    """Names the first part, and in it the first tensor or value, in which two checkpoints differ; None if they agree.
+
+    The step comes first, then the state by name, then the order of the data.
+    """
+    if one.step != other.step:
+        return f"step: {one.step} against {other.step}"
+    for name in sorted({*one.state, *other.state}):
+        if name not in one.state or name not in other.state:
+            which = "first" if name in one.state else "second"
+            return f"{part_of(name)}: {name} is in the {which} only"
+        difference = _value_difference(one.state[name], other.state[name])
+        if difference is not None:
+            return f"{part_of(name)}: {name}: {difference}"
+    if one.ids != other.ids:
+        return f"next {NUM_IDS} sample ids: {one.ids} against {other.ids}"
+    return None
+
+
+def _value_difference(one: Any, other: Any) -> str | None:
+    """How two values of a state differ, bit by bit; None if they do not."""
+    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+        return None if repr(one) == repr(other) else f"{one!r} against {other!r}"
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return f"{one.dtype} {tuple(one.shape)} against {other.dtype} {tuple(other.shape)}"
+    if torch.equal(_bytes_of(one), _bytes_of(other)):
+        return None
+
+    num_different = int((one != other).sum())
+    if num_different == 0:
+        return "the numbers are equal, their bits are not (zeros of two signs)"
+    gaps = (one.double() - other.double()).abs()
+    return f"{num_different:,} of {one.numel():,} numbers differ, by up to {gaps.nan_to_num(torch.inf).max():.3g}"
+
+
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
-    """Looks for the checkpoint."""
-    with preflight.collecting():
-        preflight.found.append(f"checkpoint: {checkpoint_of(args.run)}")
+    """Looks for the checkpoints."""
+    for run in (args.run, args.other):
+        if run is not None:
+            with preflight.collecting():
+                preflight.found.append(f"checkpoint: {checkpoint_of(run)}")
 
 
 def main() -> None:
     args = parse_args()
     require(args, lambda preflight: needs(args, preflight))
+    if args.other is not None:
+        difference = first_difference(snapshot_of(args.run), snapshot_of(args.other))
+        print("equal" if difference is None else f"different, first in {difference}")
+        raise SystemExit(0 if difference is None else DIFFERENT)
+
     parts = digests(args.run)
     print(whole(parts))
     if args.parts:

@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 import tiny
+import torch
 
 import evaluations.fingerprint
 import tokenizer.train
 from engine.checkpoint.manifest import CheckpointError, checkpoint_folders
 from engine.data.stream import index_at
-from evaluations.fingerprint import digests, next_ids, whole
+from evaluations.fingerprint import Snapshot, digests, first_difference, next_ids, whole
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +73,33 @@ def test_damage_and_absence_are_named(run, tmp_path, entry):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"is damaged: state/.*bytes instead of"):
         digests(tmp_path / "run")
+
+
+def test_two_runs_are_compared(run, image_folder, tmp_path, world, entry):
+    """0 and "equal" for a copy; 1 with the first part and tensor for another EMA, another step, another order."""
+    main = evaluations.fingerprint.main
+    shutil.copytree(run, tmp_path / "copy")
+    assert entry(main, run, tmp_path / "copy")[:2] == (0, "equal\n")
+    trained(tmp_path / "a", image_folder, world, "ema_decay=0.8")
+    code, out, _ = entry(main, run, tmp_path / "a")
+    told = re.fullmatch(
+        r"different, first in tokenizer\.ema: (tokenizer\.ema\.\S+): .* numbers differ, by up to (\S+)\n", out
+    )
+    assert code == 1 and told is not None, out
+    one, other = (evaluations.fingerprint.snapshot_of(folder).state for folder in (run, tmp_path / "a"))
+    first = next(
+        name for name in sorted(one) if isinstance(one[name], torch.Tensor) and (one[name] != other[name]).any()
+    )
+    gap = (one[first] - other[first]).abs().max().item()
+    assert told[1] == first and float(told[2]) == pytest.approx(gap, rel=1e-2)
+    assert entry(main, run, checkpoint_folders(run)[0])[:2] == (1, "different, first in step: 6 against 3\n")
+    assert entry(main, run, tmp_path / "absent")[0] == 2
+
+
+def test_a_single_bit_is_a_difference():
+    """Zeros of two signs are equal as numbers."""
+    one, other = ({"a.b.c": torch.tensor([value])} for value in (0.0, -0.0))
+    told = first_difference(Snapshot(1, one, []), Snapshot(1, other, []))
+    assert told == "a.b: a.b.c: the numbers are equal, their bits are not (zeros of two signs)"
+    assert first_difference(Snapshot(1, one, [1]), Snapshot(1, one, [2])) == "next 8 sample ids: [1] against [2]"
+    assert first_difference(Snapshot(1, {}, []), Snapshot(1, one, [])) == "a.b: a.b.c is in the second only"
