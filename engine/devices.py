@@ -6,6 +6,7 @@ Other modules ask here for a device, a precision region or a synchronization, an
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ from engine.messages import ConfigError
 DEVICES = ("auto", "cpu", "cuda")  # auto: a GPU where there is one
 
 
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
 GPU_FILES = "/dev/nvidia[0-9]*"  # of the GPUs that a machine or a container has
 
 
@@ -86,6 +88,27 @@ def gpu_failure() -> str:
         reason = "torch says no more"
     hint = f"CUDA_VISIBLE_DEVICES={hidden}; " if hidden is not None else ""
     return f"{reason} ({hint}torch {torch.__version__} is built for CUDA {torch.version.cuda})"
+
+
+def gpu_names() -> list[str]:
+    """The names of the GPUs that torch can use, by number."""
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+
+
+def driver_version() -> str | None:
+    """The version of the NVIDIA driver of this machine, or None."""
+    if not DRIVER_FILE.is_file():
+        return None
+    first_line = DRIVER_FILE.read_text(encoding="utf-8").partition("\n")[0]
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", first_line)
+    return found[0] if found else first_line
+
+
+def nccl_version() -> str | None:
+    """The version of NCCL in this build of torch, or None."""
+    if torch.version.cuda is None or not torch.distributed.is_nccl_available():
+        return None
+    return ".".join(map(str, torch.cuda.nccl.version()))
 
 
 def device_line(device: torch.device, num_processes: int, precision: str) -> str:

@@ -71,6 +71,11 @@ class FolderLock:
             self._owner = _create(self._path)
             threading.Thread(target=self._renew, daemon=True).start()
 
+    @property
+    def is_of_system(self) -> bool:
+        """Whether the file system holds the lock; otherwise a file stands for it."""
+        return self._file is not None
+
     def release(self) -> None:
         """Frees the folder."""
         self._released.set()

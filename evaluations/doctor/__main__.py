@@ -2,11 +2,13 @@
 
     python -m evaluations.doctor runs/quickstart/tokenizer
     python -m evaluations.doctor runs/VQ_SS256 --recipe configs/vq/VQ_SS256.yaml --data        (also reads the images)
+    python -m evaluations.doctor --machine          (before a run: GPUs, NCCL, shared memory, threads, locks, disk)
 
 All runs in the folder are judged; a run in phases is judged phase by phase. The exit code is 1 if anything was found.
 `--all` shows every check and how far it is from being reported (see docs/doctor.md). Without --recipe, the learning
 rate and batch size are compared with those of the built-in config that has the same `model` section. Quick starts are
-also compared with the curves of a healthy quick start in configs/quickstart/reference_curves.json.
+also compared with the curves of a healthy quick start in configs/quickstart/reference_curves.json. With --machine, the
+machine is judged instead, and the disk that the given folder (by default the current one) lies on.
 """
 
 from __future__ import annotations
@@ -20,19 +22,24 @@ from engine.preflight import Preflight, require
 from evaluations.doctor.checks import CHECKS
 from evaluations.doctor.data import Finding, data_findings
 from evaluations.doctor.evidence import RunEvidence
+from evaluations.doctor.machine import Reading, machine_readings
 from evaluations.doctor.severity import Severity
 
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run, or a folder of runs")
+    parser.add_argument("run", type=Path, nargs="?", help="folder of a run, or a folder of runs")
+    parser.add_argument("--machine", action="store_true", help="judge this machine and its disk, not a run")
     parser.add_argument("--recipe", type=Path, help="YAML file that the run should follow")
     parser.add_argument("--all", action="store_true", help="show every check, as a multiple of its threshold")
     parser.add_argument("--data", action="store_true", help="also look at the training images")
     parser.add_argument(
         "--max-images", type=positive, default=50_000, help="number of training images to look at, evenly chosen"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.run is None and not args.machine:
+        parser.error("name the folder of a run, or give --machine")
+    return args
 
 
 def examine(run: RunEvidence) -> dict[str, Severity]:
@@ -61,6 +68,16 @@ def print_run(run: RunEvidence, findings: list[Finding], severities: dict[str, S
         print(f"  {finding.name}: {finding.evidence}\n    remedy: {finding.remedy}")
 
 
+def print_machine(readings: list[Reading]) -> None:
+    """The readings of a machine for people, with remedies where something is wrong."""
+    num_problems = sum(bool(reading.remedy) for reading in readings)
+    print(f"machine: {num_problems or 'no'} finding(s)")
+    for reading in readings:
+        print(f"  {reading.name}: {reading.evidence}")
+        if reading.remedy:
+            print(f"    remedy: {reading.remedy}")
+
+
 def run_folders(path: Path) -> list[Path]:
     """The run folders in a folder, itself included. Raises UserError if there are none."""
     folders = sorted(record.parent for record in path.rglob("metrics.jsonl"))
@@ -71,7 +88,10 @@ def run_folders(path: Path) -> list[Path]:
 
 
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
-    """Looks for the runs and the recipe."""
+    """Looks for the runs and the recipe; for a look at the machine, for a folder to write in."""
+    if args.machine:
+        preflight.output(args.run or Path(), "folder")
+        return
     with preflight.collecting():
         preflight.found += [f"run: {folder}" for folder in run_folders(args.run)]
     if args.recipe is not None:
@@ -81,6 +101,10 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
 def main() -> None:
     args = parse_args()
     require(args, lambda preflight: needs(args, preflight))
+    if args.machine:
+        readings = machine_readings(args.run or Path())
+        print_machine(readings)
+        raise SystemExit(1 if any(reading.remedy for reading in readings) else 0)
 
     num_findings = 0
     for folder in run_folders(args.run):
