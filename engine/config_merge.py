@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -36,6 +37,9 @@ class Merger(Generic[T]):
         self.merged = OmegaConf.structured(self.schema)
         self.problems: list[str] = []
         self._wrong_keys: set[str] = set()
+        self._out_of_range: list[str] = []  # those of them that were merged, because their type is right
+        self._before: dict[str, Any] = {}  # key -> the value that the last source which sets it replaced
+        self._lacks_file = False  # a file was named in a way in which it is not read
 
     def add(self, source: str, content: DictConfig | Sequence[str]) -> None:
         """Merges one source: a tree, or `key=value` items. `source` is its name in messages."""
@@ -43,6 +47,7 @@ class Merger(Generic[T]):
         if not isinstance(content, DictConfig):
             tree, problems = parse_items(content)
             self.problems += [f"{source}: {problem}" for problem in problems]
+            self._lacks_file |= any(map(_is_yaml_name, content))
         try:
             tree = current_tree(self.defaults, tree, source)
         except ConfigError as error:
@@ -58,7 +63,7 @@ class Merger(Generic[T]):
         self._resolve(self.merged, self.defaults, "")
         self._check_required()
         try:
-            config = self._built(OmegaConf.missing_keys(self.merged))
+            config = self._built(copy.deepcopy(self.merged))
         except ConfigError as error:  # from a section that checks itself while it is built
             self.problems += error.problems
             return None
@@ -67,15 +72,16 @@ class Merger(Generic[T]):
 
         for key, line in [*keyed_problems(config), *_unknown_components(config)]:
             if key not in self._wrong_keys:
+                self._out_of_range.append(key)
                 self._add_problem(key, line)
-        if self.problems and check is not None:
+        if self.problems and check is not None and not self._lacks_file:
             self._check_rest(check)
         return config
 
-    def _built(self, keys: Iterable[str]) -> T:
-        """The merged config with the defaults of `keys`, or of the nearest key above that has one."""
-        tree = copy.deepcopy(self.merged)
-        for key in keys:
+    def _built(self, tree: DictConfig) -> T:
+        """The config of a tree; what it lacks gets the default of the nearest key above that has one."""
+        for missing in OmegaConf.missing_keys(tree):
+            key = missing
             while key and OmegaConf.select(self.defaults, key) is None:
                 key = key.rpartition(".")[0].partition("[")[0]
             if key:
@@ -142,10 +148,14 @@ class Merger(Generic[T]):
             target[name] = ""
             return
 
+        before = copy.deepcopy(target._get_node(name))
+
         # A free mapping of names to values is merged name by name; anything else is replaced.
         is_mapping = get_origin(hint) is dict
         is_set = isinstance(node, DictConfig) == is_mapping and _update(target, name, _plain(node), merge=is_mapping)
-        if not is_set:
+        if is_set:
+            self._before[key] = before
+        else:
             self._add_problem(key, f"{source}: {key}={format_value(_plain(node))} must be {describe_type(hint)}")
 
     def _sections(self, items: ListConfig, schema: type, source: str, key: str) -> list[DictConfig]:
@@ -195,8 +205,17 @@ class Merger(Generic[T]):
                 section[name] = copy.deepcopy(defaults._get_node(name))
 
     def _check_rest(self, check: Callable[[T], Any]) -> None:
-        """Adds what `check` says of the config with defaults in the place of wrong values, but no lines about those."""
-        config = self._built(self._wrong_keys)
+        """Adds what `check` says of the config without the wrong values, but no lines about those.
+
+        In the place of a wrong value stands what a recipe says beneath it. Where there is nothing beneath, a default
+        might accuse values that are right, and nothing is added.
+        """
+        if not all(key in self._before for key in self._out_of_range):
+            return
+        tree = copy.deepcopy(self.merged)
+        for key in self._out_of_range:
+            OmegaConf.update(tree, key, self._before[key], merge=False)
+        config = self._built(tree)
         if any(keyed_problems(config)):
             return
         try:
@@ -205,8 +224,19 @@ class Merger(Generic[T]):
             self.problems += [line for line in error.problems if not self._names_wrong_key(line)]
 
     def _names_wrong_key(self, line: str) -> bool:
-        """Whether a line is about a wrong key or one below it; a longer name that begins like it is another key."""
-        return any(re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", line) for key in self._wrong_keys)
+        """Whether a line is about a wrong key, one below it, or the section around it as a whole.
+
+        A longer name that begins like one of them is another key.
+        """
+        sections = {key.rpartition(".")[0] for key in self._out_of_range} - {""}
+        return any(re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", line) for key in self._wrong_keys) or any(
+            re.search(rf"(?<![\w.]){re.escape(section)}(?![\w.])", line) for section in sections
+        )
+
+
+def _is_yaml_name(text: str) -> bool:
+    """Whether an argument is the name of a YAML file, and not a key with a value."""
+    return "=" not in text and Path(text).suffix.lower() in (".yaml", ".yml")
 
 
 def _update(section: DictConfig, name: str, value: Any, *, merge: bool) -> bool:
@@ -225,7 +255,8 @@ def parse_items(items: Sequence[str]) -> tuple[DictConfig, list[str]]:
     problems: list[str] = []
     for item in items:
         if "=" not in item or item.startswith("-"):
-            problems.append(f"{item!r} is not of the form key=value")
+            hint = f"; a YAML file is read by --config {item}" if _is_yaml_name(item) else ""
+            problems.append(f"{item!r} is not of the form key=value{hint}")
             continue
         try:
             tree = OmegaConf.from_dotlist([*readable, item])

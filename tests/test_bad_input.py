@@ -104,6 +104,13 @@ CONFIGS = {
     "nothing to train": (["loss={l2_weight: 0, codebook_weight: 0, commitment_weight: 0, discriminator: {name: none}}"],
                          ["every loss weight is 0"]),
     "not key=value": (["loop.steps"], ["'loop.steps' is not of the form key=value"]),
+    "sizes of the model at once": (["data.image_size=9", "model.hybrid.semantic_layer=9", "loop.steps=0"],
+                                   ["data.image_size=9 does not fit", "semantic_layer=9 must lie in 1..1",
+                                    "loop.steps=0 must be 1 or more", "the config has 3 problems"]),
+    "tokens that would fit": (["data.image_size=12", "model.hybrid.num_tokens=32"],
+                              ["this size fits num_tokens 1, 2, 4, 8;", "sizes that are a multiple of 8"]),
+    "a file without --config": (["other.yaml"], ["'other.yaml' is not of the form key=value",
+                                                 "read by --config other.yaml"]),
     "several at once": (["data.image_size=9", "model.quantizer.vq.warmup_steps=6"],
                         ["data.image_size=9", "warmup_steps=6 must be below loop.steps=6"]),
 }  # fmt: skip

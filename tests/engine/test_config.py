@@ -55,6 +55,27 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        # What is beneath a wrong value is that of the recipe, not a default of another size: 40 px fit its factor.
+        (["model.hybrid.cnn.channel_multipliers=[]", "data.image_size=40", "model.hybrid.num_tokens=1"], 1),
+        (["model.hybrid.cnn.channel_multipliers=[]", "data.image_size=41", "model.hybrid.num_tokens=1"], 2),
+        # A section of which a value is wrong is not accused as a whole besides.
+        (["model.hybrid.encoder.heads=7"], 1),
+        (["model.hybrid.decoder.size=big"], 4),
+        # A value of another type, and a key that does not exist, hide nothing.
+        (["model.hybrid.z_channels=a", "model.hybrid.widht=3", "data.image_size=33"], 3),
+    ],
+)
+def test_a_wrong_value_neither_hides_nor_makes_other_problems(overrides, lines):
+    with pytest.raises(ConfigError) as caught:
+        load_config(tokenizer_train.TokenizerTrainConfig, [ROOT / "configs/quickstart/tokenizer.yaml"], overrides,
+                    check=tokenizer_train.validate)  # fmt: skip
+    problems = caught.value.problems
+    assert len(problems) == lines and all("model." in line or "data.image_size" in line for line in problems), problems
+
+
 def test_later_sources_win(tmp_path):
     """Defaults, then files in their order, then the command line; what nobody names keeps its default."""
     first = write(tmp_path / "first.yaml", "count: 5\ninner: {rate: 0.2, sizes: [7]}\n")

@@ -83,5 +83,5 @@ def test_encoder_and_quantizer_are_frozen_beside_a_generative_decoder():
 
 def test_one_grid_cell_is_refused():
     """The adaptive norms take a variance over the grid; of one cell it would be NaN."""
-    with pytest.raises(ConfigError, match="image size 2 does not fit: it must be a multiple of 2, 4 or more"):
+    with pytest.raises(ConfigError, match=r"image_size=2 .* it must be a multiple of 2, 4 or more"):
         build_tokenizer(ModelConfig(name="wetok", wetok=WeTokConfig(cnn=CNN), quantizer=QuantizerConfig(name="gq")), 2)

@@ -48,7 +48,8 @@ class ConvTokenizer(Tokenizer):
         min_size = self.min_cells * self.factor
         if image_size < min_size or image_size % self.factor != 0:
             raise ConfigError(
-                f"image size {image_size} does not fit: it must be a multiple of {self.factor}, {min_size} or more"
+                f"data.image_size={image_size} (--image-size) does not fit the model: it must be a multiple of "
+                f"{self.factor}, {min_size} or more"
             )
         self.image_size = image_size
         self.num_tokens = (image_size // self.factor) ** 2

@@ -11,14 +11,14 @@ Shapes    images (B,3,H,H) in [-1,1]      grid features (B,z_channels,h,h), h = 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor, nn
 
-from engine.messages import ConfigError
-from engine.validation import Problem, Section, at_least
+from engine.validation import Problem, Section, at_least, raise_problems
 from tokenizer.models.attention import MultiheadAttention
 from tokenizer.models.base import FeatureSource, Tokenizer, TokenizerOutput
 from tokenizer.models.cnn import GIGATOK, CNNConfig, CNNDecoder, CNNEncoder
@@ -85,12 +85,8 @@ class HybridTokenizer(Tokenizer):
         # Sizes, checked before anything is built.
         encoder_dims = config.encoder.dims("model.hybrid.encoder")
         decoder_dims = config.decoder.dims("model.hybrid.decoder")
-        grid = grid_size(config, image_size)
-        decoder_layers = decoder_dims[1]
-        if config.semantic_layer is not None and not 1 <= config.semantic_layer <= decoder_layers:
-            raise ConfigError(
-                f"model.hybrid.semantic_layer={config.semantic_layer} must lie in 1..{decoder_layers} (layers)"
-            )
+        raise_problems([*grid_problems(config, image_size), *semantic_problems(config, decoder_dims[1])])
+        grid = image_size // config.cnn.factor
         self.image_size = image_size
         self.num_tokens = config.num_tokens
         self.grid = grid
@@ -206,29 +202,39 @@ class HybridTokenizer(Tokenizer):
         }
 
 
-def grid_size(config: HybridConfig, image_size: int) -> int:
-    """Cells per side of the feature grid.
+def semantic_problems(config: HybridConfig, decoder_layers: int) -> Iterator[str]:
+    """A semantic layer that the decoder does not have."""
+    if config.semantic_layer is not None and not 1 <= config.semantic_layer <= decoder_layers:
+        yield f"model.hybrid.semantic_layer={config.semantic_layer} must lie in 1..{decoder_layers} (layers)"
 
-    Raises ConfigError where image size or number of tokens do not fit it.
-    """
+
+def grid_problems(config: HybridConfig, image_size: int) -> Iterator[str]:
+    """An image size that has no whole cells, or a number of tokens that does not fit their grid."""
     factor = config.cnn.factor
     if image_size % factor != 0:
-        raise ConfigError(f"data.image_size={image_size} does not fit the model: it must be a multiple of {factor}")
+        yield f"data.image_size={image_size} does not fit the model: it must be a multiple of {factor}"
+        return
     grid = image_size // factor
 
     # 2d: one token per cell.
     if config.layout == "2d":
         if config.num_tokens != grid * grid:
-            raise ConfigError(
-                f"model.hybrid.num_tokens={config.num_tokens} must be {grid * grid}, the cells of the 2d grid"
-            )
-        return grid
+            yield f"model.hybrid.num_tokens={config.num_tokens} must be {grid * grid}, the cells of the 2d grid"
+        return
 
     # 1d: the finest boxes of the pooled queries have whole cells.
-    rows, columns = pooling_boxes(config.num_tokens)[-1]
-    if grid % rows != 0 or grid % columns != 0:
-        raise ConfigError(
-            f"model.hybrid.num_tokens={config.num_tokens} does not fit: its finest pooling level of "
-            f"{rows}x{columns} boxes must divide the {grid}x{grid} grid of data.image_size={image_size}"
+    if not _boxes_fit(config.num_tokens, grid):
+        rows, columns = pooling_boxes(config.num_tokens)[-1]
+        fitting = [2**power for power in range((grid * grid).bit_length() + 1) if _boxes_fit(2**power, grid)]
+        yield (
+            f"model.hybrid.num_tokens={config.num_tokens} does not fit: its finest pooling level of {rows}x{columns} "
+            f"boxes must divide the {grid}x{grid} grid of data.image_size={image_size}; this size fits num_tokens "
+            f"{', '.join(map(str, fitting))}; this num_tokens fits sizes that are a multiple of "
+            f"{math.lcm(rows, columns) * factor}"
         )
-    return grid
+
+
+def _boxes_fit(num_tokens: int, grid: int) -> bool:
+    """Whether the finest boxes of `num_tokens` pooled queries have whole cells of a `grid` x `grid` map."""
+    rows, columns = pooling_boxes(num_tokens)[-1]
+    return grid % rows == 0 and grid % columns == 0

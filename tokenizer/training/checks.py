@@ -64,7 +64,7 @@ def _check_phase(config: TokenizerTrainConfig) -> tuple[list[str], Tokenizer | N
     try:
         network = network_on_meta(config)
     except ConfigError as error:
-        problems.append(str(error))
+        problems += error.problems
     if network is not None:
         problems += _quantizer_problems(config, network)
         if not terms_of(config, network):
