@@ -87,7 +87,15 @@ def gpu_failure() -> str:
     else:
         reason = "torch says no more"
     hint = f"CUDA_VISIBLE_DEVICES={hidden}; " if hidden is not None else ""
-    return f"{reason} ({hint}torch {torch.__version__} is built for CUDA {torch.version.cuda})"
+    return f"{reason} ({hint}{torch_build()})"
+
+
+def torch_build() -> str:
+    """The version of torch and what it is built for."""
+    if torch.version.cuda is not None:
+        return f"torch {torch.__version__}, built for CUDA {torch.version.cuda}"
+    built_for = f"ROCm {torch.version.hip}" if torch.version.hip is not None else "CPUs"
+    return f"torch {torch.__version__}, built for {built_for}"
 
 
 def gpu_names() -> list[str]:

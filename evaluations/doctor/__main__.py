@@ -90,7 +90,7 @@ def run_folders(path: Path) -> list[Path]:
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for the runs and the recipe; for a look at the machine, for a folder to write in."""
     if args.machine:
-        preflight.output(args.run or Path(), "folder")
+        preflight.output(args.run or Path(), "--machine")
         return
     with preflight.collecting():
         preflight.found += [f"run: {folder}" for folder in run_folders(args.run)]

@@ -12,7 +12,15 @@ from typing import NamedTuple
 
 import torch
 
-from engine.devices import device_problem, driver_version, gpu_failure, gpu_names, has_gpu_files, nccl_version
+from engine.devices import (
+    device_problem,
+    driver_version,
+    gpu_failure,
+    gpu_names,
+    has_gpu_files,
+    nccl_version,
+    torch_build,
+)
 from engine.folder_lock import lock_folder
 from engine.messages import UserError
 from engine.preflight import num_local_processes
@@ -56,12 +64,11 @@ def machine_readings(folder: Path) -> list[Reading]:
 # ------------------------------------------------------------------------------------------------ GPUs
 def driver() -> Reading:
     """The driver of the GPUs, beside the CUDA version that torch is built for."""
-    built_for = f"torch {torch.__version__}, built for CUDA {torch.version.cuda}"
     version = driver_version()
     if version is not None:
-        return Reading("driver", f"NVIDIA {version}; {built_for}")
+        return Reading("driver", f"NVIDIA {version}; {torch_build()}")
     remedy = "install the NVIDIA driver, or start the container with its GPUs" if has_gpu_files() else ""
-    return Reading("driver", f"no NVIDIA driver; {built_for}", remedy)
+    return Reading("driver", f"no NVIDIA driver; {torch_build()}", remedy)
 
 
 def gpus() -> Reading:
