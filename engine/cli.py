@@ -21,6 +21,9 @@ from engine.stopping import EXIT_INTERRUPTED, stop_with_parent
 
 T = TypeVar("T")
 
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
+UNUSABLE_PATH = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS})
+
 
 def positive(text: str) -> int:
     """The argparse type of a count: a whole number, 1 or more."""
@@ -106,7 +109,7 @@ def parse_cli(
 
 
 def run_entry(main: Callable[[], None]) -> None:
-    """Runs an entry's `main`: a `UserError` or a full disk becomes one clear message and exit code 2.
+    """Runs an entry's `main`: a `UserError`, a full disk or an unusable path becomes one clear message and exit code 2.
 
     Ctrl-C becomes exit code 130, without a traceback. A process of a launcher ends with that launcher; of an error that
     several of them meet, the first one tells.
@@ -126,9 +129,12 @@ def run_entry(main: Callable[[], None]) -> None:
         print("interrupted", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL_DISK:
+            _tell(f"error: {error}. Free some space and start the same command again")
+        elif error.errno in UNUSABLE_PATH and error.filename is not None:
+            _tell(f"error: {str(error.filename)[:200]!r}: {error.strerror}")
+        else:
             raise
-        _tell(f"error: {error}. Free some space and start the same command again")
         raise SystemExit(2) from None
 
 
