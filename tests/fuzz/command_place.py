@@ -102,7 +102,7 @@ COMMANDS = {
     "evaluations.classifier": f"{FOLDERS} | {SIZES} | model.num_classes=2 | {RUN} | loop.steps=1",
     "evaluations.ar_probe": "tokenizer=tokenizer | run_dir=OUT/run",
     "evaluations.quickstart": "--runs-dir OUT | --short",
-    "evaluations.memory": "--batch-size 1 | --channels 4",
+    "evaluations.memory": "--batch-size 1 | --channels 8",
     "tokenizer.convert": "--vq-ckpt published.pt | --tok-config tokenizer.yaml | --output OUT/x",
     "autoregressive.convert": "--gpt-ckpt gpt | --output OUT/gpt.pt",
     "tokenizer.reconstruct": f"--vq-ckpt tokenizer | {PICTURES} | --num-images 2 | --sample-dir OUT/pictures",
