@@ -5,7 +5,7 @@ Reading configs    config (load, compare, write), yaml_files (files and their ba
 Config sections    validation (checks), config_types (types in words), registry (components by name), plugins
 Entries            cli, messages, preflight (`--check`)
 Processes          launcher (torchrun), stopping (signals), watchdog (hangs), world, devices, parallel,
-                   memory_plan (`--plan`)
+                   memory_plan (`--plan`), torch_versions (what older versions of PyTorch need)
 Training           loop, trained_model, optim, schedules, buffers (put back where an update is skipped)
 Record of a run    run_log, wandb_run, folder_lock, run_record, alerts, progress,
                    json_text (the one writer of JSON)

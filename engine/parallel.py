@@ -26,6 +26,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from engine.devices import is_gpu
+from engine.torch_versions import (
+    average_gradients_on_cpu,
+    release_root_after_forward,
+    show_dataclasses_to_fsdp,
+)
 from engine.world import World
 
 
@@ -120,9 +125,11 @@ def _shard(module: nn.Module, world: World, parallel: ParallelConfig, mesh: Devi
     policy = MixedPrecisionPolicy()
     if parallel.precision == "bf16":
         policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    show_dataclasses_to_fsdp(module)
     for block in parallel_blocks(module, "shard"):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    average_gradients_on_cpu(module, world.device)
 
     # FSDP gathers around `forward` only; methods that are called from outside must be named to it.
     for name in getattr(module, "forward_methods", ()):
@@ -132,6 +139,7 @@ def _shard(module: nn.Module, world: World, parallel: ParallelConfig, mesh: Devi
     if not world.is_main:
         module.to_empty(device=world.device)
     set_model_state_dict(module, values, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    release_root_after_forward(module)
     for buffer in module.buffers():
         dist.broadcast(buffer, src=0)
 

@@ -177,7 +177,10 @@ class TrainedModel:
         """ema = decay * ema + (1 - decay) * weights; buffers, such as batch statistics, are copied."""
         if self.ema is None:
             return
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.module.parameters()), 1 - self.ema_decay)
+        # Both networks are sharded alike: every process averages its own shards.
+        averages = [_local(parameter) for parameter in self.ema.parameters()]
+        weights = [_local(parameter) for parameter in self.module.parameters()]
+        torch._foreach_lerp_(averages, weights, 1 - self.ema_decay)
         for averaged, current in zip(self.ema.buffers(), self.module.buffers(), strict=True):
             averaged.copy_(current)
 
@@ -244,6 +247,11 @@ class TrainedModel:
             networks["ema"] = self.ema
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return {name: get_model_state_dict(network, options=options) for name, network in networks.items()}
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that this process holds, in the same storage; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
