@@ -43,9 +43,7 @@ from tokenizer.cli import (
 from tokenizer.models.base import Tokenizer
 
 
-def views_of(
-    source: ImageSource, index: int, image_size: int, views: str, skip_broken: bool = False
-) -> tuple[Tensor, int]:
+def views_of(source: ImageSource, index: int, image_size: int, views: str, skip_broken: bool) -> tuple[Tensor, int]:
     """The views of one image, uint8 (num_views,3,H,W), and its label; an unreadable image gives way to the next one."""
     image, index, _ = read_source(source, index, skip_broken)
     crops = VIEWS[views].crops(image, image_size)

@@ -19,7 +19,7 @@ from engine.data.decoding import Decoding
 from engine.data.folders import LooseSource
 from engine.data.images import ImageError, image_tensor, printable
 from engine.data.samples import center_batch
-from engine.data.sources import ImageSource, read_source
+from engine.data.sources import ImageSource, log_replaced, read_source
 from engine.messages import UserError, logger
 from engine.outputs import listed_images, require_absent
 from engine.progress import image_bar
@@ -84,7 +84,7 @@ def with_bar(batches: Iterator[B], count: int, title: str, world: World) -> Iter
 class SourceImages:
     """Center crops of a data set, or with `image_size=None` its images as they are, all of one size."""
 
-    def __init__(self, source: ImageSource, split: str, image_size: int | None, skip_broken: bool = False) -> None:
+    def __init__(self, source: ImageSource, split: str, image_size: int | None, skip_broken: bool) -> None:
         self.source = source
         self.skip_broken = skip_broken
         self.is_cropped = image_size is not None
@@ -107,6 +107,7 @@ class SourceImages:
                 yield ImageBatch(ids, center_batch(self.source, self.image_size, ids.numpy(), self.skip_broken))
             else:
                 yield ImageBatch(ids, torch.stack([self._whole(int(i)) for i in ids]))
+        log_replaced(self.source)
 
     def _whole(self, index: int) -> Tensor:
         """Image `index` as it is. Raises UserError where it has another size than the first."""
@@ -122,8 +123,8 @@ class SourceImages:
 class FolderImages(SourceImages):
     """All image files under a folder, as they are."""
 
-    def __init__(self, source: LooseSource) -> None:
-        super().__init__(source, "folder", None)
+    def __init__(self, source: LooseSource, skip_broken: bool) -> None:
+        super().__init__(source, "folder", None, skip_broken)
         self.paths = source.paths
 
     def file_format(self) -> str:
@@ -133,7 +134,9 @@ class FolderImages(SourceImages):
             try:
                 with Image.open(path) as file:  # reads the header only
                     formats.add(str(file.format))
-            except (OSError, ValueError) as error:
+            except Exception as error:  # decoders raise whatever they meet
+                if self.skip_broken:
+                    continue
                 raise ImageError(f"{printable(path)} is not a readable image ({error})") from error
         return ", ".join(sorted(formats))
 
@@ -213,7 +216,7 @@ def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     return np.lib.format.read_array_header_2_0(file)
 
 
-def open_images(path: str | Path, key: str = "--samples") -> NpzImages | FolderImages:
+def open_images(path: str | Path, key: str = "--samples", skip_broken: bool = False) -> NpzImages | FolderImages:
     """The images of an npz file, or all image files under a folder, as they are: of one that this program filled, the
     images of the set.
 
@@ -226,14 +229,14 @@ def open_images(path: str | Path, key: str = "--samples") -> NpzImages | FolderI
         return NpzImages(path)
 
     # Of a folder that this program filled, the images of the set: no grids, and no originals beside reconstructions.
-    source = LooseSource(str(path), key)
+    source = LooseSource(path, key, skip_broken)
     listed = listed_images(path)
     if listed is not None:
         logger.info(
             "%s: %d images of the set, %d other pictures left out", path, len(listed), len(source) - len(listed)
         )
         source.take(listed)
-    return FolderImages(source)
+    return FolderImages(source, skip_broken)
 
 
 class NpzWriter:

@@ -31,6 +31,7 @@ from evaluations.metrics.extractors import EXTRACTORS, FILE_EXTRACTOR
 from evaluations.metrics.feature_statistics import FeatureStatistics
 from evaluations.protocols.trust import add_force_flag, count_doubts, untrusted_message
 from evaluations.results import write_arrays
+from tokenizer.cli import add_skip_flag
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,6 +39,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--data-path", required=True, help="folder with one subfolder per class, folder of images, or tar files"
     )
+    add_skip_flag(parser)
     parser.add_argument("--kind", default="val", choices=SPLITS, help="kind of the images (default val)")
     parser.add_argument("--image-size", type=positive, default=256)
     parser.add_argument("--num-images", type=positive, default=10000, help="number of crops to store (default 10000)")
@@ -94,8 +96,8 @@ def write(args: argparse.Namespace, world: World) -> None:
     if args.output.suffix != ".npz":
         raise UserError(f"--output {args.output} must be the name of an .npz file")
     require_absent(args.output, "--output")
-    source = open_path(args.data_path, "--data-path")
-    images = SourceImages(source, args.kind, args.image_size)
+    source = open_path(args.data_path, "--data-path", args.skip_broken)
+    images = SourceImages(source, args.kind, args.image_size, args.skip_broken)
     extractor = EXTRACTORS[FILE_EXTRACTOR](assets_from(args)).to(world.device)
     doubts = list(count_doubts("reference", len(images), extractor))
     if doubts and not args.force:
@@ -127,7 +129,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     preflight.assets(assets_of(EXTRACTORS[FILE_EXTRACTOR]), assets_from(args))
     num_crops = 0
     with preflight.collecting():
-        data = DataConfig(name=kind_of(args.data_path), root=args.data_path)
+        data = DataConfig(name=kind_of(args.data_path), root=args.data_path, skip_broken=args.skip_broken)
         survey = survey_source(data, "train")
         preflight.found.append(f"--data-path: {survey.text()}")
         num_crops = min(args.num_images, survey.num_images or args.num_images)

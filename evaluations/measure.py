@@ -38,18 +38,20 @@ from evaluations.protocols.reference import ReferenceImages, ReferenceSource, fe
 from evaluations.protocols.reference_file import ReferenceFile
 from evaluations.protocols.trust import KINDS, require_trust
 from evaluations.results import claim_result, write_result
+from tokenizer.cli import add_skip_flag
 
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
     parser.add_argument("--samples", required=True, help="npz file with arr_0, or a folder of images")
     parser.add_argument("--measured", default="generation", choices=sorted(KINDS), help="what the images are")
+    add_skip_flag(parser)
     add_measure_flags(parser, reference=None, batch_size=50)
     parser.set_defaults(extractor=FILE_EXTRACTOR)
     return parser.parse_args()
 
 
-def open_reference(path: Path, kind: str | None, extractor: Extractor) -> ReferenceSource:
+def open_reference(path: Path, kind: str | None, extractor: Extractor, skip_broken: bool) -> ReferenceSource:
     """The reference in an npz file, or the images of a folder as one.
 
     Raises UserError where its kind is not known.
@@ -58,7 +60,7 @@ def open_reference(path: Path, kind: str | None, extractor: Extractor) -> Refere
         return ReferenceFile.read(path, kind, extractor)
     if kind is None:
         raise UserError(f"say whose images {path} holds: --reference-kind train or val")
-    return ReferenceImages(open_images(path, "--reference"), kind, extractor)
+    return ReferenceImages(open_images(path, "--reference", skip_broken), kind, extractor)
 
 
 @torch.inference_mode()
@@ -68,11 +70,11 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     path = reference_path(args) if args.reference else None
     if path is None:
         raise UserError("--gt-npz-path (or --reference) names the npz file or folder to measure against")
-    images = open_images(args.samples)
+    images = open_images(args.samples, "--samples", args.skip_broken)
     extractor = extractor_from(args, world)
     if extractor is None:
         raise UserError("--extractor none leaves nothing to measure")
-    opened = open_reference(path, args.reference_kind, extractor)
+    opened = open_reference(path, args.reference_kind, extractor, args.skip_broken)
     require_trust(opened.facts, args, args.measured, len(images), images.image_size, extractor)
 
     # How the numbers are made, and whether they may be written.
@@ -103,7 +105,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for the images, the reference (a file or a folder), and the weights of the extractor."""
     output_needs(args, "result", preflight)
     with preflight.collecting():
-        images = open_images(args.samples)
+        images = open_images(args.samples, "--samples", args.skip_broken)
         preflight.found.append(f"--samples: {len(images):,} images in {args.samples}")
     if not args.reference:
         preflight.problem("--gt-npz-path (or --reference) names the npz file or folder to measure against")

@@ -90,9 +90,10 @@ def visualize(args: argparse.Namespace) -> None:
     for number, label in enumerate(labels):
         flags = flags_of_tokenizer(args, number)
         tokenizer = tokenizer_from(flags, device)
-        source = open_source(images_from(flags, tokenizer), "val")
+        data = images_from(flags, tokenizer)
+        source = open_source(data, "val")
         indices, class_name = images_of_class(source, args.class_name, args.num_images)
-        originals = center_batch(source, tokenizer.image_size, indices)
+        originals = center_batch(source, tokenizer.image_size, indices, data.skip_broken)
         features, title = grid_features(tokenizer, to_float(originals).to(device), args.layer)
         rows.setdefault("originals", originals)
         rows[f"map_{number}"] = component_images(features, originals.shape[-1])

@@ -85,7 +85,7 @@ def test_every_quantizer_in_every_tokenizer_under_its_head(network, quantizer, t
     store = CodeStore(tmp_path / "codes", "train")
     assert store.codes.shape[2:] == ((model.num_tokens, len(sizes)) if len(sizes) > 1 else (model.num_tokens,))
     with torch.inference_mode():
-        images = center_batch(open_source(config.data, "train"), 8, range(3))
+        images = center_batch(open_source(config.data, "train"), 8, range(3), skip_broken=False)
         out = model(to_float(images))
         stored = torch.stack([store.tokens(i, 0) for i in range(3)])
         assert torch.equal(stored, out.quantized.indices)

@@ -102,6 +102,11 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
         "--val-path",
         help="held-out images, in the same form; a folder without subfolders or tar files stands for all its images",
     )
+    add_skip_flag(parser)
+
+
+def add_skip_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag of everything that reads images; without it an unreadable one is an error that names it."""
     parser.add_argument(
         "--skip-broken", action="store_true", help="replace each unreadable image with the next readable one"
     )

@@ -24,9 +24,9 @@ from engine.cli import add_device_flag, entry_parser, not_negative, positive, ru
 from engine.config import load_config
 from engine.data.base import ImageSource
 from engine.data.config import DataConfig
-from engine.data.crops import center_crop
 from engine.data.folders import LooseSource
-from engine.data.images import image_tensor, save_grid, to_float, to_pil, to_uint8
+from engine.data.images import save_grid, to_float, to_pil, to_uint8
+from engine.data.samples import center_batch
 from engine.data.sources import open_source, source_names
 from engine.finite import numbered
 from engine.image_metrics import psnr
@@ -36,7 +36,7 @@ from engine.preflight import Preflight, require
 from engine.progress import progress
 from engine.registry import extended
 from engine.world import distributed_world
-from tokenizer.cli import add_tokenizer_flags, tokenizer_from, tokenizer_needs
+from tokenizer.cli import add_skip_flag, add_tokenizer_flags, tokenizer_from, tokenizer_needs
 from tokenizer.frozen.lpips import lpips_network
 from tokenizer.losses.perceptual import LPIPSLoss
 from tokenizer.models.base import Tokenizer
@@ -53,6 +53,7 @@ def parse_args() -> argparse.Namespace:
     add_tokenizer_flags(parser)
     parser.add_argument("--data-path", type=Path, help="folder to search for images")
     packaged = source_names(packaged_only=True)
+    add_skip_flag(parser)
     parser.add_argument("--data", help=f"instead of --data-path: held-out images of a packaged data set ({packaged})")
     parser.add_argument(
         "--num-images", type=not_negative, default=0, help="take only this many images, from the start; 0 = all"
@@ -79,7 +80,7 @@ def open_images(args: argparse.Namespace) -> ImageSource:
     if (args.data_path is None) == (args.data is None):
         raise UserError("give either --data-path FOLDER or --data NAME")
     if args.data_path is not None:
-        return LooseSource(args.data_path, "--data-path")
+        return LooseSource(args.data_path, "--data-path", args.skip_broken)
     return open_source(extended(DataConfig(name=args.data)), "val")
 
 
@@ -122,14 +123,14 @@ def reconstruct(
     tokenizer: Tokenizer,
     source: ImageSource,
     image_ids: range,
+    skip_broken: bool,
     lpips: nn.Module | None,
     folder: Path,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Writes the pairs of one batch of images; returns (originals, reconstructions), uint8 (B,3,H,W) on the CPU."""
     # Images -> codes -> images.
-    crops = [center_crop(source.image(i), tokenizer.image_size) for i in image_ids]
-    originals = torch.stack([image_tensor(crop) for crop in crops])
+    originals = center_batch(source, tokenizer.image_size, image_ids, skip_broken)
     with numbered("image", image_ids):
         codes = tokenizer.tokenize(to_float(originals).to(device))
         reconstructions = to_uint8(tokenizer.decode_indices(codes)).cpu()
@@ -185,7 +186,9 @@ def main() -> None:
         for start in progress(range(0, len(rank_images), batch_size), "batches", world):
             # Images -> codes -> images, as uint8 on the CPU.
             image_ids = rank_images[start : start + batch_size]
-            originals, reconstructions = reconstruct(tokenizer, source, image_ids, lpips, folder, world.device)
+            originals, reconstructions = reconstruct(
+                tokenizer, source, image_ids, args.skip_broken, lpips, folder, world.device
+            )
             scores += psnr(reconstructions, originals).tolist()
             if len(grid_batches) < GRID_BATCHES:
                 grid_batches.append((originals[:GRID_COLUMNS], reconstructions[:GRID_COLUMNS]))

@@ -102,7 +102,7 @@ def train_phase(
 
         # The loop, over a stream of samples.
         item = training_item(source, config.data, config.loop.seed)
-        stream_from = stream_opener(item, len(source), config.data, config.loop, world)
+        stream_from = stream_opener(item, len(source), config.data, config.loop, world, source.where)
 
         def batches_from(step: int) -> Iterator[Batch]:
             """The batches from a step of this phase on; the stream counts the steps of all phases."""

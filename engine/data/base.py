@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -129,6 +130,11 @@ class PathKind(SourceKind):
     needs_root = True
     decoding: Decoding = DEFAULT_DECODING
     num_hidden: int = 0  # hidden names that were left out
+
+    @cached_property
+    def replaced(self) -> set[int]:
+        """The unreadable images in whose place others were read by this process."""
+        return set()
 
     @abstractmethod
     def __init__(self, root: str | Path, key: str, skip_broken: bool = False) -> None: ...

@@ -221,7 +221,7 @@ class FolderSource(FileSource):
 
     def __init__(self, root: str | Path, key: str, skip_broken: bool = False) -> None:
         folder = Path(root)
-        if not root or not folder.is_dir():
+        if not is_folder(root):
             raise UserError(f"{key}={printable(root)!r} is not a folder; give one with a sub-folder per class")
         self.name = printable(folder)
         self.folder = folder
@@ -234,8 +234,12 @@ class FolderSource(FileSource):
         if not top.folders:
             raise UserError(
                 f"{key}={printable(root)!r} has no class folders (expected one sub-folder of images per class)"
+                f"{flat_hint(len(top.images))}"
             )
         self.class_names = [printable(path.name) for path in top.folders]
+
+        if top.images:
+            logger.warning("%s: left out %d images that lie beside the class folders", self.name, len(top.images))
 
         # The images of each class.
         self.paths = []
@@ -256,8 +260,12 @@ class FolderSource(FileSource):
     @classmethod
     def holds(cls, path: str | Path) -> bool:
         """A folder with sub-folders, which then are classes."""
-        folder = Path(path)
-        return folder.is_dir() and any(entry.is_dir() and not is_hidden(entry.name) for entry in folder.iterdir())
+        return is_folder(path) and bool(list_folder(Path(path)).folders)
+
+
+def flat_hint(num_images: int) -> str:
+    """What to do about a folder that holds images itself."""
+    return f"; its {num_images:,} images have no classes: read them with data.name=loose" if num_images else ""
 
 
 def _check_class(folder: Path, listing: Listing, key: str, skip_broken: bool) -> None:
@@ -275,8 +283,18 @@ def _check_class(folder: Path, listing: Listing, key: str, skip_broken: bool) ->
 
 
 def _remedy(key: str) -> str:
-    """What can be done about a file that is no image; `key` named the folder. Few flags have an option to skip it."""
-    return "remove it, or set data.skip_broken=true" if key.startswith("data.") else "remove it"
+    """What can be done about a file that is no image; `key` named the folder."""
+    if key.startswith("data."):
+        return "remove it, or set data.skip_broken=true (--skip-broken of commands that have it)"
+    return "remove it, or use --skip-broken"
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a path is a folder. Raises ImageError where that cannot be seen."""
+    try:
+        return bool(str(path)) and Path(path).is_dir()
+    except OSError as error:
+        raise _unreadable(Path(path), error) from error
 
 
 class LooseSource(FileSource):
@@ -290,7 +308,7 @@ class LooseSource(FileSource):
 
     def __init__(self, root: str | Path, key: str, skip_broken: bool = False) -> None:
         folder = Path(root)
-        if not root or not folder.is_dir():
+        if not is_folder(root):
             raise UserError(f"{key}={printable(root)!r} is not a folder of images")
         self.name = printable(folder)
         self.folder = folder

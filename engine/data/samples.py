@@ -61,7 +61,7 @@ def fixed_choice(count: int, num_chosen: int) -> np.ndarray:
 
 
 def labeled_batch(
-    source: ImageSource, image_size: int, indices: range | np.ndarray, skip_broken: bool = False
+    source: ImageSource, image_size: int, indices: range | np.ndarray, skip_broken: bool
 ) -> tuple[Tensor, Tensor]:
     """Reads center crops of several images and their labels.
 
@@ -74,8 +74,6 @@ def labeled_batch(
     return images, labels
 
 
-def center_batch(
-    source: ImageSource, image_size: int, indices: range | np.ndarray, skip_broken: bool = False
-) -> Tensor:
+def center_batch(source: ImageSource, image_size: int, indices: range | np.ndarray, skip_broken: bool) -> Tensor:
     """Reads center crops of several images, uint8 (B, 3, image_size, image_size)."""
     return labeled_batch(source, image_size, indices, skip_broken)[0]

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from engine.data.base import PathKind, SourceConfig, Survey
 from engine.data.classes import UNLABELED
-from engine.data.folders import identity_of, version_of
+from engine.data.folders import identity_of, is_folder, version_of
 from engine.data.identity import digest_of
 from engine.data.images import decode_image, printable
 from engine.data.tar_members import JSON_SUFFIX, LABEL_SUFFIX, NO_LABEL, list_tar
@@ -50,7 +50,7 @@ def shard_paths(root: str, key: str) -> list[Path]:
     A pattern is such as `train-{000000..000123}.tar`. Raises UserError if there are none, or some of the pattern are
     missing; `key` is what named `root`.
     """
-    paths = sorted(Path(root).glob("*.tar"))
+    paths = sorted(Path(root).glob("*.tar")) if is_folder(root) else []
     if not paths and root.endswith(".tar") and ":" not in root:
         paths = [Path(url) for url in webdataset().shardlists.expand_urls(root)]
     if not paths:
@@ -215,7 +215,7 @@ class ShardSource(PathKind):
     @classmethod
     def holds(cls, path: str | Path) -> bool:
         """Tar files: a pattern that ends in .tar, or a folder that holds some."""
-        return str(path).endswith(".tar") or (Path(path).is_dir() and any(Path(path).glob("*.tar")))
+        return str(path).endswith(".tar") or (is_folder(path) and any(Path(path).glob("*.tar")))
 
     def __len__(self) -> int:
         return len(self.labels)

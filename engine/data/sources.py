@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from engine.data.base import ImageSource, PathKind, SourceConfig, SourceKind, Survey
+from engine.data.classes import Relabeled
 from engine.data.decoding import DEFAULT_DECODING
 from engine.data.folders import FolderSource, LooseSource
 from engine.data.images import ImageError
@@ -108,12 +109,12 @@ def summary_of(source: Counted) -> str:
     return f"{len(source):,} training images of {len(source.class_names):,} class(es){without}{hidden}"
 
 
-def open_path(path: str | Path, key: str) -> ImageSource:
+def open_path(path: str | Path, key: str, skip_broken: bool = False) -> ImageSource:
     """Opens the images under a path, whatever kind they are.
 
     `key` is the flag that named the path, for messages. Raises UserError if there are none.
     """
-    return SOURCES[kind_of(path)](path, key)
+    return SOURCES[kind_of(path)](path, key, skip_broken)
 
 
 def has_split(config: SourceConfig, split: str) -> bool:
@@ -130,6 +131,17 @@ def kind_of(path: str | Path) -> str:
     raise UserError(f"{path} holds images of no known kind: {source_names()}")
 
 
+def log_replaced(source: ImageSource) -> None:
+    """Says at the end of an evaluation how many images of this process were replaced by the next readable ones."""
+    if isinstance(source, Relabeled):
+        source = source.source
+    if isinstance(source, PathKind) and source.replaced:
+        logger.warning(
+            "%s: %d images could not be read; the next readable ones took their place",
+            source.name, len(source.replaced),
+        )  # fmt: skip
+
+
 def read_source(source: ImageSource, index: int, skip_broken: bool) -> tuple[Image.Image, int, int]:
     """Reads image `index`, or with `skip_broken` the next readable one.
 
@@ -139,9 +151,13 @@ def read_source(source: ImageSource, index: int, skip_broken: bool) -> tuple[Ima
     for num_passed in range(len(source)):
         candidate = (index + num_passed) % len(source)
         try:
-            return source.image(candidate), candidate, num_passed
+            image = source.image(candidate)
         except ImageError:
             if not skip_broken:
                 raise
             logger.warning("skipped unreadable image %s", source.where(candidate))
+            continue
+        if num_passed and isinstance(source, PathKind):
+            source.replaced.add(index)
+        return image, candidate, num_passed
     raise UserError(f"{source.name} holds no readable image")

@@ -138,7 +138,7 @@ def train(config: ClassifierTrainConfig, world: World) -> None:
 
         # Training, from the newest checkpoint if there is one.
         item = training_item(source, config.data, config.loop.seed)
-        stream = stream_opener(item, len(source), config.data, config.loop, world)
+        stream = stream_opener(item, len(source), config.data, config.loop, world, source.where)
         store = CheckpointStore.for_run(
             run.dir,
             config.loop,

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from engine.data.images import image_tensor, resize_for_evaluation, to_float
-from engine.data.sources import ImageSource, read_source
+from engine.data.sources import ImageSource, log_replaced, read_source
 from engine.devices import full_precision
 from engine.finite import numbered
 from engine.image_metrics import MAX_PSNR, psnr
@@ -153,6 +153,7 @@ class Reconstructor:
             if not self.whole:
                 images = [self.protocol.crop(image, self.size) for image in images]
             yield ImageBatch(ids, torch.stack([image_tensor(image) for image in images]))
+        log_replaced(source)
 
     def reconstruct(self, ids: Tensor, images_u8: Tensor) -> ReconstructedBatch:
         """Originals uint8 (B,3,H,W) through encoder, codes and decoder, then to the size of the measurement."""

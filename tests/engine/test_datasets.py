@@ -138,9 +138,8 @@ def test_dead_links_are_named_and_left_out_by_option_only(folder, caplog):
     for kind, message in ((FolderSource, "is not an image file but a link"), (LooseSource, "is a link that leads")):
         with pytest.raises(ImageError, match=f"a/dead.png {message}.*data.skip_broken=true"):
             kind(folder, "data.root")
-        with pytest.raises(ImageError) as caught:
+        with pytest.raises(ImageError, match="remove it, or use --skip-broken"):
             kind(folder, "--samples")
-        assert "skip" not in str(caught.value), "no advice that the command does not know"
         caplog.clear()
         source = kind(folder, "data.root", skip_broken=True)
         assert len(source) == 8 and "left out 1 links that lead nowhere" in caplog.text
@@ -230,7 +229,7 @@ def test_an_unreadable_image_is_replaced_and_counted_by_option(folder, caplog):
         assert len(caplog.records) == skipped
     assert str(folder / "b" / "003.png") in caplog.text
     images, labels = labeled_batch(source, 8, [1, 7], skip_broken=True)
-    assert torch.equal(images, center_batch(source, 8, [3, 0]))
+    assert torch.equal(images, center_batch(source, 8, [3, 0], skip_broken=False))
     assert labels.tolist() == source.labels[[3, 0]].tolist() and source.labels[7] != source.labels[0]
     for path in folder.rglob("*.png"):
         truncate(path)
@@ -265,7 +264,7 @@ def test_without_augmentation_a_sample_is_the_center_crop(folder):
     source = open_source(data, "train")
     item = training_item(source, data, seed=3)
     made = torch.stack([item(i, 100 + i)["images_u8"] for i in range(8)])
-    assert torch.equal(made, center_batch(source, 8, range(8)))
+    assert torch.equal(made, center_batch(source, 8, range(8), skip_broken=False))
 
 
 def test_splits_that_a_config_names():

@@ -1,5 +1,7 @@
 """engine/data/stream.py: the order of samples is a pure function of (seed, position)."""
 
+import os
+import signal
 from dataclasses import dataclass
 from itertools import islice
 
@@ -115,3 +117,20 @@ def test_an_error_for_the_user_arrives_as_it_was_raised(num_workers):
     with pytest.raises(UserError) as caught:
         list(islice(stream, 1))
     assert str(caught.value) == "x.png is not readable"
+
+
+def test_a_decoder_that_kills_its_process_is_named():
+    """The stream ends with the image that was being read, instead of a traceback or a wait without end."""
+
+    def read(index: int, position: int):
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return {"index": torch.tensor(index)}
+
+    handler = signal.getsignal(signal.SIGCHLD)
+    config, world = Settings(global_batch_size=4, num_workers=1), World(0, 1, 0, torch.device("cpu"))
+    batches = stream_opener(read, 8, config, config, world, where=lambda index: f"/images/{index}.png")(0)
+    with pytest.raises(UserError, match=r"a loader process was killed .*perhaps by /images/5\.png; remove the file"):
+        for _ in range(3):
+            next(batches)
+    assert signal.getsignal(signal.SIGCHLD) == handler

@@ -447,7 +447,7 @@ def test_reference_statistics_are_computed_once_and_kept(tmp_path, monkeypatch, 
     extractor = Lite0Extractor(AssetsConfig())
 
     def reference_of(split, image_size=16):
-        images = SourceImages(IMAGES[split], split, image_size)
+        images = SourceImages(IMAGES[split], split, image_size, skip_broken=False)
         return ReferenceImages(images, split, extractor).reference(tmp_path, world)
 
     first = reference_of("train")

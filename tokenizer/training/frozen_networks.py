@@ -69,7 +69,7 @@ def cached_features(teacher: nn.Module, source: ImageSource, image_size: int, wo
     """Teacher features of all images (num_images, cells, dim) on the CPU, computed once and shared by the ranks."""
 
     def features(rows: np.ndarray) -> Tensor:
-        images = to_float(center_batch(source, image_size, rows))
+        images = to_float(center_batch(source, image_size, rows, skip_broken=False))
         return teacher(images.to(world.device)).cpu()
 
     shape = features(np.zeros(1, dtype=int)).shape[1:]
