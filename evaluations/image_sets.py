@@ -111,7 +111,7 @@ class SourceImages:
 
     def _whole(self, index: int) -> Tensor:
         """Image `index` as it is. Raises UserError where it has another size than the first."""
-        image = read_source(self.source, index, self.skip_broken)[0]
+        image, index, _ = read_source(self.source, index, self.skip_broken)
         if image.size != (self.image_size, self.image_size):
             raise UserError(
                 f"{self.source.where(index)} has {image.width}x{image.height} pixels, the first image "
