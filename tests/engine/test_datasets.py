@@ -78,6 +78,20 @@ def test_a_wrong_layout_is_named(folder, breaking, message):
     assert message.format(f=folder) in str(caught.value)
 
 
+def test_a_flat_folder_is_pointed_to_its_kind(folder, caplog):
+    """Images without class folders; images beside class folders are counted."""
+    with pytest.raises(UserError, match=r"no class folders .*; its 4 images have no classes: .*data\.name=loose"):
+        open_source(config(folder / "a"), "train")
+    shutil.copy(folder / "a" / "000.png", folder / "000.png")
+    assert len(open_source(config(folder), "train")) == 8 and "left out 1 images that lie beside" in caplog.text
+
+
+def test_a_packaged_set_names_the_extra_that_it_needs(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs the package scikit-image; run: .* --extras quickstart,dev"):
+        open_source(DataConfig(name="photos"), "train")
+
+
 def test_no_root_at_all_is_named():
     with pytest.raises(UserError, match=r"data\.root='' is not a folder"):
         open_source(DataConfig(), "train")
