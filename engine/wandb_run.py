@@ -47,8 +47,9 @@ class WandbRun:
                 config=OmegaConf.to_container(OmegaConf.create(to_yaml(config))),
             )
         except wandb.Error as error:
+            reason = str(error).rstrip(".")
             raise UserError(
-                f"loop.wandb_project={project}: wandb cannot start: {error}. Set WANDB_API_KEY (or run: wandb login), "
+                f"loop.wandb_project={project}: wandb cannot start: {reason}. Set WANDB_API_KEY (or run: wandb login), "
                 "set WANDB_MODE=offline to upload later, or leave the key out"
             ) from error
 
