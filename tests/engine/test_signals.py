@@ -174,6 +174,34 @@ def test_a_second_ctrl_c_ends_at_once(launched, tmp_path):
     assert run.text().count("interrupted\n") == 2 and "Traceback" not in run.text()
 
 
+LONG_SAVE = """
+import time
+from engine.checkpoint.store import CheckpointStore
+
+real = CheckpointStore._finish
+
+
+def _finish(self, *arguments):
+    time.sleep(35)
+    return real(self, *arguments)
+
+
+CheckpointStore._finish = _finish
+"""
+
+
+def test_a_save_may_take_longer_than_torchrun_waits(launched, tmp_path):
+    """35 seconds, as tens of GB take; torchrun kills after 30."""
+    (tmp_path / "long_save.py").write_text(LONG_SAVE)
+    run = launched("--plugin", str(tmp_path / "long_save.py"))
+    run.wait_for_steps(3)
+    begin = time.monotonic()
+    run.process.send_signal(signal.SIGTERM)
+    code = run.wait(90)
+    say("SIGTERM, long save", f"saved {run.saved()}", f"launcher {code} after {time.monotonic() - begin:.1f} s")
+    assert code == 1 and len(run.saved()) == 1 and not run.survivors()
+
+
 HANGING_RANK = """
 import os
 import time
