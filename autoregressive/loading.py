@@ -10,6 +10,7 @@ import torch
 from autoregressive.models.base import Generator
 from autoregressive.models.registry import GeneratorConfig, build_generator
 from autoregressive.published import layout_of
+from engine import plugins
 from engine.checkpoint.weights import find_weights, fingerprint, load_strict, read_header, read_weights, require_fit
 from engine.config import load_sections
 from engine.data.classes import Classes
@@ -85,6 +86,7 @@ def _load_folder(path: str | Path, weights: str) -> tuple[Generator, Provenance]
     config = _folder_sections(weights_file.folder)
     generator = build_generator(config.model)
     load_strict(generator, read_weights(weights_file.path), weights_file.path)
+    plugins.warn_changes(weights_file.stamp.get("plugins", {}), weights_file.folder)
     return generator, Provenance(str(weights_file.folder), weights_file.kind, "", weights_file.stamp, config)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.manifest import file_sha256
-from engine.messages import UserError
+from engine.messages import UserError, logger
 
 HASH_MARK = "#sha256="
 
@@ -171,6 +171,12 @@ def missing_hint(plugins: Any, folder: Path) -> str:
         "(from Python: call engine.plugins.load first)"
         for p in missing
     )
+
+
+def warn_changes(stamped: Mapping[str, str], where: Any) -> None:
+    """Warns where the weights at `where` were trained with other plug-ins than those of this process."""
+    for line in changes(stamped):
+        logger.warning("%s: %s", where, line)
 
 
 def changes(stamped: Mapping[str, str]) -> list[str]:

@@ -92,6 +92,10 @@ class World:
             dist.all_reduce(total)
         return total
 
+    def gather_rows(self, tensor: Tensor) -> Tensor:
+        """Concatenates the tensors of all ranks along dimension 0, in the order of the ranks; they have one shape."""
+        return tensor if self.size == 1 else gather_rows(tensor)
+
     def mean(self, scalars: Mapping[str, Tensor]) -> dict[str, float]:
         """Averages scalars over all ranks and returns Python floats.
 

@@ -103,6 +103,13 @@ class ThreadWorld(World):
         self.barrier()
         return total
 
+    def gather_rows(self, tensor: Tensor) -> Tensor:
+        self.shared[self.rank] = tensor.detach().clone()
+        self.barrier()
+        rows = torch.cat([self.shared[rank] for rank in range(self.size)])
+        self.barrier()
+        return rows
+
 
 def on_ranks(size: int, work: Callable[[World], T]) -> list[T]:
     """`work(world)` on `size` ranks at once; the results by rank. An error on any rank is raised."""

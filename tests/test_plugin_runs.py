@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 import autoregressive.extract_codes
 import autoregressive.train
+import evaluations.reconstruction
 import tokenizer.train
 from engine import plugins
 from engine.checkpoint.manifest import checkpoint_folders, read_manifest
@@ -137,3 +138,21 @@ def test_a_gpt_on_its_codes_says_so_too(plugin, command, tmp_path, entry):
     names = [f"data.codes={tmp_path / 'codes'}", f"data.tokenizer={tmp_path / 'run'}"]
     code, _, err = entry(autoregressive.train.main, "--config", tmp_path / "gpt.yaml", *names)
     assert code == 2 and f"add --plugin {plugin}" in err
+
+
+def test_an_evaluation_tells_a_changed_file_too(plugin, command, tmp_path, entry):
+    """As a warning, and in the facts about the network that a result holds; the same file is not told."""
+    assert entry(tokenizer.train.main, *command)[0] == 0
+    forget()
+    output = tmp_path / "result.json"
+    flags = ["--vq-ckpt", tmp_path / "run", "--extractor", "none", "--device", "cpu", "--plugin", plugin]
+    code, _, err = entry(evaluations.reconstruction.main, *flags, "--output", output)
+    assert code == 0 and "changed since the checkpoint" not in err
+    assert "changed_plugins" not in json.loads(output.read_text())["protocol"]["tokenizer"]
+
+    forget()
+    plugin.write_text(SOURCE + "\n# changed\n", encoding="utf-8")
+    code, _, err = entry(evaluations.reconstruction.main, *flags, "--output", tmp_path / "changed.json")
+    assert code == 0 and f"plug-in {plugin} changed since the checkpoint: sha256 " in err
+    (line,) = json.loads((tmp_path / "changed.json").read_text())["protocol"]["tokenizer"]["changed_plugins"]
+    assert str(plugin) in line

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from engine import plugins
 from engine.checkpoint.foreign.reader import read_checkpoint
 from engine.checkpoint.weights import (
     WeightsFile,
@@ -59,7 +60,8 @@ class Provenance:
         """What a result says about the network."""
         facts = {name: getattr(self, name) for name in ("path", "weights", "fingerprint", "stamp")}
         facts["stamp"] = {key: value for key, value in self.stamp.items() if key != CLASSES}  # may be thousands
-        return facts | self.network_facts()
+        changed_plugins = plugins.changes(self.stamp.get("plugins", {}))
+        return facts | ({"changed_plugins": changed_plugins} if changed_plugins else {}) | self.network_facts()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -141,6 +143,7 @@ def _load_folder(path: str | Path, weights: str) -> tuple[Tokenizer, Provenance]
     config = _folder_sections(weights_file.folder)
     tokenizer = build_tokenizer(config.model, config.data.image_size)
     load_strict(tokenizer, read_weights(weights_file.path), weights_file.path)
+    plugins.warn_changes(weights_file.stamp.get("plugins", {}), weights_file.folder)
     return tokenizer, _folder_provenance(weights_file, config)
 
 

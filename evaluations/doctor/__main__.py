@@ -5,10 +5,11 @@
     python -m evaluations.doctor --machine          (before a run: GPUs, NCCL, shared memory, threads, locks, disk)
 
 All runs in the folder are judged; a run in phases is judged phase by phase. The exit code is 1 if anything was found.
-`--all` shows every check and how far it is from being reported (see docs/doctor.md). Without --recipe, the learning
-rate and batch size are compared with those of the built-in config that has the same `model` section. Quick starts are
-also compared with the curves of a healthy quick start in configs/quickstart/reference_curves.json. With --machine, the
-machine is judged instead, and the disk that the given folder (by default the current one) lies on.
+`--all` shows every check and how far it is from being reported, or what it would need to be judged (docs/doctor.md).
+Without --recipe, the learning rate and batch size are compared with those of the built-in config that has the same
+`model` section. Quick starts are also compared with the curves of a healthy quick start in
+configs/quickstart/reference_curves.json. With --machine, the machine is judged instead, and the disk that
+the given folder (by default the current one) lies on.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("run", type=Path, nargs="?", help="folder of a run, or a folder of runs")
     parser.add_argument("--machine", action="store_true", help="judge this machine and its disk, not a run")
     parser.add_argument("--recipe", type=Path, help="YAML file that the run should follow")
-    parser.add_argument("--all", action="store_true", help="show every check, as a multiple of its threshold")
+    parser.add_argument(
+        "--all", action="store_true", help="show every check, as a multiple of its threshold, or why it is not judged"
+    )
     parser.add_argument("--data", action="store_true", help="also look at the training images")
     parser.add_argument(
         "--max-images", type=positive, default=50_000, help="number of training images to look at, evenly chosen"
@@ -57,13 +60,17 @@ def findings_of(run: RunEvidence, severities: dict[str, Severity]) -> list[Findi
     ]
 
 
-def print_run(run: RunEvidence, findings: list[Finding], severities: dict[str, Severity]) -> None:
-    """One run for people; `severities` are those to show beside the findings."""
+def print_run(run: RunEvidence, findings: list[Finding], severities: dict[str, Severity], show_all: bool) -> None:
+    """One run for people; with `show_all` every check, also those that could not be judged and why."""
     recipe = f", recipe {run.recipes[0].title}" if run.recipes else ""
     count = len(findings) or "no"
     print(f"{run.dir}: step {run.step} of {run.get('loop.steps')}{recipe}: {count} finding(s)")
-    for name, severity in severities.items():
-        print(f"  {severity.ratio:8.2f} {name}: {severity.evidence}")
+    if show_all:
+        for name, severity in severities.items():
+            print(f"  {severity.ratio:8.2f} {name}: {severity.evidence}")
+        for name, check in CHECKS.items():
+            if name not in severities:
+                print(f"  not judged {name}: it needs {check.needs}")
     for finding in findings:
         print(f"  {finding.name}: {finding.evidence}\n    remedy: {finding.remedy}")
 
@@ -113,7 +120,7 @@ def main() -> None:
         findings = findings_of(run, severities)
         if args.data:
             findings += data_findings(run.config, args.max_images)
-        print_run(run, findings, severities if args.all else {})
+        print_run(run, findings, severities, args.all)
         num_findings += len(findings)
     raise SystemExit(1 if num_findings else 0)
 

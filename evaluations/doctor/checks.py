@@ -45,6 +45,7 @@ class Check:
 
     severity: Callable[[RunEvidence], Severity | None]
     advice: Sequence[Advice]
+    needs: str  # what a run must have, for the symptom to be judged
 
     def remedy(self, run: RunEvidence) -> str:
         """The advice for this run, as one text."""
@@ -52,15 +53,28 @@ class Check:
 
 
 CHECKS = {
-    "codebook collapse": Check(codebook_collapse, [KMEANS, LOWER_LR, ADD_ENTROPY]),
-    "dead codes": Check(dead_codes, [KMEANS, ADD_ENTROPY, Advice("use fewer codes")]),
-    "commitment imbalance": Check(commitment_imbalance, [Advice("lower loss.commitment_weight (0.25 is usual)")]),
+    "codebook collapse": Check(
+        codebook_collapse,
+        [KMEANS, LOWER_LR, ADD_ENTROPY],
+        needs="a tokenizer's checkpoint with at least as many recent tokens as codes",
+    ),
+    "dead codes": Check(
+        dead_codes,
+        [KMEANS, ADD_ENTROPY, Advice("use fewer codes")],
+        needs="a tokenizer's checkpoint after a tenth of its run, with four recent tokens per code",
+    ),
+    "commitment imbalance": Check(
+        commitment_imbalance,
+        [Advice("lower loss.commitment_weight (0.25 is usual)")],
+        needs="a tokenizer whose quantizer is trained with a commitment loss, and four records of it",
+    ),
     "entropy imbalance": Check(
         entropy_imbalance,
         [
             Advice("lower loss.entropy_weight"),
             Advice("lower the quantizer's entropy_temperature", fits=quantizer_has("entropy_temperature")),
         ],
+        needs="a tokenizer with an entropy loss, and four records of it",
     ),
     "precision flips": Check(
         precision_flips,
@@ -69,6 +83,7 @@ CHECKS = {
             Advice("spread the codes with l2_norm=true", fits=quantizer_has("l2_norm")),
             Advice("spread the codes with init=kmeans", fits=has_other_init),
         ],
+        needs="a tokenizer trained in bf16 whose images are there",
     ),
     "overpowering discriminator": Check(
         strong_discriminator,
@@ -77,13 +92,17 @@ CHECKS = {
             Advice("make it smaller"),
             Advice("regularize it (loss.discriminator.lecam_weight)"),
         ],
+        needs="four records of a discriminator's loss",
     ),
     "dead discriminator": Check(
         dead_discriminator,
         [Advice("check loss.discriminator.weight and optim.lr, and train it from the start again")],
+        needs="four records of a discriminator's logits",
     ),
     "clipped output": Check(
-        clipped_output, [Advice("give pixel losses more weight"), Advice("check the range of the images")]
+        clipped_output,
+        [Advice("give pixel losses more weight"), Advice("check the range of the images")],
+        needs="validation of a tokenizer's images",
     ),
     "diverged": Check(
         diverged,
@@ -93,6 +112,7 @@ CHECKS = {
             Advice("raise optim.warmup_steps", fits=has_key("optim.warmup_steps")),
             Advice("continue from an older checkpoint"),
         ],
+        needs="eight records of a loss",
     ),
     "not learning": Check(
         not_learning,
@@ -102,6 +122,7 @@ CHECKS = {
             Advice("check the data"),
             Advice("check the loss weights", fits=has_key("loss")),
         ],
+        needs="eight records of a loss after a tenth of a run that starts from random weights",
     ),
     "overfitting": Check(
         overfitting,
@@ -110,6 +131,7 @@ CHECKS = {
             Advice("raise the dropout of the model", fits=has_dropout),
             Advice("train on more data"),
         ],
+        needs="three validations with a loss, four records of the same loss in training, and that it fell",
     ),
     "non-finite steps": Check(
         non_finite,
@@ -119,20 +141,31 @@ CHECKS = {
             Advice("lower optim.max_grad_norm", fits=has_key("optim.max_grad_norm")),
             FP32,
         ],
+        needs="records of a training",
     ),
     "off the reference curve": Check(
-        off_the_reference, [Advice("compare config.yaml with the recipe"), Advice("check the data")]
+        off_the_reference,
+        [Advice("compare config.yaml with the recipe"), Advice("check the data")],
+        needs="a quick start of the same length as the reference, with three common records",
     ),
     "learning rate": Check(
         differs_from_recipe("optim.lr"),
         [Advice("use the recipe's learning rate, scaled with the batch (linear or square root)")],
+        needs="a recipe with the same model and this key; --recipe names one",
     ),
     "batch size": Check(
         differs_from_recipe("data.global_batch_size"),
         [Advice("use the recipe's: it counts all ranks, and loop.grad_accum fits it into memory")],
+        needs="a recipe with the same model and this key; --recipe names one",
     ),
     "number of ranks": Check(
-        ranks, [Advice("launch with scripts/launch.sh (torchrun), always with the same number of processes")]
+        ranks,
+        [Advice("launch with scripts/launch.sh (torchrun), always with the same number of processes")],
+        needs="a start whose processes do not fit together; starts.jsonl shows none",
     ),
-    "unfinished": Check(unfinished, [Advice("start the same command again"), Advice("read the end of log.txt")]),
+    "unfinished": Check(
+        unfinished,
+        [Advice("start the same command again"), Advice("read the end of log.txt")],
+        needs="a run that ended early and that no process continues; this one is finished or running",
+    ),
 }

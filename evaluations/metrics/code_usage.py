@@ -51,16 +51,12 @@ class CodeUsage:
         """Counts (G,K) over all ranks, and the number of distinct tokens. A collective: every rank calls it."""
         self._settle()
 
-        # How many distinct tokens each rank has.
-        lengths = torch.zeros(world.size, dtype=torch.long)
-        lengths[world.rank] = len(self.distinct)
-        lengths = world.sum(lengths.to(world.device)).cpu()
-
-        # Every rank fills its own row, and the sum holds all of them.
-        table = torch.zeros(world.size, int(lengths.max()), dtype=torch.long)
-        table[world.rank, : len(self.distinct)] = self.distinct
-        table = world.sum(table.to(world.device)).cpu()
-        rows = [row[:length] for row, length in zip(table, lengths.tolist(), strict=True)]
+        # The distinct tokens of all ranks: each as many rows as the rank with most, the rest of which do not count.
+        lengths = world.gather_rows(torch.tensor([len(self.distinct)], device=world.device)).tolist()
+        padded = torch.zeros(max(lengths), dtype=torch.long)
+        padded[: len(self.distinct)] = self.distinct
+        table = world.gather_rows(padded.to(world.device)).cpu().view(len(lengths), -1)
+        rows = [row[:length] for row, length in zip(table, lengths, strict=True)]
         return world.sum(self.counts.to(world.device)).cpu(), len(torch.cat(rows).unique())
 
 

@@ -113,6 +113,40 @@ def test_several_runs_stand_side_by_side(finished, tmp_path):
     assert "25*" in page and "other: sampler.guidance_scale: 2.0, then 3.0" in page
 
 
+def training(folder, config, **values):
+    """A run folder of two records."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config)
+    records = [{"step": step, **{name: value / step for name, value in values.items()}} for step in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_one_training_has_a_report_of_its_curves(tmp_path):
+    """Of its own kind, which the config tells; also in phases."""
+    kinds = {
+        "tokenizer": ("loss: {l2_weight: 1}", {"val/psnr": 20.0}, "Validation PSNR"),
+        "gpt": ("data: {codes: x}", {"loss": 5.0}, "Cross entropy per token"),
+        "probe": ("probe: {epochs: 1}", {"loss/0.1": 5.0}, "Loss per base learning rate"),
+        "phases/phase_1": ("loss: {l2_weight: 1}", {"val/psnr": 20.0}, "Validation PSNR"),
+    }
+    for name, (config, values, chart) in kinds.items():
+        training(tmp_path / name, config, **values)
+        folder = tmp_path / name.partition("/")[0]
+        path = write_report([folder])
+        assert path == folder / "report.html" and chart in path.read_text()
+
+
+def test_a_folder_of_runs_has_an_overview(finished, tmp_path):
+    """Each network with its steps and newest records, each result with its headline numbers."""
+    training(finished.parent / "other", "data: {codes: x}", **{"val/loss": 5.0})
+    page = write_report([finished.parent]).read_text()
+    assert "<h2>Overview</h2>" in page and "<td>other</td>" in page and "val/loss 2.5" in page
+    assert f"<td>{finished.name}</td>" in page and "PSNR, dB" in page
+    (tmp_path / "nothing" / "here").mkdir(parents=True)
+    with pytest.raises(UserError, match="no folder in it is a run"):
+        write_report([tmp_path / "nothing"])
+
+
 def test_principal_components_are_those_of_numpy():
     """Three components over all cells together, scaled to 0..1, the same for every call."""
     rng = np.random.default_rng(0)
