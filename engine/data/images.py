@@ -9,16 +9,17 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from engine.arithmetic import ceil_div
-from engine.data.decoding import DEFAULT_DECODING, Decoding, rgb_of
+from engine.data.decoding import DEFAULT_DECODING, Decoding, PixelError, rgb_of
 from engine.finite import require_finite
 from engine.messages import UserError
 
@@ -38,13 +39,28 @@ def decode_image(read: Callable[[], bytes], where: str, decoding: Decoding = DEF
     """
     try:
         content = read()
-        return rgb_of(lambda: Image.open(io.BytesIO(content)), decoding)
+        return rgb_of(lambda: _open(content), decoding)
     except Exception as error:  # decoders of damaged files raise whatever they meet, MemoryError included
         reason = str(error) or type(error).__name__
         raise ImageError(
             f"{where} is not a readable image ({reason}); remove it, or skip such files "
             "(data.skip_broken=true, or --skip-broken of commands that have it)"
         ) from error
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """The formats that Pillow reads itself, in its order: for EPS it would run Ghostscript on the file."""
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS")
+
+
+def _open(content: bytes) -> Image.Image:
+    """Opens the content of an image file, whatever its name says. Raises PixelError for an unknown format."""
+    try:
+        return Image.open(io.BytesIO(content), formats=_formats())
+    except UnidentifiedImageError as error:
+        raise PixelError("its content is of no known image format") from error
 
 
 def read_image(path: str | Path, decoding: Decoding = DEFAULT_DECODING) -> Image.Image:

@@ -274,7 +274,7 @@ def test_a_damaged_file_of_any_decoder_is_an_error_that_names_it(format):
 def test_errors_of_decoders_without_a_text_and_of_memory_name_the_file(monkeypatch):
     assert "not a readable image" in refusal(dds() + bytes(60))
     for error in (MemoryError(), RuntimeError("frame 0"), NotImplementedError("pixel format")):
-        monkeypatch.setattr(Image, "open", lambda *_, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(Image, "open", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
         assert f"({str(error) or 'MemoryError'})" in refusal(b"")
 
 
