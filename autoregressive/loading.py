@@ -11,6 +11,7 @@ from autoregressive.models.base import Generator
 from autoregressive.models.registry import GeneratorConfig, build_generator
 from autoregressive.published import layout_of
 from engine import plugins
+from engine.averages import note_choice
 from engine.checkpoint.weights import find_weights, fingerprint, load_strict, read_header, read_weights, require_fit
 from engine.config import load_sections
 from engine.data.classes import Classes
@@ -87,6 +88,7 @@ def _load_folder(path: str | Path, weights: str) -> tuple[Generator, Provenance]
     generator = build_generator(config.model)
     load_strict(generator, read_weights(weights_file.path), weights_file.path)
     plugins.warn_changes(weights_file.stamp.get("plugins", {}), weights_file.folder)
+    note_choice(weights_file, "generator")
     return generator, Provenance(str(weights_file.folder), weights_file.kind, "", weights_file.stamp, config)
 
 

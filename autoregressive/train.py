@@ -17,6 +17,7 @@ from autoregressive.codes import CodeStore, code_item
 from autoregressive.models.base import Generator
 from autoregressive.training.build import build_task, check_codes, memory_plan, network_on_meta
 from autoregressive.training.config import GPTTrainConfig
+from engine.averages import average_warnings
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import num_parameters
 from engine.cli import parse_cli, run_entry
@@ -91,6 +92,8 @@ def train(config: GPTTrainConfig, world: World) -> None:
         run.log(f"generator: {parameters}; {summary_of(store)}; {world.size} process(es)")
         if held_out is None:
             run.log("no validation: the codes have no split `val`")
+        for warning in average_warnings(config.ema_decay, config.loop.steps):
+            run.log(f"warning: {warning}")
 
         # Checkpoints name the tokenizer, so that no other one is used with this generator, and the classes.
         checkpoints = CheckpointStore.for_run(

@@ -6,7 +6,7 @@ Config sections    validation (checks), config_types (types in words), registry 
 Entries            cli, messages, preflight (`--check`)
 Processes          launcher (torchrun), stopping (signals), watchdog (hangs), world, devices, parallel,
                    memory_plan (`--plan`), torch_versions (what older versions of PyTorch need)
-Training           loop, trained_model, optim, schedules, buffers (put back where an update is skipped)
+Training           loop, trained_model, optim, schedules, averages (EMA), buffers (put back after a bad step)
 Record of a run    run_log, wandb_run, folder_lock, run_record, alerts, progress,
                    json_text (the one writer of JSON)
 Files              checkpoint/, assets (pretrained networks), pipeline (commands that can be stopped),

@@ -58,11 +58,16 @@ class FiniteCheck:
 
     def require(self) -> None:
         """Raises NonFiniteValuesError with the rows that were not finite. The host waits for the device, once."""
-        if self._is_bad is None or self._is_bad.is_meta:
+        if self._is_bad is None or not has_values(self._is_bad):
             return
         rows = self._is_bad.nonzero().flatten().tolist()
         if rows:
             raise NonFiniteValuesError(self.stage, rows)
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor has values: one on the meta device, or of torch's fake mode, has a shape only."""
+    return not (tensor.is_meta or hasattr(tensor, "fake_mode"))
 
 
 def finite_rows(values: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
+from engine.json_text import to_json
 from engine.messages import UserError, logger
 
 LOCK = ".lock"  # what the system locks
@@ -143,7 +144,7 @@ def _create(path: Path) -> Owner:
     owner = Owner.this_process()
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(owner)))
+            file.write(to_json(asdict(owner)))
             file.flush()
             os.fsync(file.fileno())
     except FileExistsError as error:

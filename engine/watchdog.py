@@ -25,6 +25,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from engine.json_text import to_json
 from engine.messages import logger
 from engine.stopping import EXIT_HUNG
 from engine.world import World, hang_timeout
@@ -109,7 +110,7 @@ class Watchdog:
         if self._store is None:
             return
         try:
-            self._store.set(_key(self.world.rank), json.dumps(asdict(self.stage)))
+            self._store.set(_key(self.world.rank), to_json(asdict(self.stage)))
         except RuntimeError as error:  # the launcher that keeps the store is gone
             logger.warning("the watchdog cannot reach the other processes any more: %s", error)
             self._store = None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from engine import plugins
+from engine.averages import note_choice
 from engine.checkpoint.foreign.reader import read_checkpoint
 from engine.checkpoint.weights import (
     WeightsFile,
@@ -144,6 +145,7 @@ def _load_folder(path: str | Path, weights: str) -> tuple[Tokenizer, Provenance]
     tokenizer = build_tokenizer(config.model, config.data.image_size)
     load_strict(tokenizer, read_weights(weights_file.path), weights_file.path)
     plugins.warn_changes(weights_file.stamp.get("plugins", {}), weights_file.folder)
+    note_choice(weights_file, "tokenizer")
     return tokenizer, _folder_provenance(weights_file, config)
 
 

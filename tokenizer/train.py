@@ -31,7 +31,7 @@ from tokenizer.losses.terms import terms_table
 from tokenizer.models.base import Tokenizer
 from tokenizer.training.alerts import ALERTS
 from tokenizer.training.build import build_task, memory_plan, validation_images
-from tokenizer.training.checks import network_on_meta, terms_of, validate
+from tokenizer.training.checks import network_on_meta, terms_of, validate, warnings_of
 from tokenizer.training.config import TokenizerTrainConfig
 from tokenizer.training.frozen_networks import FROZEN_STAMPS
 from tokenizer.training.needs import training_needs
@@ -120,6 +120,8 @@ def _log_start(run: Run, task: TokenizerTask, source: ImageSource, world: World,
         run.log(f"frozen network {name}: {stamp}")
     if task.validation is None:
         run.log("no validation: data.val_root is empty")
+    for warning in warnings_of(config):
+        run.log(f"warning: {warning}")
 
 
 def print_plan(config: TokenizerTrainConfig, gpus: int) -> None:
@@ -133,6 +135,8 @@ def print_dry_run(config: TokenizerTrainConfig, network: Tokenizer) -> None:
     for phase in phases_of(config):
         table = terms_table(terms_of(phase, network_on_meta(phase)), phase.loop.steps)
         print(f"{phase.loop.run_dir}: {phase.loop.steps:,} steps\n{table}")
+        for warning in warnings_of(phase):
+            print(f"warning: {warning}")
     print(f"tokenizer: {num_parameters(network):,} parameters\nthe config is valid")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.messages import ConfigError
 from tokenizer.quantizers import base
 from tokenizer.quantizers import entropy_assignment as entropy
+from tokenizer.quantizers.fsq import FSQ, FSQConfig
 from tokenizer.quantizers.gradients import rotation_trick, straight_through
 from tokenizer.quantizers.vq import KMEANS_LATENTS_PER_CODE, KMEANS_ROUNDS, VectorQuantizer, VQConfig
 
@@ -275,3 +276,50 @@ def test_initial_codebook_lies_on_the_sphere():
     assert len(torch.unique(rows, dim=0)) == 512
     raw = quantizer(512, 8, l2_norm=False).codebook.detach()
     assert 0.99 / 512 < raw.abs().max() <= 1 / 512
+
+
+# ---------------------------------------------------------------------------------------------- limits of the rotation
+@pytest.mark.parametrize("length", [1.0, 3.0, 0.2])
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_a_latent_opposite_to_its_code_is_reflected(channels, length):
+    """Regression: NaN, or three times the code. R = I - 2 u u^T turns u into v = -u and leaves what is beside it."""
+    v = F.normalize(torch.randn(channels), dim=0)
+    z = (-2.5 * v)[None].clone().requires_grad_()
+    z_q, g = (length * v)[None], torch.randn(1, channels)
+    out = rotation_trick(z, z_q)
+    out.backward(g)
+    torch.testing.assert_close(out, z_q)
+    reflected = g[0] - 2 * v * (v @ g[0])
+    of_direction = length / 2.5 * (reflected - v * (v @ reflected))  # only the direction of z matters
+    torch.testing.assert_close(z.grad[0], of_direction, atol=1e-5, rtol=1e-4)
+
+
+def test_a_latent_of_length_zero_has_a_straight_through_gradient():
+    """It has no direction to be turned. Regression: NaN."""
+    z, z_q, g = torch.zeros(2, 4, requires_grad=True), torch.randn(2, 4), torch.randn(2, 4)
+    out = rotation_trick(z, z_q)
+    out.backward(g)
+    assert torch.equal(out, z_q) and torch.equal(z.grad, g)
+
+
+@pytest.mark.parametrize("l2_norm", [True, False])
+def test_zero_and_opposite_latents_leave_all_others_alone(l2_norm):
+    """Through the whole quantizer: finite gradients everywhere, and those of the other latents keep their bits."""
+    vq = quantizer(rotation_trick=True, l2_norm=l2_norm)
+    plain = torch.randn(1, 6, 4)
+    spoiled = plain.clone()
+    spoiled[0, 1], spoiled[0, 4] = 0.0, -1e3 * vq.codes().detach().mean(0)
+    gradients = []
+    for latents in (plain, spoiled):
+        z = latents.detach().requires_grad_()
+        vq(z).z_q.square().sum().backward()
+        gradients.append(z.grad[0])
+    assert gradients[1].isfinite().all()
+    assert torch.equal(gradients[0][[0, 2, 3, 5]], gradients[1][[0, 2, 3, 5]])
+
+
+def test_fsq_warns_of_two_levels_and_says_the_truth():
+    two, three = FSQ(FSQConfig(levels=[3, 2])), FSQ(FSQConfig(levels=[3, 5, 4]))
+    assert "94 %" in next(two.warnings()) and list(three.warnings()) == []
+    indices = FSQ(FSQConfig(levels=[2])).eval()(torch.randn(1, 50_000, 1)).indices
+    assert indices.float().mean().item() == pytest.approx(0.94, abs=0.01)

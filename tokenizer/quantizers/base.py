@@ -6,7 +6,7 @@ Shapes    z, z_q (B,N,D) float32      indices int64: (B,N) with one index per to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -81,6 +81,13 @@ class Quantizer(nn.Module):
     def finish_warmup(self) -> bool:
         """Called once, on all ranks, when quantization begins. Returns whether it changed parameters."""
         return False
+
+    def require_warmup(self, num_latents: int) -> None:
+        """Raises ConfigError where a warm-up of `num_latents` latents, over all ranks, is too short for its end."""
+
+    def warnings(self) -> Iterator[str]:
+        """What to tell before a training with this section, which is valid all the same."""
+        return iter(())
 
     def memory_needed(self, num_latents: int) -> int:
         """Bytes that the entropy loss of `num_latents` tokens holds at its peak, with gradients; 0 if negligible."""

@@ -67,6 +67,13 @@ class FSQ(Quantizer):
                 self.remember(indices)
             return Quantized(steps / self.middle if quantize else z.float(), indices)
 
+    def warnings(self) -> Iterator[str]:
+        if 2 in self.config.levels:
+            yield (
+                f"model.quantizer.fsq.levels={self.config.levels}: a channel with 2 levels gives one of them to "
+                "94 % of normal latents, because of the paper's shift; with more levels the skew is small"
+            )
+
     def bound(self, z: Tensor) -> Tensor:
         """Latents -> steps from the middle level, not rounded; rounding gives one of the channel's levels."""
         half_width = (self.levels - 1) * (1 - BOUND_EPS) / 2

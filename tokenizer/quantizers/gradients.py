@@ -8,6 +8,10 @@ Shapes    z, z_q (...,D): latents and the codes chosen for them      result (...
                         u = z / |z|, v = z_q / |z_q| and r = (u + v) / |u + v|
 
                             R = I - 2 r r^T + 2 v u^T                        arXiv:2410.06424, Eq. 4
+
+                        Two places have no value there, and get one here. Where the code is opposite, v = -u, the
+                        limit of r depends on the way there; without it R = I - 2 u u^T still turns u into v and leaves
+                        all directions beside it. Where z = 0, nothing has a direction: the gradient is straight-through
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 from torch import Tensor
 
 ROTATION_EPS = 1e-6  # added to norms before a division, as released
+OPPOSITE = 1e-3  # |u + v| below this: the rounding of u and v decides about r
 
 
 def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
@@ -26,9 +31,12 @@ def rotation_trick(z: Tensor, z_q: Tensor) -> Tensor:
     """Value of `z_q` up to about 4e-6; the gradient is turned from the direction of z_q back to that of z.
 
     Only the direction of `z` matters: it is divided by its norm first, as in GigaTok's released code. Latents that are
-    l2-normalized are unit vectors anyway.
+    l2-normalized are unit vectors anyway. Values and gradients are finite for all finite latents; see the module
+    docstring for latents of length 0, and for those opposite to their code.
     """
-    z = z / z.norm(dim=-1, keepdim=True)
+    length = z.norm(dim=-1, keepdim=True)
+    is_zero = length == 0
+    z = z / length.masked_fill(is_zero, 1.0)
 
     # The two directions, and the one in their middle.
     z_norm = z.norm(dim=-1, keepdim=True)
@@ -36,8 +44,11 @@ def rotation_trick(z: Tensor, z_q: Tensor) -> Tensor:
     u = (z / (z_norm + ROTATION_EPS)).detach()
     v = (z_q / (q_norm + ROTATION_EPS)).detach()
     r = u + v
-    r = r / r.norm(dim=-1, keepdim=True)
+    middle_norm = r.norm(dim=-1, keepdim=True)
+    is_limit = is_zero | (middle_norm < OPPOSITE)
+    r = (r / middle_norm.masked_fill(is_limit, 1.0)).masked_fill(is_limit, 0.0)
 
     # R z, without the matrix R.
     rotated = z - 2 * (z * r).sum(-1, keepdim=True) * r + 2 * (z * u).sum(-1, keepdim=True) * v
-    return rotated * (q_norm / (z_norm + ROTATION_EPS)).detach()
+    scaled = rotated * (q_norm / (z_norm + ROTATION_EPS)).masked_fill(is_zero, 1.0).detach()
+    return scaled + (z_q - scaled).masked_fill(~is_limit, 0.0).detach()

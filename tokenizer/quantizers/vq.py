@@ -158,6 +158,17 @@ class VectorQuantizer(Quantizer):
             windows["recent_latents"] = torch.zeros(self.recent_latents.shape)
         return windows
 
+    def require_warmup(self, num_latents: int) -> None:
+        if self.config.init == "kmeans":
+            self._require_points(num_latents)
+
+    def _require_points(self, num_points: int) -> None:
+        """Raises ConfigError where there are fewer latents than codes."""
+        if num_points < self.codebook_size:
+            raise ConfigError(
+                f"k-means for {self.codebook_size} codes has {num_points} latents; raise the quantizer's warmup_steps"
+            )
+
     def finish_warmup(self) -> bool:
         """With `init=kmeans`: sets the codebook by k-means on the latents of the warm-up."""
         if self.config.init != "kmeans":
@@ -174,10 +185,7 @@ class VectorQuantizer(Quantizer):
         # On the CPU and with a fixed seed: the same bits on every rank.
         is_filled = self.recent_latents.abs().sum(1) > 0
         points = self.recent_latents[is_filled].float().cpu()
-        if len(points) < self.codebook_size:
-            raise ConfigError(
-                f"k-means for {self.codebook_size} codes has {len(points)} latents; raise the quantizer's warmup_steps"
-            )
+        self._require_points(len(points))
         generator = torch.Generator().manual_seed(0)
         chosen_points = torch.randperm(len(points), generator=generator)[: self.codebook_size]
         centers = points[chosen_points]

@@ -27,6 +27,7 @@ from tokenizer.training.checks import network_on_meta, terms_of
 from tokenizer.training.config import TokenizerTrainConfig
 from tokenizer.training.frozen_networks import FrozenNetworks, build_frozen_networks, cached_features
 from tokenizer.training.task import TokenizerTask, Validation
+from tokenizer.training.unmoved import unmoved_parameters
 
 
 def build_task(
@@ -41,10 +42,13 @@ def build_task(
     terms = terms_of(config, meta_network)
     frozen = _frozen_networks(config, meta_network, world, run, train)
 
-    # The tokenizer. A semantic head without a loss has no gradients, which data parallelism must know.
+    # The tokenizer. A semantic head without a loss has no gradients, which data parallelism must know. Parameters of
+    # the quantizer that no term moves are frozen: it would wait for their gradients, because their loss is computed.
     has_semantic_loss = any(term.name == "semantic" for term in terms)
     with build_device(world, config.loop):
         network = build_tokenizer(config.model, config.data.image_size)
+    for name in unmoved_parameters(config, meta_network, terms):
+        network.quantizer.get_parameter(name).requires_grad_(False)
     tokenizer = TrainedModel(
         network,
         config.optim,

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import torch
 
+from engine.averages import average_warnings
 from engine.data.sources import unused_keys
 from engine.messages import ConfigError
 from engine.registry import selected_section
 from engine.validation import raise_problems
-from tokenizer.discriminators.registry import DISCRIMINATORS
+from tokenizer.discriminators.registry import DISCRIMINATORS, DiscriminatorConfig
 from tokenizer.losses.semantic import TEACHERS
 from tokenizer.losses.terms import QUANTIZER_TERMS, Term, loss_terms
 from tokenizer.models.base import Tokenizer
@@ -18,6 +19,7 @@ from tokenizer.models.registry import MODELS, build_tokenizer
 from tokenizer.quantizers.base import Quantizer
 from tokenizer.training.config import TokenizerTrainConfig
 from tokenizer.training.phases import phases_of
+from tokenizer.training.unmoved import unmoved_warnings
 
 
 def network_on_meta(config: TokenizerTrainConfig) -> Tokenizer:
@@ -44,20 +46,33 @@ def validate(config: TokenizerTrainConfig) -> Tokenizer:
     """
     phase_of_problem: dict[str, int] = {}  # problem -> number of the first phase that has it
     network = None
-    for number, phase in enumerate(phases_of(config)):
+    phases = phases_of(config)
+    for number, phase in enumerate(phases):
         problems, network = _check_phase(phase)
         for problem in problems:
             phase_of_problem.setdefault(problem, number)
 
+    # A discriminator may start in a later phase than the first.
+    total_steps = sum(phase.loop.steps for phase in phases)
+    common = list(_late_start_problems(config.loss.discriminator, total_steps))
     if config.phases:
-        raise_problems([f"phases[{number}]: {problem}" for problem, number in phase_of_problem.items()])
-    raise_problems(list(phase_of_problem))
+        raise_problems([*common, *(f"phases[{number}]: {problem}" for problem, number in phase_of_problem.items())])
+    raise_problems([*common, *phase_of_problem])
     return network
+
+
+def warnings_of(config: TokenizerTrainConfig) -> list[str]:
+    """What a valid training (one phase) should be told about, such as a codebook that nothing moves."""
+    network = network_on_meta(config)
+    warnings = [*unmoved_warnings(config, network, terms_of(config, network)), *network.quantizer.warnings()]
+    if not config.init:  # later averages start from trained ones
+        warnings += average_warnings(config.ema_decay, config.loop.steps)
+    return warnings
 
 
 def _check_phase(config: TokenizerTrainConfig) -> tuple[list[str], Tokenizer | None]:
     """(problems, network on the meta device) of one training; None where the network cannot be built."""
-    problems = [*unused_keys(config.data), *_warmup_problems(config), *_discriminator_problems(config)]
+    problems = [*unused_keys(config.data), *_discriminator_problems(config)]
     if config.model.name in MODELS:
         problems += [*_section_problems(config), *_capability_problems(config)]
     network = None
@@ -65,6 +80,7 @@ def _check_phase(config: TokenizerTrainConfig) -> tuple[list[str], Tokenizer | N
         network = network_on_meta(config)
     except ConfigError as error:
         problems += error.problems
+    problems += _warmup_problems(config, network)
     if network is not None:
         problems += _quantizer_problems(config, network)
         if not terms_of(config, network):
@@ -80,12 +96,18 @@ def _section_problems(config: TokenizerTrainConfig) -> Iterator[str]:
         yield problem.text(f"model.{name}")
 
 
-def _warmup_problems(config: TokenizerTrainConfig) -> Iterator[str]:
-    """A warm-up of the quantizer that never ends."""
+def _warmup_problems(config: TokenizerTrainConfig, network: Tokenizer | None) -> Iterator[str]:
+    """A warm-up of the quantizer that never ends, or gives it too few latents."""
     quantizer = config.model.quantizer
     if config.warmup_steps >= config.loop.steps:
         key = f"model.quantizer.{quantizer.name}.warmup_steps"
         yield f"{key}={quantizer.warmup_steps} must be below loop.steps={config.loop.steps}"
+    elif network is not None and config.warmup_steps > 0:
+        num_latents = config.warmup_steps * config.data.global_batch_size * network.num_tokens
+        try:
+            network.quantizer.require_warmup(num_latents)
+        except ConfigError as error:
+            yield f"model.quantizer.{quantizer.name}: {error}"
 
 
 def _capability_problems(config: TokenizerTrainConfig) -> Iterator[str]:
@@ -151,6 +173,16 @@ def _shape_problems(quantizer: Quantizer, name: str) -> Iterator[str]:
     if quantized.indices.shape != index_shape or quantized.indices.dtype != torch.int64:
         found = f"{quantized.indices.dtype} of shape {tuple(quantized.indices.shape)}"
         yield f"{name} returned indices {found}; they must be torch.int64 of shape {index_shape}"
+
+
+def _late_start_problems(discriminator: DiscriminatorConfig, total_steps: int) -> Iterator[str]:
+    """A discriminator that never starts."""
+    if discriminator.enabled and discriminator.start_step > total_steps:
+        yield (
+            f"loss.discriminator.start_step={discriminator.start_step}, but the training ends after {total_steps} "
+            f"steps: the discriminator {discriminator.name} never starts; lower start_step, or set "
+            "loss.discriminator.name=none"
+        )
 
 
 def _discriminator_problems(config: TokenizerTrainConfig) -> Iterator[str]:
