@@ -261,7 +261,7 @@ def test_reconstruct_writes_pairs(journey, tokenizer, tmp_path):
         assert torch.equal(image_tensor(Image.open(tmp_path / f"{i:06d}_gt.png")), originals[i])
         assert (image_tensor(Image.open(tmp_path / f"{i:06d}.png")).int() - expected[i]).abs().max() <= 1
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        ["grid.png", *(f"{i:06d}{kind}.png" for i in range(5) for kind in ("", "_gt"))]
+        ["grid.png", "written.json", *(f"{i:06d}{kind}.png" for i in range(5) for kind in ("", "_gt"))]
     )
 
 
