@@ -30,6 +30,7 @@ from engine.torch_versions import (
     average_gradients_on_cpu,
     release_root_after_forward,
     show_dataclasses_to_fsdp,
+    unsynced_buffers,
 )
 from engine.world import World
 
@@ -149,7 +150,7 @@ def _data_parallel(module: nn.Module, world: World, find_unused: bool) -> nn.Mod
     return DistributedDataParallel(
         module,
         device_ids=[world.local_rank] if is_gpu(world.device) else None,
-        broadcast_buffers=False,
+        **unsynced_buffers(),
         find_unused_parameters=find_unused,
         gradient_as_bucket_view=True,
     )

@@ -7,12 +7,14 @@ asks for the feature itself where it can, so that versions in between need not b
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree
 
 
@@ -93,3 +95,19 @@ def _gloo_averages() -> bool:
     reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
     reduce_scatter(average, torch.ones(dist.get_world_size()), op=dist.ReduceOp.AVG)
     return average.item() == 1.0
+
+
+def unsynced_buffers() -> dict[str, bool]:
+    """The option of DDP that keeps the buffers of each process its own during training.
+
+    PyTorch 2.13 renamed it, and warns of the old name. The new one still copies the buffers of the first process when
+    the network is wrapped, where those of all processes are equal.
+    """
+    options = inspect.signature(DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers": False}
+
+
+def all_gather_rows(output: Tensor, rows: Tensor) -> None:
+    """Fills `output` with the `rows` of all processes, one below the other. PyTorch 2.14 warns of the old name."""
+    gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
+    gather(output, rows)

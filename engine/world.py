@@ -25,6 +25,7 @@ from torch import Tensor
 
 from engine.devices import device_line, is_gpu, pick_device, reproducible_algorithms
 from engine.messages import UserError, logger
+from engine.torch_versions import all_gather_rows
 
 MIN_TIMEOUT = timedelta(hours=1)  # a collective that waits longer fails
 DEFAULT_HANG_TIMEOUT = 1800  # seconds
@@ -124,7 +125,7 @@ def gather_rows(tensor: Tensor) -> Tensor:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return tensor
     gathered = tensor.new_empty((dist.get_world_size() * tensor.shape[0], *tensor.shape[1:]))
-    dist.all_gather_into_tensor(gathered, tensor.contiguous())
+    all_gather_rows(gathered, tensor.contiguous())
     return gathered
 
 

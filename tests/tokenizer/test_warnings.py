@@ -1,5 +1,7 @@
 """What a valid training is told before it starts, and what is refused because it can never work."""
 
+import warnings
+
 import mini
 import pytest
 import ranks
@@ -54,6 +56,8 @@ def test_a_codebook_that_nothing_moves_is_told_with_the_weights():
 
 
 def _train(world, config):
+    """What torch will change is an error here: nobody is to see such warnings in the log of every process."""
+    warnings.simplefilter("error", FutureWarning)
     train.train(config, world)
 
 
