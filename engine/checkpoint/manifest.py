@@ -58,7 +58,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError):
         return None
-    if not isinstance(manifest, dict) or not {"step", "files"} <= manifest.keys():
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("step"), int):
+        return None
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(_is_description(facts) for facts in files.values()):
         return None
 
     # Manifests of older versions carry no digest.
@@ -66,6 +69,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if digest is not None and digest != json_digest(manifest):
         return None
     return manifest
+
+
+def _is_description(facts: Any) -> bool:
+    """Whether an entry of a manifest says what a file must be."""
+    return isinstance(facts, dict) and isinstance(facts.get("size"), int) and isinstance(facts.get("sha256"), str)
 
 
 def find_damage(folder: Path) -> str | None:

@@ -171,7 +171,12 @@ def test_a_file_that_is_written_again_does_not_change_loaded_weights(style, tmp_
     "name",
     [
         *("module.{}", "_orig_mod.module.{}", "module._orig_mod.module.{}", "_forward_module._orig_mod.{}"),
-        *("_fsdp_wrapped_module._checkpoint_wrapped_module.{}", "model._orig_mod.{}", "_orig_mod.model.module.{}"),
+        *(
+            "_fsdp_wrapped_module._checkpoint_wrapped_module.{}",
+            "model._orig_mod.{}",
+            "net.{}",
+            "_orig_mod.model.module.{}",
+        ),
     ],
 )
 def test_wrappers_are_removed_in_any_order(name, tmp_path):
@@ -199,7 +204,7 @@ def test_pieces_of_fsdp_are_refused(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------- which weights
-@pytest.mark.parametrize("key", ["model", "module", "state_dict", "model_state_dict", None])
+@pytest.mark.parametrize("key", ["model", "module", "state_dict", "model_state_dict", "vae", None])
 def test_model_means_the_only_raw_set(key, tmp_path):
     path = write(tmp_path / "x", {key: RAW, "epoch": 3} if key else RAW)
     for prefer in ("auto", "model"):
@@ -225,6 +230,8 @@ def pretend(name: str, state: dict) -> dict:
         "gigatok": {"model": RAW, "ema": AVERAGED},
         "averaged": {"model": RAW, "ema": state},
         "bare averaged": state,
+        "shadow": {"model": RAW, "ema": {"shadow": AVERAGED, "decay": 0.999}},
+        "other key": {"checkpoint": {"model": RAW, "ema": AVERAGED}, "optimizer": {"state": {0: {"m": torch.ones(2)}}}},
         "nested": {"model": RAW, "ema": {"state_dict": AVERAGED, "decay": 0.999}},
         "nested twice": {"state_dict": RAW, "model_ema": {"ema": {"module": prefixed("module.", AVERAGED)}}},
         "timm": {"state_dict": RAW, "state_dict_ema": AVERAGED},
@@ -239,7 +246,7 @@ def pretend(name: str, state: dict) -> dict:
 
 
 LAYOUTS = (
-    *("gigatok", "averaged", "bare averaged", "nested", "nested twice", "timm", "lightning"),
+    *("shadow", "other key", "gigatok", "averaged", "bare averaged", "nested", "nested twice", "timm", "lightning"),
     *("one dict", "one bare dict", "ema of two"),
 )
 
@@ -303,6 +310,8 @@ def test_an_ema_without_named_tensors_is_none(empty, tmp_path, caplog):
 
 def test_two_raw_sets_are_not_guessed(tmp_path):
     """Unless one is called `model`, as published readers look for it first."""
+    with pytest.raises(CheckpointError, match=r"several sets of model weights \((student, teacher|teacher, student)\)"):
+        read_checkpoint(write(tmp_path / "x", {"student": RAW, "teacher": AVERAGED}))
     with pytest.raises(CheckpointError, match=r"several sets of model weights \(module, state_dict\)"):
         read_checkpoint(write(tmp_path / "x", {"module": RAW, "state_dict": AVERAGED}))
     assert equal(read_checkpoint(write(tmp_path / "y", {"model": RAW, "module": AVERAGED})).state, RAW)

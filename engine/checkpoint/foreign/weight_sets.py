@@ -2,6 +2,7 @@
 
 {"model": ..., "ema": ...}                      GigaTok, LlamaGen, and many others; also state_dict, module, ...
 {"x": tensor, ...}                              a bare state dict
+{"weights": ...}                                a set under any other name, if it is the only one
 {"ema": {"state_dict": ...}}                    a set inside of another dict
 {"ema": {"shadow_params": [tensor, ...]}}       averages without names, see `unnamed`
 {"n_averaged": ..., "module.x": ...}            torch's AveragedModel: averages
@@ -29,7 +30,8 @@ AnyTensor = Tensor | StoredTensor
 RAW_KEYS = ("model", "module", "state_dict", "model_state_dict", "current_model_state", "network", "net", "params")
 EMA_KEYS = (
     *("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "model_ema_state_dict"),
-    *("ema_model_state_dict", "ema_state", "params_ema", "averaged_model", "average_model", "swa_model"),
+    *("ema_model_state_dict", "ema_state", "params_ema", "ema_params", "averaged_model", "average_model"),
+    *("swa_model", "shadow"),
 )
 AVERAGE_COUNT = "n_averaged"  # of AveragedModel
 COUNTERS = frozenset({AVERAGE_COUNT, "decay", "num_updates", "initted", "step"})  # beside averages
@@ -63,6 +65,10 @@ def find_sets(tree: Mapping[Any, Any], source: str) -> list[WeightSet]:
             sets += _sets_of(tree[key], "ema" if is_ema else "model", key, source, {id(tree)})
     if not sets:
         sets = _split(_tensors(tree), "model", BARE, source)
+    if not sets:
+        for key in tree.keys() - {*RAW_KEYS, *EMA_KEYS}:
+            if isinstance(key, str):
+                sets += _sets_of(tree[key], "model", key, source, {id(tree)})
     return sets + _named_lists(tree, sets)
 
 

@@ -2,8 +2,8 @@
 
 torch.compile adds `_orig_mod.`, DDP, DeepSpeed and AveragedModel `module.`, FSDP `_fsdp_wrapped_module.`, activation
 checkpointing `_checkpoint_wrapped_module.`, Fabric `_forward_module.`; each may stand inside of a name, where a part of
-the network was wrapped, and several in any order. Trainers that hold the network as an attribute add `model.` or
-`ema.` in front.
+the network was wrapped, and several in any order. Trainers that hold the network as an attribute add `model.`, `net.`
+or `ema.` in front.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
-RAW_HEADS = frozenset({"model", "online_model"})
+RAW_HEADS = frozenset({"model", "online_model", "net", "network"})
 EMA_HEADS = frozenset({"ema", "ema_model", "averaged_model"})
 EMA_MODULE = "model_ema"  # also the prefix of averages whose names lost their dots, which are left as they are
 
