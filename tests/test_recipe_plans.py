@@ -30,7 +30,10 @@ def distinct_recipes() -> list[Path]:
     """One recipe for each network that is trained in its own way: those that differ in data and steps count once."""
     by_network: dict[str, Path] = {}
     for path in PATHS:
-        config, _ = load(path)
+        # The list is needed before any fixture.
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("IMGNET_ROOT", "imagenet")
+            config, _ = load(path)
         sections = asdict(config)
         loop = {
             key: sections["loop"][key] for key in ("strategy", "activation_checkpointing", "grad_accum", "precision")
