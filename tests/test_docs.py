@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -13,8 +14,11 @@ import tiny
 from script_modules import script_modules
 from worked_files import FILES, restored_registries, write_file
 
+import evaluations.doctor.data
 from engine import plugins
 from engine.config import load_config
+from engine.config_help import describe
+from evaluations.doctor.checks import CHECKS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -29,7 +33,21 @@ TRAINERS = {  # entry -> its config
     "evaluations.linear_probe": "LinearProbeConfig",
 }
 WRAPPERS = script_modules()
-SHELL_ONLY = {"env_install.sh", "scripts/test.sh", "scripts/launch.sh", "scripts/torture.sh", "set_env_vars.sh"}
+SHELL_ONLY = {
+    "env_install.sh",
+    "scripts/check_versions.sh",
+    "scripts/test.sh",
+    "scripts/launch.sh",
+    "scripts/torture.sh",
+    "set_env_vars.sh",
+}
+    "env_install.sh",
+    "scripts/check_versions.sh",
+    "scripts/test.sh",
+    "scripts/launch.sh",
+    "scripts/torture.sh",
+    "set_env_vars.sh",
+}
 
 
 COMMAND = re.compile(r"(bash (scripts/|env_install)|python -m (tokenizer|autoregressive|evaluations)\.)")
@@ -232,3 +250,24 @@ def test_the_python_example_of_the_readme_runs(tmp_path, image_folder, world):
     names = {}
     exec(example.replace("runs/quickstart", str(tmp_path)).replace("arange(10)", "arange(2)"), names)
     assert names["images"].shape == (2, 3, 8, 8) and names["codes"].shape == names["tokens"].shape == (2, 4)
+
+
+def test_the_page_of_the_doctor_has_every_check():
+    """Each by its name in the first cell of a row; a row may name several."""
+    page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| ([^|]+?) \|", page, re.MULTILINE)
+    listed = {name for cell in cells for name in re.sub(r" \(with `--data`\)", "", cell).split(", ")}
+    of_data = set(re.findall(r'Finding\(\s*"([^"]+)"', inspect.getsource(evaluations.doctor.data)))
+    assert len(of_data) > 3
+    assert {*CHECKS, *of_data} <= listed
+
+
+def test_the_pages_of_differences_have_every_option_that_departs_from_a_release():
+    """The config keys whose explanation speaks of what was released, on the page of GigaTok or that of WeTok."""
+    pages = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("fidelity.md", "wetok.md"))
+    schemas = [importlib.import_module(module).__dict__[name] for module, name in TRAINERS.items()]
+    explanations = "\n".join(describe(schema, "all") for schema in schemas)
+    keys = re.findall(r"^(\S+): .*\n    (?!accepted).*\breleased\b", explanations, re.MULTILINE)
+    assert len(set(keys)) > 8
+    missing = [key for key in keys if not re.search(rf"\b{key.rpartition('.')[2]}\b", pages)]
+    assert not missing
