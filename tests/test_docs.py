@@ -41,13 +41,6 @@ SHELL_ONLY = {
     "scripts/torture.sh",
     "set_env_vars.sh",
 }
-    "env_install.sh",
-    "scripts/check_versions.sh",
-    "scripts/test.sh",
-    "scripts/launch.sh",
-    "scripts/torture.sh",
-    "set_env_vars.sh",
-}
 
 
 COMMAND = re.compile(r"(bash (scripts/|env_install)|python -m (tokenizer|autoregressive|evaluations)\.)")
