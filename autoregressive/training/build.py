@@ -12,6 +12,7 @@ from autoregressive.models.registry import build_generator
 from autoregressive.sampling import seeded_draw
 from autoregressive.training.config import GPTTrainConfig
 from autoregressive.training.task import GeneratorTask, Preview
+from engine.data.classes import count_problem
 from engine.finite import NonFiniteValuesError
 from engine.memory_plan import plan
 from engine.parallel import build_device
@@ -78,13 +79,15 @@ def check_codes(network: Generator, name: str, store: CodeStore) -> None:
     sizes = {
         "codebook_sizes": (list(network.codebook_sizes), list(manifest.index_sizes)),
         "num_tokens": (network.num_tokens, manifest.num_tokens),
-        "num_classes": (network.num_classes, len(manifest.class_names)),
     }
     problems = [
         f"model.{name} has {key}={configured}, but {store.folder} has {stored}"
         for key, (configured, stored) in sizes.items()
         if configured != stored
     ]
+    problem = count_problem(store.classes, network.num_classes, f"model.{name} has num_classes")
+    if problem is not None:
+        problems.append(problem)
 
     # The same sizes in another layout: a list of one index is not the same as a plain index.
     if not problems and network.token_shape != manifest.token_shape:

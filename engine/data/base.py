@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -58,6 +57,16 @@ class ImageSource(Protocol):
 
     def version(self) -> str:
         """Cheap cache key from modification times; local to this machine."""
+
+
+def replaced_images(source: ImageSource) -> set[int]:
+    """The unreadable images of a source in whose place others were read by this process: of any kind of source.
+
+    Whoever reads adds to the set; it lives as long as the source, which need not know of it.
+    """
+    if not hasattr(source, "replaced"):
+        source.replaced = set()
+    return source.replaced
 
 
 @dataclass(frozen=True)
@@ -130,11 +139,6 @@ class PathKind(SourceKind):
     needs_root = True
     decoding: Decoding = DEFAULT_DECODING
     num_hidden: int = 0  # hidden names that were left out
-
-    @cached_property
-    def replaced(self) -> set[int]:
-        """The unreadable images in whose place others were read by this process."""
-        return set()
 
     @abstractmethod
     def __init__(self, root: str | Path, key: str, skip_broken: bool = False) -> None: ...

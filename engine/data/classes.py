@@ -1,7 +1,8 @@
 """Classes by name: the one check that two sets of images, or a set and a network, mean the same by a label.
 
 A label is the rank of a class name in its own set. Two sets therefore agree on their labels only if their names are
-the same, and nobody compares labels, or numbers of classes, in another way than `labels_among`:
+the same, and nobody compares labels, or numbers of classes, in another way than `labels_among` (and `count_problem`,
+for a network that is not trained yet and has only a number):
 
     the same names in both            labels stay as they are
     some of the expected names        labels become those of the expected names, which the log says
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from engine.data.base import ImageSource, Survey
+from engine.data.base import ImageSource, Survey, replaced_images
 from engine.data.identity import Described
 from engine.messages import UserError, logger
 
@@ -84,17 +85,27 @@ def labels_among(classes: Classes, expected: Classes) -> np.ndarray:
         _compare_numbers(classes, expected)
         return np.arange(len(classes))
 
-    strangers = [name for name in classes.names if name not in set(expected.names)]
+    # Sets are built once: a full ImageNet has 21,841 names, and every process compares them.
+    label_of = {name: label for label, name in enumerate(expected.names)}
+    strangers = [name for name in classes.names if name not in label_of]
     if strangers:
         raise UserError(_difference(classes, expected, strangers))
     if len(classes) < len(expected):
-        missing = [name for name in expected.names if name not in set(classes.names)]
+        present = set(classes.names)
+        missing = [name for name in expected.names if name not in present]
         logger.info(
             "%s has %d of the %d classes of %s (without %s); its labels are taken by name",
             classes.owner, len(classes), len(expected), expected.owner, _listed(missing),
         )  # fmt: skip
-    label_of = {name: label for label, name in enumerate(expected.names)}
     return np.array([label_of[name] for name in classes.names], dtype=np.int64)
+
+
+def count_problem(classes: Classes, count: int, key: str) -> str | None:
+    """What is wrong where a network for `count` classes, as the config key says, is to be trained on these; or None.
+
+    A network that is not trained yet has a number of classes and no names.
+    """
+    return None if len(classes) == count else f"{key}={count}, but {classes.owner} has {len(classes)} classes"
 
 
 def _compare_numbers(classes: Classes, expected: Classes) -> None:
@@ -161,6 +172,10 @@ class Relabeled:
 
     def version(self) -> str:
         return self.source.version()
+
+    @property
+    def replaced(self) -> set[int]:
+        return replaced_images(self.source)
 
     def contents(self) -> dict[str, str]:
         return self.source.contents() if isinstance(self.source, Described) else {}

@@ -135,8 +135,9 @@ def _build_index(paths: list[Path], skip_broken: bool) -> _Index:
             logger.warning("labels in .json files are not numbers, and were not read: %s", odd_label)
         class_names = _classes_of_folders(list(number_of), folders)
         if class_names:
-            label_of = np.array([class_names.index(PurePosixPath(folder).name) for folder in number_of])
-            index[:, 3] = label_of[np.concatenate(folders)]
+            label_of = {name: label for label, name in enumerate(class_names)}
+            labels = np.array([label_of[PurePosixPath(folder).name] for folder in number_of])
+            index[:, 3] = labels[np.concatenate(folders)]
     return _Index(index, np.array(class_names, dtype=str), counts)
 
 

@@ -14,8 +14,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from engine.data.base import ImageSource, PathKind, SourceConfig, SourceKind, Survey
-from engine.data.classes import Relabeled
+from engine.data.base import ImageSource, PathKind, SourceConfig, SourceKind, Survey, replaced_images
 from engine.data.decoding import DEFAULT_DECODING
 from engine.data.folders import FolderSource, LooseSource
 from engine.data.images import ImageError
@@ -133,13 +132,11 @@ def kind_of(path: str | Path) -> str:
 
 def log_replaced(source: ImageSource) -> None:
     """Says at the end of an evaluation how many images of this process were replaced by the next readable ones."""
-    if isinstance(source, Relabeled):
-        source = source.source
-    if isinstance(source, PathKind) and source.replaced:
+    replaced = replaced_images(source)
+    if replaced:
         logger.warning(
-            "%s: %d images could not be read; the next readable ones took their place",
-            source.name, len(source.replaced),
-        )  # fmt: skip
+            "%s: %d images could not be read; the next readable ones took their place", source.name, len(replaced)
+        )
 
 
 def read_source(source: ImageSource, index: int, skip_broken: bool) -> tuple[Image.Image, int, int]:
@@ -157,7 +154,7 @@ def read_source(source: ImageSource, index: int, skip_broken: bool) -> tuple[Ima
                 raise
             logger.warning("skipped unreadable image %s", source.where(candidate))
             continue
-        if num_passed and isinstance(source, PathKind):
-            source.replaced.add(index)
+        if num_passed:
+            replaced_images(source).add(index)
         return image, candidate, num_passed
     raise UserError(f"{source.name} holds no readable image")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import WeightSets
-from engine.data.classes import Classes, with_labels_of
+from engine.data.classes import Classes, count_problem, with_labels_of
 from engine.data.config import DataConfig
 from engine.data.identity import facts_of
 from engine.data.images import to_float
@@ -108,10 +108,10 @@ class ClassifierTask:
 def training_needs(config: ClassifierTrainConfig, preflight: Preflight) -> None:
     """Looks for the images of both splits, and all that every training needs."""
     survey = preflight.training_images(config.data)
-    if survey is not None and survey.class_names is not None and len(survey.class_names) != config.model.num_classes:
-        preflight.problem(
-            f"model.num_classes={config.model.num_classes}, but {survey.name} has {len(survey.class_names)} classes"
-        )
+    if survey is not None and survey.class_names is not None:
+        problem = count_problem(Classes.of(survey), config.model.num_classes, "model.num_classes")
+        if problem is not None:
+            preflight.problem(problem)
     if not has_split(config.data, "val"):
         preflight.problem("data.val_root is empty: the classifier is measured on held-out images")
     preflight.training(config.loop, config.data.global_batch_size, checkpoint_bytes=0)
@@ -124,8 +124,9 @@ def train(config: ClassifierTrainConfig, world: World) -> None:
     # Images. Held-out ones stay in memory.
     source = open_source(config.data, "train")
     classes = Classes.of(source)
-    if len(classes) != config.model.num_classes:
-        raise ConfigError(f"model.num_classes={config.model.num_classes}, but {source.name} has {len(classes)} classes")
+    problem = count_problem(classes, config.model.num_classes, "model.num_classes")
+    if problem is not None:
+        raise ConfigError(problem)
     held_out = with_labels_of(open_source(config.data, "val"), classes)
     images, labels = labeled_batch(held_out, config.data.image_size, range(len(held_out)), config.data.skip_broken)
 

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 import autoregressive.extract_codes
 import autoregressive.sample
@@ -13,8 +14,11 @@ import tokenizer.train
 from autoregressive import load_gpt
 from autoregressive.codes import CodeStore
 from autoregressive.loading import classes_of
-from engine.data.classes import Classes, labels_among, with_labels_of
+from engine.data.base import replaced_images
+from engine.data.classes import Classes, count_problem, labels_among, with_labels_of
 from engine.data.folders import FolderSource
+from engine.data.images import ImageError
+from engine.data.sources import log_replaced, read_source
 from engine.messages import UserError
 
 
@@ -64,6 +68,54 @@ def test_unknown_names_are_compared_by_their_number_which_is_said(caplog):
         stamped.label_of("d")
     with pytest.raises(UserError, match="does not know the names of its classes; give their numbers"):
         old.label_of("0")
+
+
+def test_the_names_of_a_full_imagenet_are_compared():
+    """21,841 names in another order, and most of them: each name is looked up, and no set is built for each."""
+    names = [f"n{number:08d}" for number in range(21_841)]
+    backwards = classes(reversed(names))
+    assert np.array_equal(labels_among(backwards, classes(names)), np.arange(21_841)[::-1])
+    assert np.array_equal(labels_among(classes(names[1:]), classes(names)), np.arange(1, 21_841))
+    with pytest.raises(UserError, match="21842 against 21841; class 21841 is 'other' against none"):
+        labels_among(classes([*names, "other"]), classes(names))
+
+
+def test_a_network_that_is_not_trained_yet_is_compared_by_its_number():
+    assert count_problem(classes("abc"), 3, "model.num_classes") is None
+    assert count_problem(classes("abc", "x"), 5, "model.num_classes") == "model.num_classes=5, but x has 3 classes"
+
+
+class OneBroken:
+    """Images of no kind that this program knows, as of a plug-in; the second of four is unreadable."""
+
+    def __init__(self):
+        self.name, self.class_names, self.labels = "mine", ["b", "d"], np.array([0, 0, 1, 1])
+
+    def __len__(self):
+        return 4
+
+    def image(self, index):
+        if index == 1:
+            raise ImageError("torn")
+        return Image.new("RGB", (8, 8), (index, 0, 0))
+
+    def where(self, index):
+        return f"image {index}"
+
+
+@pytest.mark.parametrize("is_relabeled", [False, True])
+def test_replaced_images_are_told_for_every_source(is_relabeled, caplog):
+    """Also where the labels of a set are taken by name, and for sources of plug-ins."""
+    source = OneBroken()
+    images = with_labels_of(source, classes("abcd")) if is_relabeled else source
+    log_replaced(images)
+    assert "could not be read" not in caplog.text
+    for _ in range(2):
+        image, index, num_passed = read_source(images, 1, skip_broken=True)
+        assert (image.getpixel((0, 0))[0], index, num_passed) == (2, 2, 1)
+    log_replaced(images)
+    assert "mine: 1 images could not be read; the next readable ones took their place" in caplog.text
+    assert replaced_images(source) == replaced_images(images) == {1}
 
 
 def test_images_of_some_classes_get_the_labels_of_all(tmp_path):
