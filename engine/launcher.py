@@ -7,7 +7,8 @@ The arguments are those of torchrun. It behaves like torchrun but for this:
 
 - SIGUSR1, which SLURM sends, is passed on like SIGTERM. (Only newer versions of torchrun have a flag for that; without
   it, the launcher dies and its workers train on as orphans.)
-- After a stop signal, workers have half an hour to save, not 30 seconds; the variable SAVE_TIMEOUT sets other seconds.
+- After a stop signal, workers have two hours to save (4 x HANG_TIMEOUT if that is longer), not 30 seconds; the variable
+  SAVE_TIMEOUT sets other seconds.
   When a worker crashes, the others still get 30 seconds: a worker that waits for a dead one never saves.
 - A further signal reaches the workers at once: a second Ctrl-C ends them without saving. The fourth kills them.
 - Signals that the caller ignores (`nohup`) stay ignored.
@@ -29,9 +30,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from engine.messages import UserError
 from engine.stopping import EXIT_HUNG, EXIT_STOPPED, STOP_SIGNALS, names_of
+from engine.time_limits import save_timeout
 
 FORWARDED = (*STOP_SIGNALS, signal.SIGQUIT)
-DEFAULT_SAVE_TIMEOUT = 1800  # seconds; 100 GB at 60 MB/s
 CRASH_TIMEOUT = 15  # seconds that the others get to save after the crash of a worker; torchrun adds its own 30
 MAX_SIGNALS = 4  # the signal with this number kills
 POLL_INTERVAL = 0.1  # seconds
@@ -107,14 +108,6 @@ def patch_torchrun(stopper: Stopper) -> None:
 
     PContext.start = start_with_signals
     PContext.close = close_with_time
-
-
-def save_timeout() -> int:
-    """The seconds that workers have to save. Raises UserError if SAVE_TIMEOUT is no whole number."""
-    text = os.environ.get("SAVE_TIMEOUT", str(DEFAULT_SAVE_TIMEOUT))
-    if not text.isdigit():
-        raise UserError(f"SAVE_TIMEOUT={text!r} is not a whole number of seconds")
-    return int(text)
 
 
 def describe(error: ChildFailedError) -> str:

@@ -23,6 +23,7 @@ from engine.messages import UserError
 from engine.run_log import Run
 from engine.seeds import seed_problems, torch_seed
 from engine.stopping import EXIT_STOPPED, names_of, stop_requests
+from engine.time_limits import SAVE_PATIENCE
 from engine.validation import Problem, Section, at_least, one_of
 from engine.watchdog import Watchdog
 from engine.world import World
@@ -77,7 +78,10 @@ class Task(Protocol):
         """Updates every network that the task owns once; returns detached scalars of this rank."""
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Returns metrics of the fixed held-out set, equal on all ranks, after `step` steps."""
+        """Returns metrics of the fixed held-out set, equal on all ranks, after `step` steps.
+
+        Calls `engine.watchdog.sign_of_life` after each batch.
+        """
 
     def parts(self) -> Mapping[str, Any]:
         """The `Stateful` objects that a checkpoint holds, by name."""
@@ -163,9 +167,10 @@ def fit(
                 rate.restart(done)
 
             # Save. All ranks stop together, also where only one of them got the signal.
-            watchdog.enter("agreement to go on, and saving", done)
+            watchdog.enter("agreement to go on", done)
             stop = world.any(bool(signals))
             if is_last or stop or done % config.save_every == 0:
+                watchdog.enter("saving", done, patience=SAVE_PATIENCE)
                 store.save(done, task.parts(), task.weights, wait=is_last or stop)
             if stop and not is_last:
                 origin = names_of(signals) or "a signal to another process"

@@ -5,9 +5,11 @@ therefore has a thread that watches the stages of the training loop and shares t
 
     with Watchdog(world, report) as watchdog:
         watchdog.enter("training step", step)
+        watchdog.enter("saving", step, patience=SAVE_PATIENCE)
 
-A stage that takes longer than HANG_TIMEOUT seconds (half an hour) ends the process with `EXIT_HUNG`. Nothing is saved:
-in the middle of a step there is no state that a run could continue from. The last finished checkpoint resumes.
+A stage without a sign of life for HANG_TIMEOUT seconds (half an hour), times its patience, ends the process with
+`EXIT_HUNG`. A stage of many batches gives a sign after each (`sign_of_life`). Nothing is saved: in the middle of a step
+there is no state that a run could continue from. The last finished checkpoint resumes.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -28,7 +30,8 @@ import torch.distributed as dist
 from engine.json_text import to_json
 from engine.messages import logger
 from engine.stopping import EXIT_HUNG
-from engine.world import World, hang_timeout
+from engine.time_limits import hang_timeout
+from engine.world import World
 
 LOOKS_PER_TIMEOUT = 10  # how often the thread looks; at least every MAX_INTERVAL seconds
 MAX_INTERVAL = 10.0
@@ -42,7 +45,7 @@ class Stage:
     count: int  # stages entered so far: the same number is the same place on every process
     name: str
     step: int
-    since: float  # Unix time
+    since: float  # Unix time of its begin, or of the last sign of life in it
     host: str
     pid: int
 
@@ -75,26 +78,39 @@ class Watchdog:
     def __init__(self, world: World, report: Callable[[str], None]) -> None:
         self.world = world
         self.report = report
-        self.limit = hang_timeout()
+        self.timeout = hang_timeout()
+        self.limit = self.timeout  # of the stage under way, seconds
         self.stage = Stage(0, "start", 0, time.time(), socket.gethostname(), os.getpid())
         self._since = time.monotonic()
-        self._interval = min(MAX_INTERVAL, self.limit / LOOKS_PER_TIMEOUT)
+        self._interval = min(MAX_INTERVAL, self.timeout / LOOKS_PER_TIMEOUT)
         self._ended = threading.Event()
         self._store: dist.Store | None = None
 
     def __enter__(self) -> Watchdog:
-        if self.world.size > 1 and self.limit > 0:
+        _watching.append(self)
+        if self.world.size > 1 and self.timeout > 0:
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
+        _watching.remove(self)
 
-    def enter(self, name: str, step: int) -> None:
-        """The loop comes to a stage of step number `step`."""
+    def enter(self, name: str, step: int, patience: int = 1) -> None:
+        """The loop comes to a stage of step number `step`, which may take `patience` times HANG_TIMEOUT."""
         before = self.stage
         self.stage = Stage(before.count + 1, name, step, time.time(), before.host, before.pid)
+        self._since = time.monotonic()  # first: the old stage must not be judged by a shorter limit
+        self.limit = patience * self.timeout
+
+    def renew(self) -> None:
+        """The stage under way goes on: its time begins anew."""
+        self.stage = replace(self.stage, since=time.time())
         self._since = time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether the stage under way has had more time than it may take."""
+        return time.monotonic() - self._since > self.limit
 
     # -------------------------------------------------------------------------------------------- the thread
     def _watch(self) -> None:
@@ -102,7 +118,7 @@ class Watchdog:
         self._store = _connect()
         while not self._ended.wait(self._interval):
             self._share()
-            if time.monotonic() - self._since > self.limit:
+            if self.is_over():
                 self._end()
 
     def _share(self) -> None:
@@ -134,13 +150,22 @@ class Watchdog:
         is_behind = self.stage.count == min(stage.count for stage in stages.values() if stage is not None)
         if self.world.is_main or is_behind:
             self.report(
-                f"the training hangs: no progress for {self.limit} s (HANG_TIMEOUT)\n"
+                f"the training hangs: no progress for {self.limit} s (HANG_TIMEOUT={self.timeout})\n"
                 f"  {describe_hang(stages, time.time())}\n"
                 f"Nothing is saved; the same command continues from the last checkpoint.\n{_stacks()}"
             )
         # The end of the first process ends all others, which have stacks to show too.
         time.sleep(2 * self._interval)
         os._exit(EXIT_HUNG)
+
+
+_watching: list[Watchdog] = []  # of this process, while its loops run
+
+
+def sign_of_life() -> None:
+    """Tells the watchdog, where there is one, that the stage under way has finished a part, such as a batch."""
+    for watchdog in _watching:
+        watchdog.renew()
 
 
 def _key(rank: int) -> str:

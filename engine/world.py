@@ -15,7 +15,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -24,28 +23,11 @@ import torch.distributed.nn.functional
 from torch import Tensor
 
 from engine.devices import device_line, is_gpu, pick_device, reproducible_algorithms
-from engine.messages import UserError, logger
+from engine.messages import logger
+from engine.time_limits import collective_timeout
 from engine.torch_versions import all_gather_rows
 
-MIN_TIMEOUT = timedelta(hours=1)  # a collective that waits longer fails
-DEFAULT_HANG_TIMEOUT = 1800  # seconds
 MAX_FAILURE = 2000  # bytes of a failure that other processes are told
-
-
-def hang_timeout() -> int:
-    """Seconds after which a stage of a training counts as hung; 0 = never (`engine.watchdog`).
-
-    Raises UserError if the variable HANG_TIMEOUT is no whole number.
-    """
-    text = os.environ.get("HANG_TIMEOUT", str(DEFAULT_HANG_TIMEOUT))
-    if not text.isdigit():
-        raise UserError(f"HANG_TIMEOUT={text!r} is not a whole number of seconds; 0 = wait for ever")
-    return int(text)
-
-
-def collective_timeout() -> timedelta:
-    """The time after which a collective fails. It is longer than that of the watchdog, which says why."""
-    return max(MIN_TIMEOUT, 2 * timedelta(seconds=hang_timeout()))
 
 
 @dataclass(frozen=True)

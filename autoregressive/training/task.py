@@ -18,6 +18,7 @@ from engine.data.samples import fixed_choice
 from engine.devices import autocast
 from engine.loop import Batch
 from engine.trained_model import TrainedModel
+from engine.watchdog import sign_of_life
 from engine.world import World
 
 Preview = Callable[[Generator, str], None]  # (network, name): writes a grid of samples
@@ -90,6 +91,7 @@ class GeneratorTask:
             if self.preview is not None:  # on every rank: a sharded network is called by all
                 with autocast(self.world.device, self.precision):
                     self.preview(network, f"{prefix}_{step:08d}")
+                sign_of_life()
         return metrics
 
     def _validation_loss(self, network: Generator) -> float:
@@ -108,6 +110,7 @@ class GeneratorTask:
             with autocast(self.world.device, self.precision):
                 outputs = network(labels, tokens)
             total += network.loss(outputs, tokens).double() * weight
+            sign_of_life()
         return self.world.sum(total).item() / len(self.rows)
 
     def _read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:

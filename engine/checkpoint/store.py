@@ -153,7 +153,7 @@ class CheckpointStore:
     def _on_main(self, action: Callable[[], None]) -> None:
         """Runs `action` on the main process, while the others wait. Its failure is raised on every rank.
 
-        A rank that did not hear of it would wait until the collective fails, an hour later.
+        A rank that did not hear of it would wait until the collective fails, hours later.
         """
         error: BaseException | None = None
         if self.world.is_main:

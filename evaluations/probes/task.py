@@ -16,6 +16,7 @@ from engine.checkpoint.weights import WeightSets
 from engine.finite import deferred_checks
 from engine.loop import Batch
 from engine.messages import UserError
+from engine.watchdog import sign_of_life
 from engine.world import World
 from evaluations.image_sets import rank_batches
 from evaluations.probes.config import LinearProbeConfig
@@ -177,6 +178,7 @@ class ProbeTask:
                 is_hit = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
                 loss = F.cross_entropy(logits.double(), labels, reduction="sum")
                 head_sums += torch.stack([is_hit[:, 0].sum(), is_hit.sum(), loss])
+            sign_of_life()
 
         means = (self.world.sum(sums) / len(records)).tolist()
         return {rate: dict(zip(MEASURES, row, strict=True)) for rate, row in zip(self.heads, means, strict=True)}

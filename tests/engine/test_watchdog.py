@@ -3,8 +3,8 @@
 import pytest
 
 from engine.messages import UserError
-from engine.watchdog import Stage, describe_hang
-from engine.world import MIN_TIMEOUT, collective_timeout, hang_timeout
+from engine.time_limits import SAVE_PATIENCE, collective_timeout, hang_timeout, save_timeout
+from engine.watchdog import Stage, Watchdog, describe_hang, sign_of_life
 
 
 def at(count: int, name: str, since: float) -> Stage:
@@ -31,11 +31,44 @@ def test_a_process_that_was_never_heard_of_is_named():
     assert describe_hang({0: at(1, "start", 0.0), 1: None}, 5.0).startswith("process 1: no sign of life")
 
 
-def test_collectives_outlast_the_watchdog(monkeypatch):
-    """So that it, which knows more, speaks first."""
-    assert hang_timeout() == 1800 and collective_timeout() == MIN_TIMEOUT
+def test_collectives_and_the_launcher_outlast_the_watchdog(monkeypatch):
+    """So that it, which knows more, speaks first; also of a save, which may take four times as long."""
+    for name in ("HANG_TIMEOUT", "SAVE_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
+    assert hang_timeout() == 1800 and SAVE_PATIENCE == 4
+    assert save_timeout() == 7200 and collective_timeout().total_seconds() == 14400
     monkeypatch.setenv("HANG_TIMEOUT", "7200")
-    assert collective_timeout().total_seconds() == 14400
+    assert save_timeout() == 28800 and collective_timeout().total_seconds() == 57600
+    monkeypatch.setenv("HANG_TIMEOUT", "20")
+    assert save_timeout() == 7200 and collective_timeout().total_seconds() == 3600
+    monkeypatch.setenv("HANG_TIMEOUT", "0")  # never
+    assert save_timeout() == 7200 and collective_timeout().days == 365
+    monkeypatch.setenv("SAVE_TIMEOUT", "60")
+    assert save_timeout() == 60
     monkeypatch.setenv("HANG_TIMEOUT", "1h")
     with pytest.raises(UserError, match="HANG_TIMEOUT='1h' is not a whole number of seconds"):
         hang_timeout()
+
+
+def test_a_save_and_a_validation_may_take_longer(monkeypatch, world):
+    """A save has four times the limit; each batch of a validation has the whole one."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setenv("HANG_TIMEOUT", "100")
+    watchdog = Watchdog(world, print)
+
+    with watchdog:
+        watchdog.enter("saving", 3, patience=SAVE_PATIENCE)
+        now[0] += 400
+        assert not watchdog.is_over()
+        now[0] += 1
+        assert watchdog.is_over()
+        watchdog.enter("validation", 3)
+        for _ in range(5):
+            now[0] += 99
+            assert not watchdog.is_over()
+            sign_of_life()
+        assert watchdog.stage.count == 2  # the same place for the other processes
+        now[0] += 101
+        assert watchdog.is_over()
+    sign_of_life()  # without a watchdog, nothing

@@ -18,6 +18,7 @@ from engine.finite import finite_rows
 from engine.image_metrics import psnr
 from engine.loop import Batch
 from engine.trained_model import TrainedModel
+from engine.watchdog import sign_of_life
 from engine.world import World
 from tokenizer.discriminators.gan_losses import DISCRIMINATOR_LOSSES, GENERATOR_LOSSES, LeCam
 from tokenizer.discriminators.registry import DiscriminatorConfig
@@ -275,6 +276,7 @@ class TokenizerTask:
             if all_indices is None:
                 all_indices = indices.new_zeros(len(images_u8), *indices.shape[1:])
             all_indices[rows] = indices
+            sign_of_life()
 
         # Means over all images, and the codes that they use.
         metrics = {name: self.world.sum(value).item() / len(images_u8) for name, value in sorted(sums.items())}
