@@ -40,7 +40,8 @@ from engine.messages import ConfigError, UserError
 from engine.outputs import free_name
 
 CHECKED_VARIABLE = "PREFLIGHT_DONE"  # of the environment: 1 in processes whose needs were looked for before
-PROCESS_VARIABLES = ("LOCAL_WORLD_SIZE", "NPROC_PER_NODE", "gpus", "GPUS")  # the first that is set counts
+# Environment variables that ask scripts/launch.sh for processes per machine; the first that is set counts.
+REQUESTED_PROCESSES = ("NPROC_PER_NODE", "gpus", "GPUS")
 MB = 10**6
 GB = 10**9
 
@@ -48,8 +49,9 @@ GB = 10**9
 class Preflight:
     """Collects the `problems` of a command before it starts, and what was `found`, as lines for people."""
 
-    def __init__(self, hashes: bool = False) -> None:
+    def __init__(self, hashes: bool = False, *, for_scripts: bool = False) -> None:
         self.hashes = hashes  # also compare hashes, which reads whole files
+        self.for_scripts = for_scripts  # what the scripts would start is looked at, not this process
         self.problems: list[str] = []
         self.found: list[str] = []
 
@@ -132,7 +134,7 @@ class Preflight:
     # -------------------------------------------------------------------------------------------- what runs need
     def device(self, name: str) -> None:
         """A device for each process that was asked for on this machine."""
-        count = num_local_processes()
+        count = num_local_processes(self.for_scripts)
         problem = device_problem(name, count)
         if problem is not None:
             self.problem(problem)
@@ -176,7 +178,7 @@ class Preflight:
     def training(self, loop: LoopConfig, global_batch_size: int, checkpoint_bytes: int) -> None:
         """What every training needs: a device, a batch that can be divided, and room for its checkpoints."""
         self.device(loop.device)
-        problem = batch_problem(global_batch_size, num_processes(), loop.grad_accum)
+        problem = batch_problem(global_batch_size, num_processes(self.for_scripts), loop.grad_accum)
         if problem is not None:
             self.problem(problem)
         self.output(loop.run_dir, "loop.run_dir", self._bytes_to_come(loop, checkpoint_bytes))
@@ -220,18 +222,22 @@ def network_bytes(num_parameters: int, ema: bool) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ processes
-def num_local_processes() -> int:
-    """The processes of this machine: those that torchrun started, or those that the scripts were asked for."""
-    texts = [os.environ[name] for name in PROCESS_VARIABLES if os.environ.get(name, "").isdigit()]
+def num_local_processes(for_scripts: bool = False) -> int:
+    """The processes of this machine: those that torchrun started, else one.
+
+    With `for_scripts`, else those that the scripts would start: a plain `python -m` is alone, whatever a shell exports.
+    """
+    names = ("LOCAL_WORLD_SIZE", *(REQUESTED_PROCESSES if for_scripts else ()))
+    texts = [os.environ[name] for name in names if os.environ.get(name, "").isdigit()]
     return max(1, int(texts[0])) if texts else 1
 
 
-def num_processes() -> int:
-    """The processes of all machines."""
+def num_processes(for_scripts: bool = False) -> int:
+    """The processes of all machines; see `num_local_processes`."""
     if os.environ.get("WORLD_SIZE", "").isdigit():
         return int(os.environ["WORLD_SIZE"])
-    nodes = os.environ.get("NNODES", "1")
-    return num_local_processes() * (int(nodes) if nodes.isdigit() else 1)
+    nodes = os.environ.get("NNODES", "1") if for_scripts else "1"
+    return num_local_processes(for_scripts) * (int(nodes) if nodes.isdigit() else 1)
 
 
 def _is_checked() -> bool:
@@ -252,8 +258,8 @@ def add_check_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def require(args: argparse.Namespace, needs: Callable[[Preflight], None]) -> None:
-    """Looks for all that a command needs, before it starts.
+def require(args: argparse.Namespace, needs: Callable[[Preflight], None], *, starts_scripts: bool = False) -> None:
+    """Looks for all that a command needs, before it starts. One that `starts_scripts` needs what these will.
 
     With --check it prints what was found and raises SystemExit(0). With --dry-run it prints what is missing, which
     another machine may have, and raises SystemExit(0) as well. Otherwise it returns if nothing is missing.
@@ -262,10 +268,11 @@ def require(args: argparse.Namespace, needs: Callable[[Preflight], None]) -> Non
     """
     if _is_checked() and not args.check:
         return
-    preflight = Preflight(args.hash)
+    is_dry_run = getattr(args, "dry_run", False) and not args.check
+    preflight = Preflight(args.hash, for_scripts=args.check or is_dry_run or starts_scripts)
     needs(preflight)
 
-    if getattr(args, "dry_run", False) and not args.check:
+    if is_dry_run:
         if preflight.problems:
             print(f"on this machine: {preflight.message()}")
         raise SystemExit(0)

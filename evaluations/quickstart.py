@@ -90,7 +90,7 @@ def main() -> None:
     if not CONFIGS.is_dir():
         raise UserError("run this from the root of the repository: bash scripts/quickstart.sh")
     check_flags(args)
-    require(args, lambda preflight: needs(args, preflight))
+    require(args, lambda preflight: needs(args, preflight), starts_scripts=True)
 
     run = run_folder(args)
     results_file = run / "results.json"

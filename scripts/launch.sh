@@ -16,6 +16,7 @@ esac
 
 . "$REPO_ROOT/set_env_vars.sh"
 python=$(find_python)
+unset PREFLIGHT_DONE # of another command: this one has not been looked at yet
 num_processes=${NPROC_PER_NODE:-${gpus:-${GPUS:-1}}}
 num_nodes=$NNODES
 
@@ -40,9 +41,9 @@ export PYTHONSAFEPATH=1
 
 share_cores "$num_processes"
 
-# A process that is alone must not wait for others of whom a shell or an allocation still tells.
+# A process that is alone must not wait for others of whom a shell or an allocation still tells, nor a check count them.
+unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE
 if [ "$num_nodes" -eq 1 ]; then
-    unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE
     if [ "$MASTER_ADDR" != 127.0.0.1 ] || [ "$NODE_RANK" != 0 ]; then
         echo "note: MASTER_ADDR=$MASTER_ADDR and NODE_RANK=$NODE_RANK are for NNODES above 1, and not used" >&2
     fi

@@ -253,7 +253,8 @@ def test_eight_processes_are_not_started_without_their_files(place, tmp_path):
     missing = [f"data.root={place}/no1", f"data.val_root={place}/no2", "loss.perceptual_weight=1"]
     options = ["data.global_batch_size=8", f"loop.run_dir={tmp_path}/run"]
     started = time.monotonic()
-    done = launch("train_vq.sh", place / "tokenizer.yaml", *missing, *options, folder=tmp_path, GPUS="8")
+    exported = {"PREFLIGHT_DONE": "1", "LOCAL_WORLD_SIZE": "2"}  # left by another command
+    done = launch("train_vq.sh", place / "tokenizer.yaml", *missing, *options, folder=tmp_path, GPUS="8", **exported)
     assert done.returncode == 2 and not (tmp_path / "marker").exists(), done.stderr
     assert done.stderr.count("error: ") == 1 and "3 things" in done.stderr
     for name in ("no1", "no2", "vgg16-397923af.pth"):

@@ -115,6 +115,8 @@ def test_one_machine_is_its_own_master(launch):
 def test_one_process_waits_for_no_others(launch):
     words, variables = launch(WORLD_SIZE="8", RANK="3")
     assert words == ["-m", "some.module"] and "WORLD_SIZE" not in variables
+    _, variables = launch(NNODES="2", MASTER_ADDR="10.9.8.7", WORLD_SIZE="8")
+    assert "WORLD_SIZE" not in variables
 
 
 def test_threads_fit_the_quota_and_do_not_spin(launch, tmp_path):

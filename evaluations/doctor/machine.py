@@ -74,7 +74,7 @@ def driver() -> Reading:
 def gpus() -> Reading:
     """The GPUs that torch can use, and why there are none."""
     names = gpu_names()
-    count = num_local_processes()
+    count = num_local_processes(for_scripts=True)
     if names:
         remedy = device_problem("cuda", count) or ""
         return Reading("GPUs", f"{len(names)} usable: {', '.join(sorted(set(names)))}; {count} process(es)", remedy)
@@ -108,7 +108,7 @@ def threads() -> Reading:
     """Cores, threads of one process, and how busy the cores are."""
     num_cores = len(os.sched_getaffinity(0))
     num_threads = torch.get_num_threads()
-    num_processes = num_local_processes()
+    num_processes = num_local_processes(for_scripts=True)
     load = os.getloadavg()[0]
     settings = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"))
 

@@ -9,11 +9,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from engine.folder_lock import is_locked
+from engine.preflight import REQUESTED_PROCESSES
 from evaluations.doctor.evidence import RunEvidence
 from evaluations.doctor.severity import Severity
 
-# Environment variables that ask scripts/launch.sh for processes per machine; the first that is set counts.
-REQUESTED_PROCESSES = ("NPROC_PER_NODE", "gpus", "GPUS")
 MAX_RECIPES = 3  # that are named
 
 

@@ -1,6 +1,7 @@
 """The pre-flight: all that is missing in one message; devices, with fakes for machines that are not here."""
 
 import argparse
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +16,20 @@ from engine.data.config import DataConfig
 from engine.devices import device_line, device_problem, pick_device
 from engine.loop import LoopConfig
 from engine.messages import ConfigError, UserError
-from engine.preflight import CHECKED_VARIABLE, PROCESS_VARIABLES, Preflight, network_bytes, require
+from engine.preflight import CHECKED_VARIABLE, REQUESTED_PROCESSES, Preflight, network_bytes, require
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    for name in (CHECKED_VARIABLE, *PROCESS_VARIABLES, "NNODES", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES"):
+    for name in (
+        CHECKED_VARIABLE,
+        *REQUESTED_PROCESSES,
+        "LOCAL_WORLD_SIZE",
+        "NNODES",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "CUDA_VISIBLE_DEVICES",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -137,14 +146,27 @@ def test_weights_are_read_only_with_hash(tmp_path):
     assert len(thorough.problems) == 2 and "instead of 397923af" in thorough.problems[0]
 
 
-def test_a_batch_is_divided_among_the_processes_that_were_asked_for(monkeypatch, tmp_path):
+def test_a_batch_is_divided_among_the_processes_that_were_asked_for(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("GPUS", "4")
     monkeypatch.setenv("NNODES", "2")
-    preflight = Preflight()
-    preflight.training(LoopConfig(run_dir=str(tmp_path), device="cpu"), 12, 0)
-    assert preflight.problems == [
-        "data.global_batch_size=12 is not divisible by 8 ranks x loop.grad_accum=1; use a multiple of 8"
-    ]
+
+    def needs(preflight):
+        preflight.training(LoopConfig(run_dir=str(tmp_path), device="cpu"), 12, 0)
+
+    problem = "data.global_batch_size=12 is not divisible by 8 ranks x loop.grad_accum=1; use a multiple of 8"
+    with pytest.raises(UserError, match=re.escape(problem)):
+        require(flags(check=True), needs)
+    with pytest.raises(UserError, match=re.escape(problem)):
+        require(flags(), needs, starts_scripts=True)
+    with pytest.raises(SystemExit):
+        require(flags(dry_run=True), needs)
+    assert capsys.readouterr().out == f"on this machine: {problem}\n"
+
+    # A plain `python -m` is one process, whatever the shell exports; under torchrun it is one of those that run.
+    require(flags(), needs)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
+    with pytest.raises(UserError, match="12 is not divisible by 5 ranks"):
+        require(flags(), needs)
 
 
 # ---------------------------------------------------------------------------------------------- devices
@@ -199,9 +221,12 @@ def test_auto_takes_the_cpu_only_where_no_gpu_is_meant(case, takes_cpu, monkeypa
 def test_more_processes_than_gpus(monkeypatch, tmp_path):
     machine(monkeypatch, tmp_path, files=4, usable=4)
     monkeypatch.setenv("GPUS", "8")
-    preflight = Preflight()
+    preflight = Preflight(for_scripts=True)
     preflight.device("auto")
     assert "8 processes need 8 GPUs, but 4 are visible" in preflight.problems[0]
+    alone = Preflight()
+    alone.device("auto")
+    assert not alone.problems and alone.found == ["device auto: 1 process(es) on this machine"]
     assert device_problem("cuda", 4) is None
 
 
