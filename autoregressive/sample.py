@@ -160,7 +160,8 @@ def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) ->
         "images_per_class": plan[0].count,
         "sampler": asdict(settings),
     }
-    output = OutputFolder(root, "--sample-dir", settings_now, world)
+    pictures = [name for samples in plan for name in samples.files()]
+    output = OutputFolder(root, "--sample-dir", settings_now, world, pictures)
     missing = [samples for samples in plan if not is_complete(root, samples)]
     world.barrier()  # no rank writes before all have looked
     for samples in progress(missing[world.rank :: world.size], "classes", world):
@@ -168,7 +169,7 @@ def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) ->
         write_class(root, samples, images)
 
     # The grid of the folder shows one image of each class.
-    output.finish([name for samples in plan for name in samples.files()])
+    output.finish(pictures)
     if world.is_main:
         overview = to_float(torch.stack([image_tensor(read_image(root / samples.files()[0])) for samples in plan]))
         save_grid(root / GRID, overview, columns=min(GRID_COLUMNS, len(overview)))

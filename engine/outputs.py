@@ -5,7 +5,8 @@
     file     one that this program wrote with the same settings is replaced. Any other file is refused likewise.
 
 `written.json` in a folder says with which settings it was filled, and which of its pictures are the images of the set,
-as opposed to grids and originals. Readers of image folders take those (`listed_images`). Nothing is ever deleted.
+as opposed to grids and originals. Readers of image folders take those (`listed_images`). It says so of a finished set
+only: from the first picture of a call to the last, the set is unfinished. Nothing is ever deleted.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from engine.messages import UserError, logger
 from engine.world import World
 
 MANIFEST = "written.json"
+MARK = "visual-tokenizers: set of images"  # the entry `format` of our manifests, as opposed to files of others
 MAX_DIFFERENCES = 500  # characters of differing settings that a message shows
 
 
@@ -60,30 +62,35 @@ def differences(stored: Mapping[str, Any], settings: Mapping[str, Any], free: Se
 class OutputFolder:
     """A folder that this command fills. All ranks call the constructor and `finish`, which are collectives.
 
+    `images` are the paths inside the folder that will be the images of the set, as far as they are known before. Until
+    `finish` the set is unfinished, also where the folder is continued: its files are about to be written again.
+
     Raises UserError where the folder holds something else, before anything is written.
     """
 
-    def __init__(self, path: Path, flag: str, settings: Mapping[str, Any], world: World) -> None:
+    def __init__(
+        self, path: Path, flag: str, settings: Mapping[str, Any], world: World, images: Sequence[str] = ()
+    ) -> None:
         self.path = path
         self.world = world
         self.settings = as_read_back(settings)
         self.is_continued = _require_usable(path, flag, self.settings)
         world.barrier()  # no rank writes before all have looked
-        if world.is_main and not self.is_continued:
+        if world.is_main:
+            if self.is_continued:
+                logger.info("%s holds the same settings: continued", path)
             path.mkdir(parents=True, exist_ok=True)
-            self._write(images=[], is_finished=False)
-        elif world.is_main:
-            logger.info("%s holds the same settings: continued", path)
-        world.barrier()
+            self._write(images, is_finished=False)
+        world.barrier()  # no rank writes before the manifest says that the set is unfinished
 
     def finish(self, images: Sequence[str]) -> None:
         """Notes which files, by their paths inside the folder, are the images of the set."""
         self.world.barrier()
         if self.world.is_main:
-            self._write(sorted(images), is_finished=True)
+            self._write(images, is_finished=True)
 
     def _write(self, images: Sequence[str], is_finished: bool) -> None:
-        content = {"settings": self.settings, "finished": is_finished, "images": list(images)}
+        content = {"format": MARK, "settings": self.settings, "finished": is_finished, "images": sorted(images)}
         write_atomic(self.path / MANIFEST, to_json(content, indent=1))
 
 
@@ -103,12 +110,18 @@ def _require_usable(path: Path, flag: str, settings: Mapping[str, Any]) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What this program wrote into a folder; None where it did not. Raises UserError for a damaged manifest."""
+    """What this program wrote into a folder; None where it did not: a file of that name without our mark is another's.
+
+    Raises UserError for a damaged manifest.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if MARK not in text:
+            return None
+        content = json.loads(text)
         if not {"settings", "finished", "images"} <= content.keys():
             raise ValueError("it lacks settings, finished or images")
     except (OSError, ValueError, AttributeError) as error:
@@ -119,8 +132,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def listed_images(folder: Path) -> list[Path] | None:
     """The images of the set that this program wrote into a folder or one above it; None where it did not.
 
-    Of a folder above, those inside `folder` count. Raises UserError for an unfinished set, and for images that are
-    gone.
+    Of a folder above, those inside `folder` count; where it lists none of them, `folder` is no part of its set. Raises
+    UserError for an unfinished set, and for images that are gone.
     """
     folder = folder.resolve()
     for owner in (folder, *folder.parents):
@@ -129,10 +142,12 @@ def listed_images(folder: Path) -> list[Path] | None:
             continue
         paths = [owner / name for name in manifest["images"]]
         paths = [path for path in paths if path.is_relative_to(folder)]
+        if not paths and (owner != folder or manifest["finished"]):
+            continue
         if not manifest["finished"]:
             raise UserError(f"{owner} holds an unfinished set of images; run the command that fills it again")
         gone = [path for path in paths if not path.is_file()]
         if gone:
             raise UserError(f"{gone[0]} is gone: {owner / MANIFEST} lists it among {len(paths)} images")
-        return paths or None
+        return paths
     return None

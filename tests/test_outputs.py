@@ -89,6 +89,52 @@ def test_a_set_is_what_its_manifest_lists(tmp_path, world):
         listed_images(folder)
 
 
+def test_a_continued_set_is_unfinished_while_it_is_written_again(tmp_path, world):
+    """Between the two, pictures of both calls lie in the folder: it is no set until the second one finishes."""
+    folder = tmp_path / "out"
+    for _ in range(2):
+        output = OutputFolder(folder, "--dir", {}, world, ["0.png"])
+        with pytest.raises(UserError, match="unfinished set of images"):
+            listed_images(folder)
+        (folder / "0.png").write_bytes(b"")
+        output.finish(["0.png"])
+        assert listed_images(folder) == [folder / "0.png"]
+
+
+def test_only_our_manifest_says_what_a_folder_holds(tmp_path, world):
+    """A `written.json` of another program is no manifest, wherever it lies, nor does ours speak of other folders."""
+    # Files of others: in the folder itself, and above it.
+    photos = tmp_path / "photos" / "best"
+    photos.mkdir(parents=True)
+    to_pil(mini.random_images(1)[0]).save(photos / "a.png")
+    strangers = ("no JSON", "[]", '{"settings": {}, "finished": false, "images": ["best/b.png"]}')
+    for place in (photos, photos.parent):
+        for text in strangers:
+            (place / MANIFEST).write_text(text)
+            assert listed_images(photos) is None and [path.name for path in open_images(photos).paths] == ["a.png"]
+    with pytest.raises(UserError, match=r"is not empty, and no written\.json says"):
+        OutputFolder(photos.parent, "--dir", {}, world)
+
+    # A folder inside an unfinished set: one of the set is refused, any other one is what it is.
+    folder = tmp_path / "out"
+    output = OutputFolder(folder, "--dir", {}, world, ["class_1/0.png"])
+    for name in ("class_1", "mine"):
+        (folder / name).mkdir()
+        (folder / name / "0.png").write_bytes(b"")
+    assert listed_images(folder / "mine") is None
+    with pytest.raises(UserError, match="unfinished set of images"):
+        listed_images(folder / "class_1")
+    output.finish(["class_1/0.png"])
+    assert (
+        listed_images(folder / "class_1") == [folder / "class_1" / "0.png"] and listed_images(folder / "mine") is None
+    )
+
+    # Ours, damaged.
+    (folder / MANIFEST).write_text((folder / MANIFEST).read_text()[:-3])
+    with pytest.raises(UserError, match=r"written\.json is damaged"):
+        listed_images(folder)
+
+
 # ---------------------------------------------------------------------------------------------- samples
 def test_samples_of_two_calls_never_mix(drawn, tmp_path):
     """The same call changes nothing, a half finished folder is completed, another seed is refused."""

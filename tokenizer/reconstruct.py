@@ -13,7 +13,6 @@ the folder as a set of reconstructions.
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 import torch
@@ -35,13 +34,12 @@ from engine.outputs import OutputFolder
 from engine.preflight import Preflight, require
 from engine.progress import progress
 from engine.registry import extended
-from engine.world import distributed_world
+from engine.world import World, distributed_world
 from tokenizer.cli import add_skip_flag, add_tokenizer_flags, tokenizer_from, tokenizer_needs
 from tokenizer.frozen.lpips import lpips_network
 from tokenizer.losses.perceptual import LPIPSLoss
 from tokenizer.models.base import Tokenizer
 
-RECONSTRUCTION_NAME = re.compile(r"\d{6,}(_lpips\d+\.\d+)?\.png")  # as opposed to originals and the grid
 GRID_BATCHES = 4  # batches whose first images are in the grid
 GRID_COLUMNS = 8  # images of a batch that are in the grid
 
@@ -112,11 +110,30 @@ def write_grid(path: Path, batches: list[tuple[Tensor, Tensor]]) -> None:
     save_grid(path, to_float(torch.cat(rows)), columns=width)
 
 
-def score_in_name(lpips: nn.Module, original: Tensor, reconstruction: Tensor, device: torch.device) -> str:
-    """The part of a file name with the LPIPS of one pair of uint8 images (3,H,W)."""
+def lpips_of(lpips: nn.Module, original: Tensor, reconstruction: Tensor, device: torch.device) -> float:
+    """The LPIPS of one pair of uint8 images (3,H,W)."""
     images = to_float(reconstruction[None]).to(device)
     references = to_float(original[None]).to(device)
-    return f"_lpips{lpips(images, references).item():.4f}"
+    return lpips(images, references).item()
+
+
+def pair_name(image_id: int, score: float | None) -> str:
+    """The name of a pair, without the suffixes of its files; `score` is its LPIPS, None without --lpips."""
+    return f"{image_id:06d}" if score is None else f"{image_id:06d}_lpips{score:.4f}"
+
+
+def names_of_set(count: int, scores: dict[int, float] | None, world: World) -> list[str]:
+    """The files of all reconstructions of this run, as opposed to what else lies in the folder. A collective.
+
+    `scores` are {number of an image: LPIPS} of the images of this rank; None without --lpips. An earlier run may have
+    left files of slightly other scores, which other names than these are.
+    """
+    if scores is None:
+        return [f"{pair_name(image_id, None)}.png" for image_id in range(count)]
+    row = torch.zeros(count, device=world.device)  # float32, as LPIPS is: a sum with zeros changes no digit
+    for image_id, score in scores.items():
+        row[image_id] = score
+    return [f"{pair_name(image_id, score)}.png" for image_id, score in enumerate(world.sum(row).tolist())]
 
 
 def reconstruct(
@@ -127,8 +144,12 @@ def reconstruct(
     lpips: nn.Module | None,
     folder: Path,
     device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Writes the pairs of one batch of images; returns (originals, reconstructions), uint8 (B,3,H,W) on the CPU."""
+) -> tuple[Tensor, Tensor, dict[int, float]]:
+    """Writes the pairs of one batch of images.
+
+    Returns (originals, reconstructions), uint8 (B,3,H,W) on the CPU, and {number of an image: LPIPS}, empty without
+    `lpips`.
+    """
     # Images -> codes -> images.
     originals = center_batch(source, tokenizer.image_size, image_ids, skip_broken)
     with numbered("image", image_ids):
@@ -136,10 +157,12 @@ def reconstruct(
         reconstructions = to_uint8(tokenizer.decode_indices(codes)).cpu()
 
     # One pair of files per image.
+    scores: dict[int, float] = {}
     for image_id, original, reconstruction in zip(image_ids, originals, reconstructions, strict=True):
-        score = score_in_name(lpips, original, reconstruction, device) if lpips is not None else ""
-        write_pair(folder, f"{image_id:06d}{score}", original, reconstruction)
-    return originals, reconstructions
+        if lpips is not None:
+            scores[image_id] = lpips_of(lpips, original, reconstruction, device)
+        write_pair(folder, pair_name(image_id, scores.get(image_id)), original, reconstruction)
+    return originals, reconstructions, scores
 
 
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
@@ -181,25 +204,26 @@ def main() -> None:
         # Every rank takes its part of the images.
         rank_images = range(num_images)[world.rank :: world.size]
         batch_size = args.per_proc_batch_size
-        scores: list[float] = []
+        decibels: list[float] = []
+        lpips_scores: dict[int, float] = {}
         grid_batches: list[tuple[Tensor, Tensor]] = []
         for start in progress(range(0, len(rank_images), batch_size), "batches", world):
             # Images -> codes -> images, as uint8 on the CPU.
             image_ids = rank_images[start : start + batch_size]
-            originals, reconstructions = reconstruct(
+            originals, reconstructions, batch_scores = reconstruct(
                 tokenizer, source, image_ids, args.skip_broken, lpips, folder, world.device
             )
-            scores += psnr(reconstructions, originals).tolist()
+            lpips_scores |= batch_scores
+            decibels += psnr(reconstructions, originals).tolist()
             if len(grid_batches) < GRID_BATCHES:
                 grid_batches.append((originals[:GRID_COLUMNS], reconstructions[:GRID_COLUMNS]))
 
-        world.barrier()
-        output.finish([path.name for path in folder.iterdir() if RECONSTRUCTION_NAME.fullmatch(path.name)])
+        output.finish(names_of_set(num_images, lpips_scores if lpips is not None else None, world))
         if world.is_main:
             write_grid(folder / "grid.png", grid_batches)
             if args.clear_cache:
                 logger.info("--clear-cache: this mode writes no intermediate files; nothing was removed")
-            mean = f"mean PSNR of {len(scores)} of them {sum(scores) / len(scores):.2f} dB"
+            mean = f"mean PSNR of {len(decibels)} of them {sum(decibels) / len(decibels):.2f} dB"
             logger.info(
                 "%d pairs and grid.png (originals above reconstructions) under %s; %s", num_images, folder, mean
             )

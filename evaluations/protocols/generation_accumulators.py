@@ -165,8 +165,8 @@ class PngExport(Accumulator[GeneratedBatch]):
     def __init__(
         self, folder: Path, labels: Tensor, image_size: int, settings: Mapping[str, Any], world: World
     ) -> None:
-        self.count = len(labels)
-        self.output = OutputFolder(folder / "samples", "--sample-dir: its", settings, world)
+        self.pictures = [self.file_name(number) for number in range(len(labels))]
+        self.output = OutputFolder(folder / "samples", "--sample-dir: its", settings, world, self.pictures)
 
     @staticmethod
     def file_name(number: int) -> str:
@@ -178,7 +178,7 @@ class PngExport(Accumulator[GeneratedBatch]):
             to_pil(image).save(self.output.path / self.file_name(number))
 
     def result(self, world: World) -> Measurement:
-        self.output.finish([self.file_name(number) for number in range(self.count)])
+        self.output.finish(self.pictures)
         return Measurement()
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from engine.data.crops import center_crop
 from engine.data.images import image_tensor, to_float, to_uint8
+from engine.outputs import listed_images
 from tokenizer import load_tokenizer, reconstruct
 
 
@@ -60,6 +61,41 @@ def test_pairs_are_center_crops_and_their_reconstructions(exported, photos, tmp_
     tiles = torch.cat([torch.stack(column) for batch in (pairs[:2], pairs[2:4]) for column in zip(*batch, strict=True)])
     grid = read(samples / "grid.png")
     assert all(any(torch.equal(window, tile) for window in windows(grid)) for tile in tiles)
+
+
+class Brightness(torch.nn.Module):
+    """In place of LPIPS: the mean of the reconstruction, plus an `offset` as other rounding might add it."""
+
+    def __init__(self, offset):
+        super().__init__()
+        self.offset = offset
+
+    def forward(self, images, references):
+        return images.mean() + 2 + self.offset
+
+
+def test_a_rerun_with_other_scores_counts_no_image_twice(exported, photos, tmp_path, entry, monkeypatch):
+    """The score is a part of the name: of two names of one image, the set has that of the last call."""
+    samples = tmp_path / "samples"
+    flags = ["--vq-ckpt", exported, "--data-path", photos, "--sample-dir", samples, "--per-proc-batch-size", 2]
+    for offset in (0.0, 0.01):
+        monkeypatch.setattr(reconstruct, "lpips_or_none", lambda device, offset=offset: Brightness(offset))
+        code, _, err = entry(reconstruct.main, *flags, "--lpips", "--device", "cpu")
+        assert code == 0, err
+        paths = listed_images(samples)
+        assert [path.name[:6] for path in paths] == [f"{number:06d}" for number in range(5)]
+        for path in paths:
+            expected = to_float(read(path)).mean().item() + 2 + offset
+            assert float(path.stem.split("_lpips")[1]) == pytest.approx(expected, abs=1e-4)
+    assert len(list(samples.glob("*_lpips*.png"))) == 20  # nothing is deleted
+
+
+def test_the_names_of_a_set_are_those_of_all_ranks():
+    """Each rank knows the scores of its own images."""
+    scores = [{0: 0.12345, 2: 0.5}, {1: 0.25}]
+    for names in mini.on_ranks(2, lambda world: reconstruct.names_of_set(3, scores[world.rank], world)):
+        assert names == ["000000_lpips0.1235.png", "000001_lpips0.2500.png", "000002_lpips0.5000.png"]
+    assert mini.on_ranks(1, lambda world: reconstruct.names_of_set(2, None, world)) == [["000000.png", "000001.png"]]
 
 
 def windows(grid):
