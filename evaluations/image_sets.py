@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -48,11 +49,17 @@ class ImageBatch(NamedTuple):
 
 
 class ImageSequence(Protocol):
-    """A set of images in a fixed order."""
+    """A set of images in a fixed order. `facts` and `version` may read whole files when they are first asked for."""
 
     image_size: int | None  # None where images differ in size
-    facts: dict[str, Any]  # what the images are, for protocols
-    version: str  # changes when the files do, on this machine: for caches
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the images are, for protocols."""
+
+    @property
+    def version(self) -> str:
+        """Changes when the files do, on this machine: for caches."""
 
     def __len__(self) -> int: ...
     def batches(self, size: int, world: World) -> Iterator[ImageBatch]:
@@ -86,16 +93,23 @@ class SourceImages:
 
     def __init__(self, source: ImageSource, split: str, image_size: int | None, skip_broken: bool) -> None:
         self.source = source
+        self.split = split
         self.skip_broken = skip_broken
         self.is_cropped = image_size is not None
         self.image_size = image_size if self.is_cropped else read_source(source, 0, skip_broken)[0].width
-        self.version = source.version()
-        self.facts = {
-            "data": source.name,
-            "split": split,
+
+    @cached_property
+    def version(self) -> str:
+        return self.source.version()
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        return {
+            "data": self.source.name,
+            "split": self.split,
             "crop": CENTER_CROP if self.is_cropped else AS_STORED,
-            "content": source.identity(),
-            "skip_broken": skip_broken,
+            "content": self.source.identity(),
+            "skip_broken": self.skip_broken,
         }
 
     def __len__(self) -> int:
@@ -150,11 +164,18 @@ class NpzImages:
 
     def __init__(self, path: Path, sha256: str | None = None) -> None:
         self.path = path
+        self._sha256 = sha256
         with _open_rows(path) as (_, shape):
             self.shape = shape
         self.image_size = shape[1]
-        self.version = sha256 or file_sha256(path)
-        self.facts = {"data": str(path), "split": "file", "crop": AS_STORED, "content": self.version}
+
+    @cached_property
+    def version(self) -> str:
+        return self._sha256 or file_sha256(self.path)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        return {"data": str(self.path), "split": "file", "crop": AS_STORED, "content": self.version}
 
     def file_format(self) -> str:
         """In which format the images are stored."""
@@ -223,12 +244,29 @@ def open_images(path: str | Path, key: str = "--samples", skip_broken: bool = Fa
     `key` names the flag in errors.
     """
     path = Path(path)
-    if path.suffix == ".npz":
-        if not path.is_file():
-            raise UserError(f"{path} does not exist")
-        return NpzImages(path)
+    return NpzImages(path) if _is_npz(path, key) else FolderImages(_listed_source(path, key, skip_broken), skip_broken)
 
-    # Of a folder that this program filled, the images of the set: no grids, and no originals beside reconstructions.
+
+def survey_images(path: str | Path, key: str = "--samples", skip_broken: bool = False) -> int:
+    """How many images `open_images` would find: by the header of an npz file or the listing of a folder.
+
+    No image is decoded, and no file read as a whole. Raises UserError where nothing is there that can be opened.
+    """
+    path = Path(path)
+    return len(NpzImages(path) if _is_npz(path, key) else _listed_source(path, key, skip_broken))
+
+
+def _is_npz(path: Path, key: str) -> bool:
+    """Whether a path names an npz file, as opposed to a folder. Raises UserError for one that does not exist."""
+    if path.suffix == ".npz" and not path.is_file():
+        raise UserError(f"{key}: {path} does not exist")
+    return path.suffix == ".npz"
+
+
+def _listed_source(path: Path, key: str, skip_broken: bool) -> LooseSource:
+    """The images of a folder, of one that this program filled those of the set: no grids, and no originals beside
+    reconstructions. Only names are read.
+    """
     source = LooseSource(path, key, skip_broken)
     listed = listed_images(path)
     if listed is not None:
@@ -236,7 +274,7 @@ def open_images(path: str | Path, key: str = "--samples", skip_broken: bool = Fa
             "%s: %d images of the set, %d other pictures left out", path, len(listed), len(source) - len(listed)
         )
         source.take(listed)
-    return FolderImages(source, skip_broken)
+    return source
 
 
 class NpzWriter:

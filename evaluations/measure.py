@@ -30,7 +30,7 @@ from evaluations.cli import (
     reference_path,
     run_evaluation,
 )
-from evaluations.image_sets import AS_STORED, open_images
+from evaluations.image_sets import AS_STORED, open_images, survey_images
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.extractors import EXTRACTORS, FILE_EXTRACTOR
 from evaluations.protocols.distances import compute_metrics
@@ -105,12 +105,14 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for the images, the reference (a file or a folder), and the weights of the extractor."""
     output_needs(args, "result", preflight)
     with preflight.collecting():
-        images = open_images(args.samples, "--samples", args.skip_broken)
-        preflight.found.append(f"--samples: {len(images):,} images in {args.samples}")
+        count = survey_images(args.samples, "--samples", args.skip_broken)
+        preflight.found.append(f"--samples: {count:,} images in {args.samples}")
     if not args.reference:
         preflight.problem("--gt-npz-path (or --reference) names the npz file or folder to measure against")
     elif Path(args.reference).is_dir():
-        preflight.folder(args.reference, "--reference")
+        with preflight.collecting():
+            count = survey_images(args.reference, "--reference", args.skip_broken)
+            preflight.found.append(f"--reference: {count:,} images in {args.reference}")
         preflight.assets(assets_of(EXTRACTORS[args.extractor]), assets_from(args))
     else:
         measure_needs(args, None, preflight)

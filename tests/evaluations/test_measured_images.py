@@ -1,13 +1,16 @@
 """What a protocol says about the measured images, and what is shown beside the numbers without blocking a ranking."""
 
+import hashlib
 import json
+import re
 
 import mini
 import numpy as np
 import pytest
 
+from engine.data.folders import LooseSource
 from engine.data.images import to_pil
-from evaluations import measure
+from evaluations import image_sets, measure
 from evaluations.comparison import compare
 from evaluations.metrics.extractors import EXTRACTORS
 from evaluations.metrics.lite0 import Lite0Extractor
@@ -34,6 +37,50 @@ def measured(tmp_path, entry, name, size=16, suffix="png", count=8):
     code, _, err = entry(measure.main, *flags, "--output", output)
     assert code == 0, err
     return output
+
+
+def test_a_check_reads_neither_pixels_nor_whole_files(tmp_path, entry, monkeypatch):
+    """Before the start, a set is its listing or its header: no image is decoded, and 10 GB are not hashed twice."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(3):
+        (pictures / f"{number}.png").write_bytes(b"no image")
+    np.savez(tmp_path / "samples.npz", arr_0=np.zeros((5, 16, 16, 3), np.uint8))
+    np.savez(tmp_path / "short.npz", arr_0=np.zeros((5, 16, 16), np.uint8))
+
+    def refuse(*arguments):
+        raise AssertionError("the check read a whole file")
+
+    monkeypatch.setattr(image_sets, "file_sha256", refuse)
+    monkeypatch.setattr(LooseSource, "identity", refuse)
+    monkeypatch.setattr(LooseSource, "version", refuse)
+    flags = ["--reference", pictures, "--reference-kind", "val", "--extractor", "efficientnet_lite0", "--check"]
+    flags += ["--output", tmp_path / "result.json"]
+    for name, line in (("pictures", "3 images"), ("samples.npz", "5 images")):
+        code, out, err = entry(measure.main, "--samples", tmp_path / name, *flags, "--device", "cpu")
+        assert code == 0 and f"--samples: {line} in {tmp_path / name}" in out, err
+        assert f"--reference: 3 images in {pictures}" in out
+    for name, reason in (
+        ("absent.npz", "--samples: .*absent.npz does not exist"),
+        ("absent", "is not a folder of images"),
+        ("short.npz", r"arr_0 must be uint8 \(images, size, size, 3\), found uint8 \(5, 16, 16\)"),
+    ):
+        code, _, err = entry(measure.main, "--samples", tmp_path / name, *flags, "--device", "cpu")
+        assert code == 2 and re.search(reason, err), err
+
+
+def test_the_facts_of_a_set_are_read_when_they_are_asked_for(tmp_path):
+    """The hash of a file, and the content of a folder, stand in protocols as before."""
+    np.savez(tmp_path / "samples.npz", arr_0=np.zeros((5, 16, 16, 3), np.uint8))
+    sha256 = hashlib.sha256((tmp_path / "samples.npz").read_bytes()).hexdigest()
+    images = image_sets.open_images(tmp_path / "samples.npz")
+    assert images.version == images.facts["content"] == sha256
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    to_pil(mini.random_images(1)[0]).save(pictures / "a.png")
+    images = image_sets.open_images(pictures)
+    source = LooseSource(pictures, "--samples")
+    assert (images.version, images.facts["content"]) == (source.version(), source.identity())
 
 
 @pytest.mark.parametrize(
