@@ -17,6 +17,7 @@ keys it needs, how a split is opened, and what may be assumed of its images. Kin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -140,6 +141,19 @@ class PathKind(SourceKind):
     decoding: Decoding = DEFAULT_DECODING
     num_hidden: int = 0  # hidden names that were left out
 
+    # What the pre-flight listed and nobody opened yet: a large set on a network disk takes minutes to list.
+    surveyed: ClassVar[dict[Hashable, PathKind]] = {}
+
+    @classmethod
+    def _place(cls, config: SourceConfig, split: str) -> Hashable:
+        """What decides the contents of a split, but for its files."""
+        root = cls.root(config, split)
+        return cls, split, str(root), Path(root).absolute(), config.skip_broken
+
+    def is_current(self) -> bool:
+        """Whether what was listed still holds, as far as it is cheap to see; False has it listed again."""
+        return False
+
     @abstractmethod
     def __init__(self, root: str | Path, key: str, skip_broken: bool = False) -> None: ...
 
@@ -151,13 +165,19 @@ class PathKind(SourceKind):
     @classmethod
     def open(cls, config: SourceConfig, split: str) -> ImageSource:
         key = "data.root" if split == "train" else "data.val_root"
-        source = cls(cls.root(config, split), key, config.skip_broken)
+        source = PathKind.surveyed.pop(cls._place(config, split), None)
+        if source is None or not source.is_current():
+            source = cls(cls.root(config, split), key, config.skip_broken)
         if cls.decodes_files:
             source.decoding = config.decoding
         return source
 
     @classmethod
     def survey(cls, config: SourceConfig, split: str) -> Survey:
-        """Opens the split, which for most kinds of path is a listing."""
+        """Opens the split, which for most kinds of path is a listing; hands it on to the next `open` of the split."""
+        place = cls._place(config, split)
+        PathKind.surveyed.pop(place, None)
         source = cls.open(config, split)
+        if source.is_current():
+            PathKind.surveyed[place] = source
         return Survey(source.name, len(source), source.class_names, getattr(source, "classes_are_named", True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,9 +23,10 @@ MACOS_FOLDER = "__MACOSX"  # of archives that were packed there
 ACCEPTED = f"accepted: {' '.join(sorted(IMAGE_SUFFIXES))}"
 
 
-def is_image_name(name: str | Path) -> bool:
+def is_image_name(name: str) -> bool:
     """Whether a file name has one of the accepted suffixes."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+    stem, _, suffix = name.rpartition(".")
+    return bool(stem) and not stem.endswith("/") and f".{suffix.lower()}" in IMAGE_SUFFIXES
 
 
 def identity_of(listing: bytes, count: int, read: Callable[[int], bytes]) -> str:
@@ -36,7 +37,7 @@ def identity_of(listing: bytes, count: int, read: Callable[[int], bytes]) -> str
     return digest.hexdigest()[:16]
 
 
-def version_of(paths: Sequence[Path], skip_broken: bool = False) -> str:
+def version_of(paths: Iterable[Path], skip_broken: bool = False) -> str:
     """Cache key from file modification times. Valid on this machine only.
 
     Raises ImageError for a file that is gone or not accessible, unless such files are skipped.
@@ -65,24 +66,44 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == MACOS_FOLDER
 
 
+@dataclass(frozen=True)
+class FolderState:
+    """What changes when a name is added to a folder, or taken from it."""
+
+    device: int
+    inode: int
+    modified: int  # nanoseconds
+
+    @classmethod
+    def of(cls, folder: Path) -> FolderState:
+        """That of a folder now. Raises OSError where it cannot be seen."""
+        status = folder.stat()
+        return cls(status.st_dev, status.st_ino, status.st_mtime_ns)
+
+
 @dataclass
 class Listing:
-    """What lies in a folder, or was met below it."""
+    """What lies in a folder, or was met below it: names relative to it.
 
-    images: list[Path] = field(default_factory=list)
-    folders: list[Path] = field(default_factory=list)
-    others: list[Path] = field(default_factory=list)  # files without the suffix of an image
-    broken: list[Path] = field(default_factory=list)  # links that lead nowhere, pipes and the like
+    Names are strings: ImageNet has 1.28 million files, and a path object for each takes longer than to list them.
+    """
+
+    images: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)  # files without the suffix of an image
+    broken: list[str] = field(default_factory=list)  # links that lead nowhere, pipes and the like
     num_hidden: int = 0
     num_links: int = 0  # links that were followed
+    states: dict[str, FolderState] = field(default_factory=dict)  # of the folders that were listed, before they were
 
-    def add(self, other: Listing) -> None:
-        """Adds what another listing holds, except for its folders."""
-        self.images += other.images
-        self.others += other.others
-        self.broken += other.broken
+    def add(self, other: Listing, below: str) -> None:
+        """Adds what the listing of the folder `below` this one holds, except for its folders."""
+        self.images += [_joined(below, name) for name in other.images]
+        self.others += [_joined(below, name) for name in other.others]
+        self.broken += [_joined(below, name) for name in other.broken]
         self.num_hidden += other.num_hidden
         self.num_links += other.num_links
+        self.states |= {_joined(below, name): state for name, state in other.states.items()}
 
     def log(self, folder: Path, num_nested: int = 0) -> None:
         """Says what was left out, and that links were followed."""
@@ -99,6 +120,16 @@ class Listing:
             logger.info("%s: followed %d symbolic links", where, self.num_links)
 
 
+def _joined(folder: str, name: str) -> str:
+    """A name in a folder; either may be empty."""
+    return f"{folder}/{name}" if folder and name else folder or name
+
+
+def by_parts(name: str) -> str:
+    """Sorts names as paths are: folder by folder, so that `a/b` comes before `a-b/c`."""
+    return name.replace("/", "\0")
+
+
 def list_folder(folder: Path) -> Listing:
     """Lists one folder in alphabetical order; symbolic links count as what they lead to.
 
@@ -106,24 +137,26 @@ def list_folder(folder: Path) -> Listing:
     """
     listing = Listing()
     try:
+        listing.states[""] = FolderState.of(folder)
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise _unreadable(folder, error) from error
 
     for entry in entries:
-        path = folder / entry.name
-        if is_hidden(entry.name):
+        name = entry.name
+        if is_hidden(name):
             listing.num_hidden += 1
-        elif _is_kind(entry.is_dir):
-            listing.folders.append(path)
+            continue
+        if _is_kind(entry.is_dir):
+            listing.folders.append(name)
         elif not _is_kind(entry.is_file):
-            listing.broken.append(path)
-        elif is_image_name(path):
-            listing.images.append(path)
+            listing.broken.append(name)
+            continue
+        elif is_image_name(name):
+            listing.images.append(name)
         else:
-            listing.others.append(path)
-        listing.num_links += entry.is_symlink() and not is_hidden(entry.name)
-    listing.num_links -= sum(path.is_symlink() for path in listing.broken)
+            listing.others.append(name)
+        listing.num_links += entry.is_symlink()
     return listing
 
 
@@ -141,9 +174,10 @@ def list_below(root: Path) -> Listing:
     Raises ImageError for a folder that cannot be read.
     """
     total = Listing()
-    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while waiting:
-        folder, ancestors = waiting.pop()
+        below, ancestors = waiting.pop()
+        folder = root / below
         status = folder.stat()
         place = (status.st_dev, status.st_ino)
         if place in ancestors:
@@ -151,33 +185,50 @@ def list_below(root: Path) -> Listing:
             total.num_links -= 1
             continue
         listing = list_folder(folder)
-        total.add(listing)
-        waiting += [(path, ancestors | {place}) for path in listing.folders]
-    total.images.sort()
+        total.add(listing, below)
+        waiting += [(_joined(below, name), ancestors | {place}) for name in listing.folders]
+    total.images.sort(key=by_parts)
     return total
 
 
 # ------------------------------------------------------------------------------------------------ sources
 class FileSource(PathKind):
-    """The common part of the two layouts: one file per image; `paths[i]` is that of image i."""
+    """The common part of the two layouts: one file per image; `names[i]` is that of image i, relative to the folder."""
 
     decodes_files = True
 
     name: str
     folder: Path
     skip_broken: bool
-    paths: list[Path]
+    names: list[str]
     labels: np.ndarray
     class_names: list[str]
+    states: dict[str, FolderState]  # of the folders that were listed, by name relative to `folder`
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return self.folder / self.names[index]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files of all images, which takes long for many: `path` gives one."""
+        return [self.path(index) for index in range(len(self))]
+
+    def is_current(self) -> bool:
+        """Whether no name was added to the folders, or taken from them, since they were listed."""
+        try:
+            return all(FolderState.of(self.folder / name) == state for name, state in self.states.items())
+        except OSError:
+            return False
 
     def image(self, index: int) -> Image.Image:
-        return read_image(self.paths[index], self.decoding)
+        return read_image(self.path(index), self.decoding)
 
     def where(self, index: int) -> str:
-        return printable(self.paths[index])
+        return printable(self.path(index))
 
     def identity(self) -> str:
         """SHA-256 over names and sizes of all files, and the content of evenly spread ones.
@@ -185,31 +236,33 @@ class FileSource(PathKind):
         A decoding that is not the default one is added. Raises ImageError for a file that cannot be read, unless such
         files are skipped.
         """
-        listing = b"".join(
-            os.fsencode(path.relative_to(self.folder)) + f" {_stat_field(path, 'st_size', self.skip_broken)}\n".encode()
-            for path in self.paths
-        )
+        listing = b"".join(os.fsencode(name) + f" {self._stat(name, 'st_size')}\n".encode() for name in self.names)
         return identity_of(listing, len(self), self._content) + self.decoding.suffix()
 
     def contents(self) -> dict[str, str]:
         """Digests of the names of all files, and of the sizes of evenly spread ones (all of most sets)."""
-        sized = self.paths[:: ceil_div(len(self), SIZED_FILES)]
+        sized = self.names[:: ceil_div(len(self), SIZED_FILES)]
         return {
-            "names of files": digest_of(os.fsencode(path.relative_to(self.folder)) for path in self.paths),
-            "sizes of files": digest_of(str(_stat_field(path, "st_size", self.skip_broken)).encode() for path in sized),
+            "names of files": digest_of(os.fsencode(name) for name in self.names),
+            "sizes of files": digest_of(str(self._stat(name, "st_size")).encode() for name in sized),
         }
+
+    def _stat(self, name: str, field: str) -> int | str:
+        """See `_stat_field`."""
+        return _stat_field(self.folder / name, field, self.skip_broken)
 
     def _content(self, index: int) -> bytes:
         """The bytes of a file, for the identity; none where it is skipped."""
         try:
-            return self.paths[index].read_bytes()
+            return self.path(index).read_bytes()
         except OSError as error:
             if not self.skip_broken:
-                raise _unreadable(self.paths[index], error) from error
+                raise _unreadable(self.path(index), error) from error
             return b""
 
     def version(self) -> str:
-        return version_of(self.paths, self.skip_broken) + self.decoding.suffix()
+        files = (self.folder / name for name in self.names)
+        return version_of(files, self.skip_broken) + self.decoding.suffix()
 
 
 class FolderSource(FileSource):
@@ -230,30 +283,32 @@ class FolderSource(FileSource):
         # The classes. A link that leads nowhere may have been one, and without it all labels would shift.
         top = list_folder(folder)
         if top.broken:
-            raise UserError(f"{printable(top.broken[0])} is a link that leads nowhere; mount its target, or remove it")
+            raise UserError(
+                f"{printable(folder / top.broken[0])} is a link that leads nowhere; mount its target, or remove it"
+            )
         if not top.folders:
             raise UserError(
                 f"{key}={printable(root)!r} has no class folders (expected one sub-folder of images per class)"
                 f"{flat_hint(len(top.images))}"
             )
-        self.class_names = [printable(path.name) for path in top.folders]
+        self.class_names = [printable(name) for name in top.folders]
 
         if top.images:
             logger.warning("%s: left out %d images that lie beside the class folders", self.name, len(top.images))
 
         # The images of each class.
-        self.paths = []
         labels: list[int] = []
-        total = Listing(num_hidden=top.num_hidden, num_links=top.num_links)
+        total = Listing(num_hidden=top.num_hidden, num_links=top.num_links, states=top.states)
         num_nested = 0
-        for label, class_folder in enumerate(top.folders):
-            listing = list_folder(class_folder)
-            _check_class(class_folder, listing, key, skip_broken)
-            self.paths += listing.images
+        for label, class_name in enumerate(top.folders):
+            listing = list_folder(folder / class_name)
+            _check_class(folder / class_name, listing, key, skip_broken)
             labels += [label] * len(listing.images)
             num_nested += len(listing.folders)
-            total.add(listing)
+            total.add(listing, class_name)
         total.log(folder, num_nested)
+        self.names = total.images
+        self.states = total.states
         self.num_hidden = total.num_hidden
         self.labels = np.array(labels, dtype=np.int64)
 
@@ -271,13 +326,13 @@ def flat_hint(num_images: int) -> str:
 def _check_class(folder: Path, listing: Listing, key: str, skip_broken: bool) -> None:
     """Raises ImageError for what is no image without `skip_broken`, and UserError if there are no images."""
     strangers = [
-        *((path, "") for path in listing.others),
-        *((path, " but a folder") for path in listing.folders),
-        *((path, " but a link that leads nowhere, or a pipe") for path in listing.broken),
+        *((name, "") for name in listing.others),
+        *((name, " but a folder") for name in listing.folders),
+        *((name, " but a link that leads nowhere, or a pipe") for name in listing.broken),
     ]
     if strangers and not skip_broken:
-        path, kind = min(strangers)
-        raise ImageError(f"{printable(path)} is not an image file{kind} ({ACCEPTED}); {_remedy(key)}")
+        name, kind = min(strangers)
+        raise ImageError(f"{printable(folder / name)} is not an image file{kind} ({ACCEPTED}); {_remedy(key)}")
     if not listing.images:
         raise UserError(f"class folder {printable(folder)} holds no images; remove it or fill it")
 
@@ -317,23 +372,24 @@ class LooseSource(FileSource):
 
         listing = list_below(folder)
         if listing.broken and not skip_broken:
-            broken = printable(min(listing.broken))
+            broken = printable(folder / min(listing.broken, key=by_parts))
             raise ImageError(f"{broken} is a link that leads nowhere, or a pipe; {_remedy(key)}")
-        self.paths = listing.images
-        if not self.paths:
+        self.names = listing.images
+        self.states = listing.states
+        if not self.names:
             raise UserError(f"{key}={printable(root)!r} holds no image files ({ACCEPTED})")
         if listing.others:
-            logger.info("%s: %d images; ignored %d others", self.name, len(self.paths), len(listing.others))
+            logger.info("%s: %d images; ignored %d others", self.name, len(self), len(listing.others))
             listing.others = []
         listing.log(folder)
         self.num_hidden = listing.num_hidden
-        self.labels = np.zeros(len(self.paths), dtype=np.int64)
+        self.labels = np.zeros(len(self), dtype=np.int64)
 
     def take(self, paths: Sequence[Path]) -> None:
         """Keeps only these files."""
         self.folder = self.folder.resolve()
-        self.paths = sorted(paths)
-        self.labels = np.zeros(len(self.paths), dtype=np.int64)
+        self.names = sorted((str(path.relative_to(self.folder)) for path in paths), key=by_parts)
+        self.labels = np.zeros(len(self), dtype=np.int64)
 
     @classmethod
     def holds(cls, path: str | Path) -> bool:

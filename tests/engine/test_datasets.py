@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,12 @@ import torch
 from PIL import Image, ImageOps
 
 from engine.config import load_config
+from engine.data import folders
 from engine.data.base import SourceKind
 from engine.data.config import DataConfig
 from engine.data.crops import center_crop, random_crop
-from engine.data.folders import FolderSource, LooseSource
-from engine.data.images import ImageError, image_tensor
+from engine.data.folders import FolderSource, LooseSource, is_image_name
+from engine.data.images import IMAGE_SUFFIXES, ImageError, image_tensor
 from engine.data.packaged import PHOTO_CROP, ArraySource, Mnist5k, PackagedKind
 from engine.data.samples import center_batch, labeled_batch, training_item
 from engine.data.sources import (
@@ -30,6 +31,7 @@ from engine.data.sources import (
     open_source,
     source_names,
     summary_of,
+    survey_source,
 )
 from engine.data.stream import position_rng
 from engine.messages import ConfigError, UserError
@@ -145,6 +147,47 @@ def test_links_are_followed_by_one_rule(folder, tmp_path, caplog):
     assert len(loose) == 12 and "leads back to a folder above it" in caplog.text
     with pytest.raises(ImageError, match="c/circle is not an image file but a folder"):
         FolderSource(folder, "data.root")
+
+
+def test_names_are_in_the_order_of_paths(tmp_path):
+    """Folder by folder: a name that sorts before a slash changes nothing. Suffixes are those of path objects."""
+    names = ["a/b.png", "a-c/x.png", "a/c/d.JPG", "a.png", "a b/y.webp", "ä/ö.png", "a/c.tar.png"]
+    for name in [*names, "png", "a/notes.pngx", "a/dot.", "a/.png"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    source = LooseSource(tmp_path, "data.root")
+    assert source.paths == sorted(tmp_path / name for name in names)
+    assert [source.where(index) for index in range(7)] == list(map(str, source.paths))
+    source.take([tmp_path / name for name in names[:3]])
+    assert source.paths == sorted(tmp_path / name for name in names[:3])
+    for name in [*names, "png", ".png", "a/.png", "a.png/b", "..png", "a.", ""]:
+        assert is_image_name(name) == (Path(name).suffix.lower() in IMAGE_SUFFIXES), name
+
+
+@pytest.mark.parametrize("kind", ["folder", "loose"])
+def test_what_a_survey_listed_is_opened_without_listing_it_again(folder, kind, monkeypatch):
+    """Once, and only while the folders hold the same names; each opening is of its own decoding."""
+    listed = []
+    list_one = folders.list_folder
+    monkeypatch.setattr(folders, "list_folder", lambda path: listed.append(path) or list_one(path))
+    data = DataConfig(name=kind, root=str(folder), image_size=8)
+    survey = survey_source(data, "train")
+    assert survey.num_images == 8 and len(listed) == 3
+    black = replace(data, background="black")
+    source = open_source(black, "train")
+    assert len(listed) == 3 and len(source) == 8 and source.decoding == black.decoding
+    assert open_source(data, "train") is not source and len(listed) == 6, "an opened source belongs to who opened it"
+    assert open_source(data, "train").identity() + black.decoding.suffix() == source.identity()
+
+    # A survey of another split or option is another one; a name that was added or is gone is seen.
+    survey_source(data, "train")
+    assert open_source(replace(data, val_root=str(folder)), "val").paths == source.paths
+    assert open_source(replace(data, skip_broken=True), "train").paths == source.paths
+    shutil.copy(folder / "a" / "000.png", folder / "a" / "new.png")
+    assert len(open_source(data, "train")) == 9
+    survey_source(data, "train")
+    shutil.rmtree(folder / "b")
+    assert len(open_source(data, "train")) == 5
 
 
 def test_dead_links_are_named_and_left_out_by_option_only(folder, caplog):
