@@ -80,14 +80,16 @@ def open_splits(data: DataConfig, splits: list[str], code_path: Path) -> dict[st
     Raises UserError for held-out images of other classes, before anything is extracted.
     """
     sources = {split: open_source(data, split) for split in splits}
-    expected = None
-    if "train" in sources:
-        expected = Classes.of(sources["train"])
-    elif (code_path / "train" / "manifest.json").is_file():
-        expected = CodeStore(code_path, "train").classes
+    expected = Classes.of(sources["train"]) if "train" in sources else classes_of_codes(code_path)
     if "val" in sources and expected is not None:
         sources["val"] = with_labels_of(sources["val"], expected)
     return sources
+
+
+def classes_of_codes(code_path: Path) -> Classes | None:
+    """The classes of the codes of training images that are there already; None where there are none."""
+    is_finished = (code_path / "train" / "manifest.json").is_file()
+    return CodeStore(code_path, "train").classes if is_finished else None
 
 
 @torch.inference_mode()
@@ -177,6 +179,10 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
             train = surveys.get("train")
             if train is not None and train.class_names is not None:
                 preflight.classes(surveys.get("val"), Classes.of(train))
+            if "train" not in splits:
+                expected = classes_of_codes(args.code_path)
+                if expected is not None:
+                    preflight.classes(surveys["val"], expected)
             num_images = sum(survey.num_images or 0 for survey in surveys.values() if survey is not None)
             num_bytes = num_images * VIEWS[args.views].num_views * bytes_per_view(tokenizer)
     preflight.output(args.code_path, "--code-path", num_bytes)

@@ -195,8 +195,12 @@ def output_needs(args: argparse.Namespace, name: str, preflight: Preflight) -> N
         preflight.output(output_name(args, name).parent, "--output")
 
 
-def measure_needs(args: argparse.Namespace, data: DataConfig | None, preflight: Preflight) -> None:
-    """The weights of the feature extractor, and the reference: a file, or images of `data` where these are known."""
+def measure_needs(
+    args: argparse.Namespace, data: DataConfig | None, preflight: Preflight, classes: Classes | None = None
+) -> None:
+    """The weights of the feature extractor, and the reference: a file, or images of `data` where these are known, of
+    the `classes` of the generator.
+    """
     name = extractor_name(args)
     if name == "none":
         return
@@ -204,7 +208,9 @@ def measure_needs(args: argparse.Namespace, data: DataConfig | None, preflight: 
     path = reference_path(args)
     if path is None:
         if data is not None:
-            preflight.images(data, args.reference)
+            survey = preflight.images(data, args.reference)
+            if classes is not None:
+                preflight.classes(survey, classes)
     elif preflight.file(path, "--reference") and not zipfile.is_zipfile(path):
         preflight.problem(f"--reference: {path} is not an npz file")
 

@@ -22,11 +22,12 @@ from pathlib import Path
 import torch
 
 from autoregressive.codes import CodeStore
-from engine.checkpoint.weights import find_weights
 from engine.cli import entry_parser, run_entry
+from engine.data.classes import labels_among
 from engine.preflight import Preflight, require
 from engine.world import World
 from evaluations.cli import add_metric_flags, run_evaluation
+from evaluations.digits.model import find_classifier
 from evaluations.jobs.generation import GenerationJob
 from evaluations.protocols.generation_accumulators import EXPORTS
 from evaluations.sample_stream import add_sampled_flags, sampled_needs
@@ -49,13 +50,15 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
 
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for the networks, the reference, the training codes and the classifier."""
-    sampled_needs(args, "generation", preflight)
+    classes = sampled_needs(args, "generation", preflight)
     if args.code_path is not None:
         with preflight.collecting():
-            CodeStore(args.code_path, "train")
+            codes = CodeStore(args.code_path, "train")
+            if classes is not None:
+                labels_among(codes.classes, classes)
     if args.classifier is not None:
         with preflight.collecting():
-            find_weights(args.classifier, "auto", "classifier", hashed=preflight.hashes)
+            find_classifier(args.classifier, classes, hashed=preflight.hashes)
     if args.export and args.sample_dir is not None:
         preflight.output(args.sample_dir, "--sample-dir")
 

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from autoregressive.cli import add_gpt_flags, add_sampler_flags, gpt_needs
 from autoregressive.image_sampler import SamplerSettings, sample_images
+from autoregressive.loading import classes_of
 from autoregressive.models.base import Generator
 from engine.cli import positive
+from engine.data.classes import Classes
 from engine.preflight import Preflight
 from engine.world import World
 from evaluations.cli import add_measure_flags, add_published_flags, measure_needs, output_needs
@@ -51,15 +53,20 @@ def add_sampled_flags(parser: argparse.ArgumentParser) -> None:
     add_published_flags(parser)
 
 
-def sampled_needs(args: argparse.Namespace, name: str, preflight: Preflight) -> None:
-    """Looks for both networks, the reference, the network that measures, and a place for the result `name`."""
+def sampled_needs(args: argparse.Namespace, name: str, preflight: Preflight) -> Classes | None:
+    """Looks for both networks, the reference, the network that measures, and a place for the result `name`.
+
+    Returns the classes of the generator, or None where it is not there.
+    """
     output_needs(args, name, preflight)
     tokenizer = tokenizer_needs(args, preflight)
-    gpt_needs(args, tokenizer, preflight)
+    generator = gpt_needs(args, tokenizer, preflight)
+    classes = classes_of(generator) if generator is not None else None
     data = None
     with preflight.collecting():
         data = images_to_check(args, tokenizer)
-    measure_needs(args, data, preflight)
+    measure_needs(args, data, preflight, classes)
+    return classes
 
 
 def labels_of(mode: str, count: int, num_classes: int, seed: int) -> Tensor:

@@ -82,14 +82,20 @@ def text_of(lines: list[str]) -> str:
 def require_same(before: Mapping[str, Facts] | None, now: Mapping[str, Facts], where: str, accept: bool) -> None:
     """Compares the data sets of a checkpoint `where`, by split, with those of a run that continues it.
 
-    Splits that only one of them has make no difference. A change that is accepted, and a checkpoint that does not know
-    its data, are said. Raises CheckpointError for a change that is not accepted.
+    A split that only one of them has is said, and is no change: held-out images may be added, or no longer measured. A
+    change that is accepted, and a checkpoint that does not know its data, are said.
+
+    Raises CheckpointError for a change that is not accepted.
     """
     if not now:
         return
     if before is None:
         logger.warning("%s, of an older version, does not say which data it was trained on: not compared", where)
         return
+    for split in before.keys() - now.keys():
+        logger.warning("%s had %s images, this run names none: not compared", where, split)
+    for split in now.keys() - before.keys():
+        logger.warning("%s had no %s images, this run has: not compared", where, split)
     lines = [f"{split}: {line}" for split in before if split in now for line in changes(before[split], now[split])]
     if not lines:
         return

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint.weights import find_weights, load_strict, read_weights
+from engine.checkpoint.weights import WeightsFile, find_weights, load_strict, read_weights
 from engine.config import load_sections
 from engine.data.classes import Classes, labels_among
 from engine.data.images import to_float
@@ -68,16 +68,24 @@ class _Sections:
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
 
 
-def load_classifier(path: str | Path, classes: Classes) -> nn.Module:
-    """Loads a trained classifier in evaluation mode, for images of `classes`.
+def find_classifier(
+    path: str | Path, classes: Classes | None, hashed: bool = True
+) -> tuple[WeightsFile, ClassifierConfig]:
+    """The weights of a trained classifier for images of `classes` (None: not known yet), and its sizes, unread.
 
     Raises ConfigError if `path` holds another kind of network, and UserError if it was trained on other classes.
     """
-    weights = find_weights(path, "auto", "classifier")
-    config = load_sections(_Sections, weights.folder / "config.yaml")
-    known = Classes.from_stamp(weights.stamp, config.model.num_classes, f"the classifier {weights.folder}")
-    if len(labels_among(classes, known)) != len(known):
+    weights = find_weights(path, "auto", "classifier", hashed=hashed)
+    model = load_sections(_Sections, weights.folder / "config.yaml").model
+    known = Classes.from_stamp(weights.stamp, model.num_classes, f"the classifier {weights.folder}")
+    if classes is not None and len(labels_among(classes, known)) != len(known):
         raise UserError(f"{known.owner} knows {len(known)} classes, {classes.owner} {len(classes)}; it needs the same")
-    network = Classifier(config.model)
+    return weights, model
+
+
+def load_classifier(path: str | Path, classes: Classes) -> nn.Module:
+    """Loads a trained classifier in evaluation mode, for images of `classes`. Raises as `find_classifier` does."""
+    weights, model = find_classifier(path, classes)
+    network = Classifier(model)
     load_strict(network, read_weights(weights.path), weights.path)
     return network.eval().requires_grad_(False)

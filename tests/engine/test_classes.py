@@ -10,6 +10,8 @@ from PIL import Image
 import autoregressive.extract_codes
 import autoregressive.sample
 import autoregressive.train
+import evaluations.classifier
+import evaluations.generation
 import tokenizer.train
 from autoregressive import load_gpt
 from autoregressive.codes import CodeStore
@@ -152,6 +154,27 @@ def test_a_tokenizer_refuses_other_held_out_classes_before_it_trains(trained, he
     assert not (tmp_path / "run").exists()
 
 
+def check_refuses_other_classes(entry, trained, extract, parts, tmp_path):
+    """An evaluation looks at the reference, the codes and the classifier before it loads a network."""
+    run, gpt, codes = parts
+    extract[3] = tmp_path / "others"
+    others = ["--data-path", trained / "more", "--split", "train"]
+    assert entry(autoregressive.extract_codes.main, *extract, *others)[0] == 0
+    small = ["model={num_classes: 3, width: 4}", "data.image_size=16", "data.global_batch_size=4", "loop.steps=1"]
+    small += ["data.name=folder", f"loop.run_dir={tmp_path / 'classifier'}", "loop.device=cpu"]
+    splits = [f"data.{key}={trained / 'shifted'}" for key in ("root", "val_root")]
+    assert entry(evaluations.classifier.main, *small, *splits)[0] == 0
+    measure = ["--vq-ckpt", run, "--gpt-ckpt", gpt, "--device", "cpu", "--random-stand-in", "--force", "--check"]
+    measure += ["--output", tmp_path / "result.json"]
+    assert entry(evaluations.generation.main, *measure, "--code-path", codes)[0] == 0
+    wrong = ["--data-path", trained / "shifted", "--code-path", tmp_path / "others"]
+    code, _, err = entry(evaluations.generation.main, *measure, *wrong, "--classifier", tmp_path / "classifier")
+    assert code == 2 and "3 things are missing or wrong" in err
+    for owner in (trained / "shifted", f"the codes {tmp_path / 'others' / 'train'}"):
+        assert f"{owner} and the generator {gpt}" in err
+    assert "and the classifier" in err and err.count("have different classes") == 3
+
+
 def test_codes_generator_and_samples_mean_the_same_class(trained, tmp_path, entry):
     """From images to samples: held-out images of two of three classes are measured under their own labels."""
     run, codes, gpt = tmp_path / "tokenizer", tmp_path / "codes", tmp_path / "gpt"
@@ -167,7 +190,7 @@ def test_codes_generator_and_samples_mean_the_same_class(trained, tmp_path, entr
     assert CodeStore(codes, "val").labels.tolist() == [0] * 4 + [2] * 4
     alone = ["--val-path", trained / "more", "--split", "val"]
     (codes / "val").rename(tmp_path / "val")
-    code, _, err = entry(autoregressive.extract_codes.main, *extract, *alone)
+    code, _, err = entry(autoregressive.extract_codes.main, *extract, *alone, "--check")
     assert code == 2 and f"the codes {codes / 'train'} have different classes: 5 against 3" in err
     (tmp_path / "val").rename(codes / "val")
 
@@ -188,6 +211,8 @@ def test_codes_generator_and_samples_mean_the_same_class(trained, tmp_path, entr
     (tmp_path / "shifted" / "val").rename(codes / "val")
     code, _, err = entry(autoregressive.train.main, *flags, "loop.run_dir=" + str(tmp_path / "other"))
     assert code == 2 and "class 0 is 'b' against 'a'" in err and not (tmp_path / "other").exists()
+
+    check_refuses_other_classes(entry, trained, extract, [run, gpt, codes], tmp_path)
 
     # Samples by name.
     sample = ["--vq-ckpt", run, "--gpt-ckpt", gpt, "--device", "cpu", "--qual-num", "1"]

@@ -11,9 +11,9 @@ from PIL import Image
 import autoregressive.extract_codes
 import autoregressive.train
 import tokenizer.train
-from engine.checkpoint.manifest import checkpoint_folders, json_digest, read_manifest
+from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, json_digest, read_manifest
 from engine.data.folders import FolderSource, LooseSource
-from engine.data.identity import changes, facts_of
+from engine.data.identity import changes, facts_of, require_same
 
 
 @pytest.fixture
@@ -86,12 +86,29 @@ def test_a_run_goes_on_with_other_data_only_by_option(images, tmp_path, entry):
     code, _, err = entry(tokenizer.train.main, *run_flags(images, run, 8))
     assert code == 2 and "val: 4 images then, 5 now" in err
 
+    # A split that is gone, or new, is said.
+    code, _, err = entry(tokenizer.train.main, *run_flags(images, run, 6), "data.val_root=")
+    assert code == 0 and "had val images, this run names none: not compared" in err
+
     # A checkpoint of an older version goes on, and says that nothing was compared.
     path = checkpoint_folders(run)[-1] / "manifest.json"
     manifest = {key: value for key, value in read_manifest(path.parent).items() if key != "data"}
     path.write_text(json.dumps(manifest | {"digest": json_digest(manifest)}))
     code, _, err = entry(tokenizer.train.main, *run_flags(images, run, 8))
     assert code == 0 and "does not say which data it was trained on: not compared" in err
+
+
+def test_a_split_that_only_one_side_has_is_said(caplog):
+    """And the other split is compared all the same."""
+    facts = {"images": 2, "classes": {"a": 2}}
+    require_same({"train": facts, "val": facts}, {"train": facts}, "ck", accept=False)
+    require_same({"train": facts}, {"train": facts, "val": facts}, "ck", accept=False)
+    assert [record.getMessage() for record in caplog.records] == [
+        "ck had val images, this run names none: not compared",
+        "ck had no val images, this run has: not compared",
+    ]
+    with pytest.raises(CheckpointError, match="train: 2 images then, 3 now"):
+        require_same({"train": facts, "val": facts}, {"train": {"images": 3, "classes": {"a": 3}}}, "ck", False)
 
 
 def test_phases_go_on_with_the_data_of_the_phase_before(images, tmp_path, entry):
