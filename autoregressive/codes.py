@@ -23,7 +23,7 @@ from torch import Tensor
 
 from engine.aliases import current_manifest
 from engine.arithmetic import ceil_div
-from engine.checkpoint.manifest import write_atomic
+from engine.atomic_file import write_atomic
 from engine.data.classes import Classes, labels_among
 from engine.data.identity import changes, digest_of, text_of
 from engine.data.stream import position_rng

@@ -12,7 +12,6 @@ continued; any other one that is not empty is refused. `evaluations.measure` tak
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from autoregressive.image_sampler import SamplerSettings, sample_images
 from autoregressive.loading import classes_of
 from autoregressive.models.base import Generator
 from engine.arithmetic import ceil_div
+from engine.atomic_file import atomic_file
 from engine.cli import add_device_flag, entry_parser, positive, run_entry
 from engine.data.classes import Classes
 from engine.data.images import image_tensor, read_image, save_grid, to_float, to_pil
@@ -130,9 +130,8 @@ def write_class(root: Path, samples: ClassSamples, images: Tensor) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, image in zip(samples.files(), images, strict=True):
         to_pil(image).save(root / name)
-    temporary = folder / f".grid.{os.getpid()}.png"
-    save_grid(temporary, to_float(images), columns=min(GRID_COLUMNS, len(images)))
-    temporary.replace(folder / GRID)
+    with atomic_file(folder / GRID) as temporary:
+        save_grid(temporary, to_float(images), columns=min(GRID_COLUMNS, len(images)))
 
 
 def is_complete(root: Path, samples: ClassSamples) -> bool:

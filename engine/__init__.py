@@ -10,7 +10,8 @@ Training           loop, trained_model, optim, schedules, averages (EMA), buffer
 Record of a run    run_log, wandb_run, folder_lock, run_record, alerts, progress,
                    json_text (the one writer of JSON)
 Files              checkpoint/, assets (pretrained networks), pipeline (commands that can be stopped),
-                   outputs (where commands may write), facts (what differs between two manifests)
+                   outputs (where commands may write), atomic_file (written as a whole or not at all),
+                   facts (what differs between two manifests)
 Images             data/, image_metrics
 Numbers            arithmetic, seeds, finite (checks that nothing is NaN or infinite)
 """

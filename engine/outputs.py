@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.manifest import write_atomic
+from engine.atomic_file import write_atomic
 from engine.facts import changed_facts
 from engine.json_text import as_read_back, to_json
 from engine.messages import UserError, logger

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from engine import plugins
-from engine.checkpoint.manifest import write_atomic
+from engine.atomic_file import write_atomic
 from engine.json_text import to_json
 from engine.messages import UserError, logger
 from engine.stopping import EXIT_STOPPED, handled, names_of, stop_with_parent

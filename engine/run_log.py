@@ -28,7 +28,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.alerts import ALERTS, Alert, Record, alerts_for
-from engine.checkpoint.manifest import phase_folders, write_atomic
+from engine.atomic_file import write_atomic
+from engine.checkpoint.manifest import phase_folders
 from engine.config import to_yaml
 from engine.data import images as image_files
 from engine.finite import NonFiniteValuesError

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from engine.checkpoint.manifest import write_atomic
+from engine.atomic_file import write_atomic
 from engine.config import to_yaml
 from engine.messages import UserError
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.checkpoint.manifest import write_atomic
+from engine.atomic_file import write_atomic
 from engine.cli import parse_cli, run_entry
 from engine.config import save_config
 from engine.json_text import to_json

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint.manifest import write_atomic
+from engine.atomic_file import write_atomic
 from engine.cli import entry_parser, positive, run_entry
 from engine.json_text import to_json
 from engine.messages import ConfigError

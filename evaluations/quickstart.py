@@ -19,7 +19,7 @@ import argparse
 from pathlib import Path
 
 from engine.assets import AssetsConfig, assets_of
-from engine.checkpoint.manifest import write_atomic
+from engine.atomic_file import write_atomic
 from engine.cli import entry_parser, positive, run_entry
 from engine.config import load_config
 from engine.data.config import DataConfig

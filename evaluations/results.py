@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -17,7 +16,8 @@ import numpy as np
 
 from engine import plugins
 from engine.aliases import current_result
-from engine.checkpoint.manifest import STEP_NAME, write_atomic
+from engine.atomic_file import atomic_file, write_atomic
+from engine.checkpoint.manifest import STEP_NAME
 from engine.facts import changed_facts
 from engine.json_text import to_json
 from engine.messages import UserError, logger
@@ -182,9 +182,8 @@ def claim_arrays(path: Path, settings: Mapping[str, Any], companion: Path, flag:
 def write_arrays(path: Path, **arrays: Any) -> None:
     """Writes arrays as .npz, atomically: to `path`, or to the file beside a result `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    np.savez(temporary, **arrays)
-    temporary.replace(path.with_suffix(".npz"))
+    with atomic_file(path.with_suffix(".npz")) as temporary:
+        np.savez(temporary, **arrays)
 
 
 def read_result(path: str | Path) -> dict[str, Any]:

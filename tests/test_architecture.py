@@ -12,6 +12,9 @@ PACKAGES = ("engine", "tokenizer", "autoregressive", "evaluations")
 MAX_FILE = 500
 UNPICKLER = "engine.checkpoint.foreign.unpickler"  # the one place that reads pickles, without running them
 PICKLES = {"pickle", "pickletools", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+RENAMERS = {  # the places that rename: one file that is complete; whole folders
+    "engine.atomic_file", "engine.checkpoint.store", "engine.checkpoint.weights", "engine.folder_lock",
+}  # fmt: skip
 CUDA_MODULES = ("engine.devices", "engine.world", "engine.parallel")
 
 # Loading tokenizers, under their own and under published names: what later layers may see of `tokenizer`.
@@ -158,6 +161,14 @@ def call_problems(node: ast.Call) -> list[str]:
     return problems
 
 
+def rename_problems(module: str, node: ast.Call) -> list[str]:
+    """Files that are written under another name first by other code than the one for it (`engine.atomic_file`)."""
+    name = ast.unparse(node.func)
+    is_path = isinstance(node.func, ast.Attribute) and len(node.args) == 1 and not node.keywords
+    renames = name in ("os.replace", "os.rename") or (is_path and node.func.attr in ("replace", "rename"))
+    return [f"{name}() renames: use atomic_file"] if renames and module not in RENAMERS else []
+
+
 def unpickling_problems(module: str, node: ast.Import | ast.ImportFrom) -> list[str]:
     """Imports of what unpickles, outside of the one reader of foreign files."""
     names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
@@ -183,7 +194,7 @@ def code_problems(module: str, source: str) -> list[str]:
         elif isinstance(node, ast.Import | ast.ImportFrom):
             told = unpickling_problems(module, node)
         elif isinstance(node, ast.Call):
-            told = call_problems(node)
+            told = call_problems(node) + rename_problems(module, node)
         elif isinstance(node, ast.Attribute):
             told = attribute_problems(module, node)
         problems += [f"line {node.lineno}: {problem}" for problem in told]
@@ -324,6 +335,9 @@ def test_an_allowed_import_is_not_found(module, source):
         ("subprocess.run('ls', shell=True)", "runs text as code"),
         ("torch.load(path, weights_only=True)", "unpickles"),
         ("torch.load(path, weights_only=False)", "unpickles"),
+        ("temporary.replace(path)", "renames: use atomic_file"),
+        ("temporary.rename(path)", "renames: use atomic_file"),
+        ("os.replace(temporary, path)", "renames: use atomic_file"),
         ("import pickle", "pickle is imported"),
         ("import pickletools", "pickletools is imported"),
         ("from dill import load", "dill is imported"),

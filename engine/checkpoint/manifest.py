@@ -1,14 +1,13 @@
 """The manifest of a checkpoint folder: its files, with sizes and SHA-256, and what is damaged.
 
 `manifest.json` is written last. A folder without a valid one is no checkpoint; `find_damage` compares every file with
-it. Small text files elsewhere (results, stages, configs) use the same `write_atomic`.
+it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,23 +27,6 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_to_disk(path: Path) -> None:
-    """Waits until a file, or the entries of a folder, are on disk and would survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Writes a small text file so that a crash leaves either the old or the new content."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync_to_disk(temporary)
-    temporary.replace(path)
 
 
 def json_digest(facts: Mapping[str, Any]) -> str:

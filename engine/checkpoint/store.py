@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from engine import plugins
+from engine.atomic_file import sync_to_disk, write_atomic
 from engine.checkpoint.manifest import (
     CheckpointError,
     checkpoint_folders,
@@ -38,8 +39,6 @@ from engine.checkpoint.manifest import (
     find_damage,
     json_digest,
     read_manifest,
-    sync_to_disk,
-    write_atomic,
 )
 from engine.checkpoint.weights import WeightSets, shorten, write_weights
 from engine.config import differences

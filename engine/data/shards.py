@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from engine.atomic_file import atomic_file
 from engine.data.base import PathKind, SourceConfig, Survey
 from engine.data.classes import UNLABELED
 from engine.data.folders import identity_of, is_folder, version_of
@@ -71,11 +72,10 @@ class _Index:
     counts: np.ndarray  # int64 (2,): hidden names, links
 
     def save(self, path: Path) -> None:
-        """Writes the file of the cache under a name of this process, then renames it: other ranks may do the same."""
+        """Writes the file of the cache; other ranks may do the same at the same time."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-        np.savez(temporary, **vars(self))
-        temporary.replace(path)
+        with atomic_file(path) as temporary:
+            np.savez(temporary, **vars(self))
 
     @classmethod
     def load(cls, path: Path) -> _Index:

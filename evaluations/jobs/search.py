@@ -13,7 +13,7 @@ from typing import Any
 from autoregressive.cli import gpt_from, settings_of
 from autoregressive.loading import classes_of
 from engine.aliases import current_result
-from engine.checkpoint.manifest import write_atomic
+from engine.atomic_file import write_atomic
 from engine.json_text import as_read_back, to_json
 from engine.messages import UserError, logger
 from engine.outputs import differences, refuse

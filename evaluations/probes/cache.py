@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from autoregressive.codes import write_rows
+from engine.atomic_file import atomic_file, temporary_path
 from engine.checkpoint.manifest import json_digest
 from engine.data.classes import Relabeled
 from engine.data.config import DataConfig
@@ -65,13 +69,33 @@ def _write_features(
     name: str,
     world: World,
 ) -> None:
-    """Each rank writes its batches into one temporary file, which then gets its name."""
-    record = np.dtype([("features", np.float32, (network.dim,)), ("label", np.int64)])
-    temporary = path.with_suffix(".tmp.npy")
-    if world.is_main:
-        np.lib.format.open_memmap(temporary, mode="w+", dtype=record, shape=(len(source),)).flush()
-    world.barrier()
+    """Each rank writes its batches into one temporary file, which then gets its name.
 
+    The main rank draws the token of the file for all: another run may write the same features at the same time.
+    """
+    record = np.dtype([("features", np.float32, (network.dim,)), ("label", np.int64)])
+    drawn = torch.tensor(secrets.randbits(31) if world.is_main else 0, device=world.device)
+    token = str(int(world.sum(drawn)))
+    with atomic_file(path, token) if world.is_main else nullcontext(temporary_path(path, token)) as temporary:
+        if world.is_main:
+            np.lib.format.open_memmap(temporary, mode="w+", dtype=record, shape=(len(source),)).flush()
+        world.barrier()
+        _write_batches(network, source, skip_broken, temporary, record, batch_size, name, world)
+        world.barrier()
+    world.barrier()  # no rank reads before the file has its name
+
+
+def _write_batches(
+    network: ProbedNetwork,
+    source: ImageSource,
+    skip_broken: bool,
+    path: Path,
+    record: np.dtype,
+    batch_size: int,
+    name: str,
+    world: World,
+) -> None:
+    """Writes the batches of this rank into a file that is there."""
     batches = rank_batches(len(source), batch_size, world)
     for ids in progress(batches, name, world):
         crops, labels = labeled_batch(source, network.image_size, ids.numpy(), skip_broken)
@@ -79,9 +103,4 @@ def _write_features(
         with numbered("image", ids):
             rows["features"] = network(crops).cpu().numpy()
         rows["label"] = labels.numpy()
-        write_rows(temporary, int(ids[0]), rows)
-
-    world.barrier()
-    if world.is_main:
-        temporary.replace(path)
-    world.barrier()
+        write_rows(path, int(ids[0]), rows)

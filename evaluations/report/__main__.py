@@ -17,6 +17,7 @@ import argparse
 from html import escape
 from pathlib import Path
 
+from engine.atomic_file import write_atomic
 from engine.cli import entry_parser, run_entry
 from engine.data.sources import attribution_of
 from engine.messages import UserError, logger
@@ -120,7 +121,7 @@ def write_report(folders: list[Path], output: Path | None = None) -> Path:
     claim_page(path, title, *(run.path / SAMPLES_PICTURE for run in runs[:1] if is_one and path.parent == run.path))
     text = _page_of_one(title, runs[0]) if is_one else _page_of_several(title, runs)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_atomic(path, text)
     return path
 
 

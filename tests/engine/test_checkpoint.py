@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from checkpoints import Thing, entries, flipped_byte, same, steps_of
 
+from engine.atomic_file import write_atomic
 from engine.checkpoint import store as checkpoint
-from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, find_damage, read_manifest, write_atomic
+from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, find_damage, read_manifest
 from engine.checkpoint.weights import read_weights
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from engine.atomic_file import atomic_file
 from engine.checkpoint.weights import WEIGHT_CHOICES, export_folder
 from engine.messages import UserError, logger
 from engine.outputs import require_absent
@@ -42,9 +43,8 @@ def write_published(path: str | Path, states: States) -> None:
         key: {name: tensor.contiguous() for name, tensor in state.items()}  # views would be saved with their base
         for key, state in states.items()
     }
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save(content, temporary)
-    temporary.rename(path)
+    with atomic_file(path) as temporary:
+        torch.save(content, temporary)
 
 
 # ------------------------------------------------------------------------------------------------ converting
