@@ -121,17 +121,21 @@ def fit(
     world: World,
     store: CheckpointStore,
     show: tuple[str, ...] = (),
+    begin: Callable[[], None] | None = None,
 ) -> bool:
     """Trains `task` to `config.steps`, continuing from the newest checkpoint of the run if there is one.
 
     `batches_from(start)` yields micro-batches from step `start` on; it is a pure function of (seed, position), so there
-    is no data state to restore. `show` names the metrics that the console prints (default: all).
+    is no data state to restore. `show` names the metrics that the console prints (default: all). `begin` puts a
+    starting point into the task; it is called only where there is no checkpoint to continue from.
 
     A stop signal (`engine.stopping.STOP_SIGNALS`) saves and raises SystemExit with code 75. In the last step it does
     not, because this training is then finished; the returned value says that there was one.
     """
     # Continue where the last call stopped.
     start = store.load_latest(task.parts())
+    if start == 0 and begin is not None:
+        begin()
     run.write_config()
     if start > 0:
         run.log(f"resumed from step {start} of {config.steps}")

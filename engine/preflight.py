@@ -24,13 +24,13 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from engine.arithmetic import ceil_div
 from engine.assets import AssetsConfig, find_asset, resolve
-from engine.checkpoint.manifest import checkpoint_folders
+from engine.checkpoint.manifest import checkpoint_folders, read_manifest
 from engine.data.base import SourceConfig, Survey
 from engine.data.classes import Classes, labels_among
 from engine.data.sources import has_split, survey_source
@@ -175,22 +175,31 @@ class Preflight:
             with self.collecting():
                 labels_among(classes, expected)
 
-    def training(self, loop: LoopConfig, global_batch_size: int, checkpoint_bytes: int) -> None:
-        """What every training needs: a device, a batch that can be divided, and room for its checkpoints."""
+    def training(
+        self, loop: LoopConfig, global_batch_size: int, checkpoint_bytes: int, phases: Sequence[LoopConfig] = ()
+    ) -> None:
+        """What every training needs: a device, a batch that can be divided, and room for its checkpoints.
+
+        A training in `phases` keeps those of each in a folder of its own.
+        """
         self.device(loop.device)
         problem = batch_problem(global_batch_size, num_processes(self.for_scripts), loop.grad_accum)
         if problem is not None:
             self.problem(problem)
-        self.output(loop.run_dir, "loop.run_dir", self._bytes_to_come(loop, checkpoint_bytes))
+        num_bytes = sum(self._bytes_to_come(phase, checkpoint_bytes) for phase in phases or (loop,))
+        self.output(loop.run_dir, "loop.run_dir", num_bytes)
 
     def _bytes_to_come(self, loop: LoopConfig, checkpoint_bytes: int) -> int:
-        """Bytes of the newest checkpoints that a run will still add: one is written before the oldest goes.
+        """Bytes of the newest checkpoints that a run will still add: one is written before the oldest goes. 0 for a
+        finished one.
 
         Those of `loop.keep_every` are left out: a user may move them away while the training goes on.
         """
+        present = checkpoint_folders(Path(loop.run_dir))
+        if present and read_manifest(present[-1])["step"] >= loop.steps:
+            return 0
         num_kept = min(loop.keep_last + 1, ceil_div(loop.steps, loop.save_every))
-        num_present = len(checkpoint_folders(Path(loop.run_dir)))
-        return max(1, num_kept - num_present) * checkpoint_bytes
+        return max(1, num_kept - len(present)) * checkpoint_bytes
 
     # -------------------------------------------------------------------------------------------- the message
     def message(self) -> str:

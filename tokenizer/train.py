@@ -98,8 +98,6 @@ def train_phase(
             accept_changed_data=config.data.accept_changed,
             asynchronous=config.loop.async_save,
         )
-        start_from(task, config, previous, world, data)
-
         # The loop, over a stream of samples.
         item = training_item(source, config.data, config.loop.seed)
         stream_from = stream_opener(item, len(source), config.data, config.loop, world, source.where)
@@ -108,7 +106,11 @@ def train_phase(
             """The batches from a step of this phase on; the stream counts the steps of all phases."""
             return stream_from(steps_before + step)
 
-        return fit(task, batches_from, config.loop, run, world, store, show=SHOWN_METRICS)
+        def begin() -> None:
+            """The starting point; a phase that goes on has left the end of the one before, and its data, behind."""
+            start_from(task, config, previous, world, data)
+
+        return fit(task, batches_from, config.loop, run, world, store, show=SHOWN_METRICS, begin=begin)
 
 
 def _log_start(run: Run, task: TokenizerTask, source: ImageSource, world: World, config: TokenizerTrainConfig) -> None:

@@ -10,16 +10,18 @@ from ranks import on_ranks
 from safetensors.torch import load_file
 
 import tokenizer.train
-from engine.checkpoint.manifest import checkpoint_folders, read_manifest
-from engine.checkpoint.weights import find_weights
+from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, read_manifest
+from engine.checkpoint.weights import find_weights, num_parameters
 from engine.config import load_sections
 from engine.data.stream import index_at
 from engine.messages import ConfigError
+from engine.preflight import Preflight, network_bytes
 from engine.run_log import read_metrics
 from evaluations.fingerprint import digests, steps_before
 from tokenizer import load_tokenizer
 from tokenizer.training.checks import validate
 from tokenizer.training.config import TokenizerTrainConfig
+from tokenizer.training.needs import training_needs
 from tokenizer.training.phases import phases_of
 from tokenizer.training.task import TokenizerTask
 
@@ -141,6 +143,35 @@ def test_a_restart_inside_any_phase_is_exact(run, phase, tmp_path, image_folder,
     tokenizer.train.train(config, world)
     assert "lecam.averages" in digests(run[0]) and digests(run[0]) == digests(tmp_path / "run")
     assert records(run[0], 3) == records(tmp_path / "run", 3)
+
+
+def test_changed_data_are_accepted_once(tmp_path, image_folder, world):
+    """The checkpoint of phase 1 keeps the old facts; a phase 2 that goes on does not look at them again."""
+    images = shutil.copytree(image_folder, tmp_path / "images")
+    phases = ("phases=[{steps: 1, lr: 1e-3}, {steps: 2, lr: 1e-4}]", "loop.save_every=1")
+    config = config_of(tmp_path / "run", images, *phases)
+    tokenizer.train.train(config, world)
+    shutil.rmtree(tmp_path / "run" / "phase_2" / "checkpoints" / "step_00000002")
+    image = next(images.rglob("*.png"))
+    shutil.copy(image, image.with_name("another.png"))
+    with pytest.raises(CheckpointError, match="accept_changed"):
+        tokenizer.train.train(config, world)
+    tokenizer.train.train(config_of(tmp_path / "run", images, *phases, "data.accept_changed=true"), world)
+    assert checkpoint_folders(tmp_path / "run" / "phase_2")[-1].name == "step_00000002"
+    tokenizer.train.train(config, world)
+
+
+def test_room_is_counted_phase_by_phase(run, tmp_path, image_folder, monkeypatch):
+    """Nothing for a finished phase; for others what each still adds, by its own steps and in its own folder."""
+    asked = []
+    monkeypatch.setattr(Preflight, "output", lambda self, folder, name, num_bytes=0: asked.append(num_bytes))
+    for name, finished in (("new", 0), ("half", 2), ("finished", 3)):
+        for number in range(1, finished + 1):
+            shutil.copytree(run[0] / f"phase_{number}", tmp_path / name / f"phase_{number}")
+        config = config_of(tmp_path / name, image_folder, "loop.save_every=1", "loop.steps=1")
+        training_needs(config, validate(config), Preflight())
+    size = network_bytes(num_parameters(validate(config)), ema=True)
+    assert asked == [3 * 3 * size, 3 * size, 0]  # two stay and a third is written, in each phase
 
 
 # ---------------------------------------------------------------------------------------------- two processes

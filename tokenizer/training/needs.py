@@ -23,10 +23,9 @@ def training_needs(config: TokenizerTrainConfig, network: Tokenizer, preflight: 
             header = read_header(weights.path)
             preflight.found.append(f"init: {weights.path} ({len(header)} tensors)")
 
-    # Each phase keeps checkpoints of its own.
-    phases = phases_of(config)
     checkpoint_bytes = network_bytes(num_parameters(network), ema=config.ema_decay > 0)
-    preflight.training(config.loop, config.data.global_batch_size, checkpoint_bytes * len(phases))
+    phases = [phase.loop for phase in phases_of(config)]
+    preflight.training(config.loop, config.data.global_batch_size, checkpoint_bytes, phases)
 
 
 def pretrained_assets(config: TokenizerTrainConfig) -> tuple[str, ...]:
