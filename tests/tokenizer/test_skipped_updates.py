@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves_with_path
 
+from engine.buffers import BufferSnapshot
 from engine.loop import seed_step
 from engine.optim import OptimConfig
 from engine.trained_model import TrainedModel
@@ -20,6 +21,7 @@ from tokenizer.discriminators.registry import DISCRIMINATORS
 from tokenizer.models.registry import QUANTIZERS
 from tokenizer.quantizers.base import Quantized, Quantizer
 from tokenizer.quantizers.fsq import FSQ
+from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 from tokenizer.training.build import build_task
 from tokenizer.training.task import TokenizerTask
 
@@ -190,3 +192,23 @@ def test_a_network_beside_gets_its_buffers_back_only_where_the_update_is_skipped
             (judge(network(x)).square().mean() * scale).backward()
         trained.step(0, {})
         assert torch.equal(judge.running_mean, before) != has_changed
+
+
+def test_windows_are_put_back_without_a_copy():
+    """A step keeps the old tensors of windows, such as the latents of k-means, instead of a clone of each."""
+    quantizer = VectorQuantizer(VQConfig(codebook_size=4, codebook_dim=2, init="kmeans", warmup_steps=2))
+    quantizer(torch.randn(1, 3, 2), quantize=False)
+    names = ("recent_indices", "recent_latents")
+    windows = {name: getattr(quantizer, name) for name in names}
+    values = {name: window.clone() for name, window in windows.items()}
+    snapshot = BufferSnapshot([quantizer])
+    quantizer(torch.full((1, 3, 2), torch.nan), quantize=False)
+    assert not quantizer.recent_latents.isfinite().all()
+    snapshot.restore()
+    for name in names:
+        assert getattr(quantizer, name) is windows[name] and torch.equal(windows[name], values[name])
+
+    snapshot = BufferSnapshot([quantizer])
+    quantizer.recent_indices.zero_()
+    with pytest.raises(RuntimeError, match=r"VectorQuantizer\.recent_indices is in replaced_buffers, but was written"):
+        snapshot.restore()

@@ -45,6 +45,8 @@ class Quantizer(nn.Module):
     # others have the weight in `loss.quantizer_weights`, by default the one in `loss_weights`.
     loss_names: frozenset[str] = frozenset({"codebook", "commitment", "entropy"})
     loss_weights: ClassVar[Mapping[str, float]] = {}
+    # Buffers that are replaced and never written into; see `engine.buffers`.
+    replaced_buffers: ClassVar[frozenset[str]] = frozenset({"recent_indices"})
 
     group_sizes: tuple[int, ...]  # codes of each of the `num_groups` indices of a token
     num_groups: int

@@ -63,6 +63,7 @@ class VectorQuantizer(Quantizer):
     """Nearest-neighbor quantizer; see the module docstring."""
 
     config_class = VQConfig
+    replaced_buffers = Quantizer.replaced_buffers | {"recent_latents"}
     recent_latents: Tensor | None  # latents of the warm-up, for k-means
 
     def __init__(self, config: VQConfig) -> None:
