@@ -128,3 +128,14 @@ def test_other_errors_are_not_taken_for_a_system_without_locks(tmp_path, monkeyp
     with pytest.raises(OSError, match="broken disk"):
         lock_folder(tmp_path)
     assert not (tmp_path / OWNER).exists()
+
+
+def test_a_reader_writes_nothing(no_locks, tmp_path):
+    """It looks into runs of others, in folders that it may not be able to write."""
+    leave_behind(tmp_path, host="node7")
+    os.utime(tmp_path, (1, 1))
+    assert is_locked(tmp_path)
+    past = time.time() - STALE_SECONDS - 1
+    os.utime(tmp_path / OWNER, (past, past))
+    assert not is_locked(tmp_path)
+    assert tmp_path.stat().st_mtime == 1  # nothing was created or removed, not even for a moment
