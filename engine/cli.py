@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import hashlib
 import logging
 import os
 import sys
@@ -139,15 +140,16 @@ def run_entry(main: Callable[[], None]) -> None:
 
 
 def _tell(message: str) -> None:
-    """Prints an error, unless another process of the same launcher has told one already.
+    """Prints an error, unless another process of the same launcher has told the same one already.
 
     torchrun gives each attempt a folder, with a file per process for its error; the first process that fails leaves a
-    mark there.
+    mark of the message there.
     """
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if error_file:
+        mark = f"told_{hashlib.sha256(message.encode()).hexdigest()[:16]}"
         try:
-            Path(error_file).parents[1].joinpath("told").touch(exist_ok=False)
+            Path(error_file).parents[1].joinpath(mark).touch(exist_ok=False)
         except FileExistsError:
             return
         except OSError as error:  # better told twice than not at all

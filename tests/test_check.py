@@ -270,20 +270,20 @@ def test_where_all_is_there_the_processes_need_not_look_again(place, image_folde
 
 
 def test_one_error_of_several_processes_is_told_once(entry, tmp_path, monkeypatch):
-    """The first process of an attempt that fails tells; the next attempt has a folder of its own."""
-
-    def fails():
-        raise UserError("no codes")
-
+    """The first process of an attempt that fails tells, another error too; the next attempt has a folder of its own."""
     told = []
-    for attempt, rank in ((0, 1), (0, 0), (1, 0)):
+    for attempt, rank, problem in ((0, 1, "no codes"), (0, 0, "no codes"), (0, 2, "no images"), (1, 0, "no codes")):
+
+        def fails(problem=problem):
+            raise UserError(problem)
+
         folder = tmp_path / f"attempt_{attempt}"
         (folder / str(rank)).mkdir(parents=True)
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / str(rank) / "error.json"))
         code, _, err = entry(fails)
         assert code == 2
-        told.append("error: no codes" in err)
-    assert told == [True, False, True]
+        told.append(f"error: {problem}" in err)
+    assert told == [True, False, True, True]
 
 
 def test_the_first_process_of_a_machine_looks_for_all(monkeypatch):
