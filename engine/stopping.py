@@ -95,8 +95,14 @@ def leave_signals_to_parent() -> None:
 
 
 def stop_with_parent() -> None:
-    """On Linux: the kernel sends SIGTERM to this process when its parent dies, so that no orphan writes on."""
+    """On Linux: the kernel sends SIGTERM to this process when its parent dies, so that no orphan writes on.
+
+    Of a parent that died before, the kernel tells nothing: then this process sends itself the signal.
+    """
+    parent = os.getppid()
     try:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     except (OSError, AttributeError):
         return
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -4,10 +4,11 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from engine.stopping import STOP_SIGNALS, handled, leave_signals_to_parent, stop_requests
+from engine.stopping import STOP_SIGNALS, handled, leave_signals_to_parent, stop_requests, stop_with_parent
 
 
 def test_signals_are_collected_and_a_second_ctrl_c_does_not_wait(capfd):
@@ -71,3 +72,14 @@ def test_a_loader_obeys_its_parent_alone():
     os.kill(loader, signal.SIGTERM)
     _, status = os.waitpid(loader, 0)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.parametrize(("parents", "sent"), [((7, 7), []), ((7, 1), [signal.SIGTERM])])
+def test_a_parent_that_dies_before_the_kernel_is_asked(parents, sent, monkeypatch):
+    """The kernel tells nothing of it: the process stops itself."""
+    told, signals = iter(parents), []
+    monkeypatch.setattr("engine.stopping.ctypes.CDLL", lambda name: SimpleNamespace(prctl=lambda *words: 0))
+    monkeypatch.setattr("engine.stopping.os.getppid", lambda: next(told))
+    monkeypatch.setattr("engine.stopping.os.kill", lambda pid, number: signals.append(number))
+    stop_with_parent()
+    assert signals == sent
