@@ -4,7 +4,7 @@ Reading configs    config (load, compare, write), yaml_files (files and their ba
                    aliases (old spellings), config_help (`--help-config`)
 Config sections    validation (checks), config_types (types in words), registry (components by name), plugins
 Entries            cli, messages, preflight (`--check`)
-Processes          launcher (torchrun), stopping (signals), watchdog (hangs), time_limits, world, devices,
+Processes          launcher (torchrun), stopping (signals), watchdog (hangs), time_limits, world, devices, cores,
                    parallel, memory_plan (`--plan`), torch_versions (what older versions of PyTorch need)
 Training           loop, trained_model, optim, schedules, averages (EMA), buffers (put back after a bad step)
 Record of a run    run_log, wandb_run, folder_lock, run_record, alerts, progress,

@@ -22,6 +22,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
 
+from engine.cores import usable_cores
 from engine.devices import device_line, is_gpu, pick_device, reproducible_algorithms
 from engine.messages import logger
 from engine.time_limits import collective_timeout
@@ -172,6 +173,5 @@ def _prepare_cpu_processes(size: int) -> None:
     if os.environ.get("MASTER_ADDR") in ("localhost", "127.0.0.1"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if "OMP_NUM_THREADS" not in os.environ:
-        num_cores = len(os.sched_getaffinity(0))
         num_local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-        torch.set_num_threads(max(1, num_cores // num_local_processes))
+        torch.set_num_threads(max(1, usable_cores() // num_local_processes))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from engine.cores import usable_cores
 from engine.devices import (
     device_problem,
     driver_version,
@@ -106,7 +107,7 @@ def shared_memory() -> Reading:
 
 def threads() -> Reading:
     """Cores, threads of one process, and how busy the cores are."""
-    num_cores = len(os.sched_getaffinity(0))
+    num_cores = usable_cores()
     num_threads = torch.get_num_threads()
     num_processes = num_local_processes(for_scripts=True)
     load = os.getloadavg()[0]

@@ -36,7 +36,7 @@ def test_every_reading_is_shown_and_nothing_stays_on_the_disk(entry, tmp_path, m
 def test_what_is_wrong_has_a_remedy_and_code_1(entry, tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "MIN_SHARED_MEMORY", 10**18)
     monkeypatch.setattr(machine, "MIN_DISK_SPEED", 1e18)
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda process: {0})
+    monkeypatch.setattr(machine, "usable_cores", lambda: 1)
     monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 4)
     code, out, _ = entry(evaluations.doctor.__main__.main, "--machine", tmp_path)
     assert code == 1 and "machine: 3 finding(s)" in out

@@ -1,0 +1,53 @@
+"""The cores that this process may use: its affinity, and the quota of its control group (containers, SLURM).
+
+`usable_cores` in scripts/common.sh tells the same, before there is a Python.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from engine.arithmetic import ceil_div
+
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+
+
+def usable_cores() -> int:
+    """How many cores, 1 or more; a part of a core counts as one."""
+    num_cores = len(os.sched_getaffinity(0))
+    quota, period = _quota()
+    return max(1, min(num_cores, ceil_div(quota, period))) if quota > 0 and period > 0 else num_cores
+
+
+def _quota() -> tuple[int, int]:
+    """(microseconds of all cores, in each period of so many microseconds); (0, 0) without a limit."""
+    words = _words(_control_group() / "cpu.max")
+    if not words:  # version 1 of control groups
+        words = [
+            *_words(CONTROL_GROUPS / "cpu" / "cpu.cfs_quota_us"),
+            *_words(CONTROL_GROUPS / "cpu" / "cpu.cfs_period_us"),
+        ]
+    if len(words) != 2 or not all(word.isdecimal() for word in words):  # `max` or -1: no limit
+        return 0, 0
+    return int(words[0]), int(words[1])
+
+
+def _control_group() -> Path:
+    """The folder of this process's control group; the variable CONTROL_GROUP names another one."""
+    if os.environ.get("CONTROL_GROUP"):
+        return Path(os.environ["CONTROL_GROUP"])
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
+    return Path(f"{CONTROL_GROUPS}{names[0]}") if names else CONTROL_GROUPS
+
+
+def _words(path: Path) -> list[str]:
+    """The words of a file; none where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except OSError:
+        return []
