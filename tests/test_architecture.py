@@ -154,10 +154,12 @@ def call_problems(node: ast.Call) -> list[str]:
     if name in ("eval", "exec", "compile", "os.system") or options.get("shell") == "True":
         problems.append(f"{name}() runs text as code")
     if (
-        re.fullmatch(r"(torch\.load|(\w+\.)?(loads?_pickle|Unpickler)|pickle\.loads?)", name)
+        re.fullmatch(r"(torch\.(load|hub\..*)|(\w+\.)?(loads?_pickle|Unpickler)|pickle\.loads?)", name)
         or options.get("allow_pickle") == "True"
     ):
         problems.append("unpickles")
+    if re.fullmatch(r"yaml\.(\w+_)?load(_all)?", name) and not name.startswith("yaml.safe_"):
+        problems.append("builds objects that a YAML names")
     return problems
 
 
@@ -343,6 +345,10 @@ def test_an_allowed_import_is_not_found(module, source):
         ("from dill import load", "dill is imported"),
         ("pickle.load(file)", "unpickles"),
         ("np.load(path, allow_pickle=True)", "unpickles"),
+        ("torch.hub.load_state_dict_from_url(url)", "unpickles"),
+        ("yaml.load(text)", "builds objects"),
+        ("yaml.unsafe_load(text)", "builds objects"),
+        ("yaml.full_load_all(text)", "builds objects"),
         ("torch.cuda.synchronize()", "CUDA"),
         ("x.cuda()", "CUDA"),
     ],
@@ -352,5 +358,12 @@ def test_forbidden_code_is_found(source, problem):
 
 
 def test_ordinary_code_is_not_found():
-    source = '"""Doc."""\nmodel.eval()\nread_checkpoint(p)\nre.compile("x")\nnp.load(p, allow_pickle=False)'
+    calls = (
+        "model.eval()",
+        "read_checkpoint(p)",
+        're.compile("x")',
+        "np.load(p, allow_pickle=False)",
+        "yaml.safe_load(t)",
+    )
+    source = "\n".join(['"""Doc."""', *calls])
     assert code_problems("engine.x", source) == []

@@ -75,10 +75,15 @@ def storage(elements: int, key: str = "0") -> bytes:
     return b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + number(elements) + b"tQ"
 
 
+def build_vector(shape: int, stored: bytes, stride: int = 1, offset: int = 0) -> bytes:
+    """The instructions for a vector of `shape` elements in a storage."""
+    build = b"ctorch._utils\n_rebuild_tensor_v2\n("
+    return build + stored + number(offset) + number(shape) + b"\x85" + number(stride) + b"\x85\x89}tR"
+
+
 def tensor(elements: int, shape: int, stride: int = 1, offset: int = 0) -> bytes:
     """The instructions for a vector of `shape` elements in a storage that claims to have `elements`."""
-    build = b"ctorch._utils\n_rebuild_tensor_v2\n("
-    return build + storage(elements) + number(offset) + number(shape) + b"\x85" + number(stride) + b"\x85\x89}tR"
+    return build_vector(shape, storage(elements), stride, offset)
 
 
 def state_dict(value: bytes) -> bytes:
@@ -257,6 +262,64 @@ def test_a_claim_of_the_zip_directory_is_checked(tmp_path):
         paths[-1].write_bytes(changed)
     lines = read_apart(*paths, cwd=tmp_path)
     assert all(line.startswith("REFUSED") and "truncated or not a PyTorch checkpoint" in line for line in lines), lines
+
+
+def test_storages_that_overlap_are_refused(tmp_path):
+    """A small file whose 400 records all lie in the same 4 MB, and one whose records lie in each other."""
+    buffer = io.BytesIO()
+    count = 400
+    with zipfile.ZipFile(buffer, "w") as archive:
+        pickled = b"\x80\x02}" + b"".join(
+            text(f"x{i}") + build_vector(2**20, storage(2**20, str(i))) + b"s" for i in range(count)
+        )
+        archive.writestr("archive/data.pkl", pickled + b".")
+        archive.writestr("archive/data/0", bytes(2**22))
+    content = bytearray(buffer.getvalue())
+
+    # The list of records gets 399 more that name the same place.
+    start = content.rfind(b"PK\x01\x02")
+    end = content.rfind(b"PK\x05\x06")
+    entry = bytes(content[start:end])
+    more = b""
+    for index in range(1, count):
+        name = f"archive/data/{index}".encode()
+        more += entry[:28] + struct.pack("<H", len(name)) + entry[30:46] + name
+    closing = bytearray(content[end:])
+    closing[8:12] = struct.pack("<HH", count + 1, count + 1)
+    closing[12:16] = struct.pack("<I", struct.unpack("<I", closing[12:16])[0] + len(more))
+    path = tmp_path / "overlap.pt"
+    path.write_bytes(bytes(content[:end]) + more + bytes(closing))
+    (line,) = read_apart(path, cwd=tmp_path)
+    assert line.startswith("REFUSED") and ("another name where it lies" in line or "overlap" in line)
+
+
+def test_a_record_that_is_given_twice_is_refused(tmp_path):
+    """Which one counts would depend on the reader."""
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        path = torch_zip(tmp_path / "x.pt", state_dict(tensor(4, 4)), GOOD)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("archive/data/0", bytes(16))
+    with pytest.raises(UserError, match="gives a record twice"):
+        read_checkpoint(path)
+
+
+CIRCLES = {
+    "list": b"]q\x00h\x00a",
+    "dict": b"}q\x00" + text("model") + b"h\x00s",
+    "object in its attributes": b"cm\nM\n)\x81q\x00}" + text("a") + b"h\x00sb",
+    "tuple of a list": b"]q\x00(h\x00h\x00ta",
+    "set of sets": b"cbuiltins\nset\n]cbuiltins\nset\n]\x85Ra\x85R",
+}
+
+
+@pytest.mark.parametrize("name", CIRCLES)
+def test_circles_beside_the_weights_do_no_harm(name, tmp_path):
+    """A value that holds itself, beside healthy weights, or as the only content."""
+    beside = torch_zip(tmp_path / "beside.pt", model_with(CIRCLES[name]), GOOD)
+    alone = torch_zip(tmp_path / "alone.pt", b"\x80\x04" + CIRCLES[name] + b".", GOOD)
+    lines = read_apart(beside, alone, cwd=tmp_path)
+    is_flat = name != "set of sets"  # a key that is a container is refused wherever it stands
+    assert lines[0].startswith("READ" if is_flat else "REFUSED") and lines[1].startswith("REFUSED"), lines
 
 
 def damaged_bytes(content: bytes, random: np.random.Generator) -> bytes:

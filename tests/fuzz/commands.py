@@ -340,7 +340,10 @@ def main() -> None:
         fuzz = Fuzz(Path(folder), args.seed)
         cases = range(args.start, args.start + args.count) if args.case is None else [args.case]
         for number, case in enumerate(cases, start=1):
+            num_before = len(fuzz.wrong)
             fuzz.run(case)
+            for wrong in fuzz.wrong[num_before:]:
+                print(wrong, flush=True)
             if number % 100 == 0:
                 print(f"{number} of {len(cases)}, {len(fuzz.wrong)} wrong", flush=True)
     if args.case is not None:
