@@ -171,7 +171,8 @@ def _load_published(
         detected_config = config_of_state(state)
         if detected_config is None:
             raise ConfigError(
-                f"{path} is a published file: name the YAML of its architecture (--tok-config, --model-config)"
+                f"{path} is a published file: name the YAML of its architecture (--tok-config, --model-config), or "
+                "convert it into a folder once: python -m tokenizer.convert --help"
             )
         architecture = _Architecture(model=detected_config)
     layout = layout_of(architecture.model)

@@ -236,6 +236,11 @@ def _weights_folder(folder: Path, what: str) -> Path:
 
     Of a run in phases, the newest checkpoint of the last phase that has one.
     """
+    if folder.is_file():
+        raise CheckpointError(
+            f"{what} {folder} is a file, and a folder is needed; if it is a published checkpoint, convert it first "
+            "(see docs/checkpoints.md)"
+        )
     if not folder.is_dir():
         raise CheckpointError(f"{what} {folder} is not a folder of weights (a run, a checkpoint, or an exported model)")
     if (folder / "model.safetensors").is_file():

@@ -47,6 +47,7 @@ class NetworkConfig(Section):
     gpt: str = ""  # like `tokenizer`; for source=gpt only
     gpt_config: str = ""  # like `tokenizer_config`
     weights: str = "auto"  # auto | ema | model; auto: EMA if there is one
+    gpt_weights: str = ""  # like `weights`, for the GPT alone; empty: as `weights`
     layer: int | None = None  # of gpt and decoder, from 1; null: the middle of the GPT, the decoder's semantic layer
     after_projection: bool = False  # source=tokenizer only: after the projection to z_channels
     gpt_dropout: bool = False  # compat: dropout of the GPT is on while the probe trains, as in the released code
@@ -55,6 +56,7 @@ class NetworkConfig(Section):
     def problems(self) -> Iterator[Problem]:
         yield from one_of(self, "source", SOURCES)
         yield from one_of(self, "weights", WEIGHT_CHOICES)
+        yield from one_of(self, "gpt_weights", ("", *WEIGHT_CHOICES))
         if self.layer is not None:
             yield from at_least(self, "layer", 1)
 
@@ -82,16 +84,17 @@ def network_problems(config: NetworkConfig) -> Iterator[Problem]:
 
 def network_needs(config: NetworkConfig, image_size: int, preflight: Preflight) -> None:
     """Looks for the frozen networks, which must fit together, and images of `image_size` pixels."""
-    options = {"weights": config.weights, "hashed": preflight.hashes}
     tokenizer = None
     with preflight.collecting():
-        tokenizer = survey_tokenizer(config.tokenizer, config=config.tokenizer_config or None, **options)
+        options = {"config": config.tokenizer_config or None, "weights": config.weights}
+        tokenizer = survey_tokenizer(config.tokenizer, **options, hashed=preflight.hashes)
         preflight.found.append(f"network.tokenizer: {config.tokenizer} ({tokenizer.num_tokens} tokens)")
         if image_size != tokenizer.image_size:
             preflight.problem(f"data.image_size={image_size}, but the tokenizer is for {tokenizer.image_size}")
     if SOURCES[config.source].needs_generator:
         with preflight.collecting():
-            generator = survey_gpt(config.gpt, config=config.gpt_config or None, **options)
+            options = {"config": config.gpt_config or None, "weights": config.gpt_weights or config.weights}
+            generator = survey_gpt(config.gpt, **options, hashed=preflight.hashes)
             preflight.found.append(f"network.{GENERATOR}: {config.gpt} ({generator.num_classes} classes)")
             if tokenizer is not None:
                 require_sizes(generator, tokenizer)
@@ -132,7 +135,7 @@ class GeneratorSource(ProbeSource):
     """Hidden states of a generator that sees the codes of images and the null class."""
 
     needs_generator = True
-    optional_keys = frozenset({GENERATOR, "gpt_config", "layer", "gpt_dropout"})
+    optional_keys = frozenset({GENERATOR, "gpt_config", "gpt_weights", "layer", "gpt_dropout"})
 
     def __init__(self, config: NetworkConfig, tokenizer: Tokenizer, generator: Generator) -> None:
         self.tokenizer = tokenizer
@@ -222,12 +225,13 @@ class ProbedNetwork:
     def __init__(self, config: NetworkConfig, seed: int, precision: str, device: torch.device) -> None:
         # The networks. The probed one may be redrawn as a control.
         source = SOURCES[config.source]
-        options = {"weights": config.weights, "device": device}
-        tokenizer = load_tokenizer(config.tokenizer, config=config.tokenizer_config or None, **options)
+        options = {"config": config.tokenizer_config or None, "weights": config.weights}
+        tokenizer = load_tokenizer(config.tokenizer, **options, device=device)
         networks: dict[str, Tokenizer | Generator] = {"tokenizer": tokenizer}
         generator = None
         if source.needs_generator:
-            generator = load_gpt(config.gpt, config=config.gpt_config or None, **options)
+            options = {"config": config.gpt_config or None, "weights": config.gpt_weights or config.weights}
+            generator = load_gpt(config.gpt, **options, device=device)
             require_pair(generator, tokenizer)
             networks[GENERATOR] = generator
         if config.random_weights:

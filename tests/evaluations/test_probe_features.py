@@ -1,16 +1,20 @@
 """Features for linear probes: those that the papers name, read once, the same for any number of ranks."""
 
+import shutil
+
 import mini
 import numpy as np
 import pytest
 import torch
 from probes import IMAGES, config_of, network_of, pixels
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from autoregressive import load_gpt
 from engine.data.images import to_float
+from engine.messages import ConfigError
 from evaluations.probes.cache import read_features
-from evaluations.probes.features import ProbedNetwork
+from evaluations.probes.features import NetworkConfig, ProbedNetwork
 from tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("probe_images")
@@ -72,6 +76,22 @@ def test_dropout_acts_only_where_it_is_asked_for_and_only_in_training(probed):
         assert torch.equal(first, second) != dropout
         assert torch.equal(first, expected) != dropout
         assert torch.equal(network(images), expected)
+
+
+def test_the_weights_of_each_network_can_be_chosen(probed, tmp_path):
+    """Of a GPT with raw weights and an EMA, and of a tokenizer that has raw weights alone."""
+    folder = tmp_path / "gpt"
+    shutil.copytree(probed / "gpt", folder)
+    state = load_file(folder / "model.safetensors")
+    save_file({name: tensor + 0.5 for name, tensor in state.items()}, folder / "ema.safetensors")
+    names = {"source": "gpt", "tokenizer": str(probed / "tokenizer"), "gpt": str(folder), "weights": "model"}
+    for gpt_weights, expected in (("ema", "ema"), ("", "model")):
+        config = NetworkConfig(**names, gpt_weights=gpt_weights)
+        network = ProbedNetwork(config, 0, "fp32", torch.device("cpu"))
+        assert network.provenance["gpt"]["weights"] == expected
+        assert network.provenance["tokenizer"]["weights"] == "model"
+    with pytest.raises(ConfigError, match=r"network\.gpt_weights='raw' must be one of"):
+        config_of(probed, "unused", "network.gpt_weights=raw")
 
 
 def test_random_weights_are_drawn_with_the_seed_and_stamped(probed):
