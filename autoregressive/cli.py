@@ -152,7 +152,7 @@ def gpt_needs(args: argparse.Namespace, tokenizer: Tokenizer | None, preflight: 
         generator = survey_gpt(args.gpt_ckpt, config=config, weights=weights, hashed=preflight.hashes)
         if tokenizer is not None:
             require_sizes(generator, tokenizer)
-        preflight.found.append(f"--gpt-ckpt: {args.gpt_ckpt} ({generator.num_classes} classes)")
+        preflight.ready.append(f"--gpt-ckpt: {args.gpt_ckpt} ({generator.num_classes} classes)")
         return generator
     return None
 

@@ -102,17 +102,17 @@ def _load_published(
         )
     model = config if isinstance(config, GeneratorConfig) else load_sections(GeneratorSections, config).model
     layout = layout_of(model)
-    found = layout.read(path, weights, header_only=header_only)
+    contents = layout.read(path, weights, header_only=header_only)
 
     # The tensors of the file become the parameters; nothing is initialized first.
     with torch.device("meta"):
         generator = build_generator(model)
-    ours = layout.import_state(found.state, generator.state_dict())
+    ours = layout.import_state(contents.state, generator.state_dict())
     if header_only:
-        require_fit(generator, ours, path, layout.name_in_file(found))
+        require_fit(generator, ours, path, layout.name_in_file(contents))
     else:
-        load_strict(generator, ours, path, assign=True, shown_as=layout.name_in_file(found))
-    return generator, Provenance(str(path), found.kind, "", {}, GeneratorSections(model=model))
+        load_strict(generator, ours, path, assign=True, shown_as=layout.name_in_file(contents))
+    return generator, Provenance(str(path), contents.kind, "", {}, GeneratorSections(model=model))
 
 
 def require_pair(generator: Generator, tokenizer: Tokenizer) -> None:

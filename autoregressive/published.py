@@ -106,11 +106,11 @@ class GPTLayout:
     def read(self, path: Path, weights: str, *, header_only: bool = False) -> Weights:
         # WeTok's files hold raw weights of a GPT alone; `weights` then speaks of the tokenizer beside it.
         preferred = "auto" if has_factorized_head(self.config) else weights
-        found = read_checkpoint(path, prefer=preferred, order=("model", "ema"), header_only=header_only)
-        state = select_submodule(found.state, GPT_PART)
+        contents = read_checkpoint(path, prefer=preferred, order=("model", "ema"), header_only=header_only)
+        state = select_submodule(contents.state, GPT_PART)
         if not is_gpt(state):
             raise ConfigError(f"{path} holds no GPT (it has no tok_embeddings.weight); is it a tokenizer?")
-        return replace(found, state={name: tensor for name, tensor in state.items() if not _is_ignored(name)})
+        return replace(contents, state={name: tensor for name, tensor in state.items() if not _is_ignored(name)})
 
     def import_state(self, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return import_state(state, own, self.rules)

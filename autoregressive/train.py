@@ -57,7 +57,7 @@ def training_needs(config: GPTTrainConfig, network: Generator, preflight: Prefli
     else:
         with preflight.collecting():
             tokenizer = survey_tokenizer(config.data.tokenizer, hashed=preflight.hashes)
-            preflight.found.append(f"data.tokenizer: {config.data.tokenizer} ({tokenizer.num_tokens} tokens)")
+            preflight.ready.append(f"data.tokenizer: {config.data.tokenizer} ({tokenizer.num_tokens} tokens)")
 
     # The codes, held-out ones included.
     if not config.data.codes:
@@ -65,7 +65,7 @@ def training_needs(config: GPTTrainConfig, network: Generator, preflight: Prefli
     else:
         with preflight.collecting():
             store = CodeStore(config.data.codes, "train")
-            preflight.found.append(f"data.codes: {len(store):,} images in {store.folder}")
+            preflight.ready.append(f"data.codes: {len(store):,} images in {store.folder}")
             check_codes(network, config.model.name, store)
             if (Path(config.data.codes) / "val").is_dir():
                 held_out = CodeStore(config.data.codes, "val")

@@ -16,8 +16,6 @@ import torch
 from engine.messages import ConfigError
 
 DEVICES = ("auto", "cpu", "cuda")  # auto: a GPU where there is one
-
-
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 GPU_FILES = "/dev/nvidia[0-9]*"  # of the GPUs that a machine or a container has
 
@@ -108,8 +106,8 @@ def driver_version() -> str | None:
     if not DRIVER_FILE.is_file():
         return None
     first_line = DRIVER_FILE.read_text(encoding="utf-8").partition("\n")[0]
-    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", first_line)
-    return found[0] if found else first_line
+    match = re.search(r"\b\d+\.\d+(\.\d+)?\b", first_line)
+    return match[0] if match else first_line
 
 
 def nccl_version() -> str | None:

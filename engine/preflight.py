@@ -47,13 +47,13 @@ GB = 10**9
 
 
 class Preflight:
-    """Collects the `problems` of a command before it starts, and what was `found`, as lines for people."""
+    """Collects the `problems` of a command before it starts, and what is `ready`, as lines for people."""
 
     def __init__(self, hashes: bool = False, *, for_scripts: bool = False) -> None:
         self.hashes = hashes  # also compare hashes, which reads whole files
         self.for_scripts = for_scripts  # what the scripts would start is looked at, not this process
         self.problems: list[str] = []
-        self.found: list[str] = []
+        self.ready: list[str] = []
 
     # -------------------------------------------------------------------------------------------- collecting
     def problem(self, line: str) -> None:
@@ -85,7 +85,7 @@ class Preflight:
         elif path.stat().st_size == 0:
             self.problem(f"{name}: {path} is empty")
         else:
-            self.found.append(f"{name}: {path} ({path.stat().st_size:,} bytes)")
+            self.ready.append(f"{name}: {path} ({path.stat().st_size:,} bytes)")
             return True
         return False
 
@@ -97,7 +97,7 @@ class Preflight:
         elif not os.access(path, os.R_OK | os.X_OK):
             self.problem(f"{name}: {path} cannot be read; check its permissions")
         else:
-            self.found.append(f"{name}: {path}")
+            self.ready.append(f"{name}: {path}")
             return True
         return False
 
@@ -121,7 +121,7 @@ class Preflight:
                 )
             else:
                 needed = f", about {_size(num_bytes)} needed" if num_bytes else ""
-                self.found.append(f"{name}: {folder} ({_size(free)} free{needed})")
+                self.ready.append(f"{name}: {folder} ({_size(free)} free{needed})")
 
     def new_file(self, path: str | Path, name: str) -> None:
         """A file or folder that must not exist yet, in a folder that can be written."""
@@ -139,7 +139,7 @@ class Preflight:
         if problem is not None:
             self.problem(problem)
         else:
-            self.found.append(f"device {name}: {count} process(es) on this machine")
+            self.ready.append(f"device {name}: {count} process(es) on this machine")
 
     def assets(self, names: tuple[str, ...], config: AssetsConfig) -> None:
         """Pretrained weights, by their names in `engine.assets.ASSETS`."""
@@ -148,13 +148,13 @@ class Preflight:
                 continue
             with self.collecting():
                 path = resolve(name, config).path if self.hashes else find_asset(name, config)
-                self.found.append(f"pretrained weights {name}: {path or 'may be downloaded'}")
+                self.ready.append(f"pretrained weights {name}: {path or 'may be downloaded'}")
 
     def images(self, config: SourceConfig, split: str) -> Survey | None:
         """The images of a split; None where they are not there."""
         with self.collecting():
             survey = survey_source(config, split)
-            self.found.append(f"{split} images: {survey.text()}")
+            self.ready.append(f"{split} images: {survey.text()}")
             return survey
         return None
 
@@ -288,5 +288,5 @@ def require(args: argparse.Namespace, needs: Callable[[Preflight], None], *, sta
     if preflight.problems:
         raise UserError(preflight.message())
     if args.check:
-        print("\n  ".join(["ready:", *preflight.found]))
+        print("\n  ".join(["ready:", *preflight.ready]))
         raise SystemExit(0)

@@ -33,7 +33,7 @@ def needs(config: ARProbeConfig, preflight: Preflight) -> None:
         if not config.tokenizer:
             raise ConfigError("tokenizer is empty; it names the folder of a trained tokenizer")
         tokenizer = survey_tokenizer(config.tokenizer, hashed=preflight.hashes)
-        preflight.found.append(f"tokenizer: {config.tokenizer} ({tokenizer.num_tokens} tokens)")
+        preflight.ready.append(f"tokenizer: {config.tokenizer} ({tokenizer.num_tokens} tokens)")
         preflight.training_images(tokenizer.provenance.config.data)
     if config.reference not in SPLITS:
         preflight.file(config.reference, "reference")

@@ -204,7 +204,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     for run in (args.run, args.other):
         if run is not None:
             with preflight.collecting():
-                preflight.found.append(f"checkpoint: {checkpoint_of(run)}")
+                preflight.ready.append(f"checkpoint: {checkpoint_of(run)}")
 
 
 def main() -> None:

@@ -131,7 +131,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     with preflight.collecting():
         data = DataConfig(name=kind_of(args.data_path), root=args.data_path, skip_broken=args.skip_broken)
         survey = survey_source(data, "train")
-        preflight.found.append(f"--data-path: {survey.text()}")
+        preflight.ready.append(f"--data-path: {survey.text()}")
         num_crops = min(args.num_images, survey.num_images or args.num_images)
     preflight.new_file(args.output, "--output")
     preflight.output(args.output.parent, "--output", 0 if args.no_images else num_crops * args.image_size**2 * 3)

@@ -106,13 +106,13 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     output_needs(args, "result", preflight)
     with preflight.collecting():
         count = survey_images(args.samples, "--samples", args.skip_broken)
-        preflight.found.append(f"--samples: {count:,} images in {args.samples}")
+        preflight.ready.append(f"--samples: {count:,} images in {args.samples}")
     if not args.reference:
         preflight.problem("--gt-npz-path (or --reference) names the npz file or folder to measure against")
     elif Path(args.reference).is_dir():
         with preflight.collecting():
             count = survey_images(args.reference, "--reference", args.skip_broken)
-            preflight.found.append(f"--reference: {count:,} images in {args.reference}")
+            preflight.ready.append(f"--reference: {count:,} images in {args.reference}")
         preflight.assets(assets_of(EXTRACTORS[args.extractor]), assets_from(args))
     else:
         measure_needs(args, None, preflight)

@@ -68,7 +68,7 @@ def tokenizer_needs(args: argparse.Namespace, preflight: Preflight) -> Tokenizer
             args.vq_ckpt, config=args.tok_config, weights=args.weights, hashed=preflight.hashes
         )
         _apply_flags(args, tokenizer)
-        preflight.found.append(f"--vq-ckpt: {args.vq_ckpt} ({tokenizer.num_tokens} tokens, {tokenizer.image_size} px)")
+        preflight.ready.append(f"--vq-ckpt: {args.vq_ckpt} ({tokenizer.num_tokens} tokens, {tokenizer.image_size} px)")
         return tokenizer
     return None
 

@@ -161,8 +161,8 @@ def _load_published(
     in_one_dict = architecture is None or layout_of(architecture.model).holds_both_weights
 
     # The tensors of the tokenizer.
-    found = read_checkpoint(path, prefer=weights, is_wish=in_one_dict, header_only=header_only)
-    state = select_submodule(found.state, TOKENIZER_PART)
+    contents = read_checkpoint(path, prefer=weights, is_wish=in_one_dict, header_only=header_only)
+    state = select_submodule(contents.state, TOKENIZER_PART)
     if is_gpt(state):
         raise ConfigError(f"{path} holds a GPT, not a tokenizer")
 
@@ -186,9 +186,9 @@ def _load_published(
     rules = layout.rules(model_config)
     windows = {f"quantizer.{name}": window for name, window in tokenizer.quantizer.empty_windows().items()}
     expected = tokenizer.state_dict() | windows
-    state, selected = layout.select(state, expected, rules, "model" if found.kind == "ema" else weights, path)
+    state, selected = layout.select(state, expected, rules, "model" if contents.kind == "ema" else weights, path)
     source = f"{path} (as {config_path})" if config_path else str(path)
-    in_file = name_in_file(found.file_names, rules, TOKENIZER_PART)
+    in_file = name_in_file(contents.file_names, rules, TOKENIZER_PART)
     imported = import_state(state, expected, rules)
     if header_only:
         require_fit(tokenizer, imported, source, in_file)
@@ -196,6 +196,6 @@ def _load_published(
         load_strict(tokenizer, imported, source, assign=True, shown_as=in_file)
 
     sections = TokenizerSections(model=model_config, data=DataConfig(image_size=image_size))
-    kind = "ema" if "ema" in (found.kind, selected) else "model"
+    kind = "ema" if "ema" in (contents.kind, selected) else "model"
     provenance = Provenance(path=str(path), weights=kind, fingerprint="", stamp={}, config=sections)
     return tokenizer, provenance

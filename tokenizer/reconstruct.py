@@ -174,7 +174,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
             preflight.images(extended(DataConfig(name=args.data)), "val")
         else:
             images = open_images(args)
-            preflight.found.append(f"--data-path: {len(images):,} images in {args.data_path}")
+            preflight.ready.append(f"--data-path: {len(images):,} images in {args.data_path}")
     preflight.output(args.sample_dir, "--sample-dir")
 
 

@@ -100,7 +100,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
         preflight.output(args.run or Path(), "--machine")
         return
     with preflight.collecting():
-        preflight.found += [f"run: {folder}" for folder in run_folders(args.run)]
+        preflight.ready += [f"run: {folder}" for folder in run_folders(args.run)]
     if args.recipe is not None:
         preflight.file(args.recipe, "--recipe")
 

@@ -88,14 +88,14 @@ def network_needs(config: NetworkConfig, image_size: int, preflight: Preflight) 
     with preflight.collecting():
         options = {"config": config.tokenizer_config or None, "weights": config.weights}
         tokenizer = survey_tokenizer(config.tokenizer, **options, hashed=preflight.hashes)
-        preflight.found.append(f"network.tokenizer: {config.tokenizer} ({tokenizer.num_tokens} tokens)")
+        preflight.ready.append(f"network.tokenizer: {config.tokenizer} ({tokenizer.num_tokens} tokens)")
         if image_size != tokenizer.image_size:
             preflight.problem(f"data.image_size={image_size}, but the tokenizer is for {tokenizer.image_size}")
     if SOURCES[config.source].needs_generator:
         with preflight.collecting():
             options = {"config": config.gpt_config or None, "weights": config.gpt_weights or config.weights}
             generator = survey_gpt(config.gpt, **options, hashed=preflight.hashes)
-            preflight.found.append(f"network.{GENERATOR}: {config.gpt} ({generator.num_classes} classes)")
+            preflight.ready.append(f"network.{GENERATOR}: {config.gpt} ({generator.num_classes} classes)")
             if tokenizer is not None:
                 require_sizes(generator, tokenizer)
 

@@ -130,7 +130,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     for path in args.runs:
         with preflight.collecting():
             open_runs(path)
-            preflight.found.append(f"run: {path}")
+            preflight.ready.append(f"run: {path}")
     if args.output is not None:
         preflight.output(args.output.parent, "--output")
     else:

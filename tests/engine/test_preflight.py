@@ -226,7 +226,7 @@ def test_more_processes_than_gpus(monkeypatch, tmp_path):
     assert "8 processes need 8 GPUs, but 4 are visible" in preflight.problems[0]
     alone = Preflight()
     alone.device("auto")
-    assert not alone.problems and alone.found == ["device auto: 1 process(es) on this machine"]
+    assert not alone.problems and alone.ready == ["device auto: 1 process(es) on this machine"]
     assert device_problem("cuda", 4) is None
 
 

@@ -99,8 +99,8 @@ def num_rows(state: State, name: str) -> int:
     """The first size of a tensor that shows an architecture. Raises ConfigError where it is missing, or has no rows."""
     tensor = state.get(name)
     if tensor is None or tensor.ndim == 0 or len(tensor) == 0:
-        found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
-        raise ConfigError(f"the file does not show its architecture: {name} {found}; name its YAML")
+        fault = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
+        raise ConfigError(f"the file does not show its architecture: {name} {fault}; name its YAML")
     return len(tensor)
 
 

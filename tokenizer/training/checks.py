@@ -171,8 +171,8 @@ def _shape_problems(quantizer: Quantizer, name: str) -> Iterator[str]:
             "both must have codebook_dim channels"
         )
     if quantized.indices.shape != index_shape or quantized.indices.dtype != torch.int64:
-        found = f"{quantized.indices.dtype} of shape {tuple(quantized.indices.shape)}"
-        yield f"{name} returned indices {found}; they must be torch.int64 of shape {index_shape}"
+        description = f"{quantized.indices.dtype} of shape {tuple(quantized.indices.shape)}"
+        yield f"{name} returned indices {description}; they must be torch.int64 of shape {index_shape}"
 
 
 def _late_start_problems(discriminator: DiscriminatorConfig, total_steps: int) -> Iterator[str]:

@@ -21,7 +21,7 @@ def training_needs(config: TokenizerTrainConfig, network: Tokenizer, preflight: 
         with preflight.collecting():
             weights = find_weights(config.init, "model", "init: tokenizer", hashed=preflight.hashes)
             header = read_header(weights.path)
-            preflight.found.append(f"init: {weights.path} ({len(header)} tensors)")
+            preflight.ready.append(f"init: {weights.path} ({len(header)} tensors)")
 
     checkpoint_bytes = network_bytes(num_parameters(network), ema=config.ema_decay > 0)
     phases = [phase.loop for phase in phases_of(config)]
