@@ -24,6 +24,7 @@ from evaluations.cli import (
     add_measure_flags,
     assets_from,
     extractor_from,
+    extractor_name,
     measure_needs,
     output_needs,
     output_path,
@@ -104,6 +105,9 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for the images, the reference (a file or a folder), and the weights of the extractor."""
     output_needs(args, "result", preflight)
+    extractor = extractor_name(args)
+    if extractor == "none":
+        preflight.problem("--extractor none leaves nothing to measure")
     with preflight.collecting():
         count = survey_images(args.samples, "--samples", args.skip_broken)
         preflight.ready.append(f"--samples: {count:,} images in {args.samples}")
@@ -113,7 +117,8 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
         with preflight.collecting():
             count = survey_images(args.reference, "--reference", args.skip_broken)
             preflight.ready.append(f"--reference: {count:,} images in {args.reference}")
-        preflight.assets(assets_of(EXTRACTORS[args.extractor]), assets_from(args))
+        if extractor != "none":
+            preflight.assets(assets_of(EXTRACTORS[extractor]), assets_from(args))
     else:
         measure_needs(args, None, preflight)
 

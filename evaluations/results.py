@@ -121,12 +121,7 @@ def write_result(path: Path, metrics: dict[str, Any], protocol: dict[str, Any], 
     `forced` ({metric: why it should not be trusted}) follows from the facts of the reference.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    reasons = {
-        name: f"its value is not finite ({value})"
-        for name, value in metrics.items()
-        if isinstance(value, float) and not math.isfinite(value)
-    }
-    metrics = {name: value for name, value in metrics.items() if name not in reasons}
+    metrics, reasons = _finite_metrics(metrics)
     more = {**more, "unavailable": {**more.get("unavailable", {}), **reasons}}
 
     result = {"metrics": metrics, "protocol": protocol, "libraries": library_versions(), **plugins.stamp()}
@@ -186,12 +181,30 @@ def write_arrays(path: Path, **arrays: Any) -> None:
         np.savez(temporary, **arrays)
 
 
+def _finite_metrics(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The metrics that are numbers, and {metric: reason} for those that are NaN or infinite."""
+    reasons = {
+        name: f"its value is not finite ({value})"
+        for name, value in metrics.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    }
+    return {name: value for name, value in metrics.items() if name not in reasons}, reasons
+
+
 def read_result(path: str | Path) -> dict[str, Any]:
-    """A result that `write_result` wrote, with present names. Raises UserError for any other file."""
+    """A result that `write_result` wrote, with present names. Raises UserError for any other file.
+
+    A metric that is NaN or infinite, as older versions wrote it, is listed as unavailable here too.
+    """
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
         if not {"metrics", "protocol"} <= result.keys():
             raise ValueError("it has no metrics and protocol")
+        if not all(isinstance(result[section], dict) for section in ("metrics", "protocol")):
+            raise ValueError("metrics and protocol must be sections")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a result of an evaluation: {error}") from error
+    result["metrics"], reasons = _finite_metrics(result["metrics"])
+    if reasons:
+        result["unavailable"] = {**result.get("unavailable", {}), **reasons}
     return current_result(result)

@@ -8,6 +8,8 @@ import pytest
 from fuzz.command_place import CHECK_ONLY, command_lines
 from fuzz.commands import OUT, Fuzz, run, silent_numbers
 
+from evaluations.results import read_result
+
 
 @pytest.fixture(scope="module")
 def fuzz(tmp_path_factory):
@@ -55,3 +57,15 @@ def test_a_path_that_no_file_system_takes_is_an_error(entry):
 
     code, _, err = entry(tokenizer.convert.main, "--vq-ckpt", "x" * 400, "--output", "out")
     assert code == 2 and "Traceback" not in err and "File name too long" in err and len(err) < 600
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_result_with_a_number_that_is_not_finite_shows_none(fuzz, monkeypatch):
+    """Regression: compare printed nan, and measure --check --extractor none was a KeyError."""
+    monkeypatch.chdir(fuzz.place)
+    code, output = run("evaluations.compare", ["a.json", "nan.json"])
+    assert code in (0, 3) and silent_numbers([], output, fuzz.place / OUT) is None
+    assert read_result("nan.json")["unavailable"] == {"psnr": "its value is not finite (nan)"}
+    arguments = ["--samples", "samples.npz", "--gt-npz-path", "squares", "--extractor", "none", "--check"]
+    code, output = run("evaluations.measure", arguments)
+    assert code == 2 and "--extractor none leaves nothing to measure" in output
