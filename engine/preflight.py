@@ -123,6 +123,14 @@ class Preflight:
                 needed = f", about {_size(num_bytes)} needed" if num_bytes else ""
                 self.ready.append(f"{name}: {folder} ({_size(free)} free{needed})")
 
+    def output_file(self, path: str | Path, name: str) -> None:
+        """A file that can be written; what it may replace is the entry's to judge."""
+        path = Path(path)
+        if not path.name or path.is_dir():
+            self.problem(f"{name}: {path} is a folder; the name of a file is needed")
+        else:
+            self.output(path.parent, name)
+
     def new_file(self, path: str | Path, name: str) -> None:
         """A file or folder that must not exist yet, in a folder that can be written."""
         path = Path(path)

@@ -128,7 +128,7 @@ def table(rows: Sequence[Sequence[dict]], channels: Sequence[int]) -> str:
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for a place for the numbers."""
     if args.output:
-        preflight.output(args.output.parent, "--output")
+        preflight.output_file(args.output, "--output")
 
 
 def main() -> None:

@@ -129,7 +129,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
             data = images_to_check(flags, tokenizer)
             if data is not None:
                 preflight.images(data, "val")
-    preflight.output(args.output.parent, "--output")
+    preflight.output_file(args.output, "--output")
 
 
 def main() -> None:

@@ -132,7 +132,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
             open_runs(path)
             preflight.ready.append(f"run: {path}")
     if args.output is not None:
-        preflight.output(args.output.parent, "--output")
+        preflight.output_file(args.output, "--output")
     else:
         preflight.output(args.runs[0] if len(args.runs) == 1 else Path(), "report")
 

@@ -114,6 +114,17 @@ def test_places_for_results(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "folder"])
+def test_a_folder_is_no_name_of_a_file(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    preflight = Preflight()
+    preflight.output_file(Path(name), "--output")
+    assert preflight.problems == [f"--output: {Path(name)} is a folder; the name of a file is needed"]
+    preflight.output_file(Path("page.html"), "--output")
+    assert len(preflight.problems) == 1
+
+
 def test_room_for_checkpoints(tmp_path, monkeypatch):
     """1000 parameters with AdamW and EMA: 24,000 bytes a checkpoint, of which two stay and a third is written."""
     asked = []
