@@ -12,6 +12,8 @@
 #                        active = the virtual or conda environment that is active
 #   --python PROGRAM     Python 3.11 or newer to make .venv with (default: the first that is found)
 #   --torch-index URL    take torch and torchvision from this index, before the rest
+#                        (default: PyPI's newest; where the driver of the GPUs is too old for that, the newest build of
+#                        scripts/torch_builds.tsv that it can run)
 #   --constraints FILE   versions to hold to, in pip's format (also: variable CONSTRAINTS)
 #   --help
 #
@@ -24,6 +26,7 @@ environment=venv
 python=
 torch_index=
 constraints=${CONSTRAINTS:-}
+build_constraints= # of the build of torch that the driver can run; see choose_torch_build
 
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -160,7 +163,29 @@ PY
 
 # --- install what is missing ---
 
-pip_install() { "$env_python" -m pip install --disable-pip-version-check "$@" ${constraints:+--constraint "$constraints"}; }
+pip_install() {
+    "$env_python" -m pip install --disable-pip-version-check "$@" \
+        ${constraints:+--constraint "$constraints"} ${build_constraints:+--constraint "$build_constraints"}
+}
+
+# Holds torch to a build that the driver of this machine can run, unless the user has chosen one.
+choose_torch_build() {
+    local driver version vision cuda lowest
+    driver=$(nvidia_driver)
+    read -r version vision cuda lowest <<<"$(torch_build newest)"
+    if [ -z "$driver" ] || [ "$(torch_build "$driver")" = "$version $vision $cuda $lowest" ]; then return; fi
+
+    echo "The driver $driver of the GPUs here cannot run the newest PyTorch (CUDA $cuda needs driver $lowest or newer)."
+    read -r version vision cuda lowest <<<"$(torch_build "$driver")"
+    if [ -z "$version" ]; then
+        echo "It is too old for every build of scripts/torch_builds.tsv, so PyTorch will see no GPU. Update the driver, or" \
+            "name another build with --torch-index."
+        return
+    fi
+    echo "Taking torch $version instead, which is built for CUDA $cuda. For another build use --torch-index or --constraints."
+    build_constraints=$work/build.txt
+    printf 'torch==%s\ntorchvision==%s\n' "$version" "$vision" >"$build_constraints"
+}
 
 # The stamp says that the last installation got through the check at the end; what is installed, the environment itself tells.
 stamp=$folder/.visual-tokenizers-checked
@@ -168,6 +193,9 @@ needed=$(missing all without_dependencies)
 if [ -n "$needed" ]; then
     printf 'Installing into %s:\n%s\n' "$folder" "$needed"
     rm -f "$stamp"
+    chosen=$torch_index
+    if [ -n "$constraints" ] && grep -q '^torch[^a-z]' "$constraints"; then chosen=$constraints; fi
+    if [ -z "$chosen" ] && [ -n "$(missing torch)" ]; then choose_torch_build; fi
     if [ -n "$torch_index" ] && [ -n "$(missing torch)" ]; then
         pip_install --index-url "$torch_index" -r "$work/torch.txt"
     fi

@@ -1,4 +1,4 @@
-"""What older versions of PyTorch need: the only module that knows them.
+"""What older versions of PyTorch need: the only module that knows them. docs/versions.md says which ones are tested.
 
 Each function says which version it serves, and can go when `pyproject.toml` no longer admits that version. A function
 asks for the feature itself where it can, so that versions in between need not be known.

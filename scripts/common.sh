@@ -134,6 +134,27 @@ share_cores() {
     fi
 }
 
+# Prints the driver of the NVIDIA GPUs of this machine, such as 535.104.05; nothing where there is none.
+nvidia_driver() {
+    command -v nvidia-smi >/dev/null || return 0
+    nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | sed -n 1p
+}
+
+# The newest tested build of torch that the driver $1 can run, as `torch torchvision cuda driver` with the lowest driver
+# of that build; for `newest` the newest one of all. Prints nothing where every build needs a newer driver.
+torch_build() {
+    awk -v driver="$1" '
+        # a driver is major.minor.patch: 525.125 is newer than 525.60
+        function runs(needed) {
+            split(driver, have, ".")
+            split(needed, need, ".")
+            return have[1] + 0 > need[1] + 0 || (have[1] + 0 == need[1] + 0 && have[2] + 0 >= need[2] + 0)
+        }
+        NR > 1 && (driver == "newest" || runs($4)) { build = $1 " " $2 " " $3 " " $4 }
+        END { if (build) print build }
+    ' "$REPO_ROOT/scripts/torch_builds.tsv"
+}
+
 # For the training scripts: turns `[FILE] [flag or override ...]`, in any order, into arguments of `python -m`, in the array
 # `arguments`. $1 is the name and $2 the value of the variable that stands in for FILE. Without FILE, --help, --help-config
 # and --config are handed through.

@@ -12,7 +12,7 @@ from script_modules import script_modules
 ROOT = Path(__file__).parents[1]
 MODULES = script_modules()
 BY_FLAG = {script: modules for script, modules in MODULES.items() if modules.flag}
-OTHERS = {"launch", "test", "torture"}
+OTHERS = {"check_versions", "launch", "test", "torture"}
 
 
 @pytest.fixture

@@ -1,0 +1,100 @@
+"""env_install.sh takes a build of PyTorch that the driver of the machine can run, or says why there is none."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROWS = [line.split("\t") for line in (ROOT / "scripts" / "torch_builds.tsv").read_text().splitlines()]
+BUILDS = [dict(zip(ROWS[0], row, strict=True)) for row in ROWS[1:]]
+
+# A python of an environment in which torch is missing until pip has run; pip only says what it was asked for.
+PYTHON = """#!/bin/sh
+case "$1 $2" in
+    "-m pip") shift 2; echo "pip $*"; for file in "$@"; do case "$file" in */build.txt) cat "$file" ;; esac; done
+        touch "{marker}" ;;
+    "-m venv") exit 1 ;;
+    "- ") cat >/dev/null ;;
+    "- "*/pyproject.toml) exec {real} "$@" ;;
+    "- "*) cat >/dev/null; [ -e "{marker}" ] || echo "torch>=2.7" ;;
+    *) exec {real} "$@" ;;
+esac
+"""
+
+
+@pytest.fixture
+def install(tmp_path):
+    """`install(driver, *arguments)` in a copy whose environment and nvidia-smi are fakes; what it prints."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("env_install.sh", "pyproject.toml", "scripts/common.sh", "scripts/torch_builds.tsv"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    programs = tmp_path / "env" / "bin"
+    programs.mkdir(parents=True)
+
+    def call(driver: str | None, *arguments: str) -> str:
+        marker = tmp_path / "installed"
+        marker.unlink(missing_ok=True)
+        (tmp_path / "env" / ".visual-tokenizers-checked").unlink(missing_ok=True)
+        scripts = {"python": PYTHON.format(marker=marker, real=sys.executable)}
+        if driver is not None:
+            scripts["nvidia-smi"] = f"#!/bin/sh\necho {driver}\necho {driver}\n"
+        for name, text in scripts.items():
+            (programs / name).write_text(text)
+            (programs / name).chmod(0o755)
+        environment = {"PATH": f"{programs}:/usr/bin:/bin", "VIRTUAL_ENV": str(tmp_path / "env"), "HOME": str(tmp_path)}
+        command = ["bash", "env_install.sh", "--env", "active", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return call
+
+
+@pytest.mark.skipif(
+    shutil.which("nvidia-smi", path="/usr/bin:/bin") is not None, reason="the machine has a real driver"
+)
+def test_without_a_driver_nothing_is_chosen(install):
+    assert "build.txt" not in install(None)
+
+
+def test_a_new_driver_takes_what_pip_takes(install):
+    for driver in ("580.65.06", "590.10"):
+        printed = install(driver)
+        assert "build.txt" not in printed and "cannot run" not in printed
+
+
+@pytest.mark.parametrize("driver", ["525.60.13", "525.125.06", "535.104.05", "570.86.10"])
+def test_an_older_driver_gets_the_newest_build_that_it_can_run(install, driver):
+    """The clusters that have CUDA 12 drivers: the newest default wheel needs CUDA 13."""
+    printed = install(driver)
+    assert f"The driver {driver} of the GPUs here cannot run the newest PyTorch" in printed
+    assert "torch==2.10.0\ntorchvision==0.25.0\n" in printed and "built for CUDA 12.8" in printed
+
+
+def test_a_driver_that_is_too_old_for_all_is_told(install):
+    printed = install("470.82.01")
+    assert "too old for every build" in printed and "--torch-index" in printed and "build.txt" not in printed
+
+
+def test_a_choice_of_the_user_stands(install, tmp_path):
+    assert "build.txt" not in install("535.104.05", "--torch-index", "https://example.org/cpu")
+    (tmp_path / "mine.txt").write_text("torch==2.8.0\n")
+    assert "build.txt" not in install("535.104.05", "--constraints", str(tmp_path / "mine.txt"))
+
+
+def test_the_builds_are_in_order_and_in_the_documents():
+    """The lowest version of pyproject.toml, that of CI, and the newest; docs/versions.md has a row for each."""
+    versions = [tuple(map(int, build["torch"].split("."))) for build in BUILDS]
+    assert versions == sorted(versions)
+    lowest = re.search(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[1]
+    assert BUILDS[0]["torch"].startswith(lowest)
+    assert f"torch=={BUILDS[-2]['torch']}" in (ROOT / "constraints-ci.txt").read_text()
+    page = (ROOT / "docs" / "versions.md").read_text()
+    for build in BUILDS:
+        assert re.search(
+            rf"^\| {build['torch']} \| {build['torchvision']} \| {build['cuda']} \| {build['driver']} \|", page, re.M
+        )
