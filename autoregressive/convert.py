@@ -41,7 +41,7 @@ def main() -> None:
     def survey() -> Generator:
         return survey_gpt(args.gpt_ckpt, config=args.gpt_config, weights=args.weights)
 
-    require(args, lambda preflight: conversion_needs(preflight, survey, args.output))
+    require(args, lambda preflight: conversion_needs(preflight, survey, args.gpt_ckpt, args.output))
 
     def load() -> Generator:
         return load_gpt(args.gpt_ckpt, config=args.gpt_config, weights=args.weights)

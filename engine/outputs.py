@@ -30,6 +30,10 @@ MAX_DIFFERENCES = 500  # characters of differing settings that a message shows
 # ------------------------------------------------------------------------------------------------ names
 def free_name(path: Path) -> Path:
     """The first of name-2, name-3, ... beside `path` that does not exist."""
+    if not path.name:  # `.` and an empty path
+        path = path.absolute()
+    if not path.name:  # the root
+        path = path / "new"
     stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
     number = 2
     while (candidate := path.with_name(f"{stem}-{number}{suffix}")).exists():
@@ -40,6 +44,12 @@ def free_name(path: Path) -> Path:
 def refuse(path: Path, flag: str, reason: str) -> UserError:
     """The error for an output that is there already; it suggests a free name."""
     return UserError(f"{flag} {path} {reason}; nothing is overwritten: give another one, such as {free_name(path)}")
+
+
+def require_suffix(path: Path, suffix: str, flag: str) -> None:
+    """Raises UserError unless `path` is the name of a file that ends in `suffix`, such as .npz."""
+    if path.suffix != suffix or path.is_dir():
+        raise UserError(f"{flag} {path} must be the name of a {suffix} file")
 
 
 def require_absent(path: Path, flag: str) -> None:

@@ -15,6 +15,7 @@ from engine.data.classes import Classes, with_labels_of
 from engine.data.config import DataConfig
 from engine.data.sources import open_source
 from engine.messages import UserError, logger
+from engine.outputs import require_suffix
 from engine.preflight import Preflight
 from engine.world import World, distributed_world
 from evaluations.image_sets import SourceImages
@@ -135,8 +136,7 @@ def output_name(args: argparse.Namespace, name: str) -> Path:
             raise UserError("--output FILE.json is missing: where the result is written")
         return args.sample_dir / f"{name}.json"
 
-    if args.output.suffix != ".json" or args.output.is_dir():
-        raise UserError(f"--output {args.output} must be the name of a .json file")
+    require_suffix(args.output, ".json", "--output")
     return args.output
 
 

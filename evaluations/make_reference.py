@@ -22,7 +22,7 @@ from engine.cli import add_device_flag, entry_parser, positive, run_entry
 from engine.data.config import DataConfig
 from engine.data.sources import kind_of, open_path, survey_source
 from engine.messages import UserError, logger
-from engine.outputs import require_absent
+from engine.outputs import require_absent, require_suffix
 from engine.preflight import Preflight, require
 from engine.world import World
 from evaluations.cli import SPLITS, add_asset_flags, assets_from, run_evaluation
@@ -93,8 +93,7 @@ def reference_arrays(images: SourceImages, kind: str, statistics: FeatureStatist
 
 @torch.inference_mode()
 def write(args: argparse.Namespace, world: World) -> None:
-    if args.output.suffix != ".npz":
-        raise UserError(f"--output {args.output} must be the name of an .npz file")
+    require_suffix(args.output, ".npz", "--output")
     require_absent(args.output, "--output")
     source = open_path(args.data_path, "--data-path", args.skip_broken)
     images = SourceImages(source, args.kind, args.image_size, args.skip_broken)
@@ -134,6 +133,8 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
         preflight.ready.append(f"--data-path: {survey.text()}")
         num_crops = min(args.num_images, survey.num_images or args.num_images)
     preflight.new_file(args.output, "--output")
+    with preflight.collecting():
+        require_suffix(args.output, ".npz", "--output")
     preflight.output(args.output.parent, "--output", 0 if args.no_images else num_crops * args.image_size**2 * 3)
 
 

@@ -28,6 +28,7 @@ from engine.data.sources import open_source
 from engine.devices import pick_device
 from engine.json_text import to_json
 from engine.messages import UserError, logger
+from engine.outputs import require_suffix
 from engine.preflight import Preflight, require
 from evaluations.probes.pca import grid_features, images_of_class, principal_components
 from evaluations.report.pictures import zoom_of
@@ -103,6 +104,7 @@ def visualize(args: argparse.Namespace) -> None:
         raise UserError("the tokenizers have different image sizes; give --image-size or compare those of one size")
 
     # The same picture may be made again; anything else is not overwritten.
+    require_suffix(args.output, ".npz", "--output")
     picture = args.output.with_suffix(".png")
     settings = {"tokenizers": networks, "labels": labels, "images": source.identity(), "class": class_name}
     settings |= {"num_images": len(originals), "image_size": originals.shape[-1], "layer": args.layer}
@@ -130,6 +132,8 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
             if data is not None:
                 preflight.images(data, "val")
     preflight.output_file(args.output, "--output")
+    with preflight.collecting():
+        require_suffix(args.output, ".npz", "--output")
 
 
 def main() -> None:

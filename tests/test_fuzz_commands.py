@@ -69,3 +69,16 @@ def test_a_result_with_a_number_that_is_not_finite_shows_none(fuzz, monkeypatch)
     arguments = ["--samples", "samples.npz", "--gt-npz-path", "squares", "--extractor", "none", "--check"]
     code, output = run("evaluations.measure", arguments)
     assert code == 2 and "--extractor none leaves nothing to measure" in output
+
+
+@pytest.mark.parametrize("output", ["", ".", "/", "arrays.dat"])
+@pytest.mark.filterwarnings("ignore")
+def test_an_output_without_a_right_name_is_an_error(output, fuzz, monkeypatch):
+    """Regression: tracebacks for empty names; and x.dat was judged, but x.npz written."""
+    monkeypatch.chdir(fuzz.place)
+    for module in ("evaluations.visualize", "evaluations.make_reference", "autoregressive.convert"):
+        groups = [group for group in command_lines(OUT)[module] if group[0] != "--output"]
+        arguments = [part for group in groups for part in group] + ["--output", output]
+        for more in (["--check"], []):
+            code, told = run(module, [*arguments, *more])
+            assert code == 2 and told.count("error: ") == 1 and "--output" in told, (module, code, told)

@@ -64,7 +64,7 @@ def main() -> None:
     def survey() -> Tokenizer:
         return survey_tokenizer(args.vq_ckpt, config=args.tok_config, weights=args.weights)
 
-    require(args, lambda preflight: conversion_needs(preflight, survey, args.output))
+    require(args, lambda preflight: conversion_needs(preflight, survey, args.vq_ckpt, args.output))
     convert(
         args.vq_ckpt,
         args.output,

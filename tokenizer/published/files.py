@@ -75,11 +75,24 @@ def _model_state(network: nn.Module) -> States:
     return {"model": network.state_dict()}
 
 
-def conversion_needs(preflight: Preflight, survey: Callable[[], nn.Module], output: Path) -> None:
-    """Looks for the network to convert, by `survey`, and for the place of the output."""
+def _writes_file(source: Path, output: Path) -> bool:
+    """Whether a conversion writes a published file, not a folder.
+
+    Raises UserError where source and output are both files or both folders.
+    """
+    writes_file = output.suffix in WRITTEN_SUFFIXES
+    if writes_file == is_published(source):
+        raise UserError(f"{source} and --output must be a published file and a folder, in either order")
+    return writes_file
+
+
+def conversion_needs(preflight: Preflight, survey: Callable[[], nn.Module], source: Path, output: Path) -> None:
+    """Looks for the network to convert, by `survey` of `source`, and for the place of the output."""
     with preflight.collecting():
         survey()
     preflight.new_file(output, "--output")
+    with preflight.collecting():
+        _writes_file(source, output)
 
 
 def convert(
@@ -97,9 +110,7 @@ def convert(
     Raises UserError where source and output are both files or both folders, or the output exists already: nothing is
     overwritten.
     """
-    writes_file = output.suffix in WRITTEN_SUFFIXES
-    if writes_file == is_published(source):
-        raise UserError(f"{source} and --output must be a published file and a folder, in either order")
+    writes_file = _writes_file(source, output)
     require_absent(output, "--output")
 
     network = load()
