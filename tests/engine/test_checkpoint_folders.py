@@ -133,7 +133,7 @@ def test_find_weights_says_what_is_wrong(thing, tmp_path):
     (tmp_path / "empty").mkdir()
     cases = [
         (tmp_path / "nowhere", "auto", "tokenizer .*nowhere is not a folder of weights"),
-        (run / "checkpoints" / "step_00000002" / "model.safetensors", "auto", "is not a folder of weights"),
+        (run / "checkpoints" / "step_00000002" / "model.safetensors", "auto", "is a file, and a folder is needed"),
         (tmp_path / "empty", "auto", "tokenizer .*empty holds neither model.safetensors nor a finished checkpoint"),
         (run, "best", "weights='best' is not known; choose one of: auto, ema, model"),
     ]
