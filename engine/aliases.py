@@ -165,13 +165,14 @@ def current_result(result: Any) -> Any:
     renamed = _renamed_result(result)
     if isinstance(renamed, Mapping) and isinstance(renamed.get("protocol"), Mapping):
         protocol = dict(renamed["protocol"])
-        if (
-            "samples" in protocol and "image_size" in protocol
-        ):  # of images from files, whose size was under another name
+        are_from_files = "samples" in protocol
+
+        # The size of images from files was under another name; images that were made here had one resize.
+        if are_from_files and "image_size" in protocol:
             protocol["image_size_eval"] = protocol.pop("image_size")
-        was_sampled_or_reconstructed = "image_size_eval" in protocol and "samples" not in protocol
-        facts = RESULT_FACTS.get(protocol.get("kind"), {}) if was_sampled_or_reconstructed else {}
-        renamed["protocol"] = {**facts, **protocol}
+        if not are_from_files and "image_size_eval" in protocol:
+            protocol = RESULT_FACTS.get(protocol.get("kind"), {}) | protocol
+        renamed["protocol"] = protocol
     return renamed
 
 

@@ -224,9 +224,8 @@ class TrainedModel:
         flags: list[Tensor] = []
         for prefix, network in networks.items():
             for name, parameter in network.named_parameters():
-                values = parameter.to_local() if isinstance(parameter, DTensor) else parameter
                 names.append(prefix + name)
-                flags.append(torch.isfinite(values).all())
+                flags.append(torch.isfinite(_local(parameter)).all())
 
         # One wait for the device, and one decision for all ranks.
         num_bad_ranks = self.world.sum((~torch.stack(flags)).float()).tolist()

@@ -230,7 +230,8 @@ class CheckpointStore:
                 logger.warning("checkpoint %s is damaged (%s); trying the one before it", folder, damage)
                 continue
 
-            changes = self._check_same(folder)
+            manifest = read_manifest(folder)
+            changes = self._check_same(folder, manifest)
             try:
                 with _quiet():
                     dcp.load(dict(parts), checkpoint_id=str(folder / "state"), no_dist=self.world.size == 1)
@@ -238,7 +239,6 @@ class CheckpointStore:
                 cause = " ".join(str(_cause(error)).split())[:500]
                 raise CheckpointError(f"{folder} does not fit this run: {cause}") from error
 
-            manifest = read_manifest(folder)
             if self.world.is_main:
                 for line in plugins.changes(manifest.get("stamp", {}).get("plugins", {})):
                     logger.info(line)
@@ -251,7 +251,7 @@ class CheckpointStore:
         """Whether a dotted config key must be equal for a resume: the key itself, or its top section."""
         return key in self.frozen_sections or key.split(".")[0] in self.frozen_sections
 
-    def _check_same(self, folder: Path) -> dict[str, tuple[Any, Any]]:
+    def _check_same(self, folder: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Refuses a checkpoint of another architecture, with another stamp, or of other data.
 
         Returns {dotted key: (old value, new value)} of the config keys that have changed.
@@ -267,14 +267,14 @@ class CheckpointStore:
                 "\n  ".join([title, *shorten(frozen_changes)]) + "\nUse another loop.run_dir to start a new run"
             )
 
-        stamp = read_manifest(folder).get("stamp", {})
+        stamp = manifest.get("stamp", {})
         for key in self.frozen_stamps:
             if stamp.get(key) != self.stamp.get(key):
                 raise CheckpointError(
                     f"{folder} has the stamp {key}={stamp.get(key)!r}, this run has {self.stamp.get(key)!r}; "
                     "use another loop.run_dir to start a new run"
                 )
-        require_same_data(read_manifest(folder).get("data"), self.data, str(folder), self.accept_changed_data)
+        require_same_data(manifest.get("data"), self.data, str(folder), self.accept_changed_data)
         return changes
 
 
