@@ -120,15 +120,20 @@ def run_entry(main: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if "TORCHELASTIC_RUN_ID" in os.environ:
         stop_with_parent()
+
     try:
         plugins.load_from_arguments(sys.argv[1:])
         main()
+
+    # What a user can mend, or wanted.
     except UserError as error:
         _tell(f"error: {error}")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
+
+    # What the system refuses.
     except OSError as error:
         if error.errno in FULL_DISK:
             _tell(f"error: {error}. Free some space and start the same command again")

@@ -58,7 +58,7 @@ def require_absent(path: Path, flag: str) -> None:
         raise refuse(path, flag, "exists already")
 
 
-def differences(stored: Mapping[str, Any], settings: Mapping[str, Any], free: Sequence[str] = ()) -> str:
+def changed_settings(stored: Mapping[str, Any], settings: Mapping[str, Any], free: Sequence[str] = ()) -> str:
     """What differs between stored settings and those of now, as a short text; empty if nothing does.
 
     `free` are dotted keys that may differ.
@@ -110,16 +110,16 @@ def _require_usable(path: Path, flag: str, settings: Mapping[str, Any]) -> bool:
         raise refuse(path, flag, "is a file")
     if not path.is_dir() or all(entry.name.startswith(".") for entry in path.iterdir()):
         return False
-    stored = read_manifest(path)
+    stored = _read_manifest(path)
     if stored is None:
         raise refuse(path, flag, f"is not empty, and no {MANIFEST} says that this program filled it")
-    changed = differences(stored["settings"], settings)
+    changed = changed_settings(stored["settings"], settings)
     if changed:
         raise refuse(path, flag, f"was filled with other settings ({changed})")
     return True
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
     """What this program wrote into a folder; None where it did not: a file of that name without our mark is another's.
 
     Raises UserError for a damaged manifest.
@@ -147,7 +147,7 @@ def listed_images(folder: Path) -> list[Path] | None:
     """
     folder = folder.resolve()
     for owner in (folder, *folder.parents):
-        manifest = read_manifest(owner)
+        manifest = _read_manifest(owner)
         if manifest is None:
             continue
         paths = [owner / name for name in manifest["images"]]

@@ -103,25 +103,28 @@ class Preflight:
 
     def output(self, folder: str | Path, name: str, num_bytes: int = 0) -> None:
         """A folder that must be writable, or able to be made, on a disk with `num_bytes` free."""
+        # The place: the folder, or what it would be made in.
         folder = Path(folder)
         present = _nearest_present(folder)
         if not present.is_dir():
-            below = (
-                f", so the folder {folder} cannot be made" if present != folder.absolute() else "; a folder is needed"
-            )
-            self.problem(f"{name}: {present} is a file{below}")
-        elif not os.access(present, os.W_OK | os.X_OK):
+            is_below = present != folder.absolute()
+            reason = f", so the folder {folder} cannot be made" if is_below else "; a folder is needed"
+            self.problem(f"{name}: {present} is a file{reason}")
+            return
+        if not os.access(present, os.W_OK | os.X_OK):
             self.problem(f"{name}: {present} cannot be written; choose another folder")
-        else:
-            free = shutil.disk_usage(present).free
-            if free < num_bytes:
-                self.problem(
-                    f"{name}: about {_size(num_bytes)} are needed in {folder}, {_size(free)} are free; "
-                    "free some space, or choose another folder"
-                )
-            else:
-                needed = f", about {_size(num_bytes)} needed" if num_bytes else ""
-                self.ready.append(f"{name}: {folder} ({_size(free)} free{needed})")
+            return
+
+        # Its disk.
+        free = shutil.disk_usage(present).free
+        if free < num_bytes:
+            self.problem(
+                f"{name}: about {_size(num_bytes)} are needed in {folder}, {_size(free)} are free; "
+                "free some space, or choose another folder"
+            )
+            return
+        needed = f", about {_size(num_bytes)} needed" if num_bytes else ""
+        self.ready.append(f"{name}: {folder} ({_size(free)} free{needed})")
 
     def output_file(self, path: str | Path, name: str) -> None:
         """A file that can be written; what it may replace is the entry's to judge."""

@@ -21,7 +21,7 @@ from engine.checkpoint.manifest import STEP_NAME
 from engine.facts import changed_facts
 from engine.json_text import to_json
 from engine.messages import UserError, logger
-from engine.outputs import differences, refuse
+from engine.outputs import changed_settings, refuse
 from engine.run_record import library_versions
 from evaluations.metrics.registry import protocol_sections, sections_of
 
@@ -148,7 +148,7 @@ def claim_result(path: Path, protocol: Mapping[str, Any], flag: str = "--output"
         stored = read_result(path)
     except UserError as error:
         raise refuse(path, flag, "holds something that is no result") from error
-    changed = differences(stored["protocol"], protocol, MOVABLE_FACTS)
+    changed = changed_settings(stored["protocol"], protocol, MOVABLE_FACTS)
     if changed:
         raise refuse(path, flag, f"holds a result of another protocol ({changed})")
     logger.info("%s holds a result of the same protocol: it will be replaced", path)
@@ -168,7 +168,7 @@ def claim_arrays(path: Path, settings: Mapping[str, Any], companion: Path, flag:
             stored_settings = json.loads(str(stored["settings"]))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise refuse(path, flag, "does not say with which settings it was made") from error
-    changed = differences(stored_settings, settings)
+    changed = changed_settings(stored_settings, settings)
     if changed:
         raise refuse(path, flag, f"was made with other settings ({changed})")
     logger.info("%s was made with the same settings: it will be replaced", path)

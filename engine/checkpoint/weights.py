@@ -93,7 +93,7 @@ def load_strict(
 
     model_state = module.state_dict()
     converted = {name: state[name].to(value.dtype, copy=assign) for name, value in model_state.items()}
-    require_finite(module, converted, source, shown_as)
+    require_finite_weights(module, converted, source, shown_as)
     sharded = {name: shard_like(value, model_state[name]) for name, value in converted.items()}
     module.load_state_dict(sharded, assign=assign)
 
@@ -135,7 +135,7 @@ def _dtype_name(tensor: Tensor) -> str:
 
 
 @torch.no_grad()
-def require_finite(
+def require_finite_weights(
     module: nn.Module, state: Mapping[str, Tensor], source: str | Path, shown_as: Callable[[str], str] = str
 ) -> None:
     """Raises CheckpointError that names the first tensors of `state` with NaN or infinite numbers.

@@ -16,7 +16,7 @@ from engine.aliases import current_result
 from engine.atomic_file import write_atomic
 from engine.json_text import as_read_back, to_json
 from engine.messages import UserError, logger
-from engine.outputs import differences, refuse
+from engine.outputs import changed_settings, refuse
 from engine.world import World
 from evaluations.cli import extractor_from, open_reference, output_path
 from evaluations.metrics.extractor import Extractor
@@ -158,7 +158,7 @@ class Curve:
 
 def require_settings(path: Path, stored: Mapping[str, Any], settings: Mapping[str, Any], what: str) -> None:
     """Raises UserError where the `stored` settings of the file `path`, which holds `what`, are not `settings`."""
-    changed = differences(stored, settings)
+    changed = changed_settings(stored, settings)
     if changed:
         raise refuse(path, "--output", f"holds {what} with other settings ({changed})")
 
