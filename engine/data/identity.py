@@ -87,15 +87,20 @@ def require_same(before: Mapping[str, Facts] | None, now: Mapping[str, Facts], w
 
     Raises CheckpointError for a change that is not accepted.
     """
+    # Without data on both sides, nothing can be compared.
     if not now:
         return
     if before is None:
         logger.warning("%s, of an older version, does not say which data it was trained on: not compared", where)
         return
+
+    # Splits of one side only.
     for split in before.keys() - now.keys():
         logger.warning("%s had %s images, this run names none: not compared", where, split)
     for split in now.keys() - before.keys():
         logger.warning("%s had no %s images, this run has: not compared", where, split)
+
+    # Splits of both.
     lines = [f"{split}: {line}" for split in before if split in now for line in changes(before[split], now[split])]
     if not lines:
         return

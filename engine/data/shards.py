@@ -182,6 +182,8 @@ class ShardSource(PathKind):
     def _name_classes(self, labels: np.ndarray, folder_names: list[str]) -> None:
         """Sets labels and class names, and says where they come from if that may surprise."""
         self.labels = np.maximum(labels, 0)
+
+        # Names: folders, one for images without a label, or numbers.
         if folder_names:
             self.class_names = folder_names
             logger.info("%s: the classes are the %d folders in the tar files", self.name, len(folder_names))
@@ -194,6 +196,8 @@ class ShardSource(PathKind):
         else:
             self.class_names = [str(i) for i in range(labels.max() + 1)]
             self.classes_are_named = False
+
+        # Numbers that count from 1.
         if labels.min() > 0:
             logger.warning(
                 "%s: labels begin at %d, so the classes before it have no image; labels count from 0",

@@ -84,6 +84,7 @@ def list_tar(path: Path, split_name: SplitName, skip_broken: bool) -> TarListing
 
 def _report(listing: TarListing, where: str, skip_broken: bool) -> None:
     """Says what was left out; raises ImageError for what is left out only where broken files are skipped."""
+    # What ends the opening.
     if listing.dead_links and not skip_broken:
         raise ImageError(
             f"{where}: {listing.dead_links[0]}, which the tar file does not hold; pack the files themselves "
@@ -94,6 +95,8 @@ def _report(listing: TarListing, where: str, skip_broken: bool) -> None:
             f"{where}: sample {listing.without_image[0]} has a label but no image; fix the shard or set "
             "data.skip_broken=true"
         )
+
+    # What is left out.
     left_out = {
         "labels without image": len(listing.without_image),
         "images named a.b.png": listing.num_misnamed,
