@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-THIN_LIMIT = 300  # MB that a thin image may take beyond an ordinary one, as the interpreter's memory varies by some
+THIN_LIMIT = 100  # MB that a thin image may take beyond an ordinary one; the interpreter's memory varies by 20
 MAX_DIFFERENCE = 6.0  # mean difference of two 8 px crops of one image by different filters, in levels of 255
 
 
