@@ -129,6 +129,11 @@ class SourceKind(ABC):
         """The path of a split in a config; empty = none."""
         return config.root if split == "train" else config.val_root
 
+    @classmethod
+    def root_key(cls, split: str) -> str:
+        """The config key of that path, for messages."""
+        return "data.root" if split == "train" else "data.val_root"
+
 
 class PathKind(SourceKind):
     """A kind of source that lies under one path per split; its instances are the contents.
@@ -164,10 +169,9 @@ class PathKind(SourceKind):
 
     @classmethod
     def open(cls, config: SourceConfig, split: str) -> ImageSource:
-        key = "data.root" if split == "train" else "data.val_root"
         source = PathKind.surveyed.pop(cls._place(config, split), None)
         if source is None or not source.is_current():
-            source = cls(cls.root(config, split), key, config.skip_broken)
+            source = cls(cls.root(config, split), cls.root_key(split), config.skip_broken)
         if cls.decodes_files:
             source.decoding = config.decoding
         return source

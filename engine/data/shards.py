@@ -207,7 +207,7 @@ class ShardSource(PathKind):
     @classmethod
     def survey(cls, config: SourceConfig, split: str) -> Survey:
         """Looks whether all tar files are there; opens them only where their index is cached already."""
-        root, key = cls.root(config, split), "data.root" if split == "train" else "data.val_root"
+        root, key = cls.root(config, split), cls.root_key(split)
         paths = shard_paths(root, key)
         webdataset()
         empty = [path for path in paths if path.stat().st_size == 0]
