@@ -68,16 +68,16 @@ find_python() {
             return
         fi
     fi
-    local lacks=
+    local unmet lacks=
     for python in ${active:+"$active/bin/python"} "$REPO_ROOT/.venv/bin/python"; do
-        if has_packages "$python" "${1:-}"; then
+        [ -x "$python" ] || continue
+        unmet=$(unmet_requirements "$python" "${1:-}") || true # a python that cannot say it is told as what is missing
+        if [ -z "$unmet" ]; then
             printf '%s\n' "$python"
             return
         fi
-        if [ -x "$python" ]; then
-            lacks="$lacks
-  $python lacks $(unmet_requirements "$python" "${1:-}" | paste -s -d ';' | sed 's/;/; /g')"
-        fi
+        lacks="$lacks
+  $python lacks $(paste -s -d ';' <<<"$unmet" | sed 's/;/; /g')"
     done
     die "no environment has the packages of pyproject.toml (${active:+$active, }$REPO_ROOT/.venv); run: bash env_install.sh$lacks"
 }
