@@ -17,22 +17,20 @@ wrong.
 
 from __future__ import annotations
 
-import argparse
 import io
 import logging
 import shutil
-import signal
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import tiny
 import torch
+from fuzz.cases import TooLong, case_parser, time_limit
 from fuzz.checkpoint_changes import (
     CONTENT_CHANGES,
     Content,
@@ -63,31 +61,11 @@ class Wrong(Exception):
     """A case that violates the claim."""
 
 
-class TooLong(BaseException):
-    """The time limit; no handler of `Exception` takes it."""
-
-
-@contextmanager
-def time_limit():
-    """Raises TooLong after `TIME_LIMIT` seconds."""
-
-    def stop(*_):
-        raise TooLong
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 # ---------------------------------------------------------------------------------------------- reading
 def loaded_or_refused(load: Callable[[Path], nn.Module], path: Path) -> nn.Module | str:
     """The network, or the message of the error. Raises Wrong for any other end."""
     try:
-        with time_limit():
+        with time_limit(TIME_LIMIT):
             network = load(path)
     except UserError as error:
         if str(path) not in str(error) or len(str(error)) > MAX_MESSAGE:
@@ -287,11 +265,7 @@ class Fuzz:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=2000, help="number of changed checkpoints")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--case", type=int, help="run this case alone, with its log")
-    args = parser.parse_args()
+    args = case_parser(__doc__, 2000, "changed checkpoints").parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
 

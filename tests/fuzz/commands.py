@@ -23,18 +23,17 @@ import os
 import random
 import re
 import shutil
-import signal
 import sys
 import tempfile
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from fuzz.cases import TooLong, case_parser, time_limit
 from fuzz.command_place import CHECK_ONLY, COMMANDS, PATHS, TRAINERS, build, command_lines
 from mains import entry_modules, main_of
 
@@ -68,31 +67,7 @@ ODD = [
 HUGE = ["1000000", "99999999999", "9223372036854775807", "9223372036854775808", "18446744073709551616", "1e9", "1e38"]
 
 
-class TooLong(BaseException):
-    """The time limit; no handler of `Exception` takes it."""
-
-
 # ---------------------------------------------------------------------------------------------- one call
-@contextlib.contextmanager
-def time_limit() -> Iterator[None]:
-    """Raises TooLong after `TIME_LIMIT` seconds of work, or `WALL_LIMIT` seconds on the clock."""
-
-    def stop(*_: Any) -> None:
-        raise TooLong
-
-    limits = {signal.SIGPROF: (signal.ITIMER_PROF, TIME_LIMIT), signal.SIGALRM: (signal.ITIMER_REAL, WALL_LIMIT)}
-    before = {number: signal.signal(number, stop) for number in limits}
-    for timer, seconds in limits.values():
-        signal.setitimer(timer, seconds)
-    try:
-        yield
-    finally:
-        for timer, _ in limits.values():
-            signal.setitimer(timer, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def parser_of(module: str) -> argparse.ArgumentParser:
     """The parser of an entry, taken where the entry would use it."""
 
@@ -129,7 +104,7 @@ def run(module: str, arguments: list[str]) -> tuple[int | str, str]:
     environment, before = dict(os.environ), sys.argv
     sys.argv = [module, *arguments]
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), time_limit():
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), time_limit(WALL_LIMIT, TIME_LIMIT):
             run_entry(main_of(module))
         code: int | str = 0
     except SystemExit as stop:
@@ -327,11 +302,8 @@ class Fuzz:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=5000, help="number of command lines")
+    parser = case_parser(__doc__, 5000, "command lines")
     parser.add_argument("--start", type=int, default=0, help="number of the first one")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--case", type=int, help="run this case alone, with its output")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -10,11 +10,9 @@ another program, or more than 6 GiB of address space is wrong; so is a crash, wh
 
 from __future__ import annotations
 
-import argparse
 import io
 import logging
 import resource
-import signal
 import subprocess
 import tempfile
 import time
@@ -23,6 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from fuzz.cases import TooLong, case_parser, time_limit
 from fuzz.image_files import seed_files
 from PIL import Image
 from tqdm import tqdm
@@ -39,10 +38,6 @@ DECODINGS = (Decoding(), Decoding("black", "upright"))
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)  # that headers are often wrong about
 
 Random = np.random.Generator
-
-
-class TooLong(BaseException):
-    """The time limit; no handler of `Exception` takes it."""
 
 
 # ---------------------------------------------------------------------------------------------- changes
@@ -108,7 +103,8 @@ class Fuzz:
         self.path.write_bytes(content)
         start = time.perf_counter()
         try:
-            outcome = self._read(DECODINGS[case % 2])
+            with time_limit(TIME_LIMIT):
+                outcome = self._read(DECODINGS[case % 2])
         except TooLong:
             outcome = f"wrong: more than {TIME_LIMIT} s"
         except Exception as error:
@@ -120,11 +116,6 @@ class Fuzz:
         return outcome
 
     def _read(self, decoding: Decoding) -> str:
-        def stop(*_):
-            raise TooLong
-
-        before = signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT)
         try:
             picture = read_image(self.path, decoding)
             with Image.open(io.BytesIO(self.path.read_bytes())) as plain:
@@ -139,9 +130,6 @@ class Fuzz:
         except ImageError as error:
             named = str(self.path) in str(error) and len(str(error)) <= MAX_MESSAGE
             return f"refused: {error}" if named else f"wrong: the message does not name the file: {str(error)[:300]}"
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
 
 
 def forbid_programs() -> None:
@@ -154,11 +142,7 @@ def forbid_programs() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--case", type=int, help="run this case only")
-    args = parser.parse_args()
+    args = case_parser(__doc__, 20_000, "changed image files").parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
