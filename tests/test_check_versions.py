@@ -1,15 +1,12 @@
 """scripts/check_versions.sh, with a python that only says what it was asked: what runs, is said, and is deleted."""
 
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from script_copies import copy_scripts, program
 
 # Makes environments whose python is a copy of itself, and fails as a test runner where FAILING is in its environment.
-PYTHON = """#!/bin/sh
+PYTHON = """
 case "$*" in
     "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     *platform*) echo 3.99.0 ;;
@@ -22,14 +19,8 @@ esac
 @pytest.fixture
 def check(tmp_path):
     """`check(*arguments)` in a copy of the scripts, with environments under `tmp_path/places`."""
-    copy = tmp_path / "copy"
-    shutil.copytree(ROOT / "scripts", copy / "scripts")
-    for name in ("set_env_vars.sh", "pyproject.toml"):
-        shutil.copy(ROOT / name, copy)
-    (copy / "env_install.sh").write_text('echo "installs $*"\n')
-    python = tmp_path / "python"
-    python.write_text(PYTHON)
-    python.chmod(0o755)
+    copy = copy_scripts(tmp_path / "copy")
+    python = program(tmp_path / "python", PYTHON)
 
     def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
         options = ["--python", str(python), "--folder", str(tmp_path / "places"), *arguments]

@@ -1,7 +1,6 @@
 """How scripts choose an environment, start processes and hand on signals; stand-ins say what they were asked."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -9,16 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from script_copies import copy_scripts, program
+from script_modules import ROOT
 
-ROOT = Path(__file__).parents[1]
 REAL = Path(sys.executable)
-
-
-def program(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
-    path.chmod(0o755)
-    return path
 
 
 def environment(folder: Path, **versions: str) -> Path:
@@ -34,13 +27,7 @@ def environment(folder: Path, **versions: str) -> Path:
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of the scripts whose installer only says what it was asked."""
-    root = tmp_path / "copy"
-    shutil.copytree(ROOT / "scripts", root / "scripts")
-    for name in ("set_env_vars.sh", "pyproject.toml"):
-        shutil.copy(ROOT / name, root)
-    program(root / "env_install.sh", 'echo "installs $*"')
-    return root
+    return copy_scripts(tmp_path / "copy")
 
 
 def call(copy: Path, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:

@@ -2,14 +2,12 @@
 
 import importlib.util
 import os
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
-from script_modules import script_modules
+from script_copies import copy_scripts, program
+from script_modules import ROOT, script_modules
 
-ROOT = Path(__file__).parents[1]
 MODULES = script_modules()
 BY_FLAG = {script: modules for script, modules in MODULES.items() if modules.flag}
 OTHERS = {"check_versions", "launch", "test", "torture"}
@@ -18,16 +16,12 @@ OTHERS = {"check_versions", "launch", "test", "torture"}
 @pytest.fixture
 def run(tmp_path):
     """`run(script, *arguments)` in a copy of the scripts whose python and installer only say what they were asked."""
-    copy, active = tmp_path / "copy", tmp_path / "env"
-    shutil.copytree(ROOT / "scripts", copy / "scripts")
-    shutil.copy(ROOT / "set_env_vars.sh", copy)
-    (copy / "env_install.sh").write_text('echo "installs $*"\n')
-    (active / "bin").mkdir(parents=True)
+    copy_scripts(tmp_path / "copy")
+    active = tmp_path / "env"
 
     def call(script, *arguments, installed=True):
         if installed:  # `python -` is the question whether all packages are there
-            (active / "bin" / "python").write_text('#!/bin/sh\n[ "$1" = - ] || echo "python $*"\n')
-            (active / "bin" / "python").chmod(0o755)
+            program(active / "bin" / "python", '[ "$1" = - ] || echo "python $*"')
         environment = {"PATH": os.environ["PATH"], "VIRTUAL_ENV": str(active)}
         command = ["bash", f"copy/scripts/{script}.sh", *arguments]  # from another folder, by a relative path
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
