@@ -6,6 +6,7 @@ import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import mini
 import pytest
 import tiny
 import torch
@@ -32,6 +33,14 @@ def image_folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("images")
     tiny.write_images(root / "train", per_class=12, seed=1)
     tiny.write_images(root / "val", per_class=3, seed=2)
+    return root
+
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory):
+    """The folders of `mini.export_networks`. Read only."""
+    root = tmp_path_factory.mktemp("networks")
+    mini.export_networks(root)
     return root
 
 

@@ -12,13 +12,6 @@ from evaluations import generation
 from tokenizer import load_tokenizer, reconstruct
 
 
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory):
-    root = tmp_path_factory.mktemp("networks")
-    mini.export_networks(root)
-    return root
-
-
 def refused(result) -> str:
     code, out, err = result
     assert code == 2 and "Traceback" not in err and "Traceback" not in out, (code, err)

@@ -28,13 +28,6 @@ def packaged(monkeypatch):
     monkeypatch.setattr(SOURCES["mnist5k"], "open", lambda config, split: IMAGES[split])
 
 
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory):
-    root = tmp_path_factory.mktemp("networks")
-    mini.export_networks(root)
-    return root
-
-
 @pytest.fixture
 def drawn(networks, entry):
     """`drawn(folder, *flags)` runs `autoregressive.sample`: (exit code, log)."""
