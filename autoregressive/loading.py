@@ -10,13 +10,11 @@ import torch
 from autoregressive.models.base import Generator
 from autoregressive.models.registry import GeneratorConfig, build_generator
 from autoregressive.published import layout_of
-from engine import plugins
-from engine.averages import note_choice
-from engine.checkpoint.weights import find_weights, fingerprint, load_strict, read_header, read_weights, require_fit
+from engine.checkpoint.weights import fingerprint, load_strict, require_fit
 from engine.config import load_sections
 from engine.data.classes import Classes
 from engine.messages import ConfigError
-from tokenizer.loading import Provenance
+from tokenizer.loading import Provenance, load_folder
 from tokenizer.models.base import Tokenizer
 from tokenizer.published.files import is_published
 
@@ -64,32 +62,20 @@ def survey_gpt(
     if is_published(path):
         generator, provenance = _load_published(Path(path), config, weights, header_only=True)
     else:
-        weights_file = find_weights(path, weights, "generator", hashed=hashed)
-        sections = _folder_sections(weights_file.folder)
-        with torch.device("meta"):
-            generator = build_generator(sections.model)
-        require_fit(generator, read_header(weights_file.path), weights_file.path)
-        provenance = Provenance(str(weights_file.folder), weights_file.kind, "", weights_file.stamp, sections)
+        generator, provenance = _load_folder(path, weights, header_only=True, hashed=hashed)
     generator.provenance = provenance
     return generator
 
 
-def _folder_sections(folder: Path) -> GeneratorSections:
-    """What the config in a folder of ours says of the generator. Raises ConfigError where it is of something else."""
-    try:
-        return load_sections(GeneratorSections, folder / "config.yaml")
-    except ConfigError as error:
-        raise ConfigError(f"{folder} is not a generator: {error}") from error
+def _load_folder(
+    path: str | Path, weights: str, *, header_only: bool = False, hashed: bool = True
+) -> tuple[Generator, Provenance]:
+    """The generator in a folder of ours; see `tokenizer.loading.load_folder`."""
 
+    def build(config: GeneratorSections) -> Generator:
+        return build_generator(config.model)
 
-def _load_folder(path: str | Path, weights: str) -> tuple[Generator, Provenance]:
-    weights_file = find_weights(path, weights, "generator")
-    config = _folder_sections(weights_file.folder)
-    generator = build_generator(config.model)
-    load_strict(generator, read_weights(weights_file.path), weights_file.path)
-    plugins.warn_changes(weights_file.stamp.get("plugins", {}), weights_file.folder)
-    note_choice(weights_file, "generator")
-    return generator, Provenance(str(weights_file.folder), weights_file.kind, "", weights_file.stamp, config)
+    return load_folder(path, weights, "generator", GeneratorSections, build, header_only=header_only, hashed=hashed)
 
 
 def _load_published(

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from engine import plugins
 from engine.averages import note_choice
 from engine.checkpoint.foreign.reader import read_checkpoint
 from engine.checkpoint.weights import (
-    WeightsFile,
     find_weights,
     fingerprint,
     load_strict,
@@ -31,6 +31,9 @@ from tokenizer.published.files import is_published
 from tokenizer.published.layout import import_state, name_in_file
 from tokenizer.published.parts import TOKENIZER_PART, is_gpt, select_submodule
 from tokenizer.published.registry import config_of_state, layout_of
+
+C = TypeVar("C")
+N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -109,44 +112,61 @@ def survey_tokenizer(
     if is_published(path):
         tokenizer, provenance = _load_published(Path(path), config, weights, header_only=True)
     else:
-        weights_file = find_weights(path, weights, "tokenizer", hashed=hashed)
-        sections = _folder_sections(weights_file.folder)
-        with torch.device("meta"):
-            tokenizer = build_tokenizer(sections.model, sections.data.image_size)
-        require_fit(tokenizer, read_header(weights_file.path), weights_file.path)
-        provenance = _folder_provenance(weights_file, sections)
+        tokenizer, provenance = _load_folder(path, weights, header_only=True, hashed=hashed)
     tokenizer.provenance = provenance
     return tokenizer
 
 
-def _folder_sections(folder: Path) -> TokenizerSections:
-    """What the config in a folder of ours says of the tokenizer. Raises ConfigError where it is of something else."""
+def _load_folder(
+    path: str | Path, weights: str, *, header_only: bool = False, hashed: bool = True
+) -> tuple[Tokenizer, Provenance]:
+    """The tokenizer in a folder of ours; see `load_folder`."""
+
+    def build(config: TokenizerSections) -> Tokenizer:
+        return build_tokenizer(config.model, config.data.image_size)
+
+    return load_folder(path, weights, "tokenizer", TokenizerSections, build, header_only=header_only, hashed=hashed)
+
+
+def load_folder(
+    path: str | Path,
+    weights: str,
+    what: str,
+    schema: type[C],
+    build: Callable[[C], N],
+    *,
+    header_only: bool = False,
+    hashed: bool = True,
+) -> tuple[N, Provenance]:
+    """The network in a folder of ours, which `build` makes of the part `schema` of its config; `what` names its kind.
+
+    With `header_only` the network has no storage, and of its weights only names and shapes are looked at. Its
+    provenance has no fingerprint yet. Raises CheckpointError as `find_weights` and `load_strict` do, and ConfigError
+    for another kind of network.
+    """
+    # Which weights, and the config beside them.
+    weights_file = find_weights(path, weights, what, hashed=hashed)
+    folder = weights_file.folder
     try:
-        return load_sections(TokenizerSections, folder / "config.yaml")
+        config = load_sections(schema, folder / "config.yaml")
     except ConfigError as error:
-        raise ConfigError(f"{folder} is not a tokenizer: {error}") from error
+        raise ConfigError(f"{folder} is not a {what}: {error}") from error
 
+    # The network.
+    if header_only:
+        with torch.device("meta"):
+            network = build(config)
+        require_fit(network, read_header(weights_file.path), weights_file.path)
+    else:
+        network = build(config)
+        load_strict(network, read_weights(weights_file.path), weights_file.path)
+        plugins.warn_changes(weights_file.stamp.get("plugins", {}), folder)
+        note_choice(weights_file, what)
 
-def _folder_provenance(weights_file: WeightsFile, config: TokenizerSections) -> Provenance:
-    """Where a tokenizer in a folder of ours came from, without a fingerprint."""
-    return Provenance(
-        path=str(weights_file.folder),
-        weights=weights_file.kind,
-        fingerprint="",
-        stamp=weights_file.stamp,
-        config=config,
+    provenance = Provenance(
+        path=str(folder), weights=weights_file.kind, fingerprint="", stamp=weights_file.stamp, config=config
     )
-
-
-def _load_folder(path: str | Path, weights: str) -> tuple[Tokenizer, Provenance]:
-    """The tokenizer in a folder of ours; its provenance has no fingerprint yet."""
-    weights_file = find_weights(path, weights, "tokenizer")
-    config = _folder_sections(weights_file.folder)
-    tokenizer = build_tokenizer(config.model, config.data.image_size)
-    load_strict(tokenizer, read_weights(weights_file.path), weights_file.path)
-    plugins.warn_changes(weights_file.stamp.get("plugins", {}), weights_file.folder)
-    note_choice(weights_file, "tokenizer")
-    return tokenizer, _folder_provenance(weights_file, config)
+    return network, provenance
 
 
 def _load_published(
