@@ -236,17 +236,18 @@ class CodeWriter:
     def create(self, labels: np.ndarray) -> None:
         """Makes the arrays, or keeps those of an interrupted extraction of the same kind. For the main process."""
         extraction_path = self.folder / "progress.json"  # the facts of the extraction, and its block size
-        if not extraction_path.is_file() and self.folder.is_dir() and any(self.folder.iterdir()):
+        if extraction_path.is_file():
+            if self._require_same(extraction_path).get("block") == self.block:
+                return
+        elif self.folder.is_dir() and any(self.folder.iterdir()):
             other = free_name(self.folder.parent)
             raise CodesError(
                 f"{self.folder} is not empty and holds no extraction; nothing is overwritten: give another "
                 f"--code-path, such as {other}"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if extraction_path.is_file() and self._require_same(extraction_path).get("block") == self.block:
-            return
 
         # Blocks of another size do not line up with these; all of them are made again.
+        self.folder.mkdir(parents=True, exist_ok=True)
         for progress in self.folder.glob("progress_*.json"):
             progress.unlink()
         create_array(self.folder / "codes.npy", self.shape, code_dtype(self.manifest.codebook_size))
