@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +107,11 @@ class CodeStore:
             self.manifest = CodesManifest(**read_manifest(path))
             self.codes = np.load(self.folder / "codes.npy", mmap_mode="r", allow_pickle=False)
             self.labels = np.load(self.folder / "labels.npy", allow_pickle=False)
+            names = tuple(self.manifest.class_names)
         except (OSError, ValueError, TypeError) as error:
             raise CodesError(f"{self.folder} is damaged: {error}") from error
 
-        self.class_names = self.manifest.class_names
-        self.are_named = self.manifest.classes_are_named
+        self.classes = Classes(names, f"the codes {self.folder}", self.manifest.classes_are_named)
         expected = self.manifest.shape
         if self.codes.shape != expected or len(self.labels) != expected[0]:
             raise CodesError(f"{self.folder / 'codes.npy'} has shape {self.codes.shape}, manifest.json says {expected}")
@@ -133,9 +133,9 @@ class CodeStore:
         return {"labels": digest_of([self.labels.tobytes()]), "codes": digest_of([spread.tobytes()])}
 
     @property
-    def classes(self) -> Classes:
-        """The classes of the images."""
-        return Classes(tuple(self.class_names), f"the codes {self.folder}", self.are_named)
+    def class_names(self) -> list[str]:
+        """The names of the classes, by label."""
+        return list(self.classes.names)
 
     def take_labels_of(self, expected: Classes) -> None:
         """Takes the labels that the classes have among the expected ones, by name.
@@ -143,8 +143,7 @@ class CodeStore:
         Raises UserError for classes that are not among those.
         """
         self.labels = labels_among(self.classes, expected)[self.labels]
-        self.class_names = list(expected.names)
-        self.are_named = expected.are_named
+        self.classes = replace(expected, owner=self.classes.owner)
 
     def tokens(self, index: int, view: int) -> Tensor:
         """The tokens of one view of an image, (num_tokens,) or (num_tokens, k) int64."""
