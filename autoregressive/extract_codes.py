@@ -174,15 +174,14 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     with preflight.collecting():
         data = images_to_check(args, tokenizer)
         if data is not None:
-            splits = splits_of(args, data)
-            surveys = {split: preflight.images(data, split) for split in splits}
-            train = surveys.get("train")
-            if train is not None and train.class_names is not None:
-                preflight.classes(surveys.get("val"), Classes.of(train))
-            if "train" not in splits:
-                expected = classes_of_codes(args.code_path)
-                if expected is not None:
-                    preflight.classes(surveys["val"], expected)
+            surveys = {split: preflight.images(data, split) for split in splits_of(args, data)}
+
+            # Held-out images must have the classes that `open_splits` will expect.
+            is_train = "train" in surveys
+            expected = Classes.of_survey(surveys["train"]) if is_train else classes_of_codes(args.code_path)
+            preflight.classes(surveys.get("val"), expected)
+
+            # Room for the codes.
             num_images = sum(survey.num_images or 0 for survey in surveys.values() if survey is not None)
             num_bytes = num_images * VIEWS[args.views].num_views * bytes_per_view(tokenizer)
     preflight.output(args.code_path, "--code-path", num_bytes)

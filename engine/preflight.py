@@ -173,15 +173,14 @@ class Preflight:
         """The training images, and the held-out ones where the config names some: of the same classes."""
         train = self.images(config, "train")
         held_out = self.images(config, "val") if has_split(config, "val") else None
-        if train is not None and train.class_names is not None:
-            self.classes(held_out, Classes.of(train))
+        self.classes(held_out, Classes.of_survey(train))
         return train
 
-    def classes(self, survey: Survey | None, expected: Classes) -> None:
-        """The classes of images, where these are there and show them: they must be among those expected, by name."""
-        if survey is None or survey.class_names is None:
+    def classes(self, survey: Survey | None, expected: Classes | None) -> None:
+        """The classes of images must be among those expected, by name, where both are known."""
+        classes = Classes.of_survey(survey)
+        if classes is None or expected is None:
             return
-        classes = Classes.of(survey)
         if classes.are_labels and expected.are_labels:
             with self.collecting():
                 labels_among(classes, expected)

@@ -208,9 +208,7 @@ def measure_needs(
     path = reference_path(args)
     if path is None:
         if data is not None:
-            survey = preflight.images(data, args.reference)
-            if classes is not None:
-                preflight.classes(survey, classes)
+            preflight.classes(preflight.images(data, args.reference), classes)
     elif preflight.file(path, "--reference") and not zipfile.is_zipfile(path):
         preflight.problem(f"--reference: {path} is not an npz file")
 

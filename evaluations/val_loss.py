@@ -62,8 +62,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
         else:
             data = images_to_check(args, tokenizer)
             survey = preflight.images(data, "val") if data is not None else None
-            if classes is not None:
-                preflight.classes(survey, classes)
+            preflight.classes(survey, classes)
 
 
 def main() -> None:

@@ -46,6 +46,11 @@ class Classes:
         return cls(tuple(map(str, source.class_names)), source.name, getattr(source, "classes_are_named", True))
 
     @classmethod
+    def of_survey(cls, survey: Survey | None) -> Classes | None:
+        """The classes that a look at images shows; None where they are not there, or only opening them would tell."""
+        return None if survey is None or survey.class_names is None else cls.of(survey)
+
+    @classmethod
     def unknown(cls, count: int, owner: str) -> Classes:
         """As many classes, whose names nobody knows."""
         return cls(tuple(map(str, range(count))), owner, are_named=False)

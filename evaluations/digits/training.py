@@ -107,9 +107,9 @@ class ClassifierTask:
 
 def training_needs(config: ClassifierTrainConfig, preflight: Preflight) -> None:
     """Looks for the images of both splits, and all that every training needs."""
-    survey = preflight.training_images(config.data)
-    if survey is not None and survey.class_names is not None:
-        problem = count_problem(Classes.of(survey), config.model.num_classes, "model.num_classes")
+    classes = Classes.of_survey(preflight.training_images(config.data))
+    if classes is not None:
+        problem = count_problem(classes, config.model.num_classes, "model.num_classes")
         if problem is not None:
             preflight.problem(problem)
     if not has_split(config.data, "val"):
