@@ -33,7 +33,9 @@ def lpips_network(assets: AssetsConfig, net: str = "vgg") -> tuple[Frozen, str]:
     weights = resolve(LPIPS_BACKBONES[net], assets)
     is_downloaded = weights.stamp == "download"  # otherwise the backbone begins random, and its library fetches nothing
     with seeded(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="torchvision")  # lpips calls it in a way that is deprecated
+        # lpips names weights as torchvision no longer does; these two warnings of it are no matter of the caller's.
+        deprecation = "The parameter 'pretrained' is deprecated|Arguments other than a weight enum"
+        warnings.filterwarnings("ignore", deprecation, UserWarning, module=r"torchvision\.")
         network = lpips.LPIPS(net=net, pnet_rand=not is_downloaded, verbose=False)
     if weights.path is not None:
         _load_backbone(network.net, weights.path)
