@@ -221,6 +221,8 @@ class CodeWriter:
             for key, value in facts_now.items()
             if key != "tokenizer" and present.get(key, type(value)()) != value
         ]
+
+        # The images, which an older version does not describe.
         images_then = present.get("image_facts")
         if images_then:
             changed += changes(images_then, images_now)

@@ -56,21 +56,23 @@ def manifest_of(tokenizer: Tokenizer, source: ImageSource, split: str, views: st
     classes = Classes.of(source)
     return CodesManifest(
         format=FORMAT,
+        # The tokenizer, and the sizes of its codes.
         fingerprint=tokenizer.provenance.fingerprint,
         tokenizer=tokenizer.provenance.path,
+        image_size=tokenizer.image_size,
+        num_tokens=tokenizer.num_tokens,
+        codebook_size=quantizer.codebook_size,
+        codebook_sizes=list(quantizer.group_sizes) if quantizer.num_groups > 1 else [],
+        # The images, and the views that are taken of each.
         split=split,
         data=source.name,
         num_images=len(source),
-        num_views=VIEWS[views].num_views,
-        num_tokens=tokenizer.num_tokens,
-        codebook_size=quantizer.codebook_size,
-        image_size=tokenizer.image_size,
-        views=views,
         class_names=list(classes.names),
         classes_are_named=classes.are_named,
-        codebook_sizes=list(quantizer.group_sizes) if quantizer.num_groups > 1 else [],
         image_facts=facts_of(source),
         decoding=decoding.suffix().strip(),
+        views=views,
+        num_views=VIEWS[views].num_views,
     )
 
 
@@ -168,6 +170,7 @@ def parse_args() -> argparse.Namespace:
 
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for the tokenizer, its images, and room for the codes."""
+    # The tokenizer, and its images.
     preflight.device(args.device)
     tokenizer = tokenizer_needs(args, preflight)
     num_bytes = 0

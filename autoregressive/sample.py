@@ -161,6 +161,8 @@ def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) ->
     }
     pictures = [name for samples in plan for name in samples.files()]
     output = OutputFolder(root, "--sample-dir", settings_now, world, pictures)
+
+    # The classes that are missing.
     missing = [samples for samples in plan if not is_complete(root, samples)]
     world.barrier()  # no rank writes before all have looked
     for samples in progress(missing[world.rank :: world.size], "classes", world):
@@ -182,8 +184,12 @@ def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) ->
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
+
+    # The networks.
     add_tokenizer_flags(parser)
     add_gpt_flags(parser)
+
+    # Samples of which classes, and how many.
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--class-idx",
@@ -198,6 +204,8 @@ def parse_args() -> argparse.Namespace:
         default=40,
         help="number of images in total, divided among the classes (default 40)",
     )
+
+    # Where they go, and how they are drawn.
     parser.add_argument("--sample-dir", type=Path, default=Path("results/samples"))
     parser.add_argument("--per-proc-batch-size", type=positive, default=32)
     add_device_flag(parser)

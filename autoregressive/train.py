@@ -71,6 +71,7 @@ def training_needs(config: GPTTrainConfig, network: Generator, preflight: Prefli
                 held_out = CodeStore(config.data.codes, "val")
                 labels_among(held_out.classes, store.classes)
 
+    # A device, and room for checkpoints.
     checkpoint_bytes = network_bytes(num_parameters(network), ema=config.ema_decay > 0)
     preflight.training(config.loop, config.data.global_batch_size, checkpoint_bytes)
 
@@ -86,6 +87,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
 
     run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
     with run:
+        # The network, and what is to be said of the run.
         task = build_task(config, world, run, tokenizer, held_out)
         generator: Generator = task.trained.module
         parameters = f"{num_parameters(generator):,} parameters"
@@ -112,6 +114,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
             asynchronous=config.loop.async_save,
         )
 
+        # The loop, over a stream of codes.
         item = code_item(store, config.loop.seed, generator.class_dropout_prob)
         stream = stream_opener(item, len(store), config.data, config.loop, world)
         fit(task, stream, config.loop, run, world, checkpoints)

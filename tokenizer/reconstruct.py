@@ -188,6 +188,8 @@ def main() -> None:
         if isinstance(source, LooseSource):
             source.decoding = tokenizer.provenance.config.data.decoding
         lpips = lpips_or_none(world.device) if args.lpips else None
+
+        # The folder, which may hold pictures of the same settings.
         folder = args.sample_dir
         num_images = min(len(source), args.num_images) if args.num_images else len(source)
         settings = {
@@ -218,6 +220,7 @@ def main() -> None:
             if len(grid_batches) < GRID_BATCHES:
                 grid_batches.append((originals[:GRID_COLUMNS], reconstructions[:GRID_COLUMNS]))
 
+        # The folder says which pictures are the set; a grid is for people.
         output.finish(names_of_set(num_images, lpips_scores if lpips is not None else None, world))
         if world.is_main:
             write_grid(folder / "grid.png", grid_batches)

@@ -98,6 +98,7 @@ def train_phase(
             accept_changed_data=config.data.accept_changed,
             asynchronous=config.loop.async_save,
         )
+
         # The loop, over a stream of samples.
         item = training_item(source, config.data, config.loop.seed)
         stream_from = stream_opener(item, len(source), config.data, config.loop, world, source.where)
