@@ -60,6 +60,14 @@ class NetworkConfig(Section):
         if self.layer is not None:
             yield from at_least(self, "layer", 1)
 
+    def tokenizer_options(self) -> dict[str, Any]:
+        """The config and the weights that the tokenizer is opened with, beside its path."""
+        return {"config": self.tokenizer_config or None, "weights": self.weights}
+
+    def generator_options(self) -> dict[str, Any]:
+        """Those of the generator."""
+        return {"config": self.gpt_config or None, "weights": self.gpt_weights or self.weights}
+
 
 def network_problems(config: NetworkConfig) -> Iterator[Problem]:
     """Yields what does not fit together in the section `network`.
@@ -86,15 +94,13 @@ def network_needs(config: NetworkConfig, image_size: int, preflight: Preflight) 
     """Looks for the frozen networks, which must fit together, and images of `image_size` pixels."""
     tokenizer = None
     with preflight.collecting():
-        options = {"config": config.tokenizer_config or None, "weights": config.weights}
-        tokenizer = survey_tokenizer(config.tokenizer, **options, hashed=preflight.hashes)
+        tokenizer = survey_tokenizer(config.tokenizer, **config.tokenizer_options(), hashed=preflight.hashes)
         preflight.ready.append(f"network.tokenizer: {config.tokenizer} ({tokenizer.num_tokens} tokens)")
         if image_size != tokenizer.image_size:
             preflight.problem(f"data.image_size={image_size}, but the tokenizer is for {tokenizer.image_size}")
     if SOURCES[config.source].needs_generator:
         with preflight.collecting():
-            options = {"config": config.gpt_config or None, "weights": config.gpt_weights or config.weights}
-            generator = survey_gpt(config.gpt, **options, hashed=preflight.hashes)
+            generator = survey_gpt(config.gpt, **config.generator_options(), hashed=preflight.hashes)
             preflight.ready.append(f"network.{GENERATOR}: {config.gpt} ({generator.num_classes} classes)")
             if tokenizer is not None:
                 require_sizes(generator, tokenizer)
@@ -225,13 +231,11 @@ class ProbedNetwork:
     def __init__(self, config: NetworkConfig, seed: int, precision: str, device: torch.device) -> None:
         # The networks. The probed one may be redrawn as a control.
         source = SOURCES[config.source]
-        options = {"config": config.tokenizer_config or None, "weights": config.weights}
-        tokenizer = load_tokenizer(config.tokenizer, **options, device=device)
+        tokenizer = load_tokenizer(config.tokenizer, **config.tokenizer_options(), device=device)
         networks: dict[str, Tokenizer | Generator] = {"tokenizer": tokenizer}
         generator = None
         if source.needs_generator:
-            options = {"config": config.gpt_config or None, "weights": config.gpt_weights or config.weights}
-            generator = load_gpt(config.gpt, **options, device=device)
+            generator = load_gpt(config.gpt, **config.generator_options(), device=device)
             require_pair(generator, tokenizer)
             networks[GENERATOR] = generator
         if config.random_weights:
