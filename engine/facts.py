@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
@@ -15,6 +15,15 @@ def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def without_facts(facts: Mapping[str, Any], names: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """A copy of nested facts that lacks those of the dotted `names`."""
+    return {
+        key: without_facts(value, names, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in facts.items()
+        if f"{prefix}{key}" not in names
+    }
 
 
 def changed_facts(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, str]:

@@ -57,7 +57,6 @@ ALLOWED = {
     ("evaluations/pipelines/quickstart.py", "twemoji"): "value of the published flag --data, and a folder's name",
     ("evaluations/pipelines/quickstart.py", "wetok"): "value of the published flag --system, and a folder's name",
     ("evaluations/sample_stream.py", "gpt"): "key of result files: the network that generated",
-    ("evaluations/jobs/search.py", "gpt"): "key of result files: the network that generated",
     ("evaluations/jobs/val_loss.py", "gpt"): "key of result files: the network that is measured",
     ("evaluations/results.py", "gpt"): "key of result files: networks may differ between results",
     ("evaluations/probes/features.py", "gpt"): "value of network.source and key network.gpt of published configs",

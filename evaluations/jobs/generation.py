@@ -20,6 +20,7 @@ from engine.data.classes import Classes
 from engine.data.config import DataConfig
 from engine.data.samples import center_batch, fixed_choice
 from engine.data.sources import has_split, open_source
+from engine.facts import without_facts
 from engine.messages import UserError, logger
 from engine.world import World
 from evaluations.cli import extractor_from, open_reference, output_path
@@ -41,7 +42,7 @@ from evaluations.protocols.generation_accumulators import (
     PngExport,
 )
 from evaluations.protocols.reference import Reference
-from evaluations.results import TRAINED_SECTIONS, claim_result, write_arrays, write_result
+from evaluations.results import MOVABLE_FACTS, claim_result, write_arrays, write_result
 from evaluations.sample_stream import SampleStream
 from tokenizer.cli import images_from, tokenizer_from
 
@@ -101,9 +102,8 @@ class GenerationJob:
             opened = open_reference(args, "generation", len(stream.labels), data, stream.image_size, extractor, classes)
         export = None
         if args.export:
-            sampled = {"command": "evaluations.generation", **stream.protocol(None)}
-            for network in TRAINED_SECTIONS:  # folders may move
-                sampled[network] = {name: fact for name, fact in sampled[network].items() if name != "path"}
+            facts = without_facts(stream.protocol(None), MOVABLE_FACTS)
+            sampled = {"command": "evaluations.generation", **facts}
             export = EXPORTS[args.export](args.sample_dir, stream.labels, stream.image_size, sampled, world)
 
         # The reference comes last: its statistics may take long.

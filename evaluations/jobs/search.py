@@ -14,6 +14,7 @@ from autoregressive.cli import gpt_from, settings_of
 from autoregressive.loading import classes_of
 from engine.aliases import current_result
 from engine.atomic_file import write_atomic
+from engine.facts import without_facts
 from engine.json_text import as_read_back, to_json
 from engine.messages import UserError, logger
 from engine.outputs import changed_settings, refuse
@@ -23,7 +24,7 @@ from evaluations.metrics.extractor import Extractor
 from evaluations.protocols.accumulators import Measurement, measure
 from evaluations.protocols.generation_accumulators import GenerationDistances
 from evaluations.protocols.reference import Reference
-from evaluations.results import forced_mark, forced_metrics, read_result, write_result
+from evaluations.results import MOVABLE_FACTS, forced_mark, forced_metrics, read_result, write_result
 from evaluations.sample_stream import SampleStream
 from tokenizer.cli import images_from, tokenizer_from
 
@@ -36,7 +37,7 @@ PARTIAL_SUFFIX = ".partial.json"  # of the file of a search that is not finished
 OTHER_STARTS = {None: 2.0}  # of schedules without a released search
 
 # Facts of a protocol that may differ when a search goes on: the scale is what moves, and folders may have moved.
-FREE_FACTS = (("sampler", "guidance_scale"), ("tokenizer", "path"), ("gpt", "path"))
+FREE_FACTS = ("sampler.guidance_scale", *MOVABLE_FACTS)
 
 Measure = Callable[[float], float]  # guidance scale -> distance
 
@@ -203,9 +204,7 @@ class SearchJob:
         data = images_from(args, tokenizer)
         classes = classes_of(generator)
         opened = open_reference(args, "generation", len(stream.labels), data, stream.image_size, extractor, classes)
-        facts = stream.protocol(opened.facts)
-        for section, fact in FREE_FACTS:
-            facts[section].pop(fact, None)
+        facts = without_facts(stream.protocol(opened.facts), FREE_FACTS)
         facts["fp16_emulation"] = args.fp16_emulation
         curve = Curve(output.with_suffix(PARTIAL_SUFFIX), facts, world)
 
