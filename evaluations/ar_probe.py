@@ -23,7 +23,7 @@ from engine.pipeline import config_file, run_stages
 from engine.preflight import Preflight, require
 from evaluations.cli import SPLITS
 from evaluations.pipelines.ar_probe import ARProbeConfig, collect, stages_of
-from evaluations.results import forced_mark, scalars_of
+from evaluations.results import numbers_text
 from tokenizer.loading import survey_tokenizer
 
 
@@ -56,8 +56,7 @@ def main() -> None:
     results_file = run / "results.json"
     results = collect(run)
     write_atomic(results_file, to_json(results, indent=1))
-    texts = [f"{name} {value:.4g}{forced_mark(name, results)}" for name, value in scalars_of(results).items()]
-    logger.info("%s: %s", results_file, "  ".join(texts))
+    logger.info("%s: %s", results_file, numbers_text(results, results, digits=4))
 
 
 if __name__ == "__main__":

@@ -110,6 +110,12 @@ def forced_mark(metric: str, result: Mapping[str, Any]) -> str:
     return FORCED_MARK if metric in result.get("forced", {}) else ""
 
 
+def numbers_text(metrics: Mapping[str, Any], result: Mapping[str, Any], digits: int = 5) -> str:
+    """The single numbers among `metrics` as one line for a log, with those marked that `result` calls forced."""
+    numbers = scalars_of(metrics).items()
+    return "  ".join(f"{name} {value:.{digits}g}{forced_mark(name, result)}" for name, value in numbers)
+
+
 # ------------------------------------------------------------------------------------------------ files
 def write_result(path: Path, metrics: dict[str, Any], protocol: dict[str, Any], **more: dict[str, Any]) -> None:
     """Writes `{metrics, protocol, libraries}` as JSON, atomically, and logs the numbers.
@@ -129,8 +135,7 @@ def write_result(path: Path, metrics: dict[str, Any], protocol: dict[str, Any], 
     result |= {name: section for name, section in more.items() if section}
     write_atomic(path, to_json(result, indent=1))
 
-    numbers = {name: f"{value:.5g}{forced_mark(name, result)}" for name, value in scalars_of(metrics).items()}
-    logger.info("%s: %s", path, "  ".join(f"{name} {text}" for name, text in numbers.items()))
+    logger.info("%s: %s", path, numbers_text(metrics, result))
     for name, reason in reasons.items():
         logger.warning("%s: %s is unavailable: %s", path, name, reason)
 

@@ -24,7 +24,7 @@ from evaluations.metrics.extractor import Extractor
 from evaluations.protocols.accumulators import Measurement, measure
 from evaluations.protocols.generation_accumulators import GenerationDistances
 from evaluations.protocols.reference import Reference
-from evaluations.results import MOVABLE_FACTS, forced_mark, forced_metrics, read_result, write_result
+from evaluations.results import MOVABLE_FACTS, forced_metrics, numbers_text, read_result, write_result
 from evaluations.sample_stream import SampleStream
 from tokenizer.cli import images_from, tokenizer_from
 
@@ -233,8 +233,7 @@ class SearchJob:
             self.curve.add(scale, self.metrics_at(scale))
         metrics = self.curve.rows[scale]
         forced = {"forced": forced_metrics(metrics, {"reference": self.reference.facts})}
-        texts = [f"{name} {value:.4g}{forced_mark(name, forced)}" for name, value in metrics.items()]
-        logger.info("guidance scale %g: %s", scale, "  ".join(texts))
+        logger.info("guidance scale %g: %s", scale, numbers_text(metrics, forced, digits=4))
         return next(iter(metrics.values()))  # the distance comes first
 
     def metrics_at(self, scale: float) -> Measurement:
