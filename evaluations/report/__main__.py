@@ -24,7 +24,7 @@ from engine.messages import UserError, logger
 from engine.preflight import Preflight, require
 from evaluations.comparison import compare
 from evaluations.report.overview import overview
-from evaluations.report.page import claim_page, page, table
+from evaluations.report.page import claim_page, note_list, page, table
 from evaluations.report.pictures import SAMPLES_PICTURE
 from evaluations.report.run_folder import RunFolder, runs_in
 from evaluations.report.sections import COMPARED_SECTIONS, SECTIONS
@@ -77,12 +77,9 @@ def comparison(runs: list[RunFolder]) -> str:
         # What the ranking is worth.
         note = "<p>* best; the protocols are equal.</p>"
         if compared.differences:
-            differences = compared.differences[:MAX_DIFFERENCES]
-            items = "".join(f"<li>{escape(difference)}</li>" for difference in differences)
-            note = f'<div class="note">Not ranked where the protocols differ.<ul>{items}</ul></div>'
+            note = note_list("Not ranked where the protocols differ.", compared.differences[:MAX_DIFFERENCES])
         if compared.forced:
-            items = "".join(f"<li>{escape(line)}</li>" for line in compared.forced)
-            note += f'<div class="note">Forced: these numbers should not be trusted.<ul>{items}</ul></div>'
+            note += note_list("Forced: these numbers should not be trusted.", compared.forced)
         parts.append(f"<h2>{escape(name)}</h2>{table(head, body)}{note}")
     return "".join(parts)
 
@@ -117,8 +114,10 @@ def write_report(folders: list[Path], output: Path | None = None) -> Path:
         path = output or Path("comparison.html")
         title = " / ".join(run.path.name for run in runs)
 
+    # The page of one run may come with a picture beside it.
     is_one = len(runs) == 1
-    claim_page(path, title, *(run.path / SAMPLES_PICTURE for run in runs[:1] if is_one and path.parent == run.path))
+    has_picture = is_one and path.parent == runs[0].path
+    claim_page(path, title, companion=runs[0].path / SAMPLES_PICTURE if has_picture else None)
     text = _page_of_one(title, runs[0]) if is_one else _page_of_several(title, runs)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, text)

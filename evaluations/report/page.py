@@ -51,6 +51,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="scroll"><table><tr>{top}</tr>{"".join(body)}</table></div>'
 
 
+def note_list(text: str, lines: Sequence[str]) -> str:
+    """A note with a list below its text."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<div class="note">{escape(text)}<ul>{items}</ul></div>'
+
+
 def page_start(title: str) -> str:
     """How a page of this title begins, by which an earlier report of the same runs is known."""
     return (
