@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,14 @@ class Row:
 
     metric: str
     values: list[float | None]
-    best: float | None = None  # None where the results are not ranked by it
-    marks: Sequence[str] = ()  # one behind each value: empty, or that it was forced
+    marks: list[str]  # one behind each value: empty, or that it was forced
+    best: float | None  # None where the results are not ranked by it
 
     def cells(self) -> list[str]:
         """The values as text, with * at the best, and a mark at those that were forced."""
-        marks = self.marks or [""] * len(self.values)
         return [
             "-" if value is None else f"{value:.5g}{'*' if value == self.best else ''}{mark}"
-            for value, mark in zip(self.values, marks, strict=True)
+            for value, mark in zip(self.values, self.marks, strict=True)
         ]
 
 
@@ -53,8 +52,8 @@ class Comparison:
 
     rows: list[Row]
     differences: list[str]
-    forced: list[str] = field(default_factory=list)  # which numbers should not be trusted, and why
-    facts: list[FactRow] = field(default_factory=list)
+    forced: list[str]  # which numbers should not be trusted, and why
+    facts: list[FactRow]
 
     def table(self) -> list[tuple[str, list[str]]]:
         """(name, cells) of every row: the metrics, then the facts."""
@@ -78,9 +77,10 @@ def compare(named: Sequence[tuple[str, dict[str, Any]]]) -> Comparison:
     """Compares (name, result) pairs; what is ranked depends on how their protocols differ from the first."""
     results = [result for _, result in named]
     protocols = [result["protocol"] for result in results]
+    numbers = [scalars_of(result["metrics"]) for result in results]
 
     # What differs: facts that concern every metric, and facts that concern some.
-    names = all_metric_names(results)
+    names = all_metric_names(numbers)
     differences = [
         f"{name}: {fact}" for name, result in named[1:] for fact in changed_for_all(protocols[0], result["protocol"])
     ]
@@ -93,11 +93,11 @@ def compare(named: Sequence[tuple[str, dict[str, Any]]]) -> Comparison:
     # One row per metric that any of the results has as a number.
     rows = []
     for metric in names:
-        values = [scalars_of(result["metrics"]).get(metric) for result in results]
+        values = [of_result.get(metric) for of_result in numbers]
         marks = [forced_mark(metric, result) for result in results]
         may_rank = all_metrics_may_rank and None not in values and not any(marks)
         best = best_value(metric, values, changed_sections) if may_rank else None
-        rows.append(Row(metric, values, best, marks))
+        rows.append(Row(metric, values, marks, best))
     return Comparison(rows, differences, forced_numbers(named), step_rows(results))
 
 
@@ -119,11 +119,10 @@ def forced_numbers(named: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
     return lines
 
 
-def all_metric_names(results: Sequence[dict[str, Any]]) -> list[str]:
+def all_metric_names(numbers: Sequence[Mapping[str, float]]) -> list[str]:
     """The metrics that any result has as a number: those of the first in its order, then the others by name."""
-    first, *others = (result["metrics"] for result in results)
-    further = sorted({name for metrics in others for name in metrics if name not in first})
-    return [name for name in (*first, *further) if any(name in scalars_of(result["metrics"]) for result in results)]
+    first, *others = numbers
+    return [*first, *sorted({name for metrics in others for name in metrics if name not in first})]
 
 
 def best_value(name: str, values: Sequence[float], changed_sections: Mapping[str, Any]) -> float | None:
