@@ -162,7 +162,8 @@ class GenerationJob:
 
     def run(self, world: World) -> None:
         """Samples, measures, and writes the result, then examples for the report."""
-        claim_result(self.output, self.protocol())
+        protocol = self.protocol()
+        claim_result(self.output, protocol)
         measurement = measure(self.stream.batches(), self.accumulators(), world)
         timing = self.stream.times()
         if not world.is_main:
@@ -171,7 +172,7 @@ class GenerationJob:
         write_result(
             self.output,
             measurement.metrics,
-            self.protocol(),
+            protocol,
             unavailable=measurement.unavailable,
             timing=timing,
         )

@@ -156,10 +156,11 @@ class ReconstructionJob:
 
     def run(self, world: World) -> None:
         """Measures, and writes the result."""
-        claim_result(self.output, self.protocol())
+        protocol = self.protocol()
+        claim_result(self.output, protocol)
         measurement = measure(self.batches(world), self.accumulators(), world)
         if world.is_main:
-            write_result(self.output, measurement.metrics, self.protocol(), unavailable=measurement.unavailable)
+            write_result(self.output, measurement.metrics, protocol, unavailable=measurement.unavailable)
             write_arrays(self.output, **measurement.arrays)
 
 

@@ -134,7 +134,8 @@ class ValLossJob:
 
     def run(self, world: World) -> None:
         """Measures, and writes the result."""
-        claim_result(self.output, self.protocol())
+        protocol = self.protocol()
+        claim_result(self.output, protocol)
         count = self.codes.facts["num_images"]
         losses = torch.zeros(count, dtype=torch.float64, device=world.device)
         batches = rank_batches(count, self.batch_size, world)
@@ -150,4 +151,4 @@ class ValLossJob:
 
         if world.is_main:
             metrics = {"val_loss": losses.mean().item(), "val_loss_stderr": (losses.std() / count**0.5).item()}
-            write_result(self.output, metrics, self.protocol())
+            write_result(self.output, metrics, protocol)
