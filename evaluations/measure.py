@@ -102,21 +102,27 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         write_result(output, measurement.metrics, protocol, unavailable=measurement.unavailable)
 
 
+def images_needs(path: str, flag: str, args: argparse.Namespace, preflight: Preflight) -> None:
+    """Looks for the images of an npz file or a folder."""
+    with preflight.collecting():
+        count = survey_images(path, flag, args.skip_broken)
+        preflight.ready.append(f"{flag}: {count:,} images in {path}")
+
+
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for the images, the reference (a file or a folder), and the weights of the extractor."""
+    # What is measured, and where the result goes.
     output_needs(args, "result", preflight)
     extractor = extractor_name(args)
     if extractor == "none":
         preflight.problem("--extractor none leaves nothing to measure")
-    with preflight.collecting():
-        count = survey_images(args.samples, "--samples", args.skip_broken)
-        preflight.ready.append(f"--samples: {count:,} images in {args.samples}")
+    images_needs(args.samples, "--samples", args, preflight)
+
+    # What it is measured against. Of a folder, the weights are looked for here, as for a file below.
     if not args.reference:
         preflight.problem("--gt-npz-path (or --reference) names the npz file or folder to measure against")
     elif Path(args.reference).is_dir():
-        with preflight.collecting():
-            count = survey_images(args.reference, "--reference", args.skip_broken)
-            preflight.ready.append(f"--reference: {count:,} images in {args.reference}")
+        images_needs(args.reference, "--reference", args, preflight)
         if extractor != "none":
             preflight.assets(assets_of(EXTRACTORS[extractor]), assets_from(args))
     else:
