@@ -52,6 +52,8 @@ class Check:
         return "; ".join(advice.text for advice in self.advice if advice.fits(run))
 
 
+SAME_RECIPE = "a recipe with the same model and this key; --recipe names one"
+
 CHECKS = {
     "codebook collapse": Check(
         codebook_collapse,
@@ -151,12 +153,12 @@ CHECKS = {
     "learning rate": Check(
         differs_from_recipe("optim.lr"),
         [Advice("use the recipe's learning rate, scaled with the batch (linear or square root)")],
-        needs="a recipe with the same model and this key; --recipe names one",
+        needs=SAME_RECIPE,
     ),
     "batch size": Check(
         differs_from_recipe("data.global_batch_size"),
         [Advice("use the recipe's: it counts all ranks, and loop.grad_accum fits it into memory")],
-        needs="a recipe with the same model and this key; --recipe names one",
+        needs=SAME_RECIPE,
     ),
     "number of ranks": Check(
         ranks,
