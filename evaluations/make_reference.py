@@ -36,16 +36,22 @@ from tokenizer.cli import add_skip_flag
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
+
+    # The images.
     parser.add_argument(
         "--data-path", required=True, help="folder with one subfolder per class, folder of images, or tar files"
     )
     add_skip_flag(parser)
     parser.add_argument("--kind", default="val", choices=SPLITS, help="kind of the images (default val)")
+
+    # What is stored of them.
     parser.add_argument("--image-size", type=positive, default=256)
     parser.add_argument("--num-images", type=positive, default=10000, help="number of crops to store (default 10000)")
     parser.add_argument(
         "--no-images", action="store_true", help="store only the statistics, which rules out precision and recall"
     )
+
+    # How it is computed, and where it goes.
     parser.add_argument("--per-proc-batch-size", type=positive, default=50)
     parser.add_argument("--output", required=True, type=Path, help="npz file to write; nothing is overwritten")
     add_force_flag(parser, "make a reference of too few images; numbers that it is used for must be forced as well")
@@ -74,10 +80,12 @@ class EvenlySpread:
 
 def reference_arrays(images: SourceImages, kind: str, statistics: FeatureStatistics, world: World) -> dict[str, Any]:
     """Facts and statistics by the names of the file. A collective: every rank calls it."""
+    # Statistics of both kinds of features; not every extractor has spatial ones.
     mean, cov = statistics.pool.merged(world).gaussian()
     spatial = {}
     if statistics.spatial is not None:
         spatial["mu_s"], spatial["sigma_s"] = statistics.spatial.merged(world).gaussian()
+
     return {
         **{key: np.array(str(value)) for key, value in images.facts.items()},
         "kind": np.array(kind),

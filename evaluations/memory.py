@@ -56,6 +56,8 @@ ROWS = [
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
+
+    # The sizes that are measured.
     parser.add_argument(
         "--batch-size", type=positive, default=1, help="number of images, each with 16 x 16 latents (default 1)"
     )
@@ -66,6 +68,8 @@ def parse_args() -> argparse.Namespace:
         default=[8, 16, 24, 32, 40],
         help="numbers of channels, as multiples of 8",
     )
+
+    # What is refused, and where the numbers go.
     parser.add_argument(
         "--max-mb", type=positive, default=1024, help="refuse what needs more MB than this (default 1024)"
     )

@@ -43,6 +43,8 @@ from evaluations.pipelines.quickstart import (
     stages_of,
 )
 
+RUN_BYTES = 200 * 10**6  # of a finished run
+
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
@@ -70,9 +72,6 @@ def parse_args() -> argparse.Namespace:
         help="also run guidance search, validation loss, linear probes and AR probing",
     )
     return parser.parse_args()
-
-
-RUN_BYTES = 200 * 10**6  # of a finished run
 
 
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:

@@ -147,10 +147,13 @@ class SampleStream:
 
     def protocol(self, reference_facts: dict[str, Any] | None) -> dict[str, Any]:
         """How a number that is measured over these samples, perhaps against a reference, was made."""
+        # The sampler, with its guidance among its other settings.
         settings = asdict(self.settings)
         guidance = settings.pop("guidance")
         guidance_facts = {GUIDANCE_NAMES.get(name, name): value for name, value in guidance.items()}
+
         return {
+            # What is measured, and against what.
             "kind": "generation",
             "num_images": len(self.labels),
             "labels": labels_text(self.label_mode, self.labels, self.generator.num_classes),
@@ -159,6 +162,7 @@ class SampleStream:
             "resize": RESIZE,
             "rounding": ROUNDING,
             "reference": reference_facts,
+            # What made it.
             "sampler": {**guidance_facts, **settings, "batch_size": self.batch_size},
             "precision": str(self.generator.dtype).removeprefix("torch."),
             "tokenizer": self.tokenizer.provenance.facts(),

@@ -29,9 +29,13 @@ from evaluations.doctor.severity import Severity
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
+
+    # What is judged, and by what.
     parser.add_argument("run", type=Path, nargs="?", help="folder of a run, or a folder of runs")
     parser.add_argument("--machine", action="store_true", help="judge this machine and its disk, not a run")
     parser.add_argument("--recipe", type=Path, help="YAML file that the run should follow")
+
+    # How closely it is looked at.
     parser.add_argument(
         "--all", action="store_true", help="show every check, as a multiple of its threshold, or why it is not judged"
     )
@@ -39,6 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--max-images", type=positive, default=50_000, help="number of training images to look at, evenly chosen"
     )
+
     args = parser.parse_args()
     if args.run is None and not args.machine:
         parser.error("name the folder of a run, or give --machine")

@@ -44,7 +44,9 @@ def stages_of(config: ARProbeConfig) -> list[Stage]:
     view_flag = VIEWS[config.views].flag
     view_flags = [] if view_flag is None else [view_flag]
     both_networks = ["--vq-ckpt", config.tokenizer, "--gpt-ckpt", str(layout.generator)]
+
     return [
+        # Training of the GPT, on stored codes.
         module_stage(
             "codes", "autoregressive.extract_codes",
             "--vq-ckpt", config.tokenizer, "--code-path", str(layout.codes), *view_flags,
@@ -54,6 +56,7 @@ def stages_of(config: ARProbeConfig) -> list[Stage]:
             f"data.codes={layout.codes}", f"data.tokenizer={config.tokenizer}", f"loop.run_dir={layout.generator}",
             *config.gpt_overrides,
         ),
+        # What it is judged by: gFID at the best scale, validation loss, and the accuracy of a linear probe.
         module_stage(
             "search", "evaluations.search_cfg", *both_networks,
             "--cfg-schedule", config.guidance_schedule, "--num-fid-samples", str(config.num_fid_samples),
