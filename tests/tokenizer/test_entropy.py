@@ -10,13 +10,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenizer.quantizers import entropy_assignment as entropy
+from tokenizer.quantizers.affinity import Affinity, PlainDistance, Product, SquaredDistance
 from tokenizer.quantizers.entropy_assignment import LOG_EPS, assignment_entropies
 
+AFFINITIES = [SquaredDistance, PlainDistance, Product]
 
-def dense(z: Tensor, codes: Tensor, temperature: float, squared: bool = True) -> tuple[Tensor, Tensor]:
+
+def dense(z: Tensor, codes: Tensor, temperature: float, affinity: type[Affinity]) -> tuple[Tensor, Tensor]:
     """The formula of the module docstring with the whole table."""
     distance = torch.cdist(z, codes, compute_mode="donot_use_mm_for_euclid_dist")
-    p = (-(distance.square() if squared else distance) / temperature).softmax(1)
+    nearness = {SquaredDistance: -distance.square(), PlainDistance: -distance, Product: z @ codes.T}[affinity]
+    p = (nearness / temperature).softmax(1)
     sample = -(p * p.clamp_min(1e-30).log()).sum(1).mean()
     mean = p.mean(0)
     return sample, -(mean * (mean + LOG_EPS).log()).sum()
@@ -30,13 +34,13 @@ def case(n: int, k: int, dim: int, dtype: torch.dtype, seed: int = 0) -> tuple[T
 
 @pytest.mark.parametrize("rows", [1, 7, 1000], ids=lambda rows: f"{rows}_rows_at_a_time")
 @pytest.mark.parametrize("temperature", [0.01, 0.5])
-@pytest.mark.parametrize("squared", [True, False], ids=["squared_distance", "plain_distance"])
+@pytest.mark.parametrize("affinity", AFFINITIES)
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.7, -1.3)])
-def test_values_and_gradients_equal_those_of_the_whole_table(rows, temperature, squared, weights, monkeypatch):
-    """float32, for chunks of any size, for both distances, and for each term alone and together."""
+def test_values_and_gradients_equal_those_of_the_whole_table(rows, temperature, affinity, weights, monkeypatch):
+    """float32, for chunks of any size, for all affinities, and for each term alone and together."""
     monkeypatch.setitem(entropy.CHUNK_ELEMENTS, "cpu", rows * 48)
     z, codes = case(60, 48, 8, torch.float32)
-    streamed, plain = assignment_entropies(z, codes, temperature, squared), dense(z, codes, temperature, squared)
+    streamed, plain = assignment_entropies(z, codes, temperature, affinity), dense(z, codes, temperature, affinity)
     for ours, theirs in zip(streamed, plain, strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
     ours = torch.autograd.grad(weights[0] * streamed[0] + weights[1] * streamed[1], [z, codes])
@@ -45,19 +49,19 @@ def test_values_and_gradients_equal_those_of_the_whole_table(rows, temperature, 
         torch.testing.assert_close(actual, expected, atol=2e-4 * expected.abs().max().item(), rtol=1e-3)
 
 
-@pytest.mark.parametrize("squared", [True, False])
-def test_gradients_pass_the_numerical_check(squared):
+@pytest.mark.parametrize("affinity", AFFINITIES)
+def test_gradients_pass_the_numerical_check(affinity):
     """Finite differences in double precision, independent of any other formula."""
     z, codes = case(5, 6, 3, torch.float64)
-    assert torch.autograd.gradcheck(lambda a, b: assignment_entropies(a, b, 0.3, squared), (z, codes))
+    assert torch.autograd.gradcheck(lambda a, b: assignment_entropies(a, b, 0.3, affinity), (z, codes))
 
 
 def test_gradients_stay_finite_for_latents_that_lie_on_a_code():
     """There a plain distance has no gradient of its own."""
     codes = torch.eye(4).requires_grad_()
     z = torch.eye(4)[:3].clone().requires_grad_()
-    for squared in (True, False):
-        sample, codebook = assignment_entropies(z, codes, 0.01, squared)
+    for affinity in AFFINITIES:
+        sample, codebook = assignment_entropies(z, codes, 0.01, affinity)
         gradients = torch.autograd.grad(sample - codebook, [z, codes])
         assert all(torch.isfinite(g).all() for g in gradients)
 
@@ -88,3 +92,34 @@ def test_extremes():
     assert sample.item() == pytest.approx(math.log(16), abs=1e-4)
     sample, codebook = assignment_entropies(codes[:1].expand(16, 16), codes, 0.01)
     assert codebook.item() == pytest.approx(0, abs=2e-4), "all latents on one code"
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.3, 10.0], ids=lambda spread: f"latents_{spread}_from_codes")
+def test_gradients_are_as_near_to_double_precision_as_those_of_the_whole_table(spread):
+    """At the temperature of the recipes, where most probabilities are below the smallest normal float32."""
+    generator = torch.Generator().manual_seed(0)
+    codes = F.normalize(torch.randn(4096, 8, generator=generator), dim=1)
+    noise = spread * torch.randn(256, 8, generator=generator)
+    z = F.normalize(codes[torch.randint(4096, (256,), generator=generator)] + noise, dim=1)
+
+    def gradients(function, dtype):
+        inputs = [x.to(dtype).requires_grad_() for x in (z, codes)]
+        sample, codebook = function(*inputs, 0.01, SquaredDistance)
+        return torch.autograd.grad(sample - codebook, inputs)
+
+    exact = gradients(dense_by_product, torch.float64)
+    for ours, plain, truth in zip(
+        gradients(assignment_entropies, torch.float32), gradients(dense_by_product, torch.float32), exact, strict=True
+    ):
+        error, plain_error = ((value - truth).norm() / truth.norm() for value in (ours, plain))
+        assert error < 1.5 * plain_error + 1e-7
+
+
+def dense_by_product(z: Tensor, codes: Tensor, temperature: float, affinity: type[Affinity]) -> tuple[Tensor, Tensor]:
+    """The formulation of published code: all squared distances by one matrix product."""
+    assert affinity is SquaredDistance
+    distance = z.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * z @ codes.T
+    log_p = (-distance / temperature).log_softmax(1)
+    p = log_p.exp()
+    mean = p.mean(0)
+    return -(p * log_p).sum(1).mean(), -(mean * (mean + LOG_EPS).log()).sum()

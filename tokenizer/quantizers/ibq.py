@@ -5,28 +5,67 @@
 
 Losses    codebook: mean |z_q - z|^2 through p, which pulls all codes and the latents, + mean |code - sg z|^2
           commitment: mean |sg code - z|^2      entropies: nats, of softmax(z codes^T / temperature)
+
+The table of all p (n,K) is never held: forward needs the indices alone, and backward computes p again, for some latents
+at a time. For the gradient G of z_q (one latent per row), with the products s = z codes^T:
+
+    dL/dp_k = G . code_k        dL/ds_k = p_k (dL/dp_k - sum_j p_j dL/dp_j)        then to z and codes: affinity.py
+    dL/dcode_k gets G of the latents with index k besides, from the one-hot choice
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from engine.devices import full_precision
-from engine.world import mean_over_ranks
-from tokenizer.quantizers.base import Quantized, entropy_terms
-from tokenizer.quantizers.entropy_assignment import smoothed_entropy
+from tokenizer.quantizers.affinity import Affinity, Product, nearest_codes
+from tokenizer.quantizers.base import Quantized
+from tokenizer.quantizers.entropy_assignment import LOG_P_FLOOR, rows_per_chunk
 from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 
 
 @dataclass(kw_only=True, slots=True)
 class IBQConfig(VQConfig):
-    """As `VQConfig`. Latents and codes are compared by their product, and the table of all products is held."""
+    """As `VQConfig`. Latents and codes are compared by their product."""
 
     codebook_dim: int = 256
     l2_norm: bool = False
+
+
+class _DifferentiableChoice(torch.autograd.Function):
+    """The chosen code of each latent, with the gradient of the module docstring: (n,D), (K,D), (n,) -> (n,D)."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, codes: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(z, codes, indices)
+        return F.embedding(indices, codes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        z, codes, indices = ctx.saved_tensors
+        affinity = Product(codes, temperature=1.0)
+        rows = rows_per_chunk(codes)
+        grad_z = torch.empty_like(z)
+
+        # Autograd calls this outside of the caller's region of full precision.
+        with full_precision(z.device):
+            for start in range(0, len(z), rows):
+                chunk, grad_chunk = z[start : start + rows], grad[start : start + rows]
+                logits = affinity.logits(chunk, z.new_empty(len(chunk), len(codes)))
+                p = logits.sub_(logits.amax(1, keepdim=True)).clamp_min_(LOG_P_FLOOR).exp_()
+                p /= p.sum(1, keepdim=True)
+
+                grad_p = grad_chunk @ codes.T
+                grad_logits = p.mul_(grad_p.sub_(torch.linalg.vecdot(p, grad_p)[:, None]))
+                grad_z[start : start + rows] = affinity.backward(chunk, grad_logits, logits)
+        return grad_z, affinity.grad_codes().index_add(0, indices, grad), None
 
 
 class IBQ(VectorQuantizer):
@@ -39,31 +78,25 @@ class IBQ(VectorQuantizer):
             # The code with the largest product.
             z = self._normalize(z.float())
             codes = self.codes()
-            logits = z @ codes.T
-            indices = logits.argmax(-1)
+            latents = z.flatten(0, -2)
+            choice = nearest_codes(Product(codes, temperature=1.0), latents, rows_per_chunk(codes))
+            indices = choice.view(z.shape[:-1])
             if self.training:
-                self._update_windows(indices, z.flatten(0, -2), quantize)
+                self._update_windows(indices, latents, quantize)
             if not quantize:
                 return Quantized(z + 0.0 * codes.sum(), indices)
 
             # A one-hot choice with the gradient of the softmax.
-            p = logits.softmax(-1)
-            z_q = (F.one_hot(indices, len(codes)).to(p.dtype) + (p - p.detach())) @ codes
-
-            # Losses.
-            nearest_codes = F.embedding(indices, codes)
+            z_q = _DifferentiableChoice.apply(latents, codes, choice).view(z.shape)
+            chosen_codes = F.embedding(indices, codes)
             losses = {
-                "codebook": (z_q - z).square().mean() + (nearest_codes - z.detach()).square().mean(),
-                "commitment": (nearest_codes.detach() - z).square().mean(),
+                "codebook": (z_q - z).square().mean() + (chosen_codes - z.detach()).square().mean(),
+                "commitment": (chosen_codes.detach() - z).square().mean(),
             }
             if entropy:
-                losses |= self._entropies_of_logits(logits)
+                losses |= self._entropies(latents, codes)
             return Quantized(z_q, indices, losses)
 
-    def _entropies_of_logits(self, logits: Tensor) -> dict[str, Tensor]:
-        """The entropy terms of the products (B,N,K) of latents and codes."""
-        log_p = (logits / self.config.entropy_temperature).log_softmax(-1).flatten(0, -2)
-        mean_p = log_p.exp().mean(0)
-        mean_p = mean_over_ranks(mean_p) if self._over_ranks else mean_p
-        sample_entropy = -(log_p.exp() * log_p).sum(-1).mean()
-        return entropy_terms(sample_entropy, smoothed_entropy(mean_p))
+    @property
+    def _entropy_affinity(self) -> type[Affinity]:
+        return Product

@@ -24,12 +24,14 @@ from engine.messages import ConfigError
 from engine.parallel import shard_like
 from engine.validation import Problem, Section, above, at_least
 from engine.world import gather_rows
+from tokenizer.quantizers.affinity import Affinity, PlainDistance, SquaredDistance, nearest_codes
 from tokenizer.quantizers.base import Quantized, Quantizer, entropy_terms
-from tokenizer.quantizers.entropy_assignment import assignment_entropies, rows_per_chunk, squared_distances
+from tokenizer.quantizers.entropy_assignment import assignment_entropies, rows_per_chunk
 from tokenizer.quantizers.gradients import rotation_trick, straight_through
 
 KMEANS_LATENTS_PER_CODE = 16  # recent latents that the window holds for the k-means initialization
 KMEANS_ROUNDS = 8
+ENTROPY_DISTANCES: dict[str, type[Affinity]] = {"squared": SquaredDistance, "plain": PlainDistance}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -118,9 +120,14 @@ class VectorQuantizer(Quantizer):
 
     def _entropies(self, latents: Tensor, codes: Tensor) -> dict[str, Tensor]:
         """The entropy terms of latents (n,D) and codes (K,D)."""
-        squared = self.config.entropy_distance == "squared"
-        terms = assignment_entropies(latents, codes, self.config.entropy_temperature, squared, self._over_ranks)
+        temperature = self.config.entropy_temperature
+        terms = assignment_entropies(latents, codes, temperature, self._entropy_affinity, self._over_ranks)
         return entropy_terms(*terms)
+
+    @property
+    def _entropy_affinity(self) -> type[Affinity]:
+        """What the soft assignment of the entropies compares latents and codes by."""
+        return ENTROPY_DISTANCES[self.config.entropy_distance]
 
     @property
     def _over_ranks(self) -> bool:
@@ -131,8 +138,7 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def nearest(z: Tensor, codes: Tensor) -> Tensor:
         """Index of the nearest code of each latent, the first on ties. (n,D), (K,D) -> (n,) int64."""
-        chunks = z.split(rows_per_chunk(codes))
-        return torch.cat([squared_distances(chunk, codes).argmin(1) for chunk in chunks])
+        return nearest_codes(SquaredDistance(codes, temperature=1.0), z, rows_per_chunk(codes))
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         """Indices (B,N) -> exact code rows (B,N,D)."""

@@ -1,0 +1,124 @@
+"""How near latents are to the codes of a learned codebook, in logits of a softmax, without a table of all of them.
+
+    class              logits s_ik of latent z_i and code e_k, at temperature t
+    SquaredDistance    -|z_i - e_k|^2 / t           GigaTok's released code
+    PlainDistance      -|z_i - e_k| / t             GigaTok, arXiv:2504.08736, Eq. 3 as written
+    Product            z_i . e_k / t                IBQ, arXiv:2412.02692
+
+A term that is equal for all codes leaves a softmax unchanged, so `SquaredDistance` leaves -|z_i|^2 / t out.
+
+An object serves one pass over latents, some rows at a time: `logits` fills a table of these rows, and `backward` takes
+the gradient of such a table back to latents and codes. For the pair (i,k) with dL/ds_ik = g_ik:
+
+    SquaredDistance    ds_ik/dz_i = 2 (e_k - z_i) / t = -ds_ik/de_k
+                       dL/dz_i = 2/t ((g e)_i - z_i sum_k g_ik)    dL/de_k = 2/t ((g^T z)_k - e_k sum_i g_ik)
+    PlainDistance      with r_ik = |z_i - e_k| the same, of g_ik / (2 r_ik)
+    Product            dL/dz_i = (g e)_i / t                       dL/de_k = (g^T z)_k / t
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+DISTANCE_EPS = 1e-12  # a plain distance whose square is below this has no usable gradient
+
+
+class Affinity(ABC):
+    """Logits of latents (m,D) for codes (K,D) at a temperature, and their gradients."""
+
+    def __init__(self, codes: Tensor, temperature: float) -> None:
+        self.codes = codes
+        self.temperature = temperature
+        self._grad_codes = torch.zeros_like(codes)  # of all rows so far
+
+    @abstractmethod
+    def logits(self, z: Tensor, out: Tensor) -> Tensor:
+        """Fills `out` (m,K) with the logits of latents (m,D)."""
+
+    @abstractmethod
+    def backward(self, z: Tensor, grad: Tensor, logits: Tensor) -> Tensor:
+        """The gradient (m,D) of latents, for the gradient `grad` (m,K) of their `logits`; adds that of the codes.
+
+        `grad` and `logits` may be overwritten. `needs_logits` says whether `logits` is read.
+        """
+
+    def grad_codes(self) -> Tensor:
+        """The gradient (K,D) of the codes, summed over all rows that went through `backward`."""
+        return self._grad_codes
+
+    needs_logits = False
+
+
+class Product(Affinity):
+    """See the module docstring."""
+
+    def __init__(self, codes: Tensor, temperature: float) -> None:
+        super().__init__(codes, temperature)
+        self._scaled_codes = (codes / temperature).T.contiguous()
+
+    def logits(self, z: Tensor, out: Tensor) -> Tensor:
+        return torch.mm(z, self._scaled_codes, out=out)
+
+    def backward(self, z: Tensor, grad: Tensor, logits: Tensor) -> Tensor:
+        self._grad_codes.addmm_(grad.T, z)
+        return (grad @ self.codes).div_(self.temperature)
+
+    def grad_codes(self) -> Tensor:
+        return self._grad_codes / self.temperature
+
+
+class SquaredDistance(Affinity):
+    """See the module docstring."""
+
+    def __init__(self, codes: Tensor, temperature: float) -> None:
+        super().__init__(codes, temperature)
+        self._scaled_codes = (codes * (2 / temperature)).T.contiguous()
+        self._bias = codes.square().sum(1) / -temperature
+        self._column_sums = codes.new_zeros(len(codes))  # sum_i g_ik
+
+    def logits(self, z: Tensor, out: Tensor) -> Tensor:
+        return torch.addmm(self._bias, z, self._scaled_codes, out=out)
+
+    def backward(self, z: Tensor, grad: Tensor, logits: Tensor) -> Tensor:
+        self._grad_codes.addmm_(grad.T, z)
+        self._column_sums += grad.sum(0)
+        return (grad @ self.codes).sub_(z * grad.sum(1, keepdim=True)).mul_(2 / self.temperature)
+
+    def grad_codes(self) -> Tensor:
+        return (self._grad_codes - self.codes * self._column_sums[:, None]) * (2 / self.temperature)
+
+
+class PlainDistance(SquaredDistance):
+    """See the module docstring."""
+
+    needs_logits = True
+
+    def __init__(self, codes: Tensor, temperature: float) -> None:
+        super().__init__(codes, temperature=1.0)  # its logits are |z|^2 - r^2
+        self._distance_temperature = temperature
+
+    def logits(self, z: Tensor, out: Tensor) -> Tensor:
+        squared = super().logits(z, out).neg_().add_(z.square().sum(1, keepdim=True))
+        return squared.clamp_min_(DISTANCE_EPS).sqrt_().div_(-self._distance_temperature)
+
+    def backward(self, z: Tensor, grad: Tensor, logits: Tensor) -> Tensor:
+        # ds/d(r^2) = -1 / (2 r t) = 1 / (2 t^2 s), and the parent's logits fall by r^2.
+        grad.div_(logits).div_(-2 * self._distance_temperature**2)
+        return super().backward(z, grad, logits)
+
+
+@torch.no_grad()
+def nearest_codes(affinity: Affinity, z: Tensor, rows: int) -> Tensor:
+    """Index of the code with the largest logit for each latent, the first on ties: (n,D) -> (n,) int64.
+
+    `rows` latents at a time are compared with all codes.
+    """
+    table = z.new_empty(min(rows, len(z)), len(affinity.codes))
+    indices = torch.empty(len(z), dtype=torch.long, device=z.device)
+    for start in range(0, len(z), rows):
+        chunk = z[start : start + rows]
+        torch.argmax(affinity.logits(chunk, table[: len(chunk)]), dim=1, out=indices[start : start + rows])
+    return indices
