@@ -181,6 +181,19 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def start_peak_memory(device: torch.device) -> int:
+    """Lets `peak_memory` count from now on; returns the bytes of a GPU that are held now, after its pending work."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes of a GPU that this process has held since `start_peak_memory`, or since its start."""
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """The autocast region of a precision: `fp32` (none) or `bf16`."""
     if precision == "fp32":

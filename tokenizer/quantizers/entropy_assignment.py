@@ -11,8 +11,8 @@ latents z_i, i = 1..n, codes e_k, k = 1..K, and logits s_ik of how near they are
 H(p) = -sum_k p_k log p_k in nats; for the codebook entropy the released code adds `LOG_EPS` inside the logarithm. The
 squared distance over temperature 0.01 is that of the released code; the paper writes the plain distance.
 
-The (n,K) matrix p is never materialized: it is computed for some latents at a time, in two buffers that stay in the
-processor's cache, and computed again in backward. For 8,192 latents and 16,384 codes that needs about 1 % of the memory
+The (n,K) matrix p is never materialized: it is computed for some latents at a time, in two buffers of 4 MB on a
+CPU, and computed again in backward. For 8,192 latents and 16,384 codes that needs about 1 % of the memory
 of the plain form, with equal losses and gradients. Most p_ik are so small that float32 has no normal number for them,
 and arithmetic with such numbers is slow: log p_ik is taken as `LOG_P_FLOOR` where it is below.
 
@@ -44,7 +44,7 @@ from tokenizer.quantizers.affinity import Affinity, SquaredDistance
 
 LOG_EPS = 1e-5  # inside the logarithm of the mean distribution, as released
 LOG_P_FLOOR = -75.0  # exp(-75) = 3e-33; a sum over a million such probabilities is lost in the rounding of 1
-CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}  # elements of a matrix that are held at a time; other devices: as CPU
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # elements of a matrix that are held at a time; other devices: as CPU
 
 
 def smoothed_entropy(p: Tensor) -> Tensor:

@@ -1,0 +1,187 @@
+"""Quantizers with and without their entropies, forward and backward, against the table of all latents and codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from evaluations.benchmarks.cases import OURS, Case, Target
+from evaluations.benchmarks.timing import Form
+from tokenizer.quantizers.affinity import SquaredDistance
+from tokenizer.quantizers.entropy_assignment import LOG_EPS, LOG_P_FLOOR, assignment_entropies
+from tokenizer.quantizers.gq import GQConfig, GroupLFQ
+from tokenizer.quantizers.ibq import IBQ, IBQConfig
+from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
+
+CODES, CHANNELS = 16384, 8  # GigaTok's codebook
+TEMPERATURE = 0.01
+
+
+# ------------------------------------------------------------------------------------------------ latents
+def latents_near_codes(count: int, codes: Tensor, noise: float) -> Tensor:
+    """`count` latents (count,D) on the unit sphere, at random codes with Gaussian noise of std `noise` per channel."""
+    generator = torch.Generator().manual_seed(1)
+    chosen = torch.randint(len(codes), (count,), generator=generator)
+    shifts = noise * torch.randn(count, codes.shape[1], generator=generator)
+    return F.normalize(codes.cpu()[chosen] + shifts, dim=1).to(codes.device)
+
+
+def latents_of_clusters(count: int, codes: Tensor, clusters: int = 16) -> Tensor:
+    """`count` latents (count,D) on the unit sphere, close to a few codes: as of an encoder at its start."""
+    generator = torch.Generator().manual_seed(2)
+    chosen = torch.randint(clusters, (count,), generator=generator)
+    shifts = 0.05 * torch.randn(count, codes.shape[1], generator=generator)
+    return F.normalize(codes.cpu()[chosen] + shifts, dim=1).to(codes.device)
+
+
+# ------------------------------------------------------------------------------------------------ plain forms
+def plain_entropies(z: Tensor, codes: Tensor, temperature: float, log_p_floor: float | None) -> tuple[Tensor, Tensor]:
+    """The entropies as everybody writes them: a softmax over the table of all squared distances (n,K)."""
+    distances = z.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * z @ codes.T
+    log_p = (-distances / temperature).log_softmax(1)
+    if log_p_floor is not None:
+        log_p = log_p.clamp_min(log_p_floor)
+    p = log_p.exp()
+    mean_p = p.mean(0)
+    return -(p * log_p).sum(1).mean(), -(mean_p * (mean_p + LOG_EPS).log()).sum()
+
+
+def plain_vq(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Vector quantization as published, without an entropy: (straight-through codes, losses)."""
+    z, codes = F.normalize(z, dim=-1), F.normalize(codebook, dim=-1)
+    distances = z.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * z @ codes.T
+    z_q = codes[distances.argmin(1)]
+    losses = (z_q - z.detach()).square().mean() + (z_q.detach() - z).square().mean()
+    return z + (z_q - z).detach(), losses
+
+
+def plain_ibq(z: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Index backpropagation as published, with its entropies: (codes with the softmax's gradient, losses)."""
+    logits = z @ codes.T
+    p = logits.softmax(1)
+    z_q = (F.one_hot(logits.argmax(1), len(codes)).to(p.dtype) + (p - p.detach())) @ codes
+    chosen = codes[logits.argmax(1)]
+    losses = (z_q - z).square().mean() + (chosen - z.detach()).square().mean() + (chosen.detach() - z).square().mean()
+    log_p = (logits / temperature).log_softmax(1)
+    mean_p = log_p.exp().mean(0)
+    entropy = -(log_p.exp() * log_p).sum(1).mean() + (mean_p * (mean_p + LOG_EPS).log()).sum()
+    return z_q, losses + entropy
+
+
+# ------------------------------------------------------------------------------------------------ cases
+def cases(tokens: int, device: torch.device) -> Iterator[Case]:
+    """The cases for batches of `tokens` latents."""
+    generator = torch.Generator().manual_seed(0)
+    codes = F.normalize(torch.randn(CODES, CHANNELS, generator=generator), dim=1).to(device).requires_grad_()
+    latents = {
+        "latents near codes": (latents_near_codes(tokens, codes.detach(), noise=0.3), Target("at most", 0.15)),
+        "uniform latents": (latents_near_codes(tokens, codes.detach(), noise=100.0), Target("at most", 0.5)),
+        "clustered latents": (latents_of_clusters(tokens, codes.detach()), None),
+    }
+    for name, (z, target) in latents.items():
+        yield _entropy_case(f"VQ entropies, {tokens:,} {name}", z, codes, target)
+    yield _vq_case(tokens, codes.detach())
+    yield _ibq_case(tokens // 4, device)
+    yield _gq_case(tokens, device)
+
+
+def _entropy_case(name: str, z: Tensor, codes: Tensor, target: Target | None) -> Case:
+    """Entropies of a learned codebook, forward and backward."""
+    z = z.requires_grad_()
+
+    def plain(log_p_floor: float | None) -> Form:
+        return lambda: _gradients(plain_entropies(z, codes, TEMPERATURE, log_p_floor), [z, codes])
+
+    # How much of p is too small for a normal float32 number decides what is gained.
+    with torch.no_grad():
+        rows = z[:64]
+        logits = SquaredDistance(codes, TEMPERATURE).logits(rows, rows.new_empty(len(rows), len(codes)))
+        tiny = (logits.log_softmax(1) < -87.3).float().mean().item()
+    return Case(
+        name,
+        {
+            OURS: lambda: _gradients(assignment_entropies(z, codes, TEMPERATURE), [z, codes]),
+            "whole table": plain(None),
+            "whole table, with our floor of log p": plain(LOG_P_FLOOR),
+        },
+        against="whole table",
+        target=target,
+        memory_target=Target("at most", 1 / 16),
+        least_work={"gemm": 4 * 2 * z.numel() * len(codes)},  # logits twice, and one product for each gradient
+        facts={"share of p below the smallest normal float32": tiny},
+    )
+
+
+def _gradients(entropies: tuple[Tensor, Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(entropies[0] - entropies[1], inputs)
+
+
+def _vq_case(tokens: int, codes: Tensor) -> Case:
+    """The quantizer without entropies, forward and backward."""
+    quantizer = VectorQuantizer(VQConfig(codebook_size=len(codes), rotation_trick=False)).to(codes.device).train()
+    z = torch.randn(1, tokens, CHANNELS, device=codes.device, requires_grad=True)
+
+    def ours() -> object:
+        out = quantizer(z)
+        total = out.z_q.sum() + out.losses["codebook"] + out.losses["commitment"]
+        return torch.autograd.grad(total, [z, quantizer.codebook])
+
+    def plain() -> object:
+        z_q, losses = plain_vq(z[0], quantizer.codebook)
+        return torch.autograd.grad(z_q.sum() + losses, [z, quantizer.codebook])
+
+    return Case(
+        f"VQ without entropies, {tokens:,} latents",
+        {OURS: ours, "whole table": plain},
+        against="whole table",
+        target=Target("at most", 0.35),
+        memory_target=Target("at most", 1 / 16),
+        least_work={"gemm": 2 * tokens * codes.numel()},
+    )
+
+
+def _ibq_case(tokens: int, device: torch.device) -> Case:
+    """Index backpropagation with its entropies, forward and backward."""
+    quantizer = IBQ(IBQConfig(codebook_size=CODES, codebook_dim=32)).to(device).train()
+    z = torch.randn(1, tokens, 32, device=device, requires_grad=True)
+    inputs = [z, quantizer.codebook]
+
+    def ours() -> object:
+        out = quantizer(z, entropy=True)
+        losses = out.losses["codebook"] + out.losses["commitment"] + out.losses["entropy"]
+        return torch.autograd.grad(out.z_q.sum() + losses, inputs)
+
+    def plain() -> object:
+        z_q, losses = plain_ibq(z[0], quantizer.codebook, quantizer.config.entropy_temperature)
+        return torch.autograd.grad(z_q.sum() + losses, inputs)
+
+    return Case(
+        f"IBQ with entropies, 32 channels, {tokens:,} latents",
+        {OURS: ours, "whole table": plain},
+        against="whole table",
+        memory_target=Target("at most", 1 / 16),
+        least_work={"gemm": 8 * 2 * z.numel() * CODES},
+    )
+
+
+def _gq_case(tokens: int, device: torch.device) -> Case:
+    """The entropies of a group of 16 bits, whose 65,536 codes factorize, forward and backward."""
+    bits = 16
+    z = (0.05 * torch.randn(1, tokens // 8, bits, device=device)).requires_grad_()
+    forms = {}
+    for name, form in ((OURS, "factorized"), ("whole table", "naive")):
+        quantizer = GroupLFQ(GQConfig(num_groups=1, group_dim=bits, entropy_form=form, max_entropy_mb=2**20))
+        forms[name] = _entropy_gradient(quantizer.to(device).train(), z)
+    return Case(
+        f"LFQ entropies, {bits} bits, {tokens // 8:,} latents",
+        forms,
+        against="whole table",
+        memory_target=Target("at most", 1 / 16),
+    )
+
+
+def _entropy_gradient(quantizer: GroupLFQ, z: Tensor) -> Form:
+    return lambda: torch.autograd.grad(quantizer.entropies(z)["entropy"], [z])

@@ -1,0 +1,96 @@
+"""Medians of forms that run in turns, and the memory that a form adds at its peak."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from engine.devices import is_gpu, peak_memory, start_peak_memory, synchronize
+
+MIB = 2**20
+CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux alone
+Form = Callable[[], object]  # does the whole work once
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one form over its repetitions."""
+
+    median: float
+    low: float  # the smallest
+    high: float  # the largest
+
+    @property
+    def spread(self) -> float:
+        """(largest - smallest) / median: how far the machine was from idle."""
+        return (self.high - self.low) / self.median
+
+
+def time_in_turns(forms: Mapping[str, Form], repetitions: int, device: torch.device) -> dict[str, Timing]:
+    """Runs every form once to warm up and then `repetitions` times, in turns."""
+    for form in forms.values():
+        form()
+
+    seconds: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(repetitions):
+        for name, form in forms.items():
+            synchronize(device)
+            start = time.perf_counter()
+            form()
+            synchronize(device)
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        name: Timing(median=statistics.median(values), low=min(values), high=max(values))
+        for name, values in seconds.items()
+    }
+
+
+def added_memory(form: Form, device: torch.device) -> float | None:
+    """MiB that one run of `form` adds at its peak; None where the system does not say (other than Linux).
+
+    On a CPU it runs in a forked process, whose high-water mark starts at what it holds.
+    """
+    if is_gpu(device):
+        held = start_peak_memory(device)
+        form()
+        return (peak_memory(device) - held) / MIB
+
+    if not CLEAR_REFS.exists():
+        return None
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=_measure, args=(form, sender))
+    process.start()
+    sender.close()
+    try:
+        added = receiver.recv()
+    except EOFError:
+        added = None  # the process was killed, as for lack of memory
+    process.join()
+    return added
+
+
+def _measure(form: Form, answer: Connection) -> None:
+    """Sends the MiB that `form` adds to this process."""
+    # A fork has no threads of OpenMP; and what autograd needs for itself is not the form's.
+    torch.set_num_threads(1)
+    torch.ones(1, requires_grad=True).exp().backward()
+
+    CLEAR_REFS.write_text("5")  # the high-water mark falls to what is held now
+    held = _status_mib("VmRSS")
+    form()
+    answer.send(max(0.0, _status_mib("VmHWM") - held))
+
+
+def _status_mib(key: str) -> float:
+    """A value of /proc/self/status, which is in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    values = dict(line.split(":", 1) for line in lines)
+    return int(values[key].split()[0]) / 1024
