@@ -139,20 +139,31 @@ def greedy(p: Tensor, position: int) -> Tensor:
     return p.argmax(-1)
 
 
-def seeded_draw(seed: int, sample_ids: Tensor, num_draws: int) -> Draw:
-    """Draws by inverse transform with one uniform number per (seed, sample, position).
+class SeededDraw:
+    """Draws by inverse transform with the uniform numbers of `table` (B, num_draws) float64, in [0, 1).
+
+    The table moves to the device of the first draw, once: no draw waits for the host or makes it wait.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+
+    def __call__(self, p: Tensor, position: int) -> Tensor:
+        if self.table.device != p.device:
+            self.table = self.table.to(p.device)
+
+        # Scaled by the last sum, which rounding may leave beside 1; an index of probability 0 is never reached.
+        cumulative = p.double().cumsum(-1)
+        target = self.table[:, position : position + 1] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(p.shape[-1] - 1)
+
+
+def seeded_draw(seed: int, sample_ids: Tensor, num_draws: int) -> SeededDraw:
+    """Draws with one uniform number per (seed, sample, position).
 
     `seed` has 64 bits, and each is a stream of its own. `sample_ids` (B,) int64, 0 or more; an image takes `num_draws`
     numbers (see `Generator.num_draws`). Raises ConfigError for another seed.
     """
     raise_problems([problem.text("") for problem in seed_problems(seed)])
     rows = [counter_rng(seed, SAMPLING_KEY, int(sample_id)).random(num_draws) for sample_id in sample_ids]
-    uniform = torch.from_numpy(np.stack(rows))
-
-    def draw(p: Tensor, position: int) -> Tensor:
-        # Scaled by the last sum, which rounding may leave beside 1; an index of probability 0 is never reached.
-        cumulative = p.double().cumsum(-1)
-        target = uniform[:, position : position + 1].to(p.device) * cumulative[:, -1:]
-        return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(p.shape[-1] - 1)
-
-    return draw
+    return SeededDraw(torch.from_numpy(np.stack(rows)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -217,3 +217,41 @@ def full_precision(device: torch.device) -> Iterator[None]:
     finally:
         for backend, allowed in zip(backends, allowed_before, strict=True):
             backend.allow_tf32 = allowed
+
+
+class RecordedFunction:
+    """A function of tensors of fixed shapes on a GPU, recorded as a CUDA graph: a call replays all of its kernels at
+    once, without their launches.
+
+    The function is recorded where it is built, so its effects happen there too, several times. It must not wait for
+    the device. The result of a call lies in memory that the next call overwrites; all other memory that the function
+    uses, such as weights, must stay where it is.
+    """
+
+    WARM_UPS = 3  # runs in which libraries choose their kernels and take their memory
+
+    def __init__(self, function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor]) -> None:
+        """Records `function(*inputs)`; later calls may have other values of `inputs`."""
+        self.inputs = [value.clone() for value in inputs]
+
+        # On a stream of its own, as recording demands.
+        device = self.inputs[0].device
+        current = torch.cuda.current_stream(device)
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in range(self.WARM_UPS):
+                function(*self.inputs)
+        current.wait_stream(stream)
+
+        # Other threads, such as those that load data, may go on using the GPU meanwhile.
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.output = function(*self.inputs)
+
+    def __call__(self, *values: torch.Tensor) -> torch.Tensor:
+        """The result for `values`."""
+        for held, value in zip(self.inputs, values, strict=True):
+            held.copy_(value)
+        self.graph.replay()
+        return self.output

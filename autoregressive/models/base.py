@@ -7,6 +7,7 @@ Shapes    labels (B,) int64 in [0, num_classes]; the last one is the null class,
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -48,6 +49,8 @@ class Generator(nn.Module):
     class_dropout_prob: float = 0.0  # training: fraction of labels that the data stream replaces by the null class
     published_size: str | None = None  # name of a published size; published defaults of the sampler depend on it
     provenance: Any = None  # where a loaded network came from (`tokenizer.loading.Provenance`)
+    weight_facts: Mapping[str, Any] = {}  # what a result says about weights that are not the trained ones as they are
+    record_steps: bool = False  # on a GPU, `sample` may record CUDA graphs: the weights stay where they are from now on
 
     # ------------------------------------------------------------------------------------------------ its sizes
     @property

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.models.base import Generator
+from autoregressive.models.decode_steps import DecodeSteps, RecordedStepsByRows, StaticSteps, StepFunctions, Steps
 from autoregressive.models.heads import HEADS, HeadSettings, default_head
-from autoregressive.models.kv_cache import KVCache
+from autoregressive.models.kv_cache import KVCache, Position
 from autoregressive.models.layers import Layer
 from autoregressive.models.rope import NoRope, Rope2D
 from autoregressive.sampling import DecodingSettings, Draw, IndexSettings, PerIndex, probabilities
+from engine.devices import is_gpu
 from engine.finite import spread_nan
 from engine.messages import ConfigError
 from engine.validation import Problem, Section, at_least, in_range, one_of
@@ -159,6 +161,7 @@ class GPT(Generator):
         self.codebook_sizes = config.index_sizes
         self.class_dropout_prob = config.class_dropout_prob
         self.published_size = config.size
+        self._recorded_steps: RecordedStepsByRows | None = None
 
         # Do not reorder: the order fixes random initialization and optimizer state.
         self.rope = Rope2D(math.isqrt(self.num_tokens), width // heads) if config.positions == "rope2d" else NoRope()
@@ -257,40 +260,33 @@ class GPT(Generator):
         inputs = labels
         if settings.num_guided > 0:
             inputs = torch.cat([labels, torch.full_like(labels, self.null_class)])
-        cache = self.new_cache(len(inputs))
-        head_cache = self.head.new_cache(len(inputs), self.dtype, self.device)
+        steps = self.decode_steps(len(inputs))
 
         tokens = []
         for position in range(self.num_tokens):
             if position == settings.num_guided and len(inputs) > batch:
                 inputs = inputs[:batch]
-                cache.keep_rows(batch)
-                head_cache.keep_rows(batch)
+                steps = steps.keep_rows(batch)
 
             # Both halves of a guided batch go on with the same token.
-            hidden = self.decode_hidden(inputs, position, cache)
-            token = self._draw_token(hidden, position, settings.at(position), draw, batch, head_cache)
+            token = self.next_token(steps, inputs, position, settings.at(position), draw, batch)
             tokens.append(token)
             inputs = torch.cat([token] * (len(inputs) // batch))
         return torch.stack(tokens, dim=1)
 
-    def _draw_token(
-        self,
-        hidden: Tensor,
-        position: int,
-        settings: list[IndexSettings],
-        draw: Draw,
-        batch: int,
-        head_cache: KVCache,
+    def next_token(
+        self, steps: Steps, inputs: Tensor, position: int, settings: list[IndexSettings], draw: Draw, batch: int
     ) -> Tensor:
-        """Draws the indices of one token, one after the other: (batch,) or (batch,k).
+        """One decode step: draws the indices of the token at `position`, one after the other: (batch,) or (batch,k).
 
-        `hidden` has `batch` conditional rows, and as many unconditional ones after them where the token is guided.
+        `inputs` are class labels at position 0, then the tokens before: `batch` conditional rows, and as many
+        unconditional ones after them where the token is guided.
         """
+        hidden = steps.hidden(inputs, position)
         previous_index = None
         indices = []
         for number, options in enumerate(settings):
-            logits = self.head.next_logits(hidden, previous_index, number, head_cache)
+            logits = steps.logits(hidden, previous_index, number)
             guided = logits[:batch]
             if options.guidance_scale != 1:
                 unconditional = logits[batch:]
@@ -303,16 +299,38 @@ class GPT(Generator):
             previous_index = torch.cat([index] * (len(hidden) // batch))
         return torch.stack(indices, dim=-1).reshape(batch, *self.token_shape[1:])
 
-    def decode_hidden(self, inputs: Tensor, position: int, cache: KVCache) -> Tensor:
-        """Hidden state (B,C) at `position`. `inputs`: class labels (B,) at position 0, then the token before."""
-        embedded = self.class_embedding(inputs) if position == 0 else self.head.embed(inputs)
+    def decode_steps(self, rows: int) -> Steps:
+        """The steps of a new batch of `rows` rows: attention over what is filled on a CPU, static shapes on a GPU."""
+        if not is_gpu(self.device):
+            return DecodeSteps(self._step_functions(), rows)
+        if not self.record_steps:
+            return StaticSteps(self._step_functions(), rows)
+        if self._recorded_steps is None:
+            self._recorded_steps = RecordedStepsByRows(self._step_functions())
+        return self._recorded_steps.of(rows)
+
+    def _step_functions(self) -> StepFunctions:
+        return StepFunctions(
+            hidden=self.decode_hidden,
+            logits=self.head.next_logits,
+            new_cache=self.new_cache,
+            new_head_cache=lambda rows: self.head.new_cache(rows, self.dtype, self.device),
+        )
+
+    def decode_hidden(self, inputs: Tensor, position: Position, cache: KVCache) -> Tensor:
+        """Hidden state (B,C) at `position`. `inputs`: class labels (B,) at the number 0, else the token before.
+
+        A position that is a tensor is never 0.
+        """
+        is_first = isinstance(position, int) and position == 0
+        embedded = self.class_embedding(inputs) if is_first else self.head.embed(inputs)
         x = embedded[:, None]
         if self.positional_embedding is not None:
             x = x + self.positional_embedding[position]
 
-        rope = self.rope.rows(position, 1, x.device)
-        for number, layer in enumerate(self.layers):
-            x = layer(x, rope, cache.layer(number), position)
+        rope = self.rope.row(position, x.device)
+        for layer, cached in zip(self.layers, cache.step(position), strict=True):
+            x = layer(x, rope, cached)
         return x[:, 0]
 
     def new_cache(self, batch_size: int) -> KVCache:

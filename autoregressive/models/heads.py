@@ -172,9 +172,9 @@ class FactorizedHead(Head, nn.Module):
         # The cache holds what the layers made of the hidden state and of earlier indices.
         x = hidden if previous_index is None else self.tables[number - 1](previous_index)
         x = x[:, None]
-        rope = self.rope.rows(number, 1, x.device)
-        for layer_number, layer in enumerate(self.layers):
-            x = layer(x, rope, cache.layer(layer_number), number)
+        rope = self.rope.row(number, x.device)
+        for layer, cached in zip(self.layers, cache.step(number), strict=True):
+            x = layer(x, rope, cached)
         return self.outputs[number](self.norm(x[:, 0])).float()
 
     def new_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:

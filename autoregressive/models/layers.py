@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoregressive.models.kv_cache import LayerCache
+from autoregressive.models.kv_cache import LayerStep
 from autoregressive.models.rope import apply_rope
 from engine.arithmetic import ceil_div
 
@@ -45,8 +45,8 @@ class Attention(nn.Module):
         self.q_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rope: Tensor | None, cache: LayerCache | None = None, position: int = 0) -> Tensor:
-        """x (B,N,C), rope (N,head_dim/2,2) or None. With a `cache`, x is the one token at `position`."""
+    def forward(self, x: Tensor, rope: Tensor | None, cached: LayerStep | None = None) -> Tensor:
+        """x (B,N,C), rope (N,head_dim/2,2) or None. With `cached`, x is the one token that is decoded."""
         q, k, v = self._split_heads(self.wqkv(x))
         q = self.q_norm(q)
         k = self.k_norm(k)
@@ -55,9 +55,11 @@ class Attention(nn.Module):
             k = apply_rope(k, rope)
 
         # The one token of a cached step may see all that is stored; else each token sees those up to itself.
-        if cache is not None:
-            k, v = cache.update(position, k, v)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
+        mask = None
+        if cached is not None:
+            k, v = cached.extend(k, v)
+            mask = cached.mask
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=cached is None)
         return self.dropout(self.wo(out.transpose(1, 2).flatten(2)))
 
     def _split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +95,7 @@ class Layer(nn.Module):
         self.attention_norm = RMSNorm(width)
         self.ffn_norm = RMSNorm(width)
 
-    def forward(self, x: Tensor, rope: Tensor | None, cache: LayerCache | None = None, position: int = 0) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor | None, cached: LayerStep | None = None) -> Tensor:
         """x (B,N,C); the other arguments are those of `Attention.forward`."""
-        x = x + self.attention(self.attention_norm(x), rope, cache, position)
+        x = x + self.attention(self.attention_norm(x), rope, cached)
         return x + self.feed_forward(self.ffn_norm(x))

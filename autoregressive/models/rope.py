@@ -9,11 +9,16 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from autoregressive.models.kv_cache import Position
+
 
 class NoRope:
     """Positions without rotation."""
 
     def rows(self, first: int, count: int, device: torch.device) -> None:
+        """Nothing to rotate by."""
+
+    def row(self, position: Position, device: torch.device) -> None:
         """Nothing to rotate by."""
 
 
@@ -27,6 +32,12 @@ class Rope2D:
     def rows(self, first: int, count: int, device: torch.device) -> Tensor:
         """The rows of `count` positions from `first` on, (count, head_dim / 2, 2)."""
         return rope2d_table(self.grid, self.head_dim, device)[first : first + count]
+
+    def row(self, position: Position, device: torch.device) -> Tensor:
+        """The row of the token that is decoded at `position`, (1, head_dim / 2, 2)."""
+        if isinstance(position, int):
+            return self.rows(position, 1, device)
+        return rope2d_table(self.grid, self.head_dim, device).index_select(0, position)
 
 
 Rope = NoRope | Rope2D
