@@ -18,7 +18,7 @@ from engine.devices import synchronize
 from engine.finite import numbered
 from engine.seeds import seed_problems
 from engine.validation import Problem, Section
-from tokenizer.models.base import Tokenizer
+from tokenizer.models.base import PictureDecoder, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SamplerSettings(Section):
 @torch.inference_mode()
 def sample_images(
     generator: Generator,
-    tokenizer: Tokenizer,
+    decoder: Tokenizer | PictureDecoder,
     labels: Tensor,
     sample_ids: Tensor,
     settings: SamplerSettings,
@@ -79,7 +79,7 @@ def sample_images(
 
         # Pixels.
         with numbered("sample", sample_ids[rows]):
-            decoded = tokenizer.decode_indices(tokens)
+            decoded = decoder.decode_indices(tokens)
             resized = resize_for_evaluation(decoded, image_size or decoded.shape[-1])
             images = to_uint8(resized).cpu()
         if seconds is not None:

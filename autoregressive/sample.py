@@ -30,14 +30,15 @@ from engine.cli import add_device_flag, entry_parser, positive, run_entry
 from engine.data.classes import Classes
 from engine.data.images import image_tensor, read_image, save_grid, to_float, to_pil
 from engine.messages import UserError, logger
-from engine.outputs import OutputFolder
+from engine.outputs import NOT_FOR_METRICS, OutputFolder
 from engine.preflight import Preflight, require
 from engine.progress import progress
 from engine.world import World, distributed_world
 from tokenizer.cli import add_tokenizer_flags, tokenizer_from, tokenizer_needs
-from tokenizer.models.base import Tokenizer
+from tokenizer.models.base import PictureDecoder, Tokenizer
 
 DEFAULT_CLASSES = 8  # how many are drawn without --class-idx
+EXACT_PIXELS, FAST_PIXELS = "fp32", "bf16"  # values of --decode-precision
 GRID = "grid.png"
 GRID_COLUMNS = 8
 IMAGENET_FOLDER = re.compile(r"n\d{8}")  # name of a class folder
@@ -114,13 +115,17 @@ def plan_classes(labels: list[int], count: int, classes: Classes) -> list[ClassS
 
 
 def draw_class(
-    generator: Generator, tokenizer: Tokenizer, samples: ClassSamples, settings: SamplerSettings, batch_size: int
+    generator: Generator,
+    decoder: Tokenizer | PictureDecoder,
+    samples: ClassSamples,
+    settings: SamplerSettings,
+    batch_size: int,
 ) -> Tensor:
     """The images of one entry of the plan, uint8 (count,3,H,W)."""
     label, count = samples.label, samples.count
     sample_ids = torch.arange(count) + samples.first + label * SAMPLES_PER_CLASS
     labels = torch.full((count,), label)
-    batches = sample_images(generator, tokenizer, labels, sample_ids, settings, batch_size)
+    batches = sample_images(generator, decoder, labels, sample_ids, settings, batch_size)
     return torch.cat([images for _, images in batches])
 
 
@@ -159,14 +164,17 @@ def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) ->
         "images_per_class": plan[0].count,
         "sampler": asdict(settings),
     }
+    if args.decode_precision == FAST_PIXELS:
+        settings_now[NOT_FOR_METRICS] = f"--decode-precision {FAST_PIXELS}"
     pictures = [name for samples in plan for name in samples.files()]
     output = OutputFolder(root, "--sample-dir", settings_now, world, pictures)
 
     # The classes that are missing.
+    decoder = tokenizer.picture_decoder() if args.decode_precision == FAST_PIXELS else tokenizer
     missing = [samples for samples in plan if not is_complete(root, samples)]
     world.barrier()  # no rank writes before all have looked
     for samples in progress(missing[world.rank :: world.size], "classes", world):
-        images = draw_class(generator, tokenizer, samples, settings, args.per_proc_batch_size)
+        images = draw_class(generator, decoder, samples, settings, args.per_proc_batch_size)
         write_class(root, samples, images)
 
     # The grid of the folder shows one image of each class.
@@ -208,6 +216,13 @@ def parse_args() -> argparse.Namespace:
     # Where they go, and how they are drawn.
     parser.add_argument("--sample-dir", type=Path, default=Path("results/samples"))
     parser.add_argument("--per-proc-batch-size", type=positive, default=32)
+    parser.add_argument(
+        "--decode-precision",
+        default=EXACT_PIXELS,
+        choices=[EXACT_PIXELS, FAST_PIXELS],
+        help="of the pixels; bf16 (channels-last) is faster where the machine has it, and the folder is then refused "
+        "as a set of images to measure",
+    )
     add_device_flag(parser)
     add_sampler_flags(parser)
     return parser.parse_args()

@@ -23,6 +23,7 @@ from engine.messages import UserError, logger
 from engine.world import World
 
 MANIFEST = "written.json"
+NOT_FOR_METRICS = "not_for_metrics"  # the setting of a folder whose pictures are to look at only; its value says why
 MARK = "visual-tokenizers: set of images"  # the entry `format` of our manifests, as opposed to files of others
 MAX_DIFFERENCES = 500  # characters of differing settings that a message shows
 
@@ -143,7 +144,7 @@ def listed_images(folder: Path) -> list[Path] | None:
     """The images of the set that this program wrote into a folder or one above it; None where it did not.
 
     Of a folder above, those inside `folder` count; where it lists none of them, `folder` is no part of its set. Raises
-    UserError for an unfinished set, and for images that are gone.
+    UserError for an unfinished set, for one that is not for metrics, and for images that are gone.
     """
     folder = folder.resolve()
     for owner in (folder, *folder.parents):
@@ -156,6 +157,10 @@ def listed_images(folder: Path) -> list[Path] | None:
             continue
         if not manifest["finished"]:
             raise UserError(f"{owner} holds an unfinished set of images; run the command that fills it again")
+        if NOT_FOR_METRICS in manifest["settings"]:
+            raise UserError(
+                f"{owner} holds pictures to look at, not to measure: {manifest['settings'][NOT_FOR_METRICS]}"
+            )
         gone = [path for path in paths if not path.is_file()]
         if gone:
             raise UserError(f"{gone[0]} is gone: {owner / MANIFEST} lists it among {len(paths)} images")

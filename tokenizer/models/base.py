@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine.finite import require_finite
 from engine.validation import Problem
+from tokenizer.models.picture_decoder import PictureDecoder
 from tokenizer.quantizers.base import Quantized, Quantizer
 
 State = Mapping[str, Tensor]  # a state dict
@@ -119,6 +120,10 @@ class Tokenizer(nn.Module):
         images = self.decode(self.quantizer.decode_indices(indices), grid)
         require_finite(images, "pixels decoded by the tokenizer")
         return images
+
+    def picture_decoder(self) -> PictureDecoder:
+        """A faster `decode_indices`, in bfloat16: for pictures to look at, never for codes, metrics or training."""
+        return PictureDecoder(self)
 
     def tokenize(self, images: Tensor) -> Tensor:
         """Images (B,3,H,W) in [-1,1] -> indices. Raises NonFiniteValuesError where images or latents are not finite."""
