@@ -5,6 +5,7 @@ Images        image_sets (files to measure), sample_stream (images that a genera
 Results       results (files of numbers and facts), comparison (which may be ranked)
 Networks      probes/ (linear probes, principal components), digits/ (a classifier of digits)
 Pages         report/, doctor/ (looks for trouble in a run)
+Speed         benchmarks/ (measured against plain formulations and the limits of the machine)
 Pipelines     pipelines/ (commands of other entries in a row), run_layout (where they put things)
 Entries       reconstruction, generation, val_loss, search_cfg, measure, make_reference, compare, fingerprint, memory,
               linear_probe, ar_probe, classifier, visualize, quickstart, report, doctor; cli holds shared flags
