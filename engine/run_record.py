@@ -38,6 +38,11 @@ def _git(*arguments: str) -> str:
     return result.stdout.strip() if result.returncode == 0 else "unknown"
 
 
+def commit() -> str:
+    """The commit of the working directory, or `unknown` outside a git checkout."""
+    return _git("rev-parse", "HEAD")
+
+
 def library_versions() -> dict[str, str]:
     """{name: version} of Python and of the libraries that can change a number."""
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
@@ -50,7 +55,7 @@ def start_record(world: World) -> dict[str, Any]:
     return {
         "time": round(time.time(), 3),
         "command": sys.argv,
-        "git": {"sha": _git("rev-parse", "HEAD"), "dirty": is_dirty},
+        "git": {"sha": commit(), "dirty": is_dirty},
         "versions": library_versions(),
         "device": device_facts(world.device),
         "processes": world.size,

@@ -1,6 +1,6 @@
 """Measures the memory that the entropy loss of sign codes needs: table 1 of WeTok, measured here on a CPU (Linux).
 
-    bash scripts/benchmark.sh --batch-size 1 --output results/memory.json
+    python -m evaluations.memory --batch-size 1 --output results/memory.json
     python -m evaluations.memory --batch-size 4 --channels 8 16
 
 Each cell is the peak memory that one forward and backward pass adds, measured in a process of its own. LFQ is one group

@@ -135,6 +135,11 @@ COMMANDS = {
     ),
     "evaluations.compare": ("{root}/a.json {root}/b.json", "{root}/no1.json {root}/no2.json", ["no1", "no2"]),
     "evaluations.fingerprint": ("{root}/tokenizer", "{root}/no1", ["no1"]),
+    "evaluations.benchmarks": (
+        "--quick --output {root}/new.json",
+        "--output {root}/a.json/x.json --compare {root}/no1.json --page {root}/b.json/x.md",
+        ["a.json", "no1.json", "b.json"],
+    ),
     "evaluations.memory": ("--output {root}/new.json", "--output {root}/a.json/x.json", ["a.json"]),
     "evaluations.quickstart": ("--runs-dir {root}", "--runs-dir {root}/a.json", ["a.json"]),
     "evaluations.doctor": ("{root}/tokenizer", "{root}/no1 --recipe {root}/no2.yaml", ["no1", "no2.yaml"]),

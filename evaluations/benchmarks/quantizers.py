@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluations.benchmarks.cases import OURS, Case, Target
-from evaluations.benchmarks.timing import Form
+from evaluations.benchmarks.cases import OURS, Case, Measurable, Reading, Target
+from evaluations.benchmarks.timing import Form, added_memory
 from tokenizer.quantizers.affinity import SquaredDistance
 from tokenizer.quantizers.entropy_assignment import LOG_EPS, LOG_P_FLOOR, assignment_entropies
+from tokenizer.quantizers.fsq import FSQ, FSQConfig
 from tokenizer.quantizers.gq import GQConfig, GroupLFQ
 from tokenizer.quantizers.ibq import IBQ, IBQConfig
+from tokenizer.quantizers.simvq import SimVQ, SimVQConfig
 from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 
 CODES, CHANNELS = 16384, 8  # GigaTok's codebook
+LARGE_CODES = 262_144
+TOKENS = {"quick": 1024, "default": 2048, "long": 8192}  # latents; 8,192 are 32 images
 TEMPERATURE = 0.01
 
 
@@ -50,8 +55,12 @@ def plain_entropies(z: Tensor, codes: Tensor, temperature: float, log_p_floor: f
 
 
 def plain_vq(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """Vector quantization as published, without an entropy: (straight-through codes, losses)."""
-    z, codes = F.normalize(z, dim=-1), F.normalize(codebook, dim=-1)
+    """Vector quantization on the unit sphere as published, without an entropy: (straight-through codes, losses)."""
+    return nearest_by_distance(F.normalize(z, dim=-1), F.normalize(codebook, dim=-1))
+
+
+def nearest_by_distance(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """(straight-through codes, losses) of latents (n,D) by a table of squared distances (n,K)."""
     distances = z.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * z @ codes.T
     z_q = codes[distances.argmin(1)]
     losses = (z_q - z.detach()).square().mean() + (z_q.detach() - z).square().mean()
@@ -71,9 +80,22 @@ def plain_ibq(z: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Ten
     return z_q, losses + entropy
 
 
+def plain_fsq(z: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """FSQ as its paper lists it (appendix A.1): (codes with straight-through gradients, indices)."""
+    counts = torch.tensor(levels, device=z.device)
+    half = (counts - 1) * (1 - 1e-3) / 2
+    offset = torch.where(counts % 2 == 1, 0.0, 0.5)
+    bounded = torch.tanh(z + torch.tan(offset / half)) * half - offset
+    rounded = bounded + (torch.round(bounded) - bounded).detach()
+    width = counts // 2
+    basis = torch.cat([counts.new_ones(1), counts[:-1]]).cumprod(0)
+    return rounded / width, ((rounded.detach() + width) * basis).sum(-1).round().long()
+
+
 # ------------------------------------------------------------------------------------------------ cases
-def cases(tokens: int, device: torch.device) -> Iterator[Case]:
-    """The cases for batches of `tokens` latents."""
+def cases(size: str, device: torch.device) -> Iterator[Measurable]:
+    """The rows of all quantizers, for batches whose whole table takes seconds."""
+    tokens = TOKENS[size]
     generator = torch.Generator().manual_seed(0)
     codes = F.normalize(torch.randn(CODES, CHANNELS, generator=generator), dim=1).to(device).requires_grad_()
     latents = {
@@ -84,8 +106,11 @@ def cases(tokens: int, device: torch.device) -> Iterator[Case]:
     for name, (z, target) in latents.items():
         yield _entropy_case(f"VQ entropies, {tokens:,} {name}", z, codes, target)
     yield _vq_case(tokens, codes.detach())
+    yield _simvq_case(tokens // 4, device)
     yield _ibq_case(tokens // 4, device)
     yield _gq_case(tokens, device)
+    yield _fsq_case(tokens, device)
+    yield _large_codebook(device)
 
 
 def _entropy_case(name: str, z: Tensor, codes: Tensor, target: Target | None) -> Case:
@@ -185,3 +210,58 @@ def _gq_case(tokens: int, device: torch.device) -> Case:
 
 def _entropy_gradient(quantizer: GroupLFQ, z: Tensor) -> Form:
     return lambda: torch.autograd.grad(quantizer.entropies(z)["entropy"], [z])
+
+
+def _simvq_case(tokens: int, device: torch.device) -> Case:
+    """SimVQ with its 128 channels and without entropies, forward and backward."""
+    quantizer = SimVQ(SimVQConfig(codebook_size=CODES)).to(device).train()
+    z = torch.randn(1, tokens, quantizer.codebook_dim, device=device, requires_grad=True)
+    inputs = [z, *quantizer.projection.parameters()]
+
+    def ours() -> object:
+        out = quantizer(z)
+        return torch.autograd.grad(out.z_q.sum() + out.losses["codebook"] + out.losses["commitment"], inputs)
+
+    def plain() -> object:
+        codes = quantizer.projection(quantizer.codebook)
+        z_q, losses = nearest_by_distance(z[0], codes)
+        return torch.autograd.grad(z_q.sum() + losses, inputs)
+
+    return Case(
+        f"SimVQ without entropies, {quantizer.codebook_dim} channels, {tokens:,} latents",
+        {OURS: ours, "whole table": plain},
+        against="whole table",
+        memory_target=Target("at most", 1.0),
+        least_work={"gemm": 2 * (z.numel() * CODES + 3 * quantizer.codebook.numel() * quantizer.codebook_dim)},
+    )
+
+
+def _fsq_case(tokens: int, device: torch.device) -> Case:
+    """FSQ, forward and backward: it has no table, in any form."""
+    quantizer = FSQ(FSQConfig()).to(device).train()
+    z = torch.randn(1, tokens, quantizer.codebook_dim, device=device, requires_grad=True)
+    return Case(
+        f"FSQ, {tokens:,} latents",
+        {
+            OURS: lambda: torch.autograd.grad(quantizer(z).z_q.sum(), [z]),
+            "as published": lambda: torch.autograd.grad(plain_fsq(z, quantizer.config.levels)[0].sum(), [z]),
+        },
+        against="as published",
+    )
+
+
+def _large_codebook(device: torch.device) -> Reading:
+    """What a codebook of 2^18 codes takes, with entropies, forward and backward."""
+    codes = F.normalize(torch.randn(LARGE_CODES, CHANNELS, device=device), dim=1).requires_grad_()
+    z = F.normalize(torch.randn(256, CHANNELS, device=device), dim=1).requires_grad_()
+
+    def form() -> object:
+        return _gradients(assignment_entropies(z, codes, TEMPERATURE), [z, codes])
+
+    return Reading(
+        f"VQ entropies, {LARGE_CODES:,} codes, memory beyond latents and codes",
+        "MiB",
+        lambda: added_memory(form, device) or math.nan,
+        target=Target("at most", 2048),
+        repeats=False,
+    )

@@ -22,7 +22,9 @@ from tokenizer import load_tokenizer
 from tokenizer.published.layout import export_state
 from tokenizer.published.registry import layout_rules
 
-CHECK_ONLY = {"evaluations.ar_probe", "evaluations.quickstart", "evaluations.classifier", "evaluations.memory"}
+CHECK_ONLY = {
+    f"evaluations.{name}" for name in ("ar_probe", "benchmarks", "classifier", "memory", "quickstart")
+}  # they take minutes
 TRAINERS = {"tokenizer.train", "autoregressive.train", "evaluations.linear_probe", "evaluations.classifier"}
 
 
@@ -102,6 +104,7 @@ COMMANDS = {
     "evaluations.classifier": f"{FOLDERS} | {SIZES} | model.num_classes=2 | {RUN} | loop.steps=1",
     "evaluations.ar_probe": "tokenizer=tokenizer | run_dir=OUT/run",
     "evaluations.quickstart": "--runs-dir OUT | --short",
+    "evaluations.benchmarks": "--output OUT/b.json | --quick | --only quantizers | --threads 1",
     "evaluations.memory": "--batch-size 1 | --channels 8",
     "tokenizer.convert": "--vq-ckpt published.pt | --tok-config tokenizer.yaml | --output OUT/x",
     "autoregressive.convert": "--gpt-ckpt gpt | --output OUT/gpt.pt",

@@ -1,0 +1,27 @@
+"""The topics of the benchmark in their order: name for `--only`, title of the page, and what yields the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from evaluations.benchmarks import quantizers
+from evaluations.benchmarks.cases import Measurable
+
+SIZES = ("quick", "default", "long")
+REPETITIONS = {"quick": 3, "default": 5, "long": 5}
+
+
+@dataclass(frozen=True)
+class Topic:
+    """Rows that belong together."""
+
+    title: str
+    cases: Callable[[str, torch.device], Iterator[Measurable]]  # (one of SIZES, device)
+
+
+TOPICS: dict[str, Topic] = {
+    "quantizers": Topic("Quantizers", quantizers.cases),
+}
