@@ -16,6 +16,7 @@ import torch
 from engine.messages import ConfigError
 
 DEVICES = ("auto", "cpu", "cuda")  # auto: a GPU where there is one
+FAKE_GPU_MEMORY = 80 * 2**30  # of a GPU that is not there
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 GPU_FILES = "/dev/nvidia[0-9]*"  # of the GPUs that a machine or a container has
 
@@ -179,6 +180,11 @@ def synchronize(device: torch.device) -> None:
     """Blocks until pending GPU work is done, so that timings are meaningful."""
     if is_gpu(device):
         torch.cuda.synchronize(device)
+
+
+def memory_of(device: torch.device) -> int:
+    """The bytes of memory of a GPU, in use or not; where there is none (fake tensors), those of a common one."""
+    return torch.cuda.get_device_properties(device).total_memory if torch.cuda.is_available() else FAKE_GPU_MEMORY
 
 
 def start_peak_memory(device: torch.device) -> int:

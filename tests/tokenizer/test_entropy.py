@@ -123,3 +123,11 @@ def dense_by_product(z: Tensor, codes: Tensor, temperature: float, affinity: typ
     p = log_p.exp()
     mean = p.mean(0)
     return -(p * log_p).sum(1).mean(), -(mean * (mean + LOG_EPS).log()).sum()
+
+
+@pytest.mark.parametrize(("gigabytes", "elements"), [(80, 2**26), (16, 2**26), (8, 2**25), (2, 2**23)])
+def test_chunks_follow_the_whole_memory_of_a_gpu(gigabytes, elements, monkeypatch):
+    """A table of float32 takes at most 1/64 of it: 256 MiB of 16 GiB and more, 128 MiB of 8 GiB."""
+    monkeypatch.setattr(entropy, "memory_of", lambda device: gigabytes * 2**30)
+    assert entropy.chunk_elements(torch.device("cuda")) == elements
+    assert entropy.chunk_elements(torch.device("cpu")) == 2**20

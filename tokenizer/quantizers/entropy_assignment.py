@@ -38,13 +38,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from engine.devices import full_precision, is_gpu
+from engine.devices import full_precision, is_gpu, memory_of
 from engine.world import mean_over_ranks
 from tokenizer.quantizers.affinity import Affinity, SquaredDistance
 
 LOG_EPS = 1e-5  # inside the logarithm of the mean distribution, as released
 LOG_P_FLOOR = -75.0  # exp(-75) = 3e-33; a sum over a million such probabilities is lost in the rounding of 1
-CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # elements of a matrix that are held at a time; other devices: as CPU
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # most elements of a table that are held at a time
+CHUNK_SHARE = 1 / 64  # most of a GPU's memory that a table may take
 
 
 def smoothed_entropy(p: Tensor) -> Tensor:
@@ -53,8 +54,15 @@ def smoothed_entropy(p: Tensor) -> Tensor:
 
 
 def chunk_elements(device: torch.device) -> int:
-    """How many elements of a large matrix to hold at a time on `device`."""
-    return CHUNK_ELEMENTS["cuda" if is_gpu(device) else "cpu"]
+    """How many elements of a large float32 table to hold at a time on `device`; other devices count as CPUs.
+
+    It follows the whole memory of a GPU and not what is free, because the order of sums, and so the bits of a training,
+    depend on it.
+    """
+    if not is_gpu(device):
+        return CHUNK_ELEMENTS["cpu"]
+    fitting = int(memory_of(device) * CHUNK_SHARE) // 4
+    return min(CHUNK_ELEMENTS["cuda"], 2 ** (fitting.bit_length() - 1))
 
 
 def rows_per_chunk(codebook: Tensor) -> int:
