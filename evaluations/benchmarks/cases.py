@@ -72,7 +72,7 @@ class Case:
             "seconds": seconds,
             "spread": max(timing.spread for timing in timings.values()),
             "against": self.against,
-            "time": _compared(self.target, seconds[OURS], seconds[self.against]),
+            "time": compared(self.target, seconds[OURS], seconds[self.against]),
             "facts": dict(self.facts),
             "where_missed": self.where_missed,
         }
@@ -89,7 +89,7 @@ class Case:
             if None not in added.values():
                 # What a page or two of the allocator take is no memory of the form.
                 ours, other = (max(1.0, mib) for mib in added.values())
-                row["memory"] = _compared(self.memory_target, ours, other)
+                row["memory"] = compared(self.memory_target, ours, other)
         return row
 
 
@@ -117,7 +117,7 @@ class Reading:
         }
 
 
-def _compared(target: Target | None, ours: float, other: float) -> Row:
+def compared(target: Target | None, ours: float, other: float) -> Row:
     """The ratio of two numbers in the direction of a target, and whether it is reached."""
     is_gain = target is not None and target.kind == "at least"
     return _judged(target, other / ours if is_gain else ours / other)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from evaluations.benchmarks import quantizers
+from evaluations.benchmarks import journey, quantizers
 from evaluations.benchmarks.cases import Measurable
 
 SIZES = ("quick", "default", "long")
@@ -24,4 +24,5 @@ class Topic:
 
 TOPICS: dict[str, Topic] = {
     "quantizers": Topic("Quantizers", quantizers.cases),
+    "journey": Topic("The whole quick start", journey.cases),
 }
