@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,7 +13,13 @@ import tiny
 import torch
 
 from engine.cli import run_entry
+from engine.stopping import STOP_SIGNALS
 from engine.world import World
+
+# What ignores a signal at its start goes on ignoring it, as under nohup; the tests send all of them.
+for number in STOP_SIGNALS:
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,10 +1,10 @@
 """Measures how fast and how small each part is, against the plain formulation and the limits of the machine.
 
-    bash scripts/benchmark.sh                                  (about a quarter of an hour on 2 cores)
-    bash scripts/benchmark.sh --quick                          (below 3 minutes)
-    bash scripts/benchmark.sh --long --page docs/benchmarks.md (for the documentation: up to an hour and a half)
-    bash scripts/benchmark.sh --only quantizers sampler
-    bash scripts/benchmark.sh --compare results/old.json       (names what got slower; ends with 1 if anything did)
+    bash scripts/benchmark.sh                                       (about a quarter of an hour on 2 cores)
+    bash scripts/benchmark.sh --quick                               (below 3 minutes)
+    bash scripts/benchmark.sh --long --page docs/benchmarks.md      (for the documentation: up to an hour and a half)
+    bash scripts/benchmark.sh --only quantizers journey
+    bash scripts/benchmark.sh --compare results/old.json            (names what got slower, and ends with 1)
 
 The table is printed and written as JSON; `--page` also writes it as a page. Forms of the same work run in turns, so
 that other programs on the machine slow all of them alike; an idle machine gives the best numbers all the same.

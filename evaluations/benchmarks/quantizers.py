@@ -197,7 +197,7 @@ def _gq_case(tokens: int, device: torch.device) -> Case:
     bits = 16
     z = (0.05 * torch.randn(1, tokens // 8, bits, device=device)).requires_grad_()
     forms = {}
-    for name, form in ((OURS, "factorized"), ("whole table", "naive")):
+    for name, form in ((OURS, GQConfig().entropy_form), ("whole table", "naive")):
         quantizer = GroupLFQ(GQConfig(num_groups=1, group_dim=bits, entropy_form=form, max_entropy_mb=2**20))
         forms[name] = _entropy_gradient(quantizer.to(device).train(), z)
     return Case(
