@@ -9,5 +9,6 @@ Speed         benchmarks/ (measured against plain formulations and the limits of
 Pipelines     pipelines/ (commands of other entries in a row), run_layout (where they put things)
 Speed         benchmarks/ (parts against their plain formulations and the machine's limits)
 Entries       reconstruction, generation, val_loss, search_cfg, measure, make_reference, compare, fingerprint, memory,
-              linear_probe, ar_probe, classifier, visualize, quickstart, report, doctor, benchmarks; cli holds shared flags
+              linear_probe, ar_probe, classifier, visualize, quickstart, report, doctor, benchmarks; cli holds
+              shared flags
 """

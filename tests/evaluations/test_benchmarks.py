@@ -115,12 +115,12 @@ def test_a_row_is_reached_only_where_all_its_targets_are():
 
 
 def test_memory_is_what_a_form_adds():
-    """8 MiB against 64 MiB: the ratio is 1/8, with a little for the allocator."""
-    forms = {OURS: lambda: torch.ones(2 * 2**20).sum(), "other": lambda: torch.ones(16 * 2**20).sum()}
-    row = Case("memory", forms, "other", memory_target=Target("at most", 0.25)).measure(1, RATES, CPU)
+    """64 MiB against 256 MiB, above what an allocator keeps for later: the ratio is 1/4."""
+    forms = {OURS: lambda: torch.ones(16 * 2**20).sum(), "other": lambda: torch.ones(64 * 2**20).sum()}
+    row = Case("memory", forms, "other", memory_target=Target("at most", 0.3)).measure(1, RATES, CPU)
     if row["mib"][OURS] is None:
         pytest.skip("this system does not say how much memory a process holds")
-    assert row["mib"]["other"] == pytest.approx(64, abs=4) and row["mib"][OURS] == pytest.approx(8, abs=4)
+    assert row["mib"]["other"] == pytest.approx(256, abs=4) and row["mib"][OURS] == pytest.approx(64, abs=4)
     assert row["memory"]["reached"]
 
 
