@@ -14,6 +14,7 @@ from engine.checkpoint.weights import fingerprint, load_strict, require_fit
 from engine.config import load_sections
 from engine.data.classes import Classes
 from engine.messages import ConfigError
+from engine.without_storage import without_storage
 from tokenizer.loading import Provenance, load_folder
 from tokenizer.models.base import Tokenizer
 from tokenizer.published.files import is_published
@@ -91,7 +92,7 @@ def _load_published(
     contents = layout.read(path, weights, header_only=header_only)
 
     # The tensors of the file become the parameters; nothing is initialized first.
-    with torch.device("meta"):
+    with without_storage():
         generator = build_generator(model)
     ours = layout.import_state(contents.state, generator.state_dict())
     if header_only:

@@ -5,7 +5,8 @@ Reading configs    config (load, compare, write), yaml_files (files and their ba
 Config sections    validation (checks), config_types (types in words), registry (components by name), plugins
 Entries            cli, messages, preflight (`--check`)
 Processes          launcher (torchrun), stopping (signals), watchdog (hangs), time_limits, world, devices, cores,
-                   parallel, memory_plan (`--plan`), torch_versions (what older versions of PyTorch need)
+                   parallel, sharding (FSDP2), without_storage (networks to look at), memory_plan (`--plan`),
+                   torch_versions (what older versions of PyTorch need)
 Training           loop, trained_model, optim, schedules, averages (EMA), buffers (put back after a bad step)
 Record of a run    run_log, wandb_run, folder_lock, run_record, alerts, progress,
                    json_text (the one writer of JSON)

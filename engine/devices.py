@@ -162,13 +162,17 @@ def reproducible_algorithms(enabled: bool) -> Iterator[None]:
 
     Inside, torch raises RuntimeError for an operation that has no such algorithm.
     """
+    # Not a word to torch without need: use_deterministic_algorithms imports its compiler, which takes a second.
+    if not enabled:
+        yield
+        return
+
     were_deterministic = torch.are_deterministic_algorithms_enabled()
     was_cudnn_deterministic = torch.backends.cudnn.deterministic
-    if enabled:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:

@@ -6,32 +6,24 @@ A network marks its repeated blocks by an attribute `parallel_unit`:
     "recompute"   recomputed only (convolutional blocks, whose parameters are sharded with the rest)
 
 `parallelize` then does what the loop config asks for; the network itself knows nothing of processes.
+
+Sharding itself is in `engine.sharding`, which is imported only where a network is sharded: its parts of torch take half
+a second, and commands such as `--help` and `--dry-run` should not wait for them.
 """
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from engine.devices import is_gpu
-from engine.torch_versions import (
-    average_gradients_on_cpu,
-    release_root_after_forward,
-    show_dataclasses_to_fsdp,
-    unsynced_buffers,
-)
+from engine.torch_versions import unsynced_buffers
 from engine.world import World
 
 
@@ -80,10 +72,9 @@ def parallelize(
         _checkpoint_blocks(module)
 
     if is_sharded(world, parallel):
-        mesh = _device_mesh(world, parallel)
-        _shard(module, world, parallel, mesh)
-        if ema is not None:
-            _shard(ema, world, parallel, mesh)
+        from engine.sharding import shard  # see the module docstring
+
+        shard([module] if ema is None else [module, ema], world, parallel)
         return module
     if world.size == 1:
         return module
@@ -100,49 +91,6 @@ def _checkpoint_blocks(module: nn.Module) -> None:
     """Makes each block keep only its input for the backward pass, which computes the inside again."""
     for block in parallel_blocks(module):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-
-
-def _device_mesh(world: World, parallel: ParallelConfig) -> DeviceMesh:
-    """The mesh to shard over: all processes (fsdp), or those of each machine (hsdp)."""
-    num_sharing = world.size
-    if parallel.strategy == "hsdp":
-        num_sharing = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    if num_sharing < world.size:
-        shape = (world.size // num_sharing, num_sharing)
-        return init_device_mesh(world.device.type, shape, mesh_dim_names=("machine", "shard"))
-    return init_device_mesh(world.device.type, (num_sharing,))
-
-
-def _shard(module: nn.Module, world: World, parallel: ParallelConfig, mesh: DeviceMesh) -> None:
-    """Divides the parameters of each block, and all others as one group, in place (FSDP2).
-
-    Between passes every process holds its shards only. Only blocks are cast to bf16: convolutions, tables, quantizer
-    and codebook stay fp32 (under autocast).
-    """
-    # The values of the first rank are the network; they are taken before the parameters become shards.
-    values = module.state_dict() if world.is_main else {}
-
-    # Blocks are gathered one at a time, the rest of the network at once.
-    policy = MixedPrecisionPolicy()
-    if parallel.precision == "bf16":
-        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    show_dataclasses_to_fsdp(module)
-    for block in parallel_blocks(module, "shard"):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    average_gradients_on_cpu(module, world.device)
-
-    # FSDP gathers around `forward` only; methods that are called from outside must be named to it.
-    for name in getattr(module, "forward_methods", ()):
-        register_fsdp_forward_method(module, name)
-
-    # Every rank gets its shards, and all buffers, also those that are in no state dict.
-    if not world.is_main:
-        module.to_empty(device=world.device)
-    set_model_state_dict(module, values, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
-    release_root_after_forward(module)
-    for buffer in module.buffers():
-        dist.broadcast(buffer, src=0)
 
 
 def _data_parallel(module: nn.Module, world: World, find_unused: bool) -> nn.Module:
@@ -162,15 +110,33 @@ def gradient_sync(network: nn.Module, last: bool) -> AbstractContextManager:
     DDP exchanges gradients at the last micro-batch. FSDP reduces them to shards at each, but between machines (hsdp)
     at the last only.
     """
-    if isinstance(network, FSDPModule):
+    if hasattr(network, "set_requires_all_reduce"):  # FSDP2
         network.set_requires_all_reduce(last)
     if isinstance(network, DistributedDataParallel) and not last:
         return network.no_sync()
     return nullcontext()
 
 
-def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+# ------------------------------------------------------------------------------------------------ sharded tensors
+def is_shard(tensor: Tensor) -> bool:
+    """Whether this process holds a part of `tensor` only: whether it is a DTensor, whose class is slow to import."""
+    return hasattr(tensor, "to_local")
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that this process holds, in the same storage; any other tensor as it is."""
+    return tensor.to_local() if is_shard(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor put together, which all ranks do at once; any other tensor as it is."""
+    return tensor.full_tensor() if is_shard(tensor) else tensor
+
+
+def shard_like(tensor: Tensor, like: Any) -> Tensor:
     """Shards a full `tensor`, equal on all ranks, as `like` is sharded, if it is."""
-    if isinstance(like, DTensor):
-        return distribute_tensor(tensor, like.device_mesh, like.placements)
-    return tensor
+    if not is_shard(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # see the module docstring
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements)

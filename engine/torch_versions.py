@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree
 
@@ -55,7 +54,7 @@ def release_root_after_forward(module: nn.Module) -> None:
     PyTorch 2.7 keeps the parameters outside of the blocks gathered, whatever `reshard_after_forward` says: they go
     stale where a forward pass has no backward pass, as in a validation.
     """
-    if hasattr(FSDPModule, "set_reshard_after_forward"):  # new in 2.8, which does as it is told
+    if hasattr(module, "set_reshard_after_forward"):  # new in 2.8, which does as it is told
         return
     state = module._get_fsdp_state()
     group = state._fsdp_param_group
@@ -72,9 +71,9 @@ def average_gradients_on_cpu(module: nn.Module, device: torch.device) -> None:
     """
     if device.type != "cpu" or _gloo_averages():
         return
-    if hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+    if hasattr(module, "set_force_sum_reduction_for_comms"):
         for part in module.modules():
-            if isinstance(part, FSDPModule):
+            if hasattr(part, "set_force_sum_reduction_for_comms"):  # the blocks that are sharded
                 part.set_force_sum_reduction_for_comms(True)
         return
 

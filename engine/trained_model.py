@@ -17,20 +17,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.tensor import DTensor
 
 from engine.buffers import BufferSnapshot
 from engine.devices import is_gpu
 from engine.messages import ConfigError, UserError
 from engine.optim import OptimConfig
-from engine.parallel import ParallelConfig, gradient_sync, is_sharded, parallelize
+from engine.parallel import ParallelConfig, gradient_sync, is_sharded, local_part, parallelize, whole
 from engine.schedules import learning_rate
 from engine.world import World
 
@@ -132,9 +124,7 @@ class TrainedModel:
 
         # The norm is equal on all ranks, because gradients are averaged already; so is the decision to skip.
         max_norm = self.config.max_grad_norm if self.config.max_grad_norm > 0 else math.inf
-        grad_norm = nn.utils.clip_grad_norm_(self.module.parameters(), max_norm)
-        if isinstance(grad_norm, DTensor):
-            grad_norm = grad_norm.full_tensor()
+        grad_norm = whole(nn.utils.clip_grad_norm_(self.module.parameters(), max_norm))
         if torch.isfinite(grad_norm):
             self.bad_in_a_row = 0
             self.optimizer.step()
@@ -178,17 +168,19 @@ class TrainedModel:
         if self.ema is None:
             return
         # Both networks are sharded alike: every process averages its own shards.
-        averages = [_local(parameter) for parameter in self.ema.parameters()]
-        weights = [_local(parameter) for parameter in self.module.parameters()]
+        averages = [local_part(parameter) for parameter in self.ema.parameters()]
+        weights = [local_part(parameter) for parameter in self.module.parameters()]
         torch._foreach_lerp_(averages, weights, 1 - self.ema_decay)
         for averaged, current in zip(self.ema.buffers(), self.module.buffers(), strict=True):
             averaged.copy_(current)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, under the same names for any number of processes."""
+        from torch.distributed.checkpoint import state_dict as torch_state  # here, because it is slow to import
+
         state: dict[str, Any] = {
-            "model": get_model_state_dict(self.wrapped),
-            "optimizer": get_optimizer_state_dict(self.wrapped, self.optimizer),
+            "model": torch_state.get_model_state_dict(self.wrapped),
+            "optimizer": torch_state.get_optimizer_state_dict(self.wrapped, self.optimizer),
             "counters": torch.tensor([self.num_skipped, self.bad_in_a_row]),
         }
         if self.ema is not None:
@@ -200,12 +192,14 @@ class TrainedModel:
 
         Weight decay, betas and eps stay those of the config, also where it changed since the state was saved.
         """
-        set_model_state_dict(self.wrapped, state["model"])
+        from torch.distributed.checkpoint import state_dict as torch_state  # here, because it is slow to import
+
+        torch_state.set_model_state_dict(self.wrapped, state["model"])
 
         # The loaded groups carry the options of the saved run: put those of the config back.
         option_names = ("weight_decay", "betas", "eps")
         configured = [{name: group[name] for name in option_names} for group in self.optimizer.param_groups]
-        set_optimizer_state_dict(self.wrapped, self.optimizer, state["optimizer"])
+        torch_state.set_optimizer_state_dict(self.wrapped, self.optimizer, state["optimizer"])
         for group, options in zip(self.optimizer.param_groups, configured, strict=True):
             group.update(options)
 
@@ -225,7 +219,7 @@ class TrainedModel:
         for prefix, network in networks.items():
             for name, parameter in network.named_parameters():
                 names.append(prefix + name)
-                flags.append(torch.isfinite(_local(parameter)).all())
+                flags.append(torch.isfinite(local_part(parameter)).all())
 
         # One wait for the device, and one decision for all ranks.
         num_bad_ranks = self.world.sum((~torch.stack(flags)).float()).tolist()
@@ -240,17 +234,14 @@ class TrainedModel:
         All ranks call it together; the main process gets the tensors. Raises NonFiniteError where a parameter is not
         finite, so that no such checkpoint takes the place of a good one.
         """
+        from torch.distributed.checkpoint import state_dict as torch_state  # here, because it is slow to import
+
         self._require_finite("nothing was saved; lower optim.lr and resume from the newest checkpoint")
         networks = {"model": self.module}
         if self.ema is not None:
             networks["ema"] = self.ema
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return {name: get_model_state_dict(network, options=options) for name, network in networks.items()}
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The part of a sharded tensor that this process holds, in the same storage; any other tensor as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        options = torch_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return {name: torch_state.get_model_state_dict(network, options=options) for name, network in networks.items()}
 
 
 def _parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:

@@ -14,19 +14,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed.checkpoint as dcp
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from autoregressive.codes import CodeStore
 from engine.checkpoint.manifest import CheckpointError, find_damage, newest_checkpoint, phase_folders, read_manifest
-from engine.checkpoint.store import FAILURES
 from engine.cli import entry_parser, run_entry
 from engine.config import merge_config, read_yaml
 from engine.data.config import DataConfig
@@ -72,20 +68,13 @@ def saved_state(folder: Path) -> dict[str, Any]:
 
     Any number of processes may have written it. Raises CheckpointError if it cannot be read.
     """
+    from engine.checkpoint import training_state  # here, because it is slow to import
+
     path = folder / "state"
     try:
-        # An empty tensor per saved one, for the loader to fill; other values are put in place by name.
-        state: dict[str, Any] = {}
-        for name, entry in dcp.FileSystemReader(str(path)).read_metadata().state_dict_metadata.items():
-            is_tensor = isinstance(entry, TensorStorageMetadata)
-            state[name] = torch.empty(entry.size, dtype=entry.properties.dtype) if is_tensor else None
-
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load(state, checkpoint_id=str(path), no_dist=True)
-    except FAILURES as error:
+        return training_state.read_state(path)
+    except training_state.FAILURES as error:
         raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}") from error
-    return state
 
 
 # ------------------------------------------------------------------------------------------------ the order of the data

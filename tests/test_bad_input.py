@@ -17,6 +17,7 @@ import autoregressive.extract_codes
 import autoregressive.train
 import tokenizer.train
 from engine.checkpoint import store as checkpoint
+from engine.checkpoint import training_state
 from engine.checkpoint.manifest import checkpoint_folders, find_damage, read_manifest
 from engine.checkpoint.weights import find_weights, read_weights
 from engine.messages import UserError
@@ -388,7 +389,7 @@ def test_no_space_at_a_save(where, half_done, place, refused, entry, monkeypatch
             usage = shutil.disk_usage("/")
             patched.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=10))
         elif where == "while writing":
-            patched.setattr(checkpoint.dcp, "save", full)
+            patched.setattr(training_state.dcp, "save", full)
         else:
             patched.setattr(Path, "open", full_for_metrics)
         parts = ["ree some space", "start the same command again"]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from engine import plugins
@@ -25,6 +24,7 @@ from engine.config import load_sections
 from engine.data.classes import STAMP as CLASSES
 from engine.data.config import DataConfig
 from engine.messages import ConfigError
+from engine.without_storage import without_storage
 from tokenizer.models.base import Tokenizer
 from tokenizer.models.registry import ModelConfig, build_tokenizer
 from tokenizer.published.files import is_published
@@ -154,7 +154,7 @@ def load_folder(
 
     # The network.
     if header_only:
-        with torch.device("meta"):
+        with without_storage():
             network = build(config)
         require_fit(network, read_header(weights_file.path), weights_file.path)
     else:
@@ -201,7 +201,7 @@ def _load_published(
 
     # The network without storage: tensors of the file take their places. What no file has are the windows of recent
     # codes, which are empty.
-    with torch.device("meta"):
+    with without_storage():
         tokenizer = build_tokenizer(model_config, image_size)
     rules = layout.rules(model_config)
     windows = {f"quantizer.{name}": window for name, window in tokenizer.quantizer.empty_windows().items()}

@@ -20,6 +20,7 @@ from engine.run_log import Run
 from engine.seeds import torch_seed
 from engine.trained_model import TrainedModel
 from engine.validation import raise_problems
+from engine.without_storage import without_storage
 from engine.world import World
 from tokenizer.models.base import Tokenizer
 
@@ -28,7 +29,7 @@ PREVIEWS_PER_CLASS = 4
 
 def network_on_meta(config: GPTTrainConfig) -> Generator:
     """The network of a config, without memory or values. Raises ConfigError where its sizes do not fit together."""
-    with torch.device("meta"):
+    with without_storage():
         return build_generator(config.model)
 
 

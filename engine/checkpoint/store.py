@@ -15,19 +15,15 @@ from __future__ import annotations
 
 import errno
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch.distributed.checkpoint as dcp
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from engine import plugins
@@ -47,8 +43,6 @@ from engine.data.identity import require_same as require_same_data
 from engine.json_text import as_read_back, to_json
 from engine.messages import logger
 from engine.world import World
-
-FAILURES = (Exception, CheckpointException)  # torch derives its own from BaseException
 
 
 class Retention(Protocol):
@@ -129,25 +123,21 @@ class CheckpointStore:
 
     def _write(self, step: int, folder: Path, state: dict[str, Any], weights: WeightSets) -> None:
         """Writes one checkpoint: every rank its part of the state, the main process all the rest."""
+        from engine.checkpoint import training_state  # here, because it is slow to import
+
         temporary = self.checkpoints_dir / f".writing_{folder.name}"
         num_bytes = _num_bytes(state) + _num_bytes(weights)
         try:
             self._on_main(lambda: self._begin(temporary, folder, num_bytes))
 
-            with _quiet():
-                dcp.save(
-                    state,
-                    checkpoint_id=str(temporary / "state"),
-                    process_group=self._group,
-                    no_dist=self.world.size == 1,
-                )
+            training_state.save_state(state, temporary / "state", self._group, is_alone=self.world.size == 1)
 
             self._on_main(lambda: self._finish(temporary, folder, step, weights))
-        except FAILURES as error:
+        except training_state.FAILURES as error:
             # The failure of one rank is raised on all of them, by torch and by `_on_main`.
             if self.world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
-            raise _explain(_cause(error), folder) from error
+            raise _explain(training_state.cause_of(error), folder) from error
 
     def _on_main(self, action: Callable[[], None]) -> None:
         """Runs `action` on the main process, while the others wait. Its failure is raised on every rank.
@@ -158,7 +148,7 @@ class CheckpointStore:
         if self.world.is_main:
             try:
                 action()
-            except FAILURES as caught:
+            except Exception as caught:
                 error = caught
         failure = self.world.main_failure(str(error) or repr(error) if error else None, self._group)
         if error is not None:
@@ -224,6 +214,8 @@ class CheckpointStore:
 
         Raises CheckpointError if it was made by another architecture or recipe, or does not fit `parts`.
         """
+        from engine.checkpoint import training_state  # here, because it is slow to import
+
         for folder in reversed(checkpoint_folders(self.run_dir)):
             damage = find_damage(folder)
             if damage is not None:
@@ -233,10 +225,9 @@ class CheckpointStore:
             manifest = read_manifest(folder)
             changes = self._check_same(folder, manifest)
             try:
-                with _quiet():
-                    dcp.load(dict(parts), checkpoint_id=str(folder / "state"), no_dist=self.world.size == 1)
-            except FAILURES as error:
-                cause = " ".join(str(_cause(error)).split())[:500]
+                training_state.load_state(dict(parts), folder / "state", is_alone=self.world.size == 1)
+            except training_state.FAILURES as error:
+                cause = " ".join(str(training_state.cause_of(error)).split())[:500]
                 raise CheckpointError(f"{folder} does not fit this run: {cause}") from error
 
             if self.world.is_main:
@@ -276,23 +267,6 @@ class CheckpointStore:
                 )
         require_same_data(manifest.get("data"), self.data, str(folder), self.accept_changed_data)
         return changes
-
-
-# ------------------------------------------------------------------------------------------------ torch's savers
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences torch's remark that a single process saves as a single process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The error of the first rank that failed, without the traceback that torch writes into its message."""
-    if isinstance(error, CheckpointException):
-        first_rank = next(iter(error.failures))
-        return error.failures[first_rank][0]
-    return error
 
 
 def _explain(error: BaseException, folder: Path) -> BaseException:

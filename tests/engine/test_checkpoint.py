@@ -11,6 +11,7 @@ from checkpoints import Thing, entries, flipped_byte, same, steps_of
 
 from engine.atomic_file import write_atomic
 from engine.checkpoint import store as checkpoint
+from engine.checkpoint import training_state
 from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, find_damage, read_manifest
 from engine.checkpoint.weights import read_weights
 
@@ -125,7 +126,7 @@ def full_disk_in_state(monkeypatch):
         (Path(kwargs["checkpoint_id"]) / "half").write_bytes(b"x" * 100)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.dcp, "save", fail)
+    monkeypatch.setattr(training_state.dcp, "save", fail)
 
 
 def full_disk_in_a_rank(monkeypatch):
@@ -139,7 +140,7 @@ def full_disk_in_a_rank(monkeypatch):
         except OSError as error:
             raise CheckpointException("write", {0: _wrap_exception(error)}) from error
 
-    monkeypatch.setattr(checkpoint.dcp, "save", fail)
+    monkeypatch.setattr(training_state.dcp, "save", fail)
 
 
 def full_disk_in_weights(monkeypatch):
@@ -226,7 +227,7 @@ def test_a_bug_is_not_dressed_up_as_a_full_disk(thing, monkeypatch, tmp_path):
     def fail(*args, **kwargs):
         raise AttributeError("a bug")
 
-    monkeypatch.setattr(checkpoint.dcp, "save", fail)
+    monkeypatch.setattr(training_state.dcp, "save", fail)
     with pytest.raises(AttributeError):
         thing.save(4)
     assert entries(tmp_path / "run") == ["step_00000002"]

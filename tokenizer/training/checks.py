@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import torch
 
+from engine import plugins
 from engine.averages import average_warnings
 from engine.data.sources import unused_keys
 from engine.messages import ConfigError
 from engine.registry import selected_section
 from engine.validation import raise_problems
+from engine.without_storage import without_storage
 from tokenizer.discriminators.registry import DISCRIMINATORS, DiscriminatorConfig
 from tokenizer.losses.semantic import TEACHERS
 from tokenizer.losses.terms import QUANTIZER_TERMS, Term, loss_terms
@@ -24,7 +26,7 @@ from tokenizer.training.unmoved import unmoved_warnings
 
 def network_on_meta(config: TokenizerTrainConfig) -> Tokenizer:
     """The network of a run without storage, to ask what it needs. Draws no random numbers."""
-    with torch.device("meta"):
+    with without_storage():
         return build_tokenizer(config.model, config.data.image_size)
 
 
@@ -154,7 +156,9 @@ def _quantizer_problems(config: TokenizerTrainConfig, network: Tokenizer) -> Ite
         if loss not in {*config.loss.quantizer_weights, *quantizer.loss_weights}:
             yield f"{name} has a loss {loss} without a weight; set loss.quantizer_weights.{loss} (0 switches it off)"
 
-    yield from _shape_problems(quantizer, name)
+    # The project's own quantizers are tested for it.
+    if plugins.loaded():
+        yield from _shape_problems(quantizer, name)
 
 
 def _shape_problems(quantizer: Quantizer, name: str) -> Iterator[str]:
@@ -162,7 +166,8 @@ def _shape_problems(quantizer: Quantizer, name: str) -> Iterator[str]:
     latents = torch.empty(1, 4, quantizer.codebook_dim, device="meta")
     index_shape = (1, 4) if quantizer.num_groups == 1 else (1, 4, quantizer.num_groups)
     try:
-        quantized = quantizer.eval()(latents)
+        with without_storage():
+            quantized = quantizer.eval()(latents)
     except (NotImplementedError, RuntimeError):  # it needs values, which a network without storage does not have
         return
     if quantized.z_q.shape != latents.shape:
