@@ -60,6 +60,7 @@ def aside(test: Callable) -> Callable:
                 finally:
                     os._exit(code)
             _, status = os.waitpid(child, 0)
+            report.seek(0)  # the child, which has written, shares the position
             assert status == 0, report.read()
 
     return run

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from evaluations.benchmarks import journey, quantizers
+from evaluations.benchmarks import journey, quantizers, startup
 from evaluations.benchmarks.cases import Measurable
 
 SIZES = ("quick", "default", "long")
@@ -24,5 +24,6 @@ class Topic:
 
 TOPICS: dict[str, Topic] = {
     "quantizers": Topic("Quantizers", quantizers.cases),
+    "startup": Topic("Start-up", startup.cases),
     "journey": Topic("The whole quick start", journey.cases),
 }
