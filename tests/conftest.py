@@ -1,4 +1,7 @@
-"""Fixtures that all tests share: one thread, a world of one process, a few image files, the call of an entry."""
+"""Fixtures that all tests share: one thread, a world of one process, a few image files, the call of an entry.
+
+At the end, the closest calls of the parity tests are reported.
+"""
 
 import logging
 import os
@@ -11,6 +14,7 @@ import mini
 import pytest
 import tiny
 import torch
+from compared import COMPARISONS, GOLDENS
 
 from engine.cli import run_entry
 from engine.stopping import STOP_SIGNALS
@@ -72,3 +76,26 @@ def entry(monkeypatch, capfd):
         return code, out, err
 
     return run
+
+
+# ------------------------------------------------------------------------------------------------ parity
+def pytest_sessionfinish(session):
+    """A process among several (pytest-xdist) hands what it compared to the first one."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["comparisons"] = [list(comparison) for comparison in COMPARISONS]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """The first process takes what another one compared."""
+    COMPARISONS.extend(tuple(comparison) for comparison in getattr(node, "workeroutput", {}).get("comparisons", ()))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many numbers were compared, and the differences that came nearest to their limit."""
+    if not COMPARISONS:
+        return
+    nearest = sorted(COMPARISONS, key=lambda c: c[0] / c[1], reverse=True)[:8]
+    terminalreporter.write_sep("-", f"parity: {len(COMPARISONS)} comparisons with {GOLDENS}")
+    for difference, limit, what in nearest:
+        terminalreporter.write_line(f"{difference:.1e} of {limit:.1e} allowed: {what}")

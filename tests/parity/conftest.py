@@ -1,8 +1,7 @@
-"""Runs parity tests as the goldens were made, leaves out absent parts, and reports the closest calls at the end."""
+"""Runs parity tests as the goldens were made, and leaves out absent parts."""
 
 from pathlib import Path
 
-import goldens
 import pytest
 import torch
 
@@ -31,13 +30,3 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def pytest_terminal_summary(terminalreporter):
-    """How many numbers were compared, and the differences that came nearest to their limit."""
-    if not goldens.COMPARISONS:
-        return
-    nearest = sorted(goldens.COMPARISONS, key=lambda c: c[0] / c[1], reverse=True)[:8]
-    terminalreporter.write_sep("-", f"parity: {len(goldens.COMPARISONS)} comparisons with {goldens.ROOT}")
-    for difference, limit, what in nearest:
-        terminalreporter.write_line(f"{difference:.1e} of {limit:.1e} allowed: {what}")

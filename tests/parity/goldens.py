@@ -6,14 +6,15 @@ Names, sizes, seeds and cases come from the files; nothing is bound to one set. 
 import functools
 import importlib.util
 import json
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
+from compared import COMPARISONS
+from compared import GOLDENS as ROOT
+from compared import OWN_GOLDENS as OWN
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,8 +22,6 @@ from torch import Tensor, nn
 from engine.data.images import to_uint8
 from tokenizer.published.layout import Rule, from_published, published_name, to_published
 
-OWN = Path(__file__).parents[1] / "goldens"
-ROOT = Path(os.environ.get("PARITY_GOLDENS") or OWN)
 SYSTEMS = ("adm", "gigatok", "llamagen", "wetok")  # parts that a folder may hold
 if not any((ROOT / system).is_dir() for system in SYSTEMS):
     raise FileNotFoundError(f"PARITY_GOLDENS={ROOT} holds none of: {', '.join(SYSTEMS)}")
@@ -32,8 +31,6 @@ FLOAT, IMAGE, LOSS = 2e-4, 1e-3, 2e-4
 GRADIENT_RELATIVE, GRADIENT_ABSOLUTE = 5e-3, 2e-5
 LOSS_ROUNDING = 1e-6  # a mean of cosines may cancel to almost 0, where fp32 has no relative accuracy
 PICTURES = r"(\w+_)?rec_(from_decode_code|crop|row_mean)|.*(eval|256)"  # names that begin so hold pixels
-
-COMPARISONS: list[tuple[float, float, str]] = []  # (difference, limit, what) of this run, for the summary
 
 
 def cases(folder: str, prefix: str) -> list[str]:

@@ -112,6 +112,7 @@ def test_features_are_those_of_tensorflow(given, name):
             assert difference <= FEATURES
 
 
+@pytest.mark.slow
 def test_folders_and_stored_statistics_give_the_same_numbers(given, result, name):
     """The reference file that `evaluations.make_reference` writes of a folder, samples from PNG files."""
     for part in ("reference", "samples"):
