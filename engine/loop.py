@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import WeightSets
+from engine.data.wait import DataWait
 from engine.devices import DEVICES
 from engine.messages import UserError
 from engine.run_log import Run
@@ -145,12 +146,14 @@ def fit(
     batches = batches_from(start)
     run.start_bar(start, config.steps)
     rate = _StepRate(start)
+    data_wait = DataWait()
     note = STOP_NOTE if world.is_main else ""
     with stop_requests(note) as signals, Watchdog(world, run.report_hang) as watchdog:
         for step in range(start, config.steps):
             # Train. The first batch opens the loader, which draws random numbers: seed after it.
             watchdog.enter("reading a batch", step + 1)
-            micro_batches = [next(batches) for _ in range(config.grad_accum)]
+            with data_wait.waiting():
+                micro_batches = [next(batches) for _ in range(config.grad_accum)]
             seed_step(config.seed, world.rank, step)
             watchdog.enter("training step", step + 1)
             metrics = task.train_step(micro_batches, step)
@@ -160,7 +163,7 @@ def fit(
 
             # Record training metrics, averaged over ranks.
             if is_last or done % config.log_every == 0:
-                values = world.mean(metrics)
+                values = world.mean(metrics | {"data_wait": torch.tensor(data_wait.measure())})
                 values["steps_per_second"] = rate.measure(done)
                 run.log_metrics(done, values, show)
 
@@ -169,6 +172,7 @@ def fit(
                 watchdog.enter("validation", done)
                 run.log_metrics(done, task.evaluate(done))
                 rate.restart(done)
+                data_wait.restart()
 
             # Save. All ranks stop together, also where only one of them got the signal.
             watchdog.enter("agreement to go on", done)

@@ -2,12 +2,18 @@
 
 base       what a source of images is, and what a kind of source says of itself
 folders, shards, packaged     the kinds that come with the project
+listing    what lies in a folder
 tar_members    what one tar file holds
+index_file, name_table        the places of many images, mapped into memory
 sources    their registry; open the images that a config names
 identity   what a data set is, cheaply, and what has changed in it
 classes    the one check that labels of two sets, or of a set and a network, mean the same
 config     the `data` section of a config
 images     decoding, float <-> uint8, grids
+decoding, resampling          from stored pixels to RGB; windows of resized images
 crops, samples                how an image becomes a training sample or a center crop
-stream     the order of training samples, a pure function of (seed, position)
+permutation, order            which sample stands at which position, a pure function of (seed, position)
+loader     batches that are read ahead by processes, in order
+stream     the batches of a training
+wait       how much of a training waits for them
 """

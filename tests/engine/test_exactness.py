@@ -37,7 +37,7 @@ def assert_close_runs(a, b, rel: float = 1e-5, without: tuple[str, ...] = (), co
     one, two = read_metrics(a), read_metrics(b)
     assert [set(r) for r in one] == [set(r) for r in two] and len(one) >= count
     for x, y in zip(one, two, strict=True):
-        for name in (n for n in x if not n.startswith(("time", "steps_per_second", *without))):
+        for name in (n for n in x if not n.startswith(("time", "steps_per_second", "data_wait", *without))):
             assert x[name] == pytest.approx(y[name], rel=rel, abs=1e-7), (x["step"], name)
     x, y = (read_weights(find_weights(run, "model", "run").path) for run in (a, b))
     for name in x:

@@ -8,6 +8,7 @@ import torch
 
 from engine.checkpoint.manifest import checkpoint_folders, read_manifest
 from engine.checkpoint.store import CheckpointStore
+from engine.data.wait import DataWait
 from engine.loop import LoopConfig, fit
 from engine.messages import ConfigError
 from engine.run_log import Run, read_metrics
@@ -72,6 +73,35 @@ def test_logs_evaluations_and_saves_happen_when_asked_and_at_the_end(tmp_path, w
     assert [read_manifest(f)["step"] for f in checkpoint_folders(tmp_path)] == [5, 10]
     assert task.steps == list(range(10)) and task.total.item() == 45
     assert all(r["steps_per_second"] > 0 for r in records if "loss" in r)
+
+
+def test_the_share_of_time_that_waits_for_data_is_recorded(tmp_path, world):
+    """Every record of the training has it; validation, which reads other data, counts as nothing."""
+    train(tmp_path, world, steps=4, log_every=2, eval_every=2)
+    records = [r for r in read_metrics(tmp_path) if "loss" in r]
+    assert len(records) == 2 and all(0 < r["data_wait"] < 1 for r in records)
+
+
+def test_waiting_is_a_share_of_the_time_since_the_last_record(monkeypatch):
+    """By a clock that is set by hand: 3 of 4 seconds; then 1 of 10; then nothing, after a restart."""
+    clock = [100.0]
+    monkeypatch.setattr("engine.data.wait.time.perf_counter", lambda: clock[0])
+    wait = DataWait()
+
+    def pass_time(waited: float, worked: float) -> None:
+        with wait.waiting():
+            clock[0] += waited
+        clock[0] += worked
+
+    pass_time(1, 0.5)
+    pass_time(2, 0.5)
+    assert wait.measure() == 3 / 4
+    pass_time(1, 9)
+    assert wait.measure() == 1 / 10
+    pass_time(7, 0)
+    wait.restart()
+    pass_time(0, 2)
+    assert wait.measure() == 0
 
 
 def test_no_evaluation_but_at_the_end(tmp_path, world):

@@ -62,7 +62,7 @@ def assert_same_run(a, b, tmp_path) -> None:
 
 
 def records(run_dir) -> list[dict]:
-    clocks = ("time", "steps_per_second")
+    clocks = ("time", "steps_per_second", "data_wait")
     return [{k: v for k, v in record.items() if k not in clocks} for record in read_metrics(run_dir)]
 
 

@@ -218,7 +218,7 @@ def final(run_dir, tmp_path) -> dict:
     dcp_to_torch_save(folder / "state", tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=False)["probe"]
     tensors = {f"{part}.{name}": value.clone() for part in state for name, value in state[part].items()}
-    clocks = ("time", "steps_per_second")
+    clocks = ("time", "steps_per_second", "data_wait")
     records = [{k: v for k, v in r.items() if k not in clocks} for r in read_metrics(run_dir)]
     return {"tensors": tensors, "records": records, "result": read_result(run_dir / "result.json")}
 
