@@ -22,12 +22,19 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from autoregressive.codes import CodeStore
-from engine.checkpoint.manifest import CheckpointError, find_damage, newest_checkpoint, phase_folders, read_manifest
+from engine.checkpoint.manifest import (
+    CheckpointError,
+    find_damage,
+    newest_checkpoint,
+    order_version_of,
+    phase_folders,
+    read_manifest,
+)
 from engine.cli import entry_parser, run_entry
 from engine.config import merge_config, read_yaml
 from engine.data.config import DataConfig
+from engine.data.order import SampleOrder
 from engine.data.sources import open_source
-from engine.data.stream import index_at
 from engine.preflight import Preflight, require
 
 NUM_IDS = 8  # sample ids that enter the digest
@@ -88,15 +95,19 @@ def steps_before(run: Path) -> int:
     return sum(read_yaml(phase / "config.yaml").loop.steps for phase in earlier)
 
 
-def next_ids(config: DictConfig, step: int) -> list[int]:
-    """Finds the images or codes that the run of `config` would see next after `step` steps."""
+def next_ids(config: DictConfig, step: int, order_version: int) -> list[int]:
+    """Finds the images or codes that the run of `config` would see next after `step` steps.
+
+    `order_version` is that of the order in which the run reads them.
+    """
     if "codes" in config.data:
         count = len(CodeStore(config.data.codes, "train"))
     else:
         data = merge_config(DataConfig, [("config.yaml", config.data)])
         count = len(open_source(data, "train"))
     first = step * config.data.global_batch_size
-    return [index_at(config.loop.seed, first + i, count) for i in range(NUM_IDS)]
+    order = SampleOrder(config.loop.seed, count, order_version)
+    return order.indices(range(first, first + NUM_IDS)).tolist()
 
 
 # ------------------------------------------------------------------------------------------------ digests
@@ -111,11 +122,12 @@ class Snapshot(NamedTuple):
 def snapshot_of(run: Path) -> Snapshot:
     """Reads the newest checkpoint of a run. Raises CheckpointError if there is none, or it is damaged."""
     folder = whole_checkpoint(run)
-    step = read_manifest(folder)["step"]
+    manifest = read_manifest(folder)
+    step = manifest["step"]
 
     # A checkpoint lies in <run>/checkpoints.
     run_dir = folder.resolve().parents[1]
-    ids = next_ids(read_yaml(folder / "config.yaml"), steps_before(run_dir) + step)
+    ids = next_ids(read_yaml(folder / "config.yaml"), steps_before(run_dir) + step, order_version_of(manifest))
     return Snapshot(step, saved_state(folder), ids)
 
 

@@ -8,6 +8,7 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import autoregressive.train
@@ -17,7 +18,9 @@ from autoregressive.codes import CodeStore
 from autoregressive.loading import load_gpt, require_pair
 from autoregressive.views import VIEWS
 from engine.aliases import current_manifest, current_result
+from engine.checkpoint.manifest import ORDER_KEY, newest_checkpoint, read_manifest
 from engine.config import flatten, read_yaml
+from engine.data.order import FIRST_ORDER
 from evaluations.results import read_result
 from tokenizer import load_tokenizer
 
@@ -61,6 +64,25 @@ def test_the_tokenizer_run_is_continued_under_new_names(old_run, entry):
     assert saved["loss.discriminator.patchgan.base_channels"] == 4
     assert saved["model.quantizer.gq.entropy_form"] == "factorized"
     assert "loss.discriminator.base_channels" not in saved
+
+
+def test_a_continued_run_keeps_the_order_of_its_samples(old_run, entry, monkeypatch):
+    """Step 4 and 5 read the images of the table that the older program shuffled; the new checkpoint says so."""
+    seen, item_of = [], tokenizer.train.training_item
+
+    def noting_item(source, *args):
+        item = item_of(source, *args)
+        seen.append(len(source))
+        return lambda index, position: (seen.append(index), item(index, position))[1]
+
+    monkeypatch.setattr(tokenizer.train, "training_item", noting_item)
+    config = read_yaml("tokenizer/config.yaml")
+    assert entry(tokenizer.train.main, "--config", "tokenizer.yaml", "loop.steps=5")[0] == 0
+    count, batch = seen[0], config.data.global_batch_size
+    table = np.random.default_rng([config.loop.seed, 0]).permutation(count)
+    assert seen[1:] == table[3 * batch : 5 * batch].tolist()
+    manifest = read_manifest(newest_checkpoint(Path("tokenizer")))
+    assert manifest["step"] == 5 and manifest[ORDER_KEY] == FIRST_ORDER
 
 
 def test_the_gpt_run_is_continued(old_run, entry):

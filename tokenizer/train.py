@@ -12,12 +12,15 @@ and `--print-config` shows all keys.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+from engine.checkpoint.manifest import order_version_of_run
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import num_parameters
 from engine.cli import parse_cli, run_entry
 from engine.data.classes import Classes
 from engine.data.identity import facts_of
+from engine.data.order import NEWEST_ORDER
 from engine.data.samples import training_item
 from engine.data.sources import ImageSource, open_source, summary_of
 from engine.data.stream import stream_opener
@@ -87,6 +90,9 @@ def train_phase(
         # Networks and their starting point.
         task = build_task(config, world, run, source, validation)
         _log_start(run, task, source, world, config)
+
+        # Checkpoints. A phase goes on in the order of the phase before.
+        order = NEWEST_ORDER if previous is None else order_version_of_run(Path(previous.loop.run_dir), NEWEST_ORDER)
         store = CheckpointStore.for_run(
             run.dir,
             config.loop,
@@ -96,12 +102,15 @@ def train_phase(
             frozen_stamps=FROZEN_STAMPS,
             data=data,
             accept_changed_data=config.data.accept_changed,
+            order_version=order,
             asynchronous=config.loop.async_save,
         )
 
         # The loop, over a stream of samples.
         item = training_item(source, config.data, config.loop.seed)
-        stream_from = stream_opener(item, len(source), config.data, config.loop, world, source.where)
+        stream_from = stream_opener(
+            item, len(source), config.data, config.loop, world, source.where, order_version=lambda: store.order_version
+        )
 
         def batches_from(step: int) -> Iterator[Batch]:
             """The batches from a step of this phase on; the stream counts the steps of all phases."""

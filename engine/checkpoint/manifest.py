@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.data.order import FIRST_ORDER
 from engine.json_text import to_json
 from engine.messages import UserError
 
+ORDER_KEY = "sample_order"  # of a manifest; older ones lack it
 STEP_NAME = re.compile(r"step_\d{8,}")  # name of a checkpoint folder
 
 
@@ -93,3 +95,14 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     """Finds the newest checkpoint of a run, of one in phases that of the last phase which has any; else None."""
     checkpoints = [c for folder in (run_dir, *phase_folders(run_dir)) for c in checkpoint_folders(folder)]
     return checkpoints[-1] if checkpoints else None
+
+
+def order_version_of(manifest: Mapping[str, Any]) -> int:
+    """The version of the order of samples (`engine.data.order`) in which the run of a checkpoint reads its data."""
+    return manifest.get(ORDER_KEY, FIRST_ORDER)
+
+
+def order_version_of_run(run_dir: Path, new: int) -> int:
+    """That of the newest checkpoint of a run; `new` where it has none."""
+    folder = newest_checkpoint(run_dir)
+    return new if folder is None else order_version_of(read_manifest(folder))

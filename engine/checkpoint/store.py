@@ -4,7 +4,7 @@
         state/               the training state, through torch.distributed.checkpoint (for any number of processes)
         model.safetensors    the weights alone, and ema.safetensors if there is an EMA: what `load_tokenizer` reads
         config.yaml          the config that made them
-        manifest.json        step, stamp, identity of the data, and size and SHA-256 of every file; written last
+        manifest.json        step, stamp, what data in which order, size and SHA-256 of every file; written last
 
 A checkpoint is written under a temporary name, synced to disk and renamed once; a folder without a valid manifest does
 not exist for a resume. Weights are safetensors and safe to share. `state/` is for resuming one's own run: torch's
@@ -29,17 +29,20 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from engine import plugins
 from engine.atomic_file import sync_to_disk, write_atomic
 from engine.checkpoint.manifest import (
+    ORDER_KEY,
     CheckpointError,
     checkpoint_folders,
     file_sha256,
     find_damage,
     json_digest,
+    order_version_of,
     read_manifest,
 )
 from engine.checkpoint.weights import WeightSets, shorten, write_weights
 from engine.config import differences
 from engine.data.identity import Facts
 from engine.data.identity import require_same as require_same_data
+from engine.data.order import NEWEST_ORDER
 from engine.json_text import as_read_back, to_json
 from engine.messages import logger
 from engine.world import World
@@ -70,6 +73,7 @@ class CheckpointStore:
     frozen_stamps: tuple[str, ...] = ()  # keys of the stamp whose facts must be equal for a resume
     data: Mapping[str, Facts] = field(default_factory=dict)  # the data of this run by split; see engine.data.identity
     accept_changed_data: bool = False  # whether a resume may find other data
+    order_version: int = NEWEST_ORDER  # of a new run; `load_latest` sets that of the checkpoint (engine.data.order)
     asynchronous: bool = False
 
     def __post_init__(self) -> None:
@@ -188,7 +192,8 @@ class CheckpointStore:
             str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": file_sha256(path)}
             for path in paths
         }
-        manifest = as_read_back({"step": step, "stamp": self.stamp, "data": self.data, "files": files})
+        facts = {"step": step, "stamp": self.stamp, "data": self.data, ORDER_KEY: self.order_version, "files": files}
+        manifest = as_read_back(facts)
         text = to_json(manifest | {"digest": json_digest(manifest)}, indent=1)
         write_atomic(temporary / "manifest.json", text)
 
@@ -230,6 +235,7 @@ class CheckpointStore:
                 cause = " ".join(str(training_state.cause_of(error)).split())[:500]
                 raise CheckpointError(f"{folder} does not fit this run: {cause}") from error
 
+            self.order_version = order_version_of(manifest)
             if self.world.is_main:
                 for line in plugins.changes(manifest.get("stamp", {}).get("plugins", {})):
                     logger.info(line)

@@ -138,8 +138,6 @@ def train(config: ClassifierTrainConfig, world: World) -> None:
         task = ClassifierTask(network, images, labels, config.model.max_shift, world, config.loop.precision)
 
         # Training, from the newest checkpoint if there is one.
-        item = training_item(source, config.data, config.loop.seed)
-        stream = stream_opener(item, len(source), config.data, config.loop, world, source.where)
         store = CheckpointStore.for_run(
             run.dir,
             config.loop,
@@ -148,5 +146,9 @@ def train(config: ClassifierTrainConfig, world: World) -> None:
             stamp=classes.stamp(),
             data={"train": facts_of(source), "val": facts_of(held_out)},
             accept_changed_data=config.data.accept_changed,
+        )
+        item = training_item(source, config.data, config.loop.seed)
+        stream = stream_opener(
+            item, len(source), config.data, config.loop, world, source.where, order_version=lambda: store.order_version
         )
         fit(task, stream, config.loop, run, world, store)

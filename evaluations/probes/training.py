@@ -147,7 +147,9 @@ def train(config: LinearProbeConfig, world: World) -> None:
             """Opened once it is certain that the run goes on: reading features may take hours."""
             is_cached = config.probe.features == "cached"
             item = cached_item(features_of("train")) if is_cached else training_item(source, data, loop.seed)
-            return stream_opener(item, len(source), data, loop, world, source.where)(start_step)
+            return stream_opener(
+                item, len(source), data, loop, world, source.where, order_version=lambda: store.order_version
+            )(start_step)
 
         fit(task, stream, loop, run, world, store)
 

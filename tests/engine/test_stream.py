@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.data.stream import index_at, position_rng, stream_opener
+from engine.data.order import FIRST_ORDER, SampleOrder
+from engine.data.stream import position_rng, stream_opener
 from engine.messages import UserError
 from engine.world import World
 
@@ -54,22 +55,23 @@ def assert_equal(a, b):
         assert all(torch.equal(x[key], y[key]) for key in x)
 
 
-@pytest.mark.parametrize("count", [1, 7, 100])
-def test_an_epoch_visits_every_sample_once(count):
-    """Epoch e is a permutation; different epochs and different seeds have different ones."""
-    epochs = [tuple(index_at(3, p, count) for p in range(e * count, (e + 1) * count)) for e in range(3)]
-    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
-    if count == 100:
-        other_seed = tuple(index_at(4, p, count) for p in range(count))
-        assert len({*epochs, other_seed, tuple(range(count))}) == 5
-
-
 def test_positions_are_counted_over_all_steps():
     """Step k of a batch of 12 holds positions 12 k to 12 k + 11, in order, across the border of epochs."""
     batches = global_batches(steps=5)
     assert torch.equal(torch.cat([b["position"] for b in batches]), torch.arange(60))
     seen = torch.cat([b["index"] for b in batches])
     assert all(sorted(seen[e * COUNT : (e + 1) * COUNT].tolist()) == list(range(COUNT)) for e in range(6))
+
+
+def test_a_stream_follows_the_order_that_its_run_began_with():
+    """Asked when the stream is opened: the run of a checkpoint of an older program reads the table."""
+    config, world = Settings(), World(0, 1, 0, torch.device("cpu"))
+    versions = iter((FIRST_ORDER,))
+    opener = stream_opener(item, COUNT, config, config, world, order_version=lambda: next(versions))
+    old = torch.cat([batch["index"] for batch in islice(opener(2), 2)])
+    assert old.tolist() == SampleOrder(5, COUNT, FIRST_ORDER).indices(range(24, 48)).tolist()
+    new = torch.cat([batch["index"] for batch in global_batches(start=2, steps=2)])
+    assert new.tolist() == SampleOrder(5, COUNT).indices(range(24, 48)).tolist() != old.tolist()
 
 
 @pytest.mark.parametrize(("size", "grad_accum"), [(1, 2), (1, 4), (2, 1), (2, 3), (3, 2), (4, 1)])

@@ -10,7 +10,7 @@ import torch
 import evaluations.fingerprint
 import tokenizer.train
 from engine.checkpoint.manifest import CheckpointError, checkpoint_folders
-from engine.data.stream import index_at
+from engine.data.order import FIRST_ORDER, NEWEST_ORDER, SampleOrder
 from evaluations.fingerprint import Snapshot, digests, first_difference, next_ids, whole
 
 
@@ -56,7 +56,8 @@ def test_what_differs_is_told_by_part(run, image_folder, tmp_path, world):
 
 def test_sample_ids_are_those_the_next_updates_see(run):
     config = evaluations.fingerprint.read_yaml(run / "config.yaml")
-    assert next_ids(config, 6) == [index_at(0, 6 * 4 + i, 24) for i in range(8)]
+    for version in (FIRST_ORDER, NEWEST_ORDER):
+        assert next_ids(config, 6, version) == SampleOrder(0, 24, version).indices(range(24, 32)).tolist()
 
 
 def test_the_entry_prints_one_digest_and_on_request_the_parts(run, entry):

@@ -13,7 +13,7 @@ import tokenizer.train
 from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, read_manifest
 from engine.checkpoint.weights import find_weights, num_parameters
 from engine.config import load_sections
-from engine.data.stream import index_at
+from engine.data.order import SampleOrder
 from engine.messages import ConfigError
 from engine.preflight import Preflight, network_bytes
 from engine.run_log import read_metrics
@@ -40,7 +40,7 @@ def weights(run, phase: int, kind: str = "model") -> dict[str, torch.Tensor]:
 
 
 def records(run, phase: int) -> list[dict]:
-    clocks = ("time", "steps_per_second")
+    clocks = ("time", "steps_per_second", "data_wait")
     return [{k: v for k, v in record.items() if k not in clocks} for record in read_metrics(run / f"phase_{phase}")]
 
 
@@ -84,7 +84,7 @@ def test_the_fingerprint_of_phases_is_that_of_the_last(run):
     folder, last = run[0], checkpoint_folders(run[0] / "phase_3")[-1]
     assert digests(folder) == digests(folder / "phase_3") == digests(last) != digests(folder / "phase_2")
     assert [steps_before(folder / name) for name in (".", "phase_1", "phase_2", "phase_3")] == [0, 0, 3, 6]
-    ids = [index_at(0, 9 * 4 + i, 24) for i in range(8)]
+    ids = SampleOrder(0, 24).indices(range(9 * 4, 9 * 4 + 8)).tolist()
     assert digests(folder)["next 8 sample ids"] == hashlib.sha256(str(ids).encode()).hexdigest()
 
 
