@@ -2,7 +2,7 @@
 
 Networks     models/ (generators, their heads and layers)
 Sampling     guidance, sampling (logits -> index), generate (labels -> tokens), image_sampler (labels -> images)
-Training     views (crops that become codes), codes (the code store), training/ (config, construction, task)
+Training     views (crops that become codes), codes, code_writer (store of codes), training/ (config, build, task)
 Files        loading (trained generators), published (layouts of published files)
 Entries      extract_codes, train, sample, convert; cli holds the flags that entries share
 """

@@ -5,15 +5,14 @@
     <codes>/train/labels.npy    (num_images,) int64
     <codes>/train/manifest.json the tokenizer's fingerprint, sizes, crops, class names; written when every code is there
 
-An interrupted extraction leaves `progress.json` and continues where it stopped.
+`autoregressive.code_writer` writes them.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,11 @@ from torch import Tensor
 
 from engine.aliases import current_manifest
 from engine.arithmetic import ceil_div
-from engine.atomic_file import write_atomic
 from engine.data.classes import Classes, labels_among
-from engine.data.identity import changes, digest_of, text_of
-from engine.data.stream import position_rng
-from engine.json_text import to_json
-from engine.messages import UserError, logger
-from engine.outputs import free_name
+from engine.data.identity import digest_of
+from engine.data.stream import AUGMENTATION_KEY, Batch, position_rng
+from engine.messages import UserError
+from engine.philox import bounded, first_words, fractions
 
 FORMAT = 1
 COMPARED_IMAGES = 2048  # at most so many images enter the identity of a store with their codes
@@ -149,135 +146,47 @@ class CodeStore:
         """The tokens of one view of an image, (num_tokens,) or (num_tokens, k) int64."""
         return torch.from_numpy(self.codes[index, view].astype(np.int64))
 
+    def gather(self, indices: np.ndarray, views: np.ndarray) -> Tensor:
+        """The tokens of one view of each image, in one read: (B, num_tokens[, k]) int64."""
+        num_images, num_views, *token_shape = self.codes.shape
+        rows = self.codes.reshape(num_images * num_views, *token_shape).view(np.ndarray)
+        return torch.from_numpy(rows.take(indices * num_views + views, axis=0).astype(np.int64))
 
-def code_item(store: CodeStore, seed: int, class_dropout_prob: float) -> Callable[[int, int], dict[str, Tensor]]:
-    """Returns `item(index, position)`: a random view of image `index`, and whether its label is dropped there."""
 
-    def item(index: int, position: int) -> dict[str, Tensor]:
-        rng = position_rng(seed, position)
-        view = int(rng.integers(store.manifest.num_views))
+def code_batch(store: CodeStore, seed: int, class_dropout_prob: float) -> Callable[[np.ndarray, range], Batch]:
+    """Returns `read(indices, positions)`, which makes the batch of images `indices` (B,) at `positions`:
+
+        tokens   int64 (B, num_tokens[, k]): a random view of each image
+        labels   int64 (B,)
+        drop     bool (B,): whether the label is dropped
+
+    View and drop depend on (seed, position) only: they are the first two draws of `position_rng`.
+    """
+    num_views = store.manifest.num_views
+
+    def read(indices: np.ndarray, positions: range) -> Batch:
+        views, chances = drawn_at(seed, positions, num_views)
         return {
-            "tokens": store.tokens(index, view),
-            "labels": torch.tensor(int(store.labels[index])),
-            "drop": torch.tensor(bool(rng.random() < class_dropout_prob)),
+            "tokens": store.gather(indices, views),
+            "labels": torch.from_numpy(store.labels[indices]),
+            "drop": torch.from_numpy(chances < class_dropout_prob),
         }
 
-    return item
+    return read
 
 
-# ---------------------------------------------------------------------------------------------- writing
-def write_rows(path: Path, first: int, rows: np.ndarray) -> None:
-    """Writes rows of an array file in place, and syncs them."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    content = rows.astype(array.dtype).tobytes()
-    row_bytes = array[:1].nbytes
-    with path.open("r+b") as file:
-        os.pwrite(file.fileno(), content, array.offset + first * row_bytes)
-        os.fdatasync(file.fileno())
+def drawn_at(seed: int, positions: range, num_views: int) -> tuple[np.ndarray, np.ndarray]:
+    """A view and a chance in [0, 1) for each position: int64 and float64 (B,).
 
-
-def create_array(path: Path, shape: tuple[int, ...], dtype: type) -> None:
-    """Makes an array file of zeros with all its blocks on disk, so that a full disk is noticed now and not later."""
-    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
-    with path.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-
-
-class CodeWriter:
-    """One rank's part of a split under construction. Rank r of W writes blocks r, r + W, ... of `block` images.
-
-    All ranks call the constructor, `pending` and `write`; only the main process calls `create` (before a barrier) and
-    `finish` (after one).
+    With `rng = position_rng(seed, position)` they are `rng.integers(num_views)` and then `rng.random()`.
     """
+    words = first_words(seed, AUGMENTATION_KEY, np.array(positions, dtype=np.uint64))
+    if num_views == 1:  # numpy draws nothing for a choice of one
+        return np.zeros(len(positions), dtype=np.int64), fractions(words[0])
 
-    def __init__(self, folder: str | Path, manifest: CodesManifest, block: int, rank: int) -> None:
-        self.folder = Path(folder) / manifest.split
-        self.manifest = manifest
-        self.shape = manifest.shape
-        self.block = block
-        self.progress_path = self.folder / f"progress_{rank}.json"
-        self.done: set[int] = set()  # first images of the blocks that are on disk
-
-    def finished(self) -> bool:
-        """Whether the same extraction was finished before. Raises CodesError if other codes are there."""
-        path = self.folder / "manifest.json"
-        if not path.is_file():
-            return False
-        self._require_same(path)
-        return True
-
-    def _require_same(self, path: Path) -> dict[str, Any]:
-        """The facts in `path`. Raises CodesError unless they are those of this extraction."""
-        try:
-            present = read_manifest(path)
-        except (OSError, ValueError) as error:
-            raise CodesError(f"{path} is damaged: {error}; remove {path.parent} or use another --code-path") from error
-
-        # The tokenizer may have been moved. Older files lack facts that were added later, and that are empty for them.
-        facts_now = asdict(self.manifest)
-        images_now = facts_now.pop("image_facts")
-        changed = [
-            f"{key}: {present.get(key)!r} there, {value!r} now"
-            for key, value in facts_now.items()
-            if key != "tokenizer" and present.get(key, type(value)()) != value
-        ]
-
-        # The images, which an older version does not describe.
-        images_then = present.get("image_facts")
-        if images_then:
-            changed += changes(images_then, images_now)
-        elif images_now:
-            logger.warning("%s, of an older version, does not say of which images: not compared", path.parent)
-        if changed:
-            other = free_name(self.folder.parent)
-            told = text_of(changed)[:600]
-            raise CodesError(f"{path.parent} holds other codes ({told}); use another --code-path, such as {other}")
-        return present
-
-    def create(self, labels: np.ndarray) -> None:
-        """Makes the arrays, or keeps those of an interrupted extraction of the same kind. For the main process."""
-        extraction_path = self.folder / "progress.json"  # the facts of the extraction, and its block size
-        if extraction_path.is_file():
-            if self._require_same(extraction_path).get("block") == self.block:
-                return
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
-            other = free_name(self.folder.parent)
-            raise CodesError(
-                f"{self.folder} is not empty and holds no extraction; nothing is overwritten: give another "
-                f"--code-path, such as {other}"
-            )
-
-        # Blocks of another size do not line up with these; all of them are made again.
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for progress in self.folder.glob("progress_*.json"):
-            progress.unlink()
-        create_array(self.folder / "codes.npy", self.shape, code_dtype(self.manifest.codebook_size))
-        np.save(self.folder / "labels.npy", labels.astype(np.int64))
-        write_atomic(extraction_path, to_json(asdict(self.manifest) | {"block": self.block}))
-
-    def pending(self, rank: int, size: int) -> list[range]:
-        """The blocks of images that this rank of `size` still has to do."""
-        if self.progress_path.is_file():
-            self.done = set(json.loads(self.progress_path.read_text())["done"])
-        num_images = self.shape[0]
-        starts = range(0, num_images, self.block)
-        blocks = [range(start, min(start + self.block, num_images)) for start in starts]
-        return [block for block in blocks[rank::size] if block.start not in self.done]
-
-    def write(self, block: range, codes: Tensor, labels: list[int] | None = None) -> None:
-        """Writes the codes (images, views, tokens[, k]) of one block, and the labels of the images that were read.
-
-        They are on disk before the progress says so. Bytes are written in place: ranks on several machines share the
-        file.
-        """
-        write_rows(self.folder / "codes.npy", block.start, codes.cpu().numpy())
-        if labels is not None:
-            write_rows(self.folder / "labels.npy", block.start, np.array(labels))
-        self.done.add(block.start)
-        write_atomic(self.progress_path, to_json({"done": sorted(self.done)}))
-
-    def finish(self) -> None:
-        """Writes the manifest and removes the progress files. For the main process, after a barrier."""
-        write_atomic(self.folder / "manifest.json", to_json(asdict(self.manifest), indent=1))
-        for path in self.folder.glob("progress*.json"):
-            path.unlink()
+    views, is_rejected = bounded(words[0], num_views)
+    chances = fractions(words[1])
+    for i in np.flatnonzero(is_rejected):
+        rng = position_rng(seed, positions[i])
+        views[i], chances[i] = rng.integers(num_views), rng.random()
+    return views, chances

@@ -6,26 +6,29 @@
 The images are those of the tokenizer's own config, unless --data or --data-path names others. By default, only the
 center crop of each image is encoded; with --flip, also its mirror image; with --ten-crop (the published recipe), ten
 crops of the image at 1.1 times the size. To continue a killed extraction, run the same command again. Several processes
-share the work.
+share the work. In each, loader processes read the next images while the tokenizer encodes (--num-workers).
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from autoregressive.codes import FORMAT, CodesManifest, CodeStore, CodeWriter, code_dtype
+from autoregressive.code_writer import CodeWriter
+from autoregressive.codes import FORMAT, CodesManifest, CodeStore, code_dtype
 from autoregressive.views import DEFAULT_VIEWS, VIEWS
-from engine.cli import add_device_flag, entry_parser, positive, run_entry
+from engine.cli import add_device_flag, entry_parser, not_negative, positive, run_entry
 from engine.data.classes import Classes, with_labels_of
 from engine.data.config import DataConfig
 from engine.data.decoding import Decoding
 from engine.data.identity import facts_of
 from engine.data.images import image_tensor, to_float
+from engine.data.loader import Note, batches_in_order
 from engine.data.sources import ImageSource, has_split, open_source, read_source
 from engine.finite import numbered
 from engine.messages import UserError, logger
@@ -48,6 +51,24 @@ def views_of(source: ImageSource, index: int, image_size: int, views: str, skip_
     image, index, _ = read_source(source, index, skip_broken)
     crops = VIEWS[views].crops(image, image_size)
     return torch.stack([image_tensor(crop) for crop in crops]), int(source.labels[index])
+
+
+@dataclass(frozen=True)
+class BlockReader:
+    """Reads the views of a block of images."""
+
+    source: ImageSource
+    image_size: int
+    views: str  # a key of VIEWS
+    skip_broken: bool
+
+    def __call__(self, rows: range, note: Note) -> tuple[Tensor, list[int]]:
+        """The views of images `rows`, uint8 (images * views, 3, H, W), and the labels of the images."""
+        items = []
+        for index in rows:
+            note(index)
+            items.append(views_of(self.source, index, self.image_size, self.views, self.skip_broken))
+        return torch.cat([views for views, _ in items]), [label for _, label in items]
 
 
 def manifest_of(tokenizer: Tokenizer, source: ImageSource, split: str, views: str, decoding: Decoding) -> CodesManifest:
@@ -121,15 +142,16 @@ def extract_split(
         writer.create(source.labels)
     world.barrier()
 
-    # Each rank encodes its blocks, all views of a block as one batch.
+    # Each rank encodes its blocks, all views of a block as one batch, while the next blocks are read.
     pending = writer.pending(world.rank, world.size)
-    for rows in progress(pending, f"codes of {split}", world, unit="batch"):
-        items = [views_of(source, index, tokenizer.image_size, views, data.skip_broken) for index in rows]
-        images = torch.cat([image_views for image_views, _ in items])
-        with numbered("image", [index for index in rows for _ in range(manifest.num_views)]):
-            indices = tokenizer.encode(to_float(images.to(world.device))).indices
-        codes = indices.unflatten(0, (len(rows), manifest.num_views))
-        writer.write(rows, codes, [label for _, label in items])
+    read = BlockReader(source, tokenizer.image_size, views, data.skip_broken)
+    blocks = batches_in_order(read, pending, data.num_workers, world.device, source.where)
+    with writer:
+        for rows in progress(pending, f"codes of {split}", world, unit="batch"):
+            images, labels = next(blocks)
+            with numbered("image", [index for index in rows for _ in range(manifest.num_views)]):
+                indices = tokenizer.encode(to_float(images.to(world.device, non_blocking=True))).indices
+            writer.write(rows, indices.unflatten(0, (len(rows), manifest.num_views)), labels)
 
     world.barrier()
     if world.is_main:
@@ -163,6 +185,11 @@ def parse_args() -> argparse.Namespace:
 
     # How it runs.
     parser.add_argument("--batch-size", type=positive, default=32, help="number of views (crops) per batch")
+    parser.add_argument(
+        "--num-workers",
+        type=not_negative,
+        help="loader processes per process; 0 = images are read between the batches (default: data.num_workers)",
+    )
     add_device_flag(parser)
     parser.set_defaults(views=DEFAULT_VIEWS)
     return parser.parse_args()
@@ -212,6 +239,8 @@ def main() -> None:
     with distributed_world(args.device, tf32=False) as world:
         tokenizer = tokenizer_from(args, world.device)
         data = images_from(args, tokenizer)
+        if args.num_workers is not None:
+            data = replace(data, num_workers=args.num_workers)
         splits = splits_of(args, data)
         for split, source in open_splits(data, splits, args.code_path).items():
             extract_split(tokenizer, source, data, split, args.views, args.code_path, args.batch_size, world)

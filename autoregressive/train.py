@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autoregressive.codes import CodeStore, code_item
+from autoregressive.codes import CodeStore, code_batch
 from autoregressive.models.base import Generator
 from autoregressive.training.build import build_task, check_codes, memory_plan, network_on_meta
 from autoregressive.training.config import GPTTrainConfig
@@ -115,8 +115,15 @@ def train(config: GPTTrainConfig, world: World) -> None:
         )
 
         # The loop, over a stream of codes.
-        item = code_item(store, config.loop.seed, generator.class_dropout_prob)
-        stream = stream_opener(item, len(store), config.data, config.loop, world)
+        stream = stream_opener(
+            code_batch(store, config.loop.seed, generator.class_dropout_prob),
+            len(store),
+            config.data,
+            config.loop,
+            world,
+            order_version=lambda: checkpoints.order_version,
+            at_once=True,
+        )
         fit(task, stream, config.loop, run, world, checkpoints)
 
 

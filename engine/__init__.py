@@ -14,5 +14,5 @@ Files              checkpoint/, assets (pretrained networks), pipeline (commands
                    outputs (where commands may write), atomic_file (written as a whole or not at all),
                    facts (what differs between two manifests)
 Images             data/, image_metrics
-Numbers            arithmetic, seeds, finite (checks that nothing is NaN or infinite)
+Numbers            arithmetic, seeds, philox (many random numbers at once), finite (nothing is NaN or infinite)
 """

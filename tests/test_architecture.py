@@ -31,6 +31,7 @@ LAYERS = {
     "tokenizer.published": ["engine", "tokenizer.published", "tokenizer.models", "tokenizer.quantizers"],
     "tokenizer": ["engine", "tokenizer"],
     "autoregressive.codes": ["engine"],
+    "autoregressive.code_writer": ["engine", "autoregressive.codes"],
     "autoregressive.views": ["engine"],
     "autoregressive.guidance": ["engine"],
     "autoregressive.sampling": ["engine", "autoregressive.guidance"],

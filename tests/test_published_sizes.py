@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
+from autoregressive.code_writer import CodeWriter
+from autoregressive.codes import FORMAT, CodesManifest
 from autoregressive.guidance import Guidance
 from autoregressive.image_sampler import SamplerSettings, sample_images
 from autoregressive.train import train as train_gpt

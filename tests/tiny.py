@@ -7,7 +7,8 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from autoregressive.codes import FORMAT, CodesManifest, CodeWriter
+from autoregressive.code_writer import CodeWriter
+from autoregressive.codes import FORMAT, CodesManifest
 from autoregressive.training.config import GPTTrainConfig
 from engine.config import merge_config
 from tokenizer.training.config import TokenizerTrainConfig

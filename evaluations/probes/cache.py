@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from autoregressive.codes import write_rows
+from autoregressive.code_writer import RowFile
 from engine.atomic_file import atomic_file, temporary_path
 from engine.checkpoint.manifest import json_digest
 from engine.data.classes import Relabeled
@@ -97,10 +97,11 @@ def _write_batches(
 ) -> None:
     """Writes the batches of this rank into a file that is there."""
     batches = rank_batches(len(source), batch_size, world)
-    for ids in progress(batches, name, world):
-        crops, labels = labeled_batch(source, network.image_size, ids.numpy(), skip_broken)
-        rows = np.empty(len(ids), dtype=record)
-        with numbered("image", ids):
-            rows["features"] = network(crops).cpu().numpy()
-        rows["label"] = labels.numpy()
-        write_rows(path, int(ids[0]), rows)
+    with closing(RowFile(path)) as file:
+        for ids in progress(batches, name, world):
+            crops, labels = labeled_batch(source, network.image_size, ids.numpy(), skip_broken)
+            rows = np.empty(len(ids), dtype=record)
+            with numbered("image", ids):
+                rows["features"] = network(crops).cpu().numpy()
+            rows["label"] = labels.numpy()
+            file.write(int(ids[0]), rows)

@@ -10,8 +10,8 @@ import torch
 from PIL import ImageOps
 from torchvision.transforms import TenCrop
 
-from autoregressive import codes
-from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, CodeWriter, code_dtype, code_item
+from autoregressive.code_writer import CodeWriter, Progress
+from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, code_batch, code_dtype, drawn_at
 from autoregressive.extract_codes import extract_split, views_of
 from autoregressive.views import VIEWS
 from engine.checkpoint.weights import fingerprint
@@ -20,6 +20,7 @@ from engine.data.folders import FolderSource
 from engine.data.identity import facts_of
 from engine.data.images import ImageError, image_tensor, to_float
 from engine.data.sources import SOURCES, open_source
+from engine.data.stream import position_rng
 from tokenizer.loading import Provenance
 
 COUNT = 23
@@ -134,19 +135,85 @@ def test_a_block_counts_only_once_it_is_on_disk(tokenizer, tmp_path, world, monk
     """Killed between the array and the note of progress: the block is done again."""
     expected = np.array(extract(tokenizer, tmp_path / "whole", world).codes)
     with monkeypatch.context() as patch:
-        write_atomic = codes.write_atomic
 
-        def dying(path, text):
-            if path.name.startswith("progress_"):
-                raise Killed
-            write_atomic(path, text)
+        def dying(self, first):
+            raise Killed
 
-        patch.setattr(codes, "write_atomic", dying)
+        patch.setattr(Progress, "add", dying)
         with pytest.raises(Killed):
             extract(tokenizer, tmp_path / "killed", world)
     half = np.load(tmp_path / "killed" / "train" / "codes.npy")
     assert np.array_equal(half[:4], expected[:4]) and not half[4:].any()
     assert np.array_equal(extract(tokenizer, tmp_path / "killed", world).codes, expected)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_images_that_are_read_ahead_give_the_same_codes(tokenizer, tmp_path, world, monkeypatch, num_workers):
+    """Loader processes read the next blocks while one is encoded; a killed extraction continues as ever."""
+    expected = extract(tokenizer, tmp_path / "whole", world)
+    data = replace(tokenizer.provenance.config.data, num_workers=num_workers)
+    tokenizer.provenance = replace(tokenizer.provenance, config=replace(tokenizer.provenance.config, data=data))
+    with monkeypatch.context() as patch:
+        kill_after(patch, 2)
+        with pytest.raises(Killed):
+            extract(tokenizer, tmp_path / "ahead", world)
+    store = extract(tokenizer, tmp_path / "ahead", world)
+    assert np.array_equal(store.codes, expected.codes) and np.array_equal(store.labels, expected.labels)
+    assert store.manifest == expected.manifest
+
+
+def test_an_unreadable_image_that_is_read_ahead_is_one_clear_error(tokenizer, source, tmp_path, world):
+    """Not a page of traceback of a loader process."""
+
+    def broken(index):
+        raise ImageError(f"image {index} is torn")
+
+    source.image = broken
+    data = replace(tokenizer.provenance.config.data, num_workers=1)
+    with pytest.raises(ImageError, match=r"^image 0 is torn$"):
+        extract_split(tokenizer, open_source(data, "train"), data, "train", "flip", tmp_path, 8, world)
+
+
+# ---------------------------------------------------------------------------------------------- progress
+def test_progress_is_appended_and_never_written_anew(tmp_path):
+    """A block costs one line, however many there are; what is there stays as it is."""
+    progress = Progress(tmp_path, 3)
+    assert progress.read() == set()
+    content = b""
+    for first in range(0, 30, 3):
+        progress.add(first)
+        content += b"%d\n" % first
+        assert (tmp_path / "progress_3.txt").read_bytes() == content
+    progress.close()
+    assert Progress(tmp_path, 3).read() == set(range(0, 30, 3))
+
+
+@pytest.mark.parametrize("torn", [b"1", b"12", b"123"])
+def test_a_torn_note_of_progress_does_not_count(tmp_path, torn):
+    """Neither when it is read, nor glued to the next one."""
+    (tmp_path / "progress_0.txt").write_bytes(b"0\n4\n" + torn)
+    progress = Progress(tmp_path, 0)
+    assert progress.read() == {0, 4}
+    progress.add(8)
+    progress.close()
+    assert Progress(tmp_path, 0).read() == {0, 4, 8}
+
+
+def test_an_extraction_of_an_older_version_is_continued(tokenizer, tmp_path, world, monkeypatch):
+    """Its progress was one list in JSON: those blocks are not encoded again."""
+    expected = extract(tokenizer, tmp_path / "whole", world)
+    with monkeypatch.context() as patch:
+        kill_after(patch, 3)
+        with pytest.raises(Killed):
+            extract(tokenizer, tmp_path / "old", world)
+    folder = tmp_path / "old" / "train"
+    (folder / "progress_0.json").write_text(json.dumps({"done": [0, 4, 8]}))
+    (folder / "progress_0.txt").unlink()
+    encoded, encode = [], tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda images: (encoded.append(len(images)), encode(images))[1])
+    store = extract(tokenizer, tmp_path / "old", world)
+    assert sum(encoded) == 2 * (COUNT - 12) and np.array_equal(store.codes, expected.codes)
+    assert sorted(p.name for p in folder.iterdir()) == ["codes.npy", "labels.npy", "manifest.json"]
 
 
 def test_an_unreadable_image_stops_the_extraction_or_gives_way_to_the_next_one(tokenizer, source, tmp_path, world):
@@ -339,29 +406,55 @@ def test_extraction_into_a_damaged_folder_is_one_clear_error(tokenizer, tmp_path
 
 # ---------------------------------------------------------------------------------------------- training samples
 def test_a_training_sample_is_a_function_of_seed_and_position(tmp_path):
-    """Any order of calls gives the same view and label drop; another seed or position gives others."""
+    """Any batch gives the same view and label drop at a position; another seed or position gives others."""
     store, values = written(tmp_path, views=10)
 
-    def samples(seed, positions):
-        item = code_item(store, seed, 0.5)
-        found = {p: item(p % 6, p) for p in positions}
-        return {p: (s["tokens"].tolist(), int(s["labels"]), bool(s["drop"])) for p, s in sorted(found.items())}
+    def samples(seed, *batches):
+        read, found = code_batch(store, seed, 0.5), {}
+        for positions in batches:
+            batch = read(np.array([p % 6 for p in positions]), positions)
+            rows = zip(batch["tokens"].tolist(), batch["labels"].tolist(), batch["drop"].tolist(), strict=True)
+            found |= dict(zip(positions, rows, strict=True))
+        return found
 
-    forward, backward = samples(1, range(60)), samples(1, reversed(range(60)))
-    assert forward == backward
-    assert samples(2, range(60)) != forward
-    for position, (tokens, label, _) in forward.items():
+    whole, parts = samples(1, range(60)), samples(1, range(30, 60), *(range(p, p + 1) for p in range(30)))
+    assert whole == parts
+    assert samples(2, range(60)) != whole
+    for position, (tokens, label, _) in whole.items():
         assert tokens in values[position % 6].tolist()
         assert label == position % 6 % 2
-    at_one_image = {tuple(code_item(store, 1, 0.5)(0, p)["tokens"].tolist()) for p in range(200)}
-    assert len(at_one_image) == 10, "every view occurs"
+    at_one_image = code_batch(store, 1, 0.5)(np.zeros(200, dtype=np.int64), range(200))["tokens"]
+    assert len(at_one_image.unique(dim=0)) == 10, "every view occurs"
+
+
+@pytest.mark.parametrize("views", [1, 2, 10])
+@pytest.mark.parametrize("seed", [0, 2**64 - 1])
+def test_a_batch_is_what_its_samples_are_one_by_one(tmp_path, views, seed):
+    """Drawn and read one after the other, as older versions did: the same tokens, labels and drops."""
+    store, values = written(tmp_path, views=views)
+    indices, positions = np.array([5, 0, 0, 3, 1]), range(2**40, 2**40 + 5)
+    batch = code_batch(store, seed, 0.3)(indices, positions)
+    for i, (index, position) in enumerate(zip(indices, positions, strict=True)):
+        rng = position_rng(seed, position)
+        assert torch.equal(batch["tokens"][i], values[index, int(rng.integers(views))])
+        assert batch["drop"][i].item() == (rng.random() < 0.3)
+        assert batch["labels"][i].item() == store.labels[index]
+    assert [batch[key].dtype for key in batch] == [torch.int64, torch.int64, torch.bool]
+
+
+def test_a_view_that_is_drawn_again_is_the_one_that_numpy_draws(monkeypatch):
+    """Of 2^32 words, fewer than the number of views are rejected: here by a word of zeros, which is one of them."""
+    monkeypatch.setattr("autoregressive.codes.first_words", lambda *_: np.zeros((4, 3), dtype=np.uint64))
+    views, chances = drawn_at(7, range(3), 10)
+    for position in range(3):
+        rng = position_rng(7, position)
+        assert (views[position], chances[position]) == (rng.integers(10), rng.random())
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.1, 1.0])
 def test_labels_are_dropped_with_their_probability(tmp_path, probability):
     """Over 4,000 positions within five standard deviations, whatever the image and the view."""
     store, _ = written(tmp_path)
-    item = code_item(store, 0, probability)
-    dropped = np.array([[bool(item(i, 6 * p + i)["drop"]) for i in range(6)] for p in range(700)])
+    dropped = code_batch(store, 0, probability)(np.arange(4200) % 6, range(4200))["drop"].numpy()
     bound = 5 * (probability * (1 - probability) / dropped.size) ** 0.5
     assert abs(dropped.mean() - probability) <= bound

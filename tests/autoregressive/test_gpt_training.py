@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from autoregressive import load_gpt
-from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, CodeWriter
+from autoregressive.code_writer import CodeWriter
+from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
 from autoregressive.loading import require_pair

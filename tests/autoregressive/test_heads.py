@@ -10,7 +10,8 @@ from torch import Tensor
 
 from autoregressive import load_gpt
 from autoregressive.cli import per_index_type
-from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, CodeWriter, code_dtype
+from autoregressive.code_writer import CodeWriter
+from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, code_dtype
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
 from autoregressive.models.gpt import GPT, GPTConfig, next_token_loss
