@@ -13,6 +13,6 @@ Record of a run    run_log, wandb_run, folder_lock, run_record, alerts, progress
 Files              checkpoint/, assets (pretrained networks), pipeline (commands that can be stopped),
                    outputs (where commands may write), atomic_file (written as a whole or not at all),
                    facts (what differs between two manifests)
-Images             data/, image_metrics
+Images             data/, index_images (the entry that looks up the images of a large set), image_metrics
 Numbers            arithmetic, seeds, philox (many random numbers at once), finite (nothing is NaN or infinite)
 """

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("tokenizer", "autoregressive", "evaluations")
+PACKAGES = ("engine", "tokenizer", "autoregressive", "evaluations")
 
 
 def entry_modules() -> set[str]:

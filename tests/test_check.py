@@ -60,6 +60,9 @@ COMMANDS = {
         "loop.grad_accum=2",
         ["no1", "no2", "data.global_batch_size=3"],
     ),
+    "engine.index_images": (
+        "--data-path {root}/images/train", "--data-path {root}/no1 --data folder", ["no1"]
+    ),
     "evaluations.classifier": (
         f"{IMAGES} {SMALL} model.num_classes=2", "data.root={root}/no1 data.val_root={root}/no2", ["no1", "no2"]
     ),

@@ -22,9 +22,8 @@ from evaluations.doctor.checks import CHECKS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-MODULES = [
-    p for package in ("tokenizer", "autoregressive", "evaluations") for p in sorted((ROOT / package).rglob("*.py"))
-]
+PACKAGES = ("engine", "tokenizer", "autoregressive", "evaluations")
+MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 TRAINERS = {  # entry -> its config
     "tokenizer.train": "TokenizerTrainConfig",
     "autoregressive.train": "GPTTrainConfig",
@@ -43,7 +42,7 @@ SHELL_ONLY = {
 }
 
 
-COMMAND = re.compile(r"(bash (scripts/|env_install)|python -m (tokenizer|autoregressive|evaluations)\.)")
+COMMAND = re.compile(r"(bash (scripts/|env_install)|python -m (engine|tokenizer|autoregressive|evaluations)\.)")
 
 
 def commands_of(lines: Iterable[str]) -> list[str]:

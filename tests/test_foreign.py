@@ -55,6 +55,7 @@ GENERATOR = [
 ]
 # Modules with a `main` that have nothing to do with trained components.
 APART = {
+    "engine.index_images": "looks up image files",
     "evaluations.ar_probe": "starts the entries below as processes; its plan is printed here",
     "evaluations.classifier": "trains its own small network on any image source",
     "evaluations.benchmarks": "measures parts against their plain formulations",

@@ -4,7 +4,7 @@ base       what a source of images is, and what a kind of source says of itself
 folders, shards, packaged     the kinds that come with the project
 listing    what lies in a folder
 tar_members    what one tar file holds
-index_file, name_table        the places of many images, mapped into memory
+index_file, folder_index, name_table    the places of many images, mapped into memory
 sources    their registry; open the images that a config names
 identity   what a data set is, cheaply, and what has changed in it
 classes    the one check that labels of two sets, or of a set and a network, mean the same

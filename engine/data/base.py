@@ -26,6 +26,9 @@ import numpy as np
 from PIL import Image
 
 from engine.data.decoding import DEFAULT_DECODING, Decoding
+from engine.messages import UserError
+
+COUNTED_LABELS = 2**20  # at a time
 
 
 class SourceConfig(Protocol):
@@ -42,7 +45,7 @@ class ImageSource(Protocol):
     """The labeled images of one split, by number."""
 
     name: str  # a path, or the name of a packaged set
-    labels: np.ndarray  # int64 (N,)
+    labels: np.ndarray  # integers (N,); mapped from a file where the set is large
     class_names: list[str]  # by label
 
     def __len__(self) -> int: ...
@@ -58,6 +61,17 @@ class ImageSource(Protocol):
 
     def version(self) -> str:
         """Cheap cache key from modification times; local to this machine."""
+
+
+def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """How many images have each label: int64 (num_classes,).
+
+    In pieces: labels of a large set are mapped from a file, and counting them at once would copy them.
+    """
+    counts = np.zeros(num_classes, dtype=np.int64)
+    for start in range(0, len(labels), COUNTED_LABELS):
+        counts += np.bincount(labels[start : start + COUNTED_LABELS], minlength=num_classes)
+    return counts
 
 
 def replaced_images(source: ImageSource) -> set[int]:
@@ -154,6 +168,18 @@ class PathKind(SourceKind):
         """What decides the contents of a split, but for its files."""
         root = cls.root(config, split)
         return cls, split, str(root), Path(root).absolute(), config.skip_broken
+
+    @classmethod
+    def require(cls, root: str | Path, key: str) -> None:
+        """Raises UserError if nothing of this kind can be at a path, by a short look; `key` named it."""
+
+    @classmethod
+    def build_index(cls, root: str | Path, key: str, skip_broken: bool = False) -> Path:
+        """Writes an index of the images, which the next starts use instead of looking them up; returns its file.
+
+        `key` is the flag that named `root`, for messages. Raises UserError for a kind that has none.
+        """
+        raise UserError(f"{key}={str(root)!r}: images of this kind need no index")
 
     def is_current(self) -> bool:
         """Whether what was listed still holds, as far as it is cheap to see; False has it listed again."""

@@ -11,10 +11,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from engine.checkpoint.manifest import CheckpointError
-from engine.data.base import ImageSource
+from engine.data.base import ImageSource, class_counts
 from engine.messages import logger
 
 Facts = Mapping[str, Any]
@@ -38,9 +36,17 @@ def digest_of(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()[:16]
 
 
+def digest_of_pieces(num_bytes: int, pieces: Iterable[bytes]) -> str:
+    """`digest_of` a single part of `num_bytes`, which comes in pieces."""
+    digest = hashlib.sha256(num_bytes.to_bytes(8, "little"))
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()[:16]
+
+
 def facts_of(source: ImageSource) -> dict[str, Any]:
     """Number of images, images per class by name, and what the source says of its contents."""
-    counts = np.bincount(source.labels, minlength=len(source.class_names)).tolist()
+    counts = class_counts(source.labels, len(source.class_names)).tolist()
     facts = {
         "images": len(source),
         "classes": dict(zip(map(str, source.class_names), counts, strict=True)),

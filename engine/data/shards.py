@@ -5,17 +5,16 @@
     shard-000000.tar:  cat/0001.jpg  dog/0001.jpg ...                 classes are folders, where no file says a label
 
 WebDataset itself reads a tar from its start and shuffles in a buffer, so the order of its samples depends on the number
-of processes and a restart loses its place. Here the place of every image is looked up once (40 bytes per image, cached
-for the next start in $XDG_CACHE_HOME), and any image is read by its number: the order is the same pure function of
-(seed, position) as for folders. Names of shards and samples follow the package webdataset. Shards are local and not
-compressed; images are compressed already.
+of processes and a restart loses its place. Here the place of every image is looked up once (20 bytes per image, cached
+for the next start in $XDG_CACHE_HOME; `python -m engine.index_images` does it ahead), and any image is read by its
+number: the order is the same pure function of (seed, position) as for folders. Names of shards and samples follow the
+package webdataset. Shards are local and not compressed; images are compressed already.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,16 +23,19 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from engine.atomic_file import atomic_file
 from engine.data.base import PathKind, SourceConfig, Survey
 from engine.data.classes import UNLABELED
-from engine.data.folders import identity_of, is_folder, version_of
-from engine.data.identity import digest_of
+from engine.data.folders import identity_of, version_of
+from engine.data.identity import digest_of, digest_of_pieces
 from engine.data.images import decode_image, printable
+from engine.data.index_file import Index, IndexDamaged, index_path
+from engine.data.listing import is_folder
 from engine.data.tar_members import JSON_SUFFIX, LABEL_SUFFIX, NO_LABEL, list_tar
 from engine.messages import UserError, logger
 
-INDEX_FORMAT = 3  # of the cached index
+INDEX_FORMAT = 4  # of the cached index
+ROW = np.dtype([("shards", np.int32), ("starts", np.int64), ("sizes", np.uint32), ("labels", np.int32)])  # of an image
+COLUMNS = ROW.names
 
 
 def webdataset() -> Any:
@@ -63,82 +65,101 @@ def shard_paths(root: str, key: str) -> list[Path]:
 
 
 # ------------------------------------------------------------------------------------------------ the index
-@dataclass
+@dataclass(frozen=True)
 class _Index:
     """Where the images of all shards are, and their classes; cached until a shard changes."""
 
-    rows: np.ndarray  # int64 (N, 4): shard, first byte, size and label of every image
-    class_names: np.ndarray  # str (classes,); empty where labels are numbers, or missing
-    counts: np.ndarray  # int64 (2,): hidden names, links
+    shards: np.ndarray  # int32 (N,): the number of the tar file of every image
+    starts: np.ndarray  # int64 (N,): its first byte
+    sizes: np.ndarray  # uint32 (N,): its bytes
+    labels: np.ndarray  # int32 (N,)
+    class_names: list[str]  # empty where labels are numbers, or missing
+    num_hidden: int
+    num_links: int
+    digest: str  # of shards, sizes and labels, as in `ShardSource.contents`
 
     def save(self, path: Path) -> None:
         """Writes the file of the cache; other ranks may do the same at the same time."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as temporary:
-            np.savez(temporary, **vars(self))
+        facts = {name: getattr(self, name) for name in ("class_names", "num_hidden", "num_links", "digest")}
+        Index(facts, {name: getattr(self, name) for name in COLUMNS}).save(path)
 
     @classmethod
-    def load(cls, path: Path) -> _Index:
-        """Reads a file of the cache. Raises what numpy raises for a damaged one."""
-        with np.load(path, allow_pickle=False) as stored:
-            return cls(stored["rows"].reshape(-1, 4), stored["class_names"], stored["counts"].reshape(2))
+    def open(cls, path: Path) -> _Index:
+        """Maps a file of the cache. Raises OSError or IndexDamaged."""
+        index = Index.open(path)
+        return cls(**index.columns, **index.facts)
 
 
-def _open_index(paths: list[Path], skip_broken: bool) -> _Index:
-    """The index of some shards, from the cache if it is there."""
+def open_index(paths: list[Path], skip_broken: bool) -> tuple[_Index, Path]:
+    """The index of some shards, from the cache if it is there, and its file."""
     cache = _cache_path(paths, skip_broken)
     if cache.is_file():
         try:
-            return _Index.load(cache)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            return _Index.open(cache), cache
+        except (OSError, IndexDamaged) as error:
             logger.warning("the cached shard index %s is damaged (%s); rebuilding it", cache, error)
 
     index = _build_index(paths, skip_broken)
     try:
         index.save(cache)
-        logger.info("wrote shard index (%d images in %d shards) to %s", len(index.rows), len(paths), cache)
     except OSError as error:
         logger.warning("the shard index cannot be cached for the next start (%s)", error)
-    return index
+        return index, cache
+    logger.info("wrote shard index (%d images in %d shards) to %s", len(index.labels), len(paths), cache)
+    return _Index.open(cache), cache
 
 
 def _cache_path(paths: list[Path], skip_broken: bool) -> Path:
-    """The file of the cached index; its name changes when a shard does."""
+    """The file of the cached index; its name changes when a shard does, so that none is ever stale."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    digest = hashlib.sha256(repr((INDEX_FORMAT, stats, skip_broken)).encode()).hexdigest()[:16]
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "visual-tokenizers" / f"shards-{digest}.npz"
+    return index_path("shards", INDEX_FORMAT, stats, skip_broken)
+
+
+def _int64_bytes(*columns: np.ndarray) -> Iterator[bytes]:
+    """The bytes of columns as int64, one after the other, in pieces: a column of a large set is mapped, not read."""
+    for column in columns:
+        for start in range(0, len(column), 2**20):
+            yield column[start : start + 2**20].astype(np.int64).tobytes()
 
 
 def _build_index(paths: list[Path], skip_broken: bool) -> _Index:
-    """Scans all shards."""
+    """Scans all shards. Raises UserError for an image of 4 GiB or more."""
     split_name = webdataset().tariterators.base_plus_ext
-    rows = [np.zeros((0, 4), dtype=np.int64)]
+    rows = [np.zeros(0, dtype=ROW)]
     folders: list[np.ndarray] = []  # per shard: the number of each image's folder
     number_of: dict[str, int] = {}  # folder -> its number
-    counts = np.zeros(2, dtype=np.int64)
+    num_hidden = num_links = 0
     odd_label = ""
     for shard, path in enumerate(tqdm(paths, desc="looking up images", unit="shard", disable=None)):
         listing = list_tar(path, split_name, skip_broken)
-        samples = [(shard, *sample.image, sample.label) for sample in listing.samples]
-        rows.append(np.array(samples, dtype=np.int64).reshape(-1, 4))
+        huge = next((sample.name for sample in listing.samples if sample.image.size >= 2**32), None)
+        if huge is not None:
+            raise UserError(f"{path}: sample {huge} has 4 GiB or more; that is no image")
+        rows.append(np.array([(shard, *sample.image, sample.label) for sample in listing.samples], dtype=ROW))
         numbers = [number_of.setdefault(sample.folder, len(number_of)) for sample in listing.samples]
         folders.append(np.array(numbers, dtype=np.int32))
-        counts += (listing.num_hidden, listing.num_links)
+        num_hidden += listing.num_hidden
+        num_links += listing.num_links
         odd_label = odd_label or listing.odd_label
 
     # Where no file says a label, folders may be classes.
-    index = np.concatenate(rows)
+    columns = {name: np.concatenate([part[name] for part in rows]) for name in COLUMNS}
     class_names: list[str] = []
-    if len(index) and index[:, 3].max() == NO_LABEL:
+    if len(columns["labels"]) and columns["labels"].max() == NO_LABEL:
         if odd_label:
             logger.warning("labels in .json files are not numbers, and were not read: %s", odd_label)
         class_names = _classes_of_folders(list(number_of), folders)
         if class_names:
             label_of = {name: label for label, name in enumerate(class_names)}
-            labels = np.array([label_of[PurePosixPath(folder).name] for folder in number_of])
-            index[:, 3] = labels[np.concatenate(folders)]
-    return _Index(index, np.array(class_names, dtype=str), counts)
+            labels = np.array([label_of[PurePosixPath(folder).name] for folder in number_of], dtype=np.int32)
+            columns["labels"] = labels[np.concatenate(folders)]
+    digest = _contents_digest(columns["shards"], columns["sizes"], np.maximum(columns["labels"], 0))
+    return _Index(**columns, class_names=class_names, num_hidden=num_hidden, num_links=num_links, digest=digest)
+
+
+def _contents_digest(*columns: np.ndarray) -> str:
+    """`digest_of` all bytes of the columns as one part, without holding them."""
+    return digest_of_pieces(8 * sum(map(len, columns)), _int64_bytes(*columns))
 
 
 def _classes_of_folders(names: list[str], in_shards: list[np.ndarray]) -> list[str]:
@@ -165,23 +186,37 @@ class ShardSource(PathKind):
     def __init__(self, root: str | Path, key: str, skip_broken: bool = False) -> None:
         self.name = printable(root)
         self.paths = shard_paths(str(root), key)
-        index = _open_index(self.paths, skip_broken)
-        self.num_hidden, num_links = index.counts.tolist()
+        index, _ = open_index(self.paths, skip_broken)
+        self.num_hidden = index.num_hidden
         if self.num_hidden:
             logger.info("%s: left out %d hidden names", self.name, self.num_hidden)
-        if num_links:
-            logger.info("%s: followed %d hard or symbolic links", self.name, num_links)
-        if not len(index.rows):
+        if index.num_links:
+            logger.info("%s: followed %d hard or symbolic links", self.name, index.num_links)
+        if not len(index.labels):
             raise UserError(f"{key}={self.name!r}: no images in {len(self.paths)} shards")
-        self.shards, self.starts, self.sizes, labels = index.rows.T
+        self.shards, self.starts, self.sizes, self._digest = index.shards, index.starts, index.sizes, index.digest
+        labels = index.labels
         if labels.min() < 0 <= labels.max():
             unlabeled = self.where(int(labels.argmin()))
             raise UserError(f"{unlabeled} has no label, others have one; give all images one ({LABEL_SUFFIX}), or none")
-        self._name_classes(labels, index.class_names.tolist())
+        self._name_classes(labels, index.class_names)
+
+    @classmethod
+    def require(cls, root: str | Path, key: str) -> None:
+        shard_paths(str(root), key)
+
+    @classmethod
+    def build_index(cls, root: str | Path, key: str, skip_broken: bool = False) -> Path:
+        """Scans the tar files, where their index is not there yet; returns its file."""
+        index, path = open_index(shard_paths(str(root), key), skip_broken)
+        if not path.is_file():
+            index.save(path)
+        return path
 
     def _name_classes(self, labels: np.ndarray, folder_names: list[str]) -> None:
         """Sets labels and class names, and says where they come from if that may surprise."""
-        self.labels = np.maximum(labels, 0)
+        # Without labels all are 0: one number that stands for all of them.
+        self.labels = labels if labels.max() != NO_LABEL else np.broadcast_to(np.zeros(1, np.int32), labels.shape)
 
         # Names: folders, one for images without a label, or numbers.
         if folder_names:
@@ -238,15 +273,13 @@ class ShardSource(PathKind):
 
     def identity(self) -> str:
         """SHA-256 over sizes and labels of all images, and the content of evenly spread ones."""
-        return (
-            identity_of(np.stack([self.sizes, self.labels]).tobytes(), len(self), self._bytes) + self.decoding.suffix()
-        )
+        return identity_of(_int64_bytes(self.sizes, self.labels), len(self), self._bytes) + self.decoding.suffix()
 
     def contents(self) -> dict[str, str]:
         """Digests of the names of the tar files, and of the sizes and labels of the images in them."""
         return {
             "names of tar files": digest_of(os.fsencode(path.name) for path in self.paths),
-            "sizes of images": digest_of([np.stack([self.shards, self.sizes, self.labels]).tobytes()]),
+            "sizes of images": self._digest,
         }
 
     def version(self) -> str:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from engine.data.base import ImageSource, PathKind, SourceConfig, SourceKind, Survey, replaced_images
+from engine.data.base import ImageSource, PathKind, SourceConfig, SourceKind, Survey, class_counts, replaced_images
 from engine.data.decoding import DEFAULT_DECODING
 from engine.data.folders import FolderSource, LooseSource
 from engine.data.images import ImageError
@@ -102,7 +102,7 @@ def summary_of(source: Counted) -> str:
     """Says for a start line how many images and classes a source (or codes) has, and what is missing there."""
     num_hidden = getattr(source, "num_hidden", 0)  # sources without files have none
     hidden = f" ({num_hidden:,} hidden names left out)" if num_hidden else ""
-    counts = np.bincount(source.labels, minlength=len(source.class_names))
+    counts = class_counts(source.labels, len(source.class_names))
     empty = [str(source.class_names[label]) for label in np.flatnonzero(counts == 0)]
     without = f", {len(empty):,} of them without an image (such as {empty[0]})" if empty else ""
     return f"{len(source):,} training images of {len(source.class_names):,} class(es){without}{hidden}"

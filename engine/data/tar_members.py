@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from engine.data.folders import is_hidden, is_image_name
 from engine.data.images import IMAGE_SUFFIXES, ImageError, printable
+from engine.data.listing import is_hidden, is_image_name
 from engine.messages import UserError, logger
 
 LABEL_SUFFIX = ".cls"

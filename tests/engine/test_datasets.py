@@ -18,8 +18,9 @@ from engine.data import folders
 from engine.data.base import SourceKind
 from engine.data.config import DataConfig
 from engine.data.crops import center_crop, random_crop
-from engine.data.folders import FolderSource, LooseSource, is_image_name
+from engine.data.folders import FolderSource, LooseSource
 from engine.data.images import IMAGE_SUFFIXES, ImageError, image_tensor
+from engine.data.listing import is_image_name
 from engine.data.packaged import PHOTO_CROP, ArraySource, Mnist5k, PackagedKind
 from engine.data.samples import center_batch, labeled_batch, training_item
 from engine.data.sources import (
