@@ -23,6 +23,7 @@ from autoregressive.code_writer import CodeWriter
 from autoregressive.codes import FORMAT, CodesManifest, CodeStore, code_dtype
 from autoregressive.views import DEFAULT_VIEWS, VIEWS
 from engine.cli import add_device_flag, entry_parser, not_negative, positive, run_entry
+from engine.cores import usable_cores
 from engine.data.classes import Classes, with_labels_of
 from engine.data.config import DataConfig
 from engine.data.decoding import Decoding
@@ -145,7 +146,8 @@ def extract_split(
     # Each rank encodes its blocks, all views of a block as one batch, while the next blocks are read.
     pending = writer.pending(world.rank, world.size)
     read = BlockReader(source, tokenizer.image_size, views, data.skip_broken)
-    blocks = batches_in_order(read, pending, data.num_workers, world.device, source.where)
+    num_workers = min(data.num_workers, usable_cores(), len(pending))
+    blocks = batches_in_order(read, pending, num_workers, world.device, source.where)
     with writer:
         for rows in progress(pending, f"codes of {split}", world, unit="batch"):
             images, labels = next(blocks)
@@ -188,7 +190,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--num-workers",
         type=not_negative,
-        help="loader processes per process; 0 = images are read between the batches (default: data.num_workers)",
+        help="loader processes per process, at most one per core; 0 = read images between the batches "
+        "(default: data.num_workers)",
     )
     add_device_flag(parser)
     parser.set_defaults(views=DEFAULT_VIEWS)

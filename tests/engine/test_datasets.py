@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 
 from engine.config import load_config
-from engine.data import folders
+from engine.data import folders, listing
 from engine.data.base import SourceKind
 from engine.data.config import DataConfig
 from engine.data.crops import center_crop, random_crop
@@ -169,8 +169,9 @@ def test_names_are_in_the_order_of_paths(tmp_path):
 def test_what_a_survey_listed_is_opened_without_listing_it_again(folder, kind, monkeypatch):
     """Once, and only while the folders hold the same names; each opening is of its own decoding."""
     listed = []
-    list_one = folders.list_folder
-    monkeypatch.setattr(folders, "list_folder", lambda path: listed.append(path) or list_one(path))
+    list_one = listing.list_folder
+    for module in (folders, listing):
+        monkeypatch.setattr(module, "list_folder", lambda path: listed.append(path) or list_one(path))
     data = DataConfig(name=kind, root=str(folder), image_size=8)
     survey = survey_source(data, "train")
     assert survey.num_images == 8 and len(listed) == 3
