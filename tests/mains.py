@@ -6,16 +6,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "tokenizer", "autoregressive", "evaluations")
+LAUNCHER = "engine.launcher"  # starts the command behind its `-m` in several processes; it has no work of its own
 
 
 def entry_modules() -> set[str]:
     """The names for `python -m`."""
-    return {
+    names = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
         for package in PACKAGES
         for path in (ROOT / package).rglob("*.py")
         if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
     }
+    return names - {LAUNCHER}
 
 
 def main_of(name: str) -> Callable[[], None]:
