@@ -23,8 +23,9 @@ from tokenizer.published.layout import export_state
 from tokenizer.published.registry import layout_rules
 
 CHECK_ONLY = {
-    f"evaluations.{name}" for name in ("ar_probe", "benchmarks", "classifier", "memory", "quickstart")
-}  # they take minutes
+    *(f"evaluations.{name}" for name in ("ar_probe", "benchmarks", "classifier", "memory", "quickstart")),
+    "engine.index_images",
+}  # they take minutes, or write into the cache of the user
 TRAINERS = {"tokenizer.train", "autoregressive.train", "evaluations.linear_probe", "evaluations.classifier"}
 
 
@@ -119,6 +120,7 @@ COMMANDS = {
         f"--samples samples.npz | {LITE0} | --gt-npz-path squares | --reference-kind train | --output OUT/m.json"
     ),
     "evaluations.make_reference": f"{PICTURES} | --image-size 8 | --random-stand-in | --force | --output OUT/r.npz",
+    "engine.index_images": "--data-path images/train | --data folder",
     "evaluations.compare": "a.json | b.json",
     "evaluations.fingerprint": "tokenizer",
     "evaluations.visualize": f"--vq-ckpt tokenizer | {PICTURES} | --num-images 2 | --output OUT/pca.npz",
