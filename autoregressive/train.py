@@ -124,7 +124,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
             order_version=lambda: checkpoints.order_version,
             at_once=True,
         )
-        fit(task, stream, config.loop, run, world, checkpoints)
+        fit(task, stream, config.loop, run, world, checkpoints, work=task.work)
 
 
 def main() -> None:

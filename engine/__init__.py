@@ -8,8 +8,8 @@ Processes          launcher (torchrun), stopping (signals), watchdog (hangs), ti
                    parallel, sharding (FSDP2), without_storage (networks to look at), memory_plan (`--plan`),
                    torch_versions (what older versions of PyTorch need)
 Training           loop, trained_model, optim, schedules, averages (EMA), buffers (put back after a bad step)
-Record of a run    run_log, wandb_run, folder_lock, run_record, alerts, progress,
-                   json_text (the one writer of JSON)
+Record of a run    run_log, wandb_run, folder_lock, run_record, alerts, progress, meters (rates and waiting),
+                   flops (operations of a step), gpus (what they can do), json_text (the one writer of JSON)
 Files              checkpoint/, assets (pretrained networks), pipeline (commands that can be stopped),
                    outputs (where commands may write), atomic_file (written as a whole or not at all),
                    facts (what differs between two manifests)

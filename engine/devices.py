@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+import resource
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -202,6 +204,19 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes of a GPU that this process has held since `start_peak_memory`, or since its start."""
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device)
+
+
+def held_at_most(device: torch.device) -> int:
+    """The most bytes that this process has held so far: of its GPU, else of the machine. Waits for nothing."""
+    if is_gpu(device):
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def name_of_device(device: torch.device) -> str:
+    """What torch calls a GPU; `this CPU` for any other device."""
+    return torch.cuda.get_device_name(device) if is_gpu(device) else "this CPU"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

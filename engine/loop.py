@@ -8,7 +8,6 @@ Steps are counted from 0. The step of a checkpoint or a record is the number of 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -18,9 +17,9 @@ from torch import Tensor
 
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import WeightSets
-from engine.data.wait import DataWait
 from engine.devices import DEVICES
 from engine.messages import UserError
+from engine.meters import Meters, Work, no_work
 from engine.run_log import Run
 from engine.seeds import seed_problems, torch_seed
 from engine.stopping import EXIT_STOPPED, names_of, stop_requests
@@ -96,24 +95,6 @@ def seed_step(seed: int, rank: int, step: int) -> None:
     torch.manual_seed((torch_seed(seed) * 1_000_003 + step) * 4_099 + rank)
 
 
-class _StepRate:
-    """Steps per second since the last restart of the clock; time spent on validation is left out."""
-
-    def __init__(self, step: int) -> None:
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        """Starts the clock at `step`."""
-        self._time = time.perf_counter()
-        self._step = step
-
-    def measure(self, step: int) -> float:
-        """The rate up to `step`; restarts the clock."""
-        rate = (step - self._step) / (time.perf_counter() - self._time)
-        self.restart(step)
-        return rate
-
-
 def fit(
     task: Task,
     batches_from: Callable[[int], Iterator[Batch]],
@@ -123,12 +104,14 @@ def fit(
     store: CheckpointStore,
     show: tuple[str, ...] = (),
     begin: Callable[[], None] | None = None,
+    work: Work = no_work,
 ) -> bool:
     """Trains `task` to `config.steps`, continuing from the newest checkpoint of the run if there is one.
 
     `batches_from(start)` yields micro-batches from step `start` on; it is a pure function of (seed, position), so there
     is no data state to restore. `show` names the metrics that the console prints (default: all). `begin` puts a
-    starting point into the task; it is called only where there is no checkpoint to continue from.
+    starting point into the task; it is called only where there is no checkpoint to continue from. `work` says what a
+    step does for one image, for the meters (`engine.meters`).
 
     A stop signal (`engine.stopping.STOP_SIGNALS`) saves and raises SystemExit with code 75. In the last step it does
     not, because this training is then finished; the returned value says that there was one.
@@ -145,14 +128,15 @@ def fit(
 
     batches = batches_from(start)
     run.start_bar(start, config.steps)
-    rate = _StepRate(start)
-    data_wait = DataWait()
-    note = STOP_NOTE if world.is_main else ""
-    with stop_requests(note) as signals, Watchdog(world, run.report_hang) as watchdog:
+    meters = Meters(start, config.steps, world, config.precision, work)
+    note = meters.note()
+    if note is not None:
+        run.log(note)
+    with stop_requests(STOP_NOTE if world.is_main else "") as signals, Watchdog(world, run.report_hang) as watchdog:
         for step in range(start, config.steps):
             # Train. The first batch opens the loader, which draws random numbers: seed after it.
             watchdog.enter("reading a batch", step + 1)
-            with data_wait.waiting():
+            with meters.waiting():
                 micro_batches = [next(batches) for _ in range(config.grad_accum)]
             seed_step(config.seed, world.rank, step)
             watchdog.enter("training step", step + 1)
@@ -160,19 +144,18 @@ def fit(
             done = step + 1
             is_last = done == config.steps
             run.advance()
+            meters.count(micro_batches, step)
 
             # Record training metrics, averaged over ranks.
             if is_last or done % config.log_every == 0:
-                values = world.mean(metrics | {"data_wait": torch.tensor(data_wait.measure())})
-                values["steps_per_second"] = rate.measure(done)
-                run.log_metrics(done, values, show)
+                values = world.mean(metrics)
+                values |= meters.read(done)
+                run.log_metrics(done, values, show, meters.time_left(done))
 
             # Validate on the held-out set.
             if is_last or (config.eval_every and done % config.eval_every == 0):
                 watchdog.enter("validation", done)
-                run.log_metrics(done, task.evaluate(done))
-                rate.restart(done)
-                data_wait.restart()
+                run.log_metrics(done, meters.validate(task.evaluate, done))
 
             # Save. All ranks stop together, also where only one of them got the signal.
             watchdog.enter("agreement to go on", done)

@@ -131,10 +131,11 @@ class Run:
         if self.bar is not None:
             self.bar.update()
 
-    def log_metrics(self, step: int, metrics: Mapping[str, float], show: tuple[str, ...] = ()) -> None:
+    def log_metrics(self, step: int, metrics: Mapping[str, float], show: tuple[str, ...] = (), note: str = "") -> None:
         """Appends one record to metrics.jsonl, shows it, and raises alerts.
 
-        `show` names the metrics that the console prints (default: all); six significant digits are kept on file.
+        `show` names the metrics that the console prints (default: all), and `note` follows them; six significant
+        digits are kept on file.
         """
         if not self.world.is_main or not metrics:
             return
@@ -146,7 +147,7 @@ class Run:
         text = "  ".join(f"{name} {metrics[name]:.4g}" for name in shown)
         if self.bar is not None and not self.bar.disable:
             self.bar.set_postfix_str(text[:BAR_METRICS_LENGTH], refresh=False)
-        self.log(f"step {step}: {text}")
+        self.log(f"step {step}: {text}  {note}".rstrip())
 
         # Alerts compare a record with the one before it of the same kind: training with training, val/ with val/.
         kind = frozenset(name.partition("/")[0] for name in metrics if "/" in name)

@@ -120,7 +120,8 @@ def train_phase(
             """The starting point; a phase that goes on has left the end of the one before, and its data, behind."""
             start_from(task, config, previous, world, data)
 
-        return fit(task, batches_from, config.loop, run, world, store, show=SHOWN_METRICS, begin=begin)
+        loop = config.loop
+        return fit(task, batches_from, loop, run, world, store, show=SHOWN_METRICS, begin=begin, work=task.work)
 
 
 def _log_start(run: Run, task: TokenizerTask, source: ImageSource, world: World, config: TokenizerTrainConfig) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.sampling import Draw, PerIndex
+from engine.flops import PartFlops
 
 
 class Generator(nn.Module):
@@ -98,6 +99,13 @@ class Generator(nn.Module):
         """
         rows = zip(outputs, tokens, strict=True)
         return torch.stack([self.loss(image_outputs[None], image_tokens[None]) for image_outputs, image_tokens in rows])
+
+    def training_flops(self) -> tuple[PartFlops, ...] | None:
+        """What `forward` and its backward pass compute for one image, by part (see `engine.flops`).
+
+        None, the default, where the network does not count it: its training then shows no rate of operations.
+        """
+        return None
 
     def sample(
         self,

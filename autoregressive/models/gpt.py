@@ -29,6 +29,7 @@ from autoregressive.models.rope import NoRope, Rope2D
 from autoregressive.sampling import DecodingSettings, Draw, IndexSettings, PerIndex, probabilities
 from engine.devices import is_gpu
 from engine.finite import spread_nan
+from engine.flops import TRAINED, PartFlops
 from engine.messages import ConfigError
 from engine.validation import Problem, Section, at_least, in_range, one_of
 
@@ -227,6 +228,13 @@ class GPT(Generator):
     def loss(self, outputs: Tensor, tokens: Tensor) -> Tensor:
         """`next_token_loss` of the logits of `forward`."""
         return next_token_loss(outputs, tokens)
+
+    def training_flops(self) -> tuple[PartFlops, ...] | None:
+        head = self.head.flops(self.num_tokens)
+        if head is None:
+            return None
+        layers = TRAINED * sum(layer.flops(self.num_tokens) for layer in self.layers)
+        return PartFlops("layers", "matrix", layers, recomputed=True), PartFlops("head", "matrix", TRAINED * head)
 
     # ---------------------------------------------------------------------------------------- token by token
     @torch.inference_mode()

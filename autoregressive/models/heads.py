@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from autoregressive.models.kv_cache import KVCache
 from autoregressive.models.layers import Layer, RMSNorm
 from autoregressive.models.rope import Rope
+from engine.flops import linear_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,10 @@ class Head:
     def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Teacher-forced logits of all tokens, from the hidden states (B,N,C) of their positions."""
         raise NotImplementedError
+
+    def flops(self, num_tokens: int) -> int | None:
+        """Operations of `logits` for one image (see `engine.flops`); None where they are not counted."""
+        return None
 
     def next_logits(self, hidden: Tensor, previous_index: Tensor | None, number: int, cache: KVCache) -> Tensor:
         """Logits (B,V) of index `number` of one token.
@@ -109,6 +114,9 @@ class PlainHead(Head):
 
     def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         return self.output(self.norm(hidden)).float()
+
+    def flops(self, num_tokens: int) -> int:
+        return linear_flops(self.output, num_tokens)
 
     def next_logits(self, hidden: Tensor, previous_index: Tensor | None, number: int, cache: KVCache) -> Tensor:
         return self.output(self.norm(hidden)).float()
@@ -167,6 +175,10 @@ class FactorizedHead(Head, nn.Module):
         widest = max(part.shape[-1] for part in logits)
         padded = [F.pad(part, (0, widest - part.shape[-1]), value=-torch.inf) for part in logits]
         return torch.stack(padded, dim=2)
+
+    def flops(self, num_tokens: int) -> int:
+        layers = num_tokens * sum(layer.flops(len(self.tables)) for layer in self.layers)
+        return layers + sum(linear_flops(output, num_tokens) for output in self.outputs)
 
     def next_logits(self, hidden: Tensor, previous_index: Tensor | None, number: int, cache: KVCache) -> Tensor:
         # The cache holds what the layers made of the hidden state and of earlier indices.

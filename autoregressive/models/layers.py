@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from autoregressive.models.kv_cache import LayerStep
 from autoregressive.models.rope import apply_rope
 from engine.arithmetic import ceil_div
+from engine.flops import attention_flops, linear_flops
 
 NORM_EPS = 1e-5
 MLP_MULTIPLE = 256  # the hidden width of the SwiGLU is rounded up to a multiple of this
@@ -62,6 +63,11 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=cached is None)
         return self.dropout(self.wo(out.transpose(1, 2).flatten(2)))
 
+    def flops(self, num_tokens: int) -> int:
+        """Operations on one sequence (engine/flops.py)."""
+        projections = linear_flops(self.wqkv, num_tokens) + linear_flops(self.wo, num_tokens)
+        return projections + attention_flops(num_tokens, num_tokens, self.wo.in_features)
+
     def _split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Splits (B,N,3C) into queries, keys and values, each (B,heads,N,head_dim)."""
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
@@ -82,6 +88,10 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
 
+    def flops(self, num_tokens: int) -> int:
+        """Operations on one sequence (engine/flops.py)."""
+        return sum(linear_flops(layer, num_tokens) for layer in (self.w1, self.w2, self.w3))
+
 
 class Layer(nn.Module):
     """One pre-norm transformer layer."""
@@ -99,3 +109,7 @@ class Layer(nn.Module):
         """x (B,N,C); the other arguments are those of `Attention.forward`."""
         x = x + self.attention(self.attention_norm(x), rope, cached)
         return x + self.feed_forward(self.ffn_norm(x))
+
+    def flops(self, num_tokens: int) -> int:
+        """Operations on one sequence (engine/flops.py)."""
+        return self.attention.flops(num_tokens) + self.feed_forward.flops(num_tokens)

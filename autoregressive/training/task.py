@@ -16,6 +16,7 @@ from engine.arithmetic import ceil_div
 from engine.checkpoint.weights import WeightSets
 from engine.data.samples import fixed_choice
 from engine.devices import autocast
+from engine.flops import ImageWork
 from engine.loop import Batch
 from engine.trained_model import TrainedModel
 from engine.watchdog import sign_of_life
@@ -50,6 +51,9 @@ class GeneratorTask:
         self.batch_size = batch_size
         self.preview = preview
 
+        generator: Generator = trained.module
+        self._work = ImageWork(generator.num_tokens, generator.training_flops())
+
         # The held-out images, which are the same in every run.
         self.rows = np.zeros(0, dtype=np.int64)
         if validation is not None:
@@ -60,6 +64,10 @@ class GeneratorTask:
 
     def weights(self) -> WeightSets:
         return self.trained.weights()
+
+    def work(self, step: int) -> ImageWork:
+        """What a step does for one image; all steps do the same."""
+        return self._work
 
     def train_step(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
         network = self.trained.wrapped.train()

@@ -27,6 +27,7 @@ from evaluations.doctor.codebook import (
 from evaluations.doctor.evidence import RunEvidence
 from evaluations.doctor.setup import differs_from_recipe, ranks, unfinished
 from evaluations.doctor.severity import Severity
+from evaluations.doctor.speed import slow_loader, slow_validation
 from evaluations.doctor.training import (
     clipped_output,
     dead_discriminator,
@@ -159,6 +160,23 @@ CHECKS = {
         differs_from_recipe("data.global_batch_size"),
         [Advice("use the recipe's: it counts all ranks, and loop.grad_accum fits it into memory")],
         needs=SAME_RECIPE,
+    ),
+    "slow loader": Check(
+        slow_loader,
+        [
+            Advice("raise data.num_workers, up to the cores of a process", fits=has_key("data.num_workers")),
+            Advice("keep images in tar files (data.name=shards)", fits=has_key("data.root")),
+            Advice("keep the data on a faster disk"),
+        ],
+        needs="four records of a training of a minute or more, with the meter data_wait",
+    ),
+    "slow validation": Check(
+        slow_validation,
+        [
+            Advice("raise loop.eval_every"),
+            Advice("lower validation.num_images", fits=has_key("validation.num_images")),
+        ],
+        needs="validations with the meter val/seconds, in a training of a minute or more",
     ),
     "number of ranks": Check(
         ranks,

@@ -78,6 +78,12 @@ def same_name(keys: Sequence[str]) -> list[Series]:
     return [Series(key, key) for key in keys]
 
 
+METER_CHARTS = [  # of every training, see engine/meters.py
+    Chart("Speed", "images per second", same_name(["images_per_second"])),
+    Chart("Operations of the model", "10^12 per second and process", same_name(["model_tflops"])),
+    Chart("Use of the device", "fraction", [Series("MFU", key="mfu"), Series("waiting for data", key="data_wait")]),
+    Chart("Most memory held", "GB", same_name(["peak_memory_gb"])),
+]
 PROBE_CHARTS = [Chart("Loss per base learning rate", "nats", [Prefix("loss/")])]
 GPT_CHARTS = [
     Chart(
@@ -143,7 +149,7 @@ def curves(run: RunFolder) -> str:
     groups = []
     for training in trainings_of(run):
         records = read_metrics(training.folder)
-        charts = [chart.draw(records) for chart in training.charts]
+        charts = [chart.draw(records) for chart in (*training.charts, *METER_CHARTS)]
         if any(charts):
             groups.append(f'<h2>Training: {training.title}</h2><div class="charts">{"".join(charts)}</div>')
     return "".join(groups)

@@ -12,6 +12,7 @@ import tokenizer.train
 from engine.checkpoint.weights import find_weights, read_weights
 from engine.loop import check_batch, seed_step
 from engine.messages import UserError
+from engine.meters import METERS
 from engine.run_log import read_metrics
 from engine.world import World, gather_rows
 from tokenizer import load_tokenizer
@@ -37,7 +38,7 @@ def assert_close_runs(a, b, rel: float = 1e-5, without: tuple[str, ...] = (), co
     one, two = read_metrics(a), read_metrics(b)
     assert [set(r) for r in one] == [set(r) for r in two] and len(one) >= count
     for x, y in zip(one, two, strict=True):
-        for name in (n for n in x if not n.startswith(("time", "steps_per_second", "data_wait", *without))):
+        for name in (n for n in x if not n.startswith(("time", *METERS, *without))):
             assert x[name] == pytest.approx(y[name], rel=rel, abs=1e-7), (x["step"], name)
     x, y = (read_weights(find_weights(run, "model", "run").path) for run in (a, b))
     for name in x:

@@ -14,6 +14,7 @@ import autoregressive.train
 import tokenizer.train
 from autoregressive.training.task import GeneratorTask
 from engine.checkpoint.manifest import checkpoint_folders, read_manifest
+from engine.meters import METERS
 from engine.run_log import read_metrics
 from engine.stopping import EXIT_STOPPED
 from tokenizer import load_tokenizer
@@ -62,7 +63,7 @@ def assert_same_run(a, b, tmp_path) -> None:
 
 
 def records(run_dir) -> list[dict]:
-    clocks = ("time", "steps_per_second", "data_wait")
+    clocks = ("time", *METERS)
     return [{k: v for k, v in record.items() if k not in clocks} for record in read_metrics(run_dir)]
 
 

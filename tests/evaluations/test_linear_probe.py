@@ -22,6 +22,7 @@ from engine.checkpoint.weights import find_weights, read_weights
 from engine.config import load_config, save_config
 from engine.data.sources import SOURCES
 from engine.messages import UserError
+from engine.meters import METERS
 from engine.run_log import read_metrics
 from evaluations import linear_probe
 from evaluations.probes import features as probe_features
@@ -218,7 +219,7 @@ def final(run_dir, tmp_path) -> dict:
     dcp_to_torch_save(folder / "state", tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=False)["probe"]
     tensors = {f"{part}.{name}": value.clone() for part in state for name, value in state[part].items()}
-    clocks = ("time", "steps_per_second", "data_wait")
+    clocks = ("time", *METERS)
     records = [{k: v for k, v in r.items() if k not in clocks} for r in read_metrics(run_dir)]
     return {"tensors": tensors, "records": records, "result": read_result(run_dir / "result.json")}
 

@@ -15,6 +15,7 @@ from engine.checkpoint.weights import find_weights, num_parameters
 from engine.config import load_sections
 from engine.data.order import SampleOrder
 from engine.messages import ConfigError
+from engine.meters import METERS
 from engine.preflight import Preflight, network_bytes
 from engine.run_log import read_metrics
 from evaluations.fingerprint import digests, steps_before
@@ -40,7 +41,7 @@ def weights(run, phase: int, kind: str = "model") -> dict[str, torch.Tensor]:
 
 
 def records(run, phase: int) -> list[dict]:
-    clocks = ("time", "steps_per_second", "data_wait")
+    clocks = ("time", *METERS)
     return [{k: v for k, v in record.items() if k not in clocks} for record in read_metrics(run / f"phase_{phase}")]
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from engine.assets import AssetsConfig
+from engine.flops import PartFlops
 
 
 class Discriminator(nn.Module):
@@ -30,6 +31,14 @@ class Discriminator(nn.Module):
     def min_image_size(cls, config: Any) -> int:
         """Pixels per side that the `logits` of a network with this section need at least."""
         return 1
+
+    def training_flops(self, image_size: int) -> tuple[PartFlops, ...] | None:
+        """What it computes for one image of a step, by part (see `engine.flops`); None where it is not counted.
+
+        It judges the reconstruction in the tokenizer's update, without gradients of its own weights, and learns from
+        the image and the reconstruction in its own update.
+        """
+        return None
 
     def logits(self, images: Tensor) -> Tensor:
         """Images (B,3,H,W) in [-1,1] -> logits (B, ...)."""

@@ -19,11 +19,12 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from engine.arithmetic import ceil_div
 from engine.assets import AssetsConfig, needs_assets
+from engine.flops import FORWARD, THROUGH, TRAINED, PartFlops, conv_flops
 from engine.validation import Section
 from tokenizer.discriminators.base import Discriminator
 from tokenizer.discriminators.diff_augment import diff_augment
 from tokenizer.frozen.normalization import IMAGENET
-from tokenizer.frozen.timm_vit import timm_vit
+from tokenizer.frozen.timm_vit import timm_vit, vit_flops
 
 SIZE = 224  # pixels, side of the images that the backbone sees
 WIDTH = 384  # channels of the backbone
@@ -154,3 +155,14 @@ class DINODiscriminator(Discriminator):
     def logits(self, images: Tensor) -> Tensor:
         features = self.features(diff_augment(images))
         return torch.cat([head(tap) for head, tap in zip(self.heads, features, strict=True)], dim=1)
+
+    def training_flops(self, image_size: int) -> tuple[PartFlops, ...]:
+        # Nothing of the backbone learns: in the discriminator's own update it has no gradients at all.
+        backbone = (THROUGH + 2 * FORWARD) * vit_flops(self._backbone[0])
+        num_patches = self._backbone[0].network.patch_embed.num_patches
+        convolutions = [layer for layer in self.heads.modules() if isinstance(layer, nn.Conv1d)]
+        heads = (THROUGH + 2 * TRAINED) * sum(conv_flops(layer, num_patches) for layer in convolutions)
+        return (
+            PartFlops("discriminator's backbone", "matrix", backbone),
+            PartFlops("discriminator", "convolution", heads),
+        )

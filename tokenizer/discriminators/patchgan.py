@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from engine.assets import AssetsConfig
+from engine.flops import THROUGH, TRAINED, PartFlops, conv_flops
 from engine.validation import Problem, Section, at_least
 from tokenizer.discriminators.base import Discriminator
 
@@ -74,3 +75,11 @@ class PatchGAN(Discriminator):
 
     def logits(self, images: Tensor) -> Tensor:
         return self.layers(images)
+
+    def training_flops(self, image_size: int) -> tuple[PartFlops, ...]:
+        side, forward = image_size, 0
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d):
+                side = (side + 2 - KERNEL) // layer.stride[0] + 1
+                forward += conv_flops(layer, side**2)
+        return (PartFlops("discriminator", "convolution", (THROUGH + 2 * TRAINED) * forward),)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.assets import AssetError, AssetsConfig, read_state, resolve, seeded
 from engine.checkpoint.weights import load_strict
+from engine.flops import same_chain_flops
 from tokenizer.frozen.base import Frozen
 
 LITE0_STRIDES = {2: 16, 4: 24, 8: 40, 16: 112, 32: 320}  # stride -> channels
@@ -52,3 +53,16 @@ def _load_packaged(network: nn.Module, path: Path) -> None:
     if len(tensors) != len(names):
         raise AssetError(f"{path} holds {len(tensors)} tensors, expected {len(names)}")
     load_strict(network, dict(zip(names, tensors, strict=True)), path)
+
+
+def lite0_flops(features: Frozen, image_size: int) -> tuple[int, int]:
+    """Operations for one image (engine/flops.py): of all blocks, and of those up to the last map that is asked for.
+
+    All blocks are computed, but gradients come from the maps alone.
+    """
+    network = features.network.network
+    last = network.stage_ends[max(features.network.indices)]
+    return tuple(
+        same_chain_flops([network.conv_stem, *blocks.modules()], image_size)
+        for blocks in (network.blocks, network.blocks[:last])
+    )

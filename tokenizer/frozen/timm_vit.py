@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from safetensors import SafetensorError
+from torch import nn
 
 from engine.assets import TIMM_VITS, AssetError, AssetsConfig, resolve, seeded
+from engine.flops import attention_flops, conv_flops, linear_flops
 from tokenizer.frozen.base import Frozen
 
 
@@ -32,3 +34,14 @@ def timm_vit(asset: str, image_size: int, assets: AssetsConfig) -> tuple[Frozen,
     else:  # timm fetches the weights itself
         network = timm.create_model(model_name, pretrained=True, **options)
     return Frozen(network), weights.stamp
+
+
+def vit_flops(frozen: Frozen) -> int:
+    """Operations of all blocks of a network that `timm_vit` built, for one image (engine/flops.py)."""
+    network = frozen.network
+    num_patches = network.patch_embed.num_patches
+    num_tokens = num_patches + network.num_prefix_tokens
+    layers = [layer for layer in network.blocks.modules() if isinstance(layer, nn.Linear)]
+    attentions = len(network.blocks) * attention_flops(num_tokens, num_tokens, network.embed_dim)
+    embedding = conv_flops(network.patch_embed.proj, num_patches)
+    return embedding + attentions + sum(linear_flops(layer, num_tokens) for layer in layers)

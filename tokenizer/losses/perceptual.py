@@ -5,7 +5,8 @@ its weights) and says by `engine.assets.needs_assets` which files these are; a l
 
     loss(images, references) -> scalar, the mean over pairs      images, references (B,3,H,W) in [-1,1], not clamped
 
-and computes in float32, whatever the autocast region around it.
+and computes in float32, whatever the autocast region around it. Where it derives from `PerceptualLoss`, it may say what
+it computes.
 """
 
 from __future__ import annotations
@@ -17,14 +18,23 @@ from torch import Tensor, nn
 
 from engine.assets import AssetsConfig, needs_assets
 from engine.devices import full_precision
+from engine.flops import FORWARD, THROUGH, same_chain_flops
 from tokenizer.frozen.base import Frozen
-from tokenizer.frozen.lite0 import LITE0_ASSET, lite0_features
+from tokenizer.frozen.lite0 import LITE0_ASSET, lite0_features, lite0_flops
 from tokenizer.frozen.lpips import LPIPS_BACKBONES, lpips_network
 
 LITE0_LOSS_STRIDES = (2, 4, 8, 16)
 
 
-class LPIPSLoss(nn.Module):
+class PerceptualLoss(nn.Module):
+    """A perceptual loss that counts its operations."""
+
+    def training_flops(self, image_size: int) -> int | None:
+        """Operations for one pair, with the gradient of the first image (see `engine.flops`); None = not counted."""
+        return None
+
+
+class LPIPSLoss(PerceptualLoss):
     """Mean LPIPS distance of image pairs.
 
     `dropout` puts the dropout layers of LPIPS in training mode, as GigaTok's released trainer does by accident.
@@ -42,8 +52,11 @@ class LPIPSLoss(nn.Module):
         with full_precision(images.device):
             return self.network(images.float(), references.float()).mean()
 
+    def training_flops(self, image_size: int) -> int:
+        return (THROUGH + FORWARD) * same_chain_flops(self.network.network.net.modules(), image_size)
 
-class Lite0Loss(nn.Module):
+
+class Lite0Loss(PerceptualLoss):
     """The form of LPIPS on EfficientNet-Lite0, without learned weights.
 
     It is not calibrated, and not comparable with LPIPS. Features have unit length over channels; their squared
@@ -63,6 +76,11 @@ class Lite0Loss(nn.Module):
                 image_features, reference_features = normed.chunk(2)
                 total = total + (image_features - reference_features).square().sum(1).mean()
             return total / len(maps)
+
+    def training_flops(self, image_size: int) -> int:
+        # Both images of a pair are one batch, so that gradients pass through both.
+        forward, backward = lite0_flops(self.network, image_size)
+        return 2 * (forward + backward)
 
 
 @needs_assets(LPIPS_BACKBONES["vgg"])

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from engine.assets import AssetsConfig
 from engine.devices import full_precision
+from engine.flops import PartFlops
 from tokenizer.frozen.base import channels_last
-from tokenizer.frozen.lite0 import LITE0_ASSET, LITE0_STRIDES, lite0_features
+from tokenizer.frozen.lite0 import LITE0_ASSET, LITE0_STRIDES, lite0_features, lite0_flops
 from tokenizer.frozen.normalization import CENTERED, CLIP, IMAGENET, Normalization
-from tokenizer.frozen.timm_vit import timm_vit
+from tokenizer.frozen.timm_vit import timm_vit, vit_flops
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Teacher(nn.Module):
         """Images (B,3,H,W) in [-1,1] -> features (B, grid * grid, dim) float32, row-major, without gradients."""
         raise NotImplementedError
 
+    def training_flops(self) -> PartFlops | None:
+        """What `forward` computes for one image (see `engine.flops`); None where it is not counted."""
+        return None
+
 
 class ViTTeacher(Teacher):
     """Patch tokens of a vision transformer after its last norm, one per cell of the tokenizer's grid.
@@ -85,6 +90,9 @@ class ViTTeacher(Teacher):
         tokens = network.forward_features(x)
         return tokens[:, network.num_prefix_tokens :].float()
 
+    def training_flops(self) -> PartFlops:
+        return PartFlops("teacher", "matrix", vit_flops(self.network))
+
 
 class Lite0Teacher(Teacher):
     """A map of EfficientNet-Lite0. It works offline.
@@ -104,6 +112,10 @@ class Lite0Teacher(Teacher):
         x = F.interpolate(images.float(), size=(self.size, self.size), mode="bicubic", align_corners=False)
         (feature_map,) = self.network(channels_last(x))
         return feature_map.flatten(2).transpose(1, 2).contiguous()
+
+    def training_flops(self) -> PartFlops:
+        forward, _ = lite0_flops(self.network, self.size)
+        return PartFlops("teacher", "convolution", forward)
 
 
 @dataclass(frozen=True)

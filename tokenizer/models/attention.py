@@ -6,6 +6,7 @@ ViTBlock        a pre-norm ViT encoder layer (arXiv:2010.11929)
 Both are those of arXiv:2504.08736, section 3.1: GELU, an MLP of four times the width, no dropout, no mask.
 
 Shapes    tokens (B,N,C)      memory (B,M,C)      tables of positions (N,C) and (M,C)
+`flops`   operations for one image (engine/flops.py), from N and M
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from engine.flops import attention_flops, linear_flops
 
 
 class MultiheadAttention(nn.Module):
@@ -43,6 +46,12 @@ class MultiheadAttention(nn.Module):
         # Attention of each head, and the heads side by side again.
         attended = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def flops(self, queries: int, keys: int) -> int:
+        """See the module docstring."""
+        width = self.out_proj.in_features
+        projections = 2 * linear_flops(self.out_proj, queries) + 2 * linear_flops(self.out_proj, keys)
+        return projections + attention_flops(queries, keys, width)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(B,N,C) -> (B,heads,N,C/heads)."""
@@ -85,6 +94,11 @@ class QFormerBlock(nn.Module):
 
         return tokens + self.linear2(F.gelu(self.linear1(self.norm3(tokens))))
 
+    def flops(self, tokens: int, memory: int) -> int:
+        """See the module docstring."""
+        attention = self.self_attn.flops(tokens, tokens) + self.multihead_attn.flops(tokens, memory)
+        return attention + linear_flops(self.linear1, tokens) + linear_flops(self.linear2, tokens)
+
 
 class ViTBlock(nn.Module):
     """Self-attention and MLP. Positions are added once, before the first block, and not here."""
@@ -104,3 +118,8 @@ class ViTBlock(nn.Module):
         normed = self.norm1(tokens)
         tokens = tokens + self.self_attn(normed, normed, normed)
         return tokens + self.linear2(F.gelu(self.linear1(self.norm2(tokens))))
+
+    def flops(self, tokens: int) -> int:
+        """See the module docstring."""
+        mlp = linear_flops(self.linear1, tokens) + linear_flops(self.linear2, tokens)
+        return self.self_attn.flops(tokens, tokens) + mlp

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.finite import require_finite
+from engine.flops import PartFlops
 from engine.validation import Problem
 from tokenizer.models.picture_decoder import PictureDecoder
 from tokenizer.quantizers.base import Quantized, Quantizer
@@ -166,6 +167,15 @@ class Tokenizer(nn.Module):
     def feature_sources(self) -> dict[str, FeatureSource]:
         """Inner features by name. Probes know `encoder`, `encoder_projection` and `decoder`; any may be absent."""
         return {}
+
+    def training_flops(
+        self, *, entropy: bool = False, shortcut: bool = False, semantic: bool = False
+    ) -> tuple[PartFlops, ...] | None:
+        """What `forward` and its backward pass compute for one image, by part (see `engine.flops`).
+
+        None, the default, where the network does not count it: its training then shows no rate of operations.
+        """
+        return None
 
     def facts(self) -> dict[str, Any]:
         """What a result says about this network beside its provenance, such as the seed of its noise."""

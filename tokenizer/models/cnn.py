@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.flops import TRAINED, conv_flops
 from engine.validation import Problem, Section, at_least
 from tokenizer.models.cnn_blocks import (
     NORM_EPS,
@@ -123,6 +124,11 @@ class Level(nn.Module):
             x = self.upsample(x)
         return x
 
+    def flops(self, positions: int) -> int:
+        """Operations on one map of `positions` positions (engine/flops.py)."""
+        resampling = [module for module in (self.downsample, self.upsample) if module is not None]
+        return sum(module.flops(positions) for module in (*self.res, *self.attn, *resampling))
+
 
 def build_middle(width: int, config: CNNConfig, style: CNNStyle) -> nn.ModuleList:
     """Builds the blocks on the coarsest map: ResBlocks; with attention, one such block after the first."""
@@ -171,6 +177,20 @@ class CNNEncoder(nn.Module):
         for block in self.mid:
             x = block(x)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+    def flops(self, image_size: int) -> int:
+        """Operations on one square image (engine/flops.py)."""
+        positions = image_size**2
+        total = conv_flops(self.conv_in, positions)
+        for level in self.conv_blocks:
+            total += level.flops(positions)
+            if level.downsample is not None:
+                positions //= 4
+        return total + sum(block.flops(positions) for block in self.mid) + conv_flops(self.conv_out, positions)
+
+    def training_flops(self, image_size: int) -> int:
+        """The same with the backward pass: all gradients but that of the image."""
+        return TRAINED * self.flops(image_size) - conv_flops(self.conv_in, image_size**2)
 
 
 class CNNDecoder(nn.Module):
@@ -226,6 +246,17 @@ class CNNDecoder(nn.Module):
                 x = self.adaptive[i](x, features)
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+    def flops(self, grid: int) -> int:
+        """Operations on the features of one image, `grid` x `grid` cells (engine/flops.py)."""
+        positions = grid**2
+        total = conv_flops(self.conv_in, positions) + sum(block.flops(positions) for block in self.mid)
+        total += sum(norm.flops() for norm in self.adaptive)
+        for level in self.conv_blocks:
+            total += level.flops(positions)
+            if level.upsample is not None:
+                positions *= 4
+        return total + conv_flops(self.conv_out, positions)
 
     @torch.no_grad()
     def set_adaptive_gain(self, gain: float) -> None:

@@ -5,13 +5,16 @@
     Downsample              halves the map; NearestUpsample and DepthToSpaceUpsample double it
     AdaptiveGroupNorm       group norm steered by statistics of a second map (MAGVIT-v2, arXiv:2310.05737)
 
-Channels-first maps: B batch, C channels, H W height and width. All group norms have epsilon `NORM_EPS`.
+Channels-first maps: B batch, C channels, H W height and width. All group norms have epsilon `NORM_EPS`. `flops` is what
+a block computes for one image (engine/flops.py), of a map with `positions` = H * W.
 """
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from engine.flops import attention_flops, conv_flops, linear_flops
 
 NORM_EPS = 1e-6
 
@@ -33,6 +36,11 @@ class ResBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         return self.nin_shortcut(x) + h
+
+    def flops(self, positions: int) -> int:
+        """See the module docstring."""
+        convolutions = (layer for layer in self.children() if isinstance(layer, nn.Conv2d))
+        return sum(conv_flops(layer, positions) for layer in convolutions)
 
 
 def drop_biases(network: nn.Module) -> None:
@@ -63,6 +71,11 @@ class AttentionBlock(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v)[:, 0]
         return x + self.proj_out(attended.transpose(1, 2).reshape(x.shape))
 
+    def flops(self, positions: int) -> int:
+        """See the module docstring."""
+        projections = sum(conv_flops(layer, positions) for layer in (self.q, self.k, self.v, self.proj_out))
+        return projections + attention_flops(positions, positions, self.q.out_channels)
+
 
 def _as_one_head(x: Tensor) -> Tensor:
     """A map (B,C,H,W) -> one token per position, with an axis of size 1 for the head: (B,1,H*W,C)."""
@@ -83,6 +96,10 @@ class Downsample(nn.Module):
             x = F.pad(x, (0, 1, 0, 1))  # left, right, above, below
         return self.conv(x)
 
+    def flops(self, positions: int) -> int:
+        """See the module docstring."""
+        return conv_flops(self.conv, positions // 4)
+
 
 class NearestUpsample(nn.Module):
     """Doubles the map by repeating every pixel, then a 3x3 convolution."""
@@ -94,6 +111,10 @@ class NearestUpsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
+    def flops(self, positions: int) -> int:
+        """See the module docstring."""
+        return conv_flops(self.conv, 4 * positions)
+
 
 class DepthToSpaceUpsample(nn.Module):
     """Doubles the map: a 3x3 convolution to four times the channels, then depth-to-space."""
@@ -104,6 +125,10 @@ class DepthToSpaceUpsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return depth_to_space(self.conv1(x))
+
+    def flops(self, positions: int) -> int:
+        """See the module docstring."""
+        return conv_flops(self.conv1, positions)
 
 
 def depth_to_space(x: Tensor) -> Tensor:
@@ -138,3 +163,7 @@ class AdaptiveGroupNorm(nn.Module):
         gain = self.gamma(std)
         bias = self.beta(mean)
         return gain[..., None, None] * F.group_norm(x, self.groups, eps=NORM_EPS) + bias[..., None, None]
+
+    def flops(self) -> int:
+        """See the module docstring."""
+        return linear_flops(self.gamma, 1) + linear_flops(self.beta, 1)

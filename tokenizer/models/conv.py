@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from engine.flops import TRAINED, PartFlops
 from engine.messages import ConfigError
 from tokenizer.models.base import FeatureSource, Tokenizer, TokenizerOutput
 from tokenizer.models.cnn import CNNConfig
@@ -107,6 +108,18 @@ class ConvTokenizer(Tokenizer):
             side = math.isqrt(z_q.shape[1])
             grid = (side, side)
         return self.decode_features(self.decoder_input(z_q, grid))
+
+    def training_flops(
+        self, *, entropy: bool = False, shortcut: bool = False, semantic: bool = False
+    ) -> tuple[PartFlops, ...]:
+        is_encoder_trained = any(parameter.requires_grad for parameter in self.encoder.parameters())
+        count = self.encoder.training_flops if is_encoder_trained else self.encoder.flops
+        decoder = TRAINED * self.decoder.flops(self.image_size // self.factor)
+        return (
+            PartFlops("encoder", "convolution", count(self.image_size), recomputed=is_encoder_trained),
+            PartFlops("quantizer", "matrix", self.quantizer.training_flops(self.num_tokens, entropy), True),
+            PartFlops("decoder", "convolution", decoder, recomputed=True),
+        )
 
     def feature_sources(self) -> dict[str, FeatureSource]:
         def encoder_features(images: Tensor, layer: int | None) -> Tensor:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from engine.flops import conv_flops, linear_flops
 from tokenizer.models.attention import QFormerBlock, ViTBlock
-from tokenizer.models.query_transformer import Dims, position_table, semantic_mlp
+from tokenizer.models.query_transformer import Dims, mlp_flops, position_table, semantic_mlp
 
 BLOCKS: dict[str, type[nn.Module]] = {"vit": ViTBlock, "qformer": QFormerBlock}
 
@@ -62,6 +63,12 @@ class GridTransformer(nn.Module):
                 tapped = x
         return x, tapped
 
+    def stream_flops(self) -> int:
+        """Operations of `stream` for one image (engine/flops.py)."""
+        cells = self.grid**2
+        sizes = (cells,) if self.block == "vit" else (cells, cells)
+        return linear_flops(self.embed, cells) + sum(block.flops(*sizes) for block in self.transformer)
+
 
 class GridEncoder(GridTransformer):
     """Grid features (B,z_channels,h,w) -> latent tokens (B,h*w,z_channels)."""
@@ -78,6 +85,10 @@ class GridEncoder(GridTransformer):
 
     def forward(self, grid_features: Tensor) -> Tensor:
         return self.out_proj(self.features(grid_features))
+
+    def flops(self) -> int:
+        """Operations for one image (engine/flops.py)."""
+        return self.stream_flops() + linear_flops(self.out_proj, self.grid**2)
 
 
 class GridDecoder(GridTransformer):
@@ -113,3 +124,9 @@ class GridDecoder(GridTransformer):
         as_map = self.ln_post(tokens).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         semantic_features = self.semantic_head(semantic_tokens) if semantic else None
         return self.conv_out(as_map), semantic_features
+
+    def flops(self, semantic: bool) -> int:
+        """Operations for one image (engine/flops.py), with the semantic head or without."""
+        cells = self.grid**2
+        head = mlp_flops(self.semantic_head, cells) if semantic else 0
+        return self.stream_flops() + conv_flops(self.conv_out, cells) + head

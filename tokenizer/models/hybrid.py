@@ -18,6 +18,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from engine.flops import TRAINED, PartFlops, linear_flops
 from engine.validation import Problem, Section, at_least, raise_problems
 from tokenizer.models.attention import MultiheadAttention
 from tokenizer.models.base import FeatureSource, Tokenizer, TokenizerOutput
@@ -176,6 +177,19 @@ class HybridTokenizer(Tokenizer):
     @classmethod
     def semantic_dim_of(cls, section: HybridConfig) -> int | None:
         return section.semantic_dim
+
+    def training_flops(
+        self, *, entropy: bool = False, shortcut: bool = False, semantic: bool = False
+    ) -> tuple[PartFlops, ...]:
+        projections = sum(linear_flops(layer, self.num_tokens) for layer in (self.quant_proj, self.post_quant_proj))
+        transformers = self.query_encoder.flops() + self.query_decoder.flops(semantic) + projections
+        decodings = 2 if shortcut else 1
+        return (
+            PartFlops("encoder", "convolution", self.encoder.training_flops(self.image_size), recomputed=True),
+            PartFlops("transformers", "matrix", TRAINED * transformers, recomputed=True),
+            PartFlops("quantizer", "matrix", self.quantizer.training_flops(self.num_tokens, entropy), True),
+            PartFlops("decoder", "convolution", TRAINED * decodings * self.decoder.flops(self.grid), recomputed=True),
+        )
 
     def feature_sources(self) -> dict[str, FeatureSource]:
         def encoder_tokens(images: Tensor, layer: int | None) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from engine.flops import TRAINED, PartFlops, linear_flops
 from engine.validation import Problem, Section, at_least
 from tokenizer.models.cnn import LLAMAGEN, CNNConfig, CNNDecoder, CNNEncoder
 from tokenizer.models.conv import ConvTokenizer
@@ -45,3 +46,11 @@ class LlamaGenTokenizer(ConvTokenizer):
 
     def decoder_input(self, z_q: Tensor, grid: tuple[int, int]) -> Tensor:
         return super().decoder_input(self.post_quant_proj(z_q), grid)
+
+    def training_flops(
+        self, *, entropy: bool = False, shortcut: bool = False, semantic: bool = False
+    ) -> tuple[PartFlops, ...]:
+        layers = (self.quant_proj, self.post_quant_proj)
+        projections = TRAINED * sum(linear_flops(layer, self.num_tokens) for layer in layers)
+        parts = super().training_flops(entropy=entropy, shortcut=shortcut, semantic=semantic)
+        return (*parts, PartFlops("projections", "matrix", projections))

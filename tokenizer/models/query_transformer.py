@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.flops import conv_flops, linear_flops
 from engine.messages import ConfigError
 from engine.registry import lookup
 from engine.validation import Problem, Section, at_least, one_of
@@ -128,6 +129,11 @@ def semantic_mlp(width: int, out_dim: int) -> nn.Module:
     )
 
 
+def mlp_flops(mlp: nn.Module, rows: int) -> int:
+    """Operations of the linear layers of `mlp` on `rows` vectors (engine/flops.py)."""
+    return sum(linear_flops(layer, rows) for layer in mlp.modules() if isinstance(layer, nn.Linear))
+
+
 class QueryEncoder(nn.Module):
     """Grid features (B,z_channels,h,w) -> N latent tokens (B,N,z_channels).
 
@@ -166,6 +172,13 @@ class QueryEncoder(nn.Module):
 
     def forward(self, grid_features: Tensor) -> Tensor:
         return self.out_proj(self.features(grid_features))
+
+    def flops(self) -> int:
+        """Operations for one image (engine/flops.py)."""
+        cells = self.grid**2
+        blocks = sum(block.flops(self.num_tokens, cells) for block in self.transformer)
+        on_tokens = linear_flops(self.global_proj, self.num_tokens) + linear_flops(self.out_proj, self.num_tokens)
+        return linear_flops(self.embed, cells) + blocks + on_tokens
 
 
 class QueryDecoder(nn.Module):
@@ -222,3 +235,11 @@ class QueryDecoder(nn.Module):
         as_map = self.ln_post(tokens).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         semantic_features = self.semantic_head(semantic_tokens) if semantic else None
         return self.conv_out(as_map), semantic_features
+
+    def flops(self, semantic: bool) -> int:
+        """Operations for one image (engine/flops.py), with the semantic head or without."""
+        cells = self.grid**2
+        num_tokens = len(self.latent_positional_embedding)
+        blocks = sum(block.flops(cells, num_tokens) for block in self.transformer)
+        head = mlp_flops(self.semantic_head, cells) if semantic else 0
+        return linear_flops(self.embed, num_tokens) + blocks + conv_flops(self.conv_out, cells) + head

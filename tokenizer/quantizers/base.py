@@ -98,6 +98,10 @@ class Quantizer(nn.Module):
     def require_memory(self, num_latents: int) -> None:
         """Raises ConfigError, before anything is allocated, where `memory_needed` is above a limit of the section."""
 
+    def training_flops(self, num_latents: int, entropy: bool) -> int:
+        """Operations of `forward` and its backward pass (see `engine.flops`); 0 without products that count."""
+        return 0
+
     def health(self) -> dict[str, float]:
         """What the doctor needs to judge a run; a key that has no meaning for a quantizer is left out.
 

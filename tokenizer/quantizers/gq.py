@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.devices import full_precision
+from engine.flops import TRAINED
 from engine.messages import ConfigError
 from engine.validation import Problem, Section, above, at_least
 from tokenizer.quantizers.base import Quantized, Quantizer, entropy_terms
@@ -144,6 +145,12 @@ class GroupLFQ(Quantizer):
             f"above model.quantizer.gq.max_entropy_mb={self.config.max_entropy_mb}; num_groups={groups} would fit for "
             f"{channels} channels, or codebook_entropy_weight=0 keeps the sample entropy alone"
         )
+
+    def training_flops(self, num_latents: int, entropy: bool) -> int:
+        """The mean probability of each code: a product of two tables over all latents, with its two gradients."""
+        if not entropy or self.config.codebook_entropy_weight == 0:
+            return 0
+        return TRAINED * 2 * num_latents * self.config.num_groups * 2**self.config.group_dim
 
     # ------------------------------------------------------------------------------------------------ indices
     def pack(self, positive: Tensor) -> Tensor:

@@ -100,3 +100,8 @@ class IBQ(VectorQuantizer):
     @property
     def _entropy_affinity(self) -> type[Affinity]:
         return Product
+
+    def training_flops(self, num_latents: int, entropy: bool) -> int:
+        """The choice takes four tables more than a nearest code: products again, gradient of p, two of products."""
+        table = 2 * num_latents * self.codebook_size * self.codebook_dim
+        return super().training_flops(num_latents, entropy) + 4 * table

@@ -144,6 +144,11 @@ class VectorQuantizer(Quantizer):
         """Indices (B,N) -> exact code rows (B,N,D)."""
         return F.embedding(indices.long(), self.codes())
 
+    def training_flops(self, num_latents: int, entropy: bool) -> int:
+        """One table of products with all codes for the choice; for the entropies two, and two gradients."""
+        table = 2 * num_latents * self.codebook_size * self.codebook_dim
+        return 5 * table if entropy else table
+
     def health(self) -> dict[str, float]:
         facts = {"max_sample_entropy": math.log(self.codebook_size)}
         if self.config.l2_norm:

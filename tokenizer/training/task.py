@@ -15,6 +15,7 @@ from engine.checkpoint.weights import WeightSets
 from engine.data.images import to_float, to_uint8
 from engine.devices import autocast
 from engine.finite import finite_rows
+from engine.flops import ImageWork
 from engine.image_metrics import psnr
 from engine.loop import Batch
 from engine.trained_model import TrainedModel
@@ -24,8 +25,9 @@ from tokenizer.discriminators.gan_losses import DISCRIMINATOR_LOSSES, GENERATOR_
 from tokenizer.discriminators.registry import DiscriminatorConfig
 from tokenizer.losses.semantic import semantic_loss
 from tokenizer.losses.terms import Term, active_terms, outputs_needed, weighted_sum
-from tokenizer.models.base import TokenizerOutput
+from tokenizer.models.base import Tokenizer, TokenizerOutput
 from tokenizer.quantizers.usage import code_usage
+from tokenizer.training.flops import step_flops
 from tokenizer.training.frozen_networks import FrozenNetworks
 
 GRID_IMAGES = 8  # originals above reconstructions in the image grid
@@ -77,6 +79,7 @@ class TokenizerTask:
         self.warmup_steps = warmup_steps
         self.skipped_images = torch.zeros((), device=world.device)  # replaced ones, on this rank, in this process
 
+        self._works: dict[frozenset[str], ImageWork] = {}  # names of active terms -> what their step does
         self.discriminator_config = discriminator_config or DiscriminatorConfig()
         self.lecam = None
         if self.discriminator_config.lecam_weight > 0:
@@ -92,6 +95,18 @@ class TokenizerTask:
 
     def weights(self) -> WeightSets:
         return self.tokenizer.weights()
+
+    def work(self, step: int) -> ImageWork:
+        """What update `step`, counted from 0, does for one image."""
+        active = active_terms(self.terms, step)
+        if active not in self._works:
+            network: Tokenizer = self.tokenizer.module
+            discriminator = None if self.discriminator is None else self.discriminator.module
+            teacher = self.frozen.teacher if self.frozen.teacher_cache is None else None
+            beside = (self.frozen.perceptual, teacher, discriminator)
+            parts = step_flops(network, *beside, active, network.image_size)
+            self._works[active] = ImageWork(network.num_tokens, parts)
+        return self._works[active]
 
     # ------------------------------------------------------------------------------------------------ one update
     def train_step(self, micro_batches: list[Batch], step: int) -> Scalars:
