@@ -22,7 +22,7 @@ import time
 from engine.cli import entry_parser, run_entry
 from engine.data.base import PathKind
 from engine.data.sources import SOURCES, kind_of
-from engine.messages import logger
+from engine.messages import UserError, logger
 from engine.preflight import Preflight, require
 
 
@@ -55,6 +55,8 @@ def main() -> None:
     start = time.perf_counter()
     path = kind_from(args).build_index(args.data_path, "--data-path", args.skip_broken)
     seconds = time.perf_counter() - start
+    if not path.is_file():
+        raise UserError(f"the index {path} could not be written; set XDG_CACHE_HOME to a folder with room for it")
     logger.info("%s: %.1f MB, in %.1f s", path, path.stat().st_size / 1e6, seconds)
 
 

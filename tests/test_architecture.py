@@ -76,9 +76,11 @@ ENGINE_LIBRARIES = {
     "safetensors",
     "wandb",
     "webdataset",
+    "pyarrow",
 }
 LEAF_ONLY = {
     "webdataset",
+    "pyarrow",
     "timm",
     "lpips",
     "torch_fidelity",

@@ -1,7 +1,7 @@
 """Image data.
 
 base       what a source of images is, and what a kind of source says of itself
-folders, shards, packaged     the kinds that come with the project
+folders, shards, nested_tar, parquet, packaged    the kinds that come with the project
 listing    what lies in a folder
 tar_members    what one tar file holds
 index_file, folder_index, name_table    the places of many images, mapped into memory

@@ -19,7 +19,7 @@ class DataConfig(Section):
     REGISTRY: ClassVar[Mapping[str, type[SourceKind]]] = SOURCES
 
     name: str = "folder"  # kind of source; engine/data/sources.py lists them
-    root: str = ""  # folder: one sub-folder per class; loose: files at any depth; shards: folder or a-{000..123}.tar
+    root: str = ""  # folder: a sub-folder per class; loose: files at any depth; the others: see docs/data.md
     val_root: str = ""  # held-out images of the same layout (shards: or of any); empty = no validation
     image_size: int = 256  # pixels, side of the square crop
     global_batch_size: int = 256  # images per step, over all ranks and micro-batches

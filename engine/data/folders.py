@@ -26,7 +26,7 @@ from engine.messages import UserError, logger
 
 HASHED_IMAGES = 2048  # at most so many images enter the identity of a data set with their content
 SIZED_FILES = 100_000  # of at most so many files a start asks the size, which may take long on network disks
-NAMES_DIGEST = "names of files"  # key of `contents`
+NAMES_DIGEST, SIZES_DIGEST = "names of files", "sizes of files"  # keys of `contents`
 ACCEPTED = f"accepted: {' '.join(sorted(IMAGE_SUFFIXES))}"
 
 
@@ -167,7 +167,7 @@ class FileSource(PathKind):
         sized = self.names[:: ceil_div(len(self), SIZED_FILES)]
         return {
             NAMES_DIGEST: self.index.digest if self.index is not None else digest_of(self.names.all_encoded()),
-            "sizes of files": digest_of(str(self._stat(name, "st_size")).encode() for name in sized),
+            SIZES_DIGEST: digest_of(str(self._stat(name, "st_size")).encode() for name in sized),
         }
 
     def _stat(self, name: str, field: str) -> int | str:

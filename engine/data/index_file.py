@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 from engine.arithmetic import ceil_div
 from engine.atomic_file import atomic_file
 from engine.json_text import to_json
-from engine.messages import UserError
+from engine.messages import UserError, logger
 
 MAGIC = b"VTINDEX1"
 PREFIX = struct.Struct("<8sQ32s")  # magic, bytes of the header, SHA-256 of the header
@@ -109,3 +109,25 @@ class Index:
 
 def _aligned(position: int) -> int:
     return ceil_div(position, ALIGNMENT) * ALIGNMENT
+
+
+def cached_index(path: Path, build: Callable[[], Index]) -> Index:
+    """The index in a file of the cache, mapped; built and written where it is missing or damaged.
+
+    The name of the file must change when what it was made of does, so that it is never stale (`index_path`). Other
+    ranks may do the same at the same time. Where the file cannot be written, the index is in memory only.
+    """
+    if path.is_file():
+        try:
+            return Index.open(path)
+        except (OSError, IndexDamaged) as error:
+            logger.warning("the cached index %s is damaged (%s); building it again", path, error)
+
+    index = build()
+    try:
+        index.save(path)
+    except OSError as error:
+        logger.warning("the index cannot be cached for the next start (%s)", error)
+        return index
+    logger.info("wrote the index %s", path)
+    return Index.open(path)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,7 +27,7 @@ from engine.data.classes import UNLABELED
 from engine.data.folders import identity_of, version_of
 from engine.data.identity import digest_of, digest_of_pieces
 from engine.data.images import decode_image, printable
-from engine.data.index_file import Index, IndexDamaged, index_path
+from engine.data.index_file import Index, cached_index, index_path
 from engine.data.listing import is_folder
 from engine.data.tar_members import JSON_SUFFIX, LABEL_SUFFIX, NO_LABEL, list_tar
 from engine.messages import UserError, logger
@@ -65,50 +64,6 @@ def shard_paths(root: str, key: str) -> list[Path]:
 
 
 # ------------------------------------------------------------------------------------------------ the index
-@dataclass(frozen=True)
-class _Index:
-    """Where the images of all shards are, and their classes; cached until a shard changes."""
-
-    shards: np.ndarray  # int32 (N,): the number of the tar file of every image
-    starts: np.ndarray  # int64 (N,): its first byte
-    sizes: np.ndarray  # uint32 (N,): its bytes
-    labels: np.ndarray  # int32 (N,)
-    class_names: list[str]  # empty where labels are numbers, or missing
-    num_hidden: int
-    num_links: int
-    digest: str  # of shards, sizes and labels, as in `ShardSource.contents`
-
-    def save(self, path: Path) -> None:
-        """Writes the file of the cache; other ranks may do the same at the same time."""
-        facts = {name: getattr(self, name) for name in ("class_names", "num_hidden", "num_links", "digest")}
-        Index(facts, {name: getattr(self, name) for name in COLUMNS}).save(path)
-
-    @classmethod
-    def open(cls, path: Path) -> _Index:
-        """Maps a file of the cache. Raises OSError or IndexDamaged."""
-        index = Index.open(path)
-        return cls(**index.columns, **index.facts)
-
-
-def open_index(paths: list[Path], skip_broken: bool) -> tuple[_Index, Path]:
-    """The index of some shards, from the cache if it is there, and its file."""
-    cache = _cache_path(paths, skip_broken)
-    if cache.is_file():
-        try:
-            return _Index.open(cache), cache
-        except (OSError, IndexDamaged) as error:
-            logger.warning("the cached shard index %s is damaged (%s); rebuilding it", cache, error)
-
-    index = _build_index(paths, skip_broken)
-    try:
-        index.save(cache)
-    except OSError as error:
-        logger.warning("the shard index cannot be cached for the next start (%s)", error)
-        return index, cache
-    logger.info("wrote shard index (%d images in %d shards) to %s", len(index.labels), len(paths), cache)
-    return _Index.open(cache), cache
-
-
 def _cache_path(paths: list[Path], skip_broken: bool) -> Path:
     """The file of the cached index; its name changes when a shard does, so that none is ever stale."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
@@ -122,7 +77,12 @@ def _int64_bytes(*columns: np.ndarray) -> Iterator[bytes]:
             yield column[start : start + 2**20].astype(np.int64).tobytes()
 
 
-def _build_index(paths: list[Path], skip_broken: bool) -> _Index:
+def open_index(paths: list[Path], skip_broken: bool) -> Index:
+    """Where the images of some shards are, and their classes."""
+    return cached_index(_cache_path(paths, skip_broken), lambda: _build_index(paths, skip_broken))
+
+
+def _build_index(paths: list[Path], skip_broken: bool) -> Index:
     """Scans all shards. Raises UserError for an image of 4 GiB or more."""
     split_name = webdataset().tariterators.base_plus_ext
     rows = [np.zeros(0, dtype=ROW)]
@@ -154,7 +114,8 @@ def _build_index(paths: list[Path], skip_broken: bool) -> _Index:
             labels = np.array([label_of[PurePosixPath(folder).name] for folder in number_of], dtype=np.int32)
             columns["labels"] = labels[np.concatenate(folders)]
     digest = _contents_digest(columns["shards"], columns["sizes"], np.maximum(columns["labels"], 0))
-    return _Index(**columns, class_names=class_names, num_hidden=num_hidden, num_links=num_links, digest=digest)
+    facts = {"class_names": class_names, "num_hidden": num_hidden, "num_links": num_links, "digest": digest}
+    return Index(facts, columns)
 
 
 def _contents_digest(*columns: np.ndarray) -> str:
@@ -186,20 +147,20 @@ class ShardSource(PathKind):
     def __init__(self, root: str | Path, key: str, skip_broken: bool = False) -> None:
         self.name = printable(root)
         self.paths = shard_paths(str(root), key)
-        index, _ = open_index(self.paths, skip_broken)
-        self.num_hidden = index.num_hidden
+        index = open_index(self.paths, skip_broken)
+        self.shards, self.starts, self.sizes, labels = (index.columns[name] for name in COLUMNS)
+        self._digest = index.facts["digest"]
+        self.num_hidden = index.facts["num_hidden"]
         if self.num_hidden:
             logger.info("%s: left out %d hidden names", self.name, self.num_hidden)
-        if index.num_links:
-            logger.info("%s: followed %d hard or symbolic links", self.name, index.num_links)
-        if not len(index.labels):
+        if index.facts["num_links"]:
+            logger.info("%s: followed %d hard or symbolic links", self.name, index.facts["num_links"])
+        if not len(labels):
             raise UserError(f"{key}={self.name!r}: no images in {len(self.paths)} shards")
-        self.shards, self.starts, self.sizes, self._digest = index.shards, index.starts, index.sizes, index.digest
-        labels = index.labels
         if labels.min() < 0 <= labels.max():
             unlabeled = self.where(int(labels.argmin()))
             raise UserError(f"{unlabeled} has no label, others have one; give all images one ({LABEL_SUFFIX}), or none")
-        self._name_classes(labels, index.class_names)
+        self._name_classes(labels, index.facts["class_names"])
 
     @classmethod
     def require(cls, root: str | Path, key: str) -> None:
@@ -208,10 +169,9 @@ class ShardSource(PathKind):
     @classmethod
     def build_index(cls, root: str | Path, key: str, skip_broken: bool = False) -> Path:
         """Scans the tar files, where their index is not there yet; returns its file."""
-        index, path = open_index(shard_paths(str(root), key), skip_broken)
-        if not path.is_file():
-            index.save(path)
-        return path
+        paths = shard_paths(str(root), key)
+        open_index(paths, skip_broken)
+        return _cache_path(paths, skip_broken)
 
     def _name_classes(self, labels: np.ndarray, folder_names: list[str]) -> None:
         """Sets labels and class names, and says where they come from if that may surprise."""

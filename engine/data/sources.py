@@ -18,7 +18,9 @@ from engine.data.base import ImageSource, PathKind, SourceConfig, SourceKind, Su
 from engine.data.decoding import DEFAULT_DECODING
 from engine.data.folders import FolderSource, LooseSource
 from engine.data.images import ImageError
+from engine.data.nested_tar import NestedTarSource
 from engine.data.packaged import Mnist5k, Photos, Twemoji
+from engine.data.parquet import ParquetSource
 from engine.data.shards import ShardSource
 from engine.messages import UserError, logger
 from engine.registry import lookup, selected_section
@@ -28,6 +30,8 @@ from engine.validation import raise_problems
 SOURCES: dict[str, type[SourceKind]] = {
     "loose": LooseSource,
     "shards": ShardSource,
+    "nested_tar": NestedTarSource,
+    "parquet": ParquetSource,
     "folder": FolderSource,
     "mnist5k": Mnist5k,
     "twemoji": Twemoji,

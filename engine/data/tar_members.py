@@ -70,7 +70,7 @@ def list_tar(path: Path, split_name: SplitName, skip_broken: bool) -> TarListing
     try:
         with tarfile.open(path, "r:") as tar:
             members = _members(tar, path, listing)
-            _check_end(tar)
+            check_end(tar)
         with path.open("rb") as file:
             samples = _samples(members, file, path, split_name, listing)
     except (tarfile.TarError, OSError) as error:
@@ -164,7 +164,7 @@ def _is_part(name: str) -> bool:
     return is_image_name(name) or name.endswith((LABEL_SUFFIX, JSON_SUFFIX))
 
 
-def _check_end(tar: tarfile.TarFile) -> None:
+def check_end(tar: tarfile.TarFile) -> None:
     """Raises ReadError unless a block of zeros ends the file.
 
     tarfile itself takes a file that was cut between two members for a whole one.

@@ -334,7 +334,7 @@ def test_splits_that_a_config_names():
 @pytest.mark.parametrize(
     ("setting", "problem"),
     [
-        ({"name": "mnist"}, "name='mnist' must be one of: folder, loose, mnist5k, photos, shards, twemoji"),
+        ({"name": "mnist"}, "name='mnist' must be one of: folder, loose, mnist5k, nested_tar, parquet, photos, shards"),
         ({"image_size": 4}, "image_size=4 must be 8 or more"),
         ({"min_crop_scale": 0.0}, "min_crop_scale=0.0 must be in (0, 1]"),
         ({"flip_prob": 1.5}, "flip_prob=1.5 must be in [0, 1]"),
@@ -385,7 +385,7 @@ def test_a_foreign_kind_is_one_class_in_the_registry(folder, monkeypatch):
     assert len(open_source(data, "train")) == 5 and has_split(data, "val")
     with pytest.raises(ConfigError, match=r"data\.stripes is set, but data\.name='folder' does not use it"):
         open_source(load_config(DataConfig, overrides=[f"root={folder}", "stripes.count=5"]), "train")
-    assert source_names() == "folder, loose, mnist5k, pages, photos, shards, stripes, twemoji"
+    assert source_names() == "folder, loose, mnist5k, nested_tar, pages, parquet, photos, shards, stripes, twemoji"
     assert source_names(packaged_only=True) == "mnist5k, photos, stripes, twemoji"
     assert kind_of(folder) == "folder"
     (folder / "pages").write_text("")
@@ -394,7 +394,8 @@ def test_a_foreign_kind_is_one_class_in_the_registry(folder, monkeypatch):
 
 def test_what_may_be_assumed_of_a_kind():
     """Packaged sets need no path, and are small enough for cached features; loose images have no classes."""
-    assert {name for name, kind in SOURCES.items() if kind.needs_root} == {"folder", "loose", "shards"}
+    kinds = {"folder", "loose", "shards", "nested_tar", "parquet"}
+    assert {name for name, kind in SOURCES.items() if kind.needs_root} == kinds
     assert {name for name, kind in SOURCES.items() if kind.fits_memory} == {"mnist5k", "photos", "twemoji"}
     assert [name for name, kind in SOURCES.items() if not kind.has_classes] == ["loose"]
 

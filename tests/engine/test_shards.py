@@ -135,7 +135,7 @@ def test_a_damaged_index_is_built_again(shards, cache, caplog, damage):
     file.write_bytes(damage(content))
     again = ShardSource(str(shards), "data.root")
     assert np.array_equal(again.starts, starts) and again.identity() == identity
-    assert f"cached shard index {file} is damaged" in caplog.text and file.read_bytes() == content
+    assert f"cached index {file} is damaged" in caplog.text and file.read_bytes() == content
 
 
 def test_images_without_labels_are_one_class(tmp_path, folder):
