@@ -1,7 +1,8 @@
 """Image generation over codes. Public face: `from autoregressive import load_gpt, generate`.
 
 Networks     models/ (generators, their heads and layers)
-Sampling     guidance, sampling (logits -> index), generate (labels -> tokens), image_sampler (labels -> images)
+Sampling     guidance, sampling (logits -> index), generate (labels -> tokens), image_sampler (labels -> images),
+             sampling_weights (layout of the weights)
 Training     views (crops that become codes), codes, code_writer (store of codes), training/ (config, build, task)
 Files        loading (trained generators), published (layouts of published files)
 Entries      extract_codes, train, sample, convert; cli holds the flags that entries share

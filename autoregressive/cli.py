@@ -12,11 +12,15 @@ from autoregressive.image_sampler import SamplerSettings
 from autoregressive.loading import load_gpt, require_pair, require_sizes, survey_gpt
 from autoregressive.models.base import Generator
 from autoregressive.models.registry import GeneratorConfig
+from autoregressive.models.weight_layouts import PLAIN, WEIGHT_LAYOUTS
 from autoregressive.published import PUBLISHED_SIZES, published_config
+from autoregressive.sampling_weights import AUTO, set_weight_layout
 from engine.checkpoint.weights import WEIGHT_CHOICES
+from engine.devices import is_gpu
 from engine.messages import logger
 from engine.preflight import Preflight
 from engine.validation import collecting, problems_of, raise_problems
+from engine.world import World
 from tokenizer.models.base import Tokenizer
 from tokenizer.published.files import is_published
 
@@ -34,8 +38,8 @@ def per_index_type(kind: Callable[[str], float]) -> Callable[[str], float | tupl
     return parse
 
 
-def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the documented flags of the sampler."""
+def add_sampler_flags(parser: argparse.ArgumentParser, *, is_demo: bool = False) -> None:
+    """Adds the documented flags of the sampler. A demo may choose the layout of weights by measuring, a result not."""
     # Classifier-free guidance.
     parser.add_argument(
         "--cfg-scale",
@@ -75,6 +79,21 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=per_index_type(float), default=1.0)
     parser.add_argument("--greedy", action="store_true", help="always take the most probable code")
     parser.add_argument("--global-seed", "--seed", dest="seed", type=int, default=0)
+
+    # How it is computed.
+    measured = f"; {AUTO}: the fastest of the first three here, by a short measurement" if is_demo else ""
+    parser.add_argument(
+        "--weight-layout",
+        default=PLAIN,
+        choices=[PLAIN, *WEIGHT_LAYOUTS, *([AUTO] if is_demo else [])],
+        help="weights of the generator on a CPU: plain (default), transposed and packed give the same logits up to "
+        f"rounding; bf16 and int8 give others, and what they change is measured{measured}",
+    )
+    parser.add_argument(
+        "--no-cuda-graphs",
+        action="store_true",
+        help="on a GPU: launch every kernel of a decode step, instead of recording the step once as a CUDA graph",
+    )
 
 
 def settings_of(args: argparse.Namespace) -> SamplerSettings:
@@ -136,6 +155,18 @@ def gpt_from(args: argparse.Namespace, tokenizer: Tokenizer, device: torch.devic
         logger.info("--precision %s: on a CPU the generator runs in fp32", args.precision)
         return generator
     return generator.to(PRECISIONS[args.precision])
+
+
+def set_sampling(
+    args: argparse.Namespace, generator: Generator, settings: SamplerSettings, batch_size: int, world: World
+) -> None:
+    """Sets how a loaded generator computes its samples, as the flags say; the weights stay where they are afterwards.
+
+    A collective. Raises ConfigError for a layout of weights that cannot be computed.
+    """
+    generator.record_steps = is_gpu(generator.device) and not args.no_cuda_graphs
+    rows = batch_size if settings.guidance.scale == 1 else 2 * batch_size
+    set_weight_layout(generator, args.weight_layout, rows, world)
 
 
 def gpt_needs(args: argparse.Namespace, tokenizer: Tokenizer | None, preflight: Preflight) -> Generator | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from autoregressive.cli import add_gpt_flags, add_sampler_flags, gpt_from, gpt_needs, settings_of
+from autoregressive.cli import add_gpt_flags, add_sampler_flags, gpt_from, gpt_needs, set_sampling, settings_of
 from autoregressive.image_sampler import SamplerSettings, sample_images
 from autoregressive.loading import classes_of
 from autoregressive.models.base import Generator
@@ -150,6 +150,7 @@ def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) ->
     generator = gpt_from(args, tokenizer, world.device)
     classes = chosen_classes(args, generator)
     plan = plan_classes(classes, ceil_div(args.qual_num, len(classes)), classes_of(generator))
+    set_sampling(args, generator, settings, min(args.per_proc_batch_size, plan[0].count), world)
 
     # The folder, which may hold a part of the same samples.
     root = args.sample_dir
@@ -163,6 +164,7 @@ def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) ->
         "classes": classes,
         "images_per_class": plan[0].count,
         "sampler": asdict(settings),
+        **generator.weight_facts,
     }
     if args.decode_precision == FAST_PIXELS:
         settings_now[NOT_FOR_METRICS] = f"--decode-precision {FAST_PIXELS}"
@@ -224,7 +226,7 @@ def parse_args() -> argparse.Namespace:
         "as a set of images to measure",
     )
     add_device_flag(parser)
-    add_sampler_flags(parser)
+    add_sampler_flags(parser, is_demo=True)
     return parser.parse_args()
 
 

@@ -165,6 +165,7 @@ class SampleStream:
             # What made it.
             "sampler": {**guidance_facts, **settings, "batch_size": self.batch_size},
             "precision": str(self.generator.dtype).removeprefix("torch."),
+            **self.generator.weight_facts,
             "tokenizer": self.tokenizer.provenance.facts(),
             "gpt": self.generator.provenance.facts(),
         }

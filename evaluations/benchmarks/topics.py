@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from evaluations.benchmarks import journey, quantizers, startup
+from evaluations.benchmarks import journey, quantizers, sampler, startup
 from evaluations.benchmarks.cases import Measurable
 
 SIZES = ("quick", "default", "long")
@@ -24,6 +24,7 @@ class Topic:
 
 TOPICS: dict[str, Topic] = {
     "quantizers": Topic("Quantizers", quantizers.cases),
+    "sampler": Topic("Sampler and pixels", sampler.cases),
     "startup": Topic("Start-up", startup.cases),
     "journey": Topic("The whole quick start", journey.cases),
 }

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoregressive.cli import gpt_from, settings_of
+from autoregressive.cli import gpt_from, set_sampling, settings_of
 from autoregressive.codes import CodeStore
 from autoregressive.image_sampler import sample_images
 from autoregressive.loading import classes_of
@@ -84,6 +84,7 @@ class GenerationJob:
         extractor = extractor_from(args, world)
         tokenizer = tokenizer_from(args, world.device)
         generator = gpt_from(args, tokenizer, world.device)
+        set_sampling(args, generator, settings, args.per_proc_batch_size, world)
         classifier = None
         if args.classifier is not None:
             classifier = load_classifier(args.classifier, classes_of(generator))

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autoregressive.cli import gpt_from, settings_of
+from autoregressive.cli import gpt_from, set_sampling, settings_of
 from autoregressive.loading import classes_of
 from engine.aliases import current_result
 from engine.atomic_file import write_atomic
@@ -198,6 +198,7 @@ class SearchJob:
             start = published_start(generator.published_size, args.cfg_schedule, f"{args.vq_ckpt} {args.tok_config}")
             plan = replace(plan, start=start)
         settings = settings_of(argparse.Namespace(**{**vars(args), "cfg_scale": plan.start}))
+        set_sampling(args, generator, settings, args.per_proc_batch_size, world)
         stream = SampleStream.from_args(args, generator, tokenizer, settings, world)
 
         # What was measured before, with the same settings.

@@ -123,7 +123,7 @@ def search(tmp_path, monkeypatch, world):
     gpt = SimpleNamespace(num_classes=2, published_size=None, provenance=SimpleNamespace(stamp={}, path="gpt"))
     tokenizer = SimpleNamespace(image_size=16)
     for name, value in {
-        "tokenizer_from": lambda *a: tokenizer, "gpt_from": lambda *a: gpt,
+        "tokenizer_from": lambda *a: tokenizer, "gpt_from": lambda *a: gpt, "set_sampling": lambda *a: None,
         "extractor_from": lambda *a: SimpleNamespace(capabilities={"published"}),
         "images_from": lambda *a: None,
         "open_reference": lambda *a: SimpleNamespace(facts={}, reference=lambda *b, **c: SimpleNamespace(facts={})),
