@@ -160,7 +160,7 @@ class Setting:
 class MemoryModel:
     """The bytes that one of `gpus` GPUs needs, as a function of the setting."""
 
-    state_of: dict[str, int]  # strategy -> bytes without activations
+    state_of: Callable[[str, int], int]  # (strategy, GPUs) -> bytes without activations
     image: SavedBytes  # bytes of activations per image
     batch: int  # images per step, on all GPUs
     gpus: int
@@ -178,13 +178,16 @@ class MemoryModel:
 
         # What does not grow with the batch are the weights that autocast has cast. Shards are cast already.
         cast_weights = one.plain - image.plain
-        state_of = {s: state_bytes(module, s, gpus, precision, ema) + beside for s in STRATEGIES}
-        state_of["ddp"] += cast_weights
+
+        def state_of(strategy: str, num_gpus: int) -> int:
+            cast = cast_weights if strategy == "ddp" else 0
+            return state_bytes(module, strategy, num_gpus, precision, ema) + beside + cast
+
         return cls(state_of, image, batch, gpus)
 
     def state(self, setting: Setting) -> int:
         """Bytes per GPU that do not depend on the batch."""
-        return self.state_of[setting.strategy]
+        return self.state_of(setting.strategy, self.gpus)
 
     def activations(self, setting: Setting) -> int:
         """Bytes per GPU that one micro-batch saves for backward."""
@@ -220,11 +223,16 @@ def plan(
     `beside` bytes of other networks are on every GPU.
     """
     memory = MemoryModel.measure(module, forward, loop.precision, batch, gpus, ema=ema, beside=beside)
+    return report(memory, loop, num_parameters(module))
+
+
+def report(memory: MemoryModel, loop: TrainLoopConfig, num_weights: int) -> str:
+    """`plan` of a training whose memory is measured; `num_weights` is the number of its parameters."""
     recipe = Setting(loop.strategy, loop.activation_checkpointing, loop.grad_accum)
 
     # One line for each alternative at the recipe's number of micro-batches.
-    size = f"{num_parameters(module):,} parameters"
-    lines = [f"{size}, batch {batch}, {recipe.grad_accum} part(s), {gpus} GPUs: GB per GPU"]
+    size = f"{num_weights:,} parameters"
+    lines = [f"{size}, batch {memory.batch}, {recipe.grad_accum} part(s), {memory.gpus} GPUs: GB per GPU"]
     for setting in _settings(recipe.grad_accum):
         total, state = memory.total(setting) / 1e9, memory.state(setting) / 1e9
         lines.append(f"  {setting.title:30}{total:7.1f} = state {state:.1f} + activations {total - state:.1f}")

@@ -7,8 +7,8 @@ Networks      probes/ (linear probes, principal components), digits/ (a classifi
 Pages         report/, doctor/ (looks for trouble in a run)
 Speed         benchmarks/ (measured against plain formulations and the limits of the machine)
 Pipelines     pipelines/ (commands of other entries in a row), run_layout (where they put things)
-Speed         benchmarks/ (parts against their plain formulations and the machine's limits)
+Costs         cost_model (of GPUs that are not here), workload (what a recipe asks for)
 Entries       reconstruction, generation, val_loss, search_cfg, measure, make_reference, compare, fingerprint, memory,
-              linear_probe, ar_probe, classifier, visualize, quickstart, report, doctor, benchmarks; cli holds
-              shared flags
+              estimate, linear_probe, ar_probe, classifier, visualize, quickstart, report, doctor, benchmarks;
+              cli holds shared flags
 """

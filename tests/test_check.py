@@ -143,6 +143,7 @@ COMMANDS = {
         "--output {root}/a.json/x.json --compare {root}/no1.json --page {root}/b.json/x.md",
         ["a.json", "no1.json", "b.json"],
     ),
+    "evaluations.estimate": ("{root}/tokenizer.yaml", "{root}/no1.yaml", ["no1.yaml"]),
     "evaluations.memory": ("--output {root}/new.json", "--output {root}/a.json/x.json", ["a.json"]),
     "evaluations.quickstart": ("--runs-dir {root}", "--runs-dir {root}/a.json", ["a.json"]),
     "evaluations.doctor": ("{root}/tokenizer", "{root}/no1 --recipe {root}/no2.yaml", ["no1", "no2.yaml"]),

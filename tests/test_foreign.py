@@ -59,6 +59,7 @@ APART = {
     "evaluations.ar_probe": "starts the entries below as processes; its plan is printed here",
     "evaluations.classifier": "trains its own small network on any image source",
     "evaluations.benchmarks": "measures parts against their plain formulations",
+    "evaluations.estimate": "costs of recipes, of networks that count their operations",
     "evaluations.memory": "measures the entropy loss of sign codes",
     "evaluations.quickstart": "starts the entries below on its own configs",
     "evaluations.make_reference": "statistics of image files",

@@ -12,9 +12,10 @@ from autoregressive.models.registry import build_generator
 from autoregressive.sampling import seeded_draw
 from autoregressive.training.config import GPTTrainConfig
 from autoregressive.training.task import GeneratorTask, Preview
+from engine.checkpoint.weights import num_parameters
 from engine.data.classes import count_problem
 from engine.finite import NonFiniteValuesError
-from engine.memory_plan import plan
+from engine.memory_plan import MemoryModel, report
 from engine.parallel import build_device
 from engine.run_log import Run
 from engine.seeds import torch_seed
@@ -64,14 +65,23 @@ def build_task(
 
 
 def memory_plan(config: GPTTrainConfig, network: Generator, gpus: int) -> str:
-    """The memory that training `network` (on the meta device) needs, without that of the tokenizer for previews."""
+    """The memory that training `network` (on the meta device) needs; see `memory_model`."""
+    return report(memory_model(config, network, gpus), config.loop, num_parameters(network))
+
+
+def memory_model(config: GPTTrainConfig, network: Generator, gpus: int) -> MemoryModel:
+    """The memory that training `network` (on the meta device) needs on `gpus` GPUs.
+
+    That of the tokenizer for previews is left out.
+    """
 
     def forward(batch: int) -> torch.Tensor:
         labels = torch.zeros(batch, dtype=torch.long)
         tokens = torch.zeros(batch, *network.token_shape, dtype=torch.long)
         return network.loss(network(labels, tokens), tokens)
 
-    return plan(network, forward, config.loop, config.data.global_batch_size, gpus, ema=config.ema_decay > 0)
+    sizes = (config.loop.precision, config.data.global_batch_size, gpus)
+    return MemoryModel.measure(network, forward, *sizes, ema=config.ema_decay > 0, beside=0)
 
 
 def check_codes(network: Generator, name: str, store: CodeStore) -> None:

@@ -107,6 +107,7 @@ COMMANDS = {
     "evaluations.quickstart": "--runs-dir OUT | --short",
     "evaluations.benchmarks": "--output OUT/b.json | --quick | --only quantizers | --threads 1",
     "evaluations.memory": "--batch-size 1 | --channels 8",
+    "evaluations.estimate": "gpt.yaml | --gpus 1,2 | --device a100",
     "tokenizer.convert": "--vq-ckpt published.pt | --tok-config tokenizer.yaml | --output OUT/x",
     "autoregressive.convert": "--gpt-ckpt gpt | --output OUT/gpt.pt",
     "tokenizer.reconstruct": f"--vq-ckpt tokenizer | {PICTURES} | --num-images 2 | --sample-dir OUT/pictures",

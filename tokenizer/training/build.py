@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -12,7 +13,7 @@ from engine.data.classes import Classes, labels_among
 from engine.data.identity import facts_of
 from engine.data.samples import center_batch, fixed_choice
 from engine.data.sources import SOURCES, ImageSource, has_split, open_source
-from engine.memory_plan import plan
+from engine.memory_plan import MemoryModel, report
 from engine.parallel import build_device
 from engine.run_log import Run
 from engine.seeds import torch_seed
@@ -110,11 +111,15 @@ def validation_images(config: TokenizerTrainConfig, classes: Classes) -> Validat
 
 
 def memory_plan(config: TokenizerTrainConfig, model: Tokenizer, gpus: int) -> str:
-    """The memory that training `model` (on the meta device) needs, with the perceptual network and the discriminator
-    in its loss.
+    """The memory that training `model` (on the meta device) needs; see `memory_model`."""
+    return report(memory_model(config, model, gpus), config.loop, num_parameters(model))
+
+
+def loss_networks(config: TokenizerTrainConfig, names: Collection[str]) -> tuple[nn.Module, nn.Module]:
+    """(perceptual network, discriminator) of a loss with the terms `names`, with random weights: for their sizes.
+
+    What the loss does not need is an identity.
     """
-    # The networks of the loss; their sizes matter, not their values.
-    names = {term.name for term in terms_of(config, model)}
     assets = replace(config.assets, random_stand_in=True)
     perceptual: nn.Module = nn.Identity()
     discriminator: nn.Module = nn.Identity()
@@ -122,7 +127,15 @@ def memory_plan(config: TokenizerTrainConfig, model: Tokenizer, gpus: int) -> st
         perceptual, _ = PERCEPTUAL[config.loss.perceptual](assets, False)
     if "adversarial" in names:
         discriminator = build_discriminator(config.loss.discriminator, assets)
-    discriminator.eval().requires_grad_(False)
+    return perceptual, discriminator.eval().requires_grad_(False)
+
+
+def memory_model(config: TokenizerTrainConfig, model: Tokenizer, gpus: int) -> MemoryModel:
+    """The memory that training `model` (on the meta device) needs on `gpus` GPUs, with the perceptual network and the
+    discriminator in its loss.
+    """
+    names = {term.name for term in terms_of(config, model)}
+    perceptual, discriminator = loss_networks(config, names)
 
     def forward(batch: int) -> list[object]:
         """A training pass with every term that is ever active; returns all that holds memory."""
@@ -140,5 +153,5 @@ def memory_plan(config: TokenizerTrainConfig, model: Tokenizer, gpus: int) -> st
 
     # 4 bytes per frozen parameter; 16 with gradients and the two moments of AdamW.
     other_networks = 4 * num_parameters(perceptual) + 16 * num_parameters(discriminator)
-    global_batch = config.data.global_batch_size
-    return plan(model, forward, config.loop, global_batch, gpus, ema=config.ema_decay > 0, beside=other_networks)
+    sizes = (config.loop.precision, config.data.global_batch_size, gpus)
+    return MemoryModel.measure(model, forward, *sizes, ema=config.ema_decay > 0, beside=other_networks)
