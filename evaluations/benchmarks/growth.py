@@ -1,0 +1,143 @@
+"""How the cost of a training step grows: with the batch, the tokens, the codes, the size of the model, the processes.
+
+Each row compares a larger step with a smaller one. A step that does r times the operations should take no more than r
+times the time, with a tenth for what a measurement varies by. Fixed costs make a growing step cheaper than that.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+
+import torch
+import torch.multiprocessing as mp
+
+from engine.flops import PartFlops
+from engine.world import distributed_world
+from evaluations.benchmarks.cases import OURS, Case, Target
+from evaluations.benchmarks.training_pass import TrainingPass, training_config
+
+SMALLER = "smaller step"
+MARGIN = 1.1  # of the growth of the operations
+NUM_CODES = {"quick": (256, 4096), "default": (1024, 16384), "long": (16384, 131072)}
+
+TOKENIZER = "quickstart/tokenizer.yaml"
+LARGER_TOKENIZER = (
+    "model.hybrid.encoder={width: 256, layers: 4, heads: 4}",
+    "model.hybrid.decoder={width: 256, layers: 4, heads: 4}",
+    "model.hybrid.cnn.base_channels=16",
+)
+BATCH = 16
+
+
+def cases(size: str, device: torch.device) -> Iterator[Case]:
+    """The rows of all quantities that grow; that of processes is for CPUs."""
+    few, many = NUM_CODES[size]
+    codes = [f"model.quantizer.vq.codebook_size={count}" for count in (few, many)]
+    yield growth_case("batch 16 to 64", [], [], device, batches=(BATCH, 4 * BATCH))
+    yield growth_case("4 to 16 tokens", ["model.hybrid.num_tokens=4"], [], device)
+    yield growth_case(f"{few:,} to {many:,} codes with entropies", codes[:1], codes[1:], device)
+    yield growth_case("wider and deeper model", [], LARGER_TOKENIZER, device)
+    if device.type == "cpu":
+        yield processes_case()
+
+
+def growth_case(
+    what: str,
+    smaller: Sequence[str],
+    larger: Sequence[str],
+    device: torch.device,
+    batches: tuple[int, int] = (BATCH, BATCH),
+) -> Case:
+    """The quick start's tokenizer with the overrides `larger`, against the one with `smaller`."""
+    passes = [
+        TrainingPass(training_config(TOKENIZER, overrides), batch, device)
+        for overrides, batch in zip((smaller, larger), batches, strict=True)
+    ]
+    tasks = [training.task(checkpointing=False) for training in passes]
+    parts = [task.work(training.step).parts for task, training in zip(tasks, passes, strict=True)]
+    flops = [batch * sum(part.flops for part in of_pass) for batch, of_pass in zip(batches, parts, strict=True)]
+    growth = flops[1] / flops[0]
+    return Case(
+        f"training step, {what}",
+        {OURS: lambda: passes[1].run(tasks[1]), SMALLER: lambda: passes[0].run(tasks[0])},
+        against=SMALLER,
+        target=Target("at most", MARGIN * growth),
+        least_work=least_work(parts[1], batches[1]),
+        facts={"growth of the operations": round(growth, 3), "10^9 operations": round(flops[1] / 1e9, 3)},
+    )
+
+
+def least_work(parts: Sequence[PartFlops], batch: int) -> dict[str, float]:
+    """The operations of `batch` images by the limit of the machine that binds them."""
+    work = {"gemm": 0.0, "convolution": 0.0}
+    for part in parts:
+        work["gemm" if part.kind == "matrix" else "convolution"] += batch * part.flops
+    return work
+
+
+# ------------------------------------------------------------------------------------------------ processes
+def processes_case() -> Case:
+    """Two processes of one thread with half of the batch each, against one process of one thread with all of it.
+
+    With two free cores half of the time is the best; what the processes exchange comes on top.
+    """
+    one, two = Processes(1), Processes(2)
+    return Case(
+        "training step, 1 to 2 processes of one thread",
+        {OURS: two.step, SMALLER: one.step},
+        against=SMALLER,
+        target=Target("at most", 0.65),
+        facts={"images per step": 4 * BATCH},
+        where_missed="it needs two cores that nobody else uses",
+    )
+
+
+class Processes:
+    """Processes that wait with a network each, and take a step together when asked to; they end with this one."""
+
+    def __init__(self, size: int) -> None:
+        context = mp.get_context("spawn")
+        port = _free_port()
+        self._pipes: list[Connection] = []
+        for rank in range(size):
+            here, there = context.Pipe()
+            context.Process(target=_serve, args=(rank, size, port, there), daemon=True).start()
+            self._pipes.append(here)
+        for pipe in self._pipes:
+            pipe.recv()
+
+    def step(self) -> None:
+        """One step of all processes."""
+        for pipe in self._pipes:
+            pipe.send(True)
+        for pipe in self._pipes:
+            pipe.recv()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _serve(rank: int, size: int, port: int, pipe: Connection) -> None:
+    """One process: builds its network, says so, and takes steps until the pipe is closed."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    with distributed_world("cpu") as world:
+        training = TrainingPass(training_config(TOKENIZER, []), 4 * BATCH // size, world.device, world)
+        task = training.task(checkpointing=False)
+        pipe.send(True)
+        while True:
+            try:
+                pipe.recv()
+            except EOFError:  # the benchmark has ended
+                return
+            training.run(task)
+            pipe.send(True)

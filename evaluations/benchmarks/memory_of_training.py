@@ -1,0 +1,134 @@
+"""The memory of a training step beyond weights, gradients, optimizer and averages, with activation checkpointing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evaluations.benchmarks.cases import OURS, Case, Target
+from evaluations.benchmarks.training_pass import TrainingPass, training_config
+
+PLAIN = "everything saved"  # the published step, without checkpointing
+RECIPE = "vq/VQ_SS256.yaml"
+MIB = 2**20
+
+# The recipe's networks, smaller, and the images that they see at a time.
+NARROW = [
+    "model.hybrid.cnn={base_channels: 32, norm_groups: 8}",
+    "model.hybrid.encoder={size: null, width: 128, layers: 2, heads: 4}",
+]
+NARROW += ["model.hybrid.decoder={size: null, width: 128, layers: 2, heads: 4}", "model.hybrid.semantic_layer=1"]
+NARROW += ["loss.perceptual=efficientnet_lite0", "semantic={teacher: efficientnet_lite0}"]
+NARROW += ["model.hybrid.semantic_dim=112"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A training step that is measured."""
+
+    title: str
+    overrides: tuple[str, ...]
+    batch: int
+
+
+SMALL = Shape(
+    "S-S with a quarter of the CNN's channels, 128 px",
+    (*NARROW, "data.image_size=128", "model.hybrid.num_tokens=64"),
+    2,
+)
+WHOLE = Shape("S-S, 256 px, batch 1", (), 1)
+SHAPES = {"quick": (), "default": (SMALL,), "long": (SMALL, WHOLE)}
+
+
+def cases(size: str, device: torch.device) -> Iterator[Case]:
+    """The published step against ours."""
+    for shape in SHAPES[size]:
+        yield checkpointing_case(shape, device)
+
+
+def checkpointing_case(shape: Shape, device: torch.device) -> Case:
+    """Blocks that are computed again in the backward pass, against all activations saved."""
+    training = TrainingPass(training_config(RECIPE, shape.overrides), shape.batch, device)
+    ours, plain = training.task(checkpointing=True), training.task(checkpointing=False)
+    return Case(
+        f"training step of {shape.title}: activation checkpointing",
+        {OURS: lambda: training.run(ours), PLAIN: lambda: training.run(plain)},
+        against=PLAIN,
+        target=Target("at most", 1.35),
+        memory_target=Target("at most", 0.5),
+        facts={f"MiB saved, {part}": number for part, number in saved_by_part(training).items()},
+    )
+
+
+# ------------------------------------------------------------------------------------------------ by part
+def saved_by_part(training: TrainingPass) -> dict[str, float]:
+    """MiB that the pass of the tokenizer saves for backward, by the part that saves it; checkpointing saves less."""
+    task = training.task(checkpointing=False)
+    network = task.tokenizer.module.train()
+    parts: dict[str, nn.Module] = {
+        "CNN encoder": network.encoder,
+        "transformer of the encoder": network.query_encoder,
+        "transformer of the decoder": network.query_decoder,
+        "CNN decoder": network.decoder,
+    }
+    if task.frozen.perceptual is not None:
+        parts["perceptual network"] = task.frozen.perceptual
+    if task.discriminator is not None:
+        task.discriminator.module.train().requires_grad_(False)
+        parts["discriminator"] = task.discriminator.module
+    with SavedTensors(parts) as saved:
+        output = network(training.images, **task.requested_outputs(training.step))
+        values = task.term_values(output, training.images, training.step)
+    weights = [parameter for module in (network, *parts.values()) for parameter in module.parameters()]
+    found = saved.mebibytes(weights)
+    del output, values
+    return {part: round(number, 1) for part, number in found.items()}
+
+
+class SavedTensors:
+    """Records what is saved for backward inside of modules, by their names; what is outside of them is `the rest`.
+
+    A module counts from the call of any of its submodules on. A storage that several parts save counts for the first.
+    """
+
+    REST = "the rest"
+
+    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+        self.parts = parts
+        self._within: list[str] = [self.REST]  # the parts whose modules are being called
+        self._storages: dict[int, tuple[str, Tensor]] = {}
+        self._hooks: list[Any] = []
+        self._saving = torch.autograd.graph.saved_tensors_hooks(self._save, lambda tensor: tensor)
+
+    def __enter__(self) -> SavedTensors:
+        for name, part in self.parts.items():
+            for module in part.modules():
+                self._hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self._within.append(name)))
+                self._hooks.append(module.register_forward_hook(lambda *_: self._leave()))
+        self._saving.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._saving.__exit__(*exception)
+        for hook in self._hooks:
+            hook.remove()
+
+    def _leave(self) -> None:
+        self._within.pop()
+
+    def _save(self, tensor: Tensor) -> Tensor:
+        self._storages.setdefault(tensor.untyped_storage()._cdata, (self._within[-1], tensor))
+        return tensor
+
+    def mebibytes(self, weights: list[Tensor]) -> dict[str, float]:
+        """MiB of each part, without those of `weights`."""
+        of_weights = {weight.untyped_storage()._cdata for weight in weights}
+        sizes = dict.fromkeys([*self.parts, self.REST], 0.0)
+        for storage, (name, tensor) in self._storages.items():
+            if storage not in of_weights:
+                sizes[name] += tensor.untyped_storage().nbytes() / MIB
+        return sizes

@@ -1,0 +1,78 @@
+"""The training passes of the benchmark: checkpointing changes no bit, parts add up, and rows say what they compare."""
+
+import pytest
+import torch
+
+from evaluations.benchmarks.cases import OURS
+from evaluations.benchmarks.growth import SMALLER, Processes, growth_case, least_work
+from evaluations.benchmarks.memory_of_training import NARROW, RECIPE, Shape, checkpointing_case, saved_by_part
+from evaluations.benchmarks.training_pass import TrainingPass, training_config
+
+CPU = torch.device("cpu")
+TINY = Shape(
+    "tiny",
+    (*NARROW, "model.hybrid.cnn.base_channels=8", "data.image_size=64", "model.hybrid.num_tokens=16"),
+    batch=2,
+)
+
+
+@pytest.fixture(scope="module")
+def training():
+    return TrainingPass(training_config(RECIPE, TINY.overrides), TINY.batch, CPU)
+
+
+def gradients(training, checkpointing) -> dict[str, torch.Tensor]:
+    """The loss, and the gradients of all trained networks."""
+    task = training.task(checkpointing=checkpointing)
+    torch.manual_seed(5)
+    found = {"loss": training.run(task)}
+    for model in (task.tokenizer, task.discriminator):
+        found |= {
+            f"{id(model) and type(model.module).__name__}.{n}": p.grad for n, p in model.module.named_parameters()
+        }
+    return found
+
+
+def test_activation_checkpointing_changes_no_bit(training):
+    """Of the loss and of every gradient, with all networks of the loss of S-S."""
+    plain, again = gradients(training, False), gradients(training, True)
+    assert plain.keys() == again.keys() and len(plain) > 200
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+    moved = [name for name, value in plain.items() if value.abs().max() > 0]
+    assert len(moved) > 0.9 * len(plain)
+
+
+def test_the_parts_of_what_is_saved(training):
+    """The decoder of the CNN saves more than the encoder, as it has more blocks; all of it grows with the batch."""
+    parts = saved_by_part(training)
+    assert parts["CNN decoder"] > parts["CNN encoder"] > 0 and all(value >= 0 for value in parts.values())
+    half = saved_by_part(TrainingPass(training_config(RECIPE, TINY.overrides), 1, CPU))
+    assert parts["CNN decoder"] == pytest.approx(2 * half["CNN decoder"], rel=0.01), (
+        "what is saved grows with the batch"
+    )
+
+
+def test_the_rows_compare_the_same_work():
+    """With and without checkpointing; a larger step with a smaller one, whose growth the operations say."""
+    case = checkpointing_case(TINY, CPU)
+    assert set(case.forms) == {OURS, case.against} and case.memory_target.value == 0.5 and case.target.value == 1.35
+    losses = [form() for form in case.forms.values()]
+    assert torch.equal(*losses)
+    small = ["model.hybrid.cnn.base_channels=4"]
+    case = growth_case("batch", small, small, CPU, batches=(1, 3))
+    assert case.facts["growth of the operations"] == 3 and case.target.value == pytest.approx(3.3)
+    assert set(case.forms) == {OURS, SMALLER} and case.forms[OURS]().isfinite()
+
+
+def test_operations_by_the_limit_that_binds_them(training):
+    parts = training.task(checkpointing=False).work(training.step).parts
+    work = least_work(parts, 2)
+    assert sum(work.values()) == 2 * sum(part.flops for part in parts) and min(work.values()) > 0
+
+
+@pytest.mark.slow
+def test_processes_take_a_step_together():
+    """Two processes that wait between steps."""
+    processes = Processes(2)
+    processes.step()
+    processes.step()
