@@ -11,11 +11,12 @@ from __future__ import annotations
 from engine.cli import parse_cli, run_entry
 from engine.preflight import require
 from engine.world import distributed_world
-from evaluations.digits.training import ClassifierTrainConfig, train, training_needs
+from evaluations.digits.training import ClassifierTrainConfig, train, training_needs, validate
 
 
 def main() -> None:
-    config, args = parse_cli(ClassifierTrainConfig, __doc__)
+    config, args = parse_cli(ClassifierTrainConfig, __doc__, check=validate)
+    validate(config)
     if args.dry_run:
         print("the config is valid")
     require(args, lambda preflight: training_needs(config, preflight))

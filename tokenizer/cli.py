@@ -145,6 +145,8 @@ def _images(args: argparse.Namespace, trained_on: DataConfig, image_size: int) -
     name = changes.get("name", trained_on.name)
     if name in SOURCES:
         changes |= keys_without_use(SOURCES[name])
+    # A trained tokenizer gets exact pixels, however it was trained.
+    changes["fast_decode"] = False
     return replace(
         trained_on,
         **changes,

@@ -21,7 +21,7 @@ from engine.cli import parse_cli, run_entry
 from engine.data.classes import Classes
 from engine.data.identity import facts_of
 from engine.data.order import NEWEST_ORDER
-from engine.data.samples import training_item
+from engine.data.samples import decoding_stamp, training_item
 from engine.data.sources import ImageSource, open_source, summary_of
 from engine.data.stream import stream_opener
 from engine.loop import Batch, check_batch, fit
@@ -98,7 +98,7 @@ def train_phase(
             config.loop,
             world,
             config,
-            stamp=task.frozen.checkpoint_facts(),
+            stamp=task.frozen.checkpoint_facts() | decoding_stamp(source, config.data, config.loop.seed),
             frozen_stamps=FROZEN_STAMPS,
             data=data,
             accept_changed_data=config.data.accept_changed,

@@ -12,6 +12,7 @@ config     the `data` section of a config
 images     decoding, float <-> uint8, grids
 decoding, resampling          from stored pixels to RGB; windows of resized images
 crops, samples                how an image becomes a training sample or a center crop
+fast_decode                   the same in less time, with slightly other pixels
 permutation, order            which sample stands at which position, a pure function of (seed, position)
 loader     batches that are read ahead by processes, in order
 stream     the batches of a training

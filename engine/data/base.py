@@ -38,6 +38,7 @@ class SourceConfig(Protocol):
     root: str  # path of the training images; empty for kinds that need none
     val_root: str  # path of the held-out images; empty = none
     skip_broken: bool
+    fast_decode: bool
     decoding: Decoding  # how stored pixels become RGB
 
 

@@ -28,6 +28,7 @@ class DataConfig(Section):
     min_crop_scale: float = 0.8  # random_crop: a crop's side over the image's short side is from here to 1
     flip_prob: float = 0.5  # probability of a horizontal flip
     background: Literal["white", "black"] = "white"  # what stands behind transparent pixels
+    fast_decode: bool = False  # training samples in half the time, with slightly other pixels; see docs/data.md
     orientation: Literal["as_stored", "upright"] = "as_stored"  # upright: follow EXIF, which published recipes do not
     accept_changed: bool = False  # resume although files or classes are others than those of the checkpoint
     skip_broken: bool = False  # replace unreadable files by their successor and count them, instead of stopping

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from engine.data.resampling import Resize, resized_window
 
 
-def _short_side_to(size: tuple[int, int], target: int) -> list[Resize]:
+def short_side_steps(size: tuple[int, int], target: int) -> list[Resize]:
     """ADM's rule: halve with BOX while the short side is at least twice `target`, then BICUBIC."""
     steps = []
     width, height = size
@@ -27,7 +27,7 @@ def _short_side_to(size: tuple[int, int], target: int) -> list[Resize]:
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """ADM's center crop: short side to `size`, then the central window."""
-    steps = _short_side_to(image.size, size)
+    steps = short_side_steps(image.size, size)
     width, height = steps[-1].size
     left = (width - size) // 2
     top = (height - size) // 2
@@ -39,11 +39,25 @@ def random_crop(image: Image.Image, size: int, rng: np.random.Generator, min_sca
 
     The short side becomes size..ceil(size / min_scale) pixels, ends included.
     """
-    steps = _short_side_to(image.size, int(rng.integers(size, math.ceil(size / min_scale) + 1)))
+    steps, left, top = random_window(image.size, size, rng, min_scale)
+    return resized_window(image, steps, (left, top, left + size, top + size))
+
+
+def random_window(
+    image_size: tuple[int, int], size: int, rng: np.random.Generator, min_scale: float
+) -> tuple[list[Resize], int, int]:
+    """Draws a random crop of an image of (width, height): how it is resized, and left and top of the window."""
+    # The order of the draws is part of the recipe.
+    steps = short_side_steps(image_size, int(rng.integers(size, largest_short_side(size, min_scale) + 1)))
     width, height = steps[-1].size
     left = int(rng.integers(0, width - size + 1))
     top = int(rng.integers(0, height - size + 1))
-    return resized_window(image, steps, (left, top, left + size, top + size))
+    return steps, left, top
+
+
+def largest_short_side(size: int, min_scale: float) -> int:
+    """The largest short side, in pixels, to which a random crop resizes an image."""
+    return math.ceil(size / min_scale)
 
 
 def ten_crop(image: Image.Image, size: int, crop_range: float = 1.1) -> list[Image.Image]:

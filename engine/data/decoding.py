@@ -69,6 +69,9 @@ class Decoding:
         ]
         return "".join(changed)
 
+    def prepare(self, image: Image.Image) -> None:
+        """Sets up an opened file before its pixels are decoded."""
+
 
 DEFAULT_DECODING = Decoding()
 
@@ -83,6 +86,7 @@ def rgb_of(open_file: Callable[[], Image.Image], decoding: Decoding = DEFAULT_DE
     Raises PixelError for pixels of unknown meaning, and whatever the decoder raises for damaged files.
     """
     with open_file() as image:
+        decoding.prepare(image)
         layout = _layout(image)
         if layout in REFUSED_LAYOUTS:
             raise PixelError(f"{REFUSED_LAYOUTS[layout]} cannot be read")

@@ -82,10 +82,10 @@ def _kind_of_split(config: SourceConfig, split: str) -> type[SourceKind]:
     return kind
 
 
-def keys_without_use(kind: type[SourceKind]) -> dict[str, str]:
+def keys_without_use(kind: type[SourceKind]) -> dict[str, str | bool]:
     """{key: default} of a data config's keys that a kind of source has no use for."""
     keys = {} if kind.needs_root else {"root": "", "val_root": ""}
-    return keys if kind.decodes_files else keys | asdict(DEFAULT_DECODING)
+    return keys if kind.decodes_files else keys | asdict(DEFAULT_DECODING) | {"fast_decode": False}
 
 
 def unused_keys(config: SourceConfig) -> Iterator[str]:
@@ -100,6 +100,15 @@ def unused_keys(config: SourceConfig) -> Iterator[str]:
                 f"data.{key}={value!r} is set, but data.name={config.name!r} does not use it; "
                 f"leave out data.{key}, or set data.name to one of: {', '.join(users)}"
             )
+
+
+def exact_pixel_problems(config: SourceConfig) -> Iterator[str]:
+    """What is wrong with the data config of a measurement, which must see the pixels of the published protocols."""
+    if config.fast_decode:
+        yield (
+            "data.fast_decode=true is for the training of tokenizers: measurements follow published protocols, whose "
+            "pixels are exact; leave it out"
+        )
 
 
 def summary_of(source: Counted) -> str:

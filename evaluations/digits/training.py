@@ -17,7 +17,7 @@ from engine.data.config import DataConfig
 from engine.data.identity import facts_of
 from engine.data.images import to_float
 from engine.data.samples import labeled_batch, training_item
-from engine.data.sources import has_split, open_source
+from engine.data.sources import exact_pixel_problems, has_split, open_source
 from engine.data.stream import stream_opener
 from engine.devices import autocast
 from engine.loop import Batch, LoopConfig, check_batch, fit
@@ -27,7 +27,7 @@ from engine.preflight import Preflight
 from engine.run_log import Run
 from engine.seeds import torch_seed
 from engine.trained_model import TrainedModel
-from engine.validation import Section
+from engine.validation import Section, raise_problems
 from engine.world import World
 from evaluations.digits.model import Classifier, ClassifierConfig, classify
 
@@ -41,6 +41,11 @@ class ClassifierTrainConfig(Section):
     data: DataConfig = field(default_factory=DataConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     plugins: list[str] = field(default_factory=list)  # modules or .py files that register components
+
+
+def validate(config: ClassifierTrainConfig) -> None:
+    """Raises ConfigError for what fits no classifier."""
+    raise_problems(list(exact_pixel_problems(config.data)))
 
 
 def shift_images(images: Tensor, max_shift: int) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from engine.data.config import DataConfig
-from engine.data.sources import has_split, unused_keys
+from engine.data.sources import exact_pixel_problems, has_split, unused_keys
 from engine.loop import LoopConfig
 from engine.validation import Problem, Section, at_least, in_range, raise_problems
 from evaluations.probes.features import NetworkConfig, network_problems
@@ -52,6 +52,7 @@ def validate(config: LinearProbeConfig) -> None:
     """Raises one ConfigError that lists everything that does not fit together."""
     problems = [problem.text("network") for problem in network_problems(config.network)]
     problems += unused_keys(config.data)
+    problems += exact_pixel_problems(config.data)
     if config.network.gpt_dropout and config.probe.features == "cached":
         problems.append("network.gpt_dropout needs probe.features=augmented: cached features are read only once")
     if not has_split(config.data, "val"):

@@ -334,7 +334,7 @@ def test_splits_that_a_config_names():
 @pytest.mark.parametrize(
     ("setting", "problem"),
     [
-        ({"name": "mnist"}, "name='mnist' must be one of: folder, loose, mnist5k, nested_tar, parquet, photos, shards"),
+        ({"name": "mnist"}, f"name='mnist' must be one of: {', '.join(sorted(SOURCES))}"),
         ({"image_size": 4}, "image_size=4 must be 8 or more"),
         ({"min_crop_scale": 0.0}, "min_crop_scale=0.0 must be in (0, 1]"),
         ({"flip_prob": 1.5}, "flip_prob=1.5 must be in [0, 1]"),
