@@ -152,7 +152,10 @@ def gpt_from(args: argparse.Namespace, tokenizer: Tokenizer, device: torch.devic
     if args.precision not in PRECISIONS:
         return generator
     if device.type == "cpu":
-        logger.info("--precision %s: on a CPU the generator runs in fp32", args.precision)
+        logger.info(
+            "--precision %s: on a CPU the generator runs in fp32; for weights in bf16 there: --weight-layout bf16",
+            args.precision,
+        )
         return generator
     return generator.to(PRECISIONS[args.precision])
 

@@ -27,10 +27,10 @@ class LayerStep:
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Stores `key` and `value` (B,heads,1,head_dim); returns all keys and values that attention reads."""
         if isinstance(self.position, int):
-            self.keys[:, :, self.position] = key[:, :, 0]
-            self.values[:, :, self.position] = value[:, :, 0]
+            self.keys.select(2, self.position).copy_(key.select(2, 0))
+            self.values.select(2, self.position).copy_(value.select(2, 0))
             end = self.position + 1
-            return self.keys[:, :, :end], self.values[:, :, :end]
+            return self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end)
 
         self.keys.index_copy_(2, self.position, key)
         self.values.index_copy_(2, self.position, value)
