@@ -16,7 +16,7 @@ from autoregressive.models.weight_layouts import (
     Product,
     laid_out,
     lay_out,
-    linear_layers,
+    require_layout,
     usable_layouts,
 )
 from autoregressive.sampling import seeded_draw
@@ -39,15 +39,17 @@ def set_weight_layout(generator: Generator, name: str, rows: int, world: World) 
     """
     if name == AUTO:
         name = fastest_layout(generator, rows, world)
+    layers = generator.layout_layers()
+    require_layout(layers, name)
     if name == PLAIN:
         return
 
     facts: dict[str, Any] = {"weight_layout": name}
     if WEIGHT_LAYOUTS[name].is_exact:
-        lay_out(generator, name, rows)
+        lay_out(layers, name, rows)
     else:
         before = probe(generator)
-        lay_out(generator, name, rows)
+        lay_out(layers, name, rows)
         facts |= changes(before, probe(generator, before))
         logger.info(
             "weights in %s: log-probabilities change by up to %g, the most probable code in %g of the first draws",
@@ -59,12 +61,12 @@ def set_weight_layout(generator: Generator, name: str, rows: int, world: World) 
 
 
 # ------------------------------------------------------------------------------------------------ the fastest layout
-def fastest_layout(network: nn.Module, rows: int, world: World) -> str:
+def fastest_layout(generator: Generator, rows: int, world: World) -> str:
     """The fastest of the layouts that give the same products, for `rows` rows on this machine; the choice is logged.
 
     All ranks measure at the same time, as they will sample, and choose the same one.
     """
-    layers = _measured_layers(network)
+    layers = _measured_layers(generator.layout_layers())
     if not layers or is_gpu(layers[0].weight.device):
         return PLAIN
     names = [name for name in usable_layouts() if WEIGHT_LAYOUTS[name].is_exact]
@@ -81,15 +83,15 @@ def fastest_layout(network: nn.Module, rows: int, world: World) -> str:
     return best
 
 
-def _measured_layers(network: nn.Module) -> list[nn.Linear]:
-    """The first linear layers, until they hold `MEASURED_BYTES`."""
-    layers, total = [], 0
-    for layer in linear_layers(network):
+def _measured_layers(layers: Sequence[nn.Linear]) -> list[nn.Linear]:
+    """The first of `layers`, until they hold `MEASURED_BYTES`."""
+    measured, total = [], 0
+    for layer in layers:
         if total >= MEASURED_BYTES:
             break
-        layers.append(layer)
+        measured.append(layer)
         total += layer.weight.nbytes
-    return layers
+    return measured
 
 
 def _pass_seconds(forms: dict[str, Sequence[Product]], inputs: Sequence[Tensor]) -> dict[str, float]:

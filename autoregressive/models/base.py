@@ -80,6 +80,13 @@ class Generator(nn.Module):
         """The precision of the parameters."""
         return next(self.parameters()).dtype
 
+    def layout_layers(self) -> list[nn.Linear]:
+        """The layers whose weights `--weight-layout` may lay out for sampling: nothing but their forward reads them.
+
+        The default is none, and then only plain weights are accepted.
+        """
+        return []
+
     # ------------------------------------------------------------------------------------------------ the network
     def forward(self, labels: Tensor, tokens: Tensor, drop: Tensor | None = None) -> Any:
         """A training pass. Rows where `drop` (B,) bool is true lose their class.

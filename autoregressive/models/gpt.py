@@ -203,6 +203,9 @@ class GPT(Generator):
     def token_shape(self) -> tuple[int, ...]:
         return self.head.token_shape(self.num_tokens)
 
+    def layout_layers(self) -> list[nn.Linear]:
+        return [module for module in self.modules() if isinstance(module, nn.Linear)]
+
     # ---------------------------------------------------------------------------------------- all tokens at once
     def forward(self, labels: Tensor, tokens: Tensor, drop: Tensor | None = None) -> Tensor:
         """Teacher-forced logits of all tokens. Rows where `drop` (B,) is true lose their class."""

@@ -15,7 +15,7 @@ networks: `autoregressive.sampling_weights` measures how far from the trained on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,11 +76,6 @@ WEIGHT_LAYOUTS = {
 }
 
 
-def linear_layers(network: nn.Module) -> list[nn.Linear]:
-    """The layers of a network that can be laid out, each once."""
-    return [module for module in network.modules() if type(module) is nn.Linear]
-
-
 def usable_layouts() -> list[str]:
     """The layouts besides `PLAIN` that this build of torch can compute."""
     return [name for name, layout in WEIGHT_LAYOUTS.items() if _has_library(layout)]
@@ -98,16 +93,12 @@ def laid_out(linear: nn.Linear, name: str, rows: int) -> Product:
     return forward
 
 
-@torch.no_grad()
-def lay_out(network: nn.Module, name: str, rows: int) -> None:
-    """Lays out the weights of all linear layers of a network in evaluation mode, for about `rows` rows at a time.
-
-    From then on it can only be used, neither trained nor saved: the plain weights are gone. Raises ConfigError where
-    the layout cannot be computed.
-    """
+def require_layout(layers: Sequence[nn.Linear], name: str) -> None:
+    """Raises ConfigError where the weights of `layers` cannot be laid out as `name` says."""
     if name == PLAIN:
         return
-    layers = linear_layers(network)
+    if not layers:
+        raise ConfigError(f"--weight-layout {name}: this generator names no layers for it; choose {PLAIN}")
     if any(is_gpu(layer.weight.device) for layer in layers):
         raise ConfigError(
             f"--weight-layout {name} is for a CPU; on a GPU choose {PLAIN}, and --precision bf16 for speed"
@@ -115,6 +106,16 @@ def lay_out(network: nn.Module, name: str, rows: int) -> None:
     if not _has_library(WEIGHT_LAYOUTS[name]):
         usable = ", ".join([PLAIN, *usable_layouts()])
         raise ConfigError(f"--weight-layout {name} needs oneDNN, which this build of torch lacks; it has: {usable}")
+
+
+@torch.no_grad()
+def lay_out(layers: Sequence[nn.Linear], name: str, rows: int) -> None:
+    """Lays out the weights of layers in evaluation mode, for about `rows` rows at a time.
+
+    From then on they can only be used, neither trained nor saved: the plain weights are gone.
+    """
+    if name == PLAIN:
+        return
     for layer in layers:
         layer.forward = laid_out(layer, name, rows)
         # Frees the plain weight where the layout holds a copy; device and precision can still be asked for.

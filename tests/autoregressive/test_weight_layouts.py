@@ -14,14 +14,14 @@ from autoregressive import load_gpt
 from autoregressive.cli import add_sampler_flags, set_sampling, settings_of
 from autoregressive.guidance import Guidance
 from autoregressive.image_sampler import SamplerSettings
+from autoregressive.models.base import Generator
 from autoregressive.models.gpt import GPT, GPTConfig
 from autoregressive.models.weight_layouts import (
     PLAIN,
     WEIGHT_LAYOUTS,
     laid_out,
-    lay_out,
-    linear_layers,
     quantized_int8,
+    require_layout,
 )
 from autoregressive.sampling import greedy, seeded_draw
 from autoregressive.sampling_weights import changes, fastest_layout, probe, set_weight_layout
@@ -147,7 +147,7 @@ def test_another_layout_is_stamped(layout, world, caplog):
     assert measured == (set() if WEIGHT_LAYOUTS[layout].is_exact else {"log_p_change", "argmax_change"})
     assert ("log-probabilities change" in caplog.text) == bool(measured)
     assert gpt.dtype == torch.float32 and gpt.device.type == "cpu"
-    assert not any(layer.weight.numel() for layer in linear_layers(gpt)), "no second copy of the weights"
+    assert not any(layer.weight.numel() for layer in gpt.layout_layers()), "no second copy of the weights"
 
 
 def test_the_fastest_layout_is_one_of_the_same_numbers(world, caplog):
@@ -160,15 +160,25 @@ def test_the_fastest_layout_is_one_of_the_same_numbers(world, caplog):
 
 def test_layouts_are_for_cpus():
     with FakeTensorMode(), torch.device("cuda"):
-        network = nn.Sequential(nn.Linear(4, 4))
+        layers = [nn.Linear(4, 4)]
         with pytest.raises(ConfigError, match=r"--weight-layout packed is for a CPU; on a GPU choose plain"):
-            lay_out(network, "packed", 2)
+            require_layout(layers, "packed")
+
+
+def test_a_generator_without_layers_for_it_is_told(world, monkeypatch):
+    """Such as a plug-in whose layers are read by others: only plain weights, also by measurement."""
+    gpt = small_gpt()
+    monkeypatch.setattr(gpt, "layout_layers", lambda: Generator.layout_layers(gpt))
+    with pytest.raises(ConfigError, match="--weight-layout int8: this generator names no layers for it; choose plain"):
+        set_weight_layout(gpt, "int8", 2, world)
+    set_weight_layout(gpt, "auto", 2, world)
+    assert gpt.weight_facts == {}
 
 
 def test_a_build_without_onednn_says_so(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"packed needs oneDNN, which .* lacks; it has: plain, trans"):
-        lay_out(small_gpt(), "packed", 2)
+        require_layout(small_gpt().layout_layers(), "packed")
 
 
 # ---------------------------------------------------------------------------------------------- flags
