@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from engine.assets import AssetsConfig, needs_assets, read_state, resolve, seeded
 from engine.checkpoint.weights import load_strict
-from engine.devices import full_precision
+from engine.devices import full_precision, is_gpu
 from evaluations.metrics.extractor import Extractor
-from tokenizer.frozen.base import Frozen
+from tokenizer.frozen.base import Frozen, channels_last
 
 INPUT_SIZE = 299  # pixels
 
@@ -67,6 +67,10 @@ class InceptionExtractor(Extractor):
 
     def _features(self, x: Tensor) -> dict[str, Tensor]:
         """Images (B,3,299,299) in [-1,1] -> features by name."""
+        # On a CPU convolutions are half again as fast in this layout. On a GPU they are not, in float32 without TF32.
+        if not is_gpu(x.device):
+            x = channels_last(x)
+
         network = self.network.network
         with full_precision(x.device):
             for name in (*STEM, *MIDDLE):

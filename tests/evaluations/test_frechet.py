@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
+from evaluations.metrics import frechet
 from evaluations.metrics.frechet import Moments, frechet_distance
 
 
@@ -34,6 +35,30 @@ def test_singular_covariances_have_a_finite_distance():
     assert frechet_distance((np.zeros(3), a), (np.zeros(3), b)) == pytest.approx((2 - 1) ** 2 + (0 - 3) ** 2)
     low_rank = covariance(np.random.default_rng(0), 30, rank=3)
     assert abs(frechet_distance((np.ones(30), low_rank), (np.ones(30), low_rank))) < 1e-6 * np.trace(low_rank)
+
+
+@pytest.mark.parametrize("scales", [[1.0] * 6, [1e-9, 1e-3, 1.0, 1e3, 1.0, 1.0], [1.0, 1.0, 1.0, 1e-160, 0.0, 1.0]])
+def test_a_distance_does_not_depend_on_how_the_root_is_taken(scales, monkeypatch):
+    """Regular, badly scaled and singular covariances: both roots give one distance, in both directions."""
+    rng = np.random.default_rng(1)
+    scaling = np.diag(scales)
+    a = rng.standard_normal(6), scaling @ covariance(rng, 6) @ scaling
+    b = rng.standard_normal(6), scaling @ covariance(rng, 6) @ scaling
+    distance = frechet_distance(a, b)
+    tolerance = 1e-7 * (np.trace(a[1]) + np.trace(b[1]))
+    assert frechet_distance(b, a) == pytest.approx(distance, abs=tolerance)
+    monkeypatch.setattr(frechet, "_root", frechet._symmetric_root)
+    assert frechet_distance(a, b) == pytest.approx(distance, abs=tolerance)
+
+
+def test_a_singular_covariance_has_the_symmetric_root():
+    """Of fewer images than features, also where rounding lets a Cholesky decomposition pass; else the faster one."""
+    factor = np.random.default_rng(2).standard_normal((8, 5))
+    singular = factor @ factor.T
+    for shift, is_lower in ((0.0, False), (1e-16, False), (1e-3, True)):
+        root = frechet._root(singular + shift * np.eye(8))
+        np.testing.assert_allclose(root @ root.T, singular + shift * np.eye(8), atol=1e-6)
+        assert np.array_equal(root, np.tril(root)) == is_lower
 
 
 def test_different_sizes_are_refused():
