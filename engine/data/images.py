@@ -100,7 +100,8 @@ def resize_for_evaluation(images: Tensor, size: int) -> Tensor:
 
 def image_tensor(image: Image.Image) -> Tensor:
     """PIL image -> uint8 (3,H,W)."""
-    return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).contiguous()
+    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def to_pil(image_u8: Tensor) -> Image.Image:

@@ -58,7 +58,8 @@ class SampleOrder:
         epochs, places = np.divmod(np.asarray(positions, dtype=np.int64), self.count)
         permutation_of = PERMUTATIONS[self.version]
         indices = np.empty_like(places)
-        for epoch in np.unique(epochs).tolist():
-            chosen = epochs == epoch
+        first, last = (int(epochs.min()), int(epochs.max())) if len(epochs) else (0, -1)
+        for epoch in range(first, last + 1):
+            chosen = epochs == epoch if first < last else slice(None)
             indices[chosen] = permutation_of(self.count, self.seed, epoch)(places[chosen])
         return indices

@@ -64,7 +64,7 @@ def shard_paths(root: str, key: str) -> list[Path]:
 
 
 # ------------------------------------------------------------------------------------------------ the index
-def _cache_path(paths: list[Path], skip_broken: bool) -> Path:
+def cache_path(paths: list[Path], skip_broken: bool) -> Path:
     """The file of the cached index; its name changes when a shard does, so that none is ever stale."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return index_path("shards", INDEX_FORMAT, stats, skip_broken)
@@ -79,7 +79,7 @@ def _int64_bytes(*columns: np.ndarray) -> Iterator[bytes]:
 
 def open_index(paths: list[Path], skip_broken: bool) -> Index:
     """Where the images of some shards are, and their classes."""
-    return cached_index(_cache_path(paths, skip_broken), lambda: _build_index(paths, skip_broken))
+    return cached_index(cache_path(paths, skip_broken), lambda: _build_index(paths, skip_broken))
 
 
 def _build_index(paths: list[Path], skip_broken: bool) -> Index:
@@ -113,12 +113,12 @@ def _build_index(paths: list[Path], skip_broken: bool) -> Index:
             label_of = {name: label for label, name in enumerate(class_names)}
             labels = np.array([label_of[PurePosixPath(folder).name] for folder in number_of], dtype=np.int32)
             columns["labels"] = labels[np.concatenate(folders)]
-    digest = _contents_digest(columns["shards"], columns["sizes"], np.maximum(columns["labels"], 0))
+    digest = contents_digest(columns["shards"], columns["sizes"], np.maximum(columns["labels"], 0))
     facts = {"class_names": class_names, "num_hidden": num_hidden, "num_links": num_links, "digest": digest}
     return Index(facts, columns)
 
 
-def _contents_digest(*columns: np.ndarray) -> str:
+def contents_digest(*columns: np.ndarray) -> str:
     """`digest_of` all bytes of the columns as one part, without holding them."""
     return digest_of_pieces(8 * sum(map(len, columns)), _int64_bytes(*columns))
 
@@ -171,7 +171,7 @@ class ShardSource(PathKind):
         """Scans the tar files, where their index is not there yet; returns its file."""
         paths = shard_paths(str(root), key)
         open_index(paths, skip_broken)
-        return _cache_path(paths, skip_broken)
+        return cache_path(paths, skip_broken)
 
     def _name_classes(self, labels: np.ndarray, folder_names: list[str]) -> None:
         """Sets labels and class names, and says where they come from if that may surprise."""
@@ -208,7 +208,7 @@ class ShardSource(PathKind):
         empty = [path for path in paths if path.stat().st_size == 0]
         if empty:
             raise UserError(f"{key}={root!r}: {empty[0]} is empty; fetch it again")
-        if _cache_path(paths, config.skip_broken).is_file():
+        if cache_path(paths, config.skip_broken).is_file():
             return super().survey(config, split)
         return Survey(f"{printable(root)}, {len(paths)} tar file(s)")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from evaluations.benchmarks import evaluation, journey, quantizers, sampler, startup
+from evaluations.benchmarks import data, evaluation, journey, quantizers, sampler, startup
 from evaluations.benchmarks.cases import Measurable
 
 SIZES = ("quick", "default", "long")
@@ -25,6 +25,7 @@ class Topic:
 TOPICS: dict[str, Topic] = {
     "quantizers": Topic("Quantizers", quantizers.cases),
     "sampler": Topic("Sampler and pixels", sampler.cases),
+    "data": Topic("Data", data.cases),
     "evaluation": Topic("Evaluation", evaluation.cases),
     "startup": Topic("Start-up", startup.cases),
     "journey": Topic("The whole quick start", journey.cases),
