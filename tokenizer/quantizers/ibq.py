@@ -15,6 +15,7 @@ at a time. For the gradient G of z_q (one latent per row), with the products s =
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,10 @@ class _DifferentiableChoice(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, codes: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(z, codes, indices)
-        return F.embedding(indices, codes)
+
+        # A latent that is not finite has no nearest code: NaN, as its softmax is.
+        has_code = torch.isfinite(z).all(-1, keepdim=True)
+        return F.embedding(indices, codes).masked_fill(~has_code, math.nan)
 
     @staticmethod
     @once_differentiable
