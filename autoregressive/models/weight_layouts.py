@@ -4,7 +4,7 @@ A decode step multiplies a few rows with every weight once, so reading the weigh
 is read fastest depends on the machine and on the number of rows.
 
     plain         as they are trained: `F.linear`, the reference
-    transposed    the same memory, multiplied as (W x^T)^T
+    transposed    for several rows multiplied as (W x^T)^T, for one row stored the other way around, as x (W^T)
     packed        a copy in the blocks that oneDNN chooses
     bf16          packed, rounded to bfloat16; inputs too, sums in float32
     int8          weight-only: whole numbers in -127..127 times one scale per output channel, inputs in bfloat16
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.devices import is_gpu
@@ -26,12 +27,28 @@ from engine.messages import ConfigError
 
 PLAIN = "plain"
 INT8_MAX = 127
+INT8_VECTOR = 64  # a multiple of the numbers that any instruction set multiplies at once
+BLOCK = 1024  # inputs of one product (W x^T): libraries read longer rows of W more slowly
 
 Product = Callable[[Tensor], Tensor]  # x (rows, in) float32 -> x W^T (rows, out) float32
 
 
 def _transposed(weight: Tensor, rows: int) -> Product:
-    return lambda x: (weight @ x.T).T
+    if rows == 1:
+        turned = weight.T.contiguous()
+        return lambda x: x @ turned
+
+    blocks = [block.contiguous() for block in weight.split(BLOCK, dim=1)]
+
+    def product(x: Tensor) -> Tensor:
+        # Rows that lie side by side in memory, as libraries are far slower where x^T does.
+        first, *others = x.contiguous().T.split(BLOCK)
+        out = blocks[0] @ first
+        for block, part in zip(blocks[1:], others, strict=True):
+            out.addmm_(block, part)
+        return out.T.contiguous()
+
+    return product
 
 
 def _packed(weight: Tensor, rows: int) -> Product:
@@ -47,7 +64,13 @@ def _bf16(weight: Tensor, rows: int) -> Product:
 def _int8(weight: Tensor, rows: int) -> Product:
     whole, scales = quantized_int8(weight)
     scales = scales.bfloat16()
-    return lambda x: torch._weight_int8pack_mm(x.bfloat16(), whole, scales).float()
+
+    # The kernel reads whole vectors, also beyond the end of a row: zeros fill the last one.
+    missing = -weight.shape[1] % INT8_VECTOR
+    if missing == 0:
+        return lambda x: torch._weight_int8pack_mm(x.bfloat16(), whole, scales).float()
+    whole = F.pad(whole, (0, missing))
+    return lambda x: torch._weight_int8pack_mm(F.pad(x, (0, missing)).bfloat16(), whole, scales).float()
 
 
 def quantized_int8(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ PUBLISHED = "published loop"
 
 # Why a target can be missed.
 STREAMING = "no layout is read as fast as a plain sum reads memory"
-ARITHMETIC = "16 rows are bound by float32 products, which the library of the published loop computes well here"
+ARITHMETIC = "16 rows are bound by float32 products, of which the published loop already gets a good part here"
 NO_AMX = "without AMX, products in bfloat16 gain little more than its smaller size"
 
 # A generator whose whole sequences can be compared: layouts that give the same products must give the same tokens.

@@ -41,16 +41,19 @@ def gpt() -> GPT:
 
 
 # ---------------------------------------------------------------------------------------------- products
-@pytest.mark.parametrize("shape", [(1, 64), (3, 64), (2, 1, 64), (2, 5, 64)])
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 64), (3, 64), (2, 1, 64), (2, 5, 64), (2, 2500), (3, 7)])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("layout", WEIGHT_LAYOUTS)
-def test_products_of_a_layout(layout, bias, shape):
-    """Up to rounding of float32, or of the numbers that the layout holds; any leading shape, with a bias or not."""
+def test_products_of_a_layout(layout, bias, shape, rows):
+    """Up to rounding of float32, or of the numbers that the layout holds; for any leading shape and number of inputs,
+    whatever the number of rows that the weight was laid out for, with a bias or not.
+    """
     torch.manual_seed(1)
-    linear = nn.Linear(64, 96, bias=bias)
+    linear = nn.Linear(shape[-1], 96, bias=bias)
     x = torch.randn(shape)
     with torch.no_grad():
-        expected, actual = linear(x), laid_out(linear, layout, 2)(x)
+        expected, actual = linear(x), laid_out(linear, layout, rows)(x)
     assert actual.shape == expected.shape and actual.dtype == torch.float32
     tolerance = 1e-5 if WEIGHT_LAYOUTS[layout].is_exact else 2e-2
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
@@ -84,10 +87,11 @@ def test_plain_tokens_are_those_of_the_published_loop(gpt):
         assert torch.equal(gpt.sample(labels, draw=draw, guidance=Guidance(scale=scale)), torch.stack(tokens, 1))
 
 
+@pytest.mark.parametrize("rows", [1, 128])
 @pytest.mark.parametrize("layout", EXACT)
-def test_layouts_of_the_same_numbers_give_the_same_tokens(gpt, layout):
+def test_layouts_of_the_same_numbers_give_the_same_tokens(gpt, layout, rows):
     """Logits within 1e-4, and 64 sequences that differ only where a random number lies at a border between codes."""
-    other = in_layout(gpt, layout, 128)
+    other = in_layout(gpt, layout, rows)
     labels, tokens = torch.arange(4), torch.randint(0, 256, (4, 16))
     with torch.no_grad():
         assert (other(labels, tokens) - gpt(labels, tokens)).abs().max() < 1e-4
