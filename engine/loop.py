@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from engine.agreement import StopAgreement
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import WeightSets
 from engine.devices import DEVICES
@@ -29,7 +30,7 @@ from engine.watchdog import Watchdog
 from engine.world import World
 
 Batch = dict[str, Tensor]
-STOP_NOTE = "the run stops after this step and saves; Ctrl-C a second time ends it at once"
+INSPECT_STEPS = 128  # a state that training cannot go on from is noticed after so many steps at the latest
 
 
 @dataclass(kw_only=True, slots=True)
@@ -75,7 +76,17 @@ class Task(Protocol):
     """What is trained: a tokenizer with its discriminator, a GPT, a probe."""
 
     def train_step(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
-        """Updates every network that the task owns once; returns detached scalars of this rank."""
+        """Updates every network that the task owns once; returns detached scalars of this rank.
+
+        It does not wait for the device: no value that it computes may be read by the host.
+        """
+
+    def inspect(self) -> dict[str, Tensor]:
+        """Looks at the state after a step; may wait for the device, and returns more scalars for a record.
+
+        It is called before a record is written, and at least every `INSPECT_STEPS` steps. Raises UserError where
+        training cannot go on from this state, such as after too many skipped updates.
+        """
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Returns metrics of the fixed held-out set, equal on all ranks, after `step` steps.
@@ -113,26 +124,23 @@ def fit(
     starting point into the task; it is called only where there is no checkpoint to continue from. `work` says what a
     step does for one image, for the meters (`engine.meters`).
 
-    A stop signal (`engine.stopping.STOP_SIGNALS`) saves and raises SystemExit with code 75. In the last step it does
-    not, because this training is then finished; the returned value says that there was one.
+    A stop signal (`engine.stopping.STOP_SIGNALS`) saves and raises SystemExit with code 75: after the step under way,
+    or where there are several processes within a few steps (`engine.agreement`). In the last step it does not, because
+    this training is then finished; the returned value says that there was one.
     """
-    # Continue where the last call stopped.
-    start = store.load_latest(task.parts())
-    if start == 0 and begin is not None:
-        begin()
-    run.write_config()
-    if start > 0:
-        run.log(f"resumed from step {start} of {config.steps}")
+    start = _start(task, config, run, store, begin)
     if start >= config.steps:
         return False
 
     batches = batches_from(start)
     run.start_bar(start, config.steps)
+    agreement = StopAgreement(world)
+    inspected = start
     meters = Meters(start, config.steps, world, config.precision, work)
     note = meters.note()
     if note is not None:
         run.log(note)
-    with stop_requests(STOP_NOTE if world.is_main else "") as signals, Watchdog(world, run.report_hang) as watchdog:
+    with stop_requests(agreement.note) as signals, Watchdog(world, run.report_hang) as watchdog:
         for step in range(start, config.steps):
             # Train. The first batch opens the loader, which draws random numbers: seed after it.
             watchdog.enter("reading a batch", step + 1)
@@ -148,19 +156,27 @@ def fit(
 
             # Record training metrics, averaged over ranks.
             if is_last or done % config.log_every == 0:
-                values = world.mean(metrics)
+                values = world.mean(metrics | task.inspect())
+                inspected = done
                 values |= meters.read(done)
                 run.log_metrics(done, values, show, meters.time_left(done))
+            elif done - inspected >= INSPECT_STEPS:
+                task.inspect()
+                inspected = done
 
             # Validate on the held-out set.
-            if is_last or (config.eval_every and done % config.eval_every == 0):
+            validates = is_last or (config.eval_every > 0 and done % config.eval_every == 0)
+            if validates:
                 watchdog.enter("validation", done)
                 run.log_metrics(done, meters.validate(task.evaluate, done))
 
             # Save. All ranks stop together, also where only one of them got the signal.
-            watchdog.enter("agreement to go on", done)
-            stop = world.any(bool(signals))
-            if is_last or stop or done % config.save_every == 0:
+            saves = is_last or done % config.save_every == 0
+            stop = False
+            if agreement.is_due() or validates or saves:
+                watchdog.enter("agreement to go on", done)
+                stop = agreement.ask(bool(signals))
+            if saves or stop:
                 watchdog.enter("saving", done, patience=SAVE_PATIENCE)
                 store.save(done, task.parts(), task.weights, wait=is_last or stop)
             if stop and not is_last:
@@ -168,6 +184,17 @@ def fit(
                 run.log(f"stopped by {origin} after step {done}; the same command continues")
                 raise SystemExit(EXIT_STOPPED)
     return stop
+
+
+def _start(task: Task, config: LoopConfig, run: Run, store: CheckpointStore, begin: Callable[[], None] | None) -> int:
+    """Loads the newest checkpoint, or calls `begin`; returns the number of steps that are done."""
+    start = store.load_latest(task.parts())
+    if start == 0 and begin is not None:
+        begin()
+    run.write_config()
+    if start > 0:
+        run.log(f"resumed from step {start} of {config.steps}")
+    return start
 
 
 def check_batch(global_batch_size: int, world: World, grad_accum: int) -> int:

@@ -18,19 +18,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from engine.buffers import BufferSnapshot
-from engine.devices import is_gpu
-from engine.messages import ConfigError, UserError
+from engine.buffers import BufferSnapshot, Place, buffer_places
+from engine.messages import ConfigError
 from engine.optim import OptimConfig
 from engine.parallel import ParallelConfig, gradient_sync, is_sharded, local_part, parallelize, whole
 from engine.schedules import learning_rate
+from engine.skipped_updates import NonFiniteError, SkippedUpdates
 from engine.world import World
 
 T = TypeVar("T")
-
-
-class NonFiniteError(UserError):
-    """Too many steps in a row had a non-finite loss or gradient."""
 
 
 class TrainedModel:
@@ -75,12 +71,17 @@ class TrainedModel:
             lr=config.lr,
             betas=tuple(config.betas),
             eps=config.eps,
-            fused=is_gpu(world.device),
+            fused=True,  # on CPUs too; it also skips an update without asking the host
         )
         self._init_moments()
-        self.num_skipped = 0  # updates skipped since the start of the run
-        self.bad_in_a_row = 0  # of them, those since the last good one
+        self.skipped = SkippedUpdates(config.max_bad_steps, world.device)
         self._before_step: BufferSnapshot | None = None  # of the step under way
+
+        # What every step looks at, found once: to walk through a deep network takes as long as a layer of it.
+        self._parameters = list(module.parameters())
+        self._averages = [] if self.ema is None else list(self.ema.parameters())
+        self._average_places = [] if self.ema is None else buffer_places(self.ema)
+        self._places: dict[nn.Module, list[Place]] = {self.module: buffer_places(self.module)}
 
     def _init_moments(self) -> None:
         """Sets the moments to zero before the first update.
@@ -90,13 +91,17 @@ class TrainedModel:
         """
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
-                # A fused optimizer keeps its step count on the GPU.
-                count_device = parameter.device if is_gpu(self.world.device) else "cpu"
                 self.optimizer.state[parameter] = {
-                    "step": torch.zeros((), device=count_device),
+                    "step": torch.zeros((), device=parameter.device),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
+
+    def train_mode(self) -> nn.Module:
+        """The network to call in training, in training mode; nothing is walked through where it is in it already."""
+        if not (self.module.training and self.wrapped.training):
+            self.wrapped.train()
+        return self.wrapped
 
     def micro_batches(self, batches: Sequence[T], beside: Sequence[nn.Module] = ()) -> Iterator[T]:
         """Yields each micro-batch of a step inside the context of its gradients.
@@ -105,7 +110,11 @@ class TrainedModel:
         last micro-batch; see `engine.parallel.gradient_sync`. `beside` are other modules whose buffers the forward
         passes change: if `step` skips the update, theirs are put back too.
         """
-        self._before_step = BufferSnapshot([self.module, *beside])
+        for network in beside:
+            if network not in self._places:
+                self._places[network] = buffer_places(network)
+        networks = [self.module, *beside]
+        self._before_step = BufferSnapshot(place for network in networks for place in self._places[network])
         for number, batch in enumerate(batches, start=1):
             with gradient_sync(self.wrapped, last=number == len(batches)):
                 yield batch
@@ -114,24 +123,28 @@ class TrainedModel:
         """Updates weights and EMA from the gradients that backward left, if they are finite.
 
         If they are not, the update is skipped and leaves no trace: buffers are as they were before `micro_batches`.
+        The host does not wait for the device: what depends on the gradients is decided there, and too many skipped
+        updates in a row are found by `require_progress`.
+
         `terms` are the values of the loss terms, to name a non-finite one. Returns the learning rate, the gradient norm
         before clipping, and the number of updates skipped since the start of the run.
-
-        Raises NonFiniteError after `max_bad_steps` skipped updates in a row.
         """
         if not self.config.lr_after_step:
             self._set_lr(step)
 
         # The norm is equal on all ranks, because gradients are averaged already; so is the decision to skip.
         max_norm = self.config.max_grad_norm if self.config.max_grad_norm > 0 else math.inf
-        grad_norm = whole(nn.utils.clip_grad_norm_(self.module.parameters(), max_norm))
-        if torch.isfinite(grad_norm):
-            self.bad_in_a_row = 0
-            self.optimizer.step()
-            self._update_ema()
-        else:
-            self._skip(step, terms)
-        self._before_step = None
+        grad_norm = whole(nn.utils.clip_grad_norm_(self._parameters, max_norm))
+        is_bad = ~grad_norm.isfinite()
+
+        # The optimizer leaves weights, moments and counts of steps alone where its `found_inf` is 1.
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, is_bad.float()
+        self.optimizer.step()
+        if self._before_step is not None:
+            self._before_step.restore(is_bad)
+            self._before_step = None
+        self._update_ema(is_bad)
+        self.skipped.note(is_bad, step, terms)
 
         if self.config.lr_after_step:
             self._set_lr(step)
@@ -139,40 +152,30 @@ class TrainedModel:
         return {
             "lr": torch.tensor(self.optimizer.param_groups[0]["lr"]),
             "grad_norm": grad_norm.detach(),
-            "skipped_steps": torch.tensor(float(self.num_skipped)),
+            "skipped_steps": self.skipped.total.float(),
         }
+
+    def require_progress(self) -> None:
+        """Waits for the device. Raises NonFiniteError after `max_bad_steps` skipped updates in a row."""
+        self.skipped.require_progress()
 
     def _set_lr(self, step: int) -> None:
         """Gives all groups the learning rate of `step`."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.total_steps, self.config)
 
-    def _skip(self, step: int, terms: Mapping[str, Tensor]) -> None:
-        """Puts buffers back and counts a skipped update. Raises NonFiniteError if there were too many in a row."""
-        if self._before_step is not None:
-            self._before_step.restore()
-        self.num_skipped += 1
-        self.bad_in_a_row += 1
-        if self.bad_in_a_row < self.config.max_bad_steps:
-            return
-        bad_terms = [name for name, value in terms.items() if not torch.isfinite(torch.as_tensor(value)).all()]
-        raise NonFiniteError(
-            f"step {step}: {self.bad_in_a_row} updates in a row had a non-finite gradient (optim.max_bad_steps); "
-            f"first non-finite loss term: {bad_terms[0] if bad_terms else 'none, the gradient itself overflows'}. "
-            "Lower optim.lr, or resume from an older checkpoint"
-        )
-
     @torch.no_grad()
-    def _update_ema(self) -> None:
+    def _update_ema(self, is_bad: Tensor) -> None:
         """ema = decay * ema + (1 - decay) * weights; buffers, such as batch statistics, are copied."""
         if self.ema is None:
             return
         # Both networks are sharded alike: every process averages its own shards.
-        averages = [local_part(parameter) for parameter in self.ema.parameters()]
-        weights = [local_part(parameter) for parameter in self.module.parameters()]
-        torch._foreach_lerp_(averages, weights, 1 - self.ema_decay)
-        for averaged, current in zip(self.ema.buffers(), self.module.buffers(), strict=True):
-            averaged.copy_(current)
+        averages = [local_part(parameter) for parameter in self._averages]
+        weights = [local_part(parameter) for parameter in self._parameters]
+        _move_averages(averages, weights, 1 - self.ema_decay, is_bad)
+        for averaged, current in zip(self._average_places, self._places[self.module], strict=True):
+            if current.tensor is not None:
+                averaged.tensor.copy_(current.tensor)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, under the same names for any number of processes."""
@@ -181,7 +184,7 @@ class TrainedModel:
         state: dict[str, Any] = {
             "model": torch_state.get_model_state_dict(self.wrapped),
             "optimizer": torch_state.get_optimizer_state_dict(self.wrapped, self.optimizer),
-            "counters": torch.tensor([self.num_skipped, self.bad_in_a_row]),
+            "counters": self.skipped.state(),
         }
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
@@ -190,14 +193,15 @@ class TrainedModel:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned.
 
-        Weight decay, betas and eps stay those of the config, also where it changed since the state was saved.
+        Weight decay, betas and eps stay those of the config, also where it changed since the state was saved. The
+        kernel of the optimizer is the present one.
         """
         from torch.distributed.checkpoint import state_dict as torch_state  # here, because it is slow to import
 
         torch_state.set_model_state_dict(self.wrapped, state["model"])
 
         # The loaded groups carry the options of the saved run: put those of the config back.
-        option_names = ("weight_decay", "betas", "eps")
+        option_names = ("weight_decay", "betas", "eps", "fused", "foreach")
         configured = [{name: group[name] for name in option_names} for group in self.optimizer.param_groups]
         torch_state.set_optimizer_state_dict(self.wrapped, self.optimizer, state["optimizer"])
         for group, options in zip(self.optimizer.param_groups, configured, strict=True):
@@ -205,7 +209,7 @@ class TrainedModel:
 
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        self.num_skipped, self.bad_in_a_row = (int(v) for v in state["counters"])
+        self.skipped.load(state["counters"])
         self._require_finite("resume from an older checkpoint: remove this one")
 
     @torch.no_grad()
@@ -232,16 +236,40 @@ class TrainedModel:
         """Gathers {"model": state dict, "ema": state dict} of whole tensors on the CPU, to be shared.
 
         All ranks call it together; the main process gets the tensors. Raises NonFiniteError where a parameter is not
-        finite, so that no such checkpoint takes the place of a good one.
+        finite, or too many updates in a row were skipped, so that no such checkpoint takes the place of a good one.
         """
         from torch.distributed.checkpoint import state_dict as torch_state  # here, because it is slow to import
 
+        self.require_progress()
         self._require_finite("nothing was saved; lower optim.lr and resume from the newest checkpoint")
         networks = {"model": self.module}
         if self.ema is not None:
             networks["ema"] = self.ema
         options = torch_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
         return {name: torch_state.get_model_state_dict(network, options=options) for name, network in networks.items()}
+
+
+def _move_averages(averages: list[Tensor], weights: list[Tensor], share: float, is_bad: Tensor) -> None:
+    """average += share * (weight - average) for all pairs, unless the scalar `is_bad` is true.
+
+    That is a step of SGD from the average down the gradient `average - weight`, with the rate `share`: the fused kernel
+    of SGD takes `-weight` as the gradient and adds the average as its decay. It needs no other memory, and it can skip
+    on the device. The bits are those of `torch._foreach_lerp_` where `share` is below 0.5.
+    """
+    torch._fused_sgd_(
+        averages,
+        weights,
+        [],  # no momentum
+        lr=share,
+        maximize=True,  # the gradient's sign
+        weight_decay=1.0,
+        momentum=0.0,
+        dampening=0.0,
+        nesterov=False,
+        is_first_step=False,
+        grad_scale=None,
+        found_inf=is_bad.float(),
+    )
 
 
 def _parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ class GeneratorTask:
         return self._work
 
     def train_step(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
-        network = self.trained.wrapped.train()
+        network = self.trained.train_mode()
         generator: Generator = self.trained.module
         total = torch.zeros((), device=self.world.device)
 
@@ -83,6 +83,11 @@ class GeneratorTask:
             total = total + loss.detach() / len(micro_batches)
 
         return {"loss": total, **self.trained.step(step, {"loss": total})}
+
+    def inspect(self) -> dict[str, Tensor]:
+        """Nothing more to record. Raises NonFiniteError where updates are skipped again and again."""
+        self.trained.require_progress()
+        return {}
 
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:

@@ -91,17 +91,22 @@ class ClassifierTask:
 
     def train_step(self, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
         """One update: cross entropy of shifted images, averaged over the micro-batches."""
-        self.network.wrapped.train()
+        network = self.network.train_mode()
         count = len(micro_batches)
         total = torch.zeros((), device=self.world.device)
         for batch in self.network.micro_batches(micro_batches):
             images = shift_images(to_float(batch["images_u8"]), self.max_shift)
             with autocast(self.world.device, self.precision):
-                logits = self.network.wrapped(images)
+                logits = network(images)
             loss = F.cross_entropy(logits.float(), batch["labels"])
             (loss / count).backward()
             total = total + loss.detach() / count
         return {"loss": total, **self.network.step(step, {"loss": total})}
+
+    def inspect(self) -> dict[str, Tensor]:
+        """Nothing more to record. Raises NonFiniteError where updates are skipped again and again."""
+        self.network.require_progress()
+        return {}
 
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:

@@ -144,6 +144,10 @@ class ProbeTask:
         metrics = {name: loss.detach() for name, loss in losses.items()} | {"lr_share": torch.tensor(fraction)}
         return metrics | {"nonfinite_batches": self.nonfinite_batches * self.world.size}  # its mean over ranks is a sum
 
+    def inspect(self) -> dict[str, Tensor]:
+        """Nothing more to record. Features that are not finite are refused where the probe is saved or measured."""
+        return {}
+
     # ------------------------------------------------------------------------------------------------ measurement
     def _require_finite_features(self) -> None:
         """Raises UserError where features were counted that are not finite: such a probe is neither saved nor measured.

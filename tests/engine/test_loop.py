@@ -26,12 +26,16 @@ class Counter:
     """A task whose state is the sum of all batches that it has seen."""
 
     def __init__(self) -> None:
-        self.total, self.steps, self.evaluated = torch.zeros(1), [], []
+        self.total, self.steps, self.evaluated, self.inspected = torch.zeros(1), [], [], []
 
     def train_step(self, micro_batches, step):
         self.steps.append(step)
         self.total = self.total + sum(batch["x"].sum() for batch in micro_batches)
         return {"loss": self.total[0] * 1.0, "draw": torch.rand(())}
+
+    def inspect(self):
+        self.inspected.append(self.steps[-1] + 1)
+        return {"inspected": self.total[0] * 2.0}
 
     def evaluate(self, step):
         self.evaluated.append(step)
@@ -102,6 +106,15 @@ def test_waiting_is_a_share_of_the_time_since_the_last_record(monkeypatch):
     wait.restart()
     pass_time(0, 2)
     assert wait.measure() == 0
+
+
+def test_the_state_is_looked_at_for_records_and_in_between(tmp_path, world, monkeypatch):
+    """Its scalars are part of the record; without a record for long, it is looked at all the same."""
+    task = train(tmp_path / "a", world, steps=10, log_every=4)
+    assert task.inspected == [4, 8, 10]
+    assert [r["inspected"] == 2 * r["loss"] for r in read_metrics(tmp_path / "a") if "loss" in r] == [True] * 3
+    monkeypatch.setattr("engine.loop.INSPECT_STEPS", 3)
+    assert train(tmp_path / "b", world, steps=13, log_every=8).inspected == [3, 6, 8, 11, 13]
 
 
 def test_no_evaluation_but_at_the_end(tmp_path, world):

@@ -11,7 +11,8 @@ from torch import nn
 from engine.messages import ConfigError
 from engine.optim import OptimConfig
 from engine.schedules import SCHEDULES, learning_rate
-from engine.trained_model import NonFiniteError, TrainedModel
+from engine.skipped_updates import NonFiniteError
+from engine.trained_model import TrainedModel, _move_averages
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -118,17 +119,20 @@ def max_change(module: nn.Module, reference: nn.Module) -> float:
 
 # ---------------------------------------------------------------------------------------------- updates
 def test_an_update_is_adamw(world):
-    """Five updates equal torch's AdamW with the same settings, bit for bit."""
+    """Five updates equal torch's fused AdamW with the same settings bit for bit, and its plain one up to rounding."""
     settings = {"lr": 3e-3, "weight_decay": 0.1, "betas": (0.8, 0.9), "eps": 1e-6}
     trained = updater(world, schedule="constant", max_grad_norm=0.0, **settings)
-    plain = network()
-    optimizer = torch.optim.AdamW(plain.parameters(), **settings)
-    for step in range(5):
-        optimizer.zero_grad()
-        plain(inputs(step)).square().sum().backward()
-        optimizer.step()
     run(trained, range(5))
-    assert equal_state(trained.module, plain)
+    for fused in (True, False):
+        plain = network()
+        optimizer = torch.optim.AdamW(plain.parameters(), **settings, fused=fused)
+        for step in range(5):
+            optimizer.zero_grad()
+            plain(inputs(step)).square().sum().backward()
+            optimizer.step()
+        assert equal_state(trained.module, plain) or not fused
+        for p, expected in zip(trained.module.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(p, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("limit", [0.0, 1e-3, 1e9])
@@ -189,18 +193,26 @@ def test_frozen_parameters_are_left_alone(world):
 
 
 # ---------------------------------------------------------------------------------------------- non-finite guard
+def moments(trained: TrainedModel) -> list[torch.Tensor]:
+    """Copies of both moments and of the count of steps of every parameter."""
+    return [value.clone() for state in trained.optimizer.state.values() for value in state.values()]
+
+
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_a_non_finite_gradient_skips_the_update(world, poison):
     """Weights, moments and EMA stay as they were, the skip is counted, and the next good update goes on."""
     trained, clean = (updater(world, ema_decay=0.5, max_bad_steps=3) for _ in range(2))
     for each in (trained, clean):
         run(each, range(2))
+    before = moments(trained)
     info = run(trained, range(2, 3), scale=poison)[0]
     assert info["skipped_steps"] == 1 and not math.isfinite(info["grad_norm"])
     assert equal_state(trained.module, clean.module) and equal_state(trained.ema, clean.ema)
+    assert all(torch.equal(a, b) for a, b in zip(before, moments(trained), strict=True))
     assert run(trained, range(3, 4))[0]["skipped_steps"] == 1
     run(clean, range(3, 4))
-    assert equal_state(trained.module, clean.module), "the moments were touched by the skipped update"
+    assert equal_state(trained.module, clean.module) and equal_state(trained.ema, clean.ema)
+    assert all(torch.equal(a, b) for a, b in zip(moments(clean), moments(trained), strict=True))
 
 
 def test_the_run_stops_after_n_bad_steps_in_a_row(world):
@@ -210,17 +222,41 @@ def test_the_run_stops_after_n_bad_steps_in_a_row(world):
         run(trained, range(step, step + 1), scale=math.nan)
         if step == 1:
             run(trained, range(2, 3))
+        trained.require_progress()
     trained.wrapped(inputs(5)).mul(math.nan).sum().backward()
     terms = {"pixels": torch.tensor(1.0), "perceptual": torch.tensor(math.inf), "loss": torch.tensor(math.nan)}
+    trained.step(5, terms)
     with pytest.raises(NonFiniteError, match=r"step 5: 3 updates in a row .*optim\.max_bad_steps.*: perceptual\."):
-        trained.step(5, terms)
+        trained.require_progress()
+
+
+def test_what_stops_a_run_is_remembered_until_somebody_looks(world):
+    """Good updates after it do not hide it: whether a run ends does not depend on how often it is looked at."""
+    trained = updater(world, max_bad_steps=2)
+    for step, scale in enumerate([1.0, math.nan, math.nan, math.nan, 1.0, math.nan]):
+        run(trained, range(step, step + 1), scale=scale)
+    for look in (trained.require_progress, trained.weights):
+        with pytest.raises(NonFiniteError, match=r"step 2: 2 updates in a row .* loss term: loss"):
+            look()
 
 
 def test_an_overflow_of_the_gradient_alone_is_said(world):
     trained = updater(world, max_bad_steps=1)
     trained.wrapped(inputs(0)).mul(math.nan).sum().backward()
+    trained.step(0, {"loss": torch.tensor(1.0)})
     with pytest.raises(NonFiniteError, match="the gradient itself overflows"):
-        trained.step(0, {"loss": torch.tensor(1.0)})
+        trained.require_progress()
+
+
+@pytest.mark.parametrize("decay", [0.6, 0.9, 0.9999])
+def test_averages_move_as_by_linear_interpolation_unless_the_step_is_bad(decay):
+    """`torch.lerp` bit for bit; nothing changes in a bad step, also where the weights are not finite."""
+    averages, weights = [torch.randn(3, 5), torch.randn(7)], [torch.randn(3, 5), torch.randn(7)]
+    expected = [a.lerp(w, 1 - decay) for a, w in zip(averages, weights, strict=True)]
+    _move_averages(averages, weights, 1 - decay, torch.tensor(False))
+    assert all(map(torch.equal, averages, expected))
+    _move_averages(averages, [w * math.nan for w in weights], 1 - decay, torch.tensor(True))
+    assert all(map(torch.equal, averages, expected))
 
 
 # ---------------------------------------------------------------------------------------------- state
@@ -237,7 +273,7 @@ def test_the_state_is_all_that_the_next_update_depends_on(world, compat):
         for p in second.module.parameters():
             p.zero_()
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    assert second.num_skipped == 1 and second.bad_in_a_row == 1
+    assert second.skipped.state().tolist() == [1, 1]
     run(straight, range(3, 6))
     run(second, range(3, 6))
     assert equal_state(straight.module, second.module) and equal_state(straight.ema, second.ema)

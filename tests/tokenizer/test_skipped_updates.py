@@ -10,9 +10,10 @@ import mini
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves_with_path
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_leaves_with_path
 
-from engine.buffers import BufferSnapshot
+from engine.buffers import BufferSnapshot, buffer_places
 from engine.loop import seed_step
 from engine.optim import OptimConfig
 from engine.trained_model import TrainedModel
@@ -163,7 +164,7 @@ def test_a_skipped_update_leaves_no_trace(world, quantizer, judge, poison):
         train(each, 0)
     before = everything(task)
     metrics = train(task, 1, poison)
-    assert metrics["skipped_steps"] == 1 and task.discriminator.num_skipped == 1
+    assert metrics["skipped_steps"] == 1 and task.discriminator.skipped.total == 1
     assert differing(before, everything(task)) == []
 
     for each in (task, clean):
@@ -179,7 +180,7 @@ def test_an_infinite_latent_in_a_warm_up_does_not_end_the_run(world):
     train(task, 0)
     train(task, 1, "latent")
     train(task, 2)
-    assert task.tokenizer.module.quantizer.codebook.isfinite().all() and task.tokenizer.num_skipped == 1
+    assert task.tokenizer.module.quantizer.codebook.isfinite().all() and task.tokenizer.skipped.total == 1
 
 
 def test_a_network_beside_gets_its_buffers_back_only_where_the_update_is_skipped(world):
@@ -201,14 +202,42 @@ def test_windows_are_put_back_without_a_copy():
     names = ("recent_indices", "recent_latents")
     windows = {name: getattr(quantizer, name) for name in names}
     values = {name: window.clone() for name, window in windows.items()}
-    snapshot = BufferSnapshot([quantizer])
+    with CountedMemory() as memory:
+        snapshot = BufferSnapshot(buffer_places(quantizer))
+    assert memory.elements == 0
     quantizer(torch.full((1, 3, 2), torch.nan), quantize=False)
     assert not quantizer.recent_latents.isfinite().all()
-    snapshot.restore()
-    for name in names:
-        assert getattr(quantizer, name) is windows[name] and torch.equal(windows[name], values[name])
+    snapshot.restore(torch.tensor(True))
+    assert all(torch.equal(getattr(quantizer, name), values[name]) for name in names)
 
-    snapshot = BufferSnapshot([quantizer])
+    snapshot = BufferSnapshot(buffer_places(quantizer))
     quantizer.recent_indices.zero_()
     with pytest.raises(RuntimeError, match=r"VectorQuantizer\.recent_indices is in replaced_buffers, but was written"):
-        snapshot.restore()
+        snapshot.restore(torch.tensor(True))
+
+
+class CountedMemory(TorchDispatchMode):
+    """Counts the elements of all tensors that operations return."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.elements += sum(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        return result
+
+
+@pytest.mark.parametrize("is_bad", [True, False])
+def test_buffers_that_become_other_tensors_are_put_back(is_bad):
+    """In place where the tensor is still one of that kind; a new shape, and a tensor where there was none, go back."""
+    module = nn.Module()
+    for name, value in {"same": torch.ones(3), "grown": torch.ones(2), "late": None, "count": torch.tensor(4)}.items():
+        module.register_buffer(name, value)
+    snapshot = BufferSnapshot(buffer_places(module))
+    module.same.fill_(torch.nan)
+    module.grown, module.late, module.count = torch.zeros(5), torch.zeros(1), torch.tensor(5)
+    same = module.same
+    snapshot.restore(torch.tensor(is_bad))
+    assert module.same is same and module.count == (4 if is_bad else 5)
+    assert same.isnan().all() != is_bad and len(module.grown) == (2 if is_bad else 5)
+    assert (module.late is None) == is_bad

@@ -14,7 +14,7 @@ import re
 import warnings
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from engine.assets import AssetsConfig, read_state, resolve, seeded
 from engine.checkpoint.weights import load_strict
@@ -40,6 +40,20 @@ def lpips_network(assets: AssetsConfig, net: str = "vgg") -> tuple[Frozen, str]:
     if weights.path is not None:
         _load_backbone(network.net, weights.path)
     return Frozen(network), weights.stamp
+
+
+def lpips_features(network: Frozen, images: Tensor) -> list[Tensor]:
+    """The features f_l of images, of unit length over channels: one map (B,C_l,h_l,w_l) per layer."""
+    import lpips
+
+    distance = network.network
+    return [lpips.normalize_tensor(maps) for maps in distance.net(distance.scaling_layer(images))]
+
+
+def lpips_distance(network: Frozen, features: list[Tensor], references: list[Tensor]) -> Tensor:
+    """d of images from the features of both, (B,1,1,1)."""
+    layers = zip(network.network.lins, features, references, strict=True)
+    return sum(weigh((x - y) ** 2).mean((2, 3), keepdim=True) for weigh, x, y in layers)
 
 
 def _load_backbone(backbone: nn.Module, path: Path) -> None:

@@ -124,8 +124,7 @@ class Quantizer(nn.Module):
 
     def usage(self) -> dict[str, Tensor]:
         """`code_usage` of the window."""
-        first_index = self.recent_indices.view(len(self.recent_indices), -1)[:, 0]
-        return code_usage(self.recent_indices[first_index >= 0], self.group_sizes)
+        return code_usage(self.recent_indices, self.group_sizes)
 
 
 def entropy_terms(sample: Tensor, codebook: Tensor | None, codebook_weight: float = 1.0) -> dict[str, Tensor]:

@@ -22,18 +22,27 @@ COUNTED_SIZE = 2**20  # codebooks above this size have no histogram; their indic
 def code_usage(indices: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
     """Usage of codebooks of G `sizes` by indices (n,), or (n,G) where a token has G of them.
 
+    Negative indices are not counted. Up to `COUNTED_SIZE` codes the host does not wait for the device.
+
     Returns float64 scalars `codebook_usage` and `codebook_perplexity`; for G > 1 also `codebook_usage_pooled` and
     `codebook_usage_group_0`, `codebook_usage_group_1`, ...
     """
     groups = indices.reshape(len(indices), len(sizes)).long().unbind(1)
     largest = max(sizes)
     if largest <= COUNTED_SIZE:
-        counts = [torch.bincount(group, minlength=largest) for group in groups]
+        counts = [_histogram(group, largest) for group in groups]
         num_used = (sum(counts) > 0).sum()
     else:
+        groups = [group[group >= 0] for group in groups]
         counts = [group.unique(return_counts=True)[1] for group in groups]
         num_used = torch.tensor(len(torch.cat(groups).unique()))
     return usage_of_counts(counts, sizes, num_used)
+
+
+def _histogram(indices: Tensor, size: int) -> Tensor:
+    """How often each of `size` codes occurs in indices (n,) int64; negative ones fall into a place that is cut off."""
+    places = torch.where(indices < 0, size, indices)
+    return indices.new_zeros(size + 1).scatter_add_(0, places, torch.ones_like(places))[:size]
 
 
 def usage_of_counts(counts: Sequence[Tensor], sizes: Sequence[int], pooled: Tensor) -> dict[str, Tensor]:

@@ -146,7 +146,8 @@ def memory_model(config: TokenizerTrainConfig, model: Tokenizer, gpus: int) -> M
             reconstructions.append(output.shortcut_reconstructions)
         results: list[object] = [output]
         if "perceptual" in names:
-            results += [perceptual(reconstruction, images) for reconstruction in reconstructions]
+            features = perceptual.features(images)
+            results += [perceptual.distance(reconstruction, features) for reconstruction in reconstructions]
         if "adversarial" in names:
             results.append(discriminator.logits(output.reconstructions))
         return results

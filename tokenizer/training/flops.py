@@ -31,9 +31,9 @@ def step_flops(
     # One comparison of each reconstruction with the image.
     comparisons = [name for name in ("perceptual", "shortcut_perceptual") if name in active]
     if comparisons:
-        pair = perceptual.training_flops(image_size) if isinstance(perceptual, PerceptualLoss) else None
-        part = PartFlops("perceptual", "convolution", len(comparisons) * pair, True) if pair is not None else None
-        parts.append(part)
+        is_counted = isinstance(perceptual, PerceptualLoss)
+        flops = perceptual.training_flops(image_size, len(comparisons)) if is_counted else None
+        parts.append(PartFlops("perceptual", "convolution", flops, True) if flops is not None else None)
 
     # Networks beside the tokenizer.
     if "semantic" in active and teacher is not None:

@@ -13,7 +13,7 @@ from engine.data.images import to_float
 from engine.data.samples import center_batch
 from engine.data.sources import ImageSource
 from engine.world import World
-from tokenizer.losses.perceptual import PERCEPTUAL
+from tokenizer.losses.perceptual import PERCEPTUAL, PerceptualLoss
 from tokenizer.losses.semantic import build_teacher
 from tokenizer.models.base import Tokenizer
 from tokenizer.training.config import TokenizerTrainConfig
@@ -27,10 +27,10 @@ class FrozenNetworks:
     """The frozen networks of the loss, those that are in use, and which weights they hold.
 
     `stamps` says by name which weights each network holds. `teacher_cache` (num_images, cells, dim) holds the teacher's
-    features by image index, on the CPU.
+    features by image index, on the device of the training: a look-up does not wait for it.
     """
 
-    perceptual: nn.Module | None = None
+    perceptual: PerceptualLoss | None = None
     teacher: nn.Module | None = None
     teacher_cache: Tensor | None = None
     stamps: dict[str, str] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class FrozenNetworks:
     def teacher_features(self, images: Tensor, index: Tensor | None) -> Tensor:
         """The teacher's features of images (B,3,H,W): from the cache where they have an `index` (B,) in it."""
         if self.teacher_cache is not None and index is not None:
-            return self.teacher_cache[index.cpu()].to(images.device)
+            return self.teacher_cache[index]
         return self.teacher(images)
 
     def checkpoint_facts(self) -> dict[str, Any]:
@@ -66,15 +66,15 @@ def build_frozen_networks(config: TokenizerTrainConfig, network: Tokenizer, worl
 
 @torch.no_grad()
 def cached_features(teacher: nn.Module, source: ImageSource, image_size: int, world: World) -> Tensor:
-    """Teacher features of all images (num_images, cells, dim) on the CPU, computed once and shared by the ranks."""
+    """Teacher features of all images (num_images, cells, dim), computed once and shared by the ranks."""
 
     def features(rows: np.ndarray) -> Tensor:
         images = to_float(center_batch(source, image_size, rows, skip_broken=False))
-        return teacher(images.to(world.device)).cpu()
+        return teacher(images.to(world.device))
 
     shape = features(np.zeros(1, dtype=int)).shape[1:]
-    table = torch.zeros(len(source), *shape)
+    table = torch.zeros(len(source), *shape, device=world.device)
     batches = torch.arange(len(source)).split(TEACHER_BATCH)
     for rows in batches[world.rank :: world.size]:
         table[rows] = features(rows.numpy())
-    return world.sum(table.to(world.device)).cpu()
+    return world.sum(table)

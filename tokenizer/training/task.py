@@ -117,6 +117,14 @@ class TokenizerTask:
             metrics |= self.update_discriminator(pairs, step)
         return metrics
 
+    def inspect(self) -> Scalars:
+        """The codebook's usage by recent tokens. Raises NonFiniteError where updates are skipped again and again."""
+        self.tokenizer.require_progress()
+        if self.discriminator is not None:
+            self.discriminator.require_progress()
+        quantizer = self.tokenizer.module.quantizer
+        return quantizer.usage() if quantizer.training else {}  # a frozen one remembers nothing
+
     @torch.no_grad()
     def _finish_warmup(self) -> None:
         """Tells the quantizer that quantization begins; what it changes in itself is also changed in the EMA."""
@@ -133,9 +141,10 @@ class TokenizerTask:
         Returns the metrics, and pairs of images for the discriminator.
         """
         # The discriminator judges, and does not learn.
-        network = self.tokenizer.wrapped.train()
+        network = self.tokenizer.train_mode()
         if self.discriminator is not None:
-            self.discriminator.module.train().requires_grad_(False)
+            self.discriminator.train_mode()
+            self.discriminator.module.requires_grad_(False)
 
         # Gradients of all micro-batches. The total is summed outside autocast, in float32.
         metrics: Scalars = {}
@@ -157,16 +166,11 @@ class TokenizerTask:
         # The update, and what describes it. A rank's count times the world size: its mean over ranks is the sum.
         metrics |= self.tokenizer.step(step, metrics)
         metrics["skipped_images"] = self.skipped_images * self.world.size
-
-        # A frozen quantizer remembers nothing.
-        quantizer = self.tokenizer.module.quantizer
-        if quantizer.training:
-            metrics |= quantizer.usage()
         return metrics, pairs
 
     def update_discriminator(self, pairs: list[RealAndFake], step: int) -> Scalars:
         """One update of the discriminator on the images that the tokenizer saw and reconstructed in this step."""
-        network = self.discriminator.wrapped.train()
+        network = self.discriminator.train_mode()
         self.discriminator.module.requires_grad_(True)
         discriminator_loss = DISCRIMINATOR_LOSSES[self.discriminator_config.discriminator_loss]
         weight = 1.0
@@ -200,11 +204,16 @@ class TokenizerTask:
         """The unweighted value of every active term; `index` finds cached teacher features of training images."""
         active = active_terms(self.terms, step)
 
-        # Pixels and perception, of the reconstruction and of the shortcut around transformer and quantizer.
-        values = self._picture_terms(output.reconstructions, images, "reconstruction_", "perceptual", active)
+        # Pixels and perception, of the reconstruction and of the shortcut around transformer and quantizer. Both are
+        # compared with the same features of the originals.
+        features = None
+        if active & {"perceptual", "shortcut_perceptual"}:
+            features = self.frozen.perceptual.features(images)
+        originals = (images, features)
+        values = self._picture_terms(output.reconstructions, originals, "reconstruction_", "perceptual", active)
         if output.shortcut_reconstructions is not None:
             shortcut = output.shortcut_reconstructions
-            values |= self._picture_terms(shortcut, images, "shortcut_", "shortcut_perceptual", active)
+            values |= self._picture_terms(shortcut, originals, "shortcut_", "shortcut_perceptual", active)
         if "shortcut_feature" in active:
             target = output.encoder_features.detach().float()
             values["shortcut_feature"] = (target - output.decoder_features.float()).square().mean()
@@ -222,17 +231,26 @@ class TokenizerTask:
         return values
 
     def _picture_terms(
-        self, reconstructions: Tensor, images: Tensor, prefix: str, perceptual: str, active: frozenset[str]
+        self,
+        reconstructions: Tensor,
+        originals: tuple[Tensor, Any],
+        prefix: str,
+        perceptual: str,
+        active: frozenset[str],
     ) -> Scalars:
-        """Compares reconstructions with originals: the active ones of `<prefix>l2`, `<prefix>l1` and `perceptual`."""
+        """Compares reconstructions with originals: the active ones of `<prefix>l2`, `<prefix>l1` and `perceptual`.
+
+        `originals` are images and their perceptual features.
+        """
         values: Scalars = {}
+        images, features = originals
         reconstructions = reconstructions.float()
         if f"{prefix}l2" in active:
             values[f"{prefix}l2"] = (reconstructions - images).square().mean()
         if f"{prefix}l1" in active:
             values[f"{prefix}l1"] = (reconstructions - images).abs().mean()
         if perceptual in active:
-            values[perceptual] = self.frozen.perceptual(reconstructions, images)
+            values[perceptual] = self.frozen.perceptual.distance(reconstructions, features)
         return values
 
     # ------------------------------------------------------------------------------------------------ validation
