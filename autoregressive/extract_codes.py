@@ -12,6 +12,8 @@ share the work. In each, loader processes read the next images while the tokeniz
 from __future__ import annotations
 
 import argparse
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,6 +54,9 @@ def views_of(source: ImageSource, index: int, image_size: int, views: str, skip_
     image, index, _ = read_source(source, index, skip_broken)
     crops = VIEWS[views].crops(image, image_size)
     return torch.stack([image_tensor(crop) for crop in crops]), int(source.labels[index])
+
+
+WRITES_AHEAD = 8  # blocks that may be on their way to disk
 
 
 @dataclass(frozen=True)
@@ -143,17 +148,24 @@ def extract_split(
         writer.create(source.labels)
     world.barrier()
 
-    # Each rank encodes its blocks, all views of a block as one batch, while the next blocks are read.
+    # Each rank encodes its blocks, all views of a block as one batch, while the next blocks are read and those before
+    # are brought to disk, in their order.
     pending = writer.pending(world.rank, world.size)
     read = BlockReader(source, tokenizer.image_size, views, data.skip_broken)
     num_workers = min(data.num_workers, usable_cores(), len(pending))
     blocks = batches_in_order(read, pending, num_workers, world.device, source.where)
-    with writer:
+    with writer, ThreadPoolExecutor(max_workers=1) as disk:
+        on_their_way: deque[Future] = deque()
         for rows in progress(pending, f"codes of {split}", world, unit="batch"):
             images, labels = next(blocks)
             with numbered("image", [index for index in rows for _ in range(manifest.num_views)]):
                 indices = tokenizer.encode(to_float(images.to(world.device, non_blocking=True))).indices
-            writer.write(rows, indices.unflatten(0, (len(rows), manifest.num_views)), labels)
+            codes = indices.unflatten(0, (len(rows), manifest.num_views)).cpu()
+            on_their_way.append(disk.submit(writer.write, rows, codes, labels))
+            if len(on_their_way) > WRITES_AHEAD:
+                on_their_way.popleft().result()
+        for written in on_their_way:
+            written.result()
 
     world.barrier()
     if world.is_main:
