@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data.index_file import Index, index_path
+from engine.data.index_file import Index, index_path, is_there
 from engine.data.name_table import NameTable
 
 
@@ -36,7 +36,7 @@ class FolderIndex:
     @classmethod
     def find(cls, file: Path) -> FolderIndex | None:
         """Opens an index file; None where there is none. Raises IndexDamaged."""
-        if not file.is_file():
+        if not is_there(file):
             return None
         index = Index.open(file)
         columns, facts = index.columns, index.facts

@@ -44,6 +44,15 @@ def index_path(name: str, *made_of: object) -> Path:
     return Path(cache) / "visual-tokenizers" / f"{name}-{digest}.index"
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is an index file. Where the cache folder may not be read there is none, which is said."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        logger.warning("no index is looked for in %s (%s)", path.parent, error.strerror)
+        return False
+
+
 @dataclass(frozen=True)
 class Index:
     """The contents of an index file."""
@@ -117,7 +126,7 @@ def cached_index(path: Path, build: Callable[[], Index]) -> Index:
     The name of the file must change when what it was made of does, so that it is never stale (`index_path`). Other
     ranks may do the same at the same time. Where the file cannot be written, the index is in memory only.
     """
-    if path.is_file():
+    if is_there(path):
         try:
             return Index.open(path)
         except (OSError, IndexDamaged) as error:

@@ -27,7 +27,7 @@ from engine.data.classes import UNLABELED
 from engine.data.folders import identity_of, version_of
 from engine.data.identity import digest_of, digest_of_pieces
 from engine.data.images import decode_image, printable
-from engine.data.index_file import Index, cached_index, index_path
+from engine.data.index_file import Index, cached_index, index_path, is_there
 from engine.data.listing import is_folder
 from engine.data.tar_members import JSON_SUFFIX, LABEL_SUFFIX, NO_LABEL, list_tar
 from engine.messages import UserError, logger
@@ -208,7 +208,7 @@ class ShardSource(PathKind):
         empty = [path for path in paths if path.stat().st_size == 0]
         if empty:
             raise UserError(f"{key}={root!r}: {empty[0]} is empty; fetch it again")
-        if cache_path(paths, config.skip_broken).is_file():
+        if is_there(cache_path(paths, config.skip_broken)):
             return super().survey(config, split)
         return Survey(f"{printable(root)}, {len(paths)} tar file(s)")
 

@@ -10,10 +10,18 @@ from ranks import on_ranks
 from safetensors.torch import load_file
 
 import tokenizer.train
-from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, read_manifest
+from engine.checkpoint.manifest import (
+    ORDER_KEY,
+    CheckpointError,
+    checkpoint_folders,
+    json_digest,
+    order_version_of,
+    read_manifest,
+)
 from engine.checkpoint.weights import find_weights, num_parameters
 from engine.config import load_sections
-from engine.data.order import SampleOrder
+from engine.data.order import FIRST_ORDER, NEWEST_ORDER, SampleOrder
+from engine.json_text import to_json
 from engine.messages import ConfigError
 from engine.meters import METERS
 from engine.preflight import Preflight, network_bytes
@@ -78,6 +86,30 @@ def test_every_phase_trains_at_its_own_rate(run):
 def test_the_order_of_the_images_goes_on(run):
     """Phase n starts at the position where the one before it ended."""
     assert [positions for _, _, positions, *_ in run[1]] == [[0, 1, 2, 3], [12, 13, 14, 15], [24, 25, 26, 27]]
+
+
+def test_a_phase_goes_on_in_the_order_of_the_phase_before(run, image_folder, tmp_path, world, monkeypatch):
+    """Also where an older program trained that one, which shuffled a table and did not say so."""
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    for phase in ("phase_2", "phase_3"):
+        shutil.rmtree(folder / phase)
+    checkpoint = checkpoint_folders(folder / "phase_1")[-1]
+    manifest = read_manifest(checkpoint)
+    assert manifest.pop(ORDER_KEY) == NEWEST_ORDER
+    (checkpoint / "manifest.json").write_text(to_json(manifest | {"digest": json_digest(manifest)}))
+
+    seen, real = [], TokenizerTask.train_step
+    monkeypatch.setattr(
+        TokenizerTask,
+        "train_step",
+        lambda self, batches, step: (seen.extend(batches[0]["index"].tolist()), real(self, batches, step))[1],
+    )
+    tokenizer.train.train(config_of(folder, image_folder), world)
+    positions = range(3 * 4, 9 * 4)
+    old, new = (SampleOrder(0, 24, version).indices(positions).tolist() for version in (FIRST_ORDER, NEWEST_ORDER))
+    assert seen == old != new
+    assert order_version_of(read_manifest(checkpoint_folders(folder / "phase_3")[-1])) == FIRST_ORDER
 
 
 def test_the_fingerprint_of_phases_is_that_of_the_last(run):
