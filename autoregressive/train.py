@@ -29,7 +29,8 @@ from engine.loop import check_batch, fit
 from engine.messages import ConfigError
 from engine.preflight import Preflight, network_bytes, require
 from engine.run_log import Run
-from engine.world import World, distributed_world
+from engine.training_world import training_world
+from engine.world import World
 from tokenizer import load_tokenizer
 from tokenizer.loading import survey_tokenizer
 from tokenizer.models.base import Tokenizer
@@ -137,7 +138,7 @@ def main() -> None:
         print(f"generator: {num_parameters(network):,} parameters\nthe config is valid")
     require(args, lambda preflight: training_needs(config, network, preflight))
     loop = config.loop
-    with distributed_world(loop.device, loop.deterministic, precision=loop.precision) as world:
+    with training_world(loop) as world:
         train(config, world)
 
 

@@ -7,8 +7,9 @@ Entries            cli, messages, preflight (`--check`)
 Processes          launcher (torchrun), stopping (signals), watchdog (hangs), time_limits, world, devices, cores,
                    parallel, sharding (FSDP2), without_storage (networks to look at), memory_plan (`--plan`),
                    torch_versions (what older versions of PyTorch need)
-Training           loop, agreement (of processes, to stop), trained_model, optim, schedules, averages (EMA),
-                   skipped_updates (counted on the device), buffers (put back after a bad step)
+Training           training_world (its processes and threads), loop, agreement (of processes, to stop), trained_model,
+                   optim, schedules, averages (EMA), skipped_updates (counted on the device), buffers (put back after a
+                   bad step)
 Record of a run    run_log, wandb_run, folder_lock, run_record, alerts, progress, meters (rates and waiting),
                    flops (operations of a step), gpus (what they can do), json_text (the one writer of JSON)
 Files              checkpoint/, assets (pretrained networks), pipeline (commands that can be stopped),

@@ -1,16 +1,21 @@
 """The cores that this process may use: its affinity, and the quota of its control group (containers, SLURM).
 
-`usable_cores` in scripts/common.sh tells the same, before there is a Python.
+`usable_cores` in scripts/common.sh tells the same, before there is a Python. `busy_cores` says how many of them others
+use at the moment.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from engine.arithmetic import ceil_div
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
+STATISTICS = Path("/proc/stat")  # Linux alone
+BUSY_COLUMNS = (0, 1, 2, 5, 6, 7)  # of a line `cpu<n>`: user, nice, system, interrupts (two), other virtual machines
+LOOK_SECONDS = 0.3
 
 
 def usable_cores() -> int:
@@ -18,6 +23,31 @@ def usable_cores() -> int:
     num_cores = len(os.sched_getaffinity(0))
     quota, period = _quota()
     return max(1, min(num_cores, ceil_div(quota, period))) if quota > 0 and period > 0 else num_cores
+
+
+def busy_cores(seconds: float = LOOK_SECONDS) -> float | None:
+    """How many cores other processes keep busy, of those that this one may run on; None where nobody tells.
+
+    It watches them for `seconds`, in which this process does nothing.
+    """
+    before = _busy_seconds()
+    if before is None:
+        return None
+    start = time.monotonic()
+    time.sleep(seconds)
+    after = _busy_seconds()
+    return max(0.0, after - before) / (time.monotonic() - start) if after is not None else None
+
+
+def _busy_seconds() -> float | None:
+    """The seconds that the cores of this process have worked since the start of the machine, all together."""
+    allowed = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    try:
+        lines = [line.split() for line in STATISTICS.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return None
+    ticks = [int(line[1 + column]) for line in lines if line and line[0] in allowed for column in BUSY_COLUMNS]
+    return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
 
 
 def _quota() -> tuple[int, int]:

@@ -120,12 +120,14 @@ def nccl_version() -> str | None:
     return ".".join(map(str, torch.cuda.nccl.version()))
 
 
-def device_line(device: torch.device, num_processes: int, precision: str) -> str:
-    """What a run computes on, in one line: its first one."""
+def device_line(device: torch.device, num_processes: int, precision: str, thread_reason: str = "") -> str:
+    """What a run computes on, in one line: its first one. `thread_reason` says why it takes so many threads."""
     processes = f"{num_processes} process(es)"
     torch_version = f"torch {torch.__version__}"
     if not is_gpu(device):
         threads = f"{torch.get_num_threads()} thread(s) each"
+        if thread_reason:
+            threads += f" ({thread_reason})"
         return f"device: CPU, {processes}, {threads}; {torch_version}; precision {precision}"
 
     tf32 = " with TF32" if torch.backends.cuda.matmul.allow_tf32 else ""
@@ -156,6 +158,17 @@ def device_facts(device: torch.device) -> dict[str, str | int]:
         "cudnn": torch.backends.cudnn.version(),
         "visible": torch.cuda.device_count(),
     }
+
+
+@contextmanager
+def measured_convolutions(enabled: bool) -> Iterator[None]:
+    """Lets cuDNN measure its algorithms at each new shape and take the fastest, if `enabled`: for fixed shapes."""
+    was_measuring = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = enabled
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = was_measuring
 
 
 @contextmanager

@@ -12,7 +12,7 @@ and gloo on CPUs. Everything above this module works on any number of processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +23,7 @@ import torch.distributed.nn.functional
 from torch import Tensor
 
 from engine.cores import usable_cores
-from engine.devices import device_line, is_gpu, pick_device, reproducible_algorithms
+from engine.devices import device_line, is_gpu, measured_convolutions, pick_device, reproducible_algorithms
 from engine.messages import logger
 from engine.time_limits import collective_timeout
 from engine.torch_versions import all_gather_rows
@@ -100,6 +100,14 @@ class World:
         return self.sum(torch.tensor(float(flag), device=self.device)).item() > 0
 
 
+@dataclass(frozen=True)
+class ThreadChoice:
+    """How many threads a process takes on a CPU, and for people why, where that is not plain."""
+
+    count: int
+    reason: str = ""
+
+
 def gather_rows(tensor: Tensor) -> Tensor:
     """Concatenates the tensors of all ranks along dimension 0; they must have one shape.
 
@@ -125,17 +133,29 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def distributed_world(
-    device: str = "auto", deterministic: bool = False, tf32: bool = True, precision: str = "fp32"
+    device: str = "auto",
+    deterministic: bool = False,
+    tf32: bool = True,
+    precision: str = "fp32",
+    autotune: bool = False,
+    choose_threads: Callable[[], ThreadChoice] | None = None,
 ) -> Iterator[World]:
     """Joins the process group that torchrun describes, says what it computes on, and leaves it at the end.
 
     `device` is `auto`, `cpu` or `cuda`. `deterministic` allows only algorithms whose bits repeat. `tf32=False` keeps
     full fp32 on GPUs; it is used for code extraction and evaluation. `precision` is for the first line of the log.
+    `autotune` lets cuDNN choose its algorithms by measuring. `choose_threads` is asked where a single process computes
+    on the CPU; several divide its cores.
 
     Raises ConfigError if the device is unknown or not there.
     """
-    with reproducible_algorithms(deterministic), _join(device, tf32) as world:
-        summary = device_line(world.device, world.size, precision)
+    with measured_convolutions(autotune), reproducible_algorithms(deterministic), _join(device, tf32) as world:
+        reason = ""
+        if choose_threads is not None and world.size == 1 and not is_gpu(world.device):
+            choice = choose_threads()
+            torch.set_num_threads(choice.count)
+            reason = choice.reason
+        summary = device_line(world.device, world.size, precision, reason)
         if world.is_main:
             logger.info(summary)
         yield replace(world, summary=summary)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from engine.cli import parse_cli, run_entry
 from engine.preflight import require
-from engine.world import distributed_world
+from engine.training_world import training_world
 from evaluations.digits.training import ClassifierTrainConfig, train, training_needs, validate
 
 
@@ -21,7 +21,7 @@ def main() -> None:
         print("the config is valid")
     require(args, lambda preflight: training_needs(config, preflight))
     loop = config.loop
-    with distributed_world(loop.device, loop.deterministic, precision=loop.precision) as world:
+    with training_world(loop) as world:
         train(config, world)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from engine.cli import parse_cli, run_entry
 from engine.preflight import Preflight, require
-from engine.world import distributed_world
+from engine.training_world import training_world
 from evaluations.probes.config import LinearProbeConfig, validate
 from evaluations.probes.features import network_needs
 from evaluations.probes.training import train
@@ -36,7 +36,7 @@ def main() -> None:
         print("the config is valid")
     require(args, lambda preflight: needs(config, preflight))
     loop = config.loop
-    with distributed_world(loop.device, loop.deterministic, precision=loop.precision) as world:
+    with training_world(loop) as world:
         train(config, world)
 
 

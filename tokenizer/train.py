@@ -29,7 +29,8 @@ from engine.messages import ConfigError, logger
 from engine.preflight import require
 from engine.run_log import Run
 from engine.stopping import EXIT_STOPPED
-from engine.world import World, distributed_world
+from engine.training_world import training_world
+from engine.world import World
 from tokenizer.losses.terms import terms_table
 from tokenizer.models.base import Tokenizer
 from tokenizer.training.alerts import ALERTS
@@ -165,7 +166,7 @@ def main() -> None:
         print_dry_run(config, network)
     require(args, lambda preflight: training_needs(config, network, preflight))
     loop = config.loop
-    with distributed_world(loop.device, loop.deterministic, precision=loop.precision) as world:
+    with training_world(loop) as world:
         train(config, world)
 
 
