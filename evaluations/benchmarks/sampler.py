@@ -65,7 +65,7 @@ class PublishedLoop:
         """Logits (rows,V) at `position`. `inputs` (rows,): class labels at position 0, then the tokens before."""
         gpt = self.network
         embed = gpt.class_embedding if position == 0 else gpt.token_embedding
-        place = torch.tensor([position], device=inputs.device)
+        place = torch.full((1,), position, device=inputs.device)
         x = embed(inputs)[:, None] + gpt.positional_embedding[place]
         for number, layer in enumerate(gpt.layers):
             attended = self._attention(number, layer.attention_norm(x), place)
