@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tqdm import tqdm
+
 from engine.data.images import IMAGE_SUFFIXES, ImageError, printable
 from engine.messages import logger
 
@@ -146,7 +148,9 @@ def list_below(root: Path) -> Listing:
     """
     total = Listing()
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    bar = tqdm(desc="listing images", unit="folder", leave=False, disable=None)
     while waiting:
+        bar.update()
         below, ancestors = waiting.pop()
         folder = root / below
         status = folder.stat()
@@ -158,5 +162,6 @@ def list_below(root: Path) -> Listing:
         listing = list_folder(folder)
         total.add(listing, below)
         waiting += [(_joined(below, name), ancestors | {place}) for name in listing.folders]
+    bar.close()
     total.images.sort(key=by_parts)
     return total

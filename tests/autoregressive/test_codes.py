@@ -1,6 +1,7 @@
 """The code store: extraction is exact, resumable and the same for any number of ranks; wrong codes are refused."""
 
 import json
+import time
 from dataclasses import replace
 
 import mini
@@ -160,6 +161,30 @@ def test_images_that_are_read_ahead_give_the_same_codes(tokenizer, tmp_path, wor
     store = extract(tokenizer, tmp_path / "ahead", world)
     assert np.array_equal(store.codes, expected.codes) and np.array_equal(store.labels, expected.labels)
     assert store.manifest == expected.manifest
+
+
+def test_images_are_read_while_others_are_encoded(tokenizer, source, tmp_path, world, monkeypatch):
+    """The second block is read before the first one is encoded: else that would wait in vain."""
+    image, encode = source.image, tokenizer.encode
+    num_read = torch.zeros(1, dtype=torch.int64).share_memory_()
+    seen = []
+
+    def counted(index):
+        num_read.add_(1)
+        return image(index)
+
+    def patient(images):
+        deadline = time.monotonic() + 60
+        while not seen and num_read.item() <= 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        seen.append(num_read.item())
+        return encode(images)
+
+    source.image = counted
+    monkeypatch.setattr(tokenizer, "encode", patient)
+    data = replace(tokenizer.provenance.config.data, num_workers=1)
+    extract_split(tokenizer, open_source(data, "train"), data, "train", "flip", tmp_path, 8, world)
+    assert seen[0] > 4, "blocks hold 4 images"
 
 
 def test_an_unreadable_image_that_is_read_ahead_is_one_clear_error(tokenizer, source, tmp_path, world):
