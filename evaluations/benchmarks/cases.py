@@ -58,6 +58,7 @@ class Case:
     against: str  # the form that ours is measured against
     target: Target | None = None  # of the ratio of times
     memory_target: Target | None = None  # of the ratio of memory; None = memory is not measured
+    memory_of: Callable[[Form, torch.device], float | None] = added_memory  # how memory is measured
     least_work: Mapping[str, float] = field(default_factory=dict)  # limit (a field of `Limits`) -> amount
     limit_target: Target | None = None  # of the share of the machine's limit
     facts: Mapping[str, Any] = field(default_factory=dict)  # what else a reader should know, such as a difference
@@ -84,7 +85,7 @@ class Case:
 
         # Memory, of one run of each.
         if self.memory_target is not None:
-            added = {name: added_memory(self.forms[name], device) for name in (OURS, self.against)}
+            added = {name: self.memory_of(self.forms[name], device) for name in (OURS, self.against)}
             row["mib"] = added
             if None not in added.values():
                 # What a page or two of the allocator take is no memory of the form.

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 import torch
 
-from evaluations.benchmarks import data, evaluation, journey, quantizers, sampler, startup
+from evaluations.benchmarks import (
+    data,
+    evaluation,
+    growth,
+    journey,
+    memory_of_training,
+    quantizers,
+    sampler,
+    startup,
+)
 from evaluations.benchmarks.cases import Measurable
 
 SIZES = ("quick", "default", "long")
@@ -28,5 +37,7 @@ TOPICS: dict[str, Topic] = {
     "data": Topic("Data", data.cases),
     "evaluation": Topic("Evaluation", evaluation.cases),
     "startup": Topic("Start-up", startup.cases),
+    "memory": Topic("Memory of a training step", memory_of_training.cases),
+    "growth": Topic("Growth of a training step", growth.cases),
     "journey": Topic("The whole quick start", journey.cases),
 }

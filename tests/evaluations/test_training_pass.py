@@ -6,12 +6,22 @@ import torch
 from evaluations.benchmarks.cases import OURS
 from evaluations.benchmarks.growth import SMALLER, Processes, growth_case, least_work
 from evaluations.benchmarks.memory_of_training import NARROW, RECIPE, Shape, checkpointing_case, saved_by_part
+from evaluations.benchmarks.timing import tensor_memory
 from evaluations.benchmarks.training_pass import TrainingPass, training_config
 
 CPU = torch.device("cpu")
 TINY = Shape(
     "tiny",
-    (*NARROW, "model.hybrid.cnn.base_channels=8", "data.image_size=64", "model.hybrid.num_tokens=16"),
+    (
+        *NARROW,
+        "model.hybrid.cnn={base_channels: 8, norm_groups: 8}",
+        "model.hybrid.num_tokens=16",
+        "model.hybrid.semantic_layer=1",
+        "model.hybrid.semantic_dim=112",
+        "data.image_size=64",
+        "loss.perceptual=efficientnet_lite0",
+        "semantic={teacher: efficientnet_lite0}",
+    ),
     batch=2,
 )
 
@@ -76,3 +86,17 @@ def test_processes_take_a_step_together():
     processes = Processes(2)
     processes.step()
     processes.step()
+
+
+def test_the_memory_of_tensors_by_hand():
+    """Two of three million bytes at a time, whatever the allocator keeps; what was there before does not count."""
+    held = torch.zeros(500_000)
+
+    def form():
+        first = held + 1
+        second = first + 1
+        del first
+        return second * 2
+
+    for _ in range(2):
+        assert tensor_memory(form, CPU) == pytest.approx(4e6 / 2**20, rel=0.01)

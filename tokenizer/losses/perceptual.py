@@ -1,8 +1,8 @@
 """Perceptual losses: LPIPS, and for offline work a distance of EfficientNet-Lite0 features.
 
 The second is never called LPIPS. `PERCEPTUAL` lists both by name; a builder (assets, dropout) returns (loss, stamp of
-from tokenizer.frozen.lite0 import LITE0_ASSET, lite0_features, lite0_flops
-from tokenizer.frozen.lpips import LPIPS_BACKBONES, lpips_distance, lpips_features, lpips_network
+its weights) and says by `engine.assets.needs_assets` which files these are. A loss computes in float32, whatever the
+autocast region around it.
 """
 
 from __future__ import annotations
