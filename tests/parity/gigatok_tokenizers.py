@@ -92,7 +92,7 @@ def tiny_tokenizer(case: str, rotation: bool | None = None) -> HybridTokenizer:
     config = tiny_config(case, rotation)
     tokenizer = build_tokenizer(config, image_size)
     load_strict(tokenizer, import_state(tiny_weights(case), tokenizer.state_dict(), layout_rules(config)), case)
-    return tokenizer.eval()
+    return tokenizer.to(goldens.DEVICE).eval()
 
 
 def full_config(case: str) -> ModelConfig:
@@ -174,9 +174,9 @@ def full_outputs(case: str) -> Outputs:
     images_u8 = goldens.seeded_weights("gigatok").seeded_image_u8(meta["image_seed"], batch, size)
     with torch.device("meta"):
         tokenizer = build_tokenizer(config, size)
-    tokenizer.to_empty(device="cpu").eval()
+    tokenizer.to_empty(device=goldens.DEVICE).eval()
     goldens.fill_seeded(tokenizer, layout_rules(config), "gigatok", meta["seed"])
-    outputs, quantized = _encoded(tokenizer, to_float(images_u8), config.hybrid.layout)
+    outputs, quantized = _encoded(tokenizer, to_float(images_u8.to(goldens.DEVICE)), config.hybrid.layout)
     z = outputs["enc_feat_codebook_dim"].flatten(2).transpose(1, 2)
     decoded, semantic = tokenizer.query_decoder(tokenizer.post_quant_proj(quantized.z_q), semantic=True)
     image = tokenizer.decode_indices(quantized.indices)

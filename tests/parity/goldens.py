@@ -12,7 +12,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from compared import COMPARISONS
+from compared import COMPARISONS, DEVICE
 from compared import GOLDENS as ROOT
 from compared import OWN_GOLDENS as OWN
 from safetensors import safe_open
@@ -44,14 +44,15 @@ def meta(folder: str, case: str) -> dict:
 
 
 def tensors(folder: str, case: str, kind: str = "io") -> dict[str, Tensor]:
-    """Tensors of a case; float8 and float16 weights become the float32 values they stand for."""
+    """Tensors of a case, on `DEVICE`; float8 and float16 weights become the float32 values they stand for."""
     path = ROOT / folder / f"{case}.{kind}.safetensors"
     if not path.is_file():  # WeTok's: <case>.npz and <case>.weights.npz, integers as int32
         with np.load(ROOT / folder / (f"{case}.npz" if kind == "io" else f"{case}.{kind}.npz")) as arrays:
             loaded = {k: torch.from_numpy(arrays[k]) for k in arrays.files}
-        return {k: v.float() if v.is_floating_point() and v.dtype != torch.float64 else v for k, v in loaded.items()}
-    loaded = load_file(path)
-    return {k: v.float() if v.dtype == torch.float8_e4m3fn else v for k, v in loaded.items()}
+        single = {k: v.float() if v.is_floating_point() and v.dtype != torch.float64 else v for k, v in loaded.items()}
+    else:
+        single = {k: v.float() if v.dtype == torch.float8_e4m3fn else v for k, v in load_file(path).items()}
+    return {k: v.to(DEVICE) for k, v in single.items()}
 
 
 def names(folder: str, case: str) -> list[str]:
@@ -105,7 +106,7 @@ def strided(tensor: Tensor, like: Tensor, note: str = "") -> Tensor:
     for axis, (size, kept) in enumerate(zip(tensor.shape, like.shape, strict=True)):
         fitting = [n for n in (1, *noted, *range(2, size + 1)) if -(-size // n) == kept]
         assert fitting, f"no stride takes {size} to {kept}"
-        tensor = tensor.index_select(axis, torch.arange(0, size, fitting[0]))
+        tensor = tensor.index_select(axis, torch.arange(0, size, fitting[0], device=tensor.device))
     return tensor
 
 
@@ -119,7 +120,7 @@ def _within(difference: float, limit: float, what: str) -> float:
 
 def _difference(actual: Tensor, expected: Tensor, what: str) -> float:
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
-    return (actual.detach().double() - expected.double()).abs().max().item()
+    return (actual.detach().double().cpu() - expected.double().cpu()).abs().max().item()
 
 
 def assert_close(actual: Tensor, expected: Tensor, what: str, tolerance: float = FLOAT) -> float:
@@ -136,7 +137,7 @@ def assert_image(actual: Tensor, expected: Tensor, what: str) -> float:
 def assert_equal(actual: Tensor, expected: Tensor, what: str) -> None:
     """Integers, equal one by one."""
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
-    wrong = (actual != expected).nonzero()
+    wrong = (actual.cpu() != expected.cpu()).nonzero()
     print(f"{what}: {len(wrong)} of {expected.numel()} differ")
     assert not len(wrong), f"{what}: {len(wrong)} of {expected.numel()} differ, the first at {wrong[0].tolist()}"
 
@@ -157,7 +158,7 @@ def assert_pixels(image: Tensor, expected: Tensor, what: str, exact: Tensor | No
     """
     if expected.shape[-1] == 3:
         expected = expected.permute(0, 3, 1, 2)
-    low, high = to_uint8(image - IMAGE), to_uint8(image + IMAGE)
+    low, high, expected = to_uint8(image - IMAGE).cpu(), to_uint8(image + IMAGE).cpu(), expected.cpu()
     assert ((low <= expected) & (expected <= high)).all(), f"{what}: a pixel differs by more than that of images"
     if exact is not None:
         assert_equal(to_uint8(exact), expected, f"{what} of the released float image")
@@ -167,7 +168,7 @@ def assert_same_state(actual: Mapping[str, Tensor], expected: Mapping[str, Tenso
     """The same names, types, shapes and values."""
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert actual[name].dtype == tensor.dtype and torch.equal(actual[name], tensor), name
+        assert actual[name].dtype == tensor.dtype and torch.equal(actual[name].cpu(), tensor.cpu()), name
 
 
 def assert_facts(actual: Mapping[str, float], expected: Mapping[str, float], what: str) -> None:

@@ -65,7 +65,7 @@ def tiny_gpt(folder: str, case: str) -> GPT:
     )
     gpt = GPT(config)
     load_strict(gpt, import_state(weights, gpt.state_dict(), GPT_NAMES), case)
-    return gpt.eval()
+    return gpt.to(goldens.DEVICE).eval()
 
 
 def full_config(case: str, vocab_size: int, num_tokens: int) -> GPTConfig:
@@ -102,7 +102,7 @@ def guidance_of(run: dict) -> Guidance:
 def released_draw(note: str) -> Draw:
     """One batched multinomial a token from the global generator, with the seed that `note` names."""
     torch.manual_seed(int(re.search(r"manual_seed\((\d+)\)", note)[1]))
-    return lambda p, position: torch.multinomial(p, 1).squeeze(1)
+    return lambda p, position: torch.multinomial(p.cpu(), 1).squeeze(1).to(p.device)  # random numbers of the CPU
 
 
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -152,10 +152,11 @@ def full_outputs(folder: str, case: str) -> dict[str, Tensor]:
     config = full_config(case, high, length)
     with torch.device("meta"):
         gpt = GPT(config)
-    gpt.to_empty(device="cpu").eval()
+    gpt.to_empty(device=goldens.DEVICE).eval()
     goldens.fill_seeded(gpt, GPT_NAMES, folder.split("/")[0], meta["seed"])
-    tokens = torch.from_numpy(np.random.RandomState(meta["seed"] + offset).randint(low, high, (batch, length)))
-    labels = torch.tensor(meta["labels"])
+    rng = np.random.RandomState(meta["seed"] + offset)
+    tokens = torch.from_numpy(rng.randint(low, high, (batch, length))).to(goldens.DEVICE)
+    labels = torch.tensor(meta["labels"], device=goldens.DEVICE)
     logits = gpt(labels, tokens)
     best = logits.topk(2, dim=-1)
     positions, vocabulary = goldens.strides(meta["stride"])

@@ -60,7 +60,7 @@ def tiny_tokenizer(case: str, rotation: bool = False) -> LlamaGenTokenizer:
     config = tiny_config(case, rotation)
     tokenizer = build_tokenizer(config, config.llamagen.cnn.factor)
     load_strict(tokenizer, import_state(tiny_weights(case), tokenizer.state_dict(), layout_rules(config)), case)
-    return tokenizer.eval()
+    return tokenizer.to(goldens.DEVICE).eval()
 
 
 def full_config(case: str) -> ModelConfig:
@@ -112,9 +112,9 @@ def full_outputs(case: str) -> Outputs:
     images_u8 = goldens.seeded_weights("llamagen").seeded_image_u8(meta["image_seed"], batch, size)
     with torch.device("meta"):
         tokenizer = build_tokenizer(config, size)
-    tokenizer.to_empty(device="cpu").eval()
+    tokenizer.to_empty(device=goldens.DEVICE).eval()
     goldens.fill_seeded(tokenizer, layout_rules(config), "llamagen", meta["seed"])
-    outputs, quantized = _passed(tokenizer, to_float(images_u8))
+    outputs, quantized = _passed(tokenizer, to_float(images_u8.to(goldens.DEVICE)))
     image, z = outputs["rec_from_decode_code"], outputs["enc_feat_codebook_dim"]
     outputs |= {
         "codes_margin_per_token": code_margins(tokenizer, z.flatten(2).transpose(1, 2)),

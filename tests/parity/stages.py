@@ -25,7 +25,7 @@ class Outputs:
 
 def code_margins(tokenizer: nn.Module, z: Tensor) -> Tensor:
     """How much farther the second nearest code is than the nearest, squared; z (B,N,D) -> (B*N,)."""
-    codes = tokenizer.quantizer.decode_indices(torch.arange(tokenizer.quantizer.codebook_size))
+    codes = tokenizer.quantizer.decode_indices(torch.arange(tokenizer.quantizer.codebook_size, device=z.device))
     z = nn.functional.normalize(z.flatten(0, 1), dim=-1)
     nearest = torch.cdist(z.double(), codes.double()).square().topk(2, largest=False).values
     return nearest[:, 1] - nearest[:, 0]

@@ -1,6 +1,7 @@
 """WeTok's GPT with its factorized head gives the released logits, loss, gradients, greedy tokens and filters."""
 
 import functools
+from pathlib import Path
 
 import goldens
 import pytest
@@ -45,7 +46,7 @@ def gpt_of(case: str) -> GPT:
     gpt = GPT(config)
     weights = goldens.tensors(TINY, case, "weights")
     load_strict(gpt, import_state(weights, gpt.state_dict(), WETOK_NAMES), case)
-    return gpt.eval()
+    return gpt.to(goldens.DEVICE).eval()
 
 
 def tokens_of(case: str, prefix: str = "") -> Tensor:
@@ -135,7 +136,7 @@ def test_a_recipe_builds_the_published_network(size):
     """Every name and shape of the transformer, and the parameter counts of its two stacks."""
     manifest = manifests("wetok")[f"ar_{size}"]
     config = load_sections(
-        GeneratorSections, goldens.Path(__file__).parents[2] / f"configs/gpt/GPT_wetok_{size}.yaml"
+        GeneratorSections, Path(__file__).parents[2] / f"configs/gpt/GPT_wetok_{size}.yaml"
     ).model.gpt
     with torch.device("meta"):
         gpt = GPT(config)

@@ -60,7 +60,7 @@ def tiny_tokenizer(case: str, generative: bool = False, **changes) -> WeTokToken
     config.quantizer.gq = dataclasses.replace(config.quantizer.gq, **changes)
     tokenizer = build_tokenizer(config, 2 * config.wetok.cnn.factor)
     load_strict(tokenizer, import_state(weights(case, generative), tokenizer.state_dict(), layout_rules(config)), case)
-    return tokenizer.eval()
+    return tokenizer.to(goldens.DEVICE).eval()
 
 
 def as_map(tokens: Tensor, like: Tensor) -> Tensor:
