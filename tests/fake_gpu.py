@@ -52,32 +52,56 @@ class HostReads(TorchDispatchMode):
             return None
         if not args or not isinstance(args[0], FakeTensor):
             return _of_real(function, args, kwargs)
-        if function in (aten._local_scalar_dense.default, aten.item.default):
+        if function in READING:
             self.count += 1
-            if args[0].dtype == torch.bool:
-                return True
-            return 1.0 if args[0].is_floating_point() else 1
-        if function is aten.equal.default:
-            return True
         if function in INDEXING:
             _check_index_devices(args[0], args[1])
-        if function is aten.index.Tensor:
-            return function(args[0], [row for index in args[1] for row in _rows_of(index)])
-        if function is aten.nonzero.default:
-            return args[0].new_zeros(args[0].numel(), args[0].ndim, dtype=torch.long)
-        if function is aten.bincount.default:
-            length = kwargs.get("minlength", args[2] if len(args) > 2 else 0)
-            return args[0].new_zeros(max(1, length), dtype=torch.long)
-        if function in (aten._unique2.default, aten.unique_dim.default):
-            place = args[0].new_zeros(1, dtype=torch.long)
-            rows = args[0].flatten() if function is aten._unique2.default else args[0]
-            return rows[:1], place, place
-        return function(*args, **kwargs)
+        return PRETENDED.get(function, function)(*args, **kwargs)
+
+
+def _number(tensor: Tensor) -> bool | int | float:
+    """A number for the host."""
+    if tensor.dtype == torch.bool:
+        return True
+    return 1.0 if tensor.is_floating_point() else 1
+
+
+def _index(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:
+    """Indexing, where masks are true everywhere."""
+    return aten.index.Tensor(tensor, [row for index in indices for row in _rows_of(index)])
+
+
+def _nonzero(tensor: Tensor) -> Tensor:
+    """All places."""
+    return tensor.new_zeros(tensor.numel(), tensor.ndim, dtype=torch.long)
+
+
+def _bincount(tensor: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    """As many counts as are asked for."""
+    return tensor.new_zeros(max(1, minlength), dtype=torch.long)
+
+
+def _unique(rows: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor, Tensor]:
+    """One of the rows."""
+    place = rows.new_zeros(1, dtype=torch.long)
+    return rows[:1], place, place
+
+
+READING = (aten._local_scalar_dense.default, aten.item.default)
+PRETENDED = {
+    **dict.fromkeys(READING, _number),
+    aten.equal.default: lambda one, other: True,
+    aten.index.Tensor: _index,
+    aten.nonzero.default: _nonzero,
+    aten.bincount.default: _bincount,
+    aten.unique_dim.default: _unique,
+    aten._unique2.default: lambda tensor, *options: _unique(tensor.flatten()),
+}
 
 
 def _of_real(function: Callable, args: tuple, kwargs: dict) -> object:
     """An operation on tensors that have numbers: those that the host asks for are the real ones."""
-    if function in (aten._local_scalar_dense.default, aten.item.default):
+    if function in READING:
         with unset_fake_temporarily():
             return function(*args, **kwargs)
     return function(*args, **kwargs)

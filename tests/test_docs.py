@@ -36,6 +36,7 @@ WRAPPERS = script_modules()
 SHELL_ONLY = {
     "env_install.sh",
     "scripts/check_versions.sh",
+    "scripts/gpu_check.sh",
     "scripts/test.sh",
     "scripts/launch.sh",
     "scripts/torture.sh",

@@ -10,16 +10,15 @@ from types import SimpleNamespace
 import mini
 import numpy as np
 import pytest
+import small_networks
 import torch
 from fake_gpu import CUDA, GPU_WORLD, fake_gpu, require_on
 from ranks import aside
+from small_networks import SIZE, STAND_INS, tokenizer_config
 
 from autoregressive.guidance import Guidance
 from autoregressive.image_sampler import SamplerSettings, sample_images
-from autoregressive.models.registry import build_generator
-from autoregressive.training.config import GPTTrainConfig
 from autoregressive.training.task import GeneratorTask
-from engine.assets import AssetsConfig
 from engine.config import load_config
 from engine.trained_model import TrainedModel
 from evaluations.digits.model import Classifier, ClassifierConfig
@@ -49,43 +48,16 @@ from tokenizer.discriminators.registry import DISCRIMINATORS, build_discriminato
 from tokenizer.frozen.lpips import lpips_network
 from tokenizer.losses.perceptual import PERCEPTUAL
 from tokenizer.losses.semantic import TEACHERS, build_teacher
+from tokenizer.models.base import Tokenizer
 from tokenizer.models.registry import MODELS, QUANTIZERS, build_tokenizer
 from tokenizer.training.build import build_task
 from tokenizer.training.config import TokenizerTrainConfig
 from tokenizer.training.task import Validation
 
-CNN = "{base_channels: 4, channel_multipliers: [1, 2], norm_groups: 2, encoder_res_blocks: 1, decoder_res_blocks: 1}"
-SIZE = 16  # pixels
-SECTIONS = {  # kind of tokenizer -> its small form
-    "hybrid": [
-        "model.hybrid={num_tokens: 4, z_channels: 8, semantic_dim: 112, semantic_layer: 1}",
-        f"model.hybrid.cnn={CNN}",
-        "model.hybrid.encoder={width: 16, layers: 1, heads: 2}",
-        "model.hybrid.decoder={width: 16, layers: 1, heads: 2}",
-    ],
-    "llamagen": [f"model.llamagen={{z_channels: 8, cnn: {CNN}}}"],
-    "wetok": [f"model.wetok={{cnn: {CNN}}}"],
-}
-QUANTIZER_SECTIONS = {  # quantizer -> its small form
-    "vq": "{codebook_size: 32, codebook_dim: 4}",
-    "gq": "{num_groups: 2, group_dim: 3}",
-    "fsq": "{levels: [5, 3]}",
-    "ibq": "{codebook_size: 32, codebook_dim: 4}",
-    "simvq": "{codebook_size: 32, codebook_dim: 4}",
-}
-STAND_INS = AssetsConfig(random_stand_in=True)
 
-
-def tokenizer_config(model: str, quantizer: str, *overrides: str) -> TokenizerTrainConfig:
-    return load_config(
-        TokenizerTrainConfig,
-        overrides=[
-            *(override for override in mini.TOKENIZER if not override.startswith("model")),
-            f"model.name={model}", *SECTIONS[model], f"model.quantizer.name={quantizer}",
-            f"model.quantizer.{quantizer}={QUANTIZER_SECTIONS[quantizer]}", "assets.random_stand_in=true",
-            *overrides,
-        ],
-    )  # fmt: skip
+def small_tokenizer(model: str, quantizer: str) -> Tokenizer:
+    """Built on the CPU."""
+    return build_tokenizer(tokenizer_config(model, quantizer).model, SIZE)
 
 
 def images_u8(count: int = 4, size: int = SIZE) -> torch.Tensor:
@@ -191,37 +163,25 @@ def test_a_teacher(name):
 
 
 # ------------------------------------------------------------------------------------------------ generators
-GENERATORS = {  # the settings of a small GPT, and those of its sampler
-    "plain": ("vocab_size: 32", {"guidance": Guidance(scale=1.5), "top_k": 4, "top_p": 0.9, "seed": 1}),
-    "unguided": ("vocab_size: 32", {"guidance": Guidance()}),
-    "greedy": ("vocab_size: 32, qk_norm: true", {"guidance": Guidance(scale=2.0), "greedy": True}),
-    "rotary": ("vocab_size: 32, positions: rope2d", {"guidance": Guidance(scale=1.5, schedule="step", last_guided=5)}),
-    "factorized": ("codebook_sizes: [8, 8]", {"guidance": Guidance(scale=(1.5, 2.0)), "temperature": (1.0, 0.9)}),
-    "factorized, rotary": ("codebook_sizes: [8, 8], positions: rope2d", {"guidance": Guidance(scale=1.5)}),
+SAMPLERS = {  # (kind of generator, settings of its sampler)
+    "filtered": ("plain", {"guidance": Guidance(scale=1.5), "top_k": 4, "top_p": 0.9, "seed": 1}),
+    "unguided": ("plain", {"guidance": Guidance()}),
+    "greedy": ("norm of queries and keys", {"guidance": Guidance(scale=2.0), "greedy": True}),
+    "rotary": ("rotary", {"guidance": Guidance(scale=1.5, schedule="step", last_guided=5)}),
+    "factorized": ("factorized", {"guidance": Guidance(scale=(1.5, 2.0)), "temperature": (1.0, 0.9)}),
+    "factorized, rotary": ("factorized, rotary", {"guidance": Guidance(scale=1.5)}),
 }
-TOKENIZER_OF = {  # of the images of a generator with so many indices per token
-    1: ("llamagen", "vq", []),
-    2: ("wetok", "gq", []),
-}
+TOKENIZER_OF = {1: ("llamagen", "vq"), 2: ("wetok", "gq")}  # indices per token -> a tokenizer with so many
 
 
-def generator_and_tokenizer(settings: str):
-    """A small GPT and the tokenizer of its codes, built on the CPU."""
-    sizes = f"{{width: 16, layers: 2, heads: 2, num_tokens: 4, num_classes: 4, {settings}}}"
-    config = load_config(GPTTrainConfig, overrides=[f"model.gpt={sizes}"])
-    generator = build_generator(config.model)
-    model, quantizer, overrides = TOKENIZER_OF[len(generator.codebook_sizes)]
-    tokenizer_settings = tokenizer_config(model, quantizer, *overrides)
-    return config, generator, build_tokenizer(tokenizer_settings.model, SIZE)
-
-
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", SAMPLERS)
 @aside
 def test_training_and_sampling(name):
     """Two updates, codes from the sampler, and images."""
-    settings, sampler_settings = GENERATORS[name]
-    sampler = SamplerSettings(**sampler_settings)
-    config, generator, tokenizer = generator_and_tokenizer(settings)
+    kind, settings = SAMPLERS[name]
+    sampler = SamplerSettings(**settings)
+    config, generator = small_networks.generator(kind)
+    tokenizer = small_tokenizer(*TOKENIZER_OF[len(generator.codebook_sizes)])
     with fake_gpu():
         trained = TrainedModel(generator, config.optim, total_steps=4, world=GPU_WORLD, ema_decay=0.9)
         task = GeneratorTask(
@@ -241,11 +201,6 @@ def test_training_and_sampling(name):
 
 
 # ------------------------------------------------------------------------------------------------ evaluations
-def small_tokenizer():
-    """A tokenizer for codes in groups, built on the CPU."""
-    return build_tokenizer(tokenizer_config("wetok", "gq").model, SIZE)
-
-
 @pytest.mark.parametrize(
     ("protocol", "extractor"),
     [pytest.param("adm", "inception", marks=pytest.mark.slow), ("wetok", "inception"), ("adm", "lite0")],
@@ -254,7 +209,7 @@ def small_tokenizer():
 def test_a_reconstruction(protocol, extractor):
     """Every metric of reconstructions, against their originals: scores of pairs, distances, codes."""
     extractor_class = next(kind for name, kind in EXTRACTORS.items() if extractor in name)
-    tokenizer, rules = small_tokenizer(), PROTOCOLS[protocol]()
+    tokenizer, rules = small_tokenizer("wetok", "gq"), PROTOCOLS[protocol]()
     with fake_gpu():
         lpips = {
             name: lpips_network(STAND_INS, backbone)[0].to(CUDA) for name, backbone in rules.lpips_backbones.items()
@@ -297,8 +252,8 @@ def test_a_generation():
 @aside
 def test_a_probe(name):
     """Features of each source, and an update of the heads on them."""
-    _, generator, _ = generator_and_tokenizer("vocab_size: 32")
-    tokenizer = build_tokenizer(tokenizer_config("hybrid", "vq").model, SIZE)
+    _, generator = small_networks.generator("plain")
+    tokenizer = small_tokenizer("hybrid", "vq")
     config = NetworkConfig(source=name, tokenizer="tokenizer", gpt="gpt")
     probe_config = load_config(LinearProbeConfig, overrides=["probe.epochs=2", "probe.warmup_epochs=1"])
     with fake_gpu():

@@ -10,7 +10,7 @@ from script_modules import ROOT, script_modules
 
 MODULES = script_modules()
 BY_FLAG = {script: modules for script, modules in MODULES.items() if modules.flag}
-OTHERS = {"check_versions", "launch", "test", "torture"}
+OTHERS = {"check_versions", "gpu_check", "launch", "test", "torture"}
 
 
 @pytest.fixture

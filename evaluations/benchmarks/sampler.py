@@ -10,7 +10,6 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from autoregressive.guidance import Guidance
 from autoregressive.models.gpt import GPT, GPTConfig
@@ -332,6 +331,8 @@ def _pixels_case(size: int, device: torch.device) -> Case:
         return tokenizer.decode_indices(codes)
 
     # How far the pixels are apart, and what it takes to compute them.
+    from torch.utils.flop_counter import FlopCounterMode  # here, because it imports triton
+
     with FlopCounterMode(display=False) as counter:
         expected = plain()
     difference = 127.5 * (decoder.decode_indices(codes).clamp(-1, 1) - expected.clamp(-1, 1)).abs()

@@ -141,7 +141,7 @@ def small_gpt(world: World, scale=FSDP, steps: int = 3) -> tuple[TrainedModel, l
     norms = []
     for step in range(steps):
         tokens = torch.randint(15, (4, 4), generator=torch.Generator().manual_seed(step))
-        own = tokens[world.rank * 4 // world.size : (world.rank + 1) * 4 // world.size]
+        own = tokens[world.rank * 4 // world.size : (world.rank + 1) * 4 // world.size].to(world.device)
         logits = updater.wrapped(own[:, 0] % 3, own)
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), own.flatten()).backward()
         norms.append(updater.step(step, {})["grad_norm"])

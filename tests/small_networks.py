@@ -1,0 +1,57 @@
+"""Small forms of every tokenizer and generator, by the names of their registries, for tests on devices."""
+
+import mini
+
+from autoregressive.models.base import Generator
+from autoregressive.models.registry import build_generator
+from autoregressive.training.config import GPTTrainConfig
+from engine.assets import AssetsConfig
+from engine.config import load_config
+from tokenizer.training.config import TokenizerTrainConfig
+
+SIZE = 16  # pixels
+STAND_INS = AssetsConfig(random_stand_in=True)
+CNN = "{base_channels: 4, channel_multipliers: [1, 2], norm_groups: 2, encoder_res_blocks: 1, decoder_res_blocks: 1}"
+SECTIONS = {  # kind of tokenizer -> its overrides
+    "hybrid": [
+        "model.hybrid={num_tokens: 4, z_channels: 8, semantic_dim: 112, semantic_layer: 1}",
+        f"model.hybrid.cnn={CNN}",
+        "model.hybrid.encoder={width: 16, layers: 1, heads: 2}",
+        "model.hybrid.decoder={width: 16, layers: 1, heads: 2}",
+    ],
+    "llamagen": [f"model.llamagen={{z_channels: 8, cnn: {CNN}}}"],
+    "wetok": [f"model.wetok={{cnn: {CNN}}}"],
+}
+QUANTIZERS = {  # quantizer -> its section
+    "vq": "{codebook_size: 32, codebook_dim: 4}",
+    "gq": "{num_groups: 2, group_dim: 3}",
+    "fsq": "{levels: [5, 3]}",
+    "ibq": "{codebook_size: 32, codebook_dim: 4}",
+    "simvq": "{codebook_size: 32, codebook_dim: 4}",
+}
+GENERATORS = {  # kind of generator -> its settings
+    "plain": "vocab_size: 32",
+    "norm of queries and keys": "vocab_size: 32, qk_norm: true",
+    "rotary": "vocab_size: 32, positions: rope2d",
+    "factorized": "codebook_sizes: [8, 8]",
+    "factorized, rotary": "codebook_sizes: [8, 8], positions: rope2d",
+}
+
+
+def tokenizer_config(model: str, quantizer: str, *overrides: str) -> TokenizerTrainConfig:
+    """The config of a small tokenizer whose pretrained networks are stand-ins."""
+    return load_config(
+        TokenizerTrainConfig,
+        overrides=[
+            *(override for override in mini.TOKENIZER if not override.startswith("model")),
+            f"model.name={model}", *SECTIONS[model], f"model.quantizer.name={quantizer}",
+            f"model.quantizer.{quantizer}={QUANTIZERS[quantizer]}", "assets.random_stand_in=true", *overrides,
+        ],
+    )  # fmt: skip
+
+
+def generator(kind: str) -> tuple[GPTTrainConfig, Generator]:
+    """A small GPT for 4 tokens and 4 classes, and its config."""
+    sizes = f"{{width: 16, layers: 2, heads: 2, num_tokens: 4, num_classes: 4, {GENERATORS[kind]}}}"
+    config = load_config(GPTTrainConfig, overrides=[f"model.gpt={sizes}"])
+    return config, build_generator(config.model)
