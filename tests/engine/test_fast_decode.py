@@ -1,10 +1,12 @@
 """data.fast_decode: the same crops with slightly other pixels, for training alone; the default keeps Pillow's bits."""
 
 import io
+from argparse import Namespace
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
@@ -20,8 +22,10 @@ from engine.data.fast_decode import fast_center_crop, fast_random_crop, fast_sou
 from engine.data.folders import FolderSource, LooseSource
 from engine.data.images import image_tensor
 from engine.data.samples import decoding_stamp, training_item
+from engine.data.sources import open_source
 from engine.messages import ConfigError
 from tokenizer import load_tokenizer
+from tokenizer.cli import images_from
 
 
 def photo(size: tuple[int, int], format: str = "JPEG", mode: str = "RGB") -> bytes:
@@ -107,16 +111,10 @@ def test_the_stamp_says_how_far_off_it_is(photos):
 
 def test_a_training_uses_it_and_says_so_and_its_tokenizer_gets_exact_pixels(image_folder, tmp_path, world):
     """In the checkpoint; images that are read for the trained tokenizer are decoded exactly."""
-    import tiny
-
-    from tokenizer.cli import images_from
-
     config = tiny.tokenizer_config(tmp_path / "run", image_folder, "data.fast_decode=true", "loop.steps=1")
     tokenizer.train.train(config, world)
     stamp = read_manifest(newest_checkpoint(tmp_path / "run"))["stamp"]
     assert stamp["fast_decode"]["compared_images"] > 0
-    from argparse import Namespace
-
     args = Namespace(data=None, data_path=None, val_path=None, skip_broken=False)
     trained = load_tokenizer(tmp_path / "run")
     assert trained.provenance.config.data.fast_decode and not images_from(args, trained).fast_decode
@@ -136,8 +134,6 @@ def test_measurements_refuse_it(entry, entry_main, overrides, image_folder):
 
 
 def test_sets_without_files_have_no_use_for_it():
-    from engine.data.sources import open_source
-
     with pytest.raises(ConfigError, match=r"data\.fast_decode=True is set, but data\.name='mnist5k' does not use it"):
         open_source(load_config(DataConfig, overrides=["name=mnist5k", "fast_decode=true"]), "train")
 

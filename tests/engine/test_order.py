@@ -70,10 +70,10 @@ def test_it_looks_like_chance():
         assert chisquare(counts).pvalue > 1e-5
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 10])
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
 def test_small_sets_reach_every_order_evenly(count):
-    """The first two samples of an epoch, over 3,000 epochs: all pairs are equally likely."""
-    firsts = np.array([KeyedPermutation(count, 5, epoch)(np.arange(2)) for epoch in range(3000)])
+    """The first two samples of an epoch, over 1,500 epochs: all pairs are equally likely."""
+    firsts = np.array([KeyedPermutation(count, 5, epoch)(np.arange(2)) for epoch in range(1500)])
     pairs = np.bincount(firsts[:, 0] * count + firsts[:, 1], minlength=count**2).reshape(count, count)
     assert not pairs.diagonal().any()
     assert chisquare(pairs[~np.eye(count, dtype=bool)]).pvalue > 1e-4

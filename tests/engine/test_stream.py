@@ -85,6 +85,16 @@ def test_loader_processes_do_not_change_anything():
     assert_equal(global_batches(), global_batches(num_workers=2))
 
 
+@pytest.mark.gpu
+def test_batches_on_a_gpu_are_those_of_the_cpu():
+    """Through pinned memory and loader processes."""
+    config = Settings(num_workers=2)
+    world = World(0, 1, 0, torch.device("cuda"))
+    batches = list(islice(stream_opener(item, COUNT, config, config, world)(0), 4))
+    assert all(value.is_cuda for batch in batches for value in batch.values())
+    assert_equal([{key: value.cpu() for key, value in batch.items()} for batch in batches], global_batches())
+
+
 def test_a_restart_at_step_k_equals_the_tail():
     """Nothing has to be restored: the stream from step 3 is the rest of the stream from step 0."""
     assert_equal(global_batches(steps=6)[3:], global_batches(steps=3, start=3))

@@ -34,8 +34,9 @@ def test_plain_samples(tmp_path):
     assert 40_000 < len(content) < 200_000, "about the size of a photograph of ImageNet"
 
 
-def test_a_synthetic_index_is_read_as_any_other(tmp_path):
+def test_a_synthetic_index_is_read_as_any_other(tmp_path, monkeypatch):
     """Every image once per epoch, with the place that its number has; a worker's memory is a number of MiB."""
+    monkeypatch.setattr(data, "SHARDS", 10)
     with data.cache_folder(tmp_path / "cache"):
         data.write_synthetic_index(tmp_path / "set", 5000)
         source = ShardSource(str(tmp_path / "set"), "data.root")
@@ -61,6 +62,7 @@ def test_every_case_runs(monkeypatch):
     for table in (data.CODED_IMAGES, data.ORDERED, data.INDEXED, data.BLOCKS_BEFORE):
         monkeypatch.setitem(table, "quick", 500)
     monkeypatch.setattr(data, "PHOTOS", 2)
+    monkeypatch.setattr(data, "SHARDS", 10)
     monkeypatch.setattr(data, "LOOK_UPS", 100)
     names = []
     for case in data.cases("quick", torch.device("cpu")):
