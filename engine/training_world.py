@@ -1,12 +1,11 @@
 """The processes of a training: as `engine.world.distributed_world`, with what only a training needs.
 
 Threads of one operation wait for each other. Where another program holds one of their cores, all of them wait for the
-slowest, and a step with two threads can take several times as long as one with a single thread. A training of a single
-process on CPUs therefore looks at its start how busy the cores are, and takes as many threads as there are free ones.
-
-The number of threads changes the order of sums, and with it the last bits of a run. So a run that goes on takes the
-number that it began with, which `starts.jsonl` has, and `loop.deterministic` never looks at the load. The variable
-OMP_NUM_THREADS decides where it is set.
+slowest, and a step with two threads can take several times as long as one with a single thread. But the number of
+threads changes the order of sums, and with it the last bits of a run: it must not follow the load, or the same command
+would give other weights on another day. So a training takes all cores however busy they are; where others use them, the
+first line of the log says which OMP_NUM_THREADS may be faster. That variable decides where it is set. A run that goes
+on takes the number that it began with, which `starts.jsonl` has.
 """
 
 from __future__ import annotations
@@ -37,29 +36,29 @@ def training_world(loop: LoopConfig) -> Iterator[World]:
         loop.deterministic,
         precision=loop.precision,
         autotune=not loop.deterministic,
-        choose_threads=lambda: choose_threads(loop.run_dir, loop.deterministic),
+        choose_threads=lambda: choose_threads(loop.run_dir),
     ) as world:
         yield world
 
 
-def choose_threads(run_dir: str | Path, deterministic: bool) -> ThreadChoice:
-    """The threads for a training of a single process on CPUs in the folder `run_dir`."""
+def choose_threads(run_dir: str | Path) -> ThreadChoice:
+    """The threads for a training of a single process on CPUs in the folder `run_dir`, and what a user should know."""
     if "OMP_NUM_THREADS" in os.environ:
         return ThreadChoice(torch.get_num_threads())
 
     # A run that goes on. On a machine with fewer cores its bits differ anyway.
-    usable = usable_cores()
+    usable = min(torch.get_num_threads(), usable_cores())
     begun_with = _threads_of(Path(run_dir))
-    if begun_with is not None:
-        return ThreadChoice(min(begun_with, usable), "as the run began")
-    if deterministic:
-        return ThreadChoice(usable, "all cores, for loop.deterministic")
+    threads = usable if begun_with is None else min(begun_with, usable)
 
-    busy = busy_cores()
-    if busy is None:
-        return ThreadChoice(usable, "all cores, whose load is not known")
-    free = max(1, min(usable, round(len(os.sched_getaffinity(0)) - busy)))
-    return ThreadChoice(free, f"other programs keep {busy:.1f} of {usable} cores busy")
+    # Advice, where others use the cores.
+    busy = busy_cores() if threads > 1 else None
+    free = threads if busy is None else max(1, round(len(os.sched_getaffinity(0)) - busy))
+    if free >= threads:
+        return ThreadChoice(threads)
+    return ThreadChoice(
+        threads, f"others keep {busy:.1f} cores busy: a new run with OMP_NUM_THREADS={free} may be faster"
+    )
 
 
 def _threads_of(run_dir: Path) -> int | None:
