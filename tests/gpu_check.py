@@ -53,6 +53,9 @@ class Piece:
         return [*pytest, f"--junitxml={output / name}.xml", *self.tests]
 
 
+GPU_TOPICS = ("quantizers", "sampler", "evaluation", "memory", "growth")  # the others of the benchmark are of the host
+
+
 def _benchmark(topic: str) -> Piece:
     """The rows of a topic; each topic has a file of its own."""
     flags = ("--device", "cuda", "--only", topic, "--output", f"{{output}}/benchmark_{topic}.json")
@@ -74,7 +77,7 @@ PIECES = {
     "processes": Piece(("tests/gpu/test_gpu_processes.py",)),
     "sampler": Piece(("tests/autoregressive",)),
     "engine": Piece(("tests/engine", "tests/tokenizer")),
-    **{f"benchmark_{topic}": _benchmark(topic) for topic in ("quantizers", "sampler", "evaluation")},
+    **{f"benchmark_{topic}": _benchmark(topic) for topic in GPU_TOPICS},
 }
 
 

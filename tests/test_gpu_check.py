@@ -12,7 +12,10 @@ import pytest
 import torch
 from gpu_check import PIECES, Piece
 
+from evaluations.benchmarks.topics import TOPICS
+
 ROOT = Path(__file__).parents[1]
+HOST_TOPICS = ("data", "startup", "journey")  # of the benchmark, which no GPU makes faster
 TEST = """
 import pytest
 @pytest.mark.gpu
@@ -87,6 +90,7 @@ def test_without_a_gpu_it_says_so(tmp_path):
 
 def test_every_test_of_a_gpu_belongs_to_a_piece():
     """And every file of a piece exists; pieces of benchmarks name topics."""
+    assert {*gpu_check.GPU_TOPICS, *HOST_TOPICS} == TOPICS.keys()
     chosen = [ROOT / name for piece in PIECES.values() for name in piece.tests]
     assert all(path.exists() for path in chosen)
     for path in (ROOT / "tests").rglob("test_*.py"):
