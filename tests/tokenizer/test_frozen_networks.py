@@ -289,3 +289,34 @@ def test_patchgan_without_norm_does_not_mix_the_batch(norm, independent):
     mixed = network.logits(torch.cat([a, b]))[:2]
     assert torch.allclose(mixed, network.logits(a), atol=1e-6) == independent
     assert (network.layers[2].bias is None) == (norm == "batch")
+
+
+@pytest.mark.parametrize("name", ["lpips", "lite0"])
+def test_features_of_references_serve_several_images(name, request):
+    """Values and gradients are those of the published form, which looks at both images of each pair every time."""
+    loss = request.getfixturevalue(name)
+    references, pictures = images(), [images().requires_grad_() for _ in range(2)]
+    calls = []
+    hook = loss.network.register_forward_hook(lambda *_: calls.append(1))
+    features = loss.features(references)
+    ours = [loss.distance(picture, features) for picture in pictures]
+    hook.remove()
+    assert len(calls) in (0, 3)  # LPIPS is not called as a whole
+
+    for picture, value in zip(pictures, ours, strict=True):
+        plain = published_distance(loss, picture, references)
+        torch.testing.assert_close(value, plain, rtol=1e-5, atol=1e-7)
+        (gradient,) = torch.autograd.grad(value, picture)
+        (expected,) = torch.autograd.grad(plain, picture)
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def published_distance(loss, picture: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+    """LPIPS by its own package; the other one with both images in one batch."""
+    if isinstance(loss, LPIPSLoss):
+        return loss.network(picture, references).mean()
+    terms = []
+    for maps in loss.network(torch.cat([picture, references])):
+        x, y = (maps / (maps.square().sum(1, keepdim=True) + 1e-10).sqrt()).chunk(2)
+        terms.append((x - y).square().sum(1).mean())
+    return sum(terms) / len(terms)
