@@ -65,6 +65,9 @@ class TrainedModel:
         self.ema = copy.deepcopy(self.module).eval().requires_grad_(False) if ema_decay > 0 else None
         self.wrapped = parallelize(self.module, self.ema, world, parallel, find_unused)
 
+        # A new module is in training mode in all of its parts, also in those that its `train` keeps in evaluation mode.
+        self.wrapped.train()
+
         # The optimizer is built last, over the parameters as they are now: whole ones, or shards.
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(module, config),

@@ -193,6 +193,25 @@ def test_frozen_parameters_are_left_alone(world):
 
 
 # ---------------------------------------------------------------------------------------------- non-finite guard
+class HalfFrozen(nn.Sequential):
+    """A network whose first layer stays in evaluation mode."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        self[0].eval()
+        return self
+
+
+def test_parts_that_stay_in_evaluation_mode_do_so_from_the_first_step_on(world):
+    """Regression: before the first validation, a frozen quantizer remembered tokens, and a resume showed it."""
+    module = HalfFrozen(nn.BatchNorm1d(4), nn.Linear(4, 4))
+    assert module[0].training
+    trained = TrainedModel(module, OptimConfig(), total_steps=10, world=world)
+    assert trained.train_mode().training and not trained.module[0].training
+    trained.module.eval()
+    assert trained.train_mode().training and not trained.module[0].training
+
+
 def moments(trained: TrainedModel) -> list[torch.Tensor]:
     """Copies of both moments and of the count of steps of every parameter."""
     return [value.clone() for state in trained.optimizer.state.values() for value in state.values()]
