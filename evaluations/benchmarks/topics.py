@@ -16,6 +16,7 @@ from evaluations.benchmarks import (
     quantizers,
     sampler,
     startup,
+    training,
 )
 from evaluations.benchmarks.cases import Measurable
 
@@ -37,6 +38,7 @@ TOPICS: dict[str, Topic] = {
     "data": Topic("Data", data.cases),
     "evaluation": Topic("Evaluation", evaluation.cases),
     "startup": Topic("Start-up", startup.cases),
+    "training": Topic("Training steps", training.cases),
     "memory": Topic("Memory of a training step", memory_of_training.cases),
     "growth": Topic("Growth of a training step", growth.cases),
     "journey": Topic("The whole quick start", journey.cases),

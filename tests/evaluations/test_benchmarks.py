@@ -1,20 +1,24 @@
 """The benchmark: its plain formulations compute what ours do, its rows are judged rightly, its files say so."""
 
+import importlib
+import inspect
 import json
 import math
+import pkgutil
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from engine.messages import UserError
+from evaluations import benchmarks
 from evaluations.benchmarks import __main__ as benchmark
 from evaluations.benchmarks import limits, quantizers
 from evaluations.benchmarks.cases import OURS, Case, Reading, Target
 from evaluations.benchmarks.changes import slower_rows
 from evaluations.benchmarks.limits import Limits
 from evaluations.benchmarks.page import seconds_text, verdict
-from evaluations.benchmarks.topics import Topic
+from evaluations.benchmarks.topics import TOPICS, Topic
 from tokenizer.quantizers.entropy_assignment import LOG_P_FLOOR, assignment_entropies
 from tokenizer.quantizers.fsq import FSQ, FSQConfig
 from tokenizer.quantizers.ibq import IBQ, IBQConfig
@@ -230,3 +234,12 @@ def test_a_file_that_is_no_result_is_refused(small_topics, entry, tmp_path, text
     arguments = ("--quick", "--output", tmp_path / "b.json", "--compare", tmp_path / "old.json")
     code, _, err = entry(benchmark.main, *arguments)
     assert code == 2 and "old.json" in err and not (tmp_path / "b.json").exists()
+
+
+def test_every_module_with_rows_is_a_topic():
+    """A module of evaluations/benchmarks that yields rows, and is in no topic, would never be measured."""
+    modules = (
+        importlib.import_module(f"{benchmarks.__name__}.{m.name}") for m in pkgutil.iter_modules(benchmarks.__path__)
+    )
+    with_rows = {module.cases for module in modules if inspect.isfunction(getattr(module, "cases", None))}
+    assert with_rows == {topic.cases for topic in TOPICS.values()}
