@@ -53,7 +53,8 @@ class Piece:
         return [*pytest, f"--junitxml={output / name}.xml", *self.tests]
 
 
-GPU_TOPICS = ("quantizers", "sampler", "evaluation", "memory", "growth")  # the others of the benchmark are of the host
+# Topics of the benchmark that compute on a GPU.
+GPU_TOPICS = ("quantizers", "sampler", "evaluation", "training", "memory", "growth")
 
 
 def _benchmark(topic: str) -> Piece:
