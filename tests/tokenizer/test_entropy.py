@@ -130,4 +130,4 @@ def test_chunks_follow_the_whole_memory_of_a_gpu(gigabytes, elements, monkeypatc
     """A table of float32 takes at most 1/64 of it: 256 MiB of 16 GiB and more, 128 MiB of 8 GiB."""
     monkeypatch.setattr(entropy, "memory_of", lambda device: gigabytes * 2**30)
     assert entropy.chunk_elements(torch.device("cuda")) == elements
-    assert entropy.chunk_elements(torch.device("cpu")) == 2**20
+    assert entropy.chunk_elements(torch.device("cpu")) == 2**18
