@@ -67,6 +67,7 @@ def growth_case(
         target=Target("at most", MARGIN * growth),
         least_work=least_work(parts[1], batches[1]),
         facts={"growth of the operations": round(growth, 3), "10^9 operations": round(flops[1] / 1e9, 3)},
+        where_missed="exponentials and comparisons of codes cost time, and are no counted operations",
     )
 
 
