@@ -26,6 +26,7 @@ def test_every_small_network_runs_where_it_is_told(monkeypatch):
             return load_file(path)
 
     monkeypatch.setattr(goldens, "load_file", load_real)
+    test_wetok_gpt.gpt_of.cache_clear()  # of this process alone: its networks may be on the CPU
     with fake_gpu():
         for builders in (gigatok_tokenizers, llamagen_tokenizers):
             for case in builders.tiny_cases():
