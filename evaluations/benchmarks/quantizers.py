@@ -190,6 +190,7 @@ def _ibq_case(tokens: int, device: torch.device) -> Case:
         against="whole table",
         memory_target=Target("at most", 1 / 16),
         least_work={"gemm": 8 * 2 * z.numel() * CODES},
+        where_missed="at so few latents the codes, their gradients and two small tables are most of the memory",
     )
 
 
