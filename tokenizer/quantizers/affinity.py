@@ -22,6 +22,7 @@ as fast on a CPU as one with K rows of a few channels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,10 +34,19 @@ class Affinity(ABC):
     """Logits of latents (m,D) for codes (K,D) at a temperature, and their gradients."""
 
     def __init__(self, codes: Tensor, temperature: float) -> None:
-        self.num_codes = len(codes)
+        self.codes = codes
         self.temperature = temperature
-        self._codes = codes.T.contiguous()  # (D,K)
-        self._grad_codes = torch.zeros_like(self._codes)  # of all rows so far, without the temperature
+
+    # What only `backward` needs is made by its first call: a large codebook is not copied to find nearest codes.
+    @cached_property
+    def _columns(self) -> Tensor:
+        """The codes as (D,K)."""
+        return self.codes.T.contiguous()
+
+    @cached_property
+    def _grad_columns(self) -> Tensor:
+        """The gradient of the codes as (D,K), of all rows so far, without the temperature."""
+        return torch.zeros_like(self._columns)
 
     @abstractmethod
     def logits(self, z: Tensor, out: Tensor) -> Tensor:
@@ -57,8 +67,8 @@ class Affinity(ABC):
 
     def _products(self, z: Tensor, grad: Tensor) -> Tensor:
         """Adds g^T z to the gradient of the codes; returns g e (m,D)."""
-        self._grad_codes.addmm_(z.T, grad)
-        return (self._codes @ grad.T).T
+        self._grad_columns.addmm_(z.T, grad)
+        return (self._columns @ grad.T).T
 
 
 class Product(Affinity):
@@ -66,16 +76,16 @@ class Product(Affinity):
 
     def __init__(self, codes: Tensor, temperature: float) -> None:
         super().__init__(codes, temperature)
-        self._scaled_codes = self._codes / temperature
+        self._scaled_columns = (codes / temperature).T.contiguous()
 
     def logits(self, z: Tensor, out: Tensor) -> Tensor:
-        return torch.mm(z, self._scaled_codes, out=out)
+        return torch.mm(z, self._scaled_columns, out=out)
 
     def backward(self, z: Tensor, grad: Tensor, logits: Tensor) -> Tensor:
         return self._products(z, grad) / self.temperature
 
     def grad_codes(self) -> Tensor:
-        return self._grad_codes.T / self.temperature
+        return self._grad_columns.T / self.temperature
 
 
 class SquaredDistance(Affinity):
@@ -83,19 +93,23 @@ class SquaredDistance(Affinity):
 
     def __init__(self, codes: Tensor, temperature: float) -> None:
         super().__init__(codes, temperature)
-        self._scaled_codes = self._codes * (2 / temperature)
+        self._scaled_columns = (codes * (2 / temperature)).T.contiguous()
         self._bias = codes.square().sum(1) / -temperature
-        self._column_sums = codes.new_zeros(len(codes))  # sum_i g_ik
+
+    @cached_property
+    def _column_sums(self) -> Tensor:
+        """sum_i g_ik (K,) of all rows so far."""
+        return self.codes.new_zeros(len(self.codes))
 
     def logits(self, z: Tensor, out: Tensor) -> Tensor:
-        return torch.addmm(self._bias, z, self._scaled_codes, out=out)
+        return torch.addmm(self._bias, z, self._scaled_columns, out=out)
 
     def backward(self, z: Tensor, grad: Tensor, logits: Tensor) -> Tensor:
-        self._column_sums += grad.sum(0)
+        self._column_sums.add_(grad.sum(0))
         return (self._products(z, grad) - z * grad.sum(1, keepdim=True)) * (2 / self.temperature)
 
     def grad_codes(self) -> Tensor:
-        return (self._grad_codes - self._codes * self._column_sums).T * (2 / self.temperature)
+        return (self._grad_columns - self._columns * self._column_sums).T * (2 / self.temperature)
 
 
 class PlainDistance(SquaredDistance):
@@ -123,7 +137,7 @@ def nearest_codes(affinity: Affinity, z: Tensor, rows: int) -> Tensor:
 
     `rows` latents at a time are compared with all codes.
     """
-    table = z.new_empty(min(rows, len(z)), affinity.num_codes)
+    table = z.new_empty(min(rows, len(z)), len(affinity.codes))
     indices = torch.empty(len(z), dtype=torch.long, device=z.device)
     for start in range(0, len(z), rows):
         chunk = z[start : start + rows]
