@@ -14,10 +14,9 @@ from multiprocessing.connection import Connection
 import torch
 import torch.multiprocessing as mp
 
-from engine.flops import PartFlops
 from engine.world import distributed_world
 from evaluations.benchmarks.cases import OURS, Case, Target
-from evaluations.benchmarks.training_pass import TrainingPass, training_config
+from evaluations.benchmarks.training_pass import TrainingPass, least_work, training_config
 
 SMALLER = "smaller step"
 MARGIN = 1.1  # of the growth of the operations
@@ -57,26 +56,18 @@ def growth_case(
         for overrides, batch in zip((smaller, larger), batches, strict=True)
     ]
     tasks = [training.task(checkpointing=False) for training in passes]
-    parts = [task.work(training.step).parts for task, training in zip(tasks, passes, strict=True)]
-    flops = [batch * sum(part.flops for part in of_pass) for batch, of_pass in zip(batches, parts, strict=True)]
+    works = [task.work(training.step) for task, training in zip(tasks, passes, strict=True)]
+    flops = [batch * work.flops for batch, work in zip(batches, works, strict=True)]
     growth = flops[1] / flops[0]
     return Case(
         f"training step, {what}",
         {OURS: lambda: passes[1].run(tasks[1]), SMALLER: lambda: passes[0].run(tasks[0])},
         against=SMALLER,
         target=Target("at most", MARGIN * growth),
-        least_work=least_work(parts[1], batches[1]),
+        least_work=least_work(works[1], batches[1]),
         facts={"growth of the operations": round(growth, 3), "10^9 operations": round(flops[1] / 1e9, 3)},
         where_missed="exponentials and comparisons of codes cost time, and are no counted operations",
     )
-
-
-def least_work(parts: Sequence[PartFlops], batch: int) -> dict[str, float]:
-    """The operations of `batch` images by the limit of the machine that binds them."""
-    work = {"gemm": 0.0, "convolution": 0.0}
-    for part in parts:
-        work["gemm" if part.kind == "matrix" else "convolution"] += batch * part.flops
-    return work
 
 
 # ------------------------------------------------------------------------------------------------ processes

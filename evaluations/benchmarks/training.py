@@ -24,14 +24,13 @@ from engine.data.images import to_float
 from engine.data.packaged import ArraySource
 from engine.data.samples import training_item
 from engine.data.stream import stream_opener
-from engine.flops import ImageWork
 from engine.loop import Batch
 from engine.optim import OptimConfig
 from engine.schedules import learning_rate
 from engine.trained_model import TrainedModel
 from engine.world import World
 from evaluations.benchmarks.cases import OURS, Case, Measurable, Reading, Target
-from evaluations.benchmarks.training_pass import training_config
+from evaluations.benchmarks.training_pass import least_work, training_config
 from evaluations.doctor.recipes import CONFIGS
 from tokenizer.losses.terms import weighted_sum
 from tokenizer.models.registry import build_tokenizer
@@ -169,16 +168,8 @@ def _tokenizer_case(steps: int, device: torch.device) -> Case:
             PLAIN: lambda: plain_tokenizer_steps(task, update, theirs, first, steps),
         },
         against=PLAIN,
-        least_work=_work(task.work(first), images),
+        least_work=least_work(task.work(first), images),
     )
-
-
-def _work(work: ImageWork, images: int) -> dict[str, float]:
-    """The operations of so many images, by the limit that binds them."""
-    amounts = {"gemm": 0.0, "convolution": 0.0}
-    for part in work.parts or ():
-        amounts["gemm" if part.kind == "matrix" else "convolution"] += part.flops * images
-    return amounts
 
 
 # ------------------------------------------------------------------------------------------------ beside the networks
@@ -290,5 +281,5 @@ def _gpt_case(steps: int, device: torch.device) -> Case:
             PLAIN: lambda: plain_gpt_steps(task, update, batch, 0, steps),
         },
         against=PLAIN,
-        least_work=_work(task.work(0), steps * len(batch["labels"])),
+        least_work=least_work(task.work(0), steps * len(batch["labels"])),
     )

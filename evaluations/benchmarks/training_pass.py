@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.assets import AssetsConfig
 from engine.config import load_config
+from engine.flops import ImageWork
 from engine.trained_model import TrainedModel
 from engine.world import World
 from evaluations.doctor.recipes import CONFIGS
@@ -38,6 +39,14 @@ def training_config(recipe: str, overrides: Sequence[str]) -> TokenizerTrainConf
     """The config of a recipe below configs/, in float32."""
     own = [*NO_IMAGES, "loop.precision=fp32", *overrides]
     return load_config(TokenizerTrainConfig, [CONFIGS / recipe], own)
+
+
+def least_work(work: ImageWork, images: int) -> dict[str, float]:
+    """The operations of so many images, by the limit of the machine that binds them."""
+    amounts = {"gemm": 0.0, "convolution": 0.0}
+    for part in work.parts:
+        amounts["gemm" if part.kind == "matrix" else "convolution"] += part.flops * images
+    return amounts
 
 
 class TrainingPass:

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from evaluations.benchmarks.cases import OURS
-from evaluations.benchmarks.growth import SMALLER, Processes, growth_case, least_work
+from evaluations.benchmarks.growth import SMALLER, Processes, growth_case
 from evaluations.benchmarks.memory_of_training import NARROW, RECIPE, Shape, checkpointing_case, saved_by_part
 from evaluations.benchmarks.timing import tensor_memory
-from evaluations.benchmarks.training_pass import TrainingPass, training_config
+from evaluations.benchmarks.training_pass import TrainingPass, least_work, training_config
 
 CPU = torch.device("cpu")
 TINY = Shape(
@@ -75,9 +75,9 @@ def test_the_rows_compare_the_same_work():
 
 
 def test_operations_by_the_limit_that_binds_them(training):
-    parts = training.task(checkpointing=False).work(training.step).parts
-    work = least_work(parts, 2)
-    assert sum(work.values()) == 2 * sum(part.flops for part in parts) and min(work.values()) > 0
+    image = training.task(checkpointing=False).work(training.step)
+    work = least_work(image, 2)
+    assert sum(work.values()) == 2 * sum(part.flops for part in image.parts) and min(work.values()) > 0
 
 
 @pytest.mark.slow
