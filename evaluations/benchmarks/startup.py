@@ -7,14 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from engine.pipeline import PROJECT
 from evaluations.benchmarks.cases import OURS, Case, Target
 from evaluations.benchmarks.timing import Form
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,6 @@ def cases(size: str, device: torch.device) -> Iterator[Case]:
 
 def _process(*arguments: str) -> Form:
     """A process of Python in the folder of the project, until it has ended. It raises where that fails."""
-    environment = {"IMGNET_ROOT": "imagenet", **os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {"IMGNET_ROOT": "imagenet", **os.environ, "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, *arguments]
-    return lambda: subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    return lambda: subprocess.run(command, cwd=PROJECT, env=environment, check=True, capture_output=True)
