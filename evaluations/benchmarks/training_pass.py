@@ -14,31 +14,27 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from engine.assets import AssetsConfig
 from engine.config import load_config
 from engine.flops import ImageWork
 from engine.trained_model import TrainedModel
 from engine.world import World
 from evaluations.doctor.recipes import CONFIGS
+from evaluations.workload import NO_IMAGES
 from tokenizer.discriminators.gan_losses import DISCRIMINATOR_LOSSES
 from tokenizer.discriminators.registry import build_discriminator
-from tokenizer.losses.perceptual import PERCEPTUAL
-from tokenizer.losses.semantic import build_teacher
 from tokenizer.losses.terms import weighted_sum
 from tokenizer.models.registry import build_tokenizer
 from tokenizer.training.checks import network_on_meta, terms_of
 from tokenizer.training.config import TokenizerTrainConfig
-from tokenizer.training.frozen_networks import FrozenNetworks
+from tokenizer.training.frozen_networks import build_frozen_networks
 from tokenizer.training.task import TokenizerTask
 
-NO_IMAGES = ["data.root=unused", "data.val_root=unused", "loop.device=cpu"]
-RANDOM = AssetsConfig(random_stand_in=True)
+SETTINGS = ["loop.device=cpu", "loop.precision=fp32", "assets.random_stand_in=true"]
 
 
 def training_config(recipe: str, overrides: Sequence[str]) -> TokenizerTrainConfig:
-    """The config of a recipe below configs/, in float32."""
-    own = [*NO_IMAGES, "loop.precision=fp32", *overrides]
-    return load_config(TokenizerTrainConfig, [CONFIGS / recipe], own)
+    """The config of a recipe below configs/, in float32 and with random weights in the networks of its loss."""
+    return load_config(TokenizerTrainConfig, [CONFIGS / recipe], [*NO_IMAGES, *SETTINGS, *overrides])
 
 
 def least_work(work: ImageWork, images: int) -> dict[str, float]:
@@ -65,17 +61,13 @@ class TrainingPass:
 
         # Networks with random weights, and what is never trained.
         torch.manual_seed(0)
-        self.terms = terms_of(config, network_on_meta(config))
+        meta_network = network_on_meta(config)
+        self.terms = terms_of(config, meta_network)
         self.network = build_tokenizer(config.model, config.data.image_size)
         self.discriminator = None
         if config.loss.discriminator.enabled:
-            self.discriminator = build_discriminator(config.loss.discriminator, RANDOM)
-        self.frozen = FrozenNetworks()
-        if config.loss.perceptual_weight > 0:
-            self.frozen.perceptual = PERCEPTUAL[config.loss.perceptual](RANDOM, False)[0].to(device)
-        if config.semantic.enabled:
-            grid = self.network.semantic_grid
-            self.frozen.teacher = build_teacher(config.semantic, grid, RANDOM).to(device)
+            self.discriminator = build_discriminator(config.loss.discriminator, config.assets)
+        self.frozen = build_frozen_networks(config, meta_network, self.world)
 
     def task(self, *, checkpointing: bool) -> TokenizerTask:
         """The task on a copy of the networks, with gradients of 0."""
