@@ -5,7 +5,8 @@ Images        image_sets (files to measure), sample_stream (images that a genera
 Results       results (files of numbers and facts), comparison (which may be ranked)
 Networks      probes/ (linear probes, principal components), digits/ (a classifier of digits)
 Pages         report/, doctor/ (looks for trouble in a run)
-Speed         benchmarks/ (measured against plain formulations and the limits of the machine)
+Speed         benchmarks/ (measured against plain formulations and the limits of the machine),
+              forked (work whose memory is measured in a process of its own)
 Pipelines     pipelines/ (commands of other entries in a row), run_layout (where they put things)
 Costs         cost_model (of GPUs that are not here), workload (what a recipe asks for)
 Entries       reconstruction, generation, val_loss, search_cfg, measure, make_reference, compare, fingerprint, memory,

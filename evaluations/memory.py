@@ -12,11 +12,9 @@ entropy, LFQ fits at any size.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -26,6 +24,7 @@ from engine.cli import entry_parser, positive, run_entry
 from engine.json_text import to_json
 from engine.messages import ConfigError
 from engine.preflight import Preflight, require
+from evaluations.forked import in_fork
 from tokenizer.quantizers.gq import GQConfig, GroupLFQ
 
 GROUP = 8  # channels per group of GQ
@@ -83,8 +82,8 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(config: GQConfig, batch_size: int, answer: Connection) -> None:
-    """Sends {"mb": MiB that one training pass adds}, or {"refused": why}."""
+def measure(config: GQConfig, batch_size: int) -> dict[str, float | str]:
+    """{"mb": MiB that one training pass adds to this process, a forked one}, or {"refused": why}."""
     torch.set_num_threads(1)
     quantizer = GroupLFQ(config).train()
     z = (torch.randn(batch_size, NUM_LATENTS, quantizer.codebook_dim) * 0.05).requires_grad_()
@@ -94,9 +93,9 @@ def measure(config: GQConfig, batch_size: int, answer: Connection) -> None:
     before = peak_mb()
     try:
         quantizer.entropies(z)["entropy"].backward()
-        answer.send({"mb": max(0.0, peak_mb() - before)})
+        return {"mb": max(0.0, peak_mb() - before)}
     except ConfigError as error:
-        answer.send({"refused": str(error)})
+        return {"refused": str(error)}
 
 
 def measure_cell(method: str, form: Form, channels: int, args: argparse.Namespace) -> dict:
@@ -109,13 +108,7 @@ def measure_cell(method: str, form: Form, channels: int, args: argparse.Namespac
         codebook_entropy_weight=form.codebook_entropy_weight,
         max_entropy_mb=args.max_mb,
     )
-
-    fork = multiprocessing.get_context("fork")
-    receiver, sender = fork.Pipe()
-    process = fork.Process(target=measure, args=(config, args.batch_size, sender))
-    process.start()
-    result = receiver.recv()
-    process.join()
+    result = in_fork(lambda: measure(config, args.batch_size))
     return {"method": method, "form": form.name, "channels": channels, **result}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import multiprocessing
 import os
 import tempfile
 import time
@@ -33,6 +32,8 @@ from engine.data.shards import COLUMNS, ShardSource, cache_path, contents_digest
 from engine.data.stream import position_rng
 from engine.json_text import to_json
 from evaluations.benchmarks.cases import OURS, Case, Measurable, Reading, Target
+from evaluations.benchmarks.timing import process_mib
+from evaluations.forked import in_fork
 
 BATCH, BATCHES = 256, 8  # codes in a batch, batches in a repetition
 VIEWS, TOKENS, CODES = 10, 256, 16384
@@ -264,26 +265,14 @@ def worker_memory(root: Path) -> float:
     """
     source = ShardSource(str(root), "data.root")
     order = SampleOrder(0, len(source))
-    fork = multiprocessing.get_context("fork")
-    receiver, sender = fork.Pipe(duplex=False)
 
-    def work() -> None:
-        before = _private_mib()
+    def added() -> float:
+        before = process_mib("smaps_rollup", "Private_Dirty")
         for start in range(0, 200 * BATCH, BATCH):
             look_up(source, order, range(start, start + BATCH))
-        sender.send(_private_mib() - before)
+        return process_mib("smaps_rollup", "Private_Dirty") - before
 
-    process = fork.Process(target=work)
-    process.start()
-    added = receiver.recv()
-    process.join()
-    return added
-
-
-def _private_mib() -> float:
-    """What this process has written and shares with no other, in MiB (Linux)."""
-    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith("Private_Dirty")).split()[1]) / 1024
+    return in_fork(added)
 
 
 def _index_readings(root: Path, count: int) -> Iterator[Measurable]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 
 from engine.devices import is_gpu, peak_memory, start_peak_memory, synchronize
+from evaluations.forked import in_fork
 
 MIB = 2**20
 CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux alone
@@ -67,17 +66,10 @@ def added_memory(form: Form, device: torch.device) -> float | None:
 
     if not CLEAR_REFS.exists():
         return None
-    fork = multiprocessing.get_context("fork")
-    receiver, sender = fork.Pipe(duplex=False)
-    process = fork.Process(target=_measure, args=(form, sender))
-    process.start()
-    sender.close()
     try:
-        added = receiver.recv()
-    except EOFError:
-        added = None  # the process was killed, as for lack of memory
-    process.join()
-    return added
+        return in_fork(lambda: _added_here(form))
+    except RuntimeError:
+        return None  # the process was killed, as for lack of memory
 
 
 def tensor_memory(form: Form, device: torch.device) -> float:
@@ -100,8 +92,8 @@ def tensor_memory(form: Form, device: torch.device) -> float:
     return peak / MIB
 
 
-def _measure(form: Form, answer: Connection) -> None:
-    """Sends the MiB that `form` adds to this process."""
+def _added_here(form: Form) -> float:
+    """The MiB that `form` adds to this process, a forked one."""
     # A fork has no threads of OpenMP; and what autograd needs for itself is not the form's.
     torch.set_num_threads(1)
     torch.ones(1, requires_grad=True).exp().backward()
@@ -111,13 +103,13 @@ def _measure(form: Form, answer: Connection) -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
     CLEAR_REFS.write_text("5")  # the high-water mark falls to what is held now
-    held = _status_mib("VmRSS")
+    held = process_mib("status", "VmRSS")
     form()
-    answer.send(max(0.0, _status_mib("VmHWM") - held))
+    return max(0.0, process_mib("status", "VmHWM") - held)
 
 
-def _status_mib(key: str) -> float:
-    """A value of /proc/self/status, which is in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def process_mib(file: str, key: str) -> float:
+    """What /proc/self/`file` says of this process in KiB, in MiB (Linux)."""
+    lines = Path("/proc/self", file).read_text(encoding="utf-8").splitlines()
     values = dict(line.split(":", 1) for line in lines)
     return int(values[key].split()[0]) / 1024

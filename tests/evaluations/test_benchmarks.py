@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import math
+import os
 import pkgutil
 
 import pytest
@@ -19,6 +20,7 @@ from evaluations.benchmarks.changes import slower_rows
 from evaluations.benchmarks.limits import Limits
 from evaluations.benchmarks.page import seconds_text, verdict
 from evaluations.benchmarks.topics import TOPICS, Topic
+from evaluations.forked import in_fork
 from tokenizer.quantizers.entropy_assignment import LOG_P_FLOOR, assignment_entropies
 from tokenizer.quantizers.fsq import FSQ, FSQConfig
 from tokenizer.quantizers.ibq import IBQ, IBQConfig
@@ -128,6 +130,11 @@ def test_memory_is_what_a_form_adds():
         pytest.skip("this system does not say how much memory a process holds")
     assert row["mib"]["other"] == pytest.approx(256, abs=4) and row["mib"][OURS] == pytest.approx(64, abs=4)
     assert row["memory"]["reached"]
+
+
+def test_a_process_that_is_killed_is_not_waited_for():
+    with pytest.raises(RuntimeError, match="without an answer"):
+        in_fork(lambda: os._exit(9))
 
 
 def test_a_reading_is_the_median():
