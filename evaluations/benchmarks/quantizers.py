@@ -26,9 +26,9 @@ TEMPERATURE = 0.01
 
 
 # ------------------------------------------------------------------------------------------------ latents
-def latents_near_codes(count: int, codes: Tensor, noise: float) -> Tensor:
+def latents_near_codes(count: int, codes: Tensor, noise: float, seed: int = 1) -> Tensor:
     """`count` latents (count,D) on the unit sphere, at random codes with Gaussian noise of std `noise` per channel."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(codes), (count,), generator=generator)
     shifts = noise * torch.randn(count, codes.shape[1], generator=generator)
     return F.normalize(codes.cpu()[chosen] + shifts, dim=1).to(codes.device)
@@ -36,10 +36,7 @@ def latents_near_codes(count: int, codes: Tensor, noise: float) -> Tensor:
 
 def latents_of_clusters(count: int, codes: Tensor, clusters: int = 16) -> Tensor:
     """`count` latents (count,D) on the unit sphere, close to a few codes: as of an encoder at its start."""
-    generator = torch.Generator().manual_seed(2)
-    chosen = torch.randint(clusters, (count,), generator=generator)
-    shifts = 0.05 * torch.randn(count, codes.shape[1], generator=generator)
-    return F.normalize(codes.cpu()[chosen] + shifts, dim=1).to(codes.device)
+    return latents_near_codes(count, codes[:clusters], noise=0.05, seed=2)
 
 
 # ------------------------------------------------------------------------------------------------ plain forms
