@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from autoregressive.models.registry import GENERATORS
 from autoregressive.training import build as generator_build
@@ -80,13 +81,7 @@ def workloads_of(recipe: Path, overrides: Sequence[str], gpus: int) -> list[Work
 def _generator_workload(config: GPTTrainConfig, title: str, gpus: int) -> Workload:
     network = generator_build.network_on_meta(config)
     stage = Stage(config.loop.steps, _counted(network.training_flops(), title))
-    sizes = Network(
-        parameters=num_parameters(network),
-        block_parameters=sum(num_parameters(block) for block in parallel_blocks(network, "shard")),
-        other_parameters=0,
-        has_average=config.ema_decay > 0,
-        precision=config.loop.precision,
-    )
+    sizes = _sizes(config, network, other_parameters=0)
     memory = generator_build.memory_model(config, network, gpus)
     return Workload(title, config.data.global_batch_size, config.loop, sizes, (stage,), memory)
 
@@ -108,15 +103,20 @@ def _tokenizer_workload(config: TokenizerTrainConfig, title: str, gpus: int) -> 
         return _counted(flops, title)
 
     stages = tuple(Stage(last - first, parts(active_terms(terms, first))) for first, last in _intervals(terms, config))
-    sizes = Network(
+    sizes = _sizes(config, network, other_parameters=num_parameters(discriminator))
+    memory = memory_model(config, network, gpus)
+    return Workload(title, config.data.global_batch_size, config.loop, sizes, stages, memory)
+
+
+def _sizes(config: GPTTrainConfig | TokenizerTrainConfig, network: nn.Module, other_parameters: int) -> Network:
+    """What the cost of training `network` depends on."""
+    return Network(
         parameters=num_parameters(network),
         block_parameters=sum(num_parameters(block) for block in parallel_blocks(network, "shard")),
-        other_parameters=num_parameters(discriminator),
+        other_parameters=other_parameters,
         has_average=config.ema_decay > 0,
         precision=config.loop.precision,
     )
-    memory = memory_model(config, network, gpus)
-    return Workload(title, config.data.global_batch_size, config.loop, sizes, stages, memory)
 
 
 def _intervals(terms: Sequence[Term], config: TokenizerTrainConfig) -> list[tuple[int, int]]:
