@@ -16,11 +16,14 @@ Only encoders leave out the gradient of the image, which nobody needs; elsewhere
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
+
+from engine.arithmetic import ceil_div
 
 FORWARD, THROUGH, TRAINED = 1, 2, 3  # forward passes that a pass costs with its gradients
 
@@ -56,10 +59,8 @@ def linear_flops(layer: nn.Linear, rows: int) -> int:
 
 def conv_flops(layer: nn.Conv1d | nn.Conv2d, positions: int) -> int:
     """A convolution with `positions` positions in its output."""
-    kernel = 1
-    for side in layer.kernel_size:
-        kernel *= side
-    return 2 * positions * layer.out_channels * (layer.in_channels // layer.groups) * kernel
+    weights_per_output = (layer.in_channels // layer.groups) * math.prod(layer.kernel_size)
+    return 2 * positions * layer.out_channels * weights_per_output
 
 
 def attention_flops(queries: int, keys: int, width: int) -> int:
@@ -77,7 +78,7 @@ def same_chain_flops(layers: Iterable[nn.Module], image_size: int) -> int:
         if not isinstance(layer, nn.Conv2d | nn.MaxPool2d):
             continue
         stride = layer.stride if isinstance(layer.stride, int) else layer.stride[0]
-        side = -(-side // stride)
+        side = ceil_div(side, stride)
         if isinstance(layer, nn.Conv2d):
             total += conv_flops(layer, side * side)
     return total
