@@ -44,6 +44,12 @@ def index_path(name: str, *made_of: object) -> Path:
     return Path(cache) / "visual-tokenizers" / f"{name}-{digest}.index"
 
 
+def file_state(path: Path) -> tuple[str, int, int]:
+    """What of a file the name of its index is made of: where it lies, its bytes, and when it was modified."""
+    status = path.stat()
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
+
+
 def is_there(path: Path) -> bool:
     """Whether there is an index file. Where the cache folder may not be read there is none, which is said."""
     try:

@@ -22,7 +22,7 @@ from engine.data.base import PathKind
 from engine.data.folders import ACCEPTED, NAMES_DIGEST, SIZED_FILES, SIZES_DIGEST, identity_of, version_of
 from engine.data.identity import digest_of
 from engine.data.images import ImageError, decode_image, printable
-from engine.data.index_file import Index, cached_index, index_path
+from engine.data.index_file import Index, cached_index, file_state, index_path
 from engine.data.listing import is_hidden, is_image_name
 from engine.data.name_table import NameTable
 from engine.data.tar_members import Place, check_end
@@ -39,8 +39,7 @@ def _is_file(path: str | Path) -> bool:
 # ------------------------------------------------------------------------------------------------ the index
 def _cache_path(path: Path, skip_broken: bool) -> Path:
     """The file of the cached index; its name changes when the tar file does."""
-    status = path.stat()
-    return index_path("nested", INDEX_FORMAT, str(path.resolve()), status.st_size, status.st_mtime_ns, skip_broken)
+    return index_path("nested", INDEX_FORMAT, *file_state(path), skip_broken)
 
 
 def _build_index(path: Path, skip_broken: bool) -> Index:

@@ -27,7 +27,7 @@ from engine.data.classes import UNLABELED
 from engine.data.folders import identity_of, version_of
 from engine.data.identity import digest_of
 from engine.data.images import decode_image, printable
-from engine.data.index_file import Index, cached_index, index_path
+from engine.data.index_file import Index, cached_index, file_state, index_path
 from engine.data.listing import is_folder, is_hidden
 from engine.data.tar_members import MAX_CLASSES
 from engine.messages import UserError, logger
@@ -102,8 +102,7 @@ def _class_names_of_metadata(schema: Any, label_column: str) -> list[str]:
 # ------------------------------------------------------------------------------------------------ the index
 def _cache_path(paths: list[Path]) -> Path:
     """The file of the cached index; its name changes when a Parquet file does."""
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return index_path("parquet", INDEX_FORMAT, stats)
+    return index_path("parquet", INDEX_FORMAT, [file_state(path) for path in paths])
 
 
 def _build_index(paths: list[Path]) -> Index:

@@ -27,7 +27,7 @@ from engine.data.classes import UNLABELED
 from engine.data.folders import identity_of, version_of
 from engine.data.identity import digest_of, digest_of_pieces
 from engine.data.images import decode_image, printable
-from engine.data.index_file import Index, cached_index, index_path, is_there
+from engine.data.index_file import Index, cached_index, file_state, index_path, is_there
 from engine.data.listing import is_folder
 from engine.data.tar_members import JSON_SUFFIX, LABEL_SUFFIX, NO_LABEL, list_tar
 from engine.messages import UserError, logger
@@ -66,8 +66,7 @@ def shard_paths(root: str, key: str) -> list[Path]:
 # ------------------------------------------------------------------------------------------------ the index
 def cache_path(paths: list[Path], skip_broken: bool) -> Path:
     """The file of the cached index; its name changes when a shard does, so that none is ever stale."""
-    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return index_path("shards", INDEX_FORMAT, stats, skip_broken)
+    return index_path("shards", INDEX_FORMAT, [file_state(path) for path in paths], skip_broken)
 
 
 def _int64_bytes(*columns: np.ndarray) -> Iterator[bytes]:
