@@ -25,7 +25,7 @@ from engine.data.images import ImageError, decode_image, printable
 from engine.data.index_file import Index, cached_index, file_state, index_path
 from engine.data.listing import is_hidden, is_image_name
 from engine.data.name_table import NameTable
-from engine.data.tar_members import Place, check_end
+from engine.data.tar_members import Place, check_end, read_member
 from engine.messages import UserError
 
 INDEX_FORMAT = 1  # of the cached index
@@ -187,9 +187,7 @@ class NestedTarSource(PathKind):
         return len(self.labels)
 
     def _bytes(self, index: int) -> bytes:
-        with self.file.open("rb") as file:
-            file.seek(int(self.starts[index]))
-            return file.read(int(self.sizes[index]))
+        return read_member(self.file, self.starts[index], self.sizes[index])
 
     def image(self, index: int) -> Image.Image:
         return decode_image(lambda: self._bytes(index), self.where(index), self.decoding)

@@ -29,7 +29,7 @@ from engine.data.identity import digest_of, digest_of_pieces
 from engine.data.images import decode_image, printable
 from engine.data.index_file import Index, cached_index, file_state, index_path, is_there
 from engine.data.listing import is_folder
-from engine.data.tar_members import JSON_SUFFIX, LABEL_SUFFIX, NO_LABEL, list_tar
+from engine.data.tar_members import JSON_SUFFIX, LABEL_SUFFIX, NO_LABEL, list_tar, read_member
 from engine.messages import UserError, logger
 
 INDEX_FORMAT = 4  # of the cached index
@@ -220,9 +220,7 @@ class ShardSource(PathKind):
         return len(self.labels)
 
     def _bytes(self, index: int) -> bytes:
-        with self.paths[self.shards[index]].open("rb") as file:
-            file.seek(int(self.starts[index]))
-            return file.read(int(self.sizes[index]))
+        return read_member(self.paths[self.shards[index]], self.starts[index], self.sizes[index])
 
     def image(self, index: int) -> Image.Image:
         return decode_image(lambda: self._bytes(index), self.where(index), self.decoding)

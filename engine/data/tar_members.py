@@ -164,6 +164,13 @@ def _is_part(name: str) -> bool:
     return is_image_name(name) or name.endswith((LABEL_SUFFIX, JSON_SUFFIX))
 
 
+def read_member(path: Path, start: int, size: int) -> bytes:
+    """The content of a file in a tar file: `size` bytes from byte `start` on."""
+    with path.open("rb") as file:
+        file.seek(int(start))
+        return file.read(int(size))
+
+
 def check_end(tar: tarfile.TarFile) -> None:
     """Raises ReadError unless a block of zeros ends the file.
 
