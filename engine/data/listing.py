@@ -147,21 +147,24 @@ def list_below(root: Path) -> Listing:
     Raises ImageError for a folder that cannot be read.
     """
     total = Listing()
-    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]  # folders, with those above them
     bar = tqdm(desc="listing images", unit="folder", leave=False, disable=None)
     while waiting:
         bar.update()
         below, ancestors = waiting.pop()
-        folder = root / below
-        status = folder.stat()
-        place = (status.st_dev, status.st_ino)
+        listing = list_folder(root / below)
+
+        # A link may lead back to where one is.
+        state = listing.states[""]
+        place = (state.device, state.inode)
         if place in ancestors:
-            logger.warning("%s leads back to a folder above it; not entered again", printable(folder))
+            logger.warning("%s leads back to a folder above it; not entered again", printable(root / below))
             total.num_links -= 1
             continue
-        listing = list_folder(folder)
+
         total.add(listing, below)
         waiting += [(_joined(below, name), ancestors | {place}) for name in listing.folders]
+
     bar.close()
     total.images.sort(key=by_parts)
     return total
