@@ -98,6 +98,8 @@ class Meters:
         """The meters of the steps since the last record, and a new beginning. A collective."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
         of_rank = {"data_wait": self._data_wait.measure(), "peak_memory_gb": held_at_most(self.world.device) / 1e9}
+
+        # Rates, where what they count is known.
         meters = {
             "steps_per_second": (done - self._step) / seconds,
             "images_per_second": self.world.size * self._images / seconds,
@@ -108,6 +110,8 @@ class Meters:
             meters["model_tflops"] = self._flops / seconds / 1e12
             if self.peak is not None:
                 meters["mfu"] = self._flops / seconds / self.peak
+
+        # What differs between processes.
         meters |= self.world.mean({name: torch.tensor(value) for name, value in of_rank.items()})
         self.restart(done)
         return meters

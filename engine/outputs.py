@@ -151,10 +151,14 @@ def listed_images(folder: Path) -> list[Path] | None:
         manifest = _read_manifest(owner)
         if manifest is None:
             continue
+
+        # The part of the set that lies in the folder.
         paths = [owner / name for name in manifest["images"]]
         paths = [path for path in paths if path.is_relative_to(folder)]
         if not paths and (owner != folder or manifest["finished"]):
             continue
+
+        # A set that is whole and for measuring, and still there.
         if not manifest["finished"]:
             raise UserError(f"{owner} holds an unfinished set of images; run the command that fills it again")
         if NOT_FOR_METRICS in manifest["settings"]:

@@ -32,6 +32,8 @@ def _register_dataclasses(value: Any) -> None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind = type(value)
         names = [field.name for field in dataclasses.fields(kind)]
+
+        # The class itself, then what its fields hold.
         if kind not in _pytree.SUPPORTED_NODES:
             _pytree.register_pytree_node(
                 kind,

@@ -115,6 +115,8 @@ class _Scan:
         """The images in the order of the unpacked folder. Raises UserError if there are none."""
         if not self.places:
             raise UserError(f"{self.where} holds no tar files of classes")
+
+        # One row per image: classes and names in alphabetical order.
         class_names = sorted(self.places)
         rows = [
             (f"{class_name}/{name}", *self.places[class_name][name], label)
@@ -123,6 +125,8 @@ class _Scan:
         ]
         names, starts, sizes, labels = zip(*rows, strict=True)
         table = NameTable.of(names)
+
+        # The digests are those of the unpacked folder.
         facts = {
             "class_names": class_names,
             "num_hidden": self.num_hidden,

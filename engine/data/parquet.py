@@ -153,6 +153,8 @@ def _index_of(
 ) -> Index:
     """Numbers the classes."""
     files, numbers, counts, sizes = np.array(groups, dtype=np.int64).reshape(-1, 4).T
+
+    # The classes: one for all, those that labels name, or numbers.
     are_named = True
     if columns[1] is None:
         class_names, values = list(UNLABELED), np.zeros(int(counts.sum()), dtype=np.int32)
@@ -163,6 +165,8 @@ def _index_of(
             class_names = names.tolist()
         elif len(values) and len(class_names) <= int(values.max()):
             class_names, are_named = [str(i) for i in range(int(values.max()) + 1)], False
+
+    # What the index holds.
     facts = {
         "image_column": columns[0],
         "class_names": class_names,
@@ -187,18 +191,24 @@ class ParquetSource(PathKind):
     def __init__(self, root: str | Path, key: str, skip_broken: bool = False) -> None:
         self.name = printable(root)
         self.paths = parquet_paths(root, key)
+
+        # The images and their classes.
         index = cached_index(_cache_path(self.paths), lambda: _build_index(self.paths))
         self.labels = index.columns["labels"]
         if not len(self.labels):
             raise UserError(f"{key}={self.name!r}: no images in {len(self.paths)} Parquet files")
         self.class_names: list[str] = index.facts["class_names"]
         self.classes_are_named: bool = index.facts["classes_are_named"]
+
+        # Where they are.
         self._group_files, self._group_numbers, self._group_ends = (
             index.columns[name] for name in ("group_files", "group_numbers", "group_ends")
         )
         self._column: str = index.facts["image_column"]
         self._digest: str = index.facts["digest"]
         self._files: dict[tuple[int, int], Any] = {}  # (process, number) -> an open file, the least used first
+
+        # What makes reading slow.
         if index.facts["largest_group"] > LARGE_GROUP_BYTES:
             logger.warning(
                 "%s: a row group has up to %.0f MB, all of which is read for each image; write row groups of 100 "

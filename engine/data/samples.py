@@ -80,6 +80,8 @@ def decoding_stamp(source: ImageSource, config: DataConfig, seed: int) -> dict[s
     exact = training_item(source, replace(config, fast_decode=False), seed)
     indices = np.unique(np.linspace(0, len(source) - 1, COMPARED_IMAGES).astype(int)).tolist()
     pairs = [[item(index, index)["images_u8"].float() for item in (exact, fast)] for index in indices]
+
+    # How far they are apart.
     gaps = torch.stack([(one - other).abs() for one, other in pairs])
     return {
         "fast_decode": {

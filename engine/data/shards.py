@@ -150,10 +150,14 @@ class ShardSource(PathKind):
         self.shards, self.starts, self.sizes, labels = (index.columns[name] for name in COLUMNS)
         self._digest = index.facts["digest"]
         self.num_hidden = index.facts["num_hidden"]
+
+        # What was left out, and what was followed.
         if self.num_hidden:
             logger.info("%s: left out %d hidden names", self.name, self.num_hidden)
         if index.facts["num_links"]:
             logger.info("%s: followed %d hard or symbolic links", self.name, index.facts["num_links"])
+
+        # All images have a label, or none.
         if not len(labels):
             raise UserError(f"{key}={self.name!r}: no images in {len(self.paths)} shards")
         if labels.min() < 0 <= labels.max():

@@ -237,6 +237,8 @@ def _label_of_json(file: Any, sample: Sample, path: Path, listing: TarListing) -
         return NO_LABEL
     if not isinstance(notes, dict):
         return NO_LABEL
+
+    # The first key that holds a number.
     for key in JSON_KEYS:
         label = notes.get(key)
         if label is None:
