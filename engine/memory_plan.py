@@ -9,18 +9,20 @@ Activations (estimate): bytes saved for backward, measured on fake tensors (whic
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.hooks import RemovableHandle
 
 from engine.arithmetic import ceil_div
 from engine.checkpoint.weights import num_parameters
 from engine.loop import TrainLoopConfig
 from engine.parallel import parallel_blocks
+from engine.saved_tensors import SavedTensorsMeter, storage_of
 
 Forward = Callable[[int], Any]  # batch size -> what the forward pass of a training step makes
 
@@ -42,15 +44,14 @@ class SavedBytes(NamedTuple):
         return self.checkpointed if checkpointing else self.plain
 
 
-class ActivationMeter:
+class ActivationMeter(SavedTensorsMeter):
     """Records the tensors that a forward pass saves for backward, and in which block.
 
         with ActivationMeter(module) as meter:
             forward(batch)
         meter.saved_bytes()
 
-    Tensors that share a storage count once, parameters not at all. The meter holds every tensor that it has seen, so
-    that no storage is freed and its address given to another one.
+    Tensors that share a storage count once, parameters not at all.
 
     Blocks are those of `parallel_blocks`; they do not contain each other. With activation checkpointing, torch keeps
     the inputs of all blocks and what is saved outside of them; in backward it recomputes one block at a time, so that
@@ -58,41 +59,32 @@ class ActivationMeter:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        super().__init__()
         self.module = module
         self._outside: dict[int, Tensor] = {}  # storage -> tensor saved outside of all blocks
         self._insides: list[dict[int, Tensor]] = []  # the same for the inside of each block
         self._inputs: dict[int, Tensor] = {}  # storage -> tensor that enters a block
         self._current = self._outside  # where the next saved tensor belongs
-        self._hooks: list[Any] = []
-        self._saving = torch.autograd.graph.saved_tensors_hooks(self._save, lambda tensor: tensor)
 
-    def __enter__(self) -> ActivationMeter:
+    def follow_modules(self) -> Iterator[RemovableHandle]:
         for block in parallel_blocks(self.module):
-            self._hooks.append(block.register_forward_pre_hook(self._enter_block))
-            self._hooks.append(block.register_forward_hook(self._leave_block))
-        self._saving.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._saving.__exit__(*exception)
-        for hook in self._hooks:
-            hook.remove()
+            yield block.register_forward_pre_hook(self._enter_block)
+            yield block.register_forward_hook(self._leave_block)
 
     def _enter_block(self, block: nn.Module, inputs: tuple) -> None:
-        self._inputs.update({_storage(x): x for x in inputs if isinstance(x, Tensor)})
+        self._inputs.update({storage_of(x): x for x in inputs if isinstance(x, Tensor)})
         self._current = {}
         self._insides.append(self._current)
 
     def _leave_block(self, *_: object) -> None:
         self._current = self._outside
 
-    def _save(self, tensor: Tensor) -> Tensor:
-        self._current[_storage(tensor)] = tensor
-        return tensor
+    def count(self, tensor: Tensor) -> None:
+        self._current[storage_of(tensor)] = tensor
 
     def saved_bytes(self) -> SavedBytes:
         """Sums up what has been saved so far."""
-        parameters = {_storage(p) for p in self.module.parameters()}
+        parameters = {storage_of(p) for p in self.module.parameters()}
 
         def size(*groups: dict[int, Tensor]) -> int:
             tensors = {storage: tensor for group in groups for storage, tensor in group.items()}
@@ -103,11 +95,6 @@ class ActivationMeter:
             plain=size(self._outside, *self._insides),
             checkpointed=size(self._outside, self._inputs) + largest_inside,
         )
-
-
-def _storage(tensor: Tensor) -> int:
-    """The identity of the memory behind a tensor; a fake tensor has one too."""
-    return tensor.untyped_storage()._cdata
 
 
 def saved_bytes(module: nn.Module, forward: Forward, precision: str, batch: int) -> SavedBytes:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from engine.saved_tensors import SavedTensorsMeter, storage_of
 from evaluations.benchmarks.cases import OURS, Case, Target
 from evaluations.benchmarks.timing import tensor_memory
 from evaluations.benchmarks.training_pass import TrainingPass, training_config
@@ -97,7 +98,7 @@ def saved_by_part(training: TrainingPass) -> dict[str, float]:
     return {part: round(number, 1) for part, number in found.items()}
 
 
-class SavedTensors:
+class SavedTensors(SavedTensorsMeter):
     """Records what is saved for backward inside of modules, by their names; what is outside of them is `the rest`.
 
     A module counts from the call of any of its submodules on. A storage that several parts save counts for the first.
@@ -106,35 +107,26 @@ class SavedTensors:
     REST = "the rest"
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+        super().__init__()
         self.parts = parts
         self._within: list[str] = [self.REST]  # the parts whose modules are being called
         self._storages: dict[int, tuple[str, Tensor]] = {}
-        self._hooks: list[Any] = []
-        self._saving = torch.autograd.graph.saved_tensors_hooks(self._save, lambda tensor: tensor)
 
-    def __enter__(self) -> SavedTensors:
+    def follow_modules(self) -> Iterator[RemovableHandle]:
         for name, part in self.parts.items():
             for module in part.modules():
-                self._hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self._within.append(name)))
-                self._hooks.append(module.register_forward_hook(lambda *_: self._leave()))
-        self._saving.__enter__()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._saving.__exit__(*exception)
-        for hook in self._hooks:
-            hook.remove()
+                yield module.register_forward_pre_hook(lambda *_, name=name: self._within.append(name))
+                yield module.register_forward_hook(lambda *_: self._leave())
 
     def _leave(self) -> None:
         self._within.pop()
 
-    def _save(self, tensor: Tensor) -> Tensor:
-        self._storages.setdefault(tensor.untyped_storage()._cdata, (self._within[-1], tensor))
-        return tensor
+    def count(self, tensor: Tensor) -> None:
+        self._storages.setdefault(storage_of(tensor), (self._within[-1], tensor))
 
     def mebibytes(self, weights: list[Tensor]) -> dict[str, float]:
         """MiB of each part, without those of `weights`."""
-        of_weights = {weight.untyped_storage()._cdata for weight in weights}
+        of_weights = {storage_of(weight) for weight in weights}
         sizes = dict.fromkeys([*self.parts, self.REST], 0.0)
         for storage, (name, tensor) in self._storages.items():
             if storage not in of_weights:
