@@ -8,8 +8,10 @@ names what is different. Where the files lie does not count.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from engine.checkpoint.manifest import CheckpointError
 from engine.data.base import ImageSource, class_counts
@@ -36,10 +38,17 @@ def digest_of(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()[:16]
 
 
-def digest_of_pieces(num_bytes: int, pieces: Iterable[bytes]) -> str:
-    """`digest_of` a single part of `num_bytes`, which comes in pieces."""
-    digest = hashlib.sha256(num_bytes.to_bytes(8, "little"))
-    for piece in pieces:
+def int64_bytes(*columns: np.ndarray) -> Iterator[bytes]:
+    """The bytes of columns as int64, one after the other, in pieces: a column of a large set is mapped, not read."""
+    for column in columns:
+        for start in range(0, len(column), 2**20):
+            yield column[start : start + 2**20].astype(np.int64).tobytes()
+
+
+def digest_of_columns(*columns: np.ndarray) -> str:
+    """`digest_of` all bytes of the columns as one part, without holding them."""
+    digest = hashlib.sha256((8 * sum(map(len, columns))).to_bytes(8, "little"))
+    for piece in int64_bytes(*columns):
         digest.update(piece)
     return digest.hexdigest()[:16]
 

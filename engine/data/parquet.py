@@ -25,7 +25,7 @@ from tqdm import tqdm
 from engine.data.base import PathKind
 from engine.data.classes import UNLABELED
 from engine.data.folders import identity_of, version_of
-from engine.data.identity import digest_of
+from engine.data.identity import digest_of, digest_of_columns
 from engine.data.images import decode_image, printable
 from engine.data.index_file import Index, cached_index, file_state, index_path
 from engine.data.listing import is_folder, is_hidden
@@ -172,7 +172,7 @@ def _index_of(
         "class_names": class_names,
         "classes_are_named": are_named,
         "largest_group": int(sizes.max(initial=0)),
-        "digest": digest_of([values.astype(np.int64).tobytes()]),
+        "digest": digest_of_columns(values),
     }
     group_columns = {"group_files": files, "group_numbers": numbers, "group_ends": np.cumsum(counts)}
     return Index(facts, {"labels": values.astype(np.int32), **group_columns})

@@ -14,7 +14,6 @@ package webdataset. Shards are local and not compressed; images are compressed a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from engine.data.base import PathKind, SourceConfig, Survey
 from engine.data.classes import UNLABELED
 from engine.data.folders import identity_of, version_of
-from engine.data.identity import digest_of, digest_of_pieces
+from engine.data.identity import digest_of, digest_of_columns, int64_bytes
 from engine.data.images import decode_image, printable
 from engine.data.index_file import Index, cached_index, file_state, index_path, is_there
 from engine.data.listing import is_folder
@@ -69,13 +68,6 @@ def cache_path(paths: list[Path], skip_broken: bool) -> Path:
     return index_path("shards", INDEX_FORMAT, [file_state(path) for path in paths], skip_broken)
 
 
-def _int64_bytes(*columns: np.ndarray) -> Iterator[bytes]:
-    """The bytes of columns as int64, one after the other, in pieces: a column of a large set is mapped, not read."""
-    for column in columns:
-        for start in range(0, len(column), 2**20):
-            yield column[start : start + 2**20].astype(np.int64).tobytes()
-
-
 def open_index(paths: list[Path], skip_broken: bool) -> Index:
     """Where the images of some shards are, and their classes."""
     return cached_index(cache_path(paths, skip_broken), lambda: _build_index(paths, skip_broken))
@@ -112,14 +104,9 @@ def _build_index(paths: list[Path], skip_broken: bool) -> Index:
             label_of = {name: label for label, name in enumerate(class_names)}
             labels = np.array([label_of[PurePosixPath(folder).name] for folder in number_of], dtype=np.int32)
             columns["labels"] = labels[np.concatenate(folders)]
-    digest = contents_digest(columns["shards"], columns["sizes"], np.maximum(columns["labels"], 0))
+    digest = digest_of_columns(columns["shards"], columns["sizes"], np.maximum(columns["labels"], 0))
     facts = {"class_names": class_names, "num_hidden": num_hidden, "num_links": num_links, "digest": digest}
     return Index(facts, columns)
-
-
-def contents_digest(*columns: np.ndarray) -> str:
-    """`digest_of` all bytes of the columns as one part, without holding them."""
-    return digest_of_pieces(8 * sum(map(len, columns)), _int64_bytes(*columns))
 
 
 def _classes_of_folders(names: list[str], in_shards: list[np.ndarray]) -> list[str]:
@@ -234,7 +221,7 @@ class ShardSource(PathKind):
 
     def identity(self) -> str:
         """SHA-256 over sizes and labels of all images, and the content of evenly spread ones."""
-        return identity_of(_int64_bytes(self.sizes, self.labels), len(self), self._bytes) + self.decoding.suffix()
+        return identity_of(int64_bytes(self.sizes, self.labels), len(self), self._bytes) + self.decoding.suffix()
 
     def contents(self) -> dict[str, str]:
         """Digests of the names of the tar files, and of the sizes and labels of the images in them."""

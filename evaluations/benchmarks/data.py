@@ -24,11 +24,11 @@ from autoregressive.codes import FORMAT, CodesManifest, CodeStore, code_batch
 from engine.atomic_file import write_atomic
 from engine.data.config import DataConfig
 from engine.data.folders import LooseSource
-from engine.data.identity import facts_of
+from engine.data.identity import digest_of_columns, facts_of
 from engine.data.index_file import Index
 from engine.data.order import SampleOrder
 from engine.data.samples import decoding_stamp, training_item
-from engine.data.shards import COLUMNS, ShardSource, cache_path, contents_digest
+from engine.data.shards import COLUMNS, ShardSource, cache_path
 from engine.data.stream import position_rng
 from engine.json_text import to_json
 from evaluations.benchmarks.cases import OURS, Case, Measurable, Reading, Target
@@ -236,7 +236,7 @@ def write_synthetic_index(root: Path, count: int) -> Path:
         "class_names": [f"n{label:08d}" for label in range(1000)],
         "num_hidden": 0,
         "num_links": 0,
-        "digest": contents_digest(shards, sizes, labels),
+        "digest": digest_of_columns(shards, sizes, labels),
     }
     file = cache_path(paths, skip_broken=False)
     Index(facts, dict(zip(COLUMNS, (shards, starts, sizes, labels), strict=True))).save(file)
