@@ -12,7 +12,6 @@ entropy, LFQ fits at any size.
 from __future__ import annotations
 
 import argparse
-import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 
 from engine.atomic_file import write_atomic
 from engine.cli import entry_parser, positive, run_entry
+from engine.devices import held_at_most
 from engine.json_text import to_json
 from engine.messages import ConfigError
 from engine.preflight import Preflight, require
@@ -79,7 +79,7 @@ def parse_args() -> argparse.Namespace:
 # ------------------------------------------------------------------------------------------------ one measurement
 def peak_mb() -> float:
     """Reads the most memory that this process has held so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return held_at_most(torch.device("cpu")) / 2**20
 
 
 def measure(config: GQConfig, batch_size: int) -> dict[str, float | str]:
