@@ -80,9 +80,12 @@ def measure_row(case: Measurable, repetitions: int, limits: Limits, device: torc
 
 def measure_all(names: list[str], size: str, device: torch.device) -> dict[str, Any]:
     """Measures all topics `names`; returns the result for JSON and the page."""
+    # The machine, before the benchmark adds to its load.
     start = time.perf_counter()
     load = os.getloadavg()[0]
     limits = measure_limits(device)
+
+    # The rows of each topic.
     repetitions = REPETITIONS[size]
     topics = {}
     for number, name in enumerate(names, start=1):
@@ -90,6 +93,8 @@ def measure_all(names: list[str], size: str, device: torch.device) -> dict[str, 
         minutes = (time.perf_counter() - start) / 60
         logger.info("%s (topic %d of %d, %.1f minutes so far)", topic.title, number, len(names), minutes)
         topics[topic.title] = [measure_row(case, repetitions, limits, device) for case in topic.cases(size, device)]
+
+    # With what they depend on.
     return {
         "size": size,
         "device": device.type,

@@ -222,16 +222,21 @@ def write_synthetic_index(root: Path, count: int) -> Path:
 
     The tar files themselves are empty: only their names are there.
     """
+    # Tar files, whose names and times decide where their index lies.
     root.mkdir(parents=True)
     paths = [root / f"{number:06d}.tar" for number in range(SHARDS)]
     for path in paths:
         path.write_bytes(b"\0")
+
+    # Places, sizes and labels of the images, in the order of the files.
     per_shard = math.ceil(count / SHARDS)
     numbers = np.arange(count)
     shards = (numbers // per_shard).astype(np.int32)
     sizes = (100_000 + numbers * 7919 % 50_000).astype(np.uint32)
     starts = numbers % per_shard * 150_528
     labels = (numbers * 104_729 % 1000).astype(np.int32)
+
+    # The index that a scan would write.
     facts = {
         "class_names": [f"n{label:08d}" for label in range(1000)],
         "num_hidden": 0,

@@ -51,12 +51,15 @@ def growth_case(
     batches: tuple[int, int] = (BATCH, BATCH),
 ) -> Case:
     """The quick start's tokenizer with the overrides `larger`, against the one with `smaller`."""
+    # Both steps.
     passes = [
         TrainingPass(training_config(TOKENIZER, overrides), batch, device)
         for overrides, batch in zip((smaller, larger), batches, strict=True)
     ]
     tasks = [training.task(checkpointing=False) for training in passes]
     works = [task.work(training.step) for task, training in zip(tasks, passes, strict=True)]
+
+    # How much more the larger one computes is how much longer it may take.
     flops = [batch * work.flops for batch, work in zip(batches, works, strict=True)]
     growth = flops[1] / flops[0]
     return Case(
@@ -117,11 +120,14 @@ def _free_port() -> int:
 
 def _serve(rank: int, size: int, port: int, pipe: Connection) -> None:
     """One process: builds its network, says so, and takes steps until the pipe is closed."""
+    # One thread, and its place among the processes as torchrun would tell it.
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
+
+    # Steps on request.
     with distributed_world("cpu") as world:
         training = TrainingPass(training_config(TOKENIZER, []), 4 * BATCH // size, world.device, world)
         task = training.task(checkpointing=False)

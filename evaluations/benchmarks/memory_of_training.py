@@ -76,6 +76,7 @@ def checkpointing_case(shape: Shape, device: torch.device) -> Case:
 # ------------------------------------------------------------------------------------------------ by part
 def saved_by_part(training: TrainingPass) -> dict[str, float]:
     """MiB that the pass of the tokenizer saves for backward, by the part that saves it; checkpointing saves less."""
+    # Whose tensors are told apart: the networks of the step.
     task = training.task(checkpointing=False)
     network = task.tokenizer.module.train()
     parts: dict[str, nn.Module] = {
@@ -89,9 +90,13 @@ def saved_by_part(training: TrainingPass) -> dict[str, float]:
     if task.discriminator is not None:
         task.discriminator.module.train().requires_grad_(False)
         parts["discriminator"] = task.discriminator.module
+
+    # The pass up to its losses; while they are alive, so is all that backward needs.
     with SavedTensors(parts) as saved:
         output = network(training.images, **task.requested_outputs(training.step))
         values = task.term_values(output, training.images, training.step)
+
+    # Weights are held in any case.
     weights = [parameter for module in (network, *parts.values()) for parameter in module.parameters()]
     found = saved.mebibytes(weights)
     del output, values

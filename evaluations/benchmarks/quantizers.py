@@ -92,6 +92,7 @@ def plain_fsq(z: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------ cases
 def cases(size: str, device: torch.device) -> Iterator[Measurable]:
     """The rows of all quantizers, for batches whose whole table takes seconds."""
+    # Entropies, whose cost depends on where the latents lie.
     tokens = TOKENS[size]
     generator = torch.Generator().manual_seed(0)
     codes = F.normalize(torch.randn(CODES, CHANNELS, generator=generator), dim=1).to(device).requires_grad_()
@@ -102,6 +103,8 @@ def cases(size: str, device: torch.device) -> Iterator[Measurable]:
     }
     for name, (z, target) in latents.items():
         yield _entropy_case(f"VQ entropies, {tokens:,} {name}", z, codes, target)
+
+    # Whole quantizers.
     yield _vq_case(tokens, codes.detach())
     yield _simvq_case(tokens // 4, device)
     yield _ibq_case(tokens // 4, device)

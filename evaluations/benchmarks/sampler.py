@@ -239,8 +239,11 @@ def _layouts_case(
     where_missed: str = "",
 ) -> Case:
     """The fastest layout that gives the same products (ours), and each of them, against the published loop."""
+    # The network in each layout.
     rows = batch if scale == 1 else 2 * batch
     networks = {PLAIN: gpt} | {name: in_layout(gpt, name, rows) for name in _same_products()}
+
+    # Ours is the layout that the sampler would choose.
     fastest = fastest_layout(gpt, rows, World(0, 1, 0, gpt.device))
     forms = {OURS: our_steps(networks[fastest], batch, scale, positions)}
     forms |= {

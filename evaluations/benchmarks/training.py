@@ -154,11 +154,13 @@ def digits(config: TokenizerTrainConfig, device: torch.device) -> Callable[[], I
 
 def _tokenizer_case(steps: int, device: torch.device) -> Case:
     """Steps after the shortcut has ended."""
+    # The same network in both loops, and the same images.
     config, network = quickstart_tokenizer()
     task = tokenizer_task(config, device, network)
     update = PlainUpdate(copy.deepcopy(network).to(device), config.optim, config.loop.steps, config.ema_decay)
     open_stream = digits(config, device)
     ours, theirs = open_stream(), open_stream()
+
     first = config.loss.shortcut.end_step
     images = steps * config.data.global_batch_size
     return Case(
@@ -207,6 +209,7 @@ def share_outside(task: TokenizerTask, batches: Iterator[Batch], first: int, ste
 
     The optimizer is clipping, update, averages and the guard against gradients that are not finite.
     """
+    # The calls that are the networks' and the optimizer's work.
     watch = Stopwatch()
     inside = [
         (task.tokenizer.wrapped, "forward"),
@@ -215,6 +218,8 @@ def share_outside(task: TokenizerTask, batches: Iterator[Batch], first: int, ste
         (torch.Tensor, "backward"),
         (task.tokenizer, "step"),
     ]
+
+    # The rest of the time is outside.
     with ExitStack() as stack:
         for owner, name in inside:
             stack.enter_context(watch.watching(owner, name))

@@ -71,12 +71,15 @@ class TrainingPass:
 
     def task(self, *, checkpointing: bool) -> TokenizerTask:
         """The task on a copy of the networks, with gradients of 0."""
+        # The trained networks.
         loop = replace(self.config.loop, activation_checkpointing=checkpointing)
         options = {"total_steps": self.config.loop.steps, "world": self.world}
         trained = TrainedModel(copy.deepcopy(self.network), self.config.optim, parallel=loop, **options)
         judge = None
         if self.discriminator is not None:
             judge = TrainedModel(copy.deepcopy(self.discriminator), self.config.optim, **options)
+
+        # Gradients, which a pass adds to.
         for model in (trained, judge):
             for parameter in model.module.parameters() if model is not None else ():
                 parameter.grad = torch.zeros_like(parameter)
