@@ -1,8 +1,8 @@
 """One forward and backward pass of a tokenizer's training, with all networks of its loss, on random images.
 
 It stands for the step of a recipe: every term that is active late in the training, and both updates. The optimizers are
-not run; weights, gradients, moments and averages are there all the same, so that what a pass adds are activations and
-temporary buffers.
+not run; weights, gradients and moments are there all the same, so that what a pass adds are activations and temporary
+buffers.
 """
 
 from __future__ import annotations
