@@ -144,12 +144,12 @@ def _mean(costs: list[tuple[int, StepCost]]) -> StepCost:
 
 
 # ------------------------------------------------------------------------------------------------ the report
-def report(workload: Workload, device: str, args: argparse.Namespace) -> str:
+def report(workload: Workload, args: argparse.Namespace) -> str:
     """The operations and the rows of a training, for people."""
     network, loop = workload.network, workload.loop
     spread = loop.strategy + (" with activation checkpointing" if loop.activation_checkpointing else "")
     lines = [
-        f"{workload.title} on {GPUS[device].title}, {network.precision}, {spread}",
+        f"{workload.title} on {GPUS[args.device].title}, {network.precision}, {spread}",
         f"{network.parameters:,} parameters; {workload.steps:,} steps of {workload.batch} images",
     ]
 
@@ -159,7 +159,7 @@ def report(workload: Workload, device: str, args: argparse.Namespace) -> str:
         lines.append(f"{stage.steps:,} steps, 10^9 operations per image: {_flops(stage.parts) / 1e9:,.0f} = {parts}")
 
     # The table.
-    found = [row_of(workload, device, gpus, args.images_per_gpu, args.network_gbit) for gpus in args.gpus]
+    found = [row_of(workload, args.device, gpus, args.images_per_gpu, args.network_gbit) for gpus in args.gpus]
     table = [HEAD, *(row.cells() for row in found if isinstance(row, Row))]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines += ["  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)) for cells in table]
@@ -187,7 +187,7 @@ def main() -> None:
     if not args.recipe.is_file():
         raise UserError(f"recipe={args.recipe} is not a file")
     workloads = workloads_of(args.recipe, args.overrides, RECIPE_GPUS)
-    print("\n\n".join(report(workload, args.device, args) for workload in workloads))
+    print("\n\n".join(report(workload, args) for workload in workloads))
     print(assumptions(args.network_gbit))
 
 

@@ -123,8 +123,8 @@ def tests_of(path: Path) -> dict[str, int]:
     return {"passed": total - failed - skipped, "failed": failed, "skipped": skipped}
 
 
-def write_summary(endings: list[Ending], output: Path) -> list[Ending]:
-    """Writes the endings of all pieces that were ever run into `output`, the newest of each; returns them."""
+def write_summary(endings: list[Ending], output: Path) -> None:
+    """Writes the endings of all pieces that were ever run into `output`, the newest of each."""
     path = output / "summary.json"
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     newest = {row["piece"]: row for row in [*earlier, *map(asdict, endings)]}
@@ -135,7 +135,6 @@ def write_summary(endings: list[Ending], output: Path) -> list[Ending]:
         tests = ", ".join(f"{count} {kind}" for kind, count in row["tests"].items() if count) or "-"
         lines.append(f"| {row['piece']} | {row['outcome']} | {row['seconds']} | {tests} |")
     (output / "summary.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return [Ending(**row) for row in newest.values()]
 
 
 def write_facts(output: Path) -> None:
