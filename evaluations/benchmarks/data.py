@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import os
@@ -99,7 +100,7 @@ def _codes_case(root: Path, num_images: int) -> Case:
     order = SampleOrder(0, num_images)
 
     def next_batches(make: Callable[[np.ndarray, range], object]) -> Callable[[], object]:
-        starts = iter(range(0, 10**12, BATCH))
+        starts = itertools.count(0, BATCH)
 
         def batch() -> object:
             start = next(starts)
@@ -186,7 +187,7 @@ def _image_cases(root: Path) -> Iterator[Case]:
 # ------------------------------------------------------------------------------------------------ the order
 def _order_case(count: int) -> Case:
     """What the start of an epoch costs, up to the first samples; each repetition is another seed."""
-    seeds = iter(range(10**9))
+    seeds = itertools.count()
     positions = range(LOOK_UPS)
 
     def plain() -> Tensor:
@@ -300,7 +301,7 @@ def _index_readings(root: Path, count: int) -> Iterator[Measurable]:
         )
         source = ShardSource(str(root / "many"), "data.root")
         order = SampleOrder(0, count)
-        starts = iter(range(0, 10**12, BATCH))
+        starts = itertools.count(0, BATCH)
 
         def milliseconds() -> float:
             first = next(starts)
@@ -347,7 +348,7 @@ def _progress_cases(root: Path, blocks_before: int) -> Iterator[Measurable]:
     plain = PlainProgress(root / "plain.json", before)
     late, early = Progress(root, 0), Progress(root, 1)
     late.path.write_bytes(b"".join(b"%d\n" % first for first in before))
-    firsts = iter(range(before.stop, 10**12, BLOCK))
+    firsts = itertools.count(before.stop, BLOCK)
 
     yield Case(
         f"progress of an extraction, {blocks_before:,} blocks before",

@@ -10,6 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -278,11 +279,10 @@ def gpt_forms(steps: int, device: torch.device) -> tuple[GeneratorTask, PlainUpd
 
 def _gpt_case(steps: int, device: torch.device) -> Case:
     task, update, batch = gpt_forms(steps, device)
-    forever = iter(lambda: batch, None)
     return Case(
         f"training step of the quick start's GPT, {steps} steps",
         {
-            OURS: lambda: our_steps(task, forever, 0, steps),
+            OURS: lambda: our_steps(task, repeat(batch), 0, steps),
             PLAIN: lambda: plain_gpt_steps(task, update, batch, 0, steps),
         },
         against=PLAIN,
