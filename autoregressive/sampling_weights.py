@@ -14,10 +14,10 @@ from autoregressive.models.weight_layouts import (
     PLAIN,
     WEIGHT_LAYOUTS,
     Product,
+    exact_layouts,
     laid_out,
     lay_out,
     require_layout,
-    usable_layouts,
 )
 from autoregressive.sampling import seeded_draw
 from engine.devices import is_gpu
@@ -69,10 +69,9 @@ def fastest_layout(generator: Generator, rows: int, world: World) -> str:
     layers = _measured_layers(generator.layout_layers())
     if not layers or is_gpu(layers[0].weight.device):
         return PLAIN
-    names = [name for name in usable_layouts() if WEIGHT_LAYOUTS[name].is_exact]
     with torch.inference_mode():
         forms = {PLAIN: [layer.forward for layer in layers]}
-        forms |= {name: [laid_out(layer, name, rows) for layer in layers] for name in names}
+        forms |= {name: [laid_out(layer, name, rows) for layer in layers] for name in exact_layouts()}
         of_rank = _pass_seconds(forms, [torch.ones(rows, layer.in_features) for layer in layers])
 
     seconds = world.mean({name: torch.tensor(value) for name, value in of_rank.items()})

@@ -104,6 +104,11 @@ def usable_layouts() -> list[str]:
     return [name for name, layout in WEIGHT_LAYOUTS.items() if _has_library(layout)]
 
 
+def exact_layouts() -> list[str]:
+    """Those of them that give the same products."""
+    return [name for name in usable_layouts() if WEIGHT_LAYOUTS[name].is_exact]
+
+
 def laid_out(linear: nn.Linear, name: str, rows: int) -> Product:
     """The forward function of a layer with its weight in the layout `name`: x (..., in) -> (..., out)."""
     product = WEIGHT_LAYOUTS[name].product(linear.weight.detach(), rows)

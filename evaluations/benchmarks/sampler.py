@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autoregressive.guidance import Guidance
 from autoregressive.models.gpt import GPT, GPTConfig
-from autoregressive.models.weight_layouts import PLAIN, WEIGHT_LAYOUTS, lay_out, usable_layouts
+from autoregressive.models.weight_layouts import PLAIN, exact_layouts, lay_out
 from autoregressive.sampling import DecodingSettings, Draw, SeededDraw, seeded_draw
 from autoregressive.sampling_weights import changes, fastest_layout, probe
 from engine.devices import is_gpu
@@ -241,7 +241,7 @@ def _layouts_case(
     """The fastest layout that gives the same products (ours), and each of them, against the published loop."""
     # The network in each layout.
     rows = batch if scale == 1 else 2 * batch
-    networks = {PLAIN: gpt} | {name: in_layout(gpt, name, rows) for name in _same_products()}
+    networks = {PLAIN: gpt} | {name: in_layout(gpt, name, rows) for name in exact_layouts()}
 
     # Ours is the layout that the sampler would choose.
     fastest = fastest_layout(gpt, rows, World(0, 1, 0, gpt.device))
@@ -266,7 +266,7 @@ def equality_facts() -> dict[str, str]:
     small = trained_looking(SMALL, torch.device("cpu"))
     seen = probe(small)
     facts = {}
-    for name in _same_products():
+    for name in exact_layouts():
         other = in_layout(small, name, 2 * SEQUENCES)
         counts = compare_sequences(small, other)
         facts[f"{name} against {PLAIN} on a small network"] = (
@@ -275,10 +275,6 @@ def equality_facts() -> dict[str, str]:
             f"{counts['draws_near_a_border']} draws are within {BORDER:g} of one"
         )
     return facts
-
-
-def _same_products() -> list[str]:
-    return [name for name in usable_layouts() if WEIGHT_LAYOUTS[name].is_exact]
 
 
 def _rounded_case(
