@@ -31,6 +31,11 @@ def single_thread():
     """Tiny tensors are fastest on one thread, and a forked process group needs it."""
     torch.set_num_threads(1)
 
+    # The first backward pass of a process starts threads for all devices but the CPU. It comes before any test that
+    # pretends to have a GPU, for whose threads no later test could fork.
+    if not torch.cuda.is_available():
+        torch.zeros((), requires_grad=True).backward()
+
 
 @pytest.fixture(scope="session")
 def world():

@@ -43,7 +43,7 @@ def on_ranks(size: int, folder: Path, function: Callable, *args) -> None:
 
 
 def aside(test: Callable) -> Callable:
-    """The test in a process of its own: tensors without storage start threads with which later tests cannot fork."""
+    """The test in a process of its own, so that what it registers, replaces or caches reaches no later test."""
 
     @functools.wraps(test)
     def run(*args, **fixtures):

@@ -291,3 +291,13 @@ def test_a_tensor_that_is_left_on_the_cpu_is_found():
                 mistake()
         assert (images @ table.to(CUDA)).device == CUDA
         assert reads.count == 0 and images.sum().item() == 1.0 and reads.count == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has threads for backward passes; ranks are not forked")
+def test_a_pretended_gpu_does_not_keep_later_tests_from_forking():
+    """Regression: the first backward pass after it started threads, and backward passes failed in forked ranks."""
+    number = torch.ones((), requires_grad=True)
+    with fake_gpu():
+        pass
+    (2 * number).backward()
+    aside((3 * number).backward)()
