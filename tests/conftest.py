@@ -16,9 +16,11 @@ import tiny
 import torch
 from compared import COMPARISONS, GOLDENS
 
+import tokenizer.train
 from engine.cli import run_entry
 from engine.stopping import STOP_SIGNALS
 from engine.world import World
+from tokenizer import load_tokenizer
 
 # What ignores a signal at its start goes on ignoring it, as under nohup; the tests send all of them.
 for number in STOP_SIGNALS:
@@ -50,6 +52,15 @@ def image_folder(tmp_path_factory):
     tiny.write_images(root / "train", per_class=12, seed=1)
     tiny.write_images(root / "val", per_class=3, seed=2)
     return root
+
+
+@pytest.fixture(scope="session")
+def codes(tmp_path_factory, image_folder, world):
+    """Random codes that carry the fingerprint of a tiny trained tokenizer, and that tokenizer. Read only."""
+    root = tmp_path_factory.mktemp("codes")
+    tokenizer.train.train(tiny.tokenizer_config(root / "tokenizer", image_folder, "loop.steps=1"), world)
+    tiny.write_codes(root / "codes", load_tokenizer(root / "tokenizer").provenance.fingerprint)
+    return root / "codes", root / "tokenizer"
 
 
 @pytest.fixture(scope="session")

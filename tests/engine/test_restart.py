@@ -17,7 +17,6 @@ from engine.checkpoint.manifest import checkpoint_folders, read_manifest
 from engine.meters import METERS
 from engine.run_log import read_metrics
 from engine.stopping import EXIT_STOPPED
-from tokenizer import load_tokenizer
 from tokenizer.training.task import TokenizerTask
 
 VARIANTS = {  # what is switched on -> overrides of the tiny tokenizer
@@ -99,15 +98,6 @@ def test_saves_evaluations_and_logging_leave_no_trace(tmp_path, image_folder, wo
         tokenizer.train.train(tiny.tokenizer_config(tmp_path / name, image_folder, *gan, *options), world)
     one, two = full_state(tmp_path / "quiet", tmp_path), full_state(tmp_path / "busy", tmp_path)
     assert all(equal(one[name], two[name]) for name in one)
-
-
-@pytest.fixture(scope="module")
-def codes(tmp_path_factory, image_folder, world):
-    """A tiny trained tokenizer and random codes that carry its fingerprint: (codes, tokenizer)."""
-    root = tmp_path_factory.mktemp("codes")
-    tokenizer.train.train(tiny.tokenizer_config(root / "tokenizer", image_folder, "loop.steps=1"), world)
-    tiny.write_codes(root / "codes", load_tokenizer(root / "tokenizer").provenance.fingerprint)
-    return root / "codes", root / "tokenizer"
 
 
 def test_gpt_with_dropout_restarts_exactly(tmp_path, codes, world):

@@ -25,7 +25,6 @@ from engine.parallel import build_device, parallel_blocks, parallelize
 from engine.run_log import read_metrics
 from engine.trained_model import TrainedModel
 from engine.world import World, gather_rows
-from tokenizer import load_tokenizer
 from tokenizer.quantizers.fsq import FSQ, FSQConfig
 from tokenizer.training.checks import validate
 from tokenizer.training.config import TokenizerTrainConfig
@@ -43,15 +42,6 @@ WAYS = {  # name -> (processes, overrides); hsdp is two machines of two processe
     "fsdp and recomputation": (2, ["loop.strategy=fsdp", "loop.activation_checkpointing=true"]),
     "hsdp and micro-batches": (4, ["loop.strategy=hsdp", "loop.grad_accum=2"]),
 }
-
-
-@pytest.fixture(scope="module")
-def codes(tmp_path_factory, image_folder, world):
-    """Random codes that carry the fingerprint of a tiny tokenizer, and that tokenizer."""
-    root = tmp_path_factory.mktemp("codes")
-    train_tokenizer(world, root / "tokenizer", image_folder, "loop.steps=1")
-    tiny.write_codes(root / "codes", load_tokenizer(root / "tokenizer").provenance.fingerprint)
-    return root / "codes", root / "tokenizer"
 
 
 @pytest.fixture(scope="module", params=["tokenizer", "gpt"])

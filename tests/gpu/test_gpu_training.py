@@ -14,7 +14,6 @@ from engine.run_log import read_metrics
 from engine.trained_model import TrainedModel
 from engine.world import distributed_world
 from evaluations.fingerprint import digests
-from tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.gpu
 
@@ -29,15 +28,6 @@ VARIANTS = {  # what is switched on -> overrides of the tiny tokenizer
     "asynchronous saves": ["loop.async_save=true", *GAN],
     "recomputation": ["loop.activation_checkpointing=true"],
 }
-
-
-@pytest.fixture(scope="module")
-def codes(tmp_path_factory, image_folder, world):
-    """Random codes that carry the fingerprint of a tiny tokenizer, and that tokenizer."""
-    root = tmp_path_factory.mktemp("codes")
-    train_tokenizer(world, root / "tokenizer", image_folder, "loop.steps=1")
-    tiny.write_codes(root / "codes", load_tokenizer(root / "tokenizer").provenance.fingerprint)
-    return root / "codes", root / "tokenizer"
 
 
 def losses(run) -> list[float]:
