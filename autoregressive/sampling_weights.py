@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -132,11 +133,9 @@ def probe(generator: Generator, follow: Probe | None = None) -> Probe:
         seen.indices.append(seeded(p, position) if follow is None else follow.indices[position])
         return seen.indices[-1]
 
-    try:
+    with suppress(_EnoughError):  # not raised where an image has no more draws
         generator.sample(labels, draw=draw)
-    except _EnoughError:
-        return seen
-    return seen  # an image has no more draws
+    return seen
 
 
 def changes(before: Probe, after: Probe) -> dict[str, float]:
