@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,6 +41,7 @@ TOKENIZER = [
     "loss.perceptual_weight=0",
     "loop.device=cpu",
 ]
+SILENT = SimpleNamespace(log=lambda text: None, save_grid=None)  # a run that keeps nothing
 
 
 def tokenizer_config(*overrides: str) -> TokenizerTrainConfig:

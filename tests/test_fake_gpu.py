@@ -64,15 +64,6 @@ def images_u8(count: int = 4, size: int = SIZE) -> torch.Tensor:
     return torch.zeros(count, 3, size, size, dtype=torch.uint8, device=CUDA)
 
 
-class NoRun:
-    """A run that keeps nothing."""
-
-    save_grid = None
-
-    def log(self, text: str) -> None:
-        """Says nothing."""
-
-
 def batch_of_images() -> dict[str, torch.Tensor]:
     skipped = torch.zeros(4, dtype=torch.long, device=CUDA)
     return {"images_u8": images_u8(), "index": torch.arange(4, device=CUDA), "skipped_images": skipped}
@@ -106,7 +97,7 @@ def train_and_use(model: str, quantizer: str, *overrides: str, steps: int = 1) -
     source = mini.image_source(8)
     with fake_gpu():
         validation = Validation(torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8), 2)
-        task = build_task(config, GPU_WORLD, NoRun(), source, validation)
+        task = build_task(config, GPU_WORLD, mini.SILENT, source, validation)
         for step in range(steps):
             require_on(CUDA, task.train_step([batch_of_images()], step)["loss"])
         task.evaluate(steps)

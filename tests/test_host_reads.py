@@ -7,6 +7,7 @@ import mini
 import pytest
 import torch
 from host_reads import HostReads, no_waiting
+from small_networks import QUANTIZERS
 from torch import nn
 
 from autoregressive.models.registry import build_generator
@@ -23,13 +24,6 @@ from evaluations.probes.task import ProbeTask
 from tokenizer.training.build import build_task
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-QUANTIZERS = {
-    "vq": "{codebook_size: 16, codebook_dim: 4}",
-    "ibq": "{codebook_size: 16, codebook_dim: 4}",
-    "simvq": "{codebook_size: 16, codebook_dim: 4}",
-    "gq": "{num_groups: 2, group_dim: 2}",
-    "fsq": "{levels: [3, 4]}",
-}
 ALL_TERMS = [
     "loss.perceptual=efficientnet_lite0",
     "loss.perceptual_weight=0.3",
@@ -78,8 +72,7 @@ def test_a_step_of_a_tokenizer_does_not_wait(quantizer, device):
     entropy = [] if quantizer == "fsq" else ["loss.entropy_weight=0.02"]
     config = mini.tokenizer_config(*unused, section, *entropy, *ALL_TERMS, f"loop.device={device}")
     source = mini.image_source(8)
-    silent = type("Silent", (), {"log": lambda self, text: None, "save_grid": None})()
-    task = build_task(config, world_on(device), silent, source, None)
+    task = build_task(config, world_on(device), mini.SILENT, source, None)
     assert task.frozen.teacher_cache is not None
     pixels = torch.from_numpy(source.images).permute(0, 3, 1, 2).contiguous()
     batches = [

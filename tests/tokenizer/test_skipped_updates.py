@@ -4,7 +4,6 @@ import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import mini
 import pytest
@@ -26,7 +25,6 @@ from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 from tokenizer.training.build import build_task
 from tokenizer.training.task import TokenizerTask
 
-SILENT = SimpleNamespace(log=lambda text: None, save_grid=None)
 SOURCE = mini.image_source(40)
 
 
@@ -97,7 +95,7 @@ def task_of(world, quantizer: str, judge: str) -> TokenizerTask:
         "optim.lr=1e-3",
         "assets.random_stand_in=true",
     )
-    return build_task(config, world, SILENT, SOURCE, None)
+    return build_task(config, world, mini.SILENT, SOURCE, None)
 
 
 def batch(seed: int) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """One update of the tokenizer and of its discriminator, and validation, against plain re-statements."""
 
 import copy
-from types import SimpleNamespace
 
 import mini
 import pytest
@@ -37,14 +36,13 @@ ALL_TERMS = [
     "assets.random_stand_in=true",
     "optim.lr=1e-3",
 ]
-SILENT = SimpleNamespace(log=lambda text: None, save_grid=None)
 SOURCE = mini.image_source(40)
 HELD_OUT = mini.random_images(11, seed=9)
 
 
 def task_of(world, *overrides: str, source=SOURCE, batch_size: int = 4, validation=True) -> TokenizerTask:
     config = mini.tokenizer_config(*overrides)
-    return build_task(config, world, SILENT, source, Validation(HELD_OUT, batch_size) if validation else None)
+    return build_task(config, world, mini.SILENT, source, Validation(HELD_OUT, batch_size) if validation else None)
 
 
 @pytest.fixture
