@@ -14,6 +14,7 @@ import mini
 import pytest
 import tiny
 import torch
+from browser import browser, open_page  # noqa: F401  (fixtures)
 from compared import COMPARISONS, GOLDENS
 
 import tokenizer.train
