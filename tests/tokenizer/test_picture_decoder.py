@@ -54,6 +54,14 @@ def test_pictures_are_close_to_the_pixels_of_metrics(name):
     assert all(torch.equal(value, before[key]) for key, value in tokenizer.state_dict().items())
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokens_have_a_place_where_they_are_cells_of_a_grid(name):
+    """Rows and columns for images of 16 pixels; none for a sequence of tokens."""
+    tokenizer = tokenizer_of(name)
+    side = round(tokenizer.num_tokens**0.5)
+    assert tokenizer.token_grid == (None if name == "hybrid, 1d" else (side, side))
+
+
 def test_the_copy_is_in_bfloat16_and_channels_last():
     """All but the quantizer, which is the same object: codes stand for the same latents."""
     tokenizer = tokenizer_of("hybrid, 1d")

@@ -164,6 +164,14 @@ class Tokenizer(nn.Module):
         """Names of the quantizer's losses that training uses; none where the quantizer is frozen."""
         return self.quantizer.loss_names
 
+    @property
+    def token_grid(self) -> tuple[int, int] | None:
+        """(rows, columns) of an image of `image_size`, where token i is cell i of a grid over it, in reading order.
+
+        None, the default, where tokens have no place in the image.
+        """
+        return None
+
     def feature_sources(self) -> dict[str, FeatureSource]:
         """Inner features by name. Probes know `encoder`, `encoder_projection` and `decoder`; any may be absent."""
         return {}

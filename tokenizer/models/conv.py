@@ -121,9 +121,13 @@ class ConvTokenizer(Tokenizer):
             PartFlops("decoder", "convolution", decoder, recomputed=True),
         )
 
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        side = self.image_size // self.factor
+        return side, side
+
     def feature_sources(self) -> dict[str, FeatureSource]:
         def encoder_features(images: Tensor, layer: int | None) -> Tensor:
             return self.encode_features(images).flatten(2).mT
 
-        side = self.image_size // self.factor
-        return {"encoder": FeatureSource("encoder features", encoder_features, grid=(side, side))}
+        return {"encoder": FeatureSource("encoder features", encoder_features, grid=self.token_grid)}

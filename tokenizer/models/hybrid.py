@@ -191,6 +191,10 @@ class HybridTokenizer(Tokenizer):
             PartFlops("decoder", "convolution", TRAINED * decodings * self.decoder.flops(self.grid), recomputed=True),
         )
 
+    @property
+    def token_grid(self) -> tuple[int, int] | None:
+        return (self.grid, self.grid) if self.config.layout == "2d" else None
+
     def feature_sources(self) -> dict[str, FeatureSource]:
         def encoder_tokens(images: Tensor, layer: int | None) -> Tensor:
             return self.query_encoder.features(self.encode_features(images))
