@@ -1,7 +1,7 @@
 """The ground floor: configs, processes, training, checkpoints, data. It imports nothing from above.
 
 Reading configs    config (load, compare, write), yaml_files (files and their bases), config_merge (all problems),
-                   aliases (old spellings), config_help (`--help-config`)
+                   aliases (old spellings), config_help (`--help-config`), recipe_names (shipped recipes)
 Config sections    validation (checks), config_types (types in words), registry (components by name), plugins
 Entries            cli, messages, preflight (`--check`)
 Processes          launcher (torchrun), stopping (signals), watchdog (hangs), time_limits, world, devices, cores,
@@ -13,6 +13,7 @@ Training           training_world (its processes and threads), loop, agreement (
 Record of a run    run_log, wandb_run, folder_lock, run_record, alerts, progress, meters (rates and waiting),
                    flops (operations of a step), gpus (what they can do), json_text (the one writer of JSON)
 Files              checkpoint/, assets (pretrained networks), pipeline (commands that can be stopped),
+                   installation (where those of the program lie: a checkout or a wheel),
                    outputs (where commands may write), atomic_file (written as a whole or not at all),
                    facts (what differs between two manifests)
 Images             data/, index_images (the entry that looks up the images of a large set), image_metrics

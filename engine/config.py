@@ -19,6 +19,7 @@ from engine import plugins
 from engine.aliases import current_tree
 from engine.config_merge import Merger, parse_items
 from engine.messages import ConfigError, UserError, logger
+from engine.recipe_names import recipe_file
 from engine.registry import extended_schema
 from engine.validation import raise_problems
 from engine.yaml_files import Layer, read_layers, read_own_layer, read_yaml
@@ -59,12 +60,16 @@ def load_config(
 
 
 def config_layers(files: Sequence[str | Path]) -> list[Layer]:
-    """The trees of the files of a command line, in the order in which they are merged."""
-    layers = read_layers(files[0]) if files else []
-    for path in files[1:]:
+    """The trees of the files of a command line, in the order in which they are merged.
+
+    A file may be named as a shipped recipe is, see `engine.recipe_names`.
+    """
+    paths = [recipe_file(file) for file in files]
+    layers = read_layers(paths[0]) if paths else []
+    for path in paths[1:]:
         base, tree = read_own_layer(path)
         if base is not None:
-            logger.info("%s: its base %s is left out, for it is laid over %s", path, base, files[0])
+            logger.info("%s: its base %s is left out, for it is laid over %s", path, base, paths[0])
         layers.append((str(path), tree))
     return layers
 

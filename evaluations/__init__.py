@@ -11,5 +11,5 @@ Pipelines     pipelines/ (commands of other entries in a row), run_layout (where
 Costs         cost_model (of GPUs that are not here), workload (what a recipe asks for)
 Entries       reconstruction, generation, val_loss, search_cfg, measure, make_reference, compare, fingerprint, memory,
               estimate, linear_probe, ar_probe, classifier, visualize, quickstart, report, doctor, benchmarks;
-              cli holds shared flags
+              cli holds shared flags; console is the command `vt`, trainers says what trains a recipe
 """

@@ -1,0 +1,172 @@
+"""The command `vt`, which runs the other commands by a verb each.
+
+    vt train vq/VQ_SS256 loop.run_dir=runs/VQ_SS256          the trainer follows from the recipe
+    vt reconstruct --vq-ckpt runs/VQ_SS256 --data-path photos/ --sample-dir results
+    GPUS=8 vt extract --vq-ckpt runs/VQ_SS256 --code-path codes/VQ_SS256
+    vt train --help                                          `vt VERB --help` tells the flags of a verb
+
+`vt VERB ...` does the same as `python -m MODULE ...` with the module of the table below. Verbs that can use several
+processes start as many as the environment asks for (NPROC_PER_NODE, gpus or GPUS), as the scripts do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+
+from engine.installation import SCRIPTS
+from engine.messages import UserError
+
+PROGRAM = "vt"
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What `vt VERB` runs."""
+
+    module: str  # as for `python -m`; empty where the recipe decides
+    summary: str
+    several: bool = False  # whether it can use several processes
+
+
+VERBS = {
+    # From a recipe or a folder of images to trained networks.
+    "train": Verb("", "train what a recipe describes: a tokenizer, a GPT, a probe", several=True),
+    "extract": Verb(
+        "autoregressive.extract_codes", "write the codes of images, which a GPT is trained on", several=True
+    ),
+    "recipes": Verb("evaluations.recipes", "list the recipes, with sizes and published numbers, or show one"),
+    "data": Verb("evaluations.data", "look at a folder of images: what is in it, what a recipe would do with it"),
+    "init": Verb("evaluations.init", "write recipes for a folder of images"),
+    "sweep": Verb("evaluations.sweep", "train a recipe with many settings"),
+    # What came out.
+    "sample": Verb("autoregressive.sample", "generate images", several=True),
+    "reconstruct": Verb("tokenizer.reconstruct", "send images through a tokenizer and back", several=True),
+    "measure": Verb("evaluations.measure", "score a file or folder of images"),
+    "report": Verb("evaluations.report", "write one HTML page about runs"),
+    "atlas": Verb("evaluations.atlas", "write an HTML page to look at the tokens of a run"),
+    "doctor": Verb("evaluations.doctor", "find out why a run fails, or whether a machine is ready"),
+    # To others.
+    "publish": Verb("evaluations.publish", "write a run as files to share, to a folder or a hub"),
+    "export": Verb("autoregressive.export", "write a network for use without this program"),
+}
+
+EXAMPLES = """examples:
+  vt recipes wetok                                     which recipes there are, here those of WeTok
+  vt train vq/VQ_SS256 loop.run_dir=runs/VQ_SS256      train a tokenizer; GPUS=8 before it for eight processes
+  vt train quickstart/tokenizer loop.steps=200         a tiny one, on a CPU
+  vt sample --help                                     the flags of a verb"""
+
+# Flags of trainers that have a value of their own, which is no recipe.
+WITH_VALUE = ("--config", "--plugin", "--plan", "--help-config")
+# With these a command prints something and ends: one process is enough.
+ONLY_PRINTS = ("--help", "-h", "--check", "--dry-run", "--print-config", "--plan", "--help-config")
+PROCESSES = ("NPROC_PER_NODE", "gpus", "GPUS")  # the first that is set counts, as in scripts/launch.sh
+
+
+# ------------------------------------------------------------------------------------------------ the verbs
+def main() -> None:
+    """Runs `vt` with the arguments of the command line."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return
+
+    try:
+        module, rest = resolve(arguments[0], arguments[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    run(arguments[0], module, rest)
+
+
+def overview() -> str:
+    """The table of verbs, and examples."""
+    width = max(map(len, VERBS))
+    table = [f"  {verb:{width}s}  {entry.summary}" for verb, entry in VERBS.items()]
+    head = f"usage: {PROGRAM} VERB ...       ({PROGRAM} VERB --help tells more)"
+    return "\n".join([head, "", *table, "", EXAMPLES])
+
+
+def resolve(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """(the module that a verb runs, its arguments).
+
+    Raises UserError for a verb that does not exist, and for a recipe that does not say what it trains.
+    """
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.5)
+        hint = f"did you mean {PROGRAM} {near[0]}? " if near else ""
+        raise UserError(f"{PROGRAM} has no verb {verb!r}; {hint}It has: {', '.join(VERBS)}")
+    if verb == "train":
+        return training_command(arguments)
+
+    module = VERBS[verb].module
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{PROGRAM} {verb} is not there yet: this version has no module {module}")
+    return module, arguments
+
+
+def run(verb: str, module: str, arguments: list[str]) -> None:
+    """Runs a module here, or on the processes that the environment asks for."""
+    if VERBS[verb].several and asks_for_several(arguments):
+        launcher = ["bash", str(SCRIPTS / "launch.sh"), "-m", module, *arguments]
+        os.execvp(launcher[0], launcher)
+
+    sys.argv = [f"{PROGRAM} {verb}", *arguments]
+    from engine.cli import run_entry
+
+    entry = importlib.import_module(module)
+    if hasattr(entry, "__path__"):  # a package is run by its __main__
+        entry = importlib.import_module(f"{module}.__main__")
+    run_entry(entry.main)
+
+
+def asks_for_several(arguments: list[str]) -> bool:
+    """Whether a command is to run on several processes: those of this machine, or of several."""
+    if any(argument.partition("=")[0] in ONLY_PRINTS for argument in arguments):
+        return False
+    counts = [os.environ[name] for name in PROCESSES if os.environ.get(name)][:1]
+    return any(count != "1" for count in [*counts, os.environ.get("NNODES") or "1"])
+
+
+# ------------------------------------------------------------------------------------------------ vt train
+def training_command(arguments: list[str]) -> tuple[str, list[str]]:
+    """(the module that trains a recipe, its arguments); says which on the standard error.
+
+    The recipe is the first argument that is neither a flag nor `key=value`, or what `--config` names.
+    """
+    from evaluations.trainers import recipe_tree, trainer_of
+
+    recipe, rest = split_recipe(arguments)
+    files = ([recipe] if recipe else []) + config_files(rest)
+    if not files:
+        raise UserError(
+            f"name a recipe or a YAML file, as in: {PROGRAM} train vq/VQ_SS256 loop.run_dir=runs/VQ_SS256 "
+            f"({PROGRAM} recipes lists all; {PROGRAM} train RECIPE --help tells the flags of its trainer)"
+        )
+    trainer, key = trainer_of(recipe_tree(files), " and ".join(files))
+    print(f"{' + '.join(files)} trains {trainer.trains} (it has {key}): python -m {trainer.module}", file=sys.stderr)
+    return trainer.module, [*(["--config", recipe] if recipe else []), *rest]
+
+
+def split_recipe(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """(the first argument that stands for a recipe or None, all others)."""
+    before = ""
+    for number, argument in enumerate(arguments):
+        is_override = "=" in argument and not os.path.isfile(argument)  # noqa: PTH113 - a path may hold a `=`
+        if before not in WITH_VALUE and argument and not argument.startswith("-") and not is_override:
+            return argument, arguments[:number] + arguments[number + 1 :]
+        before = argument
+    return None, list(arguments)
+
+
+def config_files(arguments: list[str]) -> list[str]:
+    """What `--config` names, in order."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return [
+        value.removeprefix("--config=") for flag, value in pairs if flag == "--config" or value.startswith("--config=")
+    ]
