@@ -4,9 +4,9 @@
         loop.run_dir=runs/GPT_B256
     python -m autoregressive.train --config configs/quickstart/gpt.yaml --dry-run
 
-The same command continues a run that was stopped. Codes that were not made by the tokenizer `data.tokenizer` are
-refused. `--config` may be repeated, and later files win. `key=value` overrides any key, and `--print-config` shows all
-keys.
+The same command continues a run that was stopped. Numbers of codes, tokens and classes that the config leaves open are
+those of the codes; others must agree with them. Codes that were not made by the tokenizer `data.tokenizer` are refused.
+`--config` may be repeated, and later files win. `key=value` overrides any key, and `--print-config` shows all keys.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from pathlib import Path
 
 from autoregressive.codes import CodeStore, code_batch
 from autoregressive.models.base import Generator
-from autoregressive.training.build import build_task, check_codes, memory_plan, network_on_meta
+from autoregressive.training.build import (
+    build_task,
+    check_codes,
+    memory_plan,
+    network_on_meta,
+    with_sizes_of,
+    with_sizes_of_present_codes,
+)
 from autoregressive.training.config import GPTTrainConfig
 from engine.averages import average_warnings
 from engine.checkpoint.store import CheckpointStore
@@ -84,6 +91,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
     if not config.data.codes or not config.data.tokenizer:
         raise ConfigError("data.codes and data.tokenizer must name the codes and the tokenizer that made them")
     tokenizer = load_tokenizer(config.data.tokenizer, device=world.device)
+    config = with_sizes_of(config, CodeStore(config.data.codes, "train"))
     store, held_out = open_codes(config, tokenizer)
 
     run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
@@ -130,6 +138,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
 
 def main() -> None:
     config, args = parse_cli(GPTTrainConfig, __doc__, plan=True, check=network_on_meta)
+    config = with_sizes_of_present_codes(config)
     network = network_on_meta(config)
     if args.plan:
         print(memory_plan(config, network, args.plan))

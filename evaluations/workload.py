@@ -79,6 +79,7 @@ def workloads_of(recipe: Path, overrides: Sequence[str], gpus: int) -> list[Work
 
 
 def _generator_workload(config: GPTTrainConfig, title: str, gpus: int) -> Workload:
+    config = generator_build.with_sizes_of_present_codes(config)
     network = generator_build.network_on_meta(config)
     stage = Stage(config.loop.steps, _counted(network.training_flops(), title))
     sizes = _sizes(config, network, other_parameters=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,15 @@ from torch import Tensor, nn
 from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.sampling import Draw, PerIndex
 from engine.flops import PartFlops
+
+
+@dataclass(frozen=True)
+class DataSizes:
+    """What the codes that a generator is trained on decide of its shape."""
+
+    codebook_sizes: tuple[int, ...]  # one entry per index of a token
+    num_tokens: int  # tokens per image
+    num_classes: int
 
 
 class Generator(nn.Module):
@@ -28,6 +38,7 @@ class Generator(nn.Module):
 
     Who calls what, and when:
 
+        start             `completed(section, sizes)`: sizes that the section leaves open become those of the codes
         training          `loss(forward(labels, tokens, drop), tokens)`; `drop` is true for about `class_dropout_prob`
                           of the labels, decided by the data stream, so that a resumed run repeats it. The network is in
                           training mode, under autocast for `forward`, and may be sharded
@@ -54,6 +65,14 @@ class Generator(nn.Module):
     record_steps: bool = False  # on a GPU, `sample` may record CUDA graphs: the weights stay where they are from now on
 
     # ------------------------------------------------------------------------------------------------ its sizes
+    @classmethod
+    def completed(cls, section: Any, sizes: DataSizes) -> Any:
+        """The section of a generator that is to be trained on codes of these sizes, with what it leaves open filled in.
+
+        The default leaves it as it is, for a generator whose section always says its sizes.
+        """
+        return section
+
     @property
     def token_shape(self) -> tuple[int, ...]:
         """Shape of one image's tokens: (N,), or (N,k) where a token has k indices."""

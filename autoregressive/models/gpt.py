@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoregressive.guidance import UNGUIDED, Guidance
-from autoregressive.models.base import Generator
+from autoregressive.models.base import DataSizes, Generator
 from autoregressive.models.decode_steps import DecodeSteps, RecordedStepsByRows, StaticSteps, StepFunctions, Steps
 from autoregressive.models.heads import HEADS, HeadSettings, default_head
 from autoregressive.models.kv_cache import KVCache, Position
@@ -40,22 +40,27 @@ SIZES = {  # width, layers, heads
     "xxl": (1536, 48, 24),
     "3b": (3200, 24, 32),
 }
+DEFAULT_SIZES = DataSizes(codebook_sizes=(16384,), num_tokens=256, num_classes=1000)  # those of most published models
 
 
 @dataclass(kw_only=True, slots=True)
 class GPTConfig(Section):
-    """A named size, or width, layers and heads; and the tokens and classes that it is for."""
+    """A named size, or width, layers and heads; and the tokens and classes that it is for.
+
+    Tokens and classes may be left open: training takes them from the codes, and whoever has no codes (a plan, a
+    published file) takes those of most published models.
+    """
 
     size: str | None = None  # b | l | xl | xxl | 3b
     width: int | None = None
     layers: int | None = None
     heads: int | None = None
-    vocab_size: int = 16384  # codebook size of tokens with one index; not used with codebook_sizes
-    codebook_sizes: list[int] = field(default_factory=list)  # codebook size of each index of a token; empty = one index
+    vocab_size: int | None = None  # codes of a token with one index; null: as many as data.codes has (else 16384)
+    codebook_sizes: list[int] = field(default_factory=list)  # codes of each index of a token; empty = vocab_size
     head: str | None = None  # plain | factorized; null: plain for one index per token, factorized for several
     head_layers: int = 2  # factorized head: layers of its transformer over the indices of a token
-    num_tokens: int = 256  # tokens per image
-    num_classes: int = 1000
+    num_tokens: int | None = None  # tokens per image; null: as many as data.codes has (else 256)
+    num_classes: int | None = None  # null: as many as data.codes has (else 1000)
     positions: Literal["learned", "rope2d"] = "learned"  # rope2d: num_tokens is a square grid, row-major
     qk_norm: bool = False  # layer norm of queries and keys of each head; no published model has it
     class_dropout_prob: float = 0.1  # training: fraction of labels replaced by the null class
@@ -65,11 +70,12 @@ class GPTConfig(Section):
     def problems(self) -> Iterator[Problem]:
         yield from self._size_problems()
         for name in ("vocab_size", "head_layers", "num_tokens", "num_classes"):
-            yield from at_least(self, name, 1)
+            if getattr(self, name) is not None:
+                yield from at_least(self, name, 1)
         for name in ("class_dropout_prob", "token_dropout", "residual_dropout"):
             yield from in_range(self, name, 0, 1)
         yield from self._head_problems()
-        if self.positions == "rope2d" and self.num_tokens >= 1:
+        if self.positions == "rope2d" and self.num_tokens is not None and self.num_tokens >= 1:
             yield from self._rope_problems()
 
     def _size_problems(self) -> Iterator[Problem]:
@@ -119,9 +125,26 @@ class GPTConfig(Section):
         """What the width must be a multiple of: 2D rotary positions turn pairs of channels, of rows and of columns."""
         return heads * 4 if self.positions == "rope2d" else heads
 
+    def completed(self, sizes: DataSizes) -> GPTConfig:
+        """The section with what it leaves open as in `sizes`."""
+        codebook_sizes = list(self.codebook_sizes)
+        if self.vocab_size is None and not codebook_sizes and len(sizes.codebook_sizes) > 1:
+            codebook_sizes = list(sizes.codebook_sizes)
+
+        # Tokens with several indices do not use vocab_size; runs that were begun with its old default have that on
+        # record, and must go on.
+        vocab_size = DEFAULT_SIZES.codebook_sizes[0] if codebook_sizes else sizes.codebook_sizes[0]
+        return replace(
+            self,
+            vocab_size=vocab_size if self.vocab_size is None else self.vocab_size,
+            codebook_sizes=codebook_sizes,
+            num_tokens=sizes.num_tokens if self.num_tokens is None else self.num_tokens,
+            num_classes=sizes.num_classes if self.num_classes is None else self.num_classes,
+        )
+
     @property
     def index_sizes(self) -> tuple[int, ...]:
-        """Codebook size of each index of a token."""
+        """Codebook size of each index of a token, of a completed section."""
         return tuple(self.codebook_sizes) or (self.vocab_size,)
 
     @property
@@ -154,6 +177,7 @@ class GPT(Generator):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        config = config.completed(DEFAULT_SIZES)
         width, layers, heads = config.dims()
         self.config = config
         self.num_classes = config.num_classes
@@ -198,6 +222,10 @@ class GPT(Generator):
     def _init(module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
+
+    @classmethod
+    def completed(cls, section: GPTConfig, sizes: DataSizes) -> GPTConfig:
+        return section.completed(sizes)
 
     @property
     def token_shape(self) -> tuple[int, ...]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from autoregressive.models.base import Generator
+from autoregressive.models.base import DataSizes, Generator
 from autoregressive.models.gpt import GPT, GPTConfig
 from engine.registry import selected_section
 
@@ -30,3 +30,9 @@ def build_generator(config: GeneratorConfig) -> Generator:
     """
     section = selected_section(config, GENERATORS, "model")
     return GENERATORS[config.name](section)
+
+
+def completed(config: GeneratorConfig, sizes: DataSizes) -> GeneratorConfig:
+    """`config` with the sizes that it leaves open as the training data have them. Raises as `build_generator` does."""
+    section = selected_section(config, GENERATORS, "model")
+    return replace(config, **{config.name: GENERATORS[config.name].completed(section, sizes)})

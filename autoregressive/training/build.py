@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from autoregressive.codes import CodeStore
+from autoregressive.codes import CodesError, CodeStore
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
-from autoregressive.models.base import Generator
-from autoregressive.models.registry import build_generator
+from autoregressive.models.base import DataSizes, Generator
+from autoregressive.models.registry import build_generator, completed
 from autoregressive.sampling import seeded_draw
 from autoregressive.training.config import GPTTrainConfig
 from autoregressive.training.task import GeneratorTask, Preview
@@ -32,6 +34,26 @@ def network_on_meta(config: GPTTrainConfig) -> Generator:
     """The network of a config, without memory or values. Raises ConfigError where its sizes do not fit together."""
     with without_storage():
         return build_generator(config.model)
+
+
+def with_sizes_of(config: GPTTrainConfig, store: CodeStore) -> GPTTrainConfig:
+    """`config` with the sizes that its model leaves open (codebooks, tokens, classes) as the codes have them.
+
+    The result is what a run records, so that its checkpoints need no codes.
+    """
+    manifest = store.manifest
+    sizes = DataSizes(manifest.index_sizes, manifest.num_tokens, len(store.classes))
+    return replace(config, model=completed(config.model, sizes))
+
+
+def with_sizes_of_present_codes(config: GPTTrainConfig) -> GPTTrainConfig:
+    """`config` with the sizes that it leaves open as its codes have them; as it is where these cannot be read."""
+    if not config.data.codes:
+        return config
+    try:
+        return with_sizes_of(config, CodeStore(config.data.codes, "train"))
+    except CodesError:  # the pre-flight tells what is wrong with them
+        return config
 
 
 def build_task(
