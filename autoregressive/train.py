@@ -103,7 +103,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
         run.log(f"generator: {parameters}; {summary_of(store)}; {world.size} process(es)")
         if held_out is None:
             run.log("no validation: the codes have no split `val`")
-        for warning in average_warnings(config.ema_decay, config.loop.steps):
+        for warning in average_warnings(config.ema_decay, config.loop.last_step):
             run.log(f"warning: {warning}")
 
         # Checkpoints name the tokenizer, so that no other one is used with this generator, and the classes.

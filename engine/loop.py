@@ -38,7 +38,8 @@ class LoopConfig(Section):
     """How long to train and what to keep. Steps are optimizer steps."""
 
     run_dir: str = "runs/unnamed"  # folder of config, log, metrics, checkpoints and samples
-    steps: int = 1000  # length of the run
+    steps: int = 1000  # length of the run, by which all schedules count
+    stop_at: int = 0  # end after this step, with a checkpoint; schedules stay those of `steps`. 0 = off
     seed: int = 0  # of initialization, data order, augmentation and dropout; 64 bits
     grad_accum: int = 1  # micro-batches per step; data.global_batch_size counts all of them on all ranks
     log_every: int = 100  # steps between records of the training metrics; also at the end
@@ -56,10 +57,20 @@ class LoopConfig(Section):
         for name in ("steps", "grad_accum", "log_every", "save_every", "keep_last"):
             yield from at_least(self, name, 1)
         yield from seed_problems(self.seed)
-        for name in ("eval_every", "keep_every"):
+        for name in ("stop_at", "eval_every", "keep_every"):
             yield from at_least(self, name, 0)
         yield from one_of(self, "device", DEVICES)
         yield from one_of(self, "precision", ("fp32", "bf16"))
+
+    @property
+    def last_step(self) -> int:
+        """The number of steps after which the run ends: `stop_at` where it is set."""
+        return min(self.stop_at or self.steps, self.steps)
+
+    @property
+    def is_stopped_early(self) -> bool:
+        """Whether the run ends before its schedules do."""
+        return self.last_step < self.steps
 
 
 @dataclass(kw_only=True, slots=True)
@@ -117,7 +128,7 @@ def fit(
     begin: Callable[[], None] | None = None,
     work: Work = no_work,
 ) -> bool:
-    """Trains `task` to `config.steps`, continuing from the newest checkpoint of the run if there is one.
+    """Trains `task` to `config.last_step`, continuing from the newest checkpoint of the run if there is one.
 
     `batches_from(start)` yields micro-batches from step `start` on; it is a pure function of (seed, position), so there
     is no data state to restore. `show` names the metrics that the console prints (default: all). `begin` puts a
@@ -129,19 +140,20 @@ def fit(
     this training is then finished; the returned value says that there was one.
     """
     start = _start(task, config, run, store, begin)
-    if start >= config.steps:
+    end = config.last_step
+    if start >= end:
         return False
 
     batches = batches_from(start)
-    run.start_bar(start, config.steps)
+    run.start_bar(start, end)
     agreement = StopAgreement(world)
     inspected = start
-    meters = Meters(start, config.steps, world, config.precision, work)
+    meters = Meters(start, end, world, config.precision, work)
     note = meters.note()
     if note is not None:
         run.log(note)
     with stop_requests(agreement.note) as signals, Watchdog(world, run.report_hang) as watchdog:
-        for step in range(start, config.steps):
+        for step in range(start, end):
             # Train. The first batch opens the loader, which draws random numbers: seed after it.
             watchdog.enter("reading a batch", step + 1)
             with meters.waiting():
@@ -150,7 +162,7 @@ def fit(
             watchdog.enter("training step", step + 1)
             metrics = task.train_step(micro_batches, step)
             done = step + 1
-            is_last = done == config.steps
+            is_last = done == end
             run.advance()
             meters.count(micro_batches, step)
 
@@ -183,6 +195,7 @@ def fit(
                 origin = names_of(signals) or "a signal to another process"
                 run.log(f"stopped by {origin} after step {done}; the same command continues")
                 raise SystemExit(EXIT_STOPPED)
+    _log_early_end(config, run)
     return stop
 
 
@@ -194,7 +207,23 @@ def _start(task: Task, config: LoopConfig, run: Run, store: CheckpointStore, beg
     run.write_config()
     if start > 0:
         run.log(f"resumed from step {start} of {config.steps}")
+    if config.is_stopped_early:
+        is_over = "; nothing is left to do" if start >= config.last_step else ""
+        run.log(f"ends after step {config.last_step} (loop.stop_at), with the schedules of {config.steps}{is_over}")
     return start
+
+
+def _log_early_end(config: LoopConfig, run: Run) -> None:
+    """Says how a run goes on that has reached its `loop.stop_at`."""
+    if config.is_stopped_early:
+        reached = f"stopped after step {config.last_step} of {config.steps} (loop.stop_at)"
+        run.log(f"{reached}; a larger loop.stop_at, or 0, continues")
+
+
+def stop_problems(loop: LoopConfig, total: int) -> Iterator[Problem]:
+    """A `loop.stop_at` behind the end of a training of `total` steps, which may have several phases."""
+    if loop.stop_at > total:
+        yield Problem("loop.stop_at", loop.stop_at, f"at most {total}, the steps of the training; 0 = off")
 
 
 def check_batch(global_batch_size: int, world: World, grad_accum: int) -> int:

@@ -206,9 +206,9 @@ class Preflight:
         Those of `loop.keep_every` are left out: a user may move them away while the training goes on.
         """
         present = checkpoint_folders(Path(loop.run_dir))
-        if present and read_manifest(present[-1])["step"] >= loop.steps:
+        if present and read_manifest(present[-1])["step"] >= loop.last_step:
             return 0
-        num_kept = min(loop.keep_last + 1, ceil_div(loop.steps, loop.save_every))
+        num_kept = min(loop.keep_last + 1, ceil_div(loop.last_step, loop.save_every))
         return max(1, num_kept - len(present)) * checkpoint_bytes
 
     # -------------------------------------------------------------------------------------------- the message

@@ -28,7 +28,7 @@ from tokenizer.training.build import loss_networks, memory_model
 from tokenizer.training.checks import terms_of, validate
 from tokenizer.training.config import TokenizerTrainConfig
 from tokenizer.training.flops import step_flops
-from tokenizer.training.phases import phases_of
+from tokenizer.training.phases import phases_until_stop
 
 # Images are not looked for: what a recipe says of their places may depend on the environment.
 NO_IMAGES = ["data.root=unused", "data.val_root=unused"]
@@ -73,7 +73,7 @@ def workloads_of(recipe: Path, overrides: Sequence[str], gpus: int) -> list[Work
             f"{recipe} trains neither a tokenizer nor a generator: it has no section `loss`, and no `data.codes`"
         )
     config = load_config(TokenizerTrainConfig, [recipe], [*NO_IMAGES, *overrides], validate)
-    phases = phases_of(config)
+    phases = phases_until_stop(config)
     titles = [str(recipe)] if len(phases) == 1 else [f"{recipe} phase {n}" for n in range(1, len(phases) + 1)]
     return [_tokenizer_workload(phase, title, gpus) for phase, title in zip(phases, titles, strict=True)]
 
@@ -81,7 +81,7 @@ def workloads_of(recipe: Path, overrides: Sequence[str], gpus: int) -> list[Work
 def _generator_workload(config: GPTTrainConfig, title: str, gpus: int) -> Workload:
     config = generator_build.with_sizes_of_present_codes(config)
     network = generator_build.network_on_meta(config)
-    stage = Stage(config.loop.steps, _counted(network.training_flops(), title))
+    stage = Stage(config.loop.last_step, _counted(network.training_flops(), title))
     sizes = _sizes(config, network, other_parameters=0)
     memory = generator_build.memory_model(config, network, gpus)
     return Workload(title, config.data.global_batch_size, config.loop, sizes, (stage,), memory)
@@ -122,7 +122,7 @@ def _sizes(config: GPTTrainConfig | TokenizerTrainConfig, network: nn.Module, ot
 
 def _intervals(terms: Sequence[Term], config: TokenizerTrainConfig) -> list[tuple[int, int]]:
     """(first step, first step after it) of the intervals in which the same terms are active."""
-    steps = config.loop.steps
+    steps = config.loop.last_step
     changes = {0, steps, *(term.first for term in terms), *(term.last + 1 for term in terms)}
     borders = sorted(int(step) for step in changes if step <= steps)
     return list(itertools.pairwise(borders))

@@ -39,7 +39,7 @@ from tokenizer.training.checks import network_on_meta, terms_of, validate, warni
 from tokenizer.training.config import TokenizerTrainConfig
 from tokenizer.training.frozen_networks import FROZEN_STAMPS
 from tokenizer.training.needs import training_needs
-from tokenizer.training.phases import check_trained_phases, phases_of, steps_done
+from tokenizer.training.phases import check_trained_phases, phases_of, phases_until_stop, steps_done
 from tokenizer.training.start import start_from
 from tokenizer.training.task import TokenizerTask
 
@@ -47,14 +47,15 @@ SHOWN_METRICS = ("loss", "reconstruction_l2", "reconstruction_l1", "codebook_usa
 
 
 def train(config: TokenizerTrainConfig, world: World) -> None:
-    """Trains all phases to the end, or continues where an earlier call stopped."""
-    phases = phases_of(config)
-    check_trained_phases(config, phases)
+    """Trains all phases to the end or to `loop.stop_at`, or continues where an earlier call stopped."""
+    check_trained_phases(config, phases_of(config))
+    phases = phases_until_stop(config)
     steps_before = 0
     previous = None
     for phase in phases:
-        is_finished = steps_done(phase.loop.run_dir) >= phase.loop.steps
-        if is_finished and phase is phases[-1] and config.phases and world.is_main:
+        is_finished = steps_done(phase.loop.run_dir) >= phase.loop.last_step
+        is_end = len(phases) == len(config.phases) and not phase.loop.is_stopped_early
+        if is_finished and phase is phases[-1] and is_end and world.is_main:
             logger.info("%s: all phases are finished", config.loop.run_dir)
 
         # A finished phase is skipped. The last one is opened anyway: that compares its checkpoint with the config.
@@ -65,6 +66,10 @@ def train(config: TokenizerTrainConfig, world: World) -> None:
                 raise SystemExit(EXIT_STOPPED)
         steps_before += phase.loop.steps
         previous = phase
+
+    # A phase that ends early says so itself.
+    if len(phases) < len(config.phases) and not previous.loop.is_stopped_early and world.is_main:
+        logger.info("stopped behind %s (loop.stop_at); a larger loop.stop_at, or 0, continues", previous.loop.run_dir)
 
 
 def train_phase(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from autoregressive.models.registry import GeneratorConfig
-from engine.loop import TrainLoopConfig
+from engine.loop import TrainLoopConfig, stop_problems
 from engine.optim import OptimConfig
 from engine.validation import Problem, Section, at_least, in_range
 
@@ -60,3 +60,4 @@ class GPTTrainConfig(Section):
 
     def problems(self) -> Iterator[Problem]:
         yield from in_range(self, "ema_decay", 0, 1, open_right=True)
+        yield from stop_problems(self.loop, self.loop.steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,14 +20,14 @@ from engine.data.samples import labeled_batch, training_item
 from engine.data.sources import exact_pixel_problems, has_split, open_source
 from engine.data.stream import stream_opener
 from engine.devices import autocast
-from engine.loop import Batch, LoopConfig, check_batch, fit
+from engine.loop import Batch, LoopConfig, check_batch, fit, stop_problems
 from engine.messages import ConfigError
 from engine.optim import OptimConfig
 from engine.preflight import Preflight
 from engine.run_log import Run
 from engine.seeds import torch_seed
 from engine.trained_model import TrainedModel
-from engine.validation import Section, raise_problems
+from engine.validation import Problem, Section, raise_problems
 from engine.world import World
 from evaluations.digits.model import Classifier, ClassifierConfig, classify
 
@@ -41,6 +41,9 @@ class ClassifierTrainConfig(Section):
     data: DataConfig = field(default_factory=DataConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     plugins: list[str] = field(default_factory=list)  # modules or .py files that register components
+
+    def problems(self) -> Iterator[Problem]:
+        yield from stop_problems(self.loop, self.loop.steps)
 
 
 def validate(config: ClassifierTrainConfig) -> None:

@@ -69,7 +69,9 @@ def print_run(run: RunEvidence, findings: list[Finding], severities: dict[str, S
     """One run for people; with `show_all` every check, also those that could not be judged and why."""
     recipe = f", recipe {run.recipes[0].title}" if run.recipes else ""
     count = len(findings) or "no"
-    print(f"{run.dir}: step {run.step} of {run.get('loop.steps')}{recipe}: {count} finding(s)")
+    stop_at = run.get("loop.stop_at")
+    end = f" (loop.stop_at={stop_at})" if stop_at else ""
+    print(f"{run.dir}: step {run.step} of {run.get('loop.steps')}{end}{recipe}: {count} finding(s)")
     if show_all:
         for name, severity in severities.items():
             print(f"  {severity.ratio:8.2f} {name}: {severity.evidence}")

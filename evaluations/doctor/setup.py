@@ -74,7 +74,7 @@ def _fault_of_start(start: Mapping[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------------ the end
 def unfinished(run: RunEvidence) -> Severity | None:
     """Fewer steps than asked for, and no process that holds the folder's lock."""
-    steps = run.get("loop.steps", 0)
+    steps = run.get("loop.stop_at") or run.get("loop.steps", 0)
     if run.step >= steps or is_locked(run.dir):
         return None
     return Severity(math.inf, f"ended at step {run.step} of {steps}; {len(run.checkpoints)} checkpoints")

@@ -16,10 +16,11 @@ from engine.data.identity import facts_of
 from engine.data.samples import training_item
 from engine.data.sources import ImageSource, open_source
 from engine.data.stream import stream_opener
-from engine.loop import Batch, LoopConfig, check_batch, fit
+from engine.loop import Batch, LoopConfig, check_batch, fit, stop_problems
 from engine.messages import ConfigError
 from engine.run_log import Run
 from engine.seeds import torch_seed
+from engine.validation import raise_problems
 from engine.world import World
 from evaluations.image_sets import CENTER_CROP
 from evaluations.probes.cache import read_features
@@ -105,6 +106,7 @@ def train(config: LinearProbeConfig, world: World) -> None:
     source, held_out = open_images(config)
     loop = replace(config.loop, steps=steps_of(config, len(source)))
     config = replace(config, loop=loop)
+    raise_problems([problem.text("") for problem in stop_problems(loop, loop.steps)])
 
     # The frozen network.
     network = ProbedNetwork(config.network, loop.seed, loop.precision, world.device)
@@ -153,6 +155,9 @@ def train(config: LinearProbeConfig, world: World) -> None:
 
         fit(task, stream, loop, run, world, store)
 
+        # A probe that ends early has no result: published ones are of all epochs.
+        if loop.is_stopped_early:
+            return
         metrics = task.result()
         if world.is_main:
             write_result(run.dir / "result.json", metrics, protocol_of(config, network, source, held_out))

@@ -138,6 +138,30 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(tmp_path, world):
     assert train(tmp_path / "a", world, steps=6).steps == []
 
 
+def test_a_run_that_ends_early_is_the_beginning_of_the_whole_one(tmp_path, world):
+    """`loop.stop_at` ends it with a record, a validation and a checkpoint; a later one, or none, goes on from there."""
+    options = {"steps": 6, "log_every": 1, "eval_every": 5}
+    task = train(tmp_path / "a", world, stop_at=2, **options)
+    assert task.steps == [0, 1] and task.evaluated == [2]
+    assert [read_manifest(f)["step"] for f in checkpoint_folders(tmp_path / "a")] == [2]
+    assert train(tmp_path / "a", world, stop_at=2, **options).steps == []
+    assert train(tmp_path / "a", world, stop_at=5, **options).steps == [2, 3, 4]
+    assert train(tmp_path / "a", world, **options).steps == [5]
+    log = (tmp_path / "a" / "log.txt").read_text()
+    for line in (
+        "ends after step 2 (loop.stop_at), with the schedules of 6\n",
+        "ends after step 2 (loop.stop_at), with the schedules of 6; nothing is left to do",
+        "stopped after step 5 of 6 (loop.stop_at); a larger loop.stop_at, or 0, continues",
+    ):
+        assert line in log
+
+    train(tmp_path / "b", world, **options)
+    draws = [[r["draw"] for r in read_metrics(tmp_path / name) if "draw" in r] for name in "ab"]
+    assert draws[0] == draws[1] and len(set(draws[0])) == 6
+    last = [checkpoint_folders(tmp_path / name)[-1] / "model.safetensors" for name in "ab"]
+    assert last[0].read_bytes() == last[1].read_bytes()
+
+
 def test_an_error_in_a_step_leaves_the_run_as_it_was_saved(tmp_path, world, monkeypatch):
     """The checkpoint before the crash stays good and is where the next call goes on."""
     real = Counter.train_step
@@ -161,6 +185,7 @@ def test_an_error_in_a_step_leaves_the_run_as_it_was_saved(tmp_path, world, monk
     ("setting", "message"),
     [
         ({"steps": 0}, "loop.steps=0 must be 1 or more"),
+        ({"stop_at": -1}, "loop.stop_at=-1 must be 0 or more"),
         ({"grad_accum": 0}, "loop.grad_accum=0 must be 1 or more"),
         ({"log_every": 0}, "loop.log_every=0 must be 1 or more"),
         ({"save_every": 0}, "loop.save_every=0 must be 1 or more"),

@@ -12,11 +12,16 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import autoregressive.train
 import tokenizer.train
+from autoregressive.training.config import GPTTrainConfig
 from autoregressive.training.task import GeneratorTask
 from engine.checkpoint.manifest import checkpoint_folders, read_manifest
+from engine.config import load_config
+from engine.messages import ConfigError
 from engine.meters import METERS
 from engine.run_log import read_metrics
 from engine.stopping import EXIT_STOPPED
+from evaluations.digits.training import ClassifierTrainConfig
+from tokenizer.training.config import TokenizerTrainConfig
 from tokenizer.training.task import TokenizerTask
 
 VARIANTS = {  # what is switched on -> overrides of the tiny tokenizer
@@ -114,6 +119,34 @@ def test_gpt_with_dropout_restarts_exactly(tmp_path, codes, world):
     assert_same_run(tmp_path / "straight", tmp_path / "restarted", tmp_path)
     run("no dropout", "model.gpt.token_dropout=0", "model.gpt.residual_dropout=0")
     assert records(tmp_path / "no dropout") != records(tmp_path / "straight"), "dropout did nothing"
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "gpt"])
+def test_a_run_that_ends_early_goes_on_exactly(kind, tmp_path, image_folder, codes, world):
+    """`loop.stop_at=3` of 6 steps, then none: schedules are those of 6 steps throughout, and so is every bit."""
+
+    def run(name, *more):
+        options = ["optim={schedule: wsd, decay_fraction: 0.9}", "loop.eval_every=3", *more]
+        if kind == "gpt":
+            autoregressive.train.train(tiny.gpt_config(tmp_path / name, *codes, *options), world)
+        else:
+            gan = VARIANTS["gan after the restart"]
+            tokenizer.train.train(tiny.tokenizer_config(tmp_path / name, image_folder, *gan, *options), world)
+
+    run("straight")
+    run("stopped", "loop.stop_at=3")
+    assert read_manifest(checkpoint_folders(tmp_path / "stopped")[-1])["step"] == 3
+    torch.manual_seed(99)
+    run("stopped")
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped", tmp_path)
+    rates = [record["lr"] for record in records(tmp_path / "stopped") if "lr" in record]
+    assert len(rates) == 6 and rates[1] > rates[2] > rates[5], "the decay began before the stop"
+
+
+@pytest.mark.parametrize("config", [TokenizerTrainConfig, GPTTrainConfig, ClassifierTrainConfig])
+def test_an_early_end_behind_the_end_is_refused(config):
+    with pytest.raises(ConfigError, match=r"loop\.stop_at=7 must be at most 6, the steps of the training; 0 = off"):
+        load_config(config, overrides=["loop={steps: 6, stop_at: 7}"])
 
 
 def signal_at(monkeypatch, task, number: signal.Signals, step: int) -> None:

@@ -26,7 +26,7 @@ from engine.config import load_config, read_yaml, save_config
 from engine.data.sources import SOURCES
 from engine.messages import UserError
 from engine.run_log import read_metrics
-from evaluations.doctor.__main__ import examine, findings_of
+from evaluations.doctor.__main__ import examine, findings_of, print_run
 from evaluations.doctor.checks import CHECKS
 from evaluations.doctor.codebook import collapse_of, unused_of
 from evaluations.doctor.data import data_findings
@@ -148,6 +148,18 @@ def test_a_fault_is_named(fault, place, image_folder, world):
     run = train(place, fault.replace(" ", "_"), image_folder, world, *changes)
     findings(run, place / "recipe.yaml", expected)
     shutil.rmtree(run)
+
+
+def test_an_early_end_that_was_asked_for_is_no_finding(place, tmp_path, capsys):
+    """`loop.stop_at`; the same run without it is unfinished."""
+    for name, stop_at in (("asked", 60), ("broken", 0)):
+        run = shutil.copytree(place / "healthy", tmp_path / name)
+        config = OmegaConf.load(run / "config.yaml")
+        config.loop.steps, config.loop.stop_at = 100, stop_at
+        OmegaConf.save(config, run / "config.yaml")
+        assert ("unfinished" in names_of(run)) == (name == "broken")
+    print_run(RunEvidence(tmp_path / "asked"), [], {}, False)
+    assert "step 60 of 100 (loop.stop_at=60)" in capsys.readouterr().out
 
 
 SHORT = ["loop={device: cpu, steps: 60, log_every: 3, eval_every: 0, save_every: 100}", *HEALTHY[2:5]]

@@ -21,7 +21,7 @@ from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, read
 from engine.checkpoint.weights import find_weights, read_weights
 from engine.config import load_config, save_config
 from engine.data.sources import SOURCES
-from engine.messages import UserError
+from engine.messages import ConfigError, UserError
 from engine.meters import METERS
 from engine.run_log import read_metrics
 from evaluations import linear_probe
@@ -248,6 +248,19 @@ def test_a_restart_is_exact(variant, probed, tmp_path, world):
     (tmp_path / "a" / "result.json").unlink()
     train(config, world)  # finished: the result alone is written again
     assert read_result(tmp_path / "a" / "result.json") == expected["result"]
+
+
+def test_a_probe_that_ends_early_has_no_result(probed, tmp_path, world):
+    """Its number would be taken for one of all epochs; the rest of the steps brings it."""
+    train(config_of(probed, tmp_path / "a", "loop.stop_at=4"), world)
+    assert not (tmp_path / "a" / "result.json").exists()
+    for name in "ab":
+        train(config_of(probed, tmp_path / name), world)
+    one, other = (final(tmp_path / name, tmp_path) for name in "ab")
+    assert all(torch.equal(value, other["tensors"][name]) for name, value in one["tensors"].items())
+    assert one["result"] == other["result"]
+    with pytest.raises(ConfigError, match=r"loop\.stop_at=7 must be at most 6, the steps of the training"):
+        train(config_of(probed, tmp_path / "c", "loop.stop_at=7"), world)
 
 
 @pytest.mark.parametrize("features", ["cached", "augmented"])

@@ -1,6 +1,7 @@
 """Trainings in phases: WeTok's stage 1, stage 2 with the generative decoder, and later ones at lower rates."""
 
 import hashlib
+import logging
 import shutil
 
 import pytest
@@ -110,6 +111,28 @@ def test_a_phase_goes_on_in_the_order_of_the_phase_before(run, image_folder, tmp
     old, new = (SampleOrder(0, 24, version).indices(positions).tolist() for version in (FIRST_ORDER, NEWEST_ORDER))
     assert seen == old != new
     assert order_version_of(read_manifest(checkpoint_folders(folder / "phase_3")[-1])) == FIRST_ORDER
+
+
+def test_an_early_end_counts_over_all_phases(run, image_folder, tmp_path, world, caplog):
+    """`loop.stop_at` in a phase, at the end of one, and off: three commands give what one gives."""
+    caplog.set_level(logging.INFO)
+
+    def steps_of_phases() -> list[int]:
+        newest = [checkpoint_folders(tmp_path / f"phase_{number}") for number in (1, 2, 3)]
+        return [read_manifest(folders[-1])["step"] if folders else 0 for folders in newest]
+
+    for stop_at, steps in ((4, [3, 1, 0]), (6, [3, 3, 0]), (0, [3, 3, 3])):
+        tokenizer.train.train(config_of(tmp_path, image_folder, f"loop.stop_at={stop_at}"), world)
+        assert steps_of_phases() == steps
+    for phase in (1, 2, 3):
+        assert digests(tmp_path / f"phase_{phase}") == digests(run[0] / f"phase_{phase}")
+    assert "stopped after step 1 of 3 (loop.stop_at)" in (tmp_path / "phase_2" / "log.txt").read_text()
+    assert "phase_2 (loop.stop_at); a larger loop.stop_at, or 0, continues" in caplog.text
+
+    # The steps of the phases count, not those of `loop.steps`.
+    config_of(tmp_path, image_folder, "loop={steps: 1, stop_at: 9}")
+    with pytest.raises(ConfigError, match=r"loop\.stop_at=10 must be at most 9"):
+        config_of(tmp_path, image_folder, "loop={steps: 99, stop_at: 10}")
 
 
 def test_the_fingerprint_of_phases_is_that_of_the_last(run):

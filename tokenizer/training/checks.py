@@ -68,7 +68,7 @@ def warnings_of(config: TokenizerTrainConfig) -> list[str]:
     network = network_on_meta(config)
     warnings = [*unmoved_warnings(config, network, terms_of(config, network)), *network.quantizer.warnings()]
     if not config.init:  # later averages start from trained ones
-        warnings += average_warnings(config.ema_decay, config.loop.steps)
+        warnings += average_warnings(config.ema_decay, config.loop.last_step)
     return warnings
 
 

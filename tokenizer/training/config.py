@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from engine.assets import AssetsConfig
 from engine.data.config import DataConfig
-from engine.loop import TrainLoopConfig
+from engine.loop import TrainLoopConfig, stop_problems
 from engine.optim import OptimConfig
 from engine.validation import Problem, Section, at_least, in_range, one_of
 from tokenizer.losses.semantic import TEACHERS
@@ -82,6 +82,7 @@ class TokenizerTrainConfig(Section):
 
     def problems(self) -> Iterator[Problem]:
         yield from in_range(self, "ema_decay", 0, 1, open_right=True)
+        yield from stop_problems(self.loop, sum(phase.steps for phase in self.phases) or self.loop.steps)
 
     @property
     def warmup_steps(self) -> int:

@@ -10,7 +10,7 @@ from tokenizer.losses.perceptual import PERCEPTUAL
 from tokenizer.losses.semantic import TEACHERS
 from tokenizer.models.base import Tokenizer
 from tokenizer.training.config import TokenizerTrainConfig
-from tokenizer.training.phases import phases_of
+from tokenizer.training.phases import phases_until_stop
 
 
 def training_needs(config: TokenizerTrainConfig, network: Tokenizer, preflight: Preflight) -> None:
@@ -24,7 +24,7 @@ def training_needs(config: TokenizerTrainConfig, network: Tokenizer, preflight: 
             preflight.ready.append(f"init: {weights.path} ({len(header)} tensors)")
 
     checkpoint_bytes = network_bytes(num_parameters(network), ema=config.ema_decay > 0)
-    phases = [phase.loop for phase in phases_of(config)]
+    phases = [phase.loop for phase in phases_until_stop(config)]
     preflight.training(config.loop, config.data.global_batch_size, checkpoint_bytes, phases)
 
 

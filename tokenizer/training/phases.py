@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 
 from engine.checkpoint.manifest import checkpoint_folders, phase_folders, read_manifest
+from engine.loop import TrainLoopConfig
 from engine.messages import ConfigError
 from tokenizer.losses.terms import LossConfig
 from tokenizer.models.registry import MODELS, ModelConfig
@@ -28,13 +30,27 @@ def phases_of(config: TokenizerTrainConfig) -> list[TokenizerTrainConfig]:
                 config,
                 phases=[],
                 init=previous.loop.run_dir if previous else config.init,
-                loop=replace(config.loop, run_dir=f"{config.loop.run_dir}/phase_{number}", steps=phase.steps),
+                loop=_loop_of_phase(config.loop, number, steps_before, phase.steps),
                 optim=replace(config.optim, lr=phase.lr),
                 model=_model_of_phase(previous.model if previous else config.model, phase, number),
                 loss=_loss_after(steps_before, config.loss),
             )
         )
     return phases or [config]
+
+
+def _loop_of_phase(loop: TrainLoopConfig, number: int, steps_before: int, steps: int) -> TrainLoopConfig:
+    """The loop section of a phase of `steps` updates. `loop.stop_at` counts over all phases, as losses do."""
+    stop_at = loop.stop_at - steps_before
+    is_inside = 0 < stop_at < steps
+    return replace(loop, run_dir=f"{loop.run_dir}/phase_{number}", steps=steps, stop_at=stop_at if is_inside else 0)
+
+
+def phases_until_stop(config: TokenizerTrainConfig) -> list[TokenizerTrainConfig]:
+    """The phases that begin before `loop.stop_at`; all of them where it is off."""
+    phases = phases_of(config)
+    starts = itertools.accumulate((phase.loop.steps for phase in phases), initial=0)
+    return [phase for phase, start in zip(phases, starts, strict=False) if start < (config.loop.stop_at or math.inf)]
 
 
 def _model_of_phase(model: ModelConfig, phase: PhaseConfig, number: int) -> ModelConfig:
