@@ -43,6 +43,7 @@ class Metric:
     depends_on: tuple[str, ...] = ()
     percent: bool = False  # a fraction in 0..1, shown in percent
     headline: bool = False  # a report shows it on a card
+    meaning: str = ""  # what the number says, in a few words, for a reader who does not know it
     pairs: Callable[[Tensor, Tensor], Tensor] | None = None
     images: Callable[[Tensor], Tensor] | None = None
 
@@ -70,9 +71,21 @@ def distance_name(family: str, measured: str, published: bool) -> str:
 def distances(family: str, headline: bool = False) -> Iterator[Metric]:
     """The distances of one extractor under its own name, for `METRICS`; also for that of a plug-in."""
     yield Metric(
-        f"{family}_reconstruction", f"{family}, reconstructed", better="lower", depends_on=REFERENCE, headline=headline
+        f"{family}_reconstruction",
+        f"{family}, reconstructed",
+        better="lower",
+        depends_on=REFERENCE,
+        headline=headline,
+        meaning="distance of reconstructions from real images; 0 is none",
     )
-    yield Metric(f"{family}_generated", f"{family}, generated", better="lower", depends_on=REFERENCE, headline=headline)
+    yield Metric(
+        f"{family}_generated",
+        f"{family}, generated",
+        better="lower",
+        depends_on=REFERENCE,
+        headline=headline,
+        meaning="distance of generated images from real ones; 0 is none",
+    )
     # These give the scale of the distance, and say nothing about a network.
     yield Metric(f"{family}_real", f"{family}, real images", depends_on=REFERENCE)
     yield Metric(f"{family}_noise", f"{family}, uniform noise", depends_on=REFERENCE)
@@ -83,36 +96,109 @@ LPIPS = ("lpips_weights",)
 
 BUILT_IN = (  # in the order of a report's cards
     # Distances to reference images.
-    Metric("rfid", "rFID", better="lower", depends_on=REFERENCE, headline=True),
-    Metric("gfid", "gFID", better="lower", depends_on=REFERENCE, headline=True),
+    Metric(
+        "rfid",
+        "rFID",
+        better="lower",
+        depends_on=REFERENCE,
+        headline=True,
+        meaning="distance of reconstructions from real images; 0 is none",
+    ),
+    Metric(
+        "gfid",
+        "gFID",
+        better="lower",
+        depends_on=REFERENCE,
+        headline=True,
+        meaning="distance of generated images from real ones; 0 is none",
+    ),
     Metric("sfid", "sFID", better="lower", depends_on=REFERENCE),
     *distances("fid"),
     *distances("frechet_lite0", headline=True),
     # Pairs of original and reconstruction.
-    Metric("psnr", "PSNR", unit="dB", better="higher", headline=True),
-    Metric("ssim", "SSIM", better="higher", headline=True),
+    Metric(
+        "psnr",
+        "PSNR",
+        unit="dB",
+        better="higher",
+        headline=True,
+        meaning="closeness of reconstructed pixels; 20 is coarse, 30 is close",
+    ),
+    Metric(
+        "ssim", "SSIM", better="higher", headline=True, meaning="likeness of structures in reconstructions; 1 is equal"
+    ),
     Metric("ssim_range2", "SSIM of range 2, as published", better="higher"),
-    Metric("lpips", "LPIPS", better="lower", depends_on=LPIPS, headline=True),
+    Metric(
+        "lpips",
+        "LPIPS",
+        better="lower",
+        depends_on=LPIPS,
+        headline=True,
+        meaning="perceived difference of reconstructions; 0 is none",
+    ),
     Metric("lpips_raw", "LPIPS of images that are not clamped", better="lower", depends_on=LPIPS),
     Metric("lpips_vgg", "LPIPS of VGG16", better="lower", depends_on=LPIPS),
     Metric("lpips_alex", "LPIPS of AlexNet", better="lower", depends_on=LPIPS),
     # Codes.
-    Metric("codebook_usage", "codebook usage", better="higher", percent=True, headline=True),
+    Metric(
+        "codebook_usage",
+        "codebook usage",
+        better="higher",
+        percent=True,
+        headline=True,
+        meaning="codes that occur in held-out images",
+    ),
     Metric("codebook_usage_pooled", "codebook usage, groups pooled", better="higher", percent=True),
     Metric("codebook_perplexity", "codebook perplexity", better="higher"),
     Metric("distinct_codes", "distinct tokens", better="higher"),
-    Metric("bits_per_image", "bits per image", better="lower", headline=True),
+    Metric(
+        "bits_per_image", "bits per image", better="lower", headline=True, meaning="size of the tokens of one image"
+    ),
     Metric("compression_ratio", "compression ratio", better="higher"),
     # Generated images.
-    Metric("inception_score", "Inception Score", better="higher", depends_on=REFERENCE, headline=True),
-    Metric("precision", "precision", better="higher", depends_on=REFERENCE, headline=True),
-    Metric("recall", "recall", better="higher", depends_on=REFERENCE, headline=True),
+    Metric(
+        "inception_score",
+        "Inception Score",
+        better="higher",
+        depends_on=REFERENCE,
+        headline=True,
+        meaning="generated images are distinct and varied; 1 is lowest",
+    ),
+    Metric(
+        "precision",
+        "precision",
+        better="higher",
+        depends_on=REFERENCE,
+        headline=True,
+        meaning="generated images that lie among real ones",
+    ),
+    Metric(
+        "recall",
+        "recall",
+        better="higher",
+        depends_on=REFERENCE,
+        headline=True,
+        meaning="real images that generation covers",
+    ),
     Metric("precision_fp16", "precision in emulated float16", depends_on=REFERENCE),
     Metric("recall_fp16", "recall in emulated float16", depends_on=REFERENCE),
     Metric(
-        "label_agreement", "class accuracy", better="higher", depends_on=("classifier",), percent=True, headline=True
+        "label_agreement",
+        "class accuracy",
+        better="higher",
+        depends_on=("classifier",),
+        percent=True,
+        headline=True,
+        meaning="generated images that show the class asked for",
     ),
-    Metric("distinct", "distinct code sequences", better="higher", percent=True, headline=True),
+    Metric(
+        "distinct",
+        "distinct code sequences",
+        better="higher",
+        percent=True,
+        headline=True,
+        meaning="generated sequences that occur once",
+    ),
     Metric(
         "memorized",
         "memorized code sequences",
@@ -120,14 +206,34 @@ BUILT_IN = (  # in the order of a report's cards
         depends_on=("training_codes",),
         percent=True,
         headline=True,
+        meaning="generated sequences that copy a training image",
     ),
     Metric("seconds_per_image", "time per image", unit="s", better="lower"),
     Metric("decoding_share", "decoder's fraction of the time", percent=True),
     # GPTs and probes
-    Metric("best_guidance_scale", "best guidance scale", headline=True),
-    Metric("val_loss", "validation loss of the GPT", unit="nats", better="lower", headline=True),
+    Metric(
+        "best_guidance_scale",
+        "best guidance scale",
+        headline=True,
+        meaning="the scale with the lowest distance in a search",
+    ),
+    Metric(
+        "val_loss",
+        "validation loss of the GPT",
+        unit="nats",
+        better="lower",
+        headline=True,
+        meaning="cross entropy per token of held-out images",
+    ),
     Metric("val_loss_stderr", "standard error of the validation loss", unit="nats"),
-    Metric("top1", "linear probe, top-1", better="higher", percent=True, headline=True),
+    Metric(
+        "top1",
+        "linear probe, top-1",
+        better="higher",
+        percent=True,
+        headline=True,
+        meaning="held-out images that a linear probe classifies correctly",
+    ),
     Metric("top5", "linear probe, top-5", better="higher", percent=True),
     Metric("best_base_lr", "best base learning rate"),
     Metric("linear_probe_top1", "linear probe, top-1", better="higher", percent=True),
@@ -160,6 +266,15 @@ def title(name: str) -> str:
     if metric is None:
         return name
     return f"{metric.title}, {metric.unit}" if metric.unit else metric.title
+
+
+def meaning(name: str) -> str:
+    """What a metric says and which direction is better, in a few words; empty for an unknown name."""
+    metric = find_metric(name)
+    if metric is None or not metric.meaning:
+        return ""
+    direction = f"; {metric.better} is better" if metric.better is not None else ""
+    return f"{metric.meaning}{direction}"
 
 
 def shown(name: str, value: float) -> str:

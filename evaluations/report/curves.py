@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.run_log import read_metrics
-from evaluations.report.charts import Points, line_chart
-from evaluations.report.run_folder import RunFolder
+from evaluations.report.charts import MAX_POINTS, Points, line_chart
+from evaluations.report.page import details, section
+from evaluations.report.records import Records
+from evaluations.report.run_folder import RunFolder, is_training
 from tokenizer.losses.terms import MAIN_TERMS, QUANTIZER_TERMS, SHORTCUT_TERMS
 from tokenizer.models.registry import QUANTIZERS
 
-Records = Sequence[Mapping[str, float]]
+MAX_PAGE_POINTS = 60_000  # of all lines of a page that lays runs over one another, which is about 1 MB
+MIN_POINTS = 40  # of a line of such a page
+FIRST_CHARTS = 4  # of a network, that such a page shows at once; the others open by a click
 
 # What the records of a discriminator call its losses.
 DISCRIMINATOR_LOSSES = ("discriminator", "lecam")
@@ -56,7 +60,7 @@ class Chart:
         lines: dict[str, Points] = {}
         for series in self.series:
             lines |= series.lines(records)
-        return line_chart(self.title, lines, self.unit)
+        return line_chart(self.title, lines, self.unit or "value")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,11 @@ class Training:
     title: str
     folder: Path
     charts: Sequence[Chart]
+
+    @property
+    def exists(self) -> bool:
+        """Whether it was started."""
+        return is_training(self.folder)
 
 
 def points_of(records: Records, key: str) -> Points:
@@ -78,7 +87,9 @@ def same_name(keys: Sequence[str]) -> list[Series]:
     return [Series(key, key) for key in keys]
 
 
-METER_CHARTS = [  # of every training, see engine/meters.py
+COMMON_CHARTS = [  # of every training; for the meters see engine/meters.py
+    Chart("Learning rate", "lr", same_name(["lr"])),
+    Chart("Norm of the gradient", "norm before clipping", same_name(["grad_norm", "grad_norm_discriminator"])),
     Chart("Speed", "images per second", same_name(["images_per_second"])),
     Chart("Operations of the model", "10^12 per second and process", same_name(["model_tflops"])),
     Chart("Use of the device", "fraction", [Series("MFU", key="mfu"), Series("waiting for data", key="data_wait")]),
@@ -91,9 +102,7 @@ GPT_CHARTS = [
         "nats",
         [Series("training", key="loss"), Series("held out", key="val/loss"), Series("EMA", key="val_ema/loss")],
     ),
-    Chart("Learning rate", "", same_name(["lr"])),
 ]
-
 
 OTHER_CHARTS = [
     Chart("Loss", "", [Series("training", key="loss"), Series("held out", key="val/loss")]),
@@ -108,7 +117,7 @@ def tokenizer_charts() -> list[Chart]:
     main_terms = [name for name in MAIN_TERMS if name != "entropy"]  # The entropies have a chart of their own.
     return [
         Chart("Validation PSNR", "dB", [Series("weights", key="val/psnr"), Series("EMA", key="val_ema/psnr")]),
-        Chart("Training losses", "", same_name([*main_terms, *named_by_quantizers])),
+        Chart("Training losses", "", same_name([*main_terms, *named_by_quantizers, "loss"])),
         Chart("Shortcut and discriminator losses", "", same_name([*SHORTCUT_TERMS, *DISCRIMINATOR_LOSSES])),
         Chart(
             "Codebook usage",
@@ -139,6 +148,7 @@ def trainings_of(run: RunFolder) -> list[Training]:
     return [
         Training("tokenizer", layout.tokenizer, tokenizer_charts()),
         Training("GPT", layout.generator, GPT_CHARTS),
+        Training("classifier", layout.classifier, OTHER_CHARTS),
         Training("linear probe GPT", layout.generator_probe, PROBE_CHARTS),
         Training("linear probe tokenizer", layout.tokenizer_probe, PROBE_CHARTS),
     ]
@@ -149,7 +159,52 @@ def curves(run: RunFolder) -> str:
     groups = []
     for training in trainings_of(run):
         records = read_metrics(training.folder)
-        charts = [chart.draw(records) for chart in (*training.charts, *METER_CHARTS)]
+        charts = [chart.draw(records) for chart in (*training.charts, *COMMON_CHARTS)]
         if any(charts):
-            groups.append(f'<h2>Training: {training.title}</h2><div class="charts">{"".join(charts)}</div>')
-    return "".join(groups)
+            groups.append(f'<h3>{training.title}</h3><div class="charts">{"".join(charts)}</div>')
+    return section("Training curves", "".join(groups), "curves")
+
+
+# ------------------------------------------------------------------------------------------------ several runs
+def overlaid_curves(runs: Sequence[tuple[str, RunFolder]]) -> str:
+    """The records of named runs laid over one another: for each network a chart per record, with one line per run."""
+    # {network: {name of the run: training}}
+    networks: dict[str, dict[str, Training]] = {}
+    for name, run in runs:
+        for training in trainings_of(run):
+            if training.exists:
+                networks.setdefault(training.title, {})[name] = training
+
+    groups = []
+    for title, trainings in networks.items():
+        charts = _overlaid_charts(trainings)
+        if charts:
+            first, others = charts[:FIRST_CHARTS], charts[FIRST_CHARTS:]
+            more = f'<div class="charts">{"".join(others)}</div>' if others else ""
+            heading = f"<h3>{title}</h3>" if len(networks) > 1 else ""
+            groups.append(
+                f'{heading}<div class="charts">{"".join(first)}</div>{details(f"{len(others)} more charts", more)}'
+            )
+    return section("Curves of all runs", "".join(groups), "curves")
+
+
+def _overlaid_charts(trainings: Mapping[str, Training]) -> list[str]:
+    """One chart per record of one kind of network, those of held-out images first."""
+    records = {name: read_metrics(training.folder) for name, training in trainings.items()}
+    (first, *_) = trainings.values()
+    lines = [
+        (chart, series)
+        for chart in (*first.charts, *COMMON_CHARTS)
+        for series in chart.series
+        if isinstance(series, Series) and any(points_of(of_run, series.key) for of_run in records.values())
+    ]
+    lines.sort(key=lambda pair: not pair[1].key.startswith("val/"))
+
+    # All lines together have a limited number of points.
+    max_points = max(MIN_POINTS, min(MAX_POINTS, MAX_PAGE_POINTS // max(1, len(lines) * len(records))))
+    charts = []
+    for chart, series in lines:
+        points = {name: points_of(of_run, series.key) for name, of_run in records.items()}
+        title = chart.title if series.name == series.key == "lr" else f"{chart.title}: {series.name}"
+        charts.append(line_chart(title, points, chart.unit or series.key, max_points=max_points))
+    return [chart for chart in charts if chart]

@@ -1,10 +1,14 @@
-"""The frame of a report: one self-contained HTML page, its style, and inline pictures."""
+"""The frame of a report: one self-contained HTML page with its style and script, its tables and inline pictures.
+
+Every text that comes from a run, such as the name of a class, goes through `html.escape` here or where it is used.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from PIL import Image
 from engine.outputs import refuse
 
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 
 
 def picture(pixels: np.ndarray, css: str = "px", zoom: int = 1) -> str:
@@ -33,12 +38,39 @@ def pair(content: str) -> str:
     return f'<div class="pair">{content}</div>'
 
 
-def cards(numbers: Sequence[tuple[str, str]]) -> str:
-    """Headline numbers, each with its text and its name."""
+@dataclass(frozen=True)
+class Card:
+    """A number that matters, with what it means in a few words."""
+
+    number: str
+    name: str
+    meaning: str = ""
+
+
+def cards(numbers: Sequence[Card]) -> str:
+    """Headline numbers side by side."""
     cells = "".join(
-        f'<div class="card"><b>{escape(text)}</b><span>{escape(name)}</span></div>' for text, name in numbers
+        f'<div class="card"><span class="name">{escape(card.name)}</span><b>{escape(card.number)}</b>'
+        f"<span>{escape(card.meaning)}</span></div>"
+        for card in numbers
     )
-    return f'<div class="cards">{cells}</div>'
+    return f'<div class="cards">{cells}</div>' if cells else ""
+
+
+def section(title: str, content: str, anchor: str = "") -> str:
+    """A part of the page with its heading; empty text where there is no content. `anchor` makes it a link's target."""
+    if not content:
+        return ""
+    target = f' id="{escape(anchor)}"' if anchor else ""
+    return f"<section{target}><h2>{escape(title)}</h2>{content}</section>"
+
+
+def details(summary: str, content: str, is_open: bool = False) -> str:
+    """A part that opens by a click; empty text where there is no content."""
+    if not content:
+        return ""
+    state = " open" if is_open else ""
+    return f"<details{state}><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -48,7 +80,38 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     for first, *others in rows:
         numbers = "".join(f'<td class="n">{escape(cell)}</td>' for cell in others)
         body.append(f"<tr><td>{escape(first)}</td>{numbers}</tr>")
-    return f'<div class="scroll"><table><tr>{top}</tr>{"".join(body)}</table></div>'
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table that a click sorts: by `value` where it has one, else by its text."""
+
+    text: str
+    value: float | None = None
+    is_best: bool = False
+    link: str = ""  # the id of a part of this page
+    badge: str = ""  # the state that colors it
+
+    def draw(self) -> str:
+        """The cell as HTML."""
+        content = escape(self.text)
+        if self.badge:
+            content = f'<span class="badge {escape(self.badge)}">{content}</span>'
+        if self.link:
+            content = f'<a href="#{escape(self.link)}">{content}</a>'
+        kind = ' class="n best"' if self.is_best else ' class="n"' if self.value is not None else ""
+        value = f' data-value="{self.value!r}"' if self.value is not None else ""
+        return f"<td{kind}{value}>{content}</td>"
+
+
+def sortable_table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """A table with one row per run, which a click on a heading sorts."""
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join(f"<tr>{''.join(cell.draw() for cell in row)}</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table class="sortable"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def note_list(text: str, lines: Sequence[str]) -> str:
@@ -67,7 +130,7 @@ def page_start(title: str) -> str:
 
 def page(title: str, body: Sequence[str]) -> str:
     """The whole document."""
-    return f"{page_start(title)}<style>{STYLE}</style><body>{''.join(body)}</body></html>"
+    return f"{page_start(title)}<style>{STYLE}</style><body>{''.join(body)}<script>{SCRIPT}</script></body></html>"
 
 
 def claim_page(path: Path, title: str, companion: Path | None = None) -> None:

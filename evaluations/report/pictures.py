@@ -1,23 +1,32 @@
-"""The pictures of a report: reconstructions, samples, principal components, and the codebook."""
+"""The pictures of a report: reconstructions, samples, grids of a training, principal components, and the codebook."""
 
 from __future__ import annotations
 
+import base64
 import math
+import re
+from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from engine.checkpoint.manifest import phase_folders
 from engine.data.images import save_grid, to_float
 from evaluations.metrics.registry import METRICS, headline_metrics
 from evaluations.report.charts import line_chart
-from evaluations.report.page import pair, picture
+from evaluations.report.curves import Training, trainings_of
+from evaluations.report.page import pair, picture, section
 from evaluations.report.run_folder import RunFolder
 
 SAMPLES_PICTURE = "samples.png"  # in the folder of a run
 SMALL_SIDE = 96  # pixels; smaller images are enlarged to about this side
 MAP_SIDE = 224  # pixels, of the map of the codebook
 MAX_CURVE_POINTS = 200  # of the curve of code frequencies
+MAX_STEPS = 8  # grids of a training, of one kind, that a page shows
+KINDS = {"val": "weights", "val_ema": "averaged weights"}  # what their names say, for people
+GRID_NAME = re.compile(r"(?P<kind>.+)_(?P<step>\d+)\.png")  # as the loop's validations write them
 HEAT_STOPS = np.array([[30, 27, 75], [13, 110, 130], [250, 204, 21]], dtype=float)  # dark blue, teal, yellow
 
 
@@ -28,9 +37,9 @@ def zoom_of(images: np.ndarray | torch.Tensor) -> int:
 
 # ------------------------------------------------------------------------------------------------ reconstructions
 def score_text(name: str, value: float) -> str:
-    """Formats a score of one image, such as "20.5 dB" or "SSIM 0.8"."""
+    """Formats a score of one image, such as "20.5 dB" or "SSIM 0.80"."""
     metric = METRICS[name]
-    return f"{value:.3g} {metric.unit}" if metric.unit else f"{metric.title} {value:.3g}"
+    return f"{value:.3g} {metric.unit}" if metric.unit else f"{metric.title} {value:.2f}"
 
 
 def reconstructions(run: RunFolder) -> str:
@@ -46,9 +55,11 @@ def reconstructions(run: RunFolder) -> str:
     for original, reconstruction, number in examples:
         texts = [score_text(name, values[number]) for name, values in scores.items()]
         cells.append(pair(f"{picture(original)}{picture(reconstruction)}{'<br>'.join(texts)}"))
-    return (
-        "<h2>Reconstructions</h2><p>Held-out images: original above, reconstruction from its codes below.</p>"
-        f'<div class="pairs">{"".join(cells)}</div>'
+    return section(
+        "Reconstructions",
+        "<p>Held-out images: the original above, its reconstruction from the codes alone below.</p>"
+        f'<div class="pairs">{"".join(cells)}</div>',
+        "reconstructions",
     )
 
 
@@ -71,11 +82,56 @@ def samples(run: RunFolder) -> str:
         ]
         name = escape(str(stored["class_names"][label]))
         rows.append(f'<div class="row"><h3>{name}</h3><div class="pairs">{"".join(cells)}</div></div>')
-    return (
-        "<h2>Generated images</h2><p>One class per row. Under each sample, faded: the nearest in pixels of "
+    return section(
+        "Generated images",
+        "<p>One class per row. Under each sample, faded: the nearest in pixels of "
         f"{int(stored['num_candidates']):,} training images. A sample that equals its neighbor would be memorized.</p>"
-        + "".join(rows)
+        + "".join(rows),
+        "samples",
     )
+
+
+# ------------------------------------------------------------------------------------------------ pictures by step
+def training_pictures(run: RunFolder) -> str:
+    """The grids that validations of the trainings have drawn, to be leafed through by step."""
+    figures = []
+    for training in trainings_of(run):
+        for kind, grids in grids_of(training).items():
+            shown = spread(grids)
+            pictures = "".join(_grid_picture(step, path) for step, path in shown)
+            slider = f'<input type="range" min="0" max="{len(shown) - 1}" value="{len(shown) - 1}">'
+            control = f"<label>{slider if len(shown) > 1 else ''}<output></output></label>"
+            caption = f"<figcaption>{escape(training.title)}: {escape(kind)}</figcaption>"
+            figures.append(f'<figure class="by-step">{caption}{control}{pictures}</figure>')
+    text = "<p>As the validations drew them. Of a tokenizer: images above their reconstructions. Of a GPT: samples.</p>"
+    content = f'{text}<div class="charts">{"".join(figures)}</div>' if figures else ""
+    return section("Pictures during training", content, "pictures")
+
+
+def grids_of(training: Training) -> dict[str, list[tuple[int, Path]]]:
+    """{kind: [(step, file), ...]} of the grids of a training, by ascending step, of each phase on its own."""
+    grids: dict[str, list[tuple[int, Path]]] = {}
+    for folder in phase_folders(training.folder) or [training.folder]:
+        phase = f"{folder.name.replace('_', ' ')}, " if folder != training.folder else ""
+        for path in sorted((folder / "samples").glob("*.png")):
+            match = GRID_NAME.fullmatch(path.name)
+            if match is not None:
+                kind = KINDS.get(match["kind"], match["kind"])
+                grids.setdefault(f"{phase}{kind}", []).append((int(match["step"]), path))
+    return grids
+
+
+def spread(grids: Sequence[tuple[int, Path]]) -> list[tuple[int, Path]]:
+    """At most `MAX_STEPS` of the grids, the first and the last among them."""
+    if len(grids) <= MAX_STEPS:
+        return list(grids)
+    return [grids[round(i * (len(grids) - 1) / (MAX_STEPS - 1))] for i in range(MAX_STEPS)]
+
+
+def _grid_picture(step: int, path: Path) -> str:
+    """A grid as it lies in its file."""
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    return f'<img class="wide" alt="step {step:,}" src="data:image/png;base64,{encoded}">'
 
 
 # ------------------------------------------------------------------------------------------------ inner features
@@ -94,7 +150,7 @@ def components(run: RunFolder) -> str:
             strip = picture(np.concatenate(bordered, axis=2), "wide", zoom)
             parts.append(f'<p>{escape(name)}</p><div class="scroll">{strip}</div>')
         parts.append(f"<p>{escape(str(stored['note']))}</p>")
-    return "<h2>Principal components of the decoder's features</h2>" + "".join(parts) if parts else ""
+    return section("Principal components of the decoder's features", "".join(parts), "components")
 
 
 # ------------------------------------------------------------------------------------------------ the codebook
@@ -139,9 +195,11 @@ def codebook(run: RunFolder) -> str:
     frequencies = {name: _frequency_curve(row) for name, row in zip(names, counts, strict=True)}
     maps = [pair(f"{_code_map(row)}<br>{name}") for name, row in zip(names, counts, strict=True)]
 
-    chart = line_chart("Frequency of codes, sorted", frequencies, "1 = as in uniform use")
+    chart = line_chart("Frequency of codes, sorted", frequencies, "frequency (1 = uniform use)", "rank of the code")
     unused = int((counts == 0).sum())
-    return (
-        f"<h2>Codebook</h2><p>{counts.shape[1]:,} codes over the held-out images; {unused:,} never occur (white).</p>"
-        f'<div class="charts">{chart}<div>{"".join(maps)}</div></div>'
+    return section(
+        "Codebook",
+        f"<p>{counts.shape[1]:,} codes over the held-out images; {unused:,} never occur (white).</p>"
+        f'<div class="charts">{chart}<div>{"".join(maps)}</div></div>',
+        "codebook",
     )

@@ -37,6 +37,12 @@ def is_training(path: Path) -> bool:
     return any((folder / "metrics.jsonl").is_file() for folder in (path, *phase_folders(path)))
 
 
+def config_of(path: Path) -> DictConfig:
+    """The config of a training, that of its first phase if it has any; empty where there is none."""
+    file = (*phase_folders(path), path)[0] / "config.yaml"
+    return read_yaml(file) if file.is_file() else OmegaConf.create()
+
+
 class RunFolder:
     """The folder of a run, with its results read once: of a pipeline, or of a single training (`is_training`)."""
 
@@ -58,10 +64,8 @@ class RunFolder:
 
     @cached_property
     def config(self) -> DictConfig:
-        """The config of a single training, that of its first phase if it has any; empty where there is none."""
-        folder = (*phase_folders(self.path), self.path)[0]
-        path = folder / "config.yaml"
-        return read_yaml(path) if path.is_file() else OmegaConf.create()
+        """The config of a single training (`config_of`)."""
+        return config_of(self.path)
 
     def arrays(self, name: str, needed: str) -> dict[str, np.ndarray]:
         """The arrays beside the result `name`, read once; empty if there are none, or none called `needed`."""

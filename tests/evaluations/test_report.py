@@ -24,8 +24,8 @@ from evaluations.pipelines.quickstart import (
     stages_of,
 )
 from evaluations.probes.pca import principal_components
-from evaluations.report.__main__ import write_report
 from evaluations.report.charts import line_chart, nice_ticks
+from evaluations.report.write import write_report
 from evaluations.results import read_result, write_result
 from evaluations.visualize import parse_args as parse_visualize
 from evaluations.visualize import visualize
@@ -75,7 +75,7 @@ def test_report_is_one_self_contained_page(finished):
     """Pictures are inside, no file or address is referred to, names are escaped, samples.png is written."""
     (finished / "results.json").write_text(json.dumps(collect(finished, StageLog(finished))))
     page = write_report([finished]).read_text()
-    assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page.split("<footer>")[0]
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and "http" not in page.split("<footer>")[0]
     assert page.count("data:image/png;base64,") == 2 * 4 + 2 * 4 + 1, "pairs, samples above neighbors, the code map"
     assert "20.5 dB" in page and "4 codes over the held-out images; 1 never occur" in page
     assert "&lt;zero&gt;" in page and "<zero>" not in page
@@ -137,11 +137,12 @@ def test_one_training_has_a_report_of_its_curves(tmp_path):
 
 
 def test_a_folder_of_runs_has_an_overview(finished, tmp_path):
-    """Each network with its steps and newest records, each result with its headline numbers."""
+    """One row per run: its networks with their steps and newest records, and the headline numbers of its results."""
     training(finished.parent / "other", "data: {codes: x}", **{"val/loss": 5.0})
     page = write_report([finished.parent]).read_text()
-    assert "<h2>Overview</h2>" in page and "<td>other</td>" in page and "val/loss 2.5" in page
-    assert f"<td>{finished.name}</td>" in page and "PSNR, dB" in page
+    assert "<h2>Runs</h2>" in page and "2 runs" in page and "<th>GPT: validation loss</th>" in page
+    assert ">other</a></td>" in page and 'data-value="2.5">2.5</td>' in page
+    assert f">{finished.name}</a></td>" in page and "PSNR, dB" in page and "<h2>Curves of all runs</h2>" in page
     (tmp_path / "nothing" / "here").mkdir(parents=True)
     with pytest.raises(UserError, match="no folder in it is a run"):
         write_report([tmp_path / "nothing"])

@@ -15,8 +15,9 @@ from evaluations.comparison import compare
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.extractors import EXTRACTORS
 from evaluations.protocols.trust import least_images, require_trust
+from evaluations.report.first_screen import first_screen
 from evaluations.report.run_folder import RunFolder
-from evaluations.report.sections import headline, numbers
+from evaluations.report.sections import numbers
 from evaluations.results import read_result, write_result
 
 
@@ -167,6 +168,6 @@ def test_a_report_marks_forced_numbers(tmp_path):
     (tmp_path / "evaluations").mkdir()
     result(tmp_path / "evaluations", "generation", 3.0, forced=True)
     run = RunFolder(tmp_path)
-    assert "<b>3 (forced)</b>" in headline(run) and ">3 (forced)<" in numbers(run)
+    assert "<b>3 (forced)</b>" in first_screen(run) and ">3 (forced)<" in numbers(run)
     assert "gfid should not be trusted: 4 images" in numbers(run)
     assert json.loads((tmp_path / "evaluations" / "generation.json").read_text())["forced"] == {"gfid": "4 images"}

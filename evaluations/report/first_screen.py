@@ -1,0 +1,227 @@
+"""The first screen of a page of one run: what it is, how it ended, and its most wanted numbers with their meaning."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import PurePath
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from engine.checkpoint.manifest import newest_checkpoint, phase_folders
+from engine.pipeline import StageLog
+from engine.run_log import read_lines, read_metrics
+from evaluations.metrics.registry import headline_metrics, meaning, shown, title
+from evaluations.report.curves import Training, trainings_of
+from evaluations.report.ending import (
+    Ending,
+    date_text,
+    duration_text,
+    pipeline_ending,
+    progress_of,
+    training_ending,
+    warnings_of,
+)
+from evaluations.report.page import Card, cards, details, section
+from evaluations.report.records import RECORDED_VALUES, best_step, newest_values
+from evaluations.report.run_folder import RunFolder, config_of
+from evaluations.results import forced_mark, scalars_of
+
+MAX_WARNINGS = 30  # that are listed
+HEADER_BYTES = 8  # of a safetensors file: the length of its header
+
+
+# ------------------------------------------------------------------------------------------------ what it is
+def network_text(training: Training) -> str:
+    """What was trained, on what: as in `tokenizer: hybrid, quantizer vq, mnist5k, 32 px, 1.8M weights`."""
+    config = config_of(training.folder)
+    model, data = config.get("model") or {}, config.get("data") or {}
+    facts = [str(model.get("name") or "")]
+    if model.get("quantizer"):
+        facts.append(f"quantizer {model.quantizer.get('name')}")
+    facts.append(str(data.get("name") or ""))
+    if data.get("image_size"):
+        facts.append(f"{data.image_size} px")
+    weights = num_weights(training)
+    if weights:
+        facts.append(f"{weights / 1e9:.2f}B weights" if weights >= 1e9 else f"{weights / 1e6:.2f}M weights")
+    text = ", ".join(fact for fact in facts if fact)
+    return f"{training.title}: {text}" if text else training.title
+
+
+def num_weights(training: Training) -> int:
+    """The numbers in the newest checkpoint's network, by the header of its file; 0 where there is none."""
+    folder = newest_checkpoint(training.folder)
+    path = folder / "model.safetensors" if folder is not None else None
+    if path is None or not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(HEADER_BYTES), "little")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:  # damaged; whoever loads it says so
+            return 0
+    total = 0
+    for name, entry in header.items():
+        if name != "__metadata__":
+            size = 1
+            for side in entry["shape"]:
+                size *= side
+            total += size
+    return total
+
+
+# ------------------------------------------------------------------------------------------------ how it went
+def ending_of(run: RunFolder) -> Ending:
+    """How a run ended: a single training by its own log, a pipeline by its stages, else by its trainings."""
+    if run.is_training:
+        return training_ending(run.path)
+    of_pipeline = pipeline_ending(run.path)
+    if of_pipeline is not None:
+        return of_pipeline
+    endings = [(training, training_ending(training.folder)) for training in trainings_of(run) if training.exists]
+    for training, ending in endings:
+        if ending.state != "finished":
+            return Ending(ending.state, f"{training.title}: {ending.text}")
+    return Ending("finished", f"{len(endings)} training(s) and {len(run.results)} result(s)")
+
+
+def badge(ending: Ending) -> str:
+    """The state as a colored word, and the sentence behind it."""
+    return f'<p class="ending"><span class="badge {ending.state}">{ending.state}</span> {escape(ending.text)}</p>'
+
+
+def device_text(start: Mapping[str, Any]) -> str:
+    """What a training computed on: `1 process on cpu (2 threads)`."""
+    device = start.get("device") or {}
+    name = device.get("name") or device.get("type", "an unknown device")
+    threads = f" ({device['threads']} threads)" if "threads" in device else ""
+    count = start.get("processes", 1)
+    return f"{count} process{'es' if count != 1 else ''} on {name}{threads}"
+
+
+def facts_of_training(training: Training) -> list[tuple[str, str]]:
+    """(name, text) of when and where a network was trained."""
+    progress = progress_of(training.folder)
+    facts = []
+    if progress.began is not None:
+        facts.append(("began", date_text(progress.began)))
+    if progress.seconds:
+        starts = f" in {progress.starts} starts" if progress.starts > 1 else ""
+        facts.append(("took", duration_text(progress.seconds) + starts))
+    starts_on_file = starts_of(training)
+    if starts_on_file:
+        newest = starts_on_file[-1]
+        facts.append(("on", device_text(newest)))
+        git = newest.get("git") or {}
+        sha = str(git.get("sha", "unknown"))[:10]
+        facts.append(("code", f"commit {sha}{' with changes' if git.get('dirty') is True else ''}"))
+    return facts
+
+
+def starts_of(training: Training) -> list[dict[str, Any]]:
+    """The records of all starts, of all phases."""
+    folders = phase_folders(training.folder) or [training.folder]
+    return [start for folder in folders for start in read_lines(folder / "starts.jsonl")]
+
+
+def fact_list(facts: Sequence[tuple[str, str]]) -> str:
+    """Names with their texts, in one line where there is room."""
+    return '<dl class="facts">' + "".join(f"<dt>{escape(n)}</dt><dd>{escape(text)}</dd>" for n, text in facts) + "</dl>"
+
+
+def command_text(arguments: Sequence[str]) -> str:
+    """The command line of a start, by its module instead of the path of the file."""
+    program = PurePath(arguments[0])
+    module = ".".join([*program.parts[-2:-1], program.stem]).removesuffix(".__main__")
+    return f"python -m {module} {shlex.join(arguments[1:])}"
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+def result_cards(run: RunFolder) -> list[Card]:
+    """The most wanted numbers of the results. If several have one, the first counts; probes are told apart."""
+    order = headline_metrics()
+    chosen: dict[tuple[str, str], str] = {}
+    for name, result in run.results.items():
+        for metric, value in scalars_of(result["metrics"]).items():
+            if metric in order:
+                where = f" ({name})" if metric == "top1" else ""
+                chosen.setdefault((metric, where), f"{shown(metric, value)}{forced_mark(metric, result)}")
+    keys = sorted(chosen, key=lambda key: order.index(key[0]))
+    return [Card(chosen[metric, where], title(metric) + where, meaning(metric)) for metric, where in keys]
+
+
+def training_cards(training: Training) -> list[Card]:
+    """The newest recorded values of a training; where an earlier validation was better, the card says so."""
+    records = read_metrics(training.folder)
+    newest = newest_values(records)
+    chosen = []
+    for value in RECORDED_VALUES:
+        if value.key not in newest:
+            continue
+        text = value.meaning
+        best = best_step(records, value) if value.is_validation else None
+        if best is not None and best[1] != newest[value.key]:
+            text += f"; best {value.text(best[1])} at step {best[0]:,}"
+        chosen.append(Card(value.text(newest[value.key]), value.full_title, text))
+    return chosen
+
+
+# ------------------------------------------------------------------------------------------------ the screen
+def first_screen(run: RunFolder) -> str:
+    """What the run is, how it ended, and its headline numbers."""
+    trainings = [training for training in trainings_of(run) if training.exists]
+    lines = [f"<li>{escape(network_text(training))}</li>" for training in trainings]
+    parts = [f'<ul class="networks">{"".join(lines)}</ul>' if lines else "", badge(ending_of(run))]
+    if run.is_training:
+        parts.append(fact_list(facts_of_training(trainings[0])))
+
+    # The numbers of results; those of the training where there are none.
+    chosen = result_cards(run)
+    if not chosen and len(trainings) == 1:
+        chosen = training_cards(trainings[0])
+    parts.append(cards(chosen))
+    if any("lite0" in card.name for card in chosen):
+        parts.append("<p>frechet_lite0 is a Frechet distance of EfficientNet-Lite0 features. It is not FID.</p>")
+    return "".join(parts)
+
+
+def provenance(run: RunFolder) -> str:
+    """How the networks were trained: when, where, the commands, the configs, and what the logs warned of."""
+    parts = []
+    for training in trainings_of(run):
+        if not training.exists:
+            continue
+        commands = dict.fromkeys(
+            command_text(start["command"]) for start in starts_of(training) if start.get("command")
+        )
+        config = config_of(training.folder)
+        warnings = warnings_of(training.folder)
+        content = [
+            fact_list(facts_of_training(training)) if not run.is_training else "",
+            details("command", f"<pre>{escape(chr(10).join(commands))}</pre>" if commands else ""),
+            details("config", f"<pre>{escape(_yaml(config))}</pre>" if config else ""),
+            details(f"{len(warnings)} warning(s) in the log", _list(warnings[:MAX_WARNINGS]) if warnings else ""),
+        ]
+        heading = "" if run.is_training else f"<h3>{escape(training.title)}</h3>"
+        parts.append(heading + "".join(content))
+
+    log = StageLog(run.path)
+    if log.stages:
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td class='n'>{duration_text(stage['seconds'])}</td></tr>"
+            for name, stage in log.stages.items()
+        )
+        parts.append(f"<h3>Time of the stages</h3><table><tbody>{rows}</tbody></table>")
+    return section("How it was made", "".join(parts), "made")
+
+
+def _yaml(config: DictConfig) -> str:
+    return OmegaConf.to_yaml(config)
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
