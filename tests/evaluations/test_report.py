@@ -140,7 +140,7 @@ def test_a_folder_of_runs_has_an_overview(finished, tmp_path):
     """One row per run: its networks with their steps and newest records, and the headline numbers of its results."""
     training(finished.parent / "other", "data: {codes: x}", **{"val/loss": 5.0})
     page = write_report([finished.parent]).read_text()
-    assert "<h2>Runs</h2>" in page and "2 runs" in page and "<th>GPT: validation loss</th>" in page
+    assert "<h2>Runs</h2>" in page and "<th>GPT: validation loss</th>" in page
     assert ">other</a></td>" in page and 'data-value="2.5">2.5</td>' in page
     assert f">{finished.name}</a></td>" in page and "PSNR, dB" in page and "<h2>Curves of all runs</h2>" in page
     (tmp_path / "nothing" / "here").mkdir(parents=True)
