@@ -1,8 +1,8 @@
-"""Image generation over codes. Public face: `from autoregressive import load_gpt, generate`.
+"""Image generation over codes. Public face: `from autoregressive import GPT, generate, load_gpt`.
 
 Networks     models/ (generators, their heads and layers)
-Sampling     guidance, sampling (logits -> index), generate (labels -> tokens), image_sampler (labels -> images),
-             sampling_weights (layout of the weights)
+Sampling     guidance, sampling (logits -> index), labels (names of classes), generate (labels -> tokens),
+             image_sampler (labels -> images), sampling_weights (layout of the weights)
 Training     views (crops that become codes), codes, code_writer (store of codes), training/ (config, build, task)
 Files        loading (trained generators), published (layouts of published files)
 Entries      extract_codes, train, sample, convert; cli holds the flags that entries share
@@ -11,7 +11,10 @@ Entries      extract_codes, train, sample, convert; cli holds the flags that ent
 # At once and not on demand: importing the submodule of this name later would put it in the place of the function.
 from autoregressive.generate import generate
 
-__all__ = ["generate", "load_gpt"]
+# The contract of all generators, under the name by which people know them.
+from autoregressive.models.base import Generator as GPT
+
+__all__ = ["GPT", "generate", "load_gpt"]
 
 
 def __getattr__(name: str):

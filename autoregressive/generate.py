@@ -1,16 +1,77 @@
-"""Sampling tokens from a generator: the public function `autoregressive.generate`."""
+"""Sampling tokens from a generator: the public function `autoregressive.generate`, and its core `draw_tokens`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from autoregressive.guidance import UNGUIDED, Guidance
+from autoregressive.labels import Labels, as_labels
 from autoregressive.models.base import Generator
-from autoregressive.sampling import Draw, PerIndex, require_settings
+from autoregressive.sampling import Draw, PerIndex, require_settings, seeded_draw
 from engine.finite import FiniteCheck
+from engine.messages import UserError
 
 
 def generate(
+    generator: Generator,
+    labels: Labels,
+    *,
+    guidance_scale: PerIndex[float] | None = None,
+    seed: int | None = None,
+    sample_ids: Sequence[int] | Tensor | None = None,
+    guidance: Guidance | None = None,
+    draw: Draw | None = None,
+    temperature: PerIndex[float] = 1.0,
+    top_k: PerIndex[int] = 0,
+    top_p: PerIndex[float] = 1.0,
+) -> Tensor:
+    """Draws tokens (B,N) or (B,N,k) int64 for classes, on the device of a generator in evaluation mode.
+
+        tokens = generate(gpt, ["cat", "dog"], guidance_scale=2.0, seed=0)
+        images = tokenizer.detokenize(tokens, output="pil")
+
+    `labels`: numbers or names of classes, one or several (`autoregressive.labels`).
+
+    `guidance_scale`: strength of classifier-free guidance, 1 (off, the default) or more; or `guidance`, with all that
+    can be set. `seed` (0 by default) and `sample_ids` (0, 1, 2, ... by default) fix the random numbers: sample i of a
+    seed always looks the same, whatever the batch. Or `draw`, such as `autoregressive.sampling.greedy`. Settings may be
+    given once or per index of a token; see `Generator.sample`.
+
+    Raises UserError for a class that the generator does not know and for settings that are out of range or said twice,
+    and NonFiniteValuesError, with the rows, where logits were not finite.
+    """
+    # Two ways to say the same are one too many.
+    if guidance is not None and guidance_scale is not None:
+        raise UserError("give guidance_scale or guidance, not both: a Guidance has a scale of its own")
+    if draw is not None and (seed is not None or sample_ids is not None):
+        raise UserError("give draw or seed (with sample_ids), not both: a draw has random numbers of its own")
+    if guidance is None:
+        guidance = UNGUIDED if guidance_scale is None else Guidance(scale=guidance_scale)
+
+    classes = as_labels(generator, labels)
+    if draw is None:
+        numbers = _sample_numbers(sample_ids, len(classes))
+        draw = seeded_draw(0 if seed is None else seed, numbers, generator.num_draws)
+    return draw_tokens(
+        generator, classes, draw=draw, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p
+    )
+
+
+def _sample_numbers(sample_ids: Sequence[int] | Tensor | None, count: int) -> Tensor:
+    """The numbers of `count` samples, int64 (B,). Raises UserError for another number of them, or negative ones."""
+    if sample_ids is None:
+        return torch.arange(count)
+    numbers = torch.as_tensor(sample_ids)
+    is_whole = not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)
+    if numbers.ndim != 1 or len(numbers) != count or not is_whole or (count and int(numbers.min()) < 0):
+        raise UserError(f"sample_ids must be {count} whole numbers from 0, one per label")
+    return numbers
+
+
+def draw_tokens(
     generator: Generator,
     labels: Tensor,
     *,
@@ -20,7 +81,7 @@ def generate(
     top_k: PerIndex[int] = 0,
     top_p: PerIndex[float] = 1.0,
 ) -> Tensor:
-    """Draws tokens (B,N) or (B,N,k) int64 for class `labels` (B,) from a generator in evaluation mode.
+    """Draws tokens (B,N) or (B,N,k) int64 for class `labels` (B,) that are on the generator's device already.
 
     `draw` is `autoregressive.sampling.greedy`, or `seeded_draw(seed, sample_ids, generator.num_draws)`. Settings may be
     given once or per index of a token; see `Generator.sample`.

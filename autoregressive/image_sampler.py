@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autoregressive.generate import generate
+from autoregressive.generate import draw_tokens
 from autoregressive.guidance import Guidance
 from autoregressive.models.base import Generator
 from autoregressive.sampling import Draw, PerIndex, greedy, seeded_draw, setting_problems
@@ -65,7 +65,7 @@ def sample_images(
         # Tokens.
         start = time.perf_counter()
         with numbered("sample", sample_ids[rows]):
-            tokens = generate(
+            tokens = draw_tokens(
                 generator,
                 labels[rows].to(device),
                 draw=settings.draw(sample_ids[rows], generator.num_draws),

@@ -131,8 +131,7 @@ def require_sizes(generator: Generator, tokenizer: Tokenizer) -> None:
 
 def classes_of(generator: Generator) -> Classes:
     """The classes that a loaded generator was trained on; unknown where it does not say them."""
-    provenance = generator.provenance
-    return Classes.from_stamp(provenance.stamp, generator.num_classes, f"the generator {provenance.path}")
+    return generator.classes
 
 
 def _tokens_text(num_tokens: int, codebook_sizes: tuple[int, ...]) -> str:

@@ -12,7 +12,8 @@ Training           training_world (its processes and threads), loop, agreement (
                    bad step)
 Record of a run    run_log, wandb_run, folder_lock, run_record, alerts, progress, meters (rates and waiting),
                    flops (operations of a step), gpus (what they can do), json_text (the one writer of JSON)
-Files              checkpoint/, assets (pretrained networks), pipeline (commands that can be stopped),
+Files              checkpoint/, assets (pretrained networks), hub (networks to fetch), hub_upload, sharing (what may
+                   leave this machine), pipeline (commands that can be stopped),
                    installation (where those of the program lie: a checkout or a wheel),
                    outputs (where commands may write), atomic_file (written as a whole or not at all),
                    facts (what differs between two manifests)

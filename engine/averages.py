@@ -49,7 +49,7 @@ def note_choice(weights: WeightsFile, what: str) -> None:
     step = None if manifest is None else int(manifest["step"])
     of_step = "" if step is None else f" after {step:,} updates"
     is_average = weights.kind == "ema"
-    logger.info("%s %s: the %s weights%s", what, weights.folder, "averaged (EMA)" if is_average else "raw", of_step)
+    logger.info("%s %s: the %s weights%s", what, weights.shown, "averaged (EMA)" if is_average else "raw", of_step)
 
     # A run that started from other weights has averages of trained ones from its beginning.
     config = read_yaml(weights.folder / "config.yaml")

@@ -167,8 +167,9 @@ def _restrict(tree: DictConfig, schema: type) -> DictConfig:
 
 # ---------------------------------------------------------------------------------------------------------- writing
 def to_yaml(config: Any) -> str:
-    """The resolved config as YAML text."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+    """The resolved config, a dataclass tree or an OmegaConf tree, as YAML text."""
+    tree = config if isinstance(config, DictConfig) else OmegaConf.structured(config)
+    return OmegaConf.to_yaml(tree, resolve=True)
 
 
 def save_config(config: Any, path: str | Path) -> None:

@@ -28,6 +28,8 @@ LAYERS = {
     "tokenizer.discriminators": ["engine", "tokenizer.discriminators", "tokenizer.frozen"],
     "tokenizer.losses": ["engine", "tokenizer.losses", "tokenizer.discriminators", "tokenizer.frozen"],
     "tokenizer.models": ["engine", "tokenizer.models", "tokenizer.quantizers"],
+    # `Tokenizer.from_pretrained` and `Generator.from_pretrained` load when they are called.
+    "tokenizer.models.base": ["engine", "tokenizer.models", "tokenizer.quantizers", "tokenizer.loading"],
     "tokenizer.published": ["engine", "tokenizer.published", "tokenizer.models", "tokenizer.quantizers"],
     "tokenizer": ["engine", "tokenizer"],
     "autoregressive.codes": ["engine"],
@@ -36,7 +38,13 @@ LAYERS = {
     "autoregressive.guidance": ["engine"],
     "autoregressive.sampling": ["engine", "autoregressive.guidance"],
     "autoregressive.models": ["engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "sampling"))],
-    "autoregressive.generate": ["engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "sampling"))],
+    "autoregressive.models.base": [
+        "engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "sampling", "loading")),
+    ],
+    "autoregressive.labels": ["engine", "autoregressive.models.base"],
+    "autoregressive.generate": [
+        "engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "sampling", "labels")),
+    ],
     "autoregressive.training": ["engine", "autoregressive", "tokenizer.load_tokenizer", "tokenizer.models.base"],
     "autoregressive": ["engine", "autoregressive", *PUBLIC_TOKENIZER],
     "evaluations.metrics": ["engine", "tokenizer.frozen", "tokenizer.quantizers", "evaluations.metrics"],
@@ -77,8 +85,10 @@ ENGINE_LIBRARIES = {
     "wandb",
     "webdataset",
     "pyarrow",
+    "huggingface_hub",
 }
 LEAF_ONLY = {
+    "huggingface_hub",
     "webdataset",
     "pyarrow",
     "timm",

@@ -3,6 +3,7 @@
 Public face: `from tokenizer import Tokenizer, build_tokenizer, load_tokenizer`.
 
 Networks     models/ (tokenizers), quantizers/, discriminators/, frozen/ (pretrained networks)
+Codes        token_tools (maps, replaced tokens, pictures between pictures)
 Training     losses/ (terms of the loss), training/ (config, checks, phases, task)
 Files        loading (trained tokenizers), published/ (layouts of published files)
 Entries      train, reconstruct, convert; cli holds the flags that entries share

@@ -150,7 +150,7 @@ def load_folder(
     try:
         config = load_sections(schema, folder / "config.yaml")
     except ConfigError as error:
-        raise ConfigError(f"{folder} is not a {what}: {error}") from error
+        raise ConfigError(f"{weights_file.shown} is not a {what}: {error}") from error
 
     # The network.
     if header_only:
@@ -160,11 +160,11 @@ def load_folder(
     else:
         network = build(config)
         load_strict(network, read_weights(weights_file.path), weights_file.path)
-        plugins.warn_changes(weights_file.stamp.get("plugins", {}), folder)
+        plugins.warn_changes(weights_file.stamp.get("plugins", {}), weights_file.shown)
         note_choice(weights_file, what)
 
     provenance = Provenance(
-        path=str(folder), weights=weights_file.kind, fingerprint="", stamp=weights_file.stamp, config=config
+        path=weights_file.shown, weights=weights_file.kind, fingerprint="", stamp=weights_file.stamp, config=config
     )
     return network, provenance
 

@@ -153,7 +153,7 @@ def reconstruct(
     # Images -> codes -> images.
     originals = center_batch(source, tokenizer.image_size, image_ids, skip_broken)
     with numbered("image", image_ids):
-        codes = tokenizer.tokenize(to_float(originals).to(device))
+        codes = tokenizer.encode(to_float(originals).to(device)).indices
         reconstructions = to_uint8(tokenizer.decode_indices(codes)).cpu()
 
     # One pair of files per image.

@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.sampling import Draw, PerIndex
+from engine.data.classes import Classes
 from engine.flops import PartFlops
+from engine.messages import UserError
+from engine.sharing import save_network
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,37 @@ class Generator(nn.Module):
     weight_facts: Mapping[str, Any] = {}  # what a result says about weights that are not the trained ones as they are
     record_steps: bool = False  # on a GPU, `sample` may record CUDA graphs: the weights stay where they are from now on
 
+    # ------------------------------------------------------------------------------------------------ its files
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        config: str | Path | Any = None,
+        weights: str = "auto",
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """A trained generator in evaluation mode: `GPT.from_pretrained("runs/quickstart")`.
+
+        `source`: the folder of a run, a checkpoint, or one that `save_pretrained` wrote; a published file, with its
+        `config`; or an address of the hub, `hf-hub:organization/name@revision`, which is fetched. The other arguments
+        are those of `autoregressive.load_gpt`.
+
+        Raises UserError where there is no such network, its files are damaged, or it is of another class than `cls`.
+        """
+        from autoregressive.loading import load_gpt
+
+        network = load_gpt(source, config=config, weights=weights, device=device)
+        if not isinstance(network, cls):
+            raise UserError(f"{source} holds a {type(network).__name__}, not a {cls.__name__}")
+        return network
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the generator to a new folder, for `from_pretrained` and every command: see
+        `engine.sharing.save_network`.
+        """
+        save_network(self, folder)
+
     # ------------------------------------------------------------------------------------------------ its sizes
     @classmethod
     def completed(cls, section: Any, sizes: DataSizes) -> Any:
@@ -88,6 +123,16 @@ class Generator(nn.Module):
     def null_class(self) -> int:
         """The label that stands for "no class"."""
         return self.num_classes
+
+    @property
+    def classes(self) -> Classes:
+        """The classes that it was trained on, by label; unknown names where nothing says them.
+
+        Raises UserError where the weights name another number of classes than the network has.
+        """
+        if self.provenance is None:
+            return Classes.unknown(self.num_classes, "the generator")
+        return Classes.from_stamp(self.provenance.stamp, self.num_classes, f"the generator {self.provenance.path}")
 
     @property
     def device(self) -> torch.device:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from autoregressive.codes import CodesError, CodeStore
-from autoregressive.generate import generate
+from autoregressive.generate import draw_tokens
 from autoregressive.guidance import Guidance
 from autoregressive.models.base import DataSizes, Generator
 from autoregressive.models.registry import build_generator, completed
@@ -141,7 +141,7 @@ def preview_grid(config: GPTTrainConfig, tokenizer: Tokenizer, run: Run, world: 
         labels = torch.arange(num_classes, device=world.device).repeat_interleave(PREVIEWS_PER_CLASS)
         draw = seeded_draw(config.loop.seed, torch.arange(len(labels)), network.num_draws)
         try:
-            tokens = generate(network, labels, draw=draw, guidance=guidance)
+            tokens = draw_tokens(network, labels, draw=draw, guidance=guidance)
             run.save_grid(name, tokenizer.decode_indices(tokens), PREVIEWS_PER_CLASS)
         except NonFiniteValuesError as error:  # the training goes on: its own guard decides about updates
             run.log(f"warning: no preview {name}: {error}")

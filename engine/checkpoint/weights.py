@@ -1,7 +1,7 @@
 """Weights as safetensors: find, read, load strictly, export; and a network's fingerprint.
 
 A folder of weights holds `model.safetensors`, `config.yaml` and, where the run has an EMA, `ema.safetensors`. It is a
-checkpoint of a run, or an exported folder without training state.
+checkpoint of a run, an exported folder without training state, or a fetched repository of the hub.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from engine import hub
 from engine.checkpoint.manifest import CheckpointError, file_sha256, newest_checkpoint, read_manifest
+from engine.checkpoint.stamp import header_of, read_stamp
 from engine.config import save_config
+from engine.outputs import require_absent
 from engine.parallel import shard_like
 
 WEIGHT_CHOICES = ("auto", "ema", "model")  # auto: the EMA if there is one, else the raw weights
 NAMED_OF_A_KIND = 3  # tensors of one kind of problem that a message names
+# Kind of network -> its folder, where a folder or repository holds several.
+PARTS = {"tokenizer": "tokenizer", "init: tokenizer": "tokenizer", "generator": "gpt"}
 WeightSets = Mapping[str, Mapping[str, Tensor]]  # "model", perhaps "ema" -> state dict
 
 
@@ -157,22 +162,29 @@ def require_finite_weights(
 
 
 # ------------------------------------------------------------------------------------------------ writing
-def write_weights(folder: Path, weights: WeightSets, config: Any) -> None:
-    """Writes one safetensors file per set of weights, and config.yaml, into a folder that exists."""
+def write_weights(folder: Path, weights: WeightSets, config: Any, stamp: Mapping[str, Any] | None = None) -> None:
+    """Writes one safetensors file per set of weights, and config.yaml, into a folder that exists.
+
+    A `stamp` goes into the header of each file.
+    """
     save_config(config, folder / "config.yaml")
     mode = (folder / "config.yaml").stat().st_mode
     for name, state in weights.items():
         path = folder / f"{name}.safetensors"
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path)
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path, metadata=header_of(stamp))
         path.chmod(mode)  # safetensors lets nobody else read it; the umask decides, as for every other file
 
 
-def export_folder(folder: Path, config: Any, weights: WeightSets) -> None:
-    """Writes weights and config.yaml to a folder that does not exist yet, all or nothing."""
+def export_folder(folder: Path, config: Any, weights: WeightSets, stamp: Mapping[str, Any] | None = None) -> None:
+    """Writes weights and config.yaml to a folder that does not exist yet, all or nothing; see `write_weights`.
+
+    Raises UserError where the folder exists.
+    """
+    require_absent(folder, "the folder")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")  # of this process, so that it may be removed
     temporary.mkdir(parents=True)
     try:
-        write_weights(temporary, weights, config)
+        write_weights(temporary, weights, config, stamp)
         temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -186,7 +198,13 @@ class WeightsFile:
 
     folder: Path  # has config.yaml and <kind>.safetensors
     kind: str  # "ema" or "model"
-    stamp: dict[str, Any]  # facts that travel with the weights, from the manifest
+    stamp: dict[str, Any]  # facts that travel with the weights, from the manifest or the header of their file
+    origin: str = ""  # address on the hub, where they were fetched from there
+
+    @property
+    def shown(self) -> str:
+        """Where they are, for people and results."""
+        return self.origin or str(self.folder)
 
     @property
     def path(self) -> Path:
@@ -203,14 +221,25 @@ def check_weight_choice(prefer: str) -> None:
 def find_weights(path: str | Path, prefer: str, what: str, *, hashed: bool = True) -> WeightsFile:
     """Finds the weights under `path`.
 
-    `path` is a run folder (its newest checkpoint counts), a checkpoint, or an exported folder. `prefer` is `ema`,
-    `model` or `auto` (the EMA where there is one). `what` names the network in messages. Without `hashed`, the size of
-    the file stands for its hash, which is quick.
+    `path` is a run folder (its newest checkpoint counts), a checkpoint, an exported folder, or an address of the hub
+    (`engine.hub`). A folder that holds several networks stands for the one that `what` names, which is also its name in
+    messages. `prefer` is `ema`, `model` or `auto` (the EMA where there is one). Without `hashed`, the size of the file
+    stands for its hash, which is quick.
 
-    Raises CheckpointError if there are no such weights, or their file is not the one that the manifest lists.
+    Raises CheckpointError if there are no such weights, or their file is not the one that the manifest lists, and
+    UserError where the hub does not give them.
     """
     check_weight_choice(prefer)
-    folder = _weights_folder(Path(path), what)
+    if hub.is_address(path):
+        copy = hub.fetch(str(path), PARTS.get(what))
+        weights = _weights_in(copy.folder, prefer, what, hashed)
+        stamp = copy.stamp([weights.path, copy.folder / "config.yaml"] if hashed else [])
+        return replace(weights, stamp={**weights.stamp, **stamp}, origin=copy.text())
+    return _weights_in(_weights_folder(Path(path), what), prefer, what, hashed)
+
+
+def _weights_in(folder: Path, prefer: str, what: str, hashed: bool) -> WeightsFile:
+    """The weights right in a folder; see `find_weights`."""
     manifest = read_manifest(folder)
     if manifest is None and (folder / "manifest.json").exists():
         raise CheckpointError(f"{folder / 'manifest.json'} is damaged, so nothing in this folder can be checked by it")
@@ -221,14 +250,15 @@ def find_weights(path: str | Path, prefer: str, what: str, *, hashed: bool = Tru
     if prefer == "auto":
         has_ema = is_ema_listed or (folder / "ema.safetensors").is_file()
         kind = "ema" if has_ema else "model"
-    weights = WeightsFile(folder, kind, manifest.get("stamp", {}) if manifest is not None else {})
-    if not weights.path.is_file():
+    path = folder / f"{kind}.safetensors"
+    if not path.is_file():
         other_kind = "model" if kind == "ema" else "ema"
         raise CheckpointError(f"{what} {folder} has no {kind}.safetensors; use weights={other_kind}")
-    if manifest is not None:
-        _check_listed(weights.path, manifest, hashed)
-        _check_listed(folder / "config.yaml", manifest, hashed)
-    return weights
+    if manifest is None:
+        return WeightsFile(folder, kind, read_stamp(path))
+    _check_listed(path, manifest, hashed)
+    _check_listed(folder / "config.yaml", manifest, hashed)
+    return WeightsFile(folder, kind, manifest.get("stamp", {}))
 
 
 def _weights_folder(folder: Path, what: str) -> Path:
@@ -246,9 +276,12 @@ def _weights_folder(folder: Path, what: str) -> Path:
     if (folder / "model.safetensors").is_file():
         return folder
     checkpoint = newest_checkpoint(folder)
-    if checkpoint is None:
-        raise CheckpointError(f"{what} {folder} holds neither model.safetensors nor a finished checkpoint")
-    return checkpoint
+    if checkpoint is not None:
+        return checkpoint
+    part = folder / PARTS.get(what, "")
+    if part != folder and part.is_dir():
+        return _weights_folder(part, what)
+    raise CheckpointError(f"{what} {folder} holds neither model.safetensors nor a finished checkpoint")
 
 
 def _check_listed(path: Path, manifest: Mapping[str, Any], hashed: bool) -> None:

@@ -6,16 +6,25 @@ Shapes    images (B,3,H,W) float32 in [-1,1]      z, z_q (B,N,codebook_dim) floa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, overload
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from engine.data.decoding import DEFAULT_DECODING
+from engine.data.image_input import Fit, ImageSizes, Picture, float_images
+from engine.data.image_output import Output, images_as, require_output
 from engine.finite import require_finite
 from engine.flops import PartFlops
+from engine.messages import UserError
+from engine.sharing import save_network
 from engine.validation import Problem
+from tokenizer.models.code_input import Codes, as_codes
 from tokenizer.models.picture_decoder import PictureDecoder
 from tokenizer.quantizers.base import Quantized, Quantizer
 
@@ -126,17 +135,107 @@ class Tokenizer(nn.Module):
         """A faster `decode_indices`, in bfloat16: for pictures to look at, never for codes, metrics or training."""
         return PictureDecoder(self)
 
-    def tokenize(self, images: Tensor) -> Tensor:
-        """Images (B,3,H,W) in [-1,1] -> indices. Raises NonFiniteValuesError where images or latents are not finite."""
-        return self.encode(images).indices
+    # ------------------------------------------------------------------------------------------------ its files
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, config: str | Path | None = None, weights: str = "auto", device: str = "cpu"
+    ) -> Self:
+        """A trained tokenizer in evaluation mode: `Tokenizer.from_pretrained("runs/quickstart")`.
 
-    def detokenize(self, indices: Tensor, *, clamp: bool = True) -> Tensor:
-        """Indices -> images (B,3,H,W) in [-1,1]; `clamp=False` gives what the decoder gives, which overshoots a bit.
+        `source`: the folder of a run, a checkpoint, or one that `save_pretrained` wrote; a published file; or an
+        address of the hub, `hf-hub:organization/name@revision`, which is fetched. The other arguments are those of
+        `tokenizer.load_tokenizer`.
 
-        Raises NonFiniteValuesError where pixels are not finite.
+        Raises UserError where there is no such network, its files are damaged, or it is of another class than `cls`.
         """
-        images = self.decode_indices(indices)
-        return images.clamp(-1, 1) if clamp else images
+        from tokenizer.loading import load_tokenizer
+
+        network = load_tokenizer(source, config=config, weights=weights, device=device)
+        if not isinstance(network, cls):
+            raise UserError(f"{source} holds a {type(network).__name__}, not a {cls.__name__}")
+        return network
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the tokenizer to a new folder, for `from_pretrained` and every command: see
+        `engine.sharing.save_network`.
+        """
+        save_network(self, folder)
+
+    # ------------------------------------------------------------------------------------------------ its friendly use
+    def tokenize(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        fit: Fit | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> Tensor:
+        """Images -> codes int64 (B,N), or (B,N,G), on the device of the network; one image has B = 1.
+
+        Images are PIL images, paths of files, uint8 arrays or tensors, or floats in [-1,1], alone, in a batch or in a
+        list. `fit` ("crop" or "resize") changes those of another size, `value_range` names what black and white are in
+        floats; see `engine.data.image_input`. Code that has a batch of float images ready calls `encode`.
+
+        Raises UserError for what is no image, has another size, or could mean two things, and NonFiniteValuesError
+        where images or latents are not finite.
+        """
+        config = getattr(self.provenance, "config", None)
+        decoding = config.data.decoding if config is not None else DEFAULT_DECODING
+        batch = float_images(images, self.image_sizes, fit=fit, value_range=value_range, decoding=decoding)
+        return self.encode(batch.to(self.device)).indices
+
+    @overload
+    def detokenize(
+        self,
+        tokens: Codes,
+        *,
+        clamp: bool = True,
+        output: Literal["float", "uint8"] = "float",
+        grid: tuple[int, int] | None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def detokenize(
+        self, tokens: Codes, *, clamp: bool = True, output: Literal["pil"], grid: tuple[int, int] | None = None
+    ) -> list[Image.Image]: ...
+
+    def detokenize(
+        self, tokens: Codes, *, clamp: bool = True, output: Output = "float", grid: tuple[int, int] | None = None
+    ) -> Tensor | list[Image.Image]:
+        """Codes (B,N) or (B,N,G), or those of one image without B -> images (B,3,H,W) float32 in [-1,1].
+
+        `output`: "float", "uint8" (a tensor in 0..255) or "pil" (a list of pictures). `clamp=False` gives floats as the
+        decoder gives them, which overshoot a bit. `grid` (rows, columns) is for images that are not square, of
+        tokenizers that take any size.
+
+        Raises UserError for codes that are not in the codebook or not as many as the tokenizer takes, and
+        NonFiniteValuesError where pixels are not finite.
+        """
+        require_output(output)
+        codes = as_codes(tokens, self.quantizer.group_sizes, self.device)
+        self._require_count(codes.shape[1], grid)
+        images = self.decode_indices(codes, grid)
+        return images_as(images.clamp(-1, 1) if clamp else images, output)
+
+    def _require_count(self, count: int, grid: tuple[int, int] | None) -> None:
+        """Raises UserError unless an image may have `count` tokens, on `grid` where one is given."""
+        if "any_size" not in self.capabilities:
+            if count != self.num_tokens or grid not in (None, self.token_grid):
+                on_grid = f" on a grid of {grid[0]} x {grid[1]}" if grid is not None else ""
+                raise UserError(f"{count} tokens{on_grid} are no image of this tokenizer: it takes {self.num_tokens}")
+            return
+        side = math.isqrt(count)
+        rows, columns = grid or (side, side)
+        if rows * columns != count or min(rows, columns) < self.min_cells:
+            accepted = f"{rows * columns}" if grid is not None else "a square number (or a grid=(rows, columns))"
+            least = f", {self.min_cells} or more per side" if self.min_cells > 1 else ""
+            raise UserError(f"{count} tokens do not fill the grid: accepted are {accepted}{least}")
+
+    @property
+    def image_sizes(self) -> ImageSizes:
+        """The sizes of images that it takes."""
+        if "any_size" in self.capabilities:
+            return ImageSizes(self.image_size, self.factor, self.min_cells * self.factor)
+        return ImageSizes(self.image_size)
 
     @property
     def device(self) -> torch.device:

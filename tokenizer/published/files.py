@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine.atomic_file import atomic_file
 from engine.checkpoint.weights import WEIGHT_CHOICES, export_folder
+from engine.hub import is_address
 from engine.messages import UserError, logger
 from engine.outputs import require_absent
 from engine.preflight import Preflight
@@ -25,7 +26,9 @@ WRITTEN_SUFFIXES = (".pt", ".ckpt")  # of the files that a converter writes
 
 
 def is_published(path: str | Path) -> bool:
-    """Whether `path` is a single file, or would be by its name, as opposed to a folder of this project."""
+    """Whether `path` is a single file, or would be by its name, as opposed to a folder or a repository of the hub."""
+    if is_address(path):
+        return False
     path = Path(path)
     return path.is_file() or (path.suffix.lower() in SUFFIXES and not path.is_dir())
 
