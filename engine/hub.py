@@ -9,6 +9,7 @@ logs or stores one.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ PREFIX = "hf-hub:"
 ADDRESS = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 FETCHED = ("config.yaml", "*.safetensors", "README.md")  # nothing else of a repository is ever fetched
 SHA256_NAME = re.compile(r"[0-9a-f]{64}")  # name that the cache gives to a large file
+HTTP_LOGGERS = ("httpx", "httpx2")  # of the library's HTTP client, in its versions
 TRUE_WORDS = frozenset({"1", "ON", "YES", "TRUE"})  # values of HF_HUB_OFFLINE that switch it on
 
 
@@ -81,6 +83,9 @@ def is_offline() -> bool:
     """Whether the user has forbidden requests, by HF_HUB_OFFLINE now or when the library was imported."""
     import huggingface_hub.constants
 
+    # Every request of the library comes by here first; our log is not to list them one by one.
+    for name in HTTP_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
     return huggingface_hub.constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in TRUE_WORDS
 
 

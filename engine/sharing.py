@@ -115,7 +115,7 @@ def private_words(text: str) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------ writing
 def save_network(network: nn.Module, folder: str | Path) -> None:
     """Writes a loaded network to a new folder: model.safetensors, with class names and other facts in its header, and
-    config.yaml, both without places.
+    config.yaml, both without places. The network says by `state_to_share` which numbers are its own.
 
     Raises UserError where the folder exists, or the network was not loaded and so has no config.
     """
@@ -125,4 +125,4 @@ def save_network(network: nn.Module, folder: str | Path) -> None:
     stamp = public_stamp(provenance.stamp)
     if provenance.weights == "ema":
         stamp["weights"] = "ema"  # the file is called model.safetensors, because it is all that there is
-    export_folder(Path(folder), public_config(provenance.config), {"model": network.state_dict()}, stamp)
+    export_folder(Path(folder), public_config(provenance.config), {"model": network.state_to_share()}, stamp)

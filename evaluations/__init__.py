@@ -5,11 +5,12 @@ Images        image_sets (files to measure), sample_stream (images that a genera
 Results       results (files of numbers and facts), comparison (which may be ranked)
 Networks      probes/ (linear probes, principal components), digits/ (a classifier of digits)
 Pages         report/, doctor/ (looks for trouble in a run)
+Sharing       publication/ (networks, their model card, and where they go)
 Speed         benchmarks/ (measured against plain formulations and the limits of the machine),
               forked (work whose memory is measured in a process of its own)
 Pipelines     pipelines/ (commands of other entries in a row), run_layout (where they put things)
 Costs         cost_model (of GPUs that are not here), workload (what a recipe asks for)
 Entries       reconstruction, generation, val_loss, search_cfg, measure, make_reference, compare, fingerprint, memory,
-              estimate, linear_probe, ar_probe, classifier, visualize, quickstart, report, doctor, benchmarks;
+              estimate, linear_probe, ar_probe, classifier, visualize, quickstart, report, doctor, benchmarks, publish;
               cli holds shared flags; console is the command `vt`, trainers says what trains a recipe
 """

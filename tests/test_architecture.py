@@ -66,6 +66,11 @@ LAYERS = {
         "engine", "tokenizer.losses.terms", "tokenizer.models.registry", "evaluations.metrics.registry",
         *(f"evaluations.{name}" for name in ("report", "results", "comparison", "run_layout")),
     ],
+    "evaluations.publication": [
+        "engine", "tokenizer.load_tokenizer", "autoregressive.loading", "autoregressive.models",
+        "evaluations.metrics.registry", "evaluations.report.run_folder",
+        *(f"evaluations.{name}" for name in ("publication", "results", "run_layout")),
+    ],
     "evaluations.doctor": ["engine", "tokenizer", "autoregressive.codes", "autoregressive.training.config",
                            "evaluations.doctor"],
     "evaluations.digits": ["engine", "evaluations.digits"],

@@ -99,6 +99,10 @@ class Generator(nn.Module):
         """
         save_network(self, folder)
 
+    def state_to_share(self) -> dict[str, Tensor]:
+        """Its state dict, which holds nothing of single training images beside the weights."""
+        return self.state_dict()
+
     # ------------------------------------------------------------------------------------------------ its sizes
     @classmethod
     def completed(cls, section: Any, sizes: DataSizes) -> Any:

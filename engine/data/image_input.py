@@ -103,6 +103,8 @@ def float_images(
 def _batch_of(item: Picture, where: str, value_range: tuple[float, float] | None, decoding: Decoding) -> Tensor:
     """One item as float32 (b,3,H,W) in [-1,1]."""
     if isinstance(item, str | Path):
+        if not Path(item).is_file():
+            raise UserError(f"{where}: there is no image file {item}")
         return to_float(image_tensor(read_image(item, decoding))[None])
     if isinstance(item, Image.Image):
         try:
@@ -122,9 +124,11 @@ def _batch_of(item: Picture, where: str, value_range: tuple[float, float] | None
 
 def _tensor_of(array: np.ndarray, where: str) -> Tensor:
     """A numpy array as a tensor. Raises UserError for kinds of numbers that are no pixels."""
-    if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+    is_float = np.issubdtype(array.dtype, np.floating)
+    if array.dtype != np.uint8 and not is_float:
         raise UserError(_not_pixels(where, str(array.dtype)))
-    return torch.from_numpy(np.ascontiguousarray(array))
+    # A copy: arrays of pictures are often not writable, and may have another order of bytes.
+    return torch.from_numpy(array.astype(np.float32 if is_float else np.uint8, order="C"))
 
 
 def _not_pixels(where: str, dtype: str) -> str:

@@ -161,6 +161,13 @@ class Tokenizer(nn.Module):
         """
         save_network(self, folder)
 
+    def state_to_share(self) -> dict[str, Tensor]:
+        """Its state dict with the quantizer's windows emptied: they hold the codes of the last training images, which
+        would decode to these images.
+        """
+        windows = {f"quantizer.{name}": window for name, window in self.quantizer.empty_windows().items()}
+        return {**self.state_dict(), **windows}
+
     # ------------------------------------------------------------------------------------------------ its friendly use
     def tokenize(
         self,

@@ -1,0 +1,100 @@
+"""engine/sharing: what leaves this machine with a network names no place."""
+
+import socket
+from dataclasses import fields, is_dataclass
+from typing import get_type_hints
+
+import pytest
+from omegaconf import OmegaConf
+
+from autoregressive.training.config import GPTTrainConfig
+from engine.config import load_config
+from engine.sharing import PRIVATE_KEYS, private_words, public_config, public_stamp
+from tokenizer.training.config import TokenizerTrainConfig
+
+# Keys with free texts that name components, sizes or devices of any machine; all others must be private.
+PUBLIC_TEXTS = {
+    "name", "size", "perceptual", "generator_loss", "discriminator_loss", "teacher", "schedule", "device", "precision",
+    "head", "allow_unknown", "plugins",
+}  # fmt: skip
+
+
+def text_keys(section) -> set[str]:
+    """The last parts of all keys of a config whose values are free texts."""
+    keys = set()
+    hints = get_type_hints(type(section))
+    for field in fields(section):
+        value = getattr(section, field.name)
+        if is_dataclass(value):
+            keys |= text_keys(value)
+        elif hints[field.name] in (str, str | None, list[str]):
+            keys.add(field.name)
+    return keys
+
+
+def test_every_text_of_a_config_is_known_to_be_private_or_public(monkeypatch):
+    """A new key of text has to be entered in one of the two lists."""
+    monkeypatch.setenv("IMGNET_ROOT", "imagenet")
+    unknown = (text_keys(TokenizerTrainConfig()) | text_keys(GPTTrainConfig())) - PRIVATE_KEYS - PUBLIC_TEXTS
+    assert not unknown
+
+
+def test_a_config_loses_its_places_and_stays_a_recipe():
+    config = load_config(
+        GPTTrainConfig,
+        overrides=[
+            "data.codes=/home/someone/codes", "data.tokenizer=secret", "loop.run_dir=runs/secret", "optim.lr=3e-4",
+            "loop.wandb_project=secret", "model.gpt={size: b}",
+        ],
+    )  # fmt: skip
+    config.plugins = ["/home/someone/secret/mine.py#sha256=0123", "package.module#sha256=45"]
+    public = public_config(config)
+    text = OmegaConf.to_yaml(public)
+    assert "secret" not in text and "someone" not in text
+    assert public.plugins == ["mine.py#sha256=0123", "package.module#sha256=45"]
+    again = load_config(GPTTrainConfig, overrides=["optim.lr=3e-4", "model.gpt={size: b}"])
+    public.plugins = []
+    assert OmegaConf.merge(OmegaConf.structured(GPTTrainConfig), public) == OmegaConf.structured(again)
+
+
+def test_a_stamp_keeps_what_the_network_means():
+    stamp = {
+        "tokenizer_fingerprint": "ab", "classes": {"names": ["a/b", "c"], "are_named": True},
+        "plugins": {"/home/someone/mine.py": "12", "C:\\x\\y.py": "34", "package.module": "56"},
+        "tokenizer": {"networks": {"vgg16": "vgg16.pth sha256:12"}, "where": "/home/someone"}, "hub": {"commit": "1"},
+    }  # fmt: skip
+    assert public_stamp(stamp) == {
+        "tokenizer_fingerprint": "ab", "classes": {"names": ["a/b", "c"], "are_named": True},
+        "plugins": {"mine.py": "12", "y.py": "34", "package.module": "56"},
+        "tokenizer": {"networks": {"vgg16": "vgg16.pth sha256:12"}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text", ["see /home/someone/x", "at /data/sets", "C:\\Users\\someone", "in ~/runs", "~someone/runs", "'/mnt/a/b'"]
+)
+def test_places_are_seen_in_texts(text):
+    assert list(private_words(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://example.org/a/b",
+        "1/2 and 3/4",
+        "tokenizer/config.yaml",
+        "<b>a</b></details>",
+        "and/or",
+        "[x](a/b)",
+        "~ 5",
+    ],
+)
+def test_ordinary_texts_name_no_place(text):
+    assert list(private_words(text)) == []
+
+
+def test_the_name_of_the_machine_is_seen(monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "node17")
+    monkeypatch.delenv("HOSTNAME", raising=False)
+    assert list(private_words("trained on node17.")) == ["node17"]
+    assert list(private_words("node171")) == []
