@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from PIL import Image
 from script_modules import script_modules
 from worked_files import FILES, restored_registries, write_file
 
@@ -244,8 +245,19 @@ def test_the_python_example_of_the_readme_runs(tmp_path, image_folder, world):
 
     (example,) = re.findall(r"```python\n(.*?)```", TEXTS["README.md"], re.DOTALL)
     names = {}
-    exec(example.replace("runs/quickstart", str(tmp_path)).replace("arange(10)", "arange(2)"), names)
+    exec(example.replace("runs/quickstart", str(tmp_path)).replace("range(10)", "range(2)"), names)
     assert names["images"].shape == (2, 3, 8, 8) and names["codes"].shape == names["tokens"].shape == (2, 4)
+
+
+def test_the_page_about_python_runs(networks, tmp_path, monkeypatch):
+    """All examples in one notebook, in their order, with tiny networks."""
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((30, 20), 60).save("photo.jpg")
+    names = {}
+    for example in re.findall(r"```python\n(.*?)```", TEXTS["docs/python.md"], re.DOTALL):
+        exec(example.replace("runs/quickstart", str(networks)).replace("[3, 1, 4]", "[3, 1, 2]"), names)
+    assert (tmp_path / "sample_2.png").is_file() and len(names["codes"]) == 1 and len(names["between"]) == 8
+    assert (names["same"] == names["tokens"][1:]).all() and names["label"] == 0
 
 
 def test_the_page_of_the_doctor_has_every_check():
