@@ -20,3 +20,5 @@ Files              checkpoint/, assets (pretrained networks), hub (networks to f
 Images             data/, index_images (the entry that looks up the images of a large set), image_metrics
 Numbers            arithmetic, seeds, philox (many random numbers at once), finite (nothing is NaN or infinite)
 """
+
+__version__ = "0.1.0"

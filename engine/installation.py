@@ -1,4 +1,4 @@
-"""Where this installation has its files, and under which version: a checkout, or a wheel.
+"""Where this installation has its files, and which version of the code it is: a checkout, or a wheel.
 
 A checkout is the repository, run where it lies or installed with `pip install -e`. A wheel keeps the recipes and the
 shell scripts inside the package `engine`, because top-level folders called `configs` and `scripts` would be anybody's.
@@ -6,11 +6,55 @@ shell scripts inside the package `engine`, because top-level folders called `con
 
 from __future__ import annotations
 
+import json
+import subprocess
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+DISTRIBUTION = "visual-tokenizers"
 PACKAGE = Path(__file__).parent
 IS_CHECKOUT = not (PACKAGE / "configs").is_dir()
 CODE = PACKAGE.parent  # the folder in which the packages lie
 ROOT = CODE if IS_CHECKOUT else PACKAGE  # the folder of configs/ and scripts/
 CONFIGS = ROOT / "configs"
 SCRIPTS = ROOT / "scripts"
+UNKNOWN = "unknown"
+
+
+def commit() -> str:
+    """The commit of the code that runs: that of the checkout, or the one that pip notes when it installs from git.
+
+    `unknown` where nobody tells, as for a wheel from a file.
+    """
+    if IS_CHECKOUT:
+        return _git("rev-parse", "HEAD")
+    return _installed_from().get("vcs_info", {}).get("commit_id", UNKNOWN)
+
+
+def is_changed() -> bool | str:
+    """Whether files of the checkout differ from its commit; `unknown` where there is no checkout."""
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return changed if changed == UNKNOWN else bool(changed)
+
+
+def _git(*arguments: str) -> str:
+    """Runs git in the checkout and returns its output; `unknown` where the code is not in a repository of its own."""
+    if not (CODE / ".git").exists():  # an environment inside a repository of the user's has nothing to do with it
+        return UNKNOWN
+    try:
+        command = ["git", "-C", str(CODE), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return UNKNOWN
+    return result.stdout.strip() if result.returncode == 0 else UNKNOWN
+
+
+@lru_cache
+def _installed_from() -> dict:
+    """What pip has noted of the place that this wheel came from; empty where it noted nothing."""
+    try:
+        noted = distribution(DISTRIBUTION).read_text("direct_url.json")
+    except PackageNotFoundError:  # unpacked by hand
+        noted = None
+    return json.loads(noted) if noted else {}

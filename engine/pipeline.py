@@ -10,7 +10,9 @@ checkpoint.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,11 +21,12 @@ from types import FrameType
 
 from engine import plugins
 from engine.atomic_file import write_atomic
+from engine.installation import SCRIPTS
 from engine.json_text import to_json
 from engine.messages import UserError, logger
 from engine.stopping import EXIT_STOPPED, handled, names_of, stop_with_parent
 
-PROJECT = Path(__file__).parents[1]  # a pipeline may be started from any other folder
+PYTHON_VARIABLE = "VT_PYTHON"  # tells scripts/launch.sh to stay in the environment of this process
 HEARTBEAT = 1.0  # seconds between two notes of the time spent
 
 
@@ -38,18 +41,12 @@ class Stage:
 
 def module_stage(name: str, module: str, *arguments: str) -> Stage:
     """A stage that runs a module of this project, on the processes that the environment asks for."""
-    return Stage(name, ["bash", str(PROJECT / "scripts/launch.sh"), "-m", module, *plugins.flags(), *arguments])
-
-
-def config_file(path: str | Path) -> Path:
-    """A YAML file by its path here or, where there is none, by its path in the project (`configs/...`)."""
-    shipped = PROJECT / path
-    return Path(path) if Path(path).exists() or not shipped.is_file() else shipped
+    return Stage(name, ["bash", str(SCRIPTS / "launch.sh"), "-m", module, *plugins.flags(), *arguments])
 
 
 def config_flags(files: Iterable[str | Path]) -> list[str]:
-    """The flags that give a command these YAMLs, later ones over earlier ones."""
-    return [part for file in files for part in ("--config", str(config_file(file)))]
+    """The flags that give a command these YAMLs or recipes, later ones over earlier ones."""
+    return [part for file in files for part in ("--config", str(file))]
 
 
 class StageError(UserError):
@@ -114,7 +111,8 @@ def _run(stage: Stage, log: StageLog) -> None:
         signals.append(number)
         process.send_signal(number)
 
-    process = subprocess.Popen(stage.command, preexec_fn=stop_with_parent, process_group=0)
+    environment = {**os.environ, PYTHON_VARIABLE: sys.executable}
+    process = subprocess.Popen(stage.command, env=environment, preexec_fn=stop_with_parent, process_group=0)
     exit_code = None
     with handled(pass_on):
         try:

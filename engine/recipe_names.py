@@ -9,7 +9,7 @@ import difflib
 from functools import lru_cache
 from pathlib import Path
 
-from engine.installation import CONFIGS, ROOT
+from engine.installation import CONFIGS
 from engine.messages import ConfigError
 
 SUFFIX = ".yaml"
@@ -17,7 +17,7 @@ MAX_SUGGESTIONS = 3
 
 
 @lru_cache
-def shipped_recipes() -> dict[str, Path]:
+def recipe_files() -> dict[str, Path]:
     """{name: file} of all YAML files that come with the program, in the order of their names."""
     files = sorted(CONFIGS.rglob(f"*{SUFFIX}"))
     return {file.relative_to(CONFIGS).with_suffix("").as_posix(): file for file in files}
@@ -33,34 +33,35 @@ def recipe_file(text: str | Path) -> Path:
     path = Path(text)
     if path.is_file():
         return path
-    if path.parts[:1] == (CONFIGS.name,) and (ROOT / path).is_file():
-        return ROOT / path
-
-    # A name.
-    name = path.as_posix().removesuffix(SUFFIX)
-    matches = matching_recipes(name)
-    if len(matches) == 1:
-        return shipped_recipes()[matches[0]]
-    if matches:
-        raise ConfigError(f"recipe {name!r} could be any of: {', '.join(matches)}")
+    shipped = shipped_recipe(path)
+    if shipped is not None:
+        return shipped
     if path.suffix in (SUFFIX, ".yml"):
         return path
+
+    # The end of a name. It is not looked for where a file is meant: another one of that name would be a guess.
+    name = path.as_posix()
+    matches = [other for other in recipe_files() if other.endswith(f"/{name}")]
+    if len(matches) == 1:
+        return recipe_files()[matches[0]]
+    if matches:
+        raise ConfigError(f"recipe {name!r} could be any of: {', '.join(matches)}")
     near = near_recipes(name)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise ConfigError(f"{name!r} is neither a YAML file nor the name of a recipe{hint} (`vt recipes` lists all)")
 
 
-def matching_recipes(name: str) -> list[str]:
-    """The recipes whose name is `name`, else those whose name ends in it."""
-    names = shipped_recipes()
-    return [name] if name in names else [other for other in names if other.endswith(f"/{name}")]
+def shipped_recipe(path: str | Path) -> Path | None:
+    """The file of a recipe by its whole name, also written as `configs/NAME.yaml`; None where no recipe has it."""
+    name = Path(path).as_posix().removeprefix(f"{CONFIGS.name}/").removesuffix(SUFFIX)
+    return recipe_files().get(name)
 
 
 def near_recipes(name: str) -> list[str]:
-    """Recipes whose name, or the last part of it, looks like `name`, for messages."""
-    last_parts: dict[str, str] = {}
-    for other in shipped_recipes():
-        last_parts.setdefault(other.rpartition("/")[2].lower(), other)
-    candidates = {**last_parts, **{other.lower(): other for other in shipped_recipes()}}
+    """Recipes whose name, or the last part of it, looks like `name`."""
+    candidates: dict[str, str] = {}
+    for other in recipe_files():
+        candidates.setdefault(other.rpartition("/")[2].lower(), other)
+        candidates[other.lower()] = other
     near = difflib.get_close_matches(name.lower(), candidates, n=MAX_SUGGESTIONS, cutoff=0.6)
     return list(dict.fromkeys(candidates[key] for key in near))

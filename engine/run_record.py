@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 import time
 from importlib.metadata import version
 from typing import Any
 
+from engine import __version__
 from engine.devices import device_facts
+from engine.installation import commit, is_changed
 from engine.world import World
 
 # Libraries whose version can change a number.
@@ -29,20 +30,6 @@ ENVIRONMENT = (
     "PRETRAINED_DIR", "IMGNET_ROOT", "ALLOW_DOWNLOAD")  # fmt: skip
 
 
-def _git(*arguments: str) -> str:
-    """Runs git in the working directory and returns its output, or `unknown` outside a git checkout."""
-    try:
-        result = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return result.stdout.strip() if result.returncode == 0 else "unknown"
-
-
-def commit() -> str:
-    """The commit of the working directory, or `unknown` outside a git checkout."""
-    return _git("rev-parse", "HEAD")
-
-
 def library_versions() -> dict[str, str]:
     """{name: version} of Python and of the libraries that can change a number."""
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
@@ -50,12 +37,11 @@ def library_versions() -> dict[str, str]:
 
 def start_record(world: World) -> dict[str, Any]:
     """Describes how this process was started, as plain values for JSON."""
-    changed_files = _git("status", "--porcelain", "--untracked-files=no")
-    is_dirty = changed_files if changed_files == "unknown" else bool(changed_files)
     return {
         "time": round(time.time(), 3),
         "command": sys.argv,
-        "git": {"sha": commit(), "dirty": is_dirty},
+        "program": __version__,
+        "git": {"sha": commit(), "dirty": is_changed()},
         "versions": library_versions(),
         "device": device_facts(world.device),
         "processes": world.size,

@@ -1,6 +1,7 @@
 """YAML files as OmegaConf trees, and the `base` that a file is laid over.
 
 base: ../VQ_SS256.yaml      # first key of the file; the path is relative to the file's own folder
+base: vq/VQ_SS256           # or the whole name of a shipped recipe
 model: {hybrid: {semantic_layer: 2}}
 """
 
@@ -15,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from engine.messages import ConfigError
+from engine.recipe_names import near_recipes, shipped_recipe
 
 BASE = "base"
 
@@ -55,17 +57,26 @@ def read_own_layer(path: str | Path, used_by: Path | None = None) -> tuple[Path 
     if next(iter(tree)) != BASE:
         raise ConfigError(f"{path}: base={base!r} must be the first key of the file")
     if not isinstance(base, str) or not base:
-        raise ConfigError(f"{path}: base={base!r} must be the path of a YAML file, relative to {path.parent}")
+        raise ConfigError(
+            f"{path}: base={base!r} must be the path of a YAML file, relative to {path.parent}, or the name of a recipe"
+        )
     del tree[BASE]
-    return Path(os.path.normpath(path.parent / base)), tree
+    return _base_file(path.parent, base), tree
+
+
+def _base_file(folder: Path, base: str) -> Path:
+    """The file that `base` in a YAML file in `folder` stands for. A path counts before the name of a recipe."""
+    file = Path(os.path.normpath(folder / base))
+    return file if file.is_file() else shipped_recipe(base) or file
 
 
 def _read_file(path: Path, used_by: Path | None) -> DictConfig:
     """One file as it is. The message of a path that does not exist suggests the nearest name."""
     if not path.is_file():
         names = [other.name for other in path.parent.glob("*.yaml")]
-        near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        near = [str(path.parent / name) for name in difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)]
+        near = near or near_recipes(path.stem)[:1]
+        hint = f"; did you mean {near[0]}?" if near else ""
         role = f"the base of {used_by}," if used_by else "config file"
         raise ConfigError(f"{role} {path} does not exist{hint}")
 

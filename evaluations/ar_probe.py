@@ -19,8 +19,9 @@ from engine.cli import parse_cli, run_entry
 from engine.config import save_config
 from engine.json_text import to_json
 from engine.messages import ConfigError, logger
-from engine.pipeline import config_file, run_stages
+from engine.pipeline import run_stages
 from engine.preflight import Preflight, require
+from engine.recipe_names import recipe_file
 from evaluations.cli import SPLITS
 from evaluations.pipelines.ar_probe import ARProbeConfig, collect, stages_of
 from evaluations.results import numbers_text
@@ -38,7 +39,8 @@ def needs(config: ARProbeConfig, preflight: Preflight) -> None:
     if config.reference not in SPLITS:
         preflight.file(config.reference, "reference")
     for path in (*config.gpt_configs, *config.probe_configs):
-        preflight.file(config_file(path), "gpt_configs, probe_configs")
+        with preflight.collecting():
+            preflight.file(recipe_file(path), "gpt_configs, probe_configs")
     preflight.output(config.run_dir, "run_dir")
 
 

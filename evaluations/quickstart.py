@@ -25,12 +25,11 @@ from engine.config import load_config
 from engine.data.config import DataConfig
 from engine.data.sources import attribution_of
 from engine.json_text import to_json
-from engine.messages import UserError, logger
+from engine.messages import logger
 from engine.pipeline import run_stages
 from engine.preflight import Preflight, require
 from evaluations.metrics.extractors import EXTRACTORS, OFFLINE_EXTRACTOR
 from evaluations.pipelines.quickstart import (
-    CONFIGS,
     DATA,
     DEFAULT_DATA,
     DEFAULT_SYSTEM,
@@ -86,8 +85,6 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
 
 def main() -> None:
     args = parse_args()
-    if not CONFIGS.is_dir():
-        raise UserError("run this from the root of the repository: bash scripts/quickstart.sh")
     check_flags(args)
     require(args, lambda preflight: needs(args, preflight), starts_scripts=True)
 

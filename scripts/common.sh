@@ -54,12 +54,17 @@ PY
 # Whether this python has what every command needs, and the optional groups $2.
 has_packages() { [ -x "$1" ] && [ -z "$(unmet_requirements "$@")" ]; }
 
-# Prints the python that runs this project: the one beside TORCH_RUN_PATH where that is set (so that it decides for one
-# process as for many), else the active environment if it has all packages in the right versions, else .venv. $1 may name
-# optional groups that are needed too.
+# Prints the python that runs this project: VT_PYTHON, which `vt` and pipelines set to the one that runs them; else the one
+# beside TORCH_RUN_PATH where that is set (so that it decides for one process as for many), else the active environment if
+# it has all packages in the right versions, else .venv. $1 may name optional groups that are needed too.
 find_python() {
     local python active
     active=$(active_env)
+    if [ -n "${VT_PYTHON:-}" ]; then
+        [ -x "$VT_PYTHON" ] || die "VT_PYTHON=$VT_PYTHON is not a program; unset it"
+        printf '%s\n' "$VT_PYTHON"
+        return
+    fi
     if [ -n "${TORCH_RUN_PATH:-}" ]; then
         [ -x "$TORCH_RUN_PATH" ] || die "TORCH_RUN_PATH=$TORCH_RUN_PATH is not a program; unset it or set it to the path of a torchrun"
         python=$(dirname -- "$TORCH_RUN_PATH")/python

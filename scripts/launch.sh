@@ -6,6 +6,7 @@
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 GPUS=8 bash scripts/launch.sh ...          on each machine, with its NODE_RANK
 #
 # Processes per machine: NPROC_PER_NODE, else gpus, else GPUS, else 1. Python: see find_python in scripts/common.sh.
+# An installed wheel has this file too, beside common.sh: `vt` and pipelines start their commands with it.
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
@@ -14,11 +15,11 @@ case "${1:-}" in
     "") usage >&2 && exit 2 ;;
 esac
 
-. "$REPO_ROOT/set_env_vars.sh"
+if [ -f "$REPO_ROOT/set_env_vars.sh" ]; then . "$REPO_ROOT/set_env_vars.sh"; fi # a wheel has no defaults for paths
 python=$(find_python)
 unset PREFLIGHT_DONE # of another command: this one has not been looked at yet
 num_processes=${NPROC_PER_NODE:-${gpus:-${GPUS:-1}}}
-num_nodes=$NNODES
+num_nodes=${NNODES:-1}
 
 for number in "$num_processes" "$num_nodes"; do
     case "$number" in
@@ -43,6 +44,7 @@ share_cores "$num_processes"
 
 # A process that is alone must not wait for others of whom a shell or an allocation still tells, nor a check count them.
 unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE
+: "${MASTER_ADDR:=127.0.0.1}" "${NODE_RANK:=0}"
 if [ "$num_nodes" -eq 1 ]; then
     if [ "$MASTER_ADDR" != 127.0.0.1 ] || [ "$NODE_RANK" != 0 ]; then
         echo "note: MASTER_ADDR=$MASTER_ADDR and NODE_RANK=$NODE_RANK are for NNODES above 1, and not used" >&2
@@ -75,10 +77,11 @@ case "$1 ${2:-}" in
         ;;
 esac
 
-# torchrun, with time to save; a TORCH_RUN_PATH that is not this environment's own torchrun is run as it is
+# torchrun, with time to save; a TORCH_RUN_PATH that is not this environment's own torchrun is run as it is, unless it
+# belongs to another environment than the one that VT_PYTHON decided for
 torchrun=("$python" -m engine.launcher)
 if [ -n "${TORCH_RUN_PATH:-}" ] && [ "$TORCH_RUN_PATH" != "$(dirname -- "$python")/torchrun" ]; then
-    torchrun=("$TORCH_RUN_PATH")
+    if [ -z "${VT_PYTHON:-}" ] || [ ! -x "$(dirname -- "$TORCH_RUN_PATH")/python" ]; then torchrun=("$TORCH_RUN_PATH"); fi
 fi
 exec "${torchrun[@]}" --nnodes "$num_nodes" --node-rank "$NODE_RANK" --nproc-per-node "$num_processes" \
     --master-addr "$MASTER_ADDR" --master-port "$port" "$@"

@@ -30,7 +30,8 @@ sys.path[:0] = [str(ROOT)]  # for the call as a script
 import torch  # noqa: E402
 
 from engine.devices import device_facts, device_problem, driver_version, gpu_names, nccl_version  # noqa: E402
-from engine.run_record import commit, library_versions  # noqa: E402
+from engine.installation import commit  # noqa: E402
+from engine.run_record import library_versions  # noqa: E402
 
 LIMIT = 480  # seconds of a piece
 NO_GPU = 2  # exit code

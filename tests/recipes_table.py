@@ -1,13 +1,8 @@
 """Updates the tables of recipes in README.md and docs/: `python tests/recipes_table.py`.
 
 A table stands between `<!-- table NAME -->` and `<!-- end of table -->`. Its content comes from the YAML files under
-configs/: sizes and steps from the configs that they resolve to, and published numbers from lines in their headers:
-
-    # Published: rFID 1.01, LPIPS 0.2226            numbers of the authors; (LABEL) says what they are of, where there
-    # Published (stage 2): rFID 3.90                are several
-    # Source: GigaTok README, S-S                   where they stand
-    # Released: S-S | [file.pt](https://...)        a checkpoint: name, for a GPT whose codes, file
-    # Cost: 32.2 GB on each of 8 GPUs, ...          see recipe_plans.py, which writes this line
+configs/: sizes and steps from the configs that they resolve to, and published numbers from lines in their headers (see
+evaluations/recipe_headers.py).
 """
 # ruff: noqa: E402
 
@@ -16,7 +11,6 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +19,7 @@ sys.path.append(str(ROOT))  # for the call as a script
 from recipe_plans import cost_of
 from recipes import CONFIGS, kind_of, load, name_of, recipes
 
+from evaluations.recipe_headers import Facts, facts_of, summary_of
 from tokenizer.training.checks import network_on_meta
 from tokenizer.training.phases import phases_of
 
@@ -49,65 +44,20 @@ NUMBER_COLUMNS = ("rFID", "LPIPS", "gFID", "accuracy")
 MARKED = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
-# ------------------------------------------------------------------------------------------------------ headers
-@dataclass
-class Facts:
-    """What the header of a YAML says of published numbers and files."""
-
-    numbers: dict[str, dict[str, str]] = field(default_factory=dict)  # metric -> {label: value}
-    source: str = ""
-    released: list[list[str]] = field(default_factory=list)
-
-    def cells(self) -> list[str]:
-        """rFID, LPIPS, gFID, accuracy and the source, to which all other numbers are added."""
-        if not self.numbers:
-            return ["", "", "", "", "-"]
-        others = [f"{name} {self._text(name)}" for name in self.numbers if name not in NUMBER_COLUMNS]
-        return [*(self._text(name) for name in NUMBER_COLUMNS), "; ".join([self.source, *others])]
-
-    def value(self, metric: str, label: str = "") -> str:
-        """One number; that without a label where there is none of `label`."""
-        values = self.numbers.get(metric, {})
-        return values.get(label, values.get("", ""))
-
-    def _text(self, metric: str) -> str:
-        values = self.numbers.get(metric, {})
-        has_labels = metric != "accuracy" and (metric == "gFID" or len(values) > 1)  # labels stand beside the gFID
-        return "; ".join(f"{label} {value}".strip() if has_labels else value for label, value in values.items())
-
-
-def header_lines(path: Path) -> list[str]:
-    """The comment on top of a YAML file; lines that are indented belong to those above."""
-    comment = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))[0]
-    return re.sub(r"\n# {3,}", " ", comment).replace("# ", "").splitlines()
-
-
-def header_of(path: Path) -> str:
-    """The comment on top of a YAML file in one line, without the facts for the tables."""
-    return " ".join(line for line in header_lines(path) if not re.match(r"(Published|Source|Released|Cost)\b.*:", line))
-
-
-def facts_of(path: Path) -> Facts:
-    """Reads the lines `Published`, `Source` and `Released`."""
-    facts = Facts()
-    for line in header_lines(path):
-        if published := re.match(r"Published(?: \((.*)\))?: (.*)", line):
-            for item in published[2].split(", "):
-                metric, _, value = item.rpartition(" ")
-                facts.numbers.setdefault(metric, {})[published[1] or ""] = value
-        elif line.startswith("Source: "):
-            facts.source = line.removeprefix("Source: ")
-        elif line.startswith("Released: "):
-            facts.released.append([cell.strip() for cell in line.removeprefix("Released: ").split("|")])
-    return facts
-
-
 # ------------------------------------------------------------------------------------------------------ recipes
-def summary_of(path: Path) -> str:
-    """What a recipe is, in a few words: the first sentence of its header up to the first colon, without its size."""
-    sentence = re.split(r"\.\s", header_of(path))[0]
-    summary = re.sub(r"^Overlay for \S+: ", "", sentence).partition(": ")[0]
-    return re.sub(r" \(\d[\d.]*[MB]\)", "", summary)
+def number_cells(facts: Facts) -> list[str]:
+    """rFID, LPIPS, gFID, accuracy and the source, to which all other numbers are added."""
+    if not facts.numbers:
+        return ["", "", "", "", "-"]
+    others = [f"{name} {numbers_text(facts, name)}" for name in facts.numbers if name not in NUMBER_COLUMNS]
+    return [*(numbers_text(facts, name) for name in NUMBER_COLUMNS), "; ".join([facts.source, *others])]
+
+
+def numbers_text(facts: Facts, metric: str) -> str:
+    """All numbers of a metric in one cell."""
+    values = facts.numbers.get(metric, {})
+    has_labels = metric != "accuracy" and (metric == "gFID" or len(values) > 1)  # labels stand beside the gFID
+    return "; ".join(f"{label} {value}".strip() if has_labels else value for label, value in values.items())
 
 
 def cells_of(path: Path) -> list[str]:
@@ -118,7 +68,7 @@ def cells_of(path: Path) -> list[str]:
     steps = " + ".join(f"{training.loop.steps:,}" for training in trainings)
     sizes = [in_words(size_of(path)), f"{config.data.global_batch_size:,}", steps]
     gigabytes, gpus = cost_of(path)
-    return [link, summary_of(path), *sizes, str(gpus), f"{gigabytes:.1f}", *facts_of(path).cells()]
+    return [link, summary_of(path), *sizes, str(gpus), f"{gigabytes:.1f}", *number_cells(facts_of(path))]
 
 
 def recipe_paths(pattern: str) -> list[Path]:

@@ -13,11 +13,11 @@ from recipes_table import (
     RECIPE_TABLES,
     TABLES,
     cells_of,
-    facts_of,
-    header_lines,
-    header_of,
+    number_cells,
     updated,
 )
+
+from evaluations.recipe_headers import facts_of, header_lines, header_of
 
 PATHS = [path for pattern in RECIPE_TABLES.values() for path in sorted(CONFIGS.glob(pattern))]
 NAMED = pytest.mark.parametrize("path", PATHS, ids=name_of)
@@ -64,11 +64,11 @@ def test_the_generator_reads_headers(tmp_path):
         "# Source: a table,\n#     row 3\n# Released: S-S | [a.pt](https://a)\nmodel: {}\n"
     )
     facts = facts_of(path)
-    assert facts.cells() == ["1.0; B-L (dino) 2.0", "", "", "", "a table, row 3; PSNR 20.5"]
+    assert number_cells(facts) == ["1.0; B-L (dino) 2.0", "", "", "", "a table, row 3; PSNR 20.5"]
     assert facts.released == [["S-S", "[a.pt](https://a)"]]
     assert header_of(path) == "A network: 16 tokens. It is small."
     path.write_text("# A network.\nmodel: {}\n")
-    assert facts_of(path).cells() == ["", "", "", "", "-"]
+    assert number_cells(facts_of(path)) == ["", "", "", "", "-"]
 
 
 @NAMED
@@ -89,10 +89,13 @@ def test_published_numbers_stay():
     """A few of them, of each family, so that a change of the reader of headers cannot lose all unnoticed."""
     by_name = {name_of(path): facts_of(path) for path in PATHS}
     assert sum(bool(facts.numbers) for facts in by_name.values()) == 37
-    assert by_name["vq/VQ_SS256.yaml"].cells() == ["1.01", "0.2226", "", "", "GigaTok README, S-S"]
+    assert number_cells(by_name["vq/VQ_SS256.yaml"]) == ["1.01", "0.2226", "", "", "GigaTok README, S-S"]
     assert by_name["gpt/GPT_B256.yaml"].value("gFID", "B-L (dino disc)") == "3.33"
-    assert by_name["llamagen/VQ_16.yaml"].cells()[0] == "2.19; at 384 px 0.94; at 512 px 0.70"
-    assert by_name["wetok/ablation/generative_decoder.yaml"].cells()[4] == "WeTok, table 2; PSNR 20.53; stage 2 20.72"
+    assert number_cells(by_name["llamagen/VQ_16.yaml"])[0] == "2.19; at 384 px 0.94; at 512 px 0.70"
+    assert (
+        number_cells(by_name["wetok/ablation/generative_decoder.yaml"])[4]
+        == "WeTok, table 2; PSNR 20.53; stage 2 20.72"
+    )
 
 
 @NAMED

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mains import entry_modules
 
-from engine.pipeline import PROJECT
+from engine.installation import CODE
 from evaluations.benchmarks.startup import COMMANDS, MORE_COMMANDS
 
 # Modules that take from a tenth of a second up, and those that only some evaluations, losses or sources use.
@@ -57,9 +57,9 @@ told["a world"] = newly_imported()
 
 def slow_imports(commands: list[list[str]]) -> dict[str, list[str]]:
     """{command: slow modules that it imported} of commands in one process, and of its end."""
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "IMGNET_ROOT": "imagenet"}
+    environment = {**os.environ, "PYTHONPATH": str(CODE), "IMGNET_ROOT": "imagenet"}
     arguments = [sys.executable, "-c", SCRIPT, json.dumps([SLOW, commands])]
-    done = subprocess.run(arguments, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(arguments, cwd=CODE, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -83,6 +83,6 @@ def test_a_dry_run_imports_nothing_slow():
     commands += [
         [module, "--config", f"configs/{name}", "--dry-run"] for module, names in configs.items() for name in names
     ]
-    assert all(Path(PROJECT, "configs", name).is_file() for names in configs.values() for name in names)
+    assert all(Path(CODE, "configs", name).is_file() for names in configs.values() for name in names)
     told = slow_imports(commands)
     assert {command: names for command, names in told.items() if names} == {}

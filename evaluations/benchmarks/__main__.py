@@ -25,10 +25,11 @@ import torch
 from engine.atomic_file import write_atomic
 from engine.cli import add_device_flag, entry_parser, positive, run_entry
 from engine.devices import device_facts, device_line, pick_device
+from engine.installation import commit
 from engine.json_text import to_json
 from engine.messages import UserError, logger
 from engine.preflight import Preflight, require
-from engine.run_record import commit, library_versions
+from engine.run_record import library_versions
 from evaluations.benchmarks.cases import Measurable, Row
 from evaluations.benchmarks.changes import slower_rows
 from evaluations.benchmarks.limits import Limits, measure_limits

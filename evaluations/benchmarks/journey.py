@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from engine.facts import flat_facts
+from engine.installation import CODE
 from engine.messages import UserError
-from engine.pipeline import PROJECT
 from evaluations.benchmarks.cases import OURS, Measurable, Row, Target, compared
 from evaluations.benchmarks.limits import Limits
 
@@ -43,7 +43,7 @@ class Journey:
         with earlier_tree() as tree, tempfile.TemporaryDirectory() as runs:
             results: dict[str, list[dict[str, Any]]] = {OURS: [], EARLIER: []}
             for number in range(REPETITIONS):
-                for name, code in ((OURS, PROJECT), (EARLIER, tree)):
+                for name, code in ((OURS, CODE), (EARLIER, tree)):
                     results[name].append(run_quickstart(code, Path(runs) / f"{name}-{number}"))
 
         # Seconds of all stages but the report, whose content has grown.
@@ -69,7 +69,7 @@ def earlier_tree() -> Iterator[Path]:
     """The code of the earlier commit, in a folder that is there for as long as the context lasts."""
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / EARLIER
-        git = ["git", "-C", str(PROJECT), "worktree"]
+        git = ["git", "-C", str(CODE), "worktree"]
         added = subprocess.run(
             [*git, "add", "--detach", str(tree), EARLIER], capture_output=True, text=True, check=False
         )

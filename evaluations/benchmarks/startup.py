@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.pipeline import PROJECT
+from engine.installation import CODE
 from evaluations.benchmarks.cases import OURS, Case, Target
 from evaluations.benchmarks.timing import Form
 
@@ -59,6 +59,6 @@ def cases(size: str, device: torch.device) -> Iterator[Case]:
 
 def _process(*arguments: str) -> Form:
     """A process of Python in the folder of the project, until it has ended. It raises where that fails."""
-    environment = {"IMGNET_ROOT": "imagenet", **os.environ, "PYTHONPATH": str(PROJECT)}
+    environment = {"IMGNET_ROOT": "imagenet", **os.environ, "PYTHONPATH": str(CODE)}
     command = [sys.executable, *arguments]
-    return lambda: subprocess.run(command, cwd=PROJECT, env=environment, check=True, capture_output=True)
+    return lambda: subprocess.run(command, cwd=CODE, env=environment, check=True, capture_output=True)

@@ -16,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.checkpoint.manifest import checkpoint_folders, read_manifest
 from engine.config import read_yaml
+from engine.installation import CONFIGS
 from engine.messages import UserError
 from engine.run_log import read_lines, read_metrics
-from evaluations.doctor.recipes import CONFIGS, Recipe, closest, current_config, recipes_for, recipes_of
+from evaluations.doctor.recipes import Recipe, closest, current_config, recipes_for, recipes_of
 from tokenizer import load_tokenizer
 
 CURVES = CONFIGS / "quickstart" / "reference_curves.json"

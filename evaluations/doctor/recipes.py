@@ -14,11 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from autoregressive.training.config import GPTTrainConfig
 from engine.aliases import current_tree
 from engine.config import flatten, merge_config, read_yaml
+from engine.installation import CONFIGS
+from engine.recipe_names import recipe_files
 from engine.yaml_files import read_layers
 from tokenizer.training.config import TokenizerTrainConfig
 from tokenizer.training.phases import phases_of
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 TRAINING_SECTIONS = {"model", "optim", "data"}  # what a YAML that trains a network has
 
 
@@ -63,7 +64,7 @@ def current_config(tree: DictConfig) -> DictConfig:
 @lru_cache
 def shipped_recipes() -> list[Recipe]:
     """Reads all YAMLs under configs/ that train a network by themselves."""
-    return [recipe for path in sorted(CONFIGS.rglob("*.yaml")) for recipe in recipes_of(path)]
+    return [recipe for path in recipe_files().values() for recipe in recipes_of(path)]
 
 
 def recipes_of(path: Path) -> list[Recipe]:

@@ -13,12 +13,13 @@ from engine.config import read_yaml
 from engine.json_text import to_json
 from engine.messages import UserError
 from engine.pipeline import Stage, StageLog, config_flags, module_stage
+from engine.recipe_names import recipe_file, recipe_files
 from engine.run_log import read_metrics
 from engine.yaml_files import read_own_layer
 from evaluations.results import read_result
 from evaluations.run_layout import RunLayout
 
-CONFIGS = Path("configs/quickstart")
+RECIPES = "quickstart"  # the folder of its recipes
 GUIDANCE_SCALE = 2.0
 NUM_SAMPLES = 1000  # generated images that are measured
 SHORT_SAMPLES = 120  # with --short: just enough for a distance of the 112 features of EfficientNet-Lite0
@@ -30,15 +31,15 @@ class System:
     """A family of models."""
 
     data: tuple[str, ...]  # that it has settings for
-    short_configs: tuple[Path, ...] = ()  # of the tokenizer's training with --short, over the others
+    short_configs: tuple[str, ...] = ()  # of the tokenizer's training with --short, over the others
     short_overrides: tuple[str, ...] = ()
 
 
-# The values of --system and --data; the first of each is the default. A folder of configs/quickstart has the YAMLs of a
-# system in place of the usual ones, or those of a data set over them.
+# The values of --system and --data; the first of each is the default. A folder of configs/quickstart has the recipes of
+# a system in place of the usual ones, or those of a data set over them.
 DATA = ("mnist5k", "twemoji")
 SYSTEMS = {
-    "gigatok": System(data=DATA, short_configs=(CONFIGS / "full.yaml",)),
+    "gigatok": System(data=DATA, short_configs=(f"{RECIPES}/full",)),
     "wetok": System(
         data=DATA[:1],
         short_overrides=("phases=[{steps: 20, lr: 1e-3}, {steps: 10, lr: 1e-3, generative_decoder: true}]",),
@@ -85,15 +86,15 @@ def run_folder(args: Namespace) -> Path:
     return candidate if args.fresh else newest
 
 
-def configs_of(args: Namespace, training: str) -> list[Path]:
-    """Lists the YAMLs of a training, later ones over earlier ones.
+def configs_of(args: Namespace, training: str) -> list[str]:
+    """Lists the recipes of a training by name, later ones over earlier ones.
 
     They are that of the system if it has its own, and overlays of the data and of --short.
     """
-    of_system = CONFIGS / args.system / f"{training}.yaml"
-    of_data = CONFIGS / args.data / f"{training}.yaml"
-    configs = [of_system if of_system.is_file() else CONFIGS / f"{training}.yaml"]
-    if of_data.is_file():
+    of_system = f"{RECIPES}/{args.system}/{training}"
+    of_data = f"{RECIPES}/{args.data}/{training}"
+    configs = [of_system if of_system in recipe_files() else f"{RECIPES}/{training}"]
+    if of_data in recipe_files():
         configs.append(of_data)
     if args.short and training == "tokenizer":
         configs += SYSTEMS[args.system].short_configs
@@ -102,7 +103,7 @@ def configs_of(args: Namespace, training: str) -> list[Path]:
 
 def image_size_of(args: Namespace) -> int:
     """Side of the images in pixels, as the tokenizer's YAMLs say it."""
-    first, *overlays = configs_of(args, "tokenizer")
+    first, *overlays = map(recipe_file, configs_of(args, "tokenizer"))
     # As on a command line, an overlay does not bring its base along.
     trees = [read_yaml(first), *(read_own_layer(path)[1] for path in overlays)]
     return OmegaConf.merge(*trees).data.image_size
@@ -110,7 +111,7 @@ def image_size_of(args: Namespace) -> int:
 
 def has_classifier(args: Namespace) -> bool:
     """Whether the classifier is for this data."""
-    return read_yaml(CONFIGS / "classifier.yaml").data.name == args.data
+    return read_yaml(recipe_file(f"{RECIPES}/classifier")).data.name == args.data
 
 
 # ------------------------------------------------------------------------------------------------ stages
@@ -177,7 +178,7 @@ def _more_evaluations(args: Namespace, layout: RunLayout) -> list[Stage]:
     if args.short:
         probe_overrides += ["probe.epochs=2", "probe.warmup_epochs=1"]
     short_force = ["--force"] if args.short else []
-    search_flags = list(read_yaml(CONFIGS / "ar_probe.yaml").search_flags)
+    search_flags = list(read_yaml(recipe_file(f"{RECIPES}/ar_probe")).search_flags)
 
     return [
         module_stage(
@@ -197,11 +198,11 @@ def _more_evaluations(args: Namespace, layout: RunLayout) -> list[Stage]:
             "--vq-ckpt", str(layout.tokenizer), "--output", str(layout.arrays("pca")),
         ),
         module_stage(
-            "ar_probe", "evaluations.ar_probe", "--config", str(CONFIGS / "ar_probe.yaml"),
+            "ar_probe", "evaluations.ar_probe", "--config", f"{RECIPES}/ar_probe",
             f"tokenizer={layout.tokenizer}", f"run_dir={layout.ar_probe}",
             f"num_fid_samples={SHORT_SEARCH_SAMPLES if args.short else 200}",
             *([f"search_flags={to_json([*search_flags, *short_force])}"] if args.short else []),
-            f"gpt_configs=[{','.join(map(str, configs_of(args, layout.generator.name)))}]",
+            f"gpt_configs=[{','.join(configs_of(args, layout.generator.name))}]",
             f"gpt_overrides=[loop.steps={20 if args.short else 300}]",
             f"probe_overrides=[{','.join(probe_overrides)}]",
         ),
@@ -210,9 +211,15 @@ def _more_evaluations(args: Namespace, layout: RunLayout) -> list[Stage]:
 
 def _probe(folder: Path, layout: RunLayout, overrides: list[str], *networks: str) -> Stage:
     """A linear probe into `folder`, whose name is also that of its YAML."""
-    config = CONFIGS / f"{folder.name}.yaml"
-    arguments = [*overrides, f"network.tokenizer={layout.tokenizer}", *networks, f"loop.run_dir={folder}"]
-    return module_stage(folder.name, "evaluations.linear_probe", "--config", str(config), *arguments)
+    arguments = [
+        "--config",
+        f"{RECIPES}/{folder.name}",
+        *overrides,
+        f"network.tokenizer={layout.tokenizer}",
+        *networks,
+        f"loop.run_dir={folder}",
+    ]
+    return module_stage(folder.name, "evaluations.linear_probe", *arguments)
 
 
 def report_stage(run: Path) -> Stage:

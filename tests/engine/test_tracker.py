@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 
+from engine import installation
 from engine.config import load_config
 from engine.loop import LoopConfig
 from engine.messages import UserError, logger
@@ -181,7 +182,7 @@ def test_the_record_says_whether_the_code_was_changed(changed, tmp_path, world, 
     """`dirty` is true where tracked files differ from the commit; outside of git both are unknown."""
     git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t"]
     (tmp_path / "code.py").write_text("1")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(installation, "CODE", tmp_path)
     assert start_record(world)["git"] == {"sha": "unknown", "dirty": "unknown"}
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*git, *command], check=True)

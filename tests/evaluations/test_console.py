@@ -78,7 +78,7 @@ def test_several_processes_start_through_the_launcher(variables, arguments, seve
 
 
 # ------------------------------------------------------------------------------------------------ recipes by name
-@pytest.mark.parametrize("name", ["vq/VQ_SS256", "VQ_SS256", "VQ_SS256.yaml", "configs/vq/VQ_SS256.yaml"])
+@pytest.mark.parametrize("name", ["vq/VQ_SS256", "VQ_SS256", "vq/VQ_SS256.yaml", "configs/vq/VQ_SS256.yaml"])
 def test_a_recipe_has_short_names_from_any_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert name_of(recipe_file(name)) == "vq/VQ_SS256.yaml"

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -151,13 +152,10 @@ def test_a_command_that_does_not_exist_is_not_done(tmp_path):
 
 
 def test_commands_can_be_started_from_any_folder(tmp_path, monkeypatch):
-    """Scripts and shipped configs are those of the project; a file that is here counts first."""
-    (tmp_path / "mine.yaml").write_text("")
+    """The launcher is that of the program, and it takes the Python that runs the pipeline."""
     monkeypatch.chdir(tmp_path)
-    launch = stages.module_stage("x", "some.module", *stages.config_flags(["mine.yaml", "configs/gpt/ar_probe.yaml"]))
-    words = launch.command
-    assert Path(words[1]).is_file() and words[2:6] == ["-m", "some.module", "--config", "mine.yaml"]
-    assert Path(words[7]).is_absolute() and Path(words[7]).is_file()
-    (tmp_path / "configs/gpt").mkdir(parents=True)
-    (tmp_path / "configs/gpt/ar_probe.yaml").write_text("")
-    assert stages.config_flags(["configs/gpt/ar_probe.yaml"])[1] == "configs/gpt/ar_probe.yaml"
+    launch = stages.module_stage("x", "some.module", *stages.config_flags(["mine.yaml", "gpt/ar_probe"]))
+    assert Path(launch.command[1]).is_file()
+    assert launch.command[2:] == ["-m", "some.module", "--config", "mine.yaml", "--config", "gpt/ar_probe"]
+    run_stages(tmp_path / "run", [Stage("x", ["sh", "-c", f"echo $VT_PYTHON > {tmp_path}/python"])])
+    assert (tmp_path / "python").read_text() == f"{sys.executable}\n"
