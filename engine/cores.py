@@ -1,6 +1,7 @@
 """The cores that this process may use: its affinity, and the quota of its control group (containers, SLURM).
 
-`usable_cores` in scripts/common.sh tells the same, before there is a Python. `busy_cores` says how many of them others
+`usable_cores` in scripts/common.sh tells the same, before there is a Python. `thread_settings` gives a process threads
+that fit them. `busy_cores` says how many of them others
 use at the moment.
 """
 
@@ -23,6 +24,19 @@ def usable_cores() -> int:
     num_cores = len(os.sched_getaffinity(0))
     quota, period = _quota()
     return max(1, min(num_cores, ceil_div(quota, period))) if quota > 0 and period > 0 else num_cores
+
+
+def thread_settings() -> dict[str, str]:
+    """Variables for the threads of a single process, as `share_cores` of scripts/common.sh sets them.
+
+    They count if they are set before torch is imported. Values of the user win.
+    """
+    settings = {}
+    if usable_cores() < len(os.sched_getaffinity(0)):
+        settings["OMP_NUM_THREADS"] = str(usable_cores())
+    if not os.environ.get("OMP_WAIT_POLICY"):
+        settings |= {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+    return {name: value for name, value in settings.items() if not os.environ.get(name)}
 
 
 def busy_cores(seconds: float = LOOK_SECONDS) -> float | None:

@@ -7,7 +7,9 @@ shell scripts inside the package `engine`, because top-level folders called `con
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -19,7 +21,18 @@ CODE = PACKAGE.parent  # the folder in which the packages lie
 ROOT = CODE if IS_CHECKOUT else PACKAGE  # the folder of configs/ and scripts/
 CONFIGS = ROOT / "configs"
 SCRIPTS = ROOT / "scripts"
+PYTHON_VARIABLE = "VT_PYTHON"  # of the environment: the Python that scripts/launch.sh takes
 UNKNOWN = "unknown"
+
+
+def launch_command(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module on the processes that the environment asks for; see `launch_environment`."""
+    return ["bash", str(SCRIPTS / "launch.sh"), "-m", module, *arguments]
+
+
+def launch_environment() -> dict[str, str]:
+    """This process's environment, with which `launch_command` stays with the Python of this process."""
+    return {**os.environ, PYTHON_VARIABLE: sys.executable}
 
 
 def commit() -> str:

@@ -10,9 +10,7 @@ checkpoint.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,12 +19,11 @@ from types import FrameType
 
 from engine import plugins
 from engine.atomic_file import write_atomic
-from engine.installation import SCRIPTS
+from engine.installation import launch_command, launch_environment
 from engine.json_text import to_json
 from engine.messages import UserError, logger
 from engine.stopping import EXIT_STOPPED, handled, names_of, stop_with_parent
 
-PYTHON_VARIABLE = "VT_PYTHON"  # tells scripts/launch.sh to stay in the environment of this process
 HEARTBEAT = 1.0  # seconds between two notes of the time spent
 
 
@@ -41,7 +38,7 @@ class Stage:
 
 def module_stage(name: str, module: str, *arguments: str) -> Stage:
     """A stage that runs a module of this project, on the processes that the environment asks for."""
-    return Stage(name, ["bash", str(SCRIPTS / "launch.sh"), "-m", module, *plugins.flags(), *arguments])
+    return Stage(name, launch_command(module, *plugins.flags(), *arguments))
 
 
 def config_flags(files: Iterable[str | Path]) -> list[str]:
@@ -111,8 +108,7 @@ def _run(stage: Stage, log: StageLog) -> None:
         signals.append(number)
         process.send_signal(number)
 
-    environment = {**os.environ, PYTHON_VARIABLE: sys.executable}
-    process = subprocess.Popen(stage.command, env=environment, preexec_fn=stop_with_parent, process_group=0)
+    process = subprocess.Popen(stage.command, env=launch_environment(), preexec_fn=stop_with_parent, process_group=0)
     exit_code = None
     with handled(pass_on):
         try:

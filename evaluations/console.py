@@ -15,10 +15,14 @@ import difflib
 import importlib
 import importlib.util
 import os
+import platform
 import sys
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
-from engine.installation import SCRIPTS
+from engine import __version__
+from engine.cores import thread_settings
+from engine.installation import CODE, DISTRIBUTION, UNKNOWN, commit, launch_command, launch_environment
 from engine.messages import UserError
 
 PROGRAM = "vt"
@@ -58,7 +62,7 @@ VERBS = {
 EXAMPLES = """examples:
   vt recipes wetok                                     which recipes there are, here those of WeTok
   vt train vq/VQ_SS256 loop.run_dir=runs/VQ_SS256      train a tokenizer; GPUS=8 before it for eight processes
-  vt train quickstart/tokenizer loop.steps=200         a tiny one, on a CPU
+  vt train quickstart/tokenizer loop.steps=400         a tiny one, on a CPU
   vt sample --help                                     the flags of a verb"""
 
 # Flags of trainers that have a value of their own, which is no recipe.
@@ -75,6 +79,9 @@ def main() -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return
+    if arguments[0] in ("-V", "--version"):
+        print(version_line())
+        return
 
     try:
         module, rest = resolve(arguments[0], arguments[1:])
@@ -88,8 +95,21 @@ def overview() -> str:
     """The table of verbs, and examples."""
     width = max(map(len, VERBS))
     table = [f"  {verb:{width}s}  {entry.summary}" for verb, entry in VERBS.items()]
-    head = f"usage: {PROGRAM} VERB ...       ({PROGRAM} VERB --help tells more)"
+    head = (
+        f"usage: {PROGRAM} VERB ...       ({PROGRAM} VERB --help tells more, {PROGRAM} --version which version this is)"
+    )
     return "\n".join([head, "", *table, "", EXAMPLES])
+
+
+def version_line() -> str:
+    """The version and the place of the code, and of the Python and the torch that run it, for reports of trouble."""
+    sha = commit()
+    code = f"{CODE}{'' if sha == UNKNOWN else f', commit {sha[:12]}'}"
+    try:
+        torch = f"torch {version('torch')}"
+    except PackageNotFoundError:
+        torch = "no torch"
+    return f"{DISTRIBUTION} {__version__} ({code}), Python {platform.python_version()}, {torch}"
 
 
 def resolve(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
@@ -113,9 +133,10 @@ def resolve(verb: str, arguments: list[str]) -> tuple[str, list[str]]:
 def run(verb: str, module: str, arguments: list[str]) -> None:
     """Runs a module here, or on the processes that the environment asks for."""
     if VERBS[verb].several and asks_for_several(arguments):
-        launcher = ["bash", str(SCRIPTS / "launch.sh"), "-m", module, *arguments]
-        os.execvp(launcher[0], launcher)
+        launcher = launch_command(module, *arguments)
+        os.execvpe(launcher[0], launcher, launch_environment())
 
+    os.environ.update(thread_settings())
     sys.argv = [f"{PROGRAM} {verb}", *arguments]
     from engine.cli import run_entry
 

@@ -1,7 +1,7 @@
 """Trains a tokenizer.
 
     bash scripts/train_vq.sh configs/vq/VQ_SS256.yaml loop.run_dir=runs/VQ_SS256
-    python -m tokenizer.train --config configs/quickstart/tokenizer.yaml loop.steps=200     (one process)
+    python -m tokenizer.train --config configs/quickstart/tokenizer.yaml loop.steps=400     (one process)
     python -m tokenizer.train --config configs/vq/VQ_SS256.yaml --dry-run               (checks, without data or memory)
 
 The same command continues a run that was stopped. If a config has `phases`, they are trained one after the other, each

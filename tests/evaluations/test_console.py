@@ -1,6 +1,7 @@
 """The command `vt`: which module a verb and a recipe run, and what it says where there is none."""
 
 import os
+import sys
 
 import pytest
 from recipes import ENTRIES, kind_of, name_of, recipes
@@ -70,11 +71,19 @@ def test_several_processes_start_through_the_launcher(variables, arguments, seve
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     commands = []
-    monkeypatch.setattr(os, "execvp", lambda program, command: commands.append(command) or exit())
-    monkeypatch.setattr("sys.argv", ["vt", "extract", *(arguments or ["--help"] * (not several))])
-    with pytest.raises(SystemExit):
+
+    def note(program, command, environment):
+        commands.append(command)
+        assert environment["VT_PYTHON"] == sys.executable
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execvpe", note)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr("sys.argv", ["vt", "extract", "--no-such-flag", *arguments])
+    with pytest.raises(SystemExit):  # here, or by the parser of the entry
         console.main()
-    assert [command[2:4] for command in commands] == [["-m", "autoregressive.extract_codes"]] * several
+    expected = ["-m", "autoregressive.extract_codes", "--no-such-flag", *arguments]
+    assert [command[2:] for command in commands] == ([expected] if several else [])
 
 
 # ------------------------------------------------------------------------------------------------ recipes by name
