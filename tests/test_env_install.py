@@ -15,7 +15,8 @@ BUILDS = [dict(zip(ROWS[0], row, strict=True)) for row in ROWS[1:]]
 # A python of an environment in which torch is missing until pip has run; pip only says what it was asked for.
 PYTHON = """#!/bin/sh
 case "$1 $2" in
-    "-m pip") shift 2; echo "pip $*"; for file in "$@"; do case "$file" in */build.txt) cat "$file" ;; esac; done
+    "-m pip") shift 2; echo "pip $*"
+        for file in "$@"; do case "$file" in */build.txt | */locked.txt) cat "$file" ;; esac; done
         touch "{marker}" ;;
     "-m venv") exit 1 ;;
     "- ") cat >/dev/null ;;
@@ -26,26 +27,45 @@ esac
 """
 
 
+# The same of uv, which shows all files of versions that it is given.
+UV = """#!/bin/sh
+echo "uv $*"; for file in "$@"; do case "$file" in */build.txt | */locked.txt) cat "$file" ;; esac; done
+touch "{marker}"
+"""
+NO_DRIVER = pytest.mark.skipif(
+    shutil.which("nvidia-smi", path="/usr/bin:/bin") is not None, reason="the machine has a real driver"
+)
+
+
 @pytest.fixture
 def install(tmp_path):
     """`install(driver, *arguments)` in a copy whose environment and nvidia-smi are fakes; what it prints."""
     (tmp_path / "scripts").mkdir()
-    for name in ("env_install.sh", "pyproject.toml", "scripts/common.sh", "scripts/torch_builds.tsv"):
+    for name in (
+        "env_install.sh",
+        "pyproject.toml",
+        "requirements.lock",
+        "scripts/common.sh",
+        "scripts/torch_builds.tsv",
+    ):
         shutil.copy(ROOT / name, tmp_path / name)
     programs = tmp_path / "env" / "bin"
     programs.mkdir(parents=True)
 
-    def call(driver: str | None, *arguments: str) -> str:
+    def call(driver: str | None, *arguments: str, uv: bool = False, **variables: str) -> str:
         marker = tmp_path / "installed"
         marker.unlink(missing_ok=True)
         (tmp_path / "env" / ".visual-tokenizers-checked").unlink(missing_ok=True)
         scripts = {"python": PYTHON.format(marker=marker, real=sys.executable)}
         if driver is not None:
             scripts["nvidia-smi"] = f"#!/bin/sh\necho {driver}\necho {driver}\n"
+        if uv:
+            scripts["uv"] = UV.format(marker=marker)
         for name, text in scripts.items():
             (programs / name).write_text(text)
             (programs / name).chmod(0o755)
         environment = {"PATH": f"{programs}:/usr/bin:/bin", "VIRTUAL_ENV": str(tmp_path / "env"), "HOME": str(tmp_path)}
+        environment |= variables
         command = ["bash", "env_install.sh", "--env", "active", *arguments]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -54,9 +74,7 @@ def install(tmp_path):
     return call
 
 
-@pytest.mark.skipif(
-    shutil.which("nvidia-smi", path="/usr/bin:/bin") is not None, reason="the machine has a real driver"
-)
+@NO_DRIVER
 def test_without_a_driver_nothing_is_chosen(install):
     assert "build.txt" not in install(None)
 
@@ -98,3 +116,48 @@ def test_the_builds_are_in_order_and_in_the_documents():
         assert re.search(
             rf"^\| {build['torch']} \| {build['torchvision']} \| {build['cuda']} \| {build['driver']} \|", page, re.M
         )
+
+
+# ------------------------------------------------------------------------------------------------ uv, lock, CPUs
+def test_uv_installs_only_where_it_is_asked_for(install):
+    """Into the same environment, with the same lists of packages."""
+    assert "uv " not in install("590.10", uv=True)
+    printed = install("535.104.05", "--uv", uv=True)
+    assert "uv pip install --python" in printed and "pip --disable" not in printed
+    assert "torch==2.10.0\ntorchvision==0.25.0\n" in printed, "the driver decides here too"
+
+
+def test_a_lock_holds_all_packages_but_torch(install):
+    """pip gets versions; uv gets the hashes too."""
+    printed = install("590.10", "--locked")
+    assert re.search(r"^numpy==[\d.]+ ;", printed, re.MULTILINE) and "--hash" not in printed
+    assert not re.search("^torch(vision)?[<=>]", printed.partition("pip install")[2], re.MULTILINE)
+    printed = install("590.10", "--uv", "--locked", uv=True)
+    assert re.search(r"^numpy==[\d.]+ ; .* \\\n +--hash=sha256:\w+", printed, re.MULTILINE)
+
+
+@NO_DRIVER
+def test_without_a_gpu_a_smaller_build_is_pointed_to(install):
+    """Not where a build was chosen."""
+    assert "saves about 4 GB" in install(None) and "UV_TORCH_BACKEND=cpu" in install(None, "--uv", uv=True)
+    assert "saves about" not in install(None, "--torch-index", "https://example.org/cpu")
+    assert "saves about" not in install(None, "--uv", uv=True, UV_TORCH_BACKEND="cpu")
+    assert "saves about" not in install("590.10")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--uv"], "there is no program uv"),
+        (
+            ["--locked", "--constraints", "pyproject.toml"],
+            "--locked and --constraints (or CONSTRAINTS) both name versions",
+        ),
+    ],
+)
+def test_options_that_cannot_be_followed_are_refused(arguments, message, tmp_path):
+    """Before anything is installed."""
+    command = ["bash", str(ROOT / "env_install.sh"), "--env", "active", *arguments]
+    variables = {"PATH": "/usr/bin:/bin", "VIRTUAL_ENV": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and message in done.stderr and done.stdout == ""
