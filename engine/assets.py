@@ -22,6 +22,7 @@ from torch import Tensor
 
 from engine.checkpoint.foreign.reader import read_checkpoint
 from engine.checkpoint.manifest import CheckpointError, file_sha256
+from engine.installation import install_hint
 from engine.messages import UserError, logger
 from engine.registry import lookup
 from engine.validation import Problem, Section
@@ -136,7 +137,7 @@ def _packaged_file(name: str, asset: Asset) -> Path:
     """The file of an asset that a Python package ships, without importing that."""
     spec = importlib.util.find_spec(asset.package)
     if spec is None or spec.origin is None:
-        raise AssetError(f"{name} needs the package {asset.source}; run: bash env_install.sh --extras quickstart")
+        raise AssetError(f"{name} needs the package {asset.source}; run: {install_hint('quickstart')}")
     return Path(spec.origin).parent / asset.file
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, requires
 from pathlib import Path
 
 DISTRIBUTION = "visual-tokenizers"
@@ -33,6 +34,18 @@ def launch_command(module: str, *arguments: str) -> list[str]:
 def launch_environment() -> dict[str, str]:
     """This process's environment, with which `launch_command` stays with the Python of this process."""
     return {**os.environ, PYTHON_VARIABLE: sys.executable}
+
+
+def install_hint(*extras: str) -> str:
+    """The command that installs optional groups of packages: the checkout's, or pip's with the packages by name."""
+    if IS_CHECKOUT:
+        return f"bash env_install.sh --extras {','.join(extras)}"
+    try:
+        groups = [line.split(";") for line in requires(DISTRIBUTION) or () if ";" in line]
+    except PackageNotFoundError:  # a wheel that was unpacked by hand
+        return f"pip install the packages of the extras {', '.join(extras)} in pyproject.toml"
+    names = [name.strip() for name, marker in groups if any(f'extra == "{extra}"' in marker for extra in extras)]
+    return shlex.join(["pip", "install", *dict.fromkeys(names)])
 
 
 def commit() -> str:

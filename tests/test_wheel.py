@@ -118,6 +118,12 @@ def test_the_quick_start_knows_its_recipes_in_any_folder(run):
     assert (done.returncode, done.stdout[:6]) == (0, "ready:"), done.stderr
 
 
+def test_missing_packages_are_asked_for_by_name(run):
+    """There is no env_install.sh beside a wheel, and no index need have this project."""
+    done = run("python", "-c", "from engine.installation import install_hint; print(install_hint('parquet', 'shards'))")
+    assert done.stdout == "pip install 'webdataset<2,>=1.0' 'pyarrow>=17'\n", done.stderr
+
+
 def test_several_processes_start_from_a_wheel(run, environment):
     """With the Python of the environment, although it has no torchrun."""
     (launcher,) = environment.glob("lib/python*/site-packages/engine/scripts/launch.sh")

@@ -26,6 +26,7 @@ from PIL import Image
 from engine.data.base import SourceConfig, SourceKind, Survey
 from engine.data.identity import digest_of
 from engine.data.images import read_image
+from engine.installation import install_hint
 from engine.messages import UserError
 
 SPLIT_SEED = 20250412  # of the permutation that picks held-out images; results of all versions depend on it
@@ -101,7 +102,7 @@ def _package_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise UserError(
-            f"this data needs the package {INSTALL_NAMES[package]}; run: bash env_install.sh --extras quickstart,dev"
+            f"this data needs the package {INSTALL_NAMES[package]}; run: {install_hint('quickstart', 'dev')}"
         )
     return Path(spec.origin).parent
 

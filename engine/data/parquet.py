@@ -30,6 +30,7 @@ from engine.data.images import decode_image, printable
 from engine.data.index_file import Index, cached_index, file_state, index_path
 from engine.data.listing import is_folder, is_hidden
 from engine.data.tar_members import MAX_CLASSES
+from engine.installation import install_hint
 from engine.messages import UserError, logger
 
 INDEX_FORMAT = 1  # of the cached index
@@ -45,7 +46,7 @@ def pyarrow_parquet() -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError("data.name=parquet needs the package pyarrow: bash env_install.sh --extras parquet") from error
+        raise UserError(f"data.name=parquet needs the package pyarrow: {install_hint('parquet')}") from error
     return pyarrow.parquet
 
 

@@ -29,6 +29,7 @@ from engine.data.images import decode_image, printable
 from engine.data.index_file import Index, cached_index, file_state, index_path, is_there
 from engine.data.listing import is_folder
 from engine.data.tar_members import JSON_SUFFIX, LABEL_SUFFIX, NO_LABEL, list_tar, read_member
+from engine.installation import install_hint
 from engine.messages import UserError, logger
 
 INDEX_FORMAT = 4  # of the cached index
@@ -41,7 +42,7 @@ def webdataset() -> Any:
     try:
         import webdataset
     except ImportError as error:
-        raise UserError("data.name=shards needs the package webdataset: bash env_install.sh --extras shards") from error
+        raise UserError(f"data.name=shards needs the package webdataset: {install_hint('shards')}") from error
     return webdataset
 
 
