@@ -65,6 +65,17 @@ EXAMPLES = """examples:
   vt train quickstart/tokenizer loop.steps=400         a tiny one, on a CPU
   vt sample --help                                     the flags of a verb"""
 
+TRAIN_HELP = f"""usage: {PROGRAM} train RECIPE [flag or key=value ...]
+
+Trains what a recipe describes. RECIPE is a name ({PROGRAM} recipes lists them) or the path of a YAML file. It may also
+be given by --config, which may be repeated: later files win. The sections of the recipe decide which command trains it,
+and the first line says which. For the flags of that command: {PROGRAM} train RECIPE --help
+
+  {PROGRAM} train vq/VQ_SS256 loop.run_dir=runs/VQ_SS256      key=value sets any key; the same command continues a run
+  {PROGRAM} train vq/VQ_SS256 --dry-run                       check the recipe, and say what is missing here
+  {PROGRAM} train vq/VQ_SS256 --print-config                  all keys with values; --help-config KEY explains one
+  GPUS=8 {PROGRAM} train gpt/GPT_B256 data.codes=codes/VQ_SS256 data.tokenizer=runs/VQ_SS256    eight processes"""
+
 # Flags of trainers that have a value of their own, which is no recipe.
 WITH_VALUE = ("--config", "--plugin", "--plan", "--help-config")
 # With these a command prints something and ends: one process is enough.
@@ -164,6 +175,9 @@ def training_command(arguments: list[str]) -> tuple[str, list[str]]:
 
     recipe, rest = split_recipe(arguments)
     files = ([recipe] if recipe else []) + config_files(rest)
+    if not files and {"-h", "--help"} & set(rest):
+        print(TRAIN_HELP)
+        raise SystemExit(0)
     if not files:
         raise UserError(
             f"name a recipe or a YAML file, as in: {PROGRAM} train vq/VQ_SS256 loop.run_dir=runs/VQ_SS256 "

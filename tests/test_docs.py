@@ -19,6 +19,7 @@ import evaluations.doctor.data
 from engine import plugins
 from engine.config import load_config
 from engine.config_help import describe
+from evaluations import console
 from evaluations.doctor.checks import CHECKS
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +46,8 @@ SHELL_ONLY = {
 }
 
 
-COMMAND = re.compile(r"(bash (scripts/|env_install)|python -m (engine|tokenizer|autoregressive|evaluations)\.)")
+COMMAND = re.compile(r"(bash (scripts/|env_install)|python -m (engine|tokenizer|autoregressive|evaluations)\.|vt )")
+PLACEHOLDERS = {"NAME", "RECIPE", "..."}  # in the place of arguments
 
 
 def commands_of(lines: Iterable[str]) -> list[str]:
@@ -94,30 +96,35 @@ def test_shown_command_is_accepted(page, command, monkeypatch, tmp_path):
         check_command(page, command, monkeypatch)
 
 
-def check_command(page: Path, command: str, monkeypatch) -> None:
-    words = shlex.split(command)
+def entry_of(page: Path, words: list[str]) -> tuple[str, list[str]] | None:
+    """(module, arguments) that the words of a command stand for; None where only a shell script runs."""
     if words[0] == "bash":
-        script = words[1]
-        assert (ROOT / script).is_file(), f"{page}: {script} does not exist"
-        if script in SHELL_ONLY:
-            return
-        arguments = words[2:]
-        name = WRAPPERS[Path(script).stem].picked(arguments)
-    else:
-        name, arguments = words[2], words[3:]
-    if name in UNPARSED:
+        assert (ROOT / words[1]).is_file(), f"{page}: {words[1]} does not exist"
+        if words[1] in SHELL_ONLY:
+            return None
+        return WRAPPERS[Path(words[1]).stem].picked(words[2:]), words[2:]
+    if words[0] == "vt":
+        assert words[1] in {*console.VERBS, "VERB"} or words[1].startswith("-"), f"{page}: {words}"
+        nothing_to_check = len(words) == 2 or words[2] == "--help" or PLACEHOLDERS & set(words)
+        return None if nothing_to_check else console.resolve(words[1], words[2:])
+    return None if words[2] in UNPARSED else (words[2], words[3:])
+
+
+def check_command(page: Path, command: str, monkeypatch) -> None:
+    entry = entry_of(page, shlex.split(command))
+    if entry is None:
         return
+    name, arguments = entry
     module = importlib.import_module(name)
     if hasattr(module, "__path__"):  # `python -m` of a package runs its __main__
         module = importlib.import_module(f"{name}.__main__")
-    if not arguments:
+    if not arguments or arguments == ["--help"]:
         return  # the name of an entry, which exists
     if name in TRAINERS:
-        files = [a for a in arguments if a.endswith(".yaml")]
+        files = console.config_files(arguments) or [a for a in arguments if a.endswith(".yaml")]
         overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
-        assert all((ROOT / f).is_file() for f in files), f"{page}: {files}"
         plugins.load_from_arguments(arguments)
-        load_config(getattr(module, TRAINERS[name]), [ROOT / f for f in files], overrides)
+        load_config(getattr(module, TRAINERS[name]), files, overrides)
         return
     monkeypatch.setattr("sys.argv", ["entry", *arguments])
     args = module.parse_args()

@@ -44,6 +44,12 @@ def test_a_recipe_that_says_nothing_is_refused(tmp_path):
         module_for("loop.steps=1")
 
 
+def test_the_help_of_train_needs_no_recipe(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        module_for("--help")
+    assert "vt train RECIPE --help" in capsys.readouterr().out
+
+
 def test_the_recipe_may_stand_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b.yaml").write_text("")
