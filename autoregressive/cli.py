@@ -123,7 +123,9 @@ def settings_of(args: argparse.Namespace) -> SamplerSettings:
 def add_gpt_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the documented flags that name a generator. `--weights` comes with the tokenizer's flags."""
     parser.add_argument(
-        "--gpt-ckpt", required=True, help="generator: a folder (run, checkpoint or export), or a published file"
+        "--gpt-ckpt",
+        required=True,
+        help="generator: a folder (run, checkpoint or export), a published file, or hf-hub:organization/name",
     )
     parser.add_argument("--gpt-config", help="YAML file of the architecture, for a published file")
     parser.add_argument(

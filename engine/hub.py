@@ -12,12 +12,16 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from engine.checkpoint.manifest import CheckpointError, file_sha256
 from engine.messages import UserError, logger
+from engine.yaml_files import read_own_layer
 
 PREFIX = "hf-hub:"
 ADDRESS = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -162,9 +166,18 @@ def _snapshot(address: HubAddress, offline: bool, *, part: str = "", ignored: st
 
 def _require_plain(config: Path, text: str) -> None:
     """Raises UserError where a config of the hub would read other files or environment variables of this machine."""
-    content = config.read_text(encoding="utf-8", errors="replace")
-    if "${" in content or re.search(r"^base\s*:", content, re.MULTILINE):
+    base, tree = read_own_layer(config)
+    if base is not None or _has_reference(OmegaConf.to_container(tree, resolve=False)):
         raise UserError(f"{text}: its config.yaml must hold plain values; `base:` and ${{...}} are refused")
+
+
+def _has_reference(value: Any) -> bool:
+    """Whether a value of a config, or one inside it, refers to something else."""
+    if isinstance(value, Mapping):
+        return any(_has_reference(item) for pair in value.items() for item in pair)
+    if isinstance(value, list):
+        return any(_has_reference(item) for item in value)
+    return isinstance(value, str) and "${" in value
 
 
 def one_line(error: Exception) -> str:

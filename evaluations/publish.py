@@ -110,8 +110,9 @@ def title_of(args: argparse.Namespace, networks: Sequence[PublishedNetwork], des
         return args.title
     if is_address(destination.address):
         return destination.address.rpartition("/")[2]
-    kinds = [("Generator" if network.source.is_generator else "Tokenizer") for network in networks]
-    return " and ".join(kinds) + (f", {networks[0].recipe}" if networks[0].recipe else "")
+    kinds = " and ".join("generator" if network.source.is_generator else "tokenizer" for network in networks)
+    recipes = " and ".join(network.recipe for network in networks if network.recipe)
+    return kinds.capitalize() + (f" of {recipes}" if recipes else "")
 
 
 def require_public(files: dict[str, Path]) -> None:

@@ -27,7 +27,7 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False) 
         "--vq-ckpt",
         required=True,
         action=action,
-        help="tokenizer: a folder (run, checkpoint or export), or a published file",
+        help="tokenizer: a folder (run, checkpoint or export), a published file, or hf-hub:organization/name",
     )
     parser.add_argument(
         "--tok-config", "--model-config", action=action, help="YAML file of the architecture, for a published file"

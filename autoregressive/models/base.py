@@ -136,7 +136,11 @@ class Generator(nn.Module):
         """
         if self.provenance is None:
             return Classes.unknown(self.num_classes, "the generator")
-        return Classes.from_stamp(self.provenance.stamp, self.num_classes, f"the generator {self.provenance.path}")
+        owner = f"the generator {self.provenance.path}"
+        classes = Classes.from_stamp(self.provenance.stamp, self.num_classes, owner)
+        if len(classes) != self.num_classes:
+            raise UserError(f"{owner} has {self.num_classes} classes, but its stamp names {len(classes)}")
+        return classes
 
     @property
     def device(self) -> torch.device:

@@ -21,6 +21,7 @@ from evaluations.publication.networks import CONFIG_FILE, WEIGHTS_FILE, Publishe
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]()#|~])")  # what Markdown reads as more than text
 SHOWN_CLASSES = 20
+NOT_FID = "frechet_lite0"  # how its numbers are called, so that nobody takes them for others
 TAGS = ("visual-tokenizer", "image-generation", "pytorch")
 # Keys of the training that a reader looks for first, of those that a config has; all others are in its file.
 SHOWN_KEYS = (
@@ -173,6 +174,8 @@ def _results(results: Sequence[MeasuredResult]) -> str:
     if not results:
         return "## Results\n\nNo results were published with it."
     parts = ["## Results", "Measured on the weights of this repository. Compare numbers only where protocols agree."]
+    if any(name.startswith(NOT_FID) for measured in results for name in measured.result["metrics"]):
+        parts.append(plain(f"{NOT_FID} is a Frechet distance of EfficientNet-Lite0 features. It is not FID."))
     for measured in results:
         protocol = "\n".join(escape(line) for line in measured.protocol())
         parts.append(f"### {plain(measured.name)}\n\n{_table(measured.rows())}")

@@ -94,7 +94,10 @@ def test_a_cached_file_that_was_changed_is_refused(hub, repository):
     assert survey_tokenizer(ADDRESS).num_tokens == 8  # sizes alone do not read it
 
 
-@pytest.mark.parametrize("line", ["base: ../../secret.yaml", "init: ${oc.env:HOME}"])
+@pytest.mark.parametrize(
+    "line",
+    ["base: ../../secret.yaml", '"base" : ../../secret.yaml', "note: ${oc.env:HOME}", 'note: "\\x24{oc.env:HOME}"'],
+)
 def test_a_config_that_reads_this_machine_is_refused(hub, repository, line):
     text = hub.contents[hub.repos["someone/net"].commits[-1][1]["config.yaml"]].decode()
     hub.seed("someone/net", {"config.yaml": f"{line}\n{text}".encode()})
