@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -255,6 +256,43 @@ def full_precision(device: torch.device) -> Iterator[None]:
     finally:
         for backend, allowed in zip(backends, allowed_before, strict=True):
             backend.allow_tf32 = allowed
+
+
+class DeviceClock:
+    """How long pieces of work take on a device: on a CPU by the clock of the host, on a GPU by marks among its kernels.
+
+    On a GPU nothing is waited for until the time is read.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins anew, at 0 seconds."""
+        self._on_host = 0.0
+        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []  # begin and end of each piece on a GPU
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Counts the work that is begun inside."""
+        if not is_gpu(self._device):
+            began = time.perf_counter()
+            yield
+            self._on_host += time.perf_counter() - began
+            return
+
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        yield
+        end.record()
+        self._marks.append((begin, end))
+
+    def seconds(self) -> float:
+        """The time of all pieces so far; waits for the end of the last one."""
+        if self._marks:
+            self._marks[-1][1].synchronize()
+        return self._on_host + sum(begin.elapsed_time(end) for begin, end in self._marks) / 1000  # ms
 
 
 class RecordedFunction:

@@ -18,7 +18,7 @@ from torch import Tensor
 from engine.agreement import StopAgreement
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import WeightSets
-from engine.devices import DEVICES
+from engine.devices import DEVICES, DeviceClock
 from engine.messages import UserError
 from engine.meters import Meters, Work, no_work
 from engine.run_log import Run
@@ -127,13 +127,14 @@ def fit(
     show: tuple[str, ...] = (),
     begin: Callable[[], None] | None = None,
     work: Work = no_work,
+    clocks: Mapping[str, DeviceClock] | None = None,
 ) -> bool:
     """Trains `task` to `config.last_step`, continuing from the newest checkpoint of the run if there is one.
 
     `batches_from(start)` yields micro-batches from step `start` on; it is a pure function of (seed, position), so there
     is no data state to restore. `show` names the metrics that the console prints (default: all). `begin` puts a
     starting point into the task; it is called only where there is no checkpoint to continue from. `work` says what a
-    step does for one image, for the meters (`engine.meters`).
+    step does for one image, and `clocks` time parts of a step by the names of their meters (`engine.meters`).
 
     A stop signal (`engine.stopping.STOP_SIGNALS`) saves and raises SystemExit with code 75: after the step under way,
     or where there are several processes within a few steps (`engine.agreement`). In the last step it does not, because
@@ -148,7 +149,7 @@ def fit(
     run.start_bar(start, end)
     agreement = StopAgreement(world)
     inspected = start
-    meters = Meters(start, end, world, config.precision, work)
+    meters = Meters(start, end, world, config.precision, work, clocks)
     note = meters.note()
     if note is not None:
         run.log(note)

@@ -6,6 +6,8 @@
     model_tflops          10^12 operations of the model per second and process, see `engine.flops`
     mfu                   the same as a fraction of the device's peak (`engine.gpus`)
     data_wait             fraction of the time in which a process waited for data; mean over processes
+    tokenize_share        fraction of the time in which images become tokens; mean over processes. Only where a training
+                          makes its tokens itself (`data.tokenize=online`)
     peak_memory_gb        most memory that a process has held since its start (a GPU's, else its own), in 10^9 bytes;
                           mean over processes
     val/seconds           what a validation took
@@ -17,21 +19,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
 import torch
 from torch import Tensor
 
 from engine.data.wait import DataWait
-from engine.devices import held_at_most, name_of_device
+from engine.devices import DeviceClock, held_at_most, name_of_device
 from engine.flops import ImageWork
 from engine.gpus import gpu_of
 from engine.world import World
 
 METERS = (
     "steps_per_second", "images_per_second", "tokens_per_second", "model_tflops", "mfu", "data_wait",
-    "peak_memory_gb", "val/seconds",
+    "tokenize_share", "peak_memory_gb", "val/seconds",
 )  # fmt: skip
 Work = Callable[[int], ImageWork]  # step, counted from 0 -> what it does for one image
 
@@ -42,12 +44,24 @@ def no_work(step: int) -> ImageWork:
 
 
 class Meters:
-    """The meters of one call of `engine.loop.fit`, from step `start` to `total`. All ranks `read` together."""
+    """The meters of one call of `engine.loop.fit`, from step `start` to `total`. All ranks `read` together.
 
-    def __init__(self, start: int, total: int, world: World, precision: str, work: Work = no_work) -> None:
+    `clocks` time parts of a step: each gives a meter, a share of the time, under its name.
+    """
+
+    def __init__(
+        self,
+        start: int,
+        total: int,
+        world: World,
+        precision: str,
+        work: Work = no_work,
+        clocks: Mapping[str, DeviceClock] | None = None,
+    ) -> None:
         self.world = world
         self.total = total
         self.work = work
+        self.clocks = clocks or {}
         gpu = gpu_of(name_of_device(world.device))
         self.peak = None if gpu is None else gpu.peak(precision)
         self.start = start
@@ -72,6 +86,8 @@ class Meters:
         self._since = time.perf_counter()
         self._step = step
         self._data_wait.restart()
+        for clock in self.clocks.values():
+            clock.restart()
         self._images = 0
         self._tokens = 0
         self._flops: int | None = 0
@@ -98,6 +114,7 @@ class Meters:
         """The meters of the steps since the last record, and a new beginning. A collective."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
         of_rank = {"data_wait": self._data_wait.measure(), "peak_memory_gb": held_at_most(self.world.device) / 1e9}
+        of_rank |= {name: min(clock.seconds() / seconds, 1.0) for name, clock in self.clocks.items()}
 
         # Rates, where what they count is known.
         meters = {

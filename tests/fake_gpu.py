@@ -148,6 +148,23 @@ def _deepcopy(tensor: Tensor, memo: dict[int, Tensor]) -> Tensor:
     return memo[id(tensor)]
 
 
+class _Event:
+    """In place of a mark among the kernels of a GPU: no time passes between two of them."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.is_recorded = True
+
+    def synchronize(self) -> None:
+        assert self.is_recorded
+
+    def elapsed_time(self, later: _Event) -> float:
+        assert self.is_recorded and later.is_recorded
+        return 0.0
+
+
 def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
     """In place of `nn.Module._apply`, which swaps tensors in place: new parameters and buffers."""
     for part in module.modules():
@@ -167,6 +184,7 @@ def fake_gpu() -> Iterator[HostReads]:
     with (
         mock.patch.object(rope, "unset_fake_temporarily", nullcontext),
         mock.patch.object(torch.cuda, "synchronize"),
+        mock.patch.object(torch.cuda, "Event", _Event),
         mock.patch.object(nn.init, "trunc_normal_", lambda tensor, *_, **__: tensor),  # it looks at its numbers
         mock.patch.object(nn.Module, "_apply", _apply),
         mock.patch.object(Tensor, "backward", _backward),

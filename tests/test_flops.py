@@ -112,6 +112,17 @@ def test_the_step_of_a_tokenizer_counts_what_torch_counts(name, step):
     assert ours == pytest.approx(counted(lambda: one_step(task, image_size, step, batch)), rel=0.01)
 
 
+@pytest.mark.parametrize("name", ["vq/VQ_SS256.yaml", "llamagen/VQ_16.yaml", "wetok/WeTok_768.yaml"])
+def test_encoding_counts_what_torch_counts(name):
+    """Exactly: as in the training of a GPT on images, where no gradient is taken."""
+    config, _ = load(CONFIGS / name)
+    network = network_on_meta(phases_of(config)[0]).eval()
+    images = torch.zeros(2, 3, network.image_size, network.image_size, device="meta")
+    ours = ImageWork(network.num_tokens, network.encoding_flops()).flops
+    with torch.no_grad():
+        assert 2 * ours == counted(lambda: network.encode(images))
+
+
 @pytest.mark.parametrize("name", GPTS)
 def test_the_step_of_a_gpt_counts_what_torch_counts(name):
     """Exactly: there is no first layer whose input has no gradient."""

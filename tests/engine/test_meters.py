@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import meters as meters_module
+from engine.devices import DeviceClock
 from engine.flops import ImageWork, PartFlops
 from engine.gpus import GPUS, gpu_of
 from engine.meters import METERS, Meters
@@ -36,7 +37,7 @@ def test_rates_by_hand(world, clock):
         clock[0] += 0.375
         meters.count(batches(3, 5), step)
     found = meters.read(14)
-    assert set(found) == set(METERS) - {"val/seconds"}
+    assert set(found) == set(METERS) - {"val/seconds", "tokenize_share"}
     assert found["steps_per_second"] == 2 and found["images_per_second"] == 16 and found["tokens_per_second"] == 256
     assert found["model_tflops"] == pytest.approx(32e-3) and found["mfu"] == pytest.approx(0.032)
     assert found["data_wait"] == 0.25 and found["peak_memory_gb"] > 0.01
@@ -52,6 +53,24 @@ def test_rates_by_hand(world, clock):
     clock[0] += 1
     meters.count(batches(8), 14)
     assert meters.read(15)["images_per_second"] == 8
+
+
+def test_parts_of_a_step_are_timed_by_their_clocks(world, clock):
+    """As shares of the time since the last record; what happens before a validation ends counts for nothing."""
+    tokenizing = DeviceClock(world.device)
+    meters = Meters(0, 4, world, "fp32", clocks={"tokenize_share": tokenizing})
+    for share in (0.25, 0.75):
+        for step in range(2):
+            with tokenizing.running():
+                clock[0] += share
+            clock[0] += 1 - share
+            meters.count(batches(8), step)
+        assert meters.read(2)["tokenize_share"] == share
+    with tokenizing.running():
+        clock[0] += 9
+    meters.validate(lambda done: {}, 2)
+    clock[0] += 1
+    assert meters.read(3)["tokenize_share"] == 0
 
 
 def test_work_that_changes_from_step_to_step(world, clock):

@@ -291,6 +291,10 @@ class Tokenizer(nn.Module):
         """
         return None
 
+    def encoding_flops(self) -> tuple[PartFlops, ...] | None:
+        """What `encode` computes for one image, by part; None, the default, where the network does not count it."""
+        return None
+
     def facts(self) -> dict[str, Any]:
         """What a result says about this network beside its provenance, such as the seed of its noise."""
         return {}

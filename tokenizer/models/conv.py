@@ -121,6 +121,13 @@ class ConvTokenizer(Tokenizer):
             PartFlops("decoder", "convolution", decoder, recomputed=True),
         )
 
+    def encoding_flops(self) -> tuple[PartFlops, ...]:
+        quantizer = self.quantizer.training_flops(self.num_tokens, entropy=False)
+        return (
+            PartFlops("tokenizer's encoder", "convolution", self.encoder.flops(self.image_size), True),
+            PartFlops("tokenizer's quantizer", "matrix", quantizer, True),
+        )
+
     @property
     def token_grid(self) -> tuple[int, int]:
         side = self.image_size // self.factor

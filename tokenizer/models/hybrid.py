@@ -191,6 +191,15 @@ class HybridTokenizer(Tokenizer):
             PartFlops("decoder", "convolution", TRAINED * decodings * self.decoder.flops(self.grid), recomputed=True),
         )
 
+    def encoding_flops(self) -> tuple[PartFlops, ...]:
+        transformer = self.query_encoder.flops() + linear_flops(self.quant_proj, self.num_tokens)
+        quantizer = self.quantizer.training_flops(self.num_tokens, entropy=False)
+        return (
+            PartFlops("tokenizer's encoder", "convolution", self.encoder.flops(self.image_size), True),
+            PartFlops("tokenizer's transformer", "matrix", transformer, True),
+            PartFlops("tokenizer's quantizer", "matrix", quantizer, True),
+        )
+
     @property
     def token_grid(self) -> tuple[int, int] | None:
         return (self.grid, self.grid) if self.config.layout == "2d" else None

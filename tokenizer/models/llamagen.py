@@ -54,3 +54,7 @@ class LlamaGenTokenizer(ConvTokenizer):
         projections = TRAINED * sum(linear_flops(layer, self.num_tokens) for layer in layers)
         parts = super().training_flops(entropy=entropy, shortcut=shortcut, semantic=semantic)
         return (*parts, PartFlops("projections", "matrix", projections))
+
+    def encoding_flops(self) -> tuple[PartFlops, ...]:
+        projection = linear_flops(self.quant_proj, self.num_tokens)
+        return (*super().encoding_flops(), PartFlops("tokenizer's projection", "matrix", projection, True))
