@@ -3,7 +3,8 @@
 Networks     models/ (generators, their heads and layers)
 Sampling     guidance, sampling (logits -> index), labels (names of classes), generate (labels -> tokens),
              image_sampler (labels -> images), sampling_weights (layout of the weights)
-Training     views (crops that become codes), codes, code_writer (store of codes), training/ (config, build, task)
+Training     views (crops that become codes), codes, code_writer (store of codes), tokenized (images as tokens, made
+             when they are asked for), training/ (config, data, build, task)
 Files        loading (trained generators), published (layouts of published files)
 Entries      extract_codes, train, sample, convert; cli holds the flags that entries share
 """

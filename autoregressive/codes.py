@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoregressive.views import VIEWS
 from engine.aliases import current_manifest
 from engine.arithmetic import ceil_div
 from engine.data.classes import Classes, labels_among
@@ -145,6 +146,12 @@ class CodeStore:
     def tokens(self, index: int, view: int) -> Tensor:
         """The tokens of one view of an image, (num_tokens,) or (num_tokens, k) int64."""
         return torch.from_numpy(self.codes[index, view].astype(np.int64))
+
+    def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Numbers of images (B,) -> tokens (B, num_tokens[, k]) of their center views, labels (B,)."""
+        view = VIEWS[self.manifest.views].center
+        tokens = torch.stack([self.tokens(row, view) for row in rows])
+        return tokens, torch.tensor([int(self.labels[row]) for row in rows])
 
     def gather(self, indices: np.ndarray, views: np.ndarray) -> Tensor:
         """The tokens of one view of each image, in one read: (B, num_tokens[, k]) int64."""

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from autoregressive.codes import CodeStore
+from autoregressive.training.config import images_of
 from engine.checkpoint.manifest import (
     CheckpointError,
     find_damage,
@@ -31,8 +32,7 @@ from engine.checkpoint.manifest import (
     read_manifest,
 )
 from engine.cli import entry_parser, run_entry
-from engine.config import merge_config, read_yaml
-from engine.data.config import DataConfig
+from engine.config import read_yaml
 from engine.data.order import SampleOrder
 from engine.data.sources import open_source
 from engine.preflight import Preflight, require
@@ -100,11 +100,8 @@ def next_ids(config: DictConfig, step: int, order_version: int) -> list[int]:
 
     `order_version` is that of the order in which the run reads them.
     """
-    if "codes" in config.data:
-        count = len(CodeStore(config.data.codes, "train"))
-    else:
-        data = merge_config(DataConfig, [("config.yaml", config.data)])
-        count = len(open_source(data, "train"))
+    images = images_of(config.data)
+    count = len(open_source(images, "train") if images is not None else CodeStore(config.data.codes, "train"))
     first = step * config.data.global_batch_size
     order = SampleOrder(config.loop.seed, count, order_version)
     return order.indices(range(first, first + NUM_IDS)).tolist()

@@ -13,6 +13,7 @@ from torch import nn
 from autoregressive.models.registry import GENERATORS
 from autoregressive.training import build as generator_build
 from autoregressive.training.config import GPTTrainConfig
+from autoregressive.training.sizes import with_sizes_of_present_codes
 from engine.checkpoint.weights import num_parameters
 from engine.config import load_config, read_yaml
 from engine.flops import PartFlops
@@ -79,11 +80,16 @@ def workloads_of(recipe: Path, overrides: Sequence[str], gpus: int) -> list[Work
 
 
 def _generator_workload(config: GPTTrainConfig, title: str, gpus: int) -> Workload:
-    config = generator_build.with_sizes_of_present_codes(config)
+    config = with_sizes_of_present_codes(config)
     network = generator_build.network_on_meta(config)
-    stage = Stage(config.loop.last_step, _counted(network.training_flops(), title))
+
+    # A tokenizer that works in each step.
+    tokenizer, note = generator_build.tokenizer_of_plan(config)
+    title = f"{title} ({note})" if note else title
+    encoding = () if tokenizer is None else _counted(tokenizer.encoding_flops(), title)
+    stage = Stage(config.loop.last_step, (*encoding, *_counted(network.training_flops(), title)))
     sizes = _sizes(config, network, other_parameters=0)
-    memory = generator_build.memory_model(config, network, gpus)
+    memory = generator_build.memory_model(config, network, gpus, tokenizer)
     return Workload(title, config.data.global_batch_size, config.loop, sizes, (stage,), memory)
 
 

@@ -32,7 +32,7 @@ LAYERS = {
     "tokenizer.models.base": ["engine", "tokenizer.models", "tokenizer.quantizers", "tokenizer.loading"],
     "tokenizer.published": ["engine", "tokenizer.published", "tokenizer.models", "tokenizer.quantizers"],
     "tokenizer": ["engine", "tokenizer"],
-    "autoregressive.codes": ["engine"],
+    "autoregressive.codes": ["engine", "autoregressive.views"],
     "autoregressive.code_writer": ["engine", "autoregressive.codes"],
     "autoregressive.views": ["engine"],
     "autoregressive.guidance": ["engine"],
@@ -45,7 +45,8 @@ LAYERS = {
     "autoregressive.generate": [
         "engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "sampling", "labels")),
     ],
-    "autoregressive.training": ["engine", "autoregressive", "tokenizer.load_tokenizer", "tokenizer.models.base"],
+    "autoregressive.training": ["engine", "autoregressive", "tokenizer.load_tokenizer", "tokenizer.loading",
+                                "tokenizer.models.base"],
     "autoregressive": ["engine", "autoregressive", *PUBLIC_TOKENIZER],
     "evaluations.metrics": ["engine", "tokenizer.frozen", "tokenizer.quantizers", "evaluations.metrics"],
     "evaluations.results": ["engine", "evaluations.metrics.registry"],

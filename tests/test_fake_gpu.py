@@ -5,6 +5,7 @@
 """
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import mini
@@ -18,6 +19,7 @@ from small_networks import SIZE, STAND_INS, tokenizer_config
 
 from autoregressive.guidance import Guidance
 from autoregressive.image_sampler import SamplerSettings, sample_images
+from autoregressive.tokenized import RememberedTokens, Tokenization
 from autoregressive.training.task import GeneratorTask
 from engine.config import load_config
 from engine.trained_model import TrainedModel
@@ -189,6 +191,29 @@ def test_training_and_sampling(name):
         ids = torch.arange(3)
         for codes, images in sample_images(generator, tokenizer, torch.zeros(3).long(), ids, sampler, batch_size=2):
             require_on(torch.device("cpu"), codes, images)
+
+
+@pytest.mark.parametrize("name", ["plain", "factorized"])
+@aside
+def test_training_on_images(name):
+    """Images become tokens in the step, with the time that it takes; held-out ones once."""
+    config, generator = small_networks.generator(name)
+    tokenizer = small_tokenizer(*TOKENIZER_OF[len(generator.codebook_sizes)])
+    source = mini.image_source(3)
+    with fake_gpu():
+        tokenizer = tokenizer.to(CUDA).eval().requires_grad_(False)
+        generator = type(generator)(replace(generator.config, num_tokens=tokenizer.num_tokens))
+        trained = TrainedModel(generator, config.optim, total_steps=4, world=GPU_WORLD)
+        tokenization = Tokenization(tokenizer, CUDA)
+        held_out = RememberedTokens(source, tokenizer, CUDA, skip_broken=False)
+        options = {"precision": "bf16", "validation": held_out, "num_validation": 3, "batch_size": 2}
+        task = GeneratorTask(trained, name="gpt", world=GPU_WORLD, tokenization=tokenization, **options)
+        labels, drop = torch.zeros(4, dtype=torch.long, device=CUDA), torch.zeros(4, dtype=torch.bool, device=CUDA)
+        batch = batch_of_images() | {"labels": labels, "drop": drop}
+        for step in range(2):
+            require_on(CUDA, task.train_step([batch, batch], step)["loss"])
+        assert task.clocks["tokenize_share"].seconds() >= 0
+        task.evaluate(2)
 
 
 # ------------------------------------------------------------------------------------------------ evaluations

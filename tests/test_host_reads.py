@@ -7,10 +7,11 @@ import mini
 import pytest
 import torch
 from host_reads import HostReads, no_waiting
-from small_networks import QUANTIZERS
+from small_networks import QUANTIZERS, SIZE, tokenizer_config
 from torch import nn
 
 from autoregressive.models.registry import build_generator
+from autoregressive.tokenized import Tokenization
 from autoregressive.training.config import GPTTrainConfig
 from autoregressive.training.task import GeneratorTask
 from engine.config import load_config
@@ -21,6 +22,7 @@ from evaluations.digits.model import Classifier, ClassifierConfig
 from evaluations.digits.training import ClassifierTask
 from evaluations.probes.config import LinearProbeConfig
 from evaluations.probes.task import ProbeTask
+from tokenizer.models.registry import build_tokenizer
 from tokenizer.training.build import build_task
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -92,6 +94,35 @@ def test_a_step_of_a_generator_does_not_wait(device):
     task = GeneratorTask(trained, name="gpt", world=world, precision="fp32", **options)
     labels, drop = torch.arange(4), torch.tensor([False, True, False, False])
     batch = {"tokens": torch.randint(0, 32, (4, 8)), "labels": labels, "drop": drop}
+    steps_without_waiting(task, [batch, batch], device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_a_step_that_makes_its_tokens_does_not_wait(quantizer, device):
+    """Images become tokens of a frozen tokenizer: whether its latents are finite is decided on the device."""
+    tokenizer = build_tokenizer(tokenizer_config("llamagen", quantizer).model, SIZE).to(device).eval()
+    tokenizer.requires_grad_(False)
+    sizes = list(tokenizer.quantizer.group_sizes)
+    codes = f"codebook_sizes: {sizes}" if len(sizes) > 1 else f"vocab_size: {sizes[0]}"
+    shape = f"{{width: 16, layers: 1, heads: 2, num_tokens: {tokenizer.num_tokens}, num_classes: 4, {codes}}}"
+    network = build_generator(load_config(GPTTrainConfig, overrides=[f"model.gpt={shape}"]).model)
+    world = world_on(device)
+    options = {"validation": None, "num_validation": 0, "batch_size": 4}
+    task = GeneratorTask(
+        TrainedModel(network, OptimConfig(), total_steps=9, world=world),
+        name="gpt",
+        world=world,
+        precision="fp32",
+        tokenization=Tokenization(tokenizer, world.device),
+        **options,
+    )
+    batch = {
+        "images_u8": mini.random_images(4, size=SIZE),
+        "labels": torch.arange(4),
+        "drop": torch.tensor([False, True, False, False]),
+        "skipped_images": torch.zeros(4),
+    }
     steps_without_waiting(task, [batch, batch], device)
 
 

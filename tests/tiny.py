@@ -117,3 +117,9 @@ def gpt_config(run_dir: Path, codes: Path, tokenizer: Path, *overrides: str) -> 
     """A tiny GPT run on codes."""
     own = [f"data.codes={codes}", f"data.tokenizer={tokenizer}", f"loop.run_dir={run_dir}", *overrides]
     return merge_config(GPTTrainConfig, [("tiny", OmegaConf.create(GPT)), ("test", own)])
+
+
+def online_config(run_dir: Path, images: Path, tokenizer: Path, *overrides: str) -> GPTTrainConfig:
+    """A tiny GPT run on images that become tokens in each step."""
+    own = [*folder_data(images), "data.tokenize=online", f"data.tokenizer={tokenizer}", f"loop.run_dir={run_dir}"]
+    return merge_config(GPTTrainConfig, [("tiny", OmegaConf.create(GPT)), ("test", [*own, *overrides])])

@@ -1,33 +1,32 @@
-"""Builds what a run of a generator needs: its network and task, its previews and memory plan; and checks the codes."""
+"""Builds what a run of a generator needs: its network and task, its previews and memory plan."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
-from autoregressive.codes import CodesError, CodeStore
 from autoregressive.generate import draw_tokens
 from autoregressive.guidance import Guidance
-from autoregressive.models.base import DataSizes, Generator
-from autoregressive.models.registry import build_generator, completed
+from autoregressive.models.base import Generator
+from autoregressive.models.registry import build_generator
 from autoregressive.sampling import seeded_draw
+from autoregressive.tokenized import Tokenization
 from autoregressive.training.config import GPTTrainConfig
-from autoregressive.training.task import GeneratorTask, Preview
+from autoregressive.training.sizes import surveyed_tokenizer
+from autoregressive.training.task import GeneratorTask, HeldOut, Preview
 from engine.checkpoint.weights import num_parameters
-from engine.data.classes import count_problem
 from engine.finite import NonFiniteValuesError
 from engine.memory_plan import MemoryModel, report
+from engine.messages import UserError
 from engine.parallel import build_device
 from engine.run_log import Run
 from engine.seeds import torch_seed
 from engine.trained_model import TrainedModel
-from engine.validation import raise_problems
 from engine.without_storage import without_storage
 from engine.world import World
 from tokenizer.models.base import Tokenizer
 
 PREVIEWS_PER_CLASS = 4
+WEIGHT_BYTES = 4  # of a parameter in float32
 
 
 def network_on_meta(config: GPTTrainConfig) -> Generator:
@@ -36,30 +35,18 @@ def network_on_meta(config: GPTTrainConfig) -> Generator:
         return build_generator(config.model)
 
 
-def with_sizes_of(config: GPTTrainConfig, store: CodeStore) -> GPTTrainConfig:
-    """`config` with the sizes that its model leaves open (codebooks, tokens, classes) as the codes have them.
-
-    The result is what a run records, so that its checkpoints need no codes.
-    """
-    manifest = store.manifest
-    sizes = DataSizes(manifest.index_sizes, manifest.num_tokens, len(store.classes))
-    return replace(config, model=completed(config.model, sizes))
-
-
-def with_sizes_of_present_codes(config: GPTTrainConfig) -> GPTTrainConfig:
-    """`config` with the sizes that it leaves open as its codes have them; as it is where these cannot be read."""
-    if not config.data.codes:
-        return config
-    try:
-        return with_sizes_of(config, CodeStore(config.data.codes, "train"))
-    except CodesError:  # the pre-flight tells what is wrong with them
-        return config
-
-
 def build_task(
-    config: GPTTrainConfig, world: World, run: Run, tokenizer: Tokenizer, validation: CodeStore | None
+    config: GPTTrainConfig,
+    world: World,
+    run: Run,
+    tokenizer: Tokenizer,
+    validation: HeldOut | None,
+    tokenization: Tokenization | None = None,
 ) -> GeneratorTask:
-    """The network of a run, drawn with the seed on this rank's device, and the task that trains it."""
+    """The network of a run, drawn with the seed on this rank's device, and the task that trains it.
+
+    `tokenization` is for batches that have images.
+    """
     # The network.
     torch.manual_seed(torch_seed(config.loop.seed))
     with build_device(world, config.loop):
@@ -83,18 +70,38 @@ def build_task(
         num_validation=config.validation.num_images,
         batch_size=config.validation.batch_size,
         preview=preview_grid(config, tokenizer, run, world),
+        tokenization=tokenization,
     )
 
 
 def memory_plan(config: GPTTrainConfig, network: Generator, gpus: int) -> str:
     """The memory that training `network` (on the meta device) needs; see `memory_model`."""
-    return report(memory_model(config, network, gpus), config.loop, num_parameters(network))
+    tokenizer, note = tokenizer_of_plan(config)
+    text = report(memory_model(config, network, gpus, tokenizer), config.loop, num_parameters(network))
+    return f"{text}\n{note}" if note else text
 
 
-def memory_model(config: GPTTrainConfig, network: Generator, gpus: int) -> MemoryModel:
+def tokenizer_of_plan(config: GPTTrainConfig) -> tuple[Tokenizer | None, str]:
+    """The tokenizer that works in each training step, without storage, and what a user should know of it.
+
+    None where codes are read, or where it is not there: a plan may be made before it is trained.
+    """
+    if config.data.tokenize == "codes":
+        return None, ""
+    try:
+        tokenizer = surveyed_tokenizer(config.data)
+    except UserError as error:
+        return None, f"without the tokenizer, which is not ready here: {error}"
+    return tokenizer, "" if tokenizer is not None else "without the tokenizer: data.tokenizer is empty"
+
+
+def memory_model(
+    config: GPTTrainConfig, network: Generator, gpus: int, tokenizer: Tokenizer | None = None
+) -> MemoryModel:
     """The memory that training `network` (on the meta device) needs on `gpus` GPUs.
 
-    That of the tokenizer for previews is left out.
+    The weights of a `tokenizer` that works in each step count; its activations are gone before the generator keeps any.
+    What a tokenizer needs for previews is left out.
     """
 
     def forward(batch: int) -> torch.Tensor:
@@ -103,31 +110,8 @@ def memory_model(config: GPTTrainConfig, network: Generator, gpus: int) -> Memor
         return network.loss(network(labels, tokens), tokens)
 
     sizes = (config.loop.precision, config.data.global_batch_size, gpus)
-    return MemoryModel.measure(network, forward, *sizes, ema=config.ema_decay > 0, beside=0)
-
-
-def check_codes(network: Generator, name: str, store: CodeStore) -> None:
-    """Raises one ConfigError that lists all sizes of `network`, the generator `name`, that the codes do not have."""
-    manifest = store.manifest
-    sizes = {
-        "codebook_sizes": (list(network.codebook_sizes), list(manifest.index_sizes)),
-        "num_tokens": (network.num_tokens, manifest.num_tokens),
-    }
-    problems = [
-        f"model.{name} has {key}={configured}, but {store.folder} has {stored}"
-        for key, (configured, stored) in sizes.items()
-        if configured != stored
-    ]
-    problem = count_problem(store.classes, network.num_classes, f"model.{name} has num_classes")
-    if problem is not None:
-        problems.append(problem)
-
-    # The same sizes in another layout: a list of one index is not the same as a plain index.
-    if not problems and network.token_shape != manifest.token_shape:
-        problems.append(
-            f"model.{name} is for tokens of shape {network.token_shape}, but {store.folder} has {manifest.token_shape}"
-        )
-    raise_problems(problems)
+    beside = 0 if tokenizer is None else WEIGHT_BYTES * num_parameters(tokenizer)
+    return MemoryModel.measure(network, forward, *sizes, ema=config.ema_decay > 0, beside=beside)
 
 
 def preview_grid(config: GPTTrainConfig, tokenizer: Tokenizer, run: Run, world: World) -> Preview | None:

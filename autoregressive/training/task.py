@@ -1,21 +1,20 @@
-"""Training of a generator on codes, and validation on fixed held-out codes."""
+"""Training of a generator on codes, stored ones or those that a step makes of images, and validation on fixed ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from autoregressive.codes import CodeStore
 from autoregressive.models.base import Generator
-from autoregressive.views import VIEWS
+from autoregressive.tokenized import Tokenization
 from engine.arithmetic import ceil_div
 from engine.checkpoint.weights import WeightSets
 from engine.data.samples import fixed_choice
-from engine.devices import autocast
+from engine.devices import DeviceClock, autocast
 from engine.flops import ImageWork
 from engine.loop import Batch
 from engine.trained_model import TrainedModel
@@ -23,12 +22,23 @@ from engine.watchdog import sign_of_life
 from engine.world import World
 
 Preview = Callable[[Generator, str], None]  # (network, name): writes a grid of samples
+LATENTS = "latents of the tokenizer"  # the term that is named where they are not finite
+
+
+class HeldOut(Protocol):
+    """Codes of held-out images with their labels."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Numbers of images (B,) -> tokens (B, *token_shape) and labels (B,), on any device."""
 
 
 class GeneratorTask:
     """Trains and validates one generator; see `engine.loop.Task`.
 
     `name` is the part's name in checkpoints. Without `validation` there is no held-out loss, without `preview` no grid.
+    Batches that have `images_u8` and no `tokens` need a `tokenization`.
     """
 
     def __init__(
@@ -38,10 +48,11 @@ class GeneratorTask:
         name: str,
         world: World,
         precision: str,
-        validation: CodeStore | None,
+        validation: HeldOut | None,
         num_validation: int,
         batch_size: int,
         preview: Preview | None = None,
+        tokenization: Tokenization | None = None,
     ) -> None:
         self.trained = trained
         self.name = name
@@ -50,9 +61,18 @@ class GeneratorTask:
         self.validation = validation
         self.batch_size = batch_size
         self.preview = preview
+        self.tokenization = tokenization
+        self.skipped_images = torch.zeros((), device=world.device)  # replaced ones, on this rank, in this process
 
+        # What a step does for one image, and what of it is timed.
         generator: Generator = trained.module
-        self._work = ImageWork(generator.num_tokens, generator.training_flops())
+        parts = generator.training_flops()
+        self.clocks: dict[str, DeviceClock] = {}
+        if tokenization is not None:
+            encoding = tokenization.tokenizer.encoding_flops()
+            parts = None if parts is None or encoding is None else (*encoding, *parts)
+            self.clocks["tokenize_share"] = tokenization.clock
+        self._work = ImageWork(generator.num_tokens, parts)
 
         # The held-out images, which are the same in every run.
         self.rows = np.zeros(0, dtype=np.int64)
@@ -74,15 +94,30 @@ class GeneratorTask:
         generator: Generator = self.trained.module
         total = torch.zeros((), device=self.world.device)
 
-        # Gradients add up over the micro-batches; processes exchange them at the last one.
+        # Gradients add up over the micro-batches; processes exchange them at the last one. A loss of tokens of latents
+        # that were not finite is NaN, so that the update is skipped.
+        terms: dict[str, Tensor] = {}
         for batch in self.trained.micro_batches(micro_batches):
+            tokens = batch["tokens"] if self.tokenization is None else self._tokenize(batch, terms)
             with autocast(self.world.device, self.precision):
-                outputs = network(batch["labels"], batch["tokens"], batch["drop"])
-            loss = generator.loss(outputs, batch["tokens"])
+                outputs = network(batch["labels"], tokens, batch["drop"])
+            loss = generator.loss(outputs, tokens)
+            if LATENTS in terms:
+                loss = loss * terms[LATENTS]
             (loss / len(micro_batches)).backward()
             total = total + loss.detach() / len(micro_batches)
 
-        return {"loss": total, **self.trained.step(step, {"loss": total})}
+        metrics = {"loss": total, **self.trained.step(step, {**terms, "loss": total})}
+        if self.tokenization is not None:  # a rank's count times the world size: its mean over ranks is the sum
+            metrics["skipped_images"] = self.skipped_images * self.world.size
+        return metrics
+
+    def _tokenize(self, batch: Batch, terms: dict[str, Tensor]) -> Tensor:
+        """The tokens of a batch of images; notes in `terms`, as NaN, that latents of this step were not finite."""
+        tokens, one_or_nan = self.tokenization(batch["images_u8"])
+        terms[LATENTS] = terms.get(LATENTS, 1.0) * one_or_nan
+        self.skipped_images += batch["skipped_images"].sum()
+        return tokens
 
     def inspect(self) -> dict[str, Tensor]:
         """Nothing more to record. Raises NonFiniteError where updates are skipped again and again."""
@@ -119,16 +154,9 @@ class GeneratorTask:
             if weight == 0:
                 rows = self.rows[:1]
 
-            labels, tokens = self._read(rows)
+            tokens, labels = (values.to(self.world.device) for values in self.validation.read(rows))
             with autocast(self.world.device, self.precision):
                 outputs = network(labels, tokens)
             total += network.loss(outputs, tokens).double() * weight
             sign_of_life()
         return self.world.sum(total).item() / len(self.rows)
-
-    def _read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Labels (b,) and tokens (b, *token_shape) of held-out images."""
-        view = VIEWS[self.validation.manifest.views].center
-        tokens = torch.stack([self.validation.tokens(row, view) for row in rows])
-        labels = torch.tensor([int(self.validation.labels[row]) for row in rows])
-        return labels.to(self.world.device), tokens.to(self.world.device)

@@ -24,6 +24,11 @@ def has_key(key: str) -> Callable[[RunEvidence], bool]:
     return lambda run: run.get(key) is not None
 
 
+def has_text(key: str) -> Callable[[RunEvidence], bool]:
+    """Whether the run's config has a text that is not empty under a dotted key."""
+    return lambda run: bool(run.get(key))
+
+
 def quantizer_has(field: str) -> Callable[[RunEvidence], bool]:
     """Whether the section of the run's quantizer has a field."""
     return lambda run: field in run.quantizer_section

@@ -15,6 +15,7 @@ from evaluations.doctor.advice import (
     has_dropout,
     has_key,
     has_other_init,
+    has_text,
     quantizer_has,
 )
 from evaluations.doctor.codebook import (
@@ -165,7 +166,7 @@ CHECKS = {
         slow_loader,
         [
             Advice("raise data.num_workers, up to the cores of a process", fits=has_key("data.num_workers")),
-            Advice("keep images in tar files (data.name=shards)", fits=has_key("data.root")),
+            Advice("keep images in tar files (data.name=shards)", fits=has_text("data.root")),
             Advice("keep the data on a faster disk"),
         ],
         needs="four records of a training of a minute or more, with the meter data_wait",

@@ -12,8 +12,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from autoregressive.codes import CodeStore
-from engine.config import merge_config
-from engine.data.config import DataConfig
+from autoregressive.training.config import images_of
 from engine.data.images import ImageError
 from engine.data.sources import ImageSource, has_split, open_source
 from engine.messages import UserError
@@ -110,14 +109,11 @@ def data_findings(config: DictConfig, limit: int) -> list[Finding]:
 
     At most `limit` training images are read, evenly chosen.
     """
-    # Codes have labels and no images.
-    if "codes" in config.data:
+    # Codes have labels and no images. Unreadable images must not stop the scan.
+    data = images_of(OmegaConf.merge(config.data, {"skip_broken": True}))
+    if data is None:
         store = CodeStore(config.data.codes, "train")
         return list(imbalance(np.asarray(store.labels), store.manifest.class_names))
-
-    # Unreadable images must not stop the scan.
-    skip_broken = OmegaConf.create({"skip_broken": True})
-    data = merge_config(DataConfig, [("config.yaml", config.data), ("scan", skip_broken)])
     try:
         source = open_source(data, "train")
     except UserError as error:

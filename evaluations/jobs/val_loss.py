@@ -15,11 +15,10 @@ from autoregressive.cli import gpt_from
 from autoregressive.codes import CodeStore
 from autoregressive.loading import classes_of
 from autoregressive.models.base import Generator
+from autoregressive.tokenized import TokenizedImages
 from autoregressive.views import VIEWS
 from engine.data.classes import Classes, with_labels_of
 from engine.data.config import DataConfig
-from engine.data.images import to_float
-from engine.data.samples import labeled_batch
 from engine.data.sources import open_source
 from engine.finite import numbered, require_finite
 from engine.messages import UserError
@@ -45,22 +44,19 @@ class CodesOfImages:
     """Center crops of the held-out images, through the tokenizer."""
 
     def __init__(self, data: DataConfig, tokenizer: Tokenizer, classes: Classes, device: torch.device) -> None:
-        self.tokenizer = tokenizer
-        self.device = device
-        self.skip_broken = data.skip_broken
-        self.source = with_labels_of(open_source(data, "val"), classes)
+        source = with_labels_of(open_source(data, "val"), classes)
+        self.images = TokenizedImages(source, tokenizer, device, data.skip_broken)
         self.facts = {
-            "num_images": len(self.source),
-            "data": self.source.name,
-            "content": self.source.identity(),
+            "num_images": len(source),
+            "data": source.name,
+            "content": source.identity(),
             "skip_broken": data.skip_broken,
             "crop": CENTER_CROP,
             **decoding_facts(data.decoding),
         }
 
     def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        images, labels = labeled_batch(self.source, self.tokenizer.image_size, rows, self.skip_broken)
-        return self.tokenizer.encode(to_float(images.to(self.device))).indices, labels
+        return self.images.read(rows)
 
 
 class StoredCodes:
@@ -70,15 +66,13 @@ class StoredCodes:
         self.store = CodeStore(folder, "val")
         self.store.take_labels_of(classes)
         manifest = self.store.manifest
-        views = VIEWS[manifest.views]
-        self.view = views.center
-        self.facts = {"num_images": len(self.store), "data": manifest.data, "crop": views.crop_name}
+        crop = VIEWS[manifest.views].crop_name
+        self.facts = {"num_images": len(self.store), "data": manifest.data, "crop": crop}
         if manifest.decoding:
             self.facts["decoding"] = manifest.decoding
 
     def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        tokens = [self.store.tokens(i, self.view) for i in rows]
-        return torch.stack(tokens), torch.from_numpy(self.store.labels[rows])
+        return self.store.read(rows)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from autoregressive.guidance import Guidance
 from autoregressive.models.gpt import GPT, GPTConfig, next_token_loss
 from autoregressive.models.heads import HEADS
 from autoregressive.sampling import greedy, probabilities, seeded_draw
-from autoregressive.training.build import check_codes
+from autoregressive.training.sizes import check_codes
 from engine.messages import ConfigError
 
 SIZES = [[5], [4, 4], [3, 6, 2], [4] * 7]  # codebook size of each index of a token

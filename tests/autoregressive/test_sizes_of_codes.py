@@ -16,7 +16,7 @@ from autoregressive import train as gpt_train
 from autoregressive.codes import CodeStore
 from autoregressive.models.base import DataSizes, Generator
 from autoregressive.models.gpt import GPT, GPTConfig
-from autoregressive.training.build import with_sizes_of
+from autoregressive.training.sizes import with_sizes_of
 from engine.messages import ConfigError
 from tokenizer import load_tokenizer
 
