@@ -87,10 +87,13 @@ def is_offline() -> bool:
     """Whether the user has forbidden requests, by HF_HUB_OFFLINE now or when the library was imported."""
     import huggingface_hub.constants
 
-    # Every request of the library comes by here first; our log is not to list them one by one.
+    return huggingface_hub.constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in TRUE_WORDS
+
+
+def quiet_requests() -> None:
+    """Keeps the single requests of the library's HTTP client out of the log of a command; warnings stay."""
     for name in HTTP_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
-    return huggingface_hub.constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in TRUE_WORDS
 
 
 # ------------------------------------------------------------------------------------------------ fetching
@@ -102,6 +105,7 @@ def fetch(text: str, part: str | None = None) -> HubCopy:
     not have it.
     """
     address = parse_address(text)
+    quiet_requests()
     offline = is_offline()
     commit = None if offline else _resolve(address)
     folder = _snapshot(address, offline, ignored="*/*")

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.hub import PREFIX, HubAddress, is_offline, one_line, parse_address
+from engine.hub import PREFIX, HubAddress, is_offline, one_line, parse_address, quiet_requests
 from engine.messages import UserError
 
 
@@ -41,6 +41,7 @@ def look_up(text: str) -> Repository:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     address = parse_address(text)
+    quiet_requests()
     if address.revision is not None:
         raise UserError(f"{text}: files are written to the main branch; leave out @{address.revision}")
     if is_offline():

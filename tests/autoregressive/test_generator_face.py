@@ -70,6 +70,13 @@ def test_names_that_nobody_knows(networks):
         generate(load_gpt(networks / "gpt"), "ant")
 
 
+def test_names_of_another_number_of_classes_are_refused(networks):
+    network = load_gpt(networks / "gpt")
+    network.provenance.stamp["classes"] = {"names": ["ant", "bee"], "are_named": True}
+    with pytest.raises(UserError, match="has 4 classes, but its stamp names 2"):
+        generate(network, "ant")
+
+
 def test_nothing_is_said_twice(gpt):
     draw = seeded_draw(0, torch.arange(1), gpt.num_draws)
     for options, message in (
