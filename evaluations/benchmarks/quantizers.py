@@ -166,6 +166,7 @@ def _vq_case(tokens: int, codes: Tensor) -> Case:
         target=Target("at most", 0.35),
         memory_target=Target("at most", 1 / 16),
         least_work={"gemm": 2 * tokens * codes.numel()},
+        where_missed="at few latents the fixed memory of a chunk of distances counts",
     )
 
 
