@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 
 from engine.world import distributed_world
 
-TIMEOUT = 120  # seconds
+TIMEOUT = 300  # seconds
 
 
 def _rank(rank: int, size: int, folder: str, function: Callable, args: tuple) -> None:
