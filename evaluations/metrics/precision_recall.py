@@ -9,41 +9,68 @@ Distances are in float32; `emulate_fp16` rounds every step as TensorFlow's float
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from engine.devices import full_precision
 
 NEIGHBOR = 3  # a ball reaches to this nearest neighbor, not counting the image itself
-TILE_ELEMENTS = 2**24  # distances held at a time
+TILE_ELEMENTS = 2**24  # distances, or squared features, held at a time
 
 
-def squared_distances(a: Tensor, b: Tensor, emulate_fp16: bool = False) -> Tensor:
-    """Squared distances (n,m) of rows (n,D) and (m,D), not negative, float32."""
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of images with their squared lengths, which are computed once for all distances."""
+
+    rows: Tensor  # (n,D) float32; in emulation rounded to float16
+    norms: Tensor  # (n,) squared length of each row: float32, in emulation float16
+
+    @classmethod
+    def of(cls, rows: Tensor, emulate_fp16: bool = False) -> FeatureSet:
+        """The set of features (n,D) float32."""
+        if emulate_fp16:
+            rows = rows.half().float()
+        blocks = rows.split(max(1, TILE_ELEMENTS // rows.shape[1]))
+        return cls(rows, torch.cat([_squared_norms(block, emulate_fp16) for block in blocks]))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def tiles(self, num_others: int) -> Iterator[FeatureSet]:
+        """Its rows, cut so that the distances of a tile to `num_others` rows are at most `TILE_ELEMENTS`."""
+        size = max(1, TILE_ELEMENTS // num_others)
+        return map(FeatureSet, self.rows.split(size), self.norms.split(size))
+
+
+def _squared_norms(rows: Tensor, emulate_fp16: bool) -> Tensor:
+    """Squared length of each row (n,D): (n,)."""
     if not emulate_fp16:
-        # In place, so that only one table of this size is held.
-        product = (a @ b.T).mul_(-2).add_(a.square().sum(1, keepdim=True))
-        return product.add_(b.square().sum(1)).clamp_min_(0)
-
-    a16, b16 = a.half().float(), b.half().float()
-    norms_a = a16.square().half().float().sum(1).half()
-    norms_b = b16.square().half().float().sum(1).half()
-    return ((norms_a[:, None] - 2 * (a16 @ b16.T).half()) + norms_b).clamp_min(0).float()
+        return rows.square().sum(1)
+    return rows.square().half().float().sum(1).half()
 
 
-def _tiles(rows: Tensor, num_others: int) -> list[Tensor]:
-    """Rows cut so that the distances of a tile to `num_others` rows are at most `TILE_ELEMENTS`."""
-    return list(rows.split(max(1, TILE_ELEMENTS // num_others)))
+def squared_distances(a: FeatureSet, b: FeatureSet) -> Tensor:
+    """Squared distances (n,m) of the rows of two sets, not negative, float32."""
+    product = a.rows @ b.rows.T
+    if a.norms.dtype == torch.float16:  # emulated: every step is rounded
+        return ((a.norms[:, None] - 2 * product.half()) + b.norms).clamp_min(0).float()
+
+    # In place, so that only one table of this size is held.
+    return product.mul_(-2).add_(a.norms[:, None]).add_(b.norms).clamp_min_(0)
 
 
-def radii(features: Tensor, emulate_fp16: bool = False) -> Tensor:
-    """Squared distance of each row (n,D) to its `NEIGHBOR`-th nearest other row, (n,)."""
+def radii(features: FeatureSet) -> Tensor:
+    """Squared distance of each row to its `NEIGHBOR`-th nearest other row, (n,)."""
     num_nearest = NEIGHBOR + 1  # the row itself is among them
-    tile_radii = [
-        squared_distances(tile, features, emulate_fp16).topk(num_nearest, largest=False).values[:, -1]
-        for tile in _tiles(features, len(features))
-    ]
-    return torch.cat(tile_radii)
+    return torch.cat(
+        [
+            squared_distances(tile, features).topk(num_nearest, largest=False).values[:, -1]
+            for tile in features.tiles(len(features))
+        ]
+    )
 
 
 def precision_recall(reference: Tensor, samples: Tensor, emulate_fp16: bool = False) -> tuple[float, float]:
@@ -63,16 +90,18 @@ def precision_recall(reference: Tensor, samples: Tensor, emulate_fp16: bool = Fa
             center = reference.mean(0)
             reference = reference - center
             samples = samples.sub_(center)
-        reference_radii = radii(reference, emulate_fp16)
-        sample_radii = radii(samples, emulate_fp16)
+        real = FeatureSet.of(reference, emulate_fp16)
+        generated = FeatureSet.of(samples, emulate_fp16)
+        real_radii = radii(real)
+        generated_radii = radii(generated)
 
         # One pass over tiles of the samples decides both.
         num_inside = 0
-        covered = torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
+        covered = torch.zeros(len(real), dtype=torch.bool, device=reference.device)
         start = 0
-        for tile in _tiles(samples, len(reference)):
-            distances = squared_distances(tile, reference, emulate_fp16)
-            num_inside += (distances <= reference_radii).any(1).sum().item()
-            covered |= (distances <= sample_radii[start : start + len(tile), None]).any(0)
+        for tile in generated.tiles(len(real)):
+            distances = squared_distances(tile, real)
+            num_inside += (distances <= real_radii).any(1).sum().item()
+            covered |= (distances <= generated_radii[start : start + len(tile), None]).any(0)
             start += len(tile)
-    return num_inside / len(samples), covered.double().mean().item()
+    return num_inside / len(generated), covered.double().mean().item()

@@ -64,9 +64,9 @@ def test_distances_are_never_held_for_all_pairs(monkeypatch):
     monkeypatch.setattr(adm, "TILE_ELEMENTS", 2**16)
     plain, held = adm.squared_distances, []
 
-    def counted(a, b, emulate_fp16=False):
+    def counted(a, b):
         held.append(len(a) * len(b))
-        return plain(a, b, emulate_fp16)
+        return plain(a, b)
 
     monkeypatch.setattr(adm, "squared_distances", counted)
     largest = []
@@ -80,7 +80,7 @@ def test_distances_are_never_held_for_all_pairs(monkeypatch):
 def test_emulated_fp16_rounds_every_step():
     """Norms near 900 are known to 0.5 only, so that distances are too."""
     a = features(5, 3, dim=800)
-    exact, rounded = adm.squared_distances(a, a), adm.squared_distances(a, a, emulate_fp16=True)
+    exact, rounded = (adm.squared_distances(rows, rows) for rows in (adm.FeatureSet.of(a), adm.FeatureSet.of(a, True)))
     assert (exact - rounded).abs().max() > 0.05 and torch.allclose(exact, rounded, atol=8)
     assert torch.equal(rounded, rounded.half().float())
 
