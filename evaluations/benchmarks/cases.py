@@ -17,6 +17,7 @@ from evaluations.benchmarks.limits import Limits
 from evaluations.benchmarks.timing import Form, added_memory, time_in_turns
 
 OURS = "ours"  # the name of our form in every case
+ALLOWED = "allowed"  # in the memory of a row: what its target allows, where the other form holds nothing
 Row = dict[str, Any]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.assets import AssetsConfig
-from evaluations.benchmarks.cases import OURS, Case, Measurable, Row, Target, compared
+from evaluations.benchmarks.cases import ALLOWED, OURS, Case, Measurable, Row, Target, compared
 from evaluations.benchmarks.limits import Limits
 from evaluations.benchmarks.timing import added_memory
 from evaluations.metrics.frechet import Gaussian, frechet_distance
@@ -103,10 +103,10 @@ class WholeEvaluation:
             "time": compared(Target("at most", 1.3), seconds, least),
             "share_of_limit": {"value": least / seconds},
             "facts": {"reference images": self.reference, "samples": self.samples},
-            "where_missed": "",
+            "where_missed": "sums, comparisons and the nearest four pass over every tile of distances too",
         }
         if added is not None:
-            row["mib"] = {OURS: added, "1 GB": MAX_MIB}
+            row["mib"] = {OURS: added, ALLOWED: MAX_MIB}
             row["memory"] = compared(Target("at most", 1.0), added, MAX_MIB)
         return row
 

@@ -1,13 +1,16 @@
 """The usual formulations of the benchmark's metrics give the values of ours."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 
 from engine.assets import AssetsConfig
 from evaluations.benchmarks import evaluation
-from evaluations.benchmarks.cases import OURS, Target
+from evaluations.benchmarks.cases import ALLOWED, OURS, Target, compared
 from evaluations.benchmarks.limits import Limits
+from evaluations.benchmarks.page import page_of
 from evaluations.metrics.frechet import frechet_distance
 from evaluations.metrics.inception import InceptionExtractor
 from evaluations.metrics.precision_recall import precision_recall
@@ -56,3 +59,9 @@ def test_rows(monkeypatch):
     assert row["seconds"][evaluation.PRODUCTS] == pytest.approx(2 * 16 * (400 + 900 + 600) / 1e9)
     assert row["time"]["target"] == Target("at most", 1.3).text()
     assert "mib" not in row or row["memory"]["reached"] in (True, False)
+
+    # The page shows it, with the memory that is allowed beside ours.
+    row |= {"mib": {OURS: 100.0, ALLOWED: 2000.0}, "memory": compared(Target("at most", 1.0), 100.0, 2000.0)}
+    conditions = {"machine": "here", "size": "long", "repetitions": 1, "minutes": 0.1, "load": 0.0, "commit": "0" * 10}
+    result = {"topics": {"Evaluation": [row]}, "limits": asdict(RATES), **conditions}
+    assert "| 100 / 2,000 MiB |" in page_of(result)
