@@ -41,7 +41,6 @@ DEFAULT_CLASSES = 8  # how many are drawn without --class-idx
 EXACT_PIXELS, FAST_PIXELS = "fp32", "bf16"  # values of --decode-precision
 GRID = "grid.png"
 GRID_COLUMNS = 8
-IMAGENET_FOLDER = re.compile(r"n\d{8}")  # name of a class folder
 SAMPLES_PER_CLASS = 2**32  # sample numbers kept for each class, so that no two classes share one
 
 
@@ -72,15 +71,10 @@ def parse_classes(text: str, num_classes: int) -> list[int]:
 
 def folder_name(label: int, classes: Classes) -> str:
     """`class_22_bald_eagle` for ImageNet, `class_3_cat` for other named classes, `class_3` for unknown ones."""
-    is_imagenet = len(classes) == 1000 and (not classes.are_named or IMAGENET_FOLDER.fullmatch(classes.names[label]))
-    if not (is_imagenet or classes.are_named):
+    word = classes.word_of(label)
+    if word is None:
         return f"class_{label}"
-    name = classes.names[label]
-    if is_imagenet:
-        from torchvision.models._meta import _IMAGENET_CATEGORIES
-
-        name = _IMAGENET_CATEGORIES[label]
-    plain_name = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    plain_name = re.sub(r"[^a-z0-9]+", "_", word.lower()).strip("_")
     return f"class_{label}_{plain_name}".removesuffix("_")
 
 

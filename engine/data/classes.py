@@ -12,6 +12,7 @@ for a network that is not trained yet and has only a number):
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -27,6 +28,8 @@ from engine.messages import UserError, logger
 UNLABELED = ("all",)  # the names of a set whose images have no labels
 STAMP = "classes"  # key in the stamp of a network's weights
 SHOWN_NAMES = 3  # of each kind in a message
+IMAGENET_CLASSES = 1000
+IMAGENET_FOLDER = re.compile(r"n\d{8}")  # name of a class folder
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,23 @@ class Classes:
     def are_labels(self) -> bool:
         """Whether images have labels at all."""
         return self.names != UNLABELED
+
+    def word_of(self, label: int) -> str | None:
+        """The name of a class for people: ImageNet's words for its synset, else that of its folder; None where nobody
+        knows it.
+        """
+        is_imagenet = len(self) == IMAGENET_CLASSES and (
+            not self.are_named or IMAGENET_FOLDER.fullmatch(self.names[label])
+        )
+        if is_imagenet:
+            from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+            return _IMAGENET_CATEGORIES[label]
+        return self.names[label] if self.are_named else None
+
+    def shown_name(self, label: int) -> str:
+        """`word_of`, or `class 3` where nobody knows the name."""
+        return self.word_of(label) or f"class {label}"
 
     def label_of(self, name: str) -> int:
         """The label of a class. Raises UserError for a name that is not there."""

@@ -1,0 +1,1 @@
+"""A page to explore trained tokenizers by hand: tokens, codebook, samples, curves."""

@@ -1,0 +1,80 @@
+"""What the page says of a subject in words: its numbers, and what cannot be shown of it, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from evaluations.atlas.codebook import MAX_POINTS
+from evaluations.atlas.counted_images import CountedImages
+from evaluations.atlas.subject import Subject
+from evaluations.metrics.code_usage import compression
+
+MAX_GROUPS_WITH_PATCHES = 4  # indices of a token whose codes have patches
+
+
+def summary_of(subject: Subject) -> str:
+    """The sizes of the networks."""
+    tokenizer = subject.tokenizer
+    quantizer = tokenizer.quantizer
+    bits = compression(quantizer, tokenizer.image_size**2, tokenizer.num_tokens)["bits_per_image"]
+    sizes = " x ".join(f"{size:,}" for size in quantizer.group_sizes[:8])
+    if quantizer.num_groups > 8:
+        sizes = f"{quantizer.num_groups} indices of up to {quantizer.codebook_size:,}"
+    text = (
+        f"{tokenizer.num_tokens} tokens of {sizes} codes per image of {tokenizer.image_size} pixels, {bits:,.0f} bits"
+    )
+    weights = "EMA weights" if tokenizer.provenance.weights == "ema" else "raw weights"
+    step = tokenizer.provenance.stamp.get("step")
+    return f"{text}; {weights}{f' of step {step:,}' if isinstance(step, int) else ''}."
+
+
+def notes_of(subject: Subject, images: CountedImages, positions: Sequence[int]) -> list[str]:
+    """What the page cannot show of a subject, or shows in part, each with its reason."""
+    return [*_token_notes(subject, positions), *_codebook_notes(subject), *_sample_notes(subject)]
+
+
+def _token_notes(subject: Subject, positions: Sequence[int]) -> Iterator[str]:
+    tokenizer = subject.tokenizer
+    if tokenizer.token_grid is None:
+        yield (
+            "The tokens are a sequence without places in the image: they are a strip below it. The bar in a token "
+            "shows how much replacing it changes the image."
+        )
+    if not positions:
+        yield "No token is replaced: the counted images use a single token, so that there is no other one."
+    elif len(positions) < tokenizer.num_tokens:
+        yield f"{len(positions)} of {tokenizer.num_tokens} tokens can be replaced, evenly spread (--tokens)."
+    if "noise" in tokenizer.capabilities:
+        yield (
+            "The decoder adds noise that depends on all codes of an image: a replaced token changes the noise "
+            "everywhere, so that its influence is not local."
+        )
+
+
+def _codebook_notes(subject: Subject) -> Iterator[str]:
+    tokenizer = subject.tokenizer
+    quantizer = tokenizer.quantizer
+    if not any(True for _ in quantizer.parameters()):
+        yield (
+            "The quantizer has no learned code vectors: the map shows the fixed ones that its indices stand for. No "
+            "direction of the map means more than another."
+        )
+    if quantizer.num_groups > 1:
+        yield (
+            f"A token has {quantizer.num_groups} indices, each with a codebook of its own; on its map the other "
+            "indices are 0. A token is replaced as a whole."
+        )
+    limit = MAX_POINTS // quantizer.num_groups
+    if quantizer.codebook_size > limit:
+        yield f"The map shows the most used of {quantizer.codebook_size:,} codes: all of them are too many for a page."
+    if tokenizer.token_grid is None:
+        yield "There are no patches of codes, because tokens have no place in the image."
+    elif quantizer.num_groups > MAX_GROUPS_WITH_PATCHES:
+        yield f"Patches are shown for the codes of the first {MAX_GROUPS_WITH_PATCHES} indices of a token."
+
+
+def _sample_notes(subject: Subject) -> Iterator[str]:
+    if subject.place.note:
+        yield subject.place.note
+    elif subject.generator is None:
+        yield "There are no samples, because no generator was named (--gpt-ckpt)."
