@@ -4,7 +4,7 @@ Measuring     metrics/ (what is computed), protocols/ (how), jobs/ (the evaluati
 Images        image_sets (files to measure), sample_stream (images that a generator draws)
 Results       results (files of numbers and facts), comparison (which may be ranked)
 Networks      probes/ (linear probes, principal components), digits/ (a classifier of digits)
-Pages         report/, doctor/ (looks for trouble in a run)
+Pages         report/, atlas/ (tokens, codebook and samples to explore by hand), doctor/ (looks for trouble in a run)
 Sharing       publication/ (networks, their model card, and where they go)
 Speed         benchmarks/ (measured against plain formulations and the limits of the machine),
               forked (work whose memory is measured in a process of its own)

@@ -72,6 +72,10 @@ LAYERS = {
         "evaluations.metrics.registry", "evaluations.report.run_folder",
         *(f"evaluations.{name}" for name in ("publication", "results", "run_layout")),
     ],
+    "evaluations.atlas": [
+        "engine", "tokenizer", "autoregressive", "evaluations.metrics",
+        *(f"evaluations.{name}" for name in ("atlas", "report", "run_layout")),
+    ],
     "evaluations.doctor": ["engine", "tokenizer", "autoregressive.codes", "autoregressive.training.config",
                            "evaluations.doctor"],
     "evaluations.digits": ["engine", "evaluations.digits"],

@@ -148,6 +148,11 @@ COMMANDS = {
     "evaluations.quickstart": ("--runs-dir {root}", "--runs-dir {root}/a.json", ["a.json"]),
     "evaluations.doctor": ("{root}/tokenizer", "{root}/no1 --recipe {root}/no2.yaml", ["no1", "no2.yaml"]),
     "evaluations.report": ("{root}", "{root}/no1 {root}/no2", ["no1", "no2"]),
+    "evaluations.atlas": (
+        "{root}/tokenizer {root}/second --gpt-ckpt {root}/generator --output {root}/new.html",
+        "{root}/no1 {root}/no2 --data-path {root}/no3 --scales 0 --output {root}/new.html",
+        ["no1", "no2", "no3", "scale=0"],
+    ),
 }  # fmt: skip
 
 
