@@ -72,7 +72,7 @@ def count_images(tokenizer: Tokenizer, choice: ImageChoice, batch_size: int, wor
             numbers = choice.counted[start : start + batch_size]
             batch = center_batch(choice.source, tokenizer.image_size, numbers, choice.skip_broken)
             with numbered("image", numbers):
-                indices = tokenizer.tokenize(to_float(batch).to(tokenizer.device))
+                indices = tokenizer.encode(to_float(batch).to(tokenizer.device)).indices
             images.append(batch)
             tokens.append(indices.cpu().reshape(*indices.shape[:2], -1))
             bar.update(len(numbers))

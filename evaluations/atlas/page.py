@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.json_text import to_json
-from evaluations.report.page import STYLE, page_start
+from evaluations.report.page import SCRIPT, STYLE, page_start
 
 MAX_BYTES = 15_000_000
 FOLDER = Path(__file__).parent
@@ -79,6 +79,6 @@ def render(title: str, summary: str, subjects: Sequence[Mapping[str, Any]], char
         *charts,
         footer,
         f'<script type="application/json" id="atlas">{embedded({"subjects": subjects})}</script>',
-        f"<script>{script()}</script></body></html>",
+        f"<script>{SCRIPT}</script><script>{script()}</script></body></html>",
     ]
     return "".join(parts)

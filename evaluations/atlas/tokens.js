@@ -15,7 +15,7 @@ class TokenViewer {
     const side = subject.imageSize * Math.max(1, Math.ceil(STAGE_SIDE / subject.imageSize));
     const sharpness = subject.imageSize < SMALL_SIDE ? "picture sharp" : "picture";
     this.canvas = element("canvas", {width: side, height: side, className: sharpness});
-    this.grid = element("div", {className: subject.grid ? "grid" : "strip"});
+    this.grid = element("div", {className: subject.grid ? "cells" : "strip"});
     const columns = subject.grid ? subject.grid[1] : Math.min(STRIP_COLUMNS, subject.numTokens);
     this.grid.style.gridTemplateColumns = `repeat(${columns}, 1fr)`;
     const stage = element("div", {className: "stage"}, this.canvas);

@@ -177,7 +177,7 @@ def test_names_never_become_html(tmp_path, make_page):
 
     tags = Elements(text).tags
     assert not [tag for tag, _ in tags if tag in ("img", "link", "iframe", "object")]
-    assert [attrs for tag, attrs in tags if tag == "script"] == [{"type": "application/json", "id": "atlas"}, {}]
+    assert [attrs for tag, attrs in tags if tag == "script"] == [{"type": "application/json", "id": "atlas"}, {}, {}]
     assert not [name for _, attrs in tags for name in attrs if name.startswith("on") or name in ("src", "href")]
     (policy,) = [attrs["content"] for _, attrs in tags if attrs.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; img-src data:;")
