@@ -244,8 +244,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 def full_precision(device: torch.device) -> Iterator[None]:
     """Switches autocast and TF32 off inside: an fp32 island in a bf16 training.
 
-    Quantizers, entropies, perceptual and cosine losses, and statistics of evaluations run in it.
+    Quantizers, entropies, perceptual and cosine losses, and statistics of evaluations run in it. A program that is
+    exported is float32 throughout, and has no such region.
     """
+    if torch.compiler.is_exporting():
+        yield
+        return
+
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
     allowed_before = [backend.allow_tf32 for backend in backends]
     try:

@@ -72,7 +72,7 @@ def has_values(tensor: Tensor) -> bool:
 
 def finite_rows(values: Tensor) -> Tensor:
     """Which rows of `values` (B, ...) are finite throughout: (B,) bool, on the device."""
-    return torch.isfinite(values).reshape(len(values), -1).all(1)
+    return torch.isfinite(values).reshape(values.shape[0], -1).all(1)
 
 
 # ------------------------------------------------------------------------------------------------ one tensor at once

@@ -30,9 +30,9 @@ ENVIRONMENT = (
     "PRETRAINED_DIR", "IMGNET_ROOT", "ALLOW_DOWNLOAD")  # fmt: skip
 
 
-def library_versions() -> dict[str, str]:
-    """{name: version} of Python and of the libraries that can change a number."""
-    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+def library_versions(*more: str) -> dict[str, str]:
+    """{name: version} of Python, of the libraries that can change a number, and of `more` that are installed."""
+    return {"python": platform.python_version(), **{name: version(name) for name in (*LIBRARIES, *more)}}
 
 
 def start_record(world: World) -> dict[str, Any]:

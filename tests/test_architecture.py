@@ -107,6 +107,9 @@ LEAF_ONLY = {
     "wandb",
     "scipy",
     "matplotlib",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
 }  # imported inside functions
 
 

@@ -94,6 +94,11 @@ COMMANDS = {
         "--vq-ckpt {root}/no1 --output {root}/a.json",
         ["no1", "a.json"],
     ),
+    "autoregressive.export": (
+        "{root}/tokenizer --part encode --output {root}/new.pt2",
+        "{root}/no1 --part encode --output {root}/a.json/x.pt2",
+        ["no1", "a.json"],
+    ),
     "tokenizer.reconstruct": (
         "--vq-ckpt {root}/tokenizer --data-path {root}/images --sample-dir {root}/new",
         "--vq-ckpt {root}/no1 --data-path {root}/no2",

@@ -223,6 +223,16 @@ def test_a_model_without_published_files_is_not_converted(root, run):
     assert "masked" in told
 
 
+def test_a_foreign_tokenizer_is_exported(root, run):
+    """A generator is where its class says how one step of it is computed; this one has no steps."""
+    output = ["--output", root / "part.pt2"]
+    run("autoregressive.export", root / "tokenizer", "--part", "encode", *output)
+    facts = json.loads((root / "part.pt2.json").read_text())
+    assert facts["measured"]["tokens_with_other_codes"] == 0
+    told = run("autoregressive.export", root / "generator", "--part", "step", *output, "--replace", code=2)
+    assert "defines no functional_step" in told
+
+
 def test_without_the_plug_in_its_run_says_what_to_add(root, entry):
     """A checkpoint never imports anything: whoever reads it is told what to name."""
     models, quantizers = dict(MODELS), dict(QUANTIZERS)

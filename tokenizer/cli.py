@@ -17,6 +17,9 @@ from engine.registry import extended
 from tokenizer.loading import load_tokenizer, survey_tokenizer
 from tokenizer.models.base import Tokenizer
 
+# What names a trained network.
+TRAINED_NETWORK = "a folder (run, checkpoint or export), a published file, or hf-hub:organization/name"
+
 
 def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """Adds the flags that name a tokenizer; with `several` they are repeated, once per tokenizer."""
@@ -27,7 +30,7 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False) 
         "--vq-ckpt",
         required=True,
         action=action,
-        help="tokenizer: a folder (run, checkpoint or export), a published file, or hf-hub:organization/name",
+        help=f"tokenizer: {TRAINED_NETWORK}",
     )
     parser.add_argument(
         "--tok-config", "--model-config", action=action, help="YAML file of the architecture, for a published file"
@@ -80,12 +83,19 @@ def _apply_flags(args: argparse.Namespace, tokenizer: Tokenizer) -> None:
             raise ConfigError(f"--noise-seed {args.noise_seed}: the tokenizer {args.vq_ckpt} has no generative decoder")
         tokenizer.set_noise_seed(args.noise_seed)
 
-    if args.image_size not in (None, tokenizer.image_size):
-        if "any_size" not in tokenizer.capabilities:
-            raise ConfigError(
-                f"--image-size {args.image_size}, but the tokenizer {args.vq_ckpt} is for {tokenizer.image_size}"
-            )
-        tokenizer.set_image_size(args.image_size)
+    set_image_size(tokenizer, args.image_size, args.vq_ckpt)
+
+
+def set_image_size(tokenizer: Tokenizer, image_size: int | None, path: str) -> None:
+    """Makes the size that --image-size names, if any, that of the tokenizer from `path`.
+
+    Raises ConfigError for a tokenizer that takes its own size only.
+    """
+    if image_size in (None, tokenizer.image_size):
+        return
+    if "any_size" not in tokenizer.capabilities:
+        raise ConfigError(f"--image-size {image_size}, but the tokenizer {path} is for {tokenizer.image_size}")
+    tokenizer.set_image_size(image_size)
 
 
 def add_image_flags(parser: argparse.ArgumentParser) -> None:

@@ -207,3 +207,24 @@ class Generator(nn.Module):
     def features(self, labels: Tensor, tokens: Tensor, layer: int) -> Tensor:
         """Hidden states (B,N,C) after layer number `layer`, from 1 to `num_layers`."""
         raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------------ to be exported
+    def functional_step(self) -> nn.Module | None:
+        """One step of sampling as a module that keeps nothing between calls; None, the default, where there is none.
+
+            (labels (B,), tokens (B,) or (B,k), position (1,), keys, values) -> (outputs, new keys, new values)
+
+        It reads the label at position 0, and later the token of the position before. `outputs` are logits (B,V); where
+        a token has k > 1 indices they are hidden states (B,C), for `functional_head`. `empty_cache(rows)` of the module
+        gives the first keys and values, whose second dimension is the batch.
+        """
+        return None
+
+    def functional_head(self) -> nn.Module | None:
+        """Hidden states of a position -> logits of the k indices of its token; None where k is 1.
+
+            (hidden (B,C), indices (B,k)) -> logits (B,k,V)
+
+        Logits of an index depend on the indices before it alone.
+        """
+        return None

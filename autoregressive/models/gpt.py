@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.models.base import DataSizes, Generator
 from autoregressive.models.decode_steps import DecodeSteps, RecordedStepsByRows, StaticSteps, StepFunctions, Steps
+from autoregressive.models.functional_steps import FunctionalHead, FunctionalStep
 from autoregressive.models.heads import HEADS, HeadSettings, default_head
 from autoregressive.models.kv_cache import KVCache, Position
 from autoregressive.models.layers import Layer
@@ -348,6 +349,12 @@ class GPT(Generator):
             self._recorded_steps = RecordedStepsByRows(self._step_functions())
         return self._recorded_steps.of(rows)
 
+    def functional_step(self) -> FunctionalStep:
+        return FunctionalStep(self)
+
+    def functional_head(self) -> FunctionalHead | None:
+        return FunctionalHead(self) if len(self.codebook_sizes) > 1 else None
+
     def _step_functions(self) -> StepFunctions:
         return StepFunctions(
             hidden=self.decode_hidden,
@@ -363,6 +370,10 @@ class GPT(Generator):
         """
         is_first = isinstance(position, int) and position == 0
         embedded = self.class_embedding(inputs) if is_first else self.head.embed(inputs)
+        return self.decode_embedded(embedded, position, cache)
+
+    def decode_embedded(self, embedded: Tensor, position: Position, cache: KVCache) -> Tensor:
+        """As `decode_hidden`, with the embedding (B,C) of the input. The position may be any tensor, also of 0."""
         x = embedded[:, None]
         if self.positional_embedding is not None:
             x = x + self.positional_embedding[position]
@@ -375,4 +386,6 @@ class GPT(Generator):
     def new_cache(self, batch_size: int) -> KVCache:
         """An empty cache for `decode_hidden`."""
         width, layers, heads = self.config.dims()
-        return KVCache(layers, batch_size, heads, self.num_tokens, width // heads, dtype=self.dtype, device=self.device)
+        return KVCache.empty(
+            layers, batch_size, heads, self.num_tokens, width // heads, dtype=self.dtype, device=self.device
+        )

@@ -123,7 +123,7 @@ class PlainHead(Head):
 
     def new_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         """A cache of no layers: there is nothing to keep."""
-        return KVCache(0, batch_size, 1, 1, self.width, dtype=dtype, device=device)
+        return KVCache.empty(0, batch_size, 1, 1, self.width, dtype=dtype, device=device)
 
 
 class FactorizedHead(Head, nn.Module):
@@ -192,7 +192,9 @@ class FactorizedHead(Head, nn.Module):
     def new_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         heads = self.attention_heads
         head_dim = self.norm.weight.shape[0] // heads
-        return KVCache(len(self.layers), batch_size, heads, len(self.tables), head_dim, dtype=dtype, device=device)
+        return KVCache.empty(
+            len(self.layers), batch_size, heads, len(self.tables), head_dim, dtype=dtype, device=device
+        )
 
 
 HEADS: dict[str, type[Head]] = {"plain": PlainHead, "factorized": FactorizedHead}

@@ -40,8 +40,14 @@ class LayerStep:
 class KVCache:
     """Keys and values of all layers of a transformer, (layers, B, heads, length, head_dim) each."""
 
-    def __init__(
-        self,
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys = keys
+        self.values = values
+        self.positions = torch.arange(keys.shape[3], device=keys.device)
+
+    @classmethod
+    def empty(
+        cls,
         layers: int,
         batch_size: int,
         heads: int,
@@ -50,11 +56,11 @@ class KVCache:
         *,
         dtype: torch.dtype,
         device: torch.device,
-    ) -> None:
+    ) -> KVCache:
+        """The cache before the first token."""
         shape = (layers, batch_size, heads, length, head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.positions = torch.arange(length, device=device)
+        keys = torch.zeros(shape, dtype=dtype, device=device)
+        return cls(keys, torch.zeros_like(keys))
 
     def step(self, position: Position) -> list[LayerStep]:
         """The layers of the cache for the token at `position`; they share memory with the whole."""

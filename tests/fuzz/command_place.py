@@ -112,6 +112,7 @@ COMMANDS = {
     "autoregressive.convert": "--gpt-ckpt gpt | --output OUT/gpt.pt",
     "tokenizer.reconstruct": f"--vq-ckpt tokenizer | {PICTURES} | --num-images 2 | --sample-dir OUT/pictures",
     "autoregressive.extract_codes": "--vq-ckpt tokenizer | --data-path images/train | --code-path OUT/codes",
+    "autoregressive.export": "tokenizer | --part encode | --output OUT/x.pt2",
     "autoregressive.sample": f"{PAIR} | --class-idx 0,1 | --qual-num 2 | --sample-dir OUT/samples",
     "evaluations.reconstruction": f"--vq-ckpt tokenizer | {PICTURES} | --extractor none | --output OUT/r.json",
     "evaluations.generation": f"{SAMPLED} | --extractor none",

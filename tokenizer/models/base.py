@@ -73,7 +73,8 @@ class Tokenizer(nn.Module):
         shortcut    `forward(shortcut=True)` also decodes the CNN encoder's features (GigaTok's shortcut trick)
         any_size    `set_image_size` makes another square size the usual one, and `encode` and `decode` take images
                     whose height and width are multiples of `factor`, with `min_cells` cells or more per side
-        noise       decoding draws random numbers; `set_noise_seed` fixes them
+        noise       decoding draws random numbers; `set_noise_seed` fixes them, `decoding_noise` tells them, and
+                    `decode_with_noise` takes others
     """
 
     config_class: ClassVar[type]  # the dataclass of its section `model.<name>`
@@ -305,6 +306,14 @@ class Tokenizer(nn.Module):
 
     def set_noise_seed(self, seed: int) -> None:
         """With "noise": fixes the random numbers of decoding in evaluation mode."""
+        raise NotImplementedError
+
+    def decoding_noise(self, z_q: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """With "noise": the standard normal numbers (B, ...) that `decode` takes for these latents in evaluation."""
+        raise NotImplementedError
+
+    def decode_with_noise(self, z_q: Tensor, noise: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """With "noise": `decode` with given numbers, of the shape that `decoding_noise` has."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------------ phases

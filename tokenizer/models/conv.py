@@ -19,6 +19,12 @@ from tokenizer.models.cnn import CNNConfig
 from tokenizer.quantizers.base import Quantizer
 
 
+def square_grid(z_q: Tensor) -> tuple[int, int]:
+    """(rows, columns) of the latents (B,N,D) of square images."""
+    side = math.isqrt(z_q.shape[1])
+    return side, side
+
+
 class ConvTokenizer(Tokenizer):
     """A tokenizer without a transformer.
 
@@ -104,10 +110,7 @@ class ConvTokenizer(Tokenizer):
 
     def decode(self, z_q: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Quantized latents (B,h*w,codebook_dim) -> images, not clamped. `grid` is (h, w), by default square."""
-        if grid is None:
-            side = math.isqrt(z_q.shape[1])
-            grid = (side, side)
-        return self.decode_features(self.decoder_input(z_q, grid))
+        return self.decode_features(self.decoder_input(z_q, grid or square_grid(z_q)))
 
     def training_flops(
         self, *, entropy: bool = False, shortcut: bool = False, semantic: bool = False

@@ -16,7 +16,7 @@ from engine.seeds import seed_problems
 from engine.validation import Problem, Section, raise_problems
 from tokenizer.models.base import State
 from tokenizer.models.cnn import WETOK, CNNConfig, CNNDecoder, CNNEncoder
-from tokenizer.models.conv import ConvTokenizer
+from tokenizer.models.conv import ConvTokenizer, square_grid
 from tokenizer.models.generative_decoder import evaluation_noise, widened
 from tokenizer.quantizers.base import Quantizer
 
@@ -74,6 +74,12 @@ class WeTokTokenizer(ConvTokenizer):
     def noise_of(self, features: Tensor) -> Tensor:
         """The noise of evaluation (B,C,h,w); see `evaluation_noise`."""
         return evaluation_noise(features, self.config.noise_seed)
+
+    def decoding_noise(self, z_q: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        return self.noise_of(self.decoder_input(z_q, grid or square_grid(z_q)))
+
+    def decode_with_noise(self, z_q: Tensor, noise: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        return self.decoder(self.decoder_input(z_q, grid or square_grid(z_q)), noise)
 
     # ------------------------------------------------------------------------------------------------ what others ask
     @classmethod

@@ -49,8 +49,8 @@ class Affinity(ABC):
         return torch.zeros_like(self._columns)
 
     @abstractmethod
-    def logits(self, z: Tensor, out: Tensor) -> Tensor:
-        """Fills `out` (m,K) with the logits of latents (m,D)."""
+    def logits(self, z: Tensor, out: Tensor | None) -> Tensor:
+        """Fills `out` (m,K), or a new table, with the logits of latents (m,D)."""
 
     @abstractmethod
     def backward(self, z: Tensor, grad: Tensor, logits: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class Product(Affinity):
         super().__init__(codes, temperature)
         self._scaled_columns = (codes / temperature).T.contiguous()
 
-    def logits(self, z: Tensor, out: Tensor) -> Tensor:
+    def logits(self, z: Tensor, out: Tensor | None) -> Tensor:
         return torch.mm(z, self._scaled_columns, out=out)
 
     def backward(self, z: Tensor, grad: Tensor, logits: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class SquaredDistance(Affinity):
         """sum_i g_ik (K,) of all rows so far."""
         return self.codes.new_zeros(len(self.codes))
 
-    def logits(self, z: Tensor, out: Tensor) -> Tensor:
+    def logits(self, z: Tensor, out: Tensor | None) -> Tensor:
         return torch.addmm(self._bias, z, self._scaled_columns, out=out)
 
     def backward(self, z: Tensor, grad: Tensor, logits: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class PlainDistance(SquaredDistance):
         super().__init__(codes, temperature=1.0)  # its logits are |z|^2 - r^2
         self._distance_temperature = temperature
 
-    def logits(self, z: Tensor, out: Tensor) -> Tensor:
+    def logits(self, z: Tensor, out: Tensor | None) -> Tensor:
         squared = super().logits(z, out).neg_().add_(z.square().sum(1, keepdim=True))
         return squared.clamp_min_(DISTANCE_EPS).sqrt_().div_(-self._distance_temperature)
 
@@ -135,8 +135,11 @@ class PlainDistance(SquaredDistance):
 def nearest_codes(affinity: Affinity, z: Tensor, rows: int) -> Tensor:
     """Index of the code with the largest logit for each latent, the first on ties: (n,D) -> (n,) int64.
 
-    `rows` latents at a time are compared with all codes.
+    `rows` latents at a time are compared with all codes. An exported program has one table of all instead, because it
+    serves any number of latents.
     """
+    if torch.compiler.is_exporting():
+        return affinity.logits(z, None).argmax(dim=1)
     table = z.new_empty(min(rows, len(z)), len(affinity.codes))
     indices = torch.empty(len(z), dtype=torch.long, device=z.device)
     for start in range(0, len(z), rows):

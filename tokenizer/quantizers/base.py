@@ -80,6 +80,14 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------------ may be defined
+    def choice_distances(self, z: Tensor, indices: Tensor) -> Tensor:
+        """How far latents (B,N,D) are from the codes `indices`, by what `forward` chooses: (B,N), least for its choice.
+
+        Two programs that choose different codes for the same latent both are right where these distances are nearly
+        equal. The default is the squared distance.
+        """
+        return (z.float() - self.decode_indices(indices)).square().sum(-1)
+
     def finish_warmup(self) -> bool:
         """Called once, on all ranks, when quantization begins. Returns whether it changed parameters."""
         return False

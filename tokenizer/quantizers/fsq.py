@@ -85,6 +85,12 @@ class FSQ(Quantizer):
         """Steps from the middle level (B,N,D) -> indices (B,N)."""
         return ((steps.round().long() + self.middle) * self.places).sum(-1)
 
+    def indices_to_steps(self, indices: Tensor) -> Tensor:
+        """Indices (B,N) -> steps from the middle level (B,N,D)."""
+        return indices.long()[..., None] // self.places % self.levels - self.middle
+
     def decode_indices(self, indices: Tensor) -> Tensor:
-        digits = indices.long()[..., None] // self.places % self.levels
-        return (digits - self.middle) / self.middle
+        return self.indices_to_steps(indices) / self.middle
+
+    def choice_distances(self, z: Tensor, indices: Tensor) -> Tensor:
+        return (self.bound(z.float()) - self.indices_to_steps(indices)).square().sum(-1)

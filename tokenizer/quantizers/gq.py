@@ -156,16 +156,20 @@ class GroupLFQ(Quantizer):
     def pack(self, positive: Tensor) -> Tensor:
         """Signs (B,N,D) bool -> indices (B,N,G) or (B,N)."""
         parts = positive.long().split(self.bits, dim=-1)
-        indices = [(part << torch.arange(part.shape[-1], device=part.device)).sum(-1) for part in parts]
+        places = [torch.arange(part.shape[-1], device=part.device) for part in parts]
+        indices = [torch.bitwise_left_shift(*pair).sum(-1) for pair in zip(parts, places, strict=True)]
         return torch.stack(indices, dim=-1) if self.num_groups > 1 else indices[0]
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         columns = indices.long().unbind(-1) if self.num_groups > 1 else [indices.long()]
         places = [torch.arange(bits, device=indices.device) for bits in self.bits]
-        signs = torch.cat(
-            [(column[..., None] >> place) & 1 for column, place in zip(columns, places, strict=True)], dim=-1
-        )
+        pairs = zip(columns, places, strict=True)
+        signs = torch.cat([torch.bitwise_right_shift(column[..., None], place) & 1 for column, place in pairs], dim=-1)
         return torch.where(signs > 0, self.code_magnitude, -self.code_magnitude)
+
+    def choice_distances(self, z: Tensor, indices: Tensor) -> Tensor:
+        z = F.normalize(z.float(), dim=-1) if self.config.l2_norm else z.float()
+        return super().choice_distances(z, indices)
 
     def health(self) -> dict[str, float]:
         summed_groups = self.config.num_groups if self.config.codebook_entropy == "per_group" else 1

@@ -101,6 +101,10 @@ class IBQ(VectorQuantizer):
                 losses |= self._entropies(latents, codes)
             return Quantized(z_q, indices, losses)
 
+    def choice_distances(self, z: Tensor, indices: Tensor) -> Tensor:
+        """Minus the product, which is largest for the choice."""
+        return -(self._normalize(z.float()) * self.decode_indices(indices)).sum(-1)
+
     @property
     def _entropy_affinity(self) -> type[Affinity]:
         return Product

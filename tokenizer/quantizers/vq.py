@@ -140,6 +140,9 @@ class VectorQuantizer(Quantizer):
         """Index of the nearest code of each latent, the first on ties. (n,D), (K,D) -> (n,) int64."""
         return nearest_codes(SquaredDistance(codes, temperature=1.0), z, rows_per_chunk(codes))
 
+    def choice_distances(self, z: Tensor, indices: Tensor) -> Tensor:
+        return super().choice_distances(self._normalize(z.float()), indices)
+
     def decode_indices(self, indices: Tensor) -> Tensor:
         """Indices (B,N) -> exact code rows (B,N,D)."""
         return F.embedding(indices.long(), self.codes())

@@ -1,0 +1,140 @@
+"""One step of sampling of a generator, to be exported: its caller draws the tokens and holds the cache.
+
+Shapes    labels int64 (B,)      a token int64 (B,), or (B,k) where it has k indices      position int64 (1,)
+          keys and values float32 (layers,B,heads,N,channels)      logits float32 (B,V) or (B,k,V)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from autoregressive.exporting.parts import BATCHES, Comparison, Part, Port, Run, Tensors
+from autoregressive.models.base import Generator
+from engine.messages import UserError
+
+MAX_POSITIONS = 32  # tokens that a file is compared on, from the first one
+
+
+class GeneratorPart(Part):
+    """A part of a generator, with tokens to compare it on."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+        self.has_several_indices = len(generator.codebook_sizes) > 1
+
+    def sequences(self, rows: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Labels (rows,), the null class among them, and tokens (rows,N) or (rows,N,k)."""
+        network = self.generator
+        labels = torch.randint(network.num_classes + 1, (rows,), generator=random)
+        shape = (rows, network.num_tokens)
+        columns = [torch.randint(size, shape, generator=random) for size in network.codebook_sizes]
+        tokens = torch.stack(columns, dim=-1) if len(columns) > 1 else columns[0]
+        return labels, tokens
+
+
+class StepPart(GeneratorPart):
+    """See the module docstring."""
+
+    name = "step"
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__(generator)
+        module = generator.functional_step()
+        if module is None:
+            raise UserError(
+                f"--part step: {generator.provenance.path} is a generator ({type(generator).__name__}) without a "
+                "decode step that can be exported: its class defines no functional_step"
+            )
+        self.module = module
+        cache = "float32 (layers,batch,heads,tokens,channels), what the step before gave; zeros at first"
+        token = "int64 (batch,k)" if self.has_several_indices else "int64 (batch,)"
+        self.inputs = (
+            Port("labels", f"int64 (batch,), class of the image, {generator.null_class} for none; read at position 0"),
+            Port("tokens", f"{token}, the token of the position before; read at later positions"),
+            Port("position", "int64 (1,), from 0", batch_dim=None),
+            Port("keys", cache, batch_dim=1),
+            Port("values", cache, batch_dim=1),
+        )
+        logits = Port("logits", "float32 (batch,codes) of the token at this position")
+        hidden = Port("hidden", "float32 (batch,channels), for --part head")
+        self.outputs = (
+            hidden if self.has_several_indices else logits,
+            Port("new_keys", "the keys for the next step", batch_dim=1),
+            Port("new_values", "the values for the next step", batch_dim=1),
+        )
+
+    def example(self, rows: int) -> Tensors:
+        labels, tokens = self.sequences(rows, torch.Generator().manual_seed(0))
+        return labels, tokens[:, 0], torch.tensor([1]), *self.module.empty_cache(rows)
+
+    def compare(self, run: Run) -> Iterator[Comparison]:
+        """Decodes given tokens one after the other. The oracle is the network's pass over all of them at once."""
+        random = torch.Generator().manual_seed(0)
+        first_output = self.outputs[0].name
+        for rows in BATCHES:
+            labels, tokens = self.sequences(rows, random)
+            oracle = self._all_at_once(labels, tokens)
+            cache = file_cache = self.module.empty_cache(rows)
+
+            for position in range(min(self.generator.num_tokens, MAX_POSITIONS)):
+                token = tokens[:, max(position - 1, 0)]
+                where = torch.tensor([position])
+                expected, *cache = self.module(labels, token, where, *cache)
+                output, *file_cache = run(labels, token, where, *file_cache)
+                values = {
+                    first_output: (expected, output),
+                    "keys": (cache[0], file_cache[0]),
+                    "values": (cache[1], file_cache[1]),
+                }
+                yield Comparison(rows, values, oracle={first_output: (oracle[:, position], output)})
+
+    def _all_at_once(self, labels: Tensor, tokens: Tensor) -> Tensor:
+        """Logits (B,N,V) of all tokens, or hidden states (B,N,C) where a token has several indices."""
+        if self.has_several_indices:
+            return self.generator.features(labels, tokens, self.generator.num_layers)
+        return self.generator(labels, tokens)
+
+
+class HeadPart(GeneratorPart):
+    """See the module docstring."""
+
+    name = "head"
+    outputs = (Port("logits", "float32 (batch,k,codes); of an index with fewer codes -inf beyond them"),)
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__(generator)
+        module = generator.functional_head()
+        if module is None:
+            raise UserError(
+                f"--part head is for tokens of several indices, and those of {generator.provenance.path} have one: "
+                "--part step gives their logits"
+            )
+        self.module = module
+        self.inputs = (
+            Port("hidden", "float32 (batch,channels), what --part step gives"),
+            Port("indices", "int64 (batch,k); logits of an index depend on those before it alone"),
+        )
+
+    def example(self, rows: int) -> Tensors:
+        labels, tokens = self.sequences(rows, torch.Generator().manual_seed(0))
+        hidden = self.generator.features(labels, tokens, self.generator.num_layers)
+        return hidden[:, 0].contiguous(), tokens[:, 0]
+
+    def compare(self, run: Run) -> Iterator[Comparison]:
+        """On hidden states of the network. The oracle is its pass over all tokens at once."""
+        random = torch.Generator().manual_seed(0)
+        for rows in BATCHES:
+            labels, tokens = self.sequences(rows, random)
+            hidden = self.generator.features(labels, tokens, self.generator.num_layers)
+            oracle = self.generator(labels, tokens)
+            for position in range(min(self.generator.num_tokens, MAX_POSITIONS)):
+                inputs = hidden[:, position].contiguous(), tokens[:, position].contiguous()
+                (logits,) = run(*inputs)
+                values = {"logits": (self.module(*inputs), logits)}
+                yield Comparison(rows, values, oracle={"logits": (oracle[:, position], logits)})
+
+
+GENERATOR_PARTS: dict[str, type[GeneratorPart]] = {part.name: part for part in (StepPart, HeadPart)}

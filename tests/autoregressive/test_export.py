@@ -1,0 +1,254 @@
+"""Exported parts of networks give what the networks give; files that do not get no name."""
+
+import importlib.util
+import json
+import math
+
+import mini
+import pytest
+import small_networks
+import torch
+import torch.export
+from torch import nn
+
+from autoregressive import export
+from autoregressive.exporting.formats import EXPORT_FORMATS, OnnxGraph, TorchProgram, traced
+from autoregressive.exporting.generator_parts import GENERATOR_PARTS
+from autoregressive.exporting.parts import CodeComparison, Comparison
+from autoregressive.exporting.tokenizer_parts import TOKENIZER_PARTS, DecodePart
+from autoregressive.exporting.verification import Tolerance, largest_difference, verify
+from engine.checkpoint.manifest import file_sha256
+from engine.messages import UserError
+from tokenizer import load_tokenizer
+from tokenizer.models.registry import MODELS, QUANTIZERS
+
+EVERY_TOKENIZER = [(model, quantizer) for model in MODELS for quantizer in QUANTIZERS]
+OTHER_FORMS = {  # what changes the path of a tensor, beside the name of a network
+    "2d, vit": ("hybrid", "vq", "model.hybrid={layout: 2d, block: vit, num_tokens: 64}"),
+    "2d, qformer": ("hybrid", "fsq", "model.hybrid={layout: 2d, block: qformer, num_tokens: 64, qk_norm: true}"),
+    "noise": ("wetok", "gq", "model.wetok.generative_decoder=true"),
+    "other indices": ("wetok", "gq", "model.quantizer.gq={l2_norm: true, index_bits: [1, 5]}"),
+    "plain distances": ("llamagen", "vq", "model.quantizer.vq={l2_norm: false, rotation_trick: false}"),
+}
+
+
+def small_tokenizer(model, quantizer, *overrides):
+    """A tokenizer with one of everything: what takes time is the number of layers."""
+    overrides = (f"model.{model}.cnn.mid_blocks=1", *overrides)
+    return mini.tokenizer_of(small_networks.tokenizer_config(model, quantizer, *overrides)).eval().requires_grad_(False)
+
+
+def small_generator(kind):
+    torch.manual_seed(0)
+    _, generator = small_networks.generator(kind)
+    for output in generator.head.output_layers():
+        nn.init.normal_(output.weight)
+    return generator.eval().requires_grad_(False)
+
+
+def written(part, name, folder):
+    """What the verification measured of the file of a part, which it accepts, and the file."""
+    kind = EXPORT_FORMATS[name]()
+    path = folder / f"{part.name}.{name}"
+    kind.write(part, path)
+    return verify(part, kind.open(part, path), kind.tolerance), path
+
+
+# ------------------------------------------------------------------------------------------------ every network
+@pytest.mark.parametrize(("model", "quantizer"), EVERY_TOKENIZER, ids=str)
+def test_every_tokenizer_becomes_a_program(model, quantizer):
+    """Both halves, each without the tensors of the other; for batches of any size."""
+    tokenizer = small_tokenizer(model, quantizer)
+    num_tensors = len(tokenizer.state_dict())
+    for part in TOKENIZER_PARTS.values():
+        program = traced(part(tokenizer))
+        module = program.module()
+        measured = verify(part(tokenizer), lambda *inputs, module=module: (module(*inputs),), TorchProgram.tolerance)
+        assert measured["batches"][:5] == [1, 2, 5, 8, 16]
+        assert part is DecodePart or measured["tokens"] >= 2048
+        num_tensors -= len(program.state_dict)
+    assert num_tensors >= -4  # a codebook is needed twice
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_every_form_becomes_a_program(form, tmp_path):
+    tokenizer = small_tokenizer(*OTHER_FORMS[form])
+    for part in TOKENIZER_PARTS.values():
+        written(part(tokenizer), "pt2", tmp_path)
+
+
+@pytest.mark.parametrize("kind", small_networks.GENERATORS)
+def test_every_decode_step_becomes_a_program(kind, tmp_path):
+    """Its logits are those of a pass over all tokens at once, too."""
+    generator = small_generator(kind)
+    parts = GENERATOR_PARTS if len(generator.codebook_sizes) > 1 else {"step": GENERATOR_PARTS["step"]}
+    for part in parts.values():
+        measured, _ = written(part(generator), "pt2", tmp_path)
+        assert measured["batches"] == [1, 2, 5, 8]
+        assert all(value < 1e-5 for value in measured["largest_difference_from_all_tokens_at_once"].values())
+
+
+ONNX = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in OnnxGraph.packages),
+    reason="onnx, onnxscript or onnxruntime is not installed",
+)
+
+
+@ONNX
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "quantizer"), EVERY_TOKENIZER, ids=str)
+def test_every_tokenizer_becomes_a_graph(model, quantizer, tmp_path):
+    tokenizer = small_tokenizer(model, quantizer)
+    for part in TOKENIZER_PARTS.values():
+        written(part(tokenizer), "onnx", tmp_path)
+
+
+@ONNX
+@pytest.mark.slow
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_every_form_becomes_a_graph(form, tmp_path):
+    tokenizer = small_tokenizer(*OTHER_FORMS[form])
+    for part in TOKENIZER_PARTS.values():
+        written(part(tokenizer), "onnx", tmp_path)
+
+
+@ONNX
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", small_networks.GENERATORS)
+def test_every_decode_step_becomes_a_graph(kind, tmp_path):
+    generator = small_generator(kind)
+    parts = GENERATOR_PARTS if len(generator.codebook_sizes) > 1 else {"step": GENERATOR_PARTS["step"]}
+    for part in parts.values():
+        written(part(generator), "onnx", tmp_path)
+
+
+@ONNX
+@pytest.mark.parametrize(("part", "network"), [(part, None) for part in TOKENIZER_PARTS] + [("step", "plain")])
+def test_a_graph_for_other_programs(part, network, tmp_path):
+    """Of each kind one; all are in the slow tests."""
+    loaded = small_generator(network) if network else small_tokenizer("wetok", "gq")
+    written((TOKENIZER_PARTS | GENERATOR_PARTS)[part](loaded), "onnx", tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ the command
+def refused(result):
+    code, _, err = result
+    assert code == 2 and "Traceback" not in err, err
+    return err
+
+
+def test_the_command_writes_a_file_and_its_facts(networks, entry, tmp_path):
+    """The file runs without our code; what exists is replaced on request only."""
+    output = tmp_path / "new" / "encode.pt2"
+    flags = [networks / "tokenizer", "--part", "encode", "--output", output]
+    code, _, err = entry(export.main, *flags)
+    assert code == 0, err
+    assert sorted(path.name for path in output.parent.iterdir()) == ["encode.pt2", "encode.pt2.json"]
+
+    # The file.
+    tokenizer = load_tokenizer(networks / "tokenizer")
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    assert torch.equal(torch.export.load(output).module()(images), tokenizer.tokenize(images))
+
+    # The facts beside it, which say nothing of this machine.
+    text = output.with_name("encode.pt2.json").read_text()
+    facts = json.loads(text)
+    assert facts["network"]["fingerprint"] == tokenizer.provenance.fingerprint
+    assert facts["sha256"] == file_sha256(output)
+    assert facts["inputs"][0]["shape"] == ["batch", 3, 16, 16] and facts["inputs"][0]["dtype"] == "float32"
+    assert facts["measured"]["tokens"] >= 2048 and facts["measured"]["tokens_with_other_codes"] == 0
+    assert str(tmp_path) not in text and str(networks) not in text
+
+    # A second time.
+    assert "exists already (--replace replaces it); nothing is overwritten" in refused(entry(export.main, *flags))
+    output.write_text("old")
+    assert entry(export.main, *flags, "--replace")[0] == 0
+    assert file_sha256(output) == json.loads(output.with_name("encode.pt2.json").read_text())["sha256"]
+
+
+WRONG = {
+    "another suffix": (["tokenizer", "--part", "encode", "--output", "x.pt"], "ends in .pt2 or .onnx"),
+    "two formats": (["tokenizer", "--part", "encode", "--output", "x.pt2", "--format", "onnx"], "ends in .onnx"),
+    "a part of the other kind": (["tokenizer", "--part", "step", "--output", "x.pt2"], "is not a generator"),
+    "a head of one index": (["gpt", "--part", "head", "--output", "x.pt2"], "--part step gives their logits"),
+    "an image size": (["tokenizer", "--part", "encode", "--output", "x.pt2", "--image-size", "32"], "is for 16"),
+    "pixels of a generator": (["gpt", "--part", "step", "--output", "x.pt2", "--image-size", "32"], "has no images"),
+    "nothing there": (["other_name", "--part", "encode", "--output", "x.pt2"], "is not a folder of weights"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_flags_are_refused(case, networks, entry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (name, *flags), message = WRONG[case]
+    assert message in refused(entry(export.main, networks / name, *flags))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_named(networks, entry, tmp_path, monkeypatch):
+    monkeypatch.setattr(OnnxGraph, "packages", ("onnx", "no_such_package"))
+    flags = [networks / "tokenizer", "--part", "encode", "--output", tmp_path / "x.onnx"]
+    assert "--format onnx needs no_such_package: pip install" in refused(entry(export.main, *flags))
+
+
+# ------------------------------------------------------------------------------------------------ the comparison
+def test_a_file_that_is_off_gets_no_name(networks, entry, tmp_path, monkeypatch):
+    """Images that differ too much: the error says by how much, and nothing stays."""
+
+    def off_by_a_little(self, part, path):
+        return lambda indices: (part.module(indices) + 1e-5,)
+
+    monkeypatch.setattr(TorchProgram, "open", off_by_a_little)
+    flags = [networks / "tokenizer", "--part", "decode", "--output", tmp_path / "decode.pt2"]
+    assert "images differ by up to 1e-05; accepted are 1e-06" in refused(entry(export.main, *flags))
+    assert list(tmp_path.iterdir()) == []
+
+
+class CodesOnly:
+    """A part whose comparison is given."""
+
+    def __init__(self, num_tokens, gaps):
+        differs = torch.zeros(1, num_tokens, dtype=torch.bool)
+        differs[0, : len(gaps)] = True
+        all_gaps = torch.tensor([gaps + [0.0] * (num_tokens - len(gaps))])
+        self.comparison = Comparison(1, {}, CodeComparison(differs, all_gaps))
+
+    def compare(self, run):
+        yield self.comparison
+
+
+@pytest.mark.parametrize(
+    ("gaps", "problem"),
+    [
+        ([5e-5], None),
+        ([5e-5, 2e-4], "farther from its latent than the network's choice by 0.0002"),
+        ([0.0] * 3, "3 of 2000 tokens have other codes; accepted are 0.1%"),
+        ([float("nan")], "farther from its latent than the network's choice by nan"),
+    ],
+)
+def test_other_codes_must_be_near_ties(gaps, problem):
+    tolerance = Tolerance(values=1e-3, ties=1e-4)
+    if problem is None:
+        assert verify(CodesOnly(2000, gaps), None, tolerance)["tokens_with_other_codes"] == 1
+        return
+    with pytest.raises(UserError, match=problem):
+        verify(CodesOnly(2000, gaps), None, tolerance)
+
+
+def test_differences_of_numbers():
+    """Equal infinities are equal; NaN and other shapes never are."""
+    inf = torch.tensor([-torch.inf, 1.0])
+    assert largest_difference(inf, inf.clone()) == 0
+    assert largest_difference(inf, torch.tensor([0.0, 1.0])) == math.inf
+    assert math.isnan(largest_difference(inf, torch.tensor([-torch.inf, math.nan])))
+    assert largest_difference(inf, inf[:1]) == math.inf
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_the_choice_of_a_quantizer_is_the_nearest(quantizer):
+    """By the distance that says how near two codes are."""
+    network = small_tokenizer("wetok", quantizer).quantizer
+    latents = torch.randn(1, 50, network.codebook_dim, generator=torch.Generator().manual_seed(0))
+    chosen = network.choice_distances(latents, network(latents).indices)
+    others = network.choice_distances(latents, network(latents.flip(1)).indices)
+    assert (chosen <= others + 1e-6).all() and (chosen < others).any()
