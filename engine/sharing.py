@@ -22,10 +22,12 @@ from engine.data.classes import STAMP as CLASSES
 from engine.messages import UserError
 from engine.plugins import HASH_MARK
 
-# Keys whose texts name places, wherever they stand in a config.
+# Keys whose texts name places, wherever they stand in a config but in the section of the network, where the same keys
+# hold words: `init: kmeans`.
 PRIVATE_KEYS = frozenset(
     {"root", "val_root", "codes", "tokenizer", "init", "run_dir", "pretrained_dir", "wandb_project"}
 )
+NETWORK = "model"  # the section of the network
 PLUGINS = "plugins"
 WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]")
 # A path from the root of a file system, in running text: not a part of an address, a fraction or a closing tag.
@@ -44,17 +46,19 @@ def public_config(config: Any) -> DictConfig:
     return OmegaConf.create(_public_section(OmegaConf.to_container(tree, resolve=True)))
 
 
-def _public_section(section: Mapping[str, Any]) -> dict[str, Any]:
+def _public_section(section: Mapping[str, Any], private_keys: frozenset[str] = PRIVATE_KEYS) -> dict[str, Any]:
     """A section of a config without places."""
     public: dict[str, Any] = {}
     for key, value in section.items():
         if key == PLUGINS and isinstance(value, list):
             public[key] = [_plugin_name(str(name)) for name in value]
         elif isinstance(value, Mapping):
-            public[key] = _public_section(value)
+            public[key] = _public_section(value, frozenset() if key == NETWORK else private_keys)
         elif isinstance(value, list | tuple):
-            public[key] = [_public_section(v) if isinstance(v, Mapping) else v for v in value if not _is_place(v)]
-        elif not (isinstance(value, str) and (key in PRIVATE_KEYS or _is_place(value))):
+            public[key] = [
+                _public_section(v, private_keys) if isinstance(v, Mapping) else v for v in value if not _is_place(v)
+            ]
+        elif not (isinstance(value, str) and (key in private_keys or _is_place(value))):
             public[key] = value
     return public
 

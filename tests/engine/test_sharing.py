@@ -57,6 +57,14 @@ def test_a_config_loses_its_places_and_stays_a_recipe():
     assert OmegaConf.merge(OmegaConf.structured(GPTTrainConfig), public) == OmegaConf.structured(again)
 
 
+def test_words_of_the_network_stay():
+    """Keys that are private elsewhere: without `init: kmeans` its weights would not fit the network."""
+    overrides = ["init=runs/secret", "model.hybrid.init=torch", "model.quantizer.vq={init: kmeans, warmup_steps: 9}"]
+    public = public_config(load_config(TokenizerTrainConfig, overrides=overrides))
+    assert (public.model.hybrid.init, public.model.quantizer.vq.init) == ("torch", "kmeans")
+    assert "init" not in public
+
+
 def test_a_stamp_keeps_what_the_network_means():
     stamp = {
         "tokenizer_fingerprint": "ab", "classes": {"names": ["a/b", "c"], "are_named": True},
