@@ -21,6 +21,7 @@ from engine.messages import logger
 from engine.preflight import Preflight
 from engine.validation import collecting, problems_of, raise_problems
 from engine.world import World
+from tokenizer.cli import TRAINED_NETWORK
 from tokenizer.models.base import Tokenizer
 from tokenizer.published.files import is_published
 
@@ -120,12 +121,12 @@ def settings_of(args: argparse.Namespace) -> SamplerSettings:
     return settings
 
 
-def add_gpt_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the documented flags that name a generator. `--weights` comes with the tokenizer's flags."""
+def add_gpt_flags(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Adds the documented flags that name a generator. `--weights` and `default` are as in the tokenizer's flags."""
     parser.add_argument(
         "--gpt-ckpt",
-        required=True,
-        help="generator: a folder (run, checkpoint or export), a published file, or hf-hub:organization/name",
+        required=default is None,
+        help=f"generator: {TRAINED_NETWORK}{f' (default {default})' if default else ''}",
     )
     parser.add_argument("--gpt-config", help="YAML file of the architecture, for a published file")
     parser.add_argument(

@@ -3,10 +3,15 @@
     bash scripts/sample_c2i_visualization.sh --vq-ckpt runs/VQ_SS256 --gpt-ckpt runs/GPT_B256 \\
         --class-idx "22,388,90,978" --qual-num 40 --cfg-scale 4.0 --sample-dir results/samples
     python -m autoregressive.sample --vq-ckpt runs/quickstart/tokenizer --gpt-ckpt runs/quickstart/gpt
+    python -m autoregressive.sample
+    python -m autoregressive.sample --vq-ckpt shipped:wetok --gpt-ckpt shipped:wetok --class-idx 3,7
 
 With the same seed and settings, sample i always looks the same, whatever the batch size. Several processes share the
 classes. A class that is named twice gets further samples, in a numbered folder. A folder of the same settings is
 continued; any other one that is not empty is refused. `evaluations.measure` takes the folder as a set of images.
+
+Without --vq-ckpt and --gpt-ckpt, the small models that come with the program are used, and without --sample-dir too,
+one picture is written: samples.png here, or samples-2.png, ... where that exists. Its rows are the classes.
 """
 
 from __future__ import annotations
@@ -30,22 +35,28 @@ from engine.cli import add_device_flag, entry_parser, positive, run_entry
 from engine.data.classes import Classes
 from engine.data.images import image_tensor, read_image, save_grid, to_float, to_pil
 from engine.messages import UserError, logger
-from engine.outputs import NOT_FOR_METRICS, OutputFolder
+from engine.outputs import NOT_FOR_METRICS, OutputFolder, free_name
 from engine.preflight import Preflight, require
 from engine.progress import progress
+from engine.shipped_models import DEFAULT
 from engine.world import World, distributed_world
 from tokenizer.cli import add_tokenizer_flags, tokenizer_from, tokenizer_needs
 from tokenizer.models.base import PictureDecoder, Tokenizer
 
 DEFAULT_CLASSES = 8  # how many are drawn without --class-idx
+DEFAULT_IMAGES = 40  # how many are drawn without --qual-num
+DEFAULT_FOLDER = Path("results/samples")
+PICTURE = Path("samples.png")  # what is written without arguments
+PICTURE_CLASSES = 10  # its rows, without --class-idx
+PICTURE_COLUMNS = 8
 EXACT_PIXELS, FAST_PIXELS = "fp32", "bf16"  # values of --decode-precision
 GRID = "grid.png"
 GRID_COLUMNS = 8
 SAMPLES_PER_CLASS = 2**32  # sample numbers kept for each class, so that no two classes share one
 
 
-def chosen_classes(args: argparse.Namespace, generator: Generator) -> list[int]:
-    """The labels that --class-idx or --class-name asks for; the first ones without either.
+def chosen_classes(args: argparse.Namespace, generator: Generator, default: int = DEFAULT_CLASSES) -> list[int]:
+    """The labels that --class-idx or --class-name asks for; the first `default` ones without either.
 
     Raises UserError for a class that the generator does not know.
     """
@@ -54,7 +65,7 @@ def chosen_classes(args: argparse.Namespace, generator: Generator) -> list[int]:
         return [known.label_of(name) for name in args.class_name]
     if args.class_idx:
         return parse_classes(args.class_idx, generator.num_classes)
-    return list(range(min(DEFAULT_CLASSES, generator.num_classes)))
+    return list(range(min(default, generator.num_classes)))
 
 
 def parse_classes(text: str, num_classes: int) -> list[int]:
@@ -138,12 +149,34 @@ def is_complete(root: Path, samples: ClassSamples) -> bool:
     return all((root / name).is_file() for name in (*samples.files(), f"{samples.folder}/{GRID}"))
 
 
+def sample_picture(args: argparse.Namespace, settings: SamplerSettings, world: World) -> None:
+    """Writes one picture into the current folder, a row per class, and prints its path. Nothing is overwritten."""
+    tokenizer = tokenizer_from(args, world.device)
+    generator = gpt_from(args, tokenizer, world.device)
+    labels = chosen_classes(args, generator, PICTURE_CLASSES)
+    columns = ceil_div(args.qual_num, len(labels)) if args.qual_num else PICTURE_COLUMNS
+    plan = plan_classes(labels, columns, classes_of(generator))
+    set_sampling(args, generator, settings, min(args.per_proc_batch_size, columns), world)
+
+    # One process draws all: there are few.
+    if not world.is_main:
+        return
+    decoder = tokenizer.picture_decoder() if args.decode_precision == FAST_PIXELS else tokenizer
+    rows = [draw_class(generator, decoder, samples, settings, args.per_proc_batch_size) for samples in plan]
+    path = free_name(PICTURE) if PICTURE.exists() else PICTURE
+    with atomic_file(path) as temporary:
+        save_grid(temporary, to_float(torch.cat(rows)), columns=columns)
+    logger.info("%s: %d images by %s, rows: classes %s", path, len(labels) * columns, args.gpt_ckpt, labels)
+    print(path.absolute())
+
+
 def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) -> None:
     """Writes the images of all classes; the ranks share the classes."""
     tokenizer = tokenizer_from(args, world.device)
     generator = gpt_from(args, tokenizer, world.device)
     classes = chosen_classes(args, generator)
-    plan = plan_classes(classes, ceil_div(args.qual_num, len(classes)), classes_of(generator))
+    num_images = args.qual_num or DEFAULT_IMAGES
+    plan = plan_classes(classes, ceil_div(num_images, len(classes)), classes_of(generator))
     set_sampling(args, generator, settings, min(args.per_proc_batch_size, plan[0].count), world)
 
     # The folder, which may hold a part of the same samples.
@@ -190,8 +223,8 @@ def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
 
     # The networks.
-    add_tokenizer_flags(parser)
-    add_gpt_flags(parser)
+    add_tokenizer_flags(parser, default=DEFAULT)
+    add_gpt_flags(parser, default=DEFAULT)
 
     # Samples of which classes, and how many.
     which = parser.add_mutually_exclusive_group()
@@ -205,12 +238,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--qual-num",
         type=positive,
-        default=40,
-        help="number of images in total, divided among the classes (default 40)",
+        help=f"number of images in total, divided among the classes (default {DEFAULT_IMAGES}; in one picture "
+        f"{PICTURE_COLUMNS} per class)",
     )
 
     # Where they go, and how they are drawn.
-    parser.add_argument("--sample-dir", type=Path, default=Path("results/samples"))
+    parser.add_argument(
+        "--sample-dir",
+        type=Path,
+        help=f"folder of the images (default {DEFAULT_FOLDER}; without networks one picture, {PICTURE})",
+    )
     parser.add_argument("--per-proc-batch-size", type=positive, default=32)
     parser.add_argument(
         "--decode-precision",
@@ -221,7 +258,21 @@ def parse_args() -> argparse.Namespace:
     )
     add_device_flag(parser)
     add_sampler_flags(parser, is_demo=True)
-    return parser.parse_args()
+
+    args = parser.parse_args()
+    take_default_pair(parser, args)
+    return args
+
+
+def take_default_pair(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Without networks the default pair is used, and then without a folder one picture is written."""
+    if (args.vq_ckpt is None) != (args.gpt_ckpt is None):
+        parser.error("--vq-ckpt and --gpt-ckpt are given together; without both, a pair that comes with the program is")
+    args.writes_picture = args.vq_ckpt is None and args.sample_dir is None
+    if args.vq_ckpt is None:
+        args.vq_ckpt = args.gpt_ckpt = DEFAULT
+    if args.sample_dir is None:
+        args.sample_dir = DEFAULT_FOLDER
 
 
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
@@ -231,7 +282,10 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     if generator is not None:
         with preflight.collecting():
             chosen_classes(args, generator)
-    preflight.output(args.sample_dir, "--sample-dir")
+    if args.writes_picture:
+        preflight.output(PICTURE.parent, str(PICTURE))
+    else:
+        preflight.output(args.sample_dir, "--sample-dir")
 
 
 def main() -> None:
@@ -239,7 +293,8 @@ def main() -> None:
     settings = settings_of(args)
     require(args, lambda preflight: needs(args, preflight))
     with distributed_world(args.device) as world:
-        sample(args, settings, world)
+        run = sample_picture if args.writes_picture else sample
+        run(args, settings, world)
 
 
 if __name__ == "__main__":

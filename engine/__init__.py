@@ -13,7 +13,8 @@ Training           training_world (its processes and threads), loop, agreement (
 Record of a run    run_log, wandb_run, folder_lock, run_record, alerts, progress, meters (rates and waiting),
                    flops (operations of a step), gpus (what they can do), json_text (the one writer of JSON)
 Files              checkpoint/, assets (pretrained networks), hub (networks to fetch), hub_upload, sharing (what may
-                   leave this machine), pipeline (commands that can be stopped),
+                   leave this machine), shipped_models (small ones that come with the program),
+                   half_precision (as storage), pipeline (commands that can be stopped),
                    installation (where those of the program lie: a checkout or a wheel),
                    outputs (where commands may write), atomic_file (written as a whole or not at all),
                    facts (what differs between two manifests)

@@ -5,13 +5,14 @@ Images        image_sets (files to measure), sample_stream (images that a genera
 Results       results (files of numbers and facts), comparison (which may be ranked)
 Networks      probes/ (linear probes, principal components), digits/ (a classifier of digits)
 Pages         report/, atlas/ (tokens, codebook and samples to explore by hand), doctor/ (looks for trouble in a run)
-Sharing       publication/ (networks, their model card, and where they go)
+Sharing       publication/ (networks, their model card, and where they go), shipping (small models that come with the
+              program)
 Speed         benchmarks/ (measured against plain formulations and the limits of the machine),
               forked (work whose memory is measured in a process of its own)
 Pipelines     pipelines/ (commands of other entries in a row), run_layout (where they put things)
 Costs         cost_model (of GPUs that are not here), workload (what a recipe asks for)
 Entries       reconstruction, generation, val_loss, search_cfg, measure, make_reference, compare, fingerprint, memory,
               estimate, linear_probe, ar_probe, classifier, visualize, quickstart, recipes, report, doctor, benchmarks,
-              publish; cli holds shared flags; console is the command `vt`, trainers says what trains a recipe,
+              publish, ship; cli holds shared flags; console is the command `vt`, trainers says what trains a recipe,
               recipe_headers what its header tells
 """

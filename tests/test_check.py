@@ -38,6 +38,9 @@ def place(tmp_path_factory, image_folder, world):
     tiny.write_codes(root / "codes", load_tokenizer(root / "tokenizer").provenance.fingerprint)
     config = tiny.gpt_config(root / "generator", root / "codes", root / "tokenizer", "loop.steps=1")
     autoregressive.train.train(config, world)
+    (root / "pair").mkdir()
+    for part, name in {"tokenizer": "tokenizer", "gpt": "generator"}.items():
+        (root / "pair" / part).symlink_to(root / name)
     for name in ("a", "b"):
         write_result(root / f"{name}.json", {"psnr": 1.0}, {"kind": "reconstruction"})
     return root
@@ -150,6 +153,9 @@ COMMANDS = {
     ),
     "evaluations.estimate": ("{root}/tokenizer.yaml", "{root}/no1.yaml", ["no1.yaml"]),
     "evaluations.memory": ("--output {root}/new.json", "--output {root}/a.json/x.json", ["a.json"]),
+    "evaluations.ship": (
+        "digits={root}/pair --output {root}/new", "digits={root}/no1 --output {root}/a.json", ["no1", "a.json"]
+    ),
     "evaluations.quickstart": ("--runs-dir {root}", "--runs-dir {root}/a.json", ["a.json"]),
     "evaluations.doctor": ("{root}/tokenizer", "{root}/no1 --recipe {root}/no2.yaml", ["no1", "no2.yaml"]),
     "evaluations.report": ("{root}", "{root}/no1 {root}/no2", ["no1", "no2"]),

@@ -62,6 +62,7 @@ APART = {
     "evaluations.estimate": "costs of recipes, of networks that count their operations",
     "evaluations.memory": "measures the entropy loss of sign codes",
     "evaluations.quickstart": "starts the entries below on its own configs",
+    "evaluations.ship": "starts entries below on the networks of a quick start",
     "evaluations.make_reference": "statistics of image files",
     "evaluations.measure": "metrics of image files",
 }

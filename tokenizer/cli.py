@@ -18,19 +18,22 @@ from tokenizer.loading import load_tokenizer, survey_tokenizer
 from tokenizer.models.base import Tokenizer
 
 # What names a trained network.
-TRAINED_NETWORK = "a folder (run, checkpoint or export), a published file, or hf-hub:organization/name"
+TRAINED_NETWORK = "a folder (run, checkpoint or export), a published file, hf-hub:organization/name, or shipped:NAME"
 
 
-def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """Adds the flags that name a tokenizer; with `several` they are repeated, once per tokenizer."""
+def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False, default: str | None = None) -> None:
+    """Adds the flags that name a tokenizer; with `several` they are repeated, once per tokenizer.
+
+    With a `default` the flag may be left out, and is None then: what that means is the entry's to say.
+    """
     action = "append" if several else "store"
 
     # Which network.
     parser.add_argument(
         "--vq-ckpt",
-        required=True,
+        required=default is None,
         action=action,
-        help=f"tokenizer: {TRAINED_NETWORK}",
+        help=f"tokenizer: {TRAINED_NETWORK}{f' (default {default})' if default else ''}",
     )
     parser.add_argument(
         "--tok-config", "--model-config", action=action, help="YAML file of the architecture, for a published file"

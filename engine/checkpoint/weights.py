@@ -26,6 +26,7 @@ from engine.checkpoint.stamp import header_of, read_stamp
 from engine.config import save_config
 from engine.outputs import require_absent
 from engine.parallel import shard_like
+from engine.shipped_models import is_shipped, shipped_folder
 
 WEIGHT_CHOICES = ("auto", "ema", "model")  # auto: the EMA if there is one, else the raw weights
 NAMED_OF_A_KIND = 3  # tensors of one kind of problem that a message names
@@ -199,7 +200,7 @@ class WeightsFile:
     folder: Path  # has config.yaml and <kind>.safetensors
     kind: str  # "ema" or "model"
     stamp: dict[str, Any]  # facts that travel with the weights, from the manifest or the header of their file
-    origin: str = ""  # address on the hub, where they were fetched from there
+    origin: str = ""  # address on the hub, or name of a shipped model, where they came from there
 
     @property
     def shown(self) -> str:
@@ -221,15 +222,19 @@ def check_weight_choice(prefer: str) -> None:
 def find_weights(path: str | Path, prefer: str, what: str, *, hashed: bool = True) -> WeightsFile:
     """Finds the weights under `path`.
 
-    `path` is a run folder (its newest checkpoint counts), a checkpoint, an exported folder, or an address of the hub
-    (`engine.hub`). A folder that holds several networks stands for the one that `what` names, which is also its name in
-    messages. `prefer` is `ema`, `model` or `auto` (the EMA where there is one). Without `hashed`, the size of the file
-    stands for its hash, which is quick.
+    `path` is a run folder (its newest checkpoint counts), a checkpoint, an exported folder, an address of the hub
+    (`engine.hub`), or the name of a model that comes with the program (`engine.shipped_models`). A folder that holds
+    several networks stands for the one that `what` names, which is also its name in messages. `prefer` is `ema`,
+    `model` or `auto` (the EMA where there is one). Without `hashed`, the size of the file stands for its hash, which is
+    quick.
 
     Raises CheckpointError if there are no such weights, or their file is not the one that the manifest lists, and
     UserError where the hub does not give them.
     """
     check_weight_choice(prefer)
+    if is_shipped(path):
+        weights = _weights_in(shipped_folder(path, PARTS.get(what, "")), prefer, what, hashed)
+        return replace(weights, origin=str(path))
     if hub.is_address(path):
         copy = hub.fetch(str(path), PARTS.get(what))
         weights = _weights_in(copy.folder, prefer, what, hashed)

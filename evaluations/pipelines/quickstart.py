@@ -119,22 +119,38 @@ def stages_of(args: Namespace, run: Path) -> list[Stage]:
     """The commands of the journey; each can be typed by hand."""
     layout = RunLayout(run)
     classifier_stages: list[Stage] = []
-    classifier_flags: list[str] = []
     if has_classifier(args):
         classifier_stages = [_training(args, layout.classifier, "evaluations.classifier", short_steps=30)]
-        classifier_flags = ["--classifier", str(layout.classifier)]
 
     stages = [
         _training(args, layout.tokenizer, "tokenizer.train", short_steps=50),
-        module_stage(
-            "codes", "autoregressive.extract_codes",
-            "--vq-ckpt", str(layout.tokenizer), "--code-path", str(layout.codes),
-        ),
+        codes_stage(layout),
         _training(
             args, layout.generator, "autoregressive.train",
             f"data.codes={layout.codes}", f"data.tokenizer={layout.tokenizer}", short_steps=30,
         ),
         *classifier_stages,
+        *evaluation_stages(
+            layout, layout.classifier if classifier_stages else None, SHORT_SAMPLES if args.short else NUM_SAMPLES
+        ),
+    ]  # fmt: skip
+    if args.complete:
+        stages += _more_evaluations(args, layout)
+    return stages
+
+
+def codes_stage(layout: RunLayout) -> Stage:
+    """The codes of all images."""
+    return module_stage(
+        "codes", "autoregressive.extract_codes",
+        "--vq-ckpt", str(layout.tokenizer), "--code-path", str(layout.codes),
+    )  # fmt: skip
+
+
+def evaluation_stages(layout: RunLayout, classifier: Path | None, num_samples: int) -> list[Stage]:
+    """What every quick start measures: reconstructions, and generated images with a classifier where there is one."""
+    classifier_flags = ["--classifier", str(classifier)] if classifier is not None else []
+    return [
         module_stage(
             "reconstruction", "evaluations.reconstruction",
             "--vq-ckpt", str(layout.tokenizer), "--reference", "train",
@@ -145,14 +161,11 @@ def stages_of(args: Namespace, run: Path) -> list[Stage]:
             "--vq-ckpt", str(layout.tokenizer), "--gpt-ckpt", str(layout.generator),
             "--code-path", str(layout.codes), *classifier_flags,
             "--cfg-scale", str(GUIDANCE_SCALE),
-            "--num-fid-samples", str(SHORT_SAMPLES if args.short else NUM_SAMPLES),
+            "--num-fid-samples", str(num_samples),
             "--per-proc-batch-size", "50",
             "--output", str(layout.result("generation")),
         ),
     ]  # fmt: skip
-    if args.complete:
-        stages += _more_evaluations(args, layout)
-    return stages
 
 
 def _training(args: Namespace, folder: Path, module: str, *overrides: str, short_steps: int) -> Stage:

@@ -40,6 +40,7 @@ class CardTexts:
     license: str | None = None  # SPDX name, such as mit; None: nobody has said
     data: str = ""  # a sentence about the training images
     picture: str = ""  # name of a picture in the publication
+    storage: str = "in float32 or as they were trained"  # how the file holds the weights
 
 
 def model_card(
@@ -54,7 +55,7 @@ def model_card(
     parts += [_training(network, texts) for network in networks]
     parts.append(_results(results))
     parts.append(_license(texts.license))
-    parts.append(_files(hashes))
+    parts.append(_files(hashes, texts.storage))
     return "\n\n".join(parts) + "\n"
 
 
@@ -189,7 +190,7 @@ def _license(name: str | None) -> str:
     return f"## License\n\n{plain(name) if name else 'The publisher has not stated a license for these weights.'}"
 
 
-def _files(hashes: Mapping[str, str]) -> str:
+def _files(hashes: Mapping[str, str], storage: str) -> str:
     """The files with their hashes."""
-    note = f"`{WEIGHTS_FILE}` holds the weights in float32 or as they were trained, and in its header their stamp."
+    note = f"`{WEIGHTS_FILE}` holds the weights {storage}, and in its header their stamp."
     return f"## Files\n\n{_table([('file', 'SHA-256'), *hashes.items()])}\n\n{note}"

@@ -23,7 +23,7 @@ from tokenizer.published.layout import export_state
 from tokenizer.published.registry import layout_rules
 
 CHECK_ONLY = {
-    *(f"evaluations.{name}" for name in ("ar_probe", "benchmarks", "classifier", "memory", "quickstart")),
+    *(f"evaluations.{name}" for name in ("ar_probe", "benchmarks", "classifier", "memory", "quickstart", "ship")),
     "engine.index_images",
 }  # they take minutes, or write into the cache of the user
 TRAINERS = {"tokenizer.train", "autoregressive.train", "evaluations.linear_probe", "evaluations.classifier"}
@@ -105,6 +105,7 @@ COMMANDS = {
     "evaluations.classifier": f"{FOLDERS} | {SIZES} | model.num_classes=2 | {RUN} | loop.steps=1",
     "evaluations.ar_probe": "tokenizer=tokenizer | run_dir=OUT/run",
     "evaluations.quickstart": "--runs-dir OUT | --short",
+    "evaluations.ship": "digits=. | --output OUT/models | --num-fid-samples 4",
     "evaluations.benchmarks": "--output OUT/b.json | --quick | --only quantizers | --threads 1",
     "evaluations.memory": "--batch-size 1 | --channels 8",
     "evaluations.estimate": "gpt.yaml | --gpus 1,2 | --device a100",

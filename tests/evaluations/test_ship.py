@@ -1,0 +1,210 @@
+"""Small models that come with the program: rounded, measured, described, found by name, sampled without arguments."""
+
+import shutil
+
+import mini
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from autoregressive import load_gpt, sample
+from autoregressive.loading import require_pair
+from engine import shipped_models
+from engine.checkpoint.manifest import CheckpointError
+from engine.half_precision import as_stored
+from engine.messages import UserError
+from evaluations import ship, shipping
+from evaluations.results import write_result
+from evaluations.run_layout import RunLayout
+from tokenizer import load_tokenizer
+
+
+def refused(result):
+    code, _, err = result
+    assert code == 2 and "Traceback" not in err, err
+    return err
+
+
+def stand_in_results(run, pair, num_samples):
+    """What `shipping.measure` leaves, without measuring."""
+    work = measure_nothing(run, pair, num_samples)
+    tokenizer, generator = ({"fingerprint": network.fingerprint, "path": "x"} for network in pair)
+    numbers = {"reconstruction": {"psnr": 21.5}, "generation": {"distinct": 1.0}}
+    for name, metrics in numbers.items():
+        protocol = {"tokenizer": tokenizer} | ({"gpt": generator} if name == "generation" else {})
+        write_result(work.result(name), metrics, protocol)
+    return work
+
+
+def measure_nothing(run, pair, num_samples, measure=shipping.measure):
+    """`shipping.measure` without its stages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shipping, "run_stages", lambda root, stages: [stage.name for stage in stages])
+        return measure(run, pair, num_samples)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run with a result of the trained weights."""
+    root = tmp_path_factory.mktemp("run")
+    mini.export_networks(root)
+    shutil.rmtree(root / "other")
+    tokenizer = load_tokenizer(root / "tokenizer")
+    protocol = {"tokenizer": {"fingerprint": tokenizer.provenance.fingerprint}}
+    write_result(RunLayout(root).result("reconstruction"), {"psnr": 22.25}, protocol)
+    return root
+
+
+@pytest.fixture(scope="module")
+def shipped(run, tmp_path_factory):
+    """A folder of shipped models, with one pair, `digits`, as `python -m evaluations.ship` makes it."""
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ship, "measure", stand_in_results)
+        patch.setattr("sys.argv", ["ship", f"digits={run}", "--output", str(folder)])
+        ship.ship(ship.parse_args())
+    return folder
+
+
+@pytest.fixture
+def installed(shipped, monkeypatch):
+    """These models as those of the installation, with the default among them."""
+    monkeypatch.setattr(shipped_models, "SHIPPED", shipped)
+    monkeypatch.setattr(sample, "DEFAULT", "shipped:digits")
+    return shipped
+
+
+# ------------------------------------------------------------------------------------------------ making them
+def test_a_pair_is_rounded_and_loads_as_float32(run, installed):
+    """Other weights than before, with a fingerprint of their own, and a generator that names its tokenizer."""
+    state = load_file(installed / "digits" / "tokenizer" / "model.safetensors")
+    assert {tensor.dtype for tensor in state.values() if tensor.is_floating_point()} == {torch.float16}
+
+    before = load_tokenizer(run / "tokenizer")
+    tokenizer, generator = load_tokenizer("shipped:digits"), load_gpt("shipped:digits")
+    assert tokenizer.device.type == "cpu" and next(tokenizer.parameters()).dtype == torch.float32
+    rounded = {name: value.half().float() for name, value in before.named_parameters()}
+    assert all(torch.equal(value, rounded[name]) for name, value in tokenizer.named_parameters())
+    assert tokenizer.provenance.fingerprint != before.provenance.fingerprint
+
+    # What the stamps say.
+    stamp = generator.provenance.stamp
+    assert tokenizer.provenance.stamp["rounded_from"] == stamp["trained_on_codes_of"] == before.provenance.fingerprint
+    assert stamp["tokenizer_fingerprint"] == tokenizer.provenance.fingerprint
+    assert stamp["stored_dtype"] == "float16"
+    require_pair(generator, tokenizer)
+    with pytest.raises(UserError, match="was trained on codes of tokenizer"):
+        require_pair(generator, before)
+    assert tokenizer.provenance.path == "shipped:digits"
+
+
+def test_the_cards_tell_the_results_of_the_rounded_weights(shipped):
+    card = (shipped / "digits" / "tokenizer" / "README.md").read_text()
+    assert 'Tokenizer.from_pretrained("shipped:digits")' in card
+    assert "| 21.5 | 22.25 |" in card  # rounded, as trained
+    assert "rounded to float16" in card and "holds the weights as float16" in card
+    assert "SHA-256" in card and str(shipped) not in card
+    assert "distinct" in (shipped / "digits" / "gpt" / "README.md").read_text().lower()
+
+
+def test_results_of_other_weights_are_refused(run, tmp_path):
+    pair = shipping.rounded_pair(run)
+    work = measure_nothing(run, pair, 10)
+    wrong = {"tokenizer": {"fingerprint": pair[0].trained_fingerprint}}
+    write_result(work.result("reconstruction"), {"psnr": 30.0}, wrong)
+    with pytest.raises(UserError, match="measured with other weights"):
+        shipping.write_cards("digits", run, pair, work)
+    work.result("reconstruction").unlink()
+
+
+def test_nothing_is_overwritten_without_replace(run, shipped, tmp_path, entry, monkeypatch):
+    """The same files are accepted, others are not; all models together are limited."""
+    monkeypatch.setattr(ship, "measure", stand_in_results)
+    folder = tmp_path / "models"
+    shutil.copytree(shipped, folder)
+    assert entry(ship.main, f"digits={run}", "--output", folder)[0] == 0
+
+    config = folder / "digits" / "tokenizer" / "config.yaml"
+    config.write_text("mine")
+    assert "exists already (--replace replaces it)" in refused(entry(ship.main, f"digits={run}", "--output", folder))
+    assert config.read_text() == "mine"
+    assert entry(ship.main, f"digits={run}", "--output", folder, "--replace")[0] == 0
+    assert config.read_text() == (shipped / "digits" / "tokenizer" / "config.yaml").read_text()
+
+    monkeypatch.setattr(ship, "MAX_BYTES", 1000)
+    assert "accepted are less than" in refused(entry(ship.main, f"other={run}", "--output", folder))
+    assert not (folder / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("runs/quickstart", "must be NAME=RUN"),
+        ("Big Name=runs/quickstart", "must be NAME=RUN"),
+        ("digits={tokenizer}", "is no finished quick start"),
+        ("digits=nothing", "is not a folder of weights"),
+    ],
+)
+def test_wrong_runs_are_refused(text, message, run, entry, tmp_path):
+    text = text.format(tokenizer=run / "tokenizer")
+    assert message in refused(entry(ship.main, text, "--output", tmp_path))
+
+
+def test_numbers_beyond_half_precision_are_named():
+    with pytest.raises(CheckpointError, match="half precision cannot hold:\n  large"):
+        as_stored({"fine": torch.ones(2), "large": torch.tensor([1e5])})
+
+
+# ------------------------------------------------------------------------------------------------ using them
+def test_an_unknown_name_is_told_what_exists(installed):
+    with pytest.raises(UserError, match=r"shipped:letters is no model .* it has: shipped:digits"):
+        load_tokenizer("shipped:letters")
+    with pytest.raises(UserError, match=r"shipped:\.\./digits is no model"):
+        load_gpt("shipped:../digits")
+
+
+def test_without_any_the_error_says_how_to_make_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped_models, "SHIPPED", tmp_path)
+    with pytest.raises(UserError, match=r"it has: none \(python -m evaluations.ship"):
+        load_tokenizer("shipped:digits")
+
+
+def test_sampling_without_arguments_writes_a_picture(installed, entry, tmp_path, monkeypatch):
+    """The path is printed; a picture that is there stays."""
+    monkeypatch.chdir(tmp_path)
+    code, out, err = entry(sample.main)
+    assert code == 0, err
+    assert out.strip() == str(tmp_path / "samples.png")
+    first = (tmp_path / "samples.png").read_bytes()
+    assert Image.open(tmp_path / "samples.png").size == (8 * 16 + 9 * 2, 4 * 16 + 5 * 2)  # 8 x 4 with borders
+
+    code, out, _ = entry(sample.main, "--class-idx", "2", "--seed", "5", "--qual-num", "3")
+    assert code == 0 and out.strip() == str(tmp_path / "samples-2.png")
+    assert Image.open(tmp_path / "samples-2.png").size == (3 * 16 + 4 * 2, 16 + 2 * 2)
+    assert (tmp_path / "samples.png").read_bytes() == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples-2.png", "samples.png"]
+
+
+def test_sampling_takes_names_and_needs_both(installed, entry, tmp_path):
+    pair = ["--vq-ckpt", "shipped:digits", "--gpt-ckpt", "shipped:digits"]
+    code, _, err = entry(sample.main, *pair, "--qual-num", "2", "--class-idx", "0,1", "--sample-dir", tmp_path / "s")
+    assert code == 0, err
+    assert len(list((tmp_path / "s").rglob("000000.png"))) == 2
+    assert "are given together" in refused(entry(sample.main, *pair[:2]))
+
+
+# ------------------------------------------------------------------------------------------------ the real ones
+def test_the_models_of_this_installation():
+    """They load, belong together, are small, and their cards are of these weights."""
+    names = shipped_models.shipped_names()
+    if not names:
+        pytest.skip("this checkout has no shipped models yet (python -m evaluations.ship makes them)")
+    assert sum(path.stat().st_size for path in shipped_models.SHIPPED.rglob("*")) < ship.MAX_BYTES
+    assert shipped_models.DEFAULT in names
+    for name in names:
+        tokenizer, generator = load_tokenizer(name), load_gpt(name)
+        require_pair(generator, tokenizer)
+        for part, network in {"tokenizer": tokenizer, "gpt": generator}.items():
+            card = (shipped_models.shipped_folder(name, part) / "README.md").read_text()
+            assert network.provenance.fingerprint in card and "## Results" in card
