@@ -136,13 +136,14 @@ def merge_config(
 
 
 def load_sections(schema: type[T], path: str | Path) -> T:
-    """The sections of a YAML file that the dataclass `schema` names; all others are left alone.
+    """The sections of a YAML file or shipped recipe that the dataclass `schema` names; all others are left alone.
 
     For readers that need a part of a training config, such as `model`, on a machine where the rest (say a data folder
     from an environment variable) cannot be resolved. No plug-in is imported; where the file names one that is not
     loaded, the message of what is wrong says so.
     """
     schema = extended_schema(schema)
+    path = recipe_file(path)
     sources = [(source, _restrict(current_tree(schema, tree, source), schema)) for source, tree in read_layers(path)]
     try:
         return merge_config(schema, sources)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from engine.arithmetic import ceil_div
 from engine.cli import entry_parser, positive, run_entry
@@ -23,6 +22,7 @@ from engine.gpus import GPUS
 from engine.memory_plan import Setting
 from engine.messages import UserError
 from engine.preflight import Preflight, require
+from engine.recipe_names import recipe_file
 from evaluations.cost_model import (
     BANDWIDTH_EFFICIENCY,
     EFFICIENCY,
@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
 
     # What is trained, and on what.
-    parser.add_argument("recipe", type=Path, help="YAML file that trains a tokenizer or a GPT")
+    parser.add_argument("recipe", help="YAML file or name of a recipe that trains a tokenizer or a GPT")
     parser.add_argument(
         "--gpus", type=_counts, default=[8, 64, 512], help="numbers of GPUs, such as 8,64,512 (default)"
     )
@@ -178,15 +178,17 @@ def assumptions(network_gbit: float) -> str:
 
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for the recipe."""
-    preflight.file(args.recipe, "recipe")
+    with preflight.collecting():
+        preflight.file(recipe_file(args.recipe), "recipe")
 
 
 def main() -> None:
     args = parse_args()
     require(args, lambda preflight: needs(args, preflight))
-    if not args.recipe.is_file():
+    recipe = recipe_file(args.recipe)
+    if not recipe.is_file():
         raise UserError(f"recipe={args.recipe} is not a file")
-    workloads = workloads_of(args.recipe, args.overrides, RECIPE_GPUS)
+    workloads = workloads_of(recipe, args.overrides, RECIPE_GPUS)
     print("\n\n".join(report(workload, args) for workload in workloads))
     print(assumptions(args.network_gbit))
 

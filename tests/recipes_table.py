@@ -1,8 +1,8 @@
-"""Updates the tables of recipes in README.md and docs/: `python tests/recipes_table.py`.
+"""Updates the tables of recipes in README.md and docs/, and sizes in headers: `python tests/recipes_table.py`.
 
 A table stands between `<!-- table NAME -->` and `<!-- end of table -->`. Its content comes from the YAML files under
 configs/: sizes and steps from the configs that they resolve to, and published numbers from lines in their headers (see
-evaluations/recipe_headers.py).
+evaluations/recipe_headers.py). A recipe whose header does not name its size in the prose gets a line `Parameters`.
 """
 # ruff: noqa: E402
 
@@ -19,7 +19,7 @@ sys.path.append(str(ROOT))  # for the call as a script
 from recipe_plans import cost_of
 from recipes import CONFIGS, kind_of, load, name_of, recipes
 
-from evaluations.recipe_headers import Facts, facts_of, summary_of
+from evaluations.recipe_headers import SIZE, Facts, facts_of, header_of, summary_of
 from tokenizer.training.checks import network_on_meta
 from tokenizer.training.phases import phases_of
 
@@ -153,6 +153,15 @@ def table(name: str) -> str:
     return head + "".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in row)}|\n" for row in rows)
 
 
+def with_size(path: Path) -> str:
+    """The text of a recipe with its size in the header: in the prose, else in a line before the one with the cost."""
+    text = path.read_text(encoding="utf-8")
+    if SIZE.search(header_of(path)):
+        return text
+    line = f"# Parameters: {in_words(size_of(path))}\n"
+    return re.sub(r"(# Parameters: .*\n)?(?=# Cost: )", line, text, count=1)
+
+
 def updated(text: str) -> str:
     """A page with its tables as they should be."""
     return MARKED.sub(lambda marked: f"{marked[1]}{table(marked[2])}{marked[3]}", text)
@@ -160,5 +169,8 @@ def updated(text: str) -> str:
 
 if __name__ == "__main__":
     os.environ.setdefault("IMGNET_ROOT", "imagenet")
+    for pattern in RECIPE_TABLES.values():
+        for path in CONFIGS.glob(pattern):
+            path.write_text(with_size(path), encoding="utf-8")
     for page in PAGES:
         page.write_text(updated(page.read_text(encoding="utf-8")), encoding="utf-8")

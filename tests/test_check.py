@@ -158,6 +158,7 @@ COMMANDS = {
     ),
     "evaluations.quickstart": ("--runs-dir {root}", "--runs-dir {root}/a.json", ["a.json"]),
     "evaluations.doctor": ("{root}/tokenizer", "{root}/no1 --recipe {root}/no2.yaml", ["no1", "no2.yaml"]),
+    "evaluations.recipes": ("--show VQ_SS256", "--show {root}/no1.yaml", ["no1.yaml"]),
     "evaluations.report": ("{root}", "{root}/no1 {root}/no2", ["no1", "no2"]),
     "evaluations.atlas": (
         "{root}/tokenizer {root}/second --gpt-ckpt {root}/generator --output {root}/new.html",

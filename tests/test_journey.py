@@ -317,11 +317,3 @@ def test_the_public_face_stays_what_it_is():
     assert autoregressive.load_gpt is load_gpt
     with pytest.raises(AttributeError, match="has no attribute 'sample_everything'"):
         _ = autoregressive.sample_everything
-
-
-def test_quickstart_refuses_to_start_elsewhere(tmp_path, monkeypatch):
-    """Its configs are found from the root of the repository."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["entry", "--runs-dir", str(tmp_path)])
-    with pytest.raises(quickstart.UserError, match="root of the repository"):
-        quickstart.main()

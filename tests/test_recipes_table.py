@@ -85,6 +85,16 @@ def test_numbers_stand_in_the_lines_for_tables_only(path):
     )
 
 
+@NAMED
+def test_the_header_names_the_size(path):
+    """So that it can be listed without building a network."""
+    assert path.read_text(encoding="utf-8") == recipes_table.with_size(path), CALL
+    stated = facts_of(path).parameters
+    unit = {"M": 1e6, "B": 1e9}[stated[-1]]
+    digits = len(stated[:-1].partition(".")[2])
+    assert f"{recipes_table.size_of(path) / unit:.{digits}f}" == stated[:-1]
+
+
 def test_published_numbers_stay():
     """A few of them, of each family, so that a change of the reader of headers cannot lose all unnoticed."""
     by_name = {name_of(path): facts_of(path) for path in PATHS}

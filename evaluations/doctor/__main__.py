@@ -20,6 +20,7 @@ from pathlib import Path
 from engine.cli import entry_parser, positive, run_entry
 from engine.messages import UserError
 from engine.preflight import Preflight, require
+from engine.recipe_names import recipe_file
 from evaluations.doctor.checks import CHECKS
 from evaluations.doctor.data import Finding, data_findings
 from evaluations.doctor.evidence import RunEvidence
@@ -33,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     # What is judged, and by what.
     parser.add_argument("run", type=Path, nargs="?", help="folder of a run, or a folder of runs")
     parser.add_argument("--machine", action="store_true", help="judge this machine and its disk, not a run")
-    parser.add_argument("--recipe", type=Path, help="YAML file that the run should follow")
+    parser.add_argument("--recipe", help="YAML file or name of the recipe that the run should follow")
 
     # How closely it is looked at.
     parser.add_argument(
@@ -109,7 +110,8 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     with preflight.collecting():
         preflight.ready += [f"run: {folder}" for folder in run_folders(args.run)]
     if args.recipe is not None:
-        preflight.file(args.recipe, "--recipe")
+        with preflight.collecting():
+            preflight.file(recipe_file(args.recipe), "--recipe")
 
 
 def main() -> None:
@@ -122,7 +124,7 @@ def main() -> None:
 
     num_findings = 0
     for folder in run_folders(args.run):
-        run = RunEvidence(folder, args.recipe)
+        run = RunEvidence(folder, recipe_file(args.recipe) if args.recipe is not None else None)
         severities = examine(run)
         findings = findings_of(run, severities)
         if args.data:

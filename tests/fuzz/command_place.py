@@ -128,6 +128,7 @@ COMMANDS = {
     "evaluations.fingerprint": "tokenizer",
     "evaluations.visualize": f"--vq-ckpt tokenizer | {PICTURES} | --num-images 2 | --output OUT/pca.npz",
     "evaluations.doctor": "tokenizer | --all",
+    "evaluations.recipes": "quickstart | --json",
     "evaluations.report": "report | --output OUT/page.html",
 }
 
