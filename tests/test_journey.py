@@ -24,7 +24,6 @@ from engine.data.images import image_tensor, to_float, to_uint8
 from engine.data.packaged import ArraySource, Mnist5k
 from engine.data.sources import SOURCES
 from engine.run_log import read_metrics
-from evaluations import quickstart
 from evaluations.results import read_result
 from tokenizer import load_tokenizer
 
