@@ -40,7 +40,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
     data = open_data(config, tokenizer, world)
     config = data.completed(config)
 
-    run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
+    run = Run(config.loop.run_dir, config, world, config.loop.tracker_sections())
     with run:
         # The network, and what is to be said of the run.
         task = build_task(config, world, run, tokenizer, data.held_out, data.tokenization)

@@ -10,7 +10,8 @@ Processes          launcher (torchrun), stopping (signals), watchdog (hangs), ti
 Training           training_world (its processes and threads), loop, agreement (of processes, to stop), trained_model,
                    optim, schedules, averages (EMA), skipped_updates (counted on the device), buffers (put back after a
                    bad step)
-Record of a run    run_log, wandb_run, folder_lock, run_record, alerts, progress, meters (rates and waiting),
+Record of a run    run_log, tracker, trackers (their registry), wandb_run, tensorboard_log, folder_lock, run_record,
+                   alerts, progress, meters (rates and waiting),
                    flops (operations of a step), gpus (what they can do), json_text (the one writer of JSON)
 Files              checkpoint/, assets (pretrained networks), hub (networks to fetch), hub_upload, sharing (what may
                    leave this machine), shipped_models (small ones that come with the program),

@@ -29,6 +29,7 @@ CONFIG_KEYS = {
     "loss.discriminator.norm": "loss.discriminator.patchgan.norm",
     **{f"model.{name}": f"model.gpt.{name}" for name in GPT_KEYS},
     "model.streams": "model.gpt.codebook_sizes",
+    "loop.wandb_project": "loop.wandb.project",
 }
 
 # Dotted key -> {old value: new value}.

@@ -9,7 +9,7 @@ Steps are counted from 0. The step of a checkpoint or a record is the number of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -25,7 +25,9 @@ from engine.run_log import Run
 from engine.seeds import seed_problems, torch_seed
 from engine.stopping import EXIT_STOPPED, names_of, stop_requests
 from engine.time_limits import SAVE_PATIENCE
+from engine.trackers import TRACKERS
 from engine.validation import Problem, Section, at_least, one_of
+from engine.wandb_run import WandbConfig
 from engine.watchdog import Watchdog
 from engine.world import World
 
@@ -50,7 +52,8 @@ class LoopConfig(Section):
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "fp32"  # fp32 | bf16 (autocast; quantizer, entropy, perceptual and cosine losses stay fp32)
     deterministic: bool = False  # only algorithms whose bits repeat: slower on a GPU; see docs/exactness.md
-    wandb_project: str = ""  # empty = no wandb
+    trackers: list[str] = field(default_factory=list)  # that show the records beside metrics.jsonl: wandb, tensorboard
+    wandb: WandbConfig = field(default_factory=WandbConfig)  # where a run appears there
 
     def problems(self) -> Iterator[Problem]:
         """Values out of range, and names that do not exist."""
@@ -61,6 +64,13 @@ class LoopConfig(Section):
             yield from at_least(self, name, 0)
         yield from one_of(self, "device", DEVICES)
         yield from one_of(self, "precision", ("fp32", "bf16"))
+        if not set(self.trackers) <= TRACKERS.keys():
+            yield Problem("trackers", self.trackers, f"a list of some of: {', '.join(sorted(TRACKERS))}")
+
+    def tracker_sections(self) -> dict[str, Any]:
+        """{tracker: its section, or None} of the trackers of a run. A project for wandb asks for wandb."""
+        names = [*self.trackers, *(["wandb"] if self.wandb.project else [])]
+        return {name: getattr(self, name, None) for name in dict.fromkeys(names)}
 
     @property
     def last_step(self) -> int:
@@ -143,6 +153,7 @@ def fit(
     start = _start(task, config, run, store, begin)
     end = config.last_step
     if start >= end:
+        run.finish(start, is_new=False)
         return False
 
     batches = batches_from(start)
@@ -197,6 +208,7 @@ def fit(
                 run.log(f"stopped by {origin} after step {done}; the same command continues")
                 raise SystemExit(EXIT_STOPPED)
     _log_early_end(config, run)
+    run.finish(end)
     return stop
 
 
@@ -206,6 +218,7 @@ def _start(task: Task, config: LoopConfig, run: Run, store: CheckpointStore, beg
     if start == 0 and begin is not None:
         begin()
     run.write_config()
+    run.begin(start)
     if start > 0:
         run.log(f"resumed from step {start} of {config.steps}")
     if config.is_stopped_early:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its config, log, metric records and image grids; optionally wandb.
+"""What a run leaves behind: its config, log, metric records and image grids; optionally in trackers as well.
 
     <run>/config.yaml      the resolved config of the newest start
     <run>/git_sha.txt      the commit of the newest start
@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
 import sys
 import time
 import traceback
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from engine.alerts import ALERTS, Alert, Record, alerts_for
 from engine.atomic_file import write_atomic
-from engine.checkpoint.manifest import phase_folders
+from engine.checkpoint.manifest import newest_checkpoint, phase_folders
 from engine.config import to_yaml
 from engine.data import images as image_files
 from engine.finite import NonFiniteValuesError
@@ -37,7 +38,8 @@ from engine.folder_lock import FolderInUse, lock_folder
 from engine.json_text import to_json
 from engine.messages import UserError, logger
 from engine.run_record import start_record
-from engine.wandb_run import WandbRun
+from engine.tracker import Tracker
+from engine.trackers import TRACKERS
 from engine.world import World
 
 BAR_METRICS_LENGTH = 100  # characters of the metrics that the progress bar shows
@@ -47,17 +49,20 @@ class Run:
     """Run directory and logger, to be used in a `with`. Only rank 0 writes, but for the traceback of a crash.
 
     `alerts` are what to look for in each record (`engine.alerts`); a kind of training may replace them by its own.
+    `trackers` are those that the run has, {name: section of the config} (`engine.loop.LoopConfig.tracker_sections`).
 
-    Raises UserError if the folder cannot be written, or another process trains in it.
+    Raises UserError if the folder cannot be written, another process trains in it, or a tracker cannot start.
     """
 
-    def __init__(self, run_dir: str | Path, config: Any, world: World, wandb_project: str = "") -> None:
+    def __init__(
+        self, run_dir: str | Path, config: Any, world: World, trackers: Mapping[str, Any] | None = None
+    ) -> None:
         self.dir = Path(run_dir)
         self.config = config
         self.world = world
         self.alerts: Mapping[str, Alert] = ALERTS
         self.bar: tqdm | None = None
-        self._wandb: WandbRun | None = None
+        self._trackers: dict[str, Tracker] = {}
         self._last_record: dict[frozenset[str], Record] = {}  # kind of record -> the newest one
         if not world.is_main:
             return
@@ -74,12 +79,12 @@ class Run:
             raise UserError(f"run {error}; wait, or set loop.run_dir") from error
         except OSError as error:
             raise UserError(f"run folder {self.dir} cannot be written: {error}") from error
-        if wandb_project:
-            try:
-                self._wandb = WandbRun(self.dir, wandb_project, config)
-            except UserError:
-                self.close()
-                raise
+        try:
+            for name, section in (trackers or {}).items():
+                self._trackers[name] = TRACKERS[name](self.dir, section, config)
+        except UserError:
+            self.close(failed=True)
+            raise
 
     def __enter__(self) -> Run:
         return self
@@ -92,7 +97,7 @@ class Run:
             self._note_end(f"error: {error}")
         elif isinstance(error, Exception):
             self._note_end("".join(traceback.format_exception(error)))
-        self.close()
+        self.close(failed=error is not None and not isinstance(error, SystemExit))
 
     def _note_end(self, text: str) -> None:
         """Writes the end of this process to log.txt, whichever rank it is."""
@@ -115,6 +120,26 @@ class Run:
         write_atomic(self.dir / "config.yaml", to_yaml(self.config))
         write_atomic(self.dir / "git_sha.txt", record["git"]["sha"] + "\n")
         _append_line(self.dir / "starts.jsonl", record)
+
+    def begin(self, step: int) -> None:
+        """Tells the trackers from which step this training goes on."""
+        if self._trackers:
+            records = read_metrics(self.dir)
+            for tracker in self._trackers.values():
+                tracker.begin(step, records)
+
+    def finish(self, step: int, is_new: bool = True) -> None:
+        """Says at the end of a training where everything lies; the trackers get a summary, if this is its first end."""
+        if not self.world.is_main:
+            return
+        checkpoint = newest_checkpoint(self.dir)
+        places = places_of(self.dir, checkpoint)
+        if is_new:
+            summary = {"steps": step, "run_dir": str(self.dir), "state": "finished"}
+            for name, tracker in self._trackers.items():
+                tracker.finish(summary, checkpoint)
+                places[name] = tracker.where()
+        self.log("\n".join([f"finished after {step:,} steps", *(f"  {n:11s} {text}" for n, text in places.items())]))
 
     def log(self, text: str) -> None:
         """Writes one line (or table) for people, on the console and in log.txt."""
@@ -155,8 +180,8 @@ class Run:
             self.log(f"step {step}: {warning}")
         self._last_record[kind] = dict(metrics)
 
-        if self._wandb is not None:
-            self._wandb.log(metrics, step)
+        for tracker in self._trackers.values():
+            tracker.log(metrics, step)
 
     def save_grid(self, name: str, images: Tensor, columns: int) -> None:
         """Writes an image grid to samples/<name>.png; a warning where pixels are not finite.
@@ -171,11 +196,11 @@ class Run:
         except NonFiniteValuesError as error:
             self.log(f"warning: no picture {name}: {error}")
             return
-        if self._wandb is not None:
-            self._wandb.log_picture(path)
+        for tracker in self._trackers.values():
+            tracker.log_picture(path)
 
-    def close(self) -> None:
-        """Ends the log and frees the folder."""
+    def close(self, failed: bool = False) -> None:
+        """Ends the log and the trackers, and frees the folder."""
         if not self.world.is_main:
             return
         if self.bar is not None:
@@ -183,8 +208,20 @@ class Run:
         self._lock.release()
         logger.removeHandler(self._handler)
         self._handler.close()
-        if self._wandb is not None:
-            self._wandb.close()
+        for tracker in self._trackers.values():
+            tracker.close(failed)
+
+
+def places_of(run_dir: Path, checkpoint: Path | None) -> dict[str, str]:
+    """{what: where} of a finished training, for people, with the command that shows it."""
+    grids = list((run_dir / "samples").glob("*.png"))
+    places = {
+        "checkpoint": str(checkpoint) if checkpoint is not None else "none",
+        "metrics": str(run_dir / "metrics.jsonl"),
+    }
+    if grids:
+        places["samples"] = f"{run_dir / 'samples'} ({len(grids)} pictures)"
+    return {**places, "report": f"python -m evaluations.report {shlex.quote(str(run_dir))}"}
 
 
 def _end_torn_line(path: Path) -> None:

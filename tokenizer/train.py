@@ -90,7 +90,7 @@ def train_phase(
     if validation is not None:
         data["val"] = validation.source_facts
 
-    run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
+    run = Run(config.loop.run_dir, config, world, config.loop.tracker_sections())
     run.alerts = ALERTS
     with run:
         # Networks and their starting point.

@@ -143,7 +143,7 @@ def train(config: ClassifierTrainConfig, world: World) -> None:
     held_out = with_labels_of(open_source(config.data, "val"), classes)
     images, labels = labeled_batch(held_out, config.data.image_size, range(len(held_out)), config.data.skip_broken)
 
-    run = Run(config.loop.run_dir, config, world, config.loop.wandb_project)
+    run = Run(config.loop.run_dir, config, world, config.loop.tracker_sections())
     with run:
         # The network, drawn with the seed.
         torch.manual_seed(torch_seed(config.loop.seed))

@@ -113,7 +113,7 @@ def train(config: LinearProbeConfig, world: World) -> None:
     if data.image_size != network.image_size:
         raise ConfigError(f"data.image_size={data.image_size}, but the tokenizer is for {network.image_size}")
 
-    run = Run(loop.run_dir, config, world, loop.wandb_project)
+    run = Run(loop.run_dir, config, world, loop.tracker_sections())
 
     @lru_cache
     def features_of(split: str) -> np.ndarray:

@@ -56,7 +56,7 @@ SCHEMAS = {
     "evaluations.classifier": ClassifierTrainConfig,
     "evaluations.ar_probe": ARProbeConfig,
 }
-SECRET = {"loop.wandb_project"}  # keys that would reach for a network
+SECRET = {"loop.trackers", "loop.wandb.project"}  # keys that would reach for a network
 BOUNDED_BY = ("loop.steps=", "--num-fid-samples")  # without it, the work takes days
 
 SMALL = ["0", "1", "2", "3", "4", "8", "-1", "-2", "0.5", "1.0", "-0.0", "1,2", "0,0", "true", "false", "null"]
