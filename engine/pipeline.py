@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -47,7 +47,11 @@ def config_flags(files: Iterable[str | Path]) -> list[str]:
 
 
 class StageError(UserError):
-    """A stage that failed."""
+    """A stage that failed, with its exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class StageLog:
@@ -75,10 +79,16 @@ class StageLog:
         write_atomic(self.path, to_json(self.stages, indent=1))
 
 
-def run_stages(run_dir: Path, stages: list[Stage]) -> StageLog:
+def run_stages(
+    run_dir: Path, stages: list[Stage], after: Callable[[Stage, StageError | None], None] | None = None
+) -> StageLog:
     """Runs the stages in order; finished ones are skipped.
 
-    Raises StageError if a stage fails, SystemExit with code 75 after a stop signal; the same call continues later.
+    `after` is for stages that do not need one another: it is called after each that was run, with its failure if it
+    failed, and the next one follows in any case.
+
+    Raises StageError if a stage fails and there is no `after`, SystemExit with code 75 after a stop signal; the same
+    call continues later.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     log = StageLog(run_dir)
@@ -87,8 +97,17 @@ def run_stages(run_dir: Path, stages: list[Stage]) -> StageLog:
             logger.info("[%d/%d] %s: done before, skipped", number, len(stages), stage.name)
             continue
         logger.info("[%d/%d] %s: %s", number, len(stages), stage.name, " ".join(stage.command))
-        _run(stage, log)
+        failure = None
+        try:
+            _run(stage, log)
+        except StageError as error:
+            if after is None:
+                raise
+            failure = error
+            logger.warning("[%d/%d] %s", number, len(stages), error)
         logger.info("[%d/%d] %s: %.0f s", number, len(stages), stage.name, log.stages[stage.name]["seconds"])
+        if after is not None:
+            after(stage, failure)
     return log
 
 
@@ -127,4 +146,5 @@ def _run(stage: Stage, log: StageLog) -> None:
         logger.info("stopped by %s; stage %r %s; the same command continues", names_of(signals), stage.name, state)
         raise SystemExit(EXIT_STOPPED)
     if exit_code != 0:
-        raise StageError(f"stage {stage.name!r} ended with exit code {exit_code}; the same command continues it")
+        message = f"stage {stage.name!r} ended with exit code {exit_code}; the same command continues it"
+        raise StageError(message, exit_code)

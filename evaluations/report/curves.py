@@ -159,9 +159,11 @@ def curves(run: RunFolder) -> str:
     groups = []
     for training in trainings_of(run):
         records = read_metrics(training.folder)
-        charts = [chart.draw(records) for chart in (*training.charts, *COMMON_CHARTS)]
-        if any(charts):
-            groups.append(f'<h3>{training.title}</h3><div class="charts">{"".join(charts)}</div>')
+        own, common = ("".join(chart.draw(records) for chart in charts) for charts in (training.charts, COMMON_CHARTS))
+        if own or common:
+            more = details("learning rate, gradient, speed and memory", f'<div class="charts">{common}</div>')
+            heading = "" if run.is_training else f"<h3>{training.title}</h3>"
+            groups.append(f'{heading}<div class="charts">{own}</div>{more if common else ""}')
     return section("Training curves", "".join(groups), "curves")
 
 

@@ -145,7 +145,8 @@ def pipeline_ending(path: Path) -> Ending | None:
     unfinished = [name for name in log.stages if not log.done(name)]
     if unfinished:
         return Ending("unfinished", f"stage {', '.join(unfinished)} is not finished; the same command continues")
-    return Ending("finished", f"all {len(log.stages)} stages are done")
+    seconds = sum(log.seconds().values())
+    return Ending("finished", f"all {len(log.stages)} stages are done, in {duration_text(seconds)}")
 
 
 # ------------------------------------------------------------------------------------------------ times

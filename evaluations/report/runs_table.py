@@ -103,7 +103,8 @@ def settings_of(training: Training) -> dict[str, Any]:
 def planned_rows(sweep: Mapping[str, Any], rows: Sequence[Row]) -> list[Row]:
     """The runs of a sweep (its record, `sweep.json`) that have no row yet: failed at once, or not started."""
     names = {row.name for row in rows}
-    prefix = prefix_of(next((network for row in rows for network in row.steps), ""))
+    networks = networks_of(rows)
+    prefix = prefix_of(networks[0]) if networks else ""
     planned = []
     for name, run in sweep.get("runs", {}).items():
         if name not in names:

@@ -1,0 +1,189 @@
+"""Trains one recipe with many settings, a grid of values or random draws, and writes a page that compares the runs.
+
+    python -m evaluations.sweep --config configs/quickstart/tokenizer.yaml --folder runs/sweep loop.steps=200 \\
+        --grid optim.lr=5e-4,1e-3,2e-3 --grid model.quantizer.vq.codebook_size=128,256
+    python -m evaluations.sweep --config configs/quickstart/tokenizer.yaml --folder runs/random loop.steps=200 \\
+        --random 8 --seed 1 --range optim.lr=1e-4:1e-2:log --grid model.quantizer.vq.l2_norm=true,false
+    python -m evaluations.sweep --config configs/quickstart/gpt.yaml --folder runs/gpt --grid loop.seed=0,1,2 --dry-run
+
+Each run has a folder of its own in --folder, whose name says its values. The trainer follows from the recipe. All
+combinations are checked before the first starts. A run that fails does not end the sweep; it is named at the end. The
+same command continues a sweep that was stopped: finished runs are skipped, failed ones are tried again, and values that
+were added are trained. After each run the page <folder>/report.html is written anew. See docs/report.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from autoregressive.training.build import network_on_meta
+from autoregressive.training.config import GPTTrainConfig
+from engine.cli import entry_parser, not_negative, positive, run_entry
+from engine.config import flatten, load_config
+from engine.messages import ConfigError, UserError, logger
+from engine.pipeline import StageLog, config_flags
+from engine.preflight import Preflight, require
+from engine.recipe_names import recipe_file
+from evaluations.digits.training import ClassifierTrainConfig
+from evaluations.pipelines.sweep import (
+    SweepRecord,
+    Values,
+    grid_of,
+    name_of,
+    parse_choices,
+    parse_range,
+    random_draws,
+    stage_of,
+    train_all,
+)
+from evaluations.probes.task import LinearProbeConfig
+from evaluations.report.write import write_report
+from evaluations.trainers import recipe_tree, trainer_of
+from tokenizer.training.checks import validate
+from tokenizer.training.config import TokenizerTrainConfig
+
+# What a sweep can train -> its config, and the check across sections.
+SCHEMAS: dict[str, tuple[type, Callable[[Any], Any] | None]] = {
+    "tokenizer.train": (TokenizerTrainConfig, validate),
+    "autoregressive.train": (GPTTrainConfig, network_on_meta),
+    "evaluations.linear_probe": (LinearProbeConfig, None),
+    "evaluations.classifier": (ClassifierTrainConfig, None),
+}
+MAX_LISTED = 20  # problems of combinations that are told
+
+
+def parse_args() -> argparse.Namespace:
+    parser = entry_parser(__doc__)
+    parser.add_argument(
+        "--config", action="append", required=True, metavar="FILE",
+        help="recipe that all runs share: a YAML file or the name of a recipe; may be repeated, later ones win",
+    )  # fmt: skip
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the sweep, with one folder per run")
+
+    # What is varied.
+    parser.add_argument(
+        "--grid", action="append", default=[], metavar="KEY=A,B", help="values of a key; all combinations are trained"
+    )
+    parser.add_argument(
+        "--range", action="append", default=[], metavar="KEY=LOW:HIGH[:log]", help="with --random: a range of numbers"
+    )
+    parser.add_argument("--random", type=positive, metavar="N", help="train N random draws instead of all combinations")
+    parser.add_argument("--seed", type=not_negative, default=0, help="seed of the random draws (default 0)")
+
+    parser.add_argument("--dry-run", action="store_true", help="check all runs and list them, then exit")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="sets a key for all runs")
+    return parser.parse_intermixed_args()
+
+
+# ------------------------------------------------------------------------------------------------ the runs
+def runs_of(args: argparse.Namespace) -> dict[str, Values]:
+    """{name: values} of all runs that a command asks for. Raises UserError where it asks for none."""
+    choices = [parse_choices(text) for text in args.grid]
+    ranges = [parse_range(text) for text in args.range]
+    keys = [item.key for item in (*choices, *ranges)]
+    if not keys:
+        raise UserError("nothing is varied: give --grid KEY=A,B, or --random N with --range KEY=LOW:HIGH")
+    repeated = sorted({key for key in keys if keys.count(key) > 1})
+    if repeated or "loop.run_dir" in keys:
+        raise UserError(f"{(repeated or ['loop.run_dir'])[0]} cannot be varied so; name each key once")
+    if ranges and args.random is None:
+        raise UserError("--range needs --random N, the number of draws")
+
+    combinations = (
+        grid_of(choices) if args.random is None else random_draws([*choices, *ranges], args.random, args.seed)
+    )
+    return {name_of(values): values for values in combinations}
+
+
+def check_runs(module: str, files: Sequence[Path], overrides: Sequence[str], runs: dict[str, Values]) -> None:
+    """Reads the config of every run. Raises ConfigError with the problems of all, each told once."""
+    schema, check = SCHEMAS[module]
+    problems: dict[str, list[str]] = {}
+    for name, values in runs.items():
+        try:
+            load_config(schema, files, [*overrides, *(f"{key}={value}" for key, value in values.items())], check)
+        except ConfigError as error:
+            for problem in error.problems:
+                problems.setdefault(problem, []).append(name)
+    if problems:
+        lines = [f"{problem} ({len(names)} of {len(runs)} runs)" for problem, names in problems.items()]
+        raise ConfigError("\n  ".join(["runs of this sweep cannot be trained:", *lines[:MAX_LISTED]]), lines)
+
+
+def recipe_of(module: str, files: Sequence[Path], overrides: Sequence[str], runs: dict[str, Values]) -> dict[str, Any]:
+    """What all runs share: the trainer, and the config without the keys that are varied."""
+    schema, _ = SCHEMAS[module]
+    varied = {key for values in runs.values() for key in values}
+    (first, *_) = runs.values()
+    config = flatten(load_config(schema, files, [*overrides, *(f"{key}={value}" for key, value in first.items())]))
+    shared = {key: value for key, value in config.items() if key not in varied and key != "loop.run_dir"}
+    return {"trainer": module, "config": shared}
+
+
+def trainer_module(files: Sequence[str]) -> str:
+    """The command that trains the recipe. Raises UserError for one that a sweep cannot run."""
+    trainer, _ = trainer_of(recipe_tree(files), " and ".join(files))
+    if trainer.module not in SCHEMAS:
+        raise UserError(f"--config {' '.join(files)} is for {trainer.module}; a sweep can run {', '.join(SCHEMAS)}")
+    return trainer.module
+
+
+def needs(args: argparse.Namespace, recipe: dict[str, Any], preflight: Preflight) -> None:
+    """Looks for a place for the sweep, or an earlier part of it. What a run needs is looked for when it starts."""
+    with preflight.collecting():
+        SweepRecord(args.folder).require_same_recipe(recipe)
+    preflight.output(args.folder, "--folder")
+
+
+# ------------------------------------------------------------------------------------------------ the command
+def main() -> None:
+    args = parse_args()
+    files = [recipe_file(file) for file in args.config]
+    module = trainer_module(args.config)
+    runs = runs_of(args)
+    check_runs(module, files, args.overrides, runs)
+    recipe = recipe_of(module, files, args.overrides, runs)
+    if args.dry_run:
+        print_runs(args.folder, runs)
+    require(args, lambda preflight: needs(args, recipe, preflight), starts_scripts=True)
+
+    # Runs of one sweep stand together on wandb, unless the user groups them in another way.
+    os.environ.setdefault("WANDB_RUN_GROUP", args.folder.resolve().name)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    record = SweepRecord(args.folder)
+    record.plan(recipe, runs)
+    arguments = [*config_flags(files), *args.overrides]
+    stages = [stage_of(name, values, args.folder, module, arguments) for name, values in runs.items()]
+
+    failed = train_all(args.folder, stages, record, lambda: _write_page(args.folder))
+    page = write_report([args.folder])
+    logger.info("%d of %d runs are finished; they are compared in %s", len(runs) - len(failed), len(runs), page)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; the same command tries them again"
+        )
+
+
+def print_runs(folder: Path, runs: dict[str, Values]) -> None:
+    """Every run with its values, and which are finished."""
+    done = StageLog(folder)
+    for name, values in runs.items():
+        mark = " (finished)" if done.done(name) else ""
+        print(f"{name}{mark}: {' '.join(f'{key}={value}' for key, value in values.items())}")
+    print(f"{len(runs)} runs in {folder}")
+
+
+def _write_page(folder: Path) -> None:
+    """The page between two runs. That it cannot be written now does not end the sweep."""
+    try:
+        write_report([folder])
+    except (UserError, OSError) as error:
+        logger.warning("warning: no page: %s", error)
+
+
+if __name__ == "__main__":
+    run_entry(main)
