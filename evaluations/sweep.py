@@ -105,7 +105,9 @@ def check_runs(module: str, files: Sequence[Path], overrides: Sequence[str], run
     problems: dict[str, list[str]] = {}
     for name, values in runs.items():
         try:
-            load_config(schema, files, [*overrides, *(f"{key}={value}" for key, value in values.items())], check)
+            config = load_config(schema, files, [*overrides, *(f"{k}={v}" for k, v in values.items())], check)
+            if check is not None:
+                check(config)
         except ConfigError as error:
             for problem in error.problems:
                 problems.setdefault(problem, []).append(name)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from engine.checkpoint.manifest import phase_folders
 from engine.data.images import save_grid, to_float
@@ -24,6 +25,7 @@ SAMPLES_PICTURE = "samples.png"  # in the folder of a run
 SMALL_SIDE = 96  # pixels; smaller images are enlarged to about this side
 MAP_SIDE = 224  # pixels, of the map of the codebook
 MAX_CURVE_POINTS = 200  # of the curve of code frequencies
+GRID_WIDTH, GRID_HEIGHT = 480, 420  # pixels, to which small grids of a training are enlarged
 MAX_STEPS = 8  # grids of a training, of one kind, that a page shows
 KINDS = {"val": "weights", "val_ema": "averaged weights"}  # what their names say, for people
 GRID_NAME = re.compile(r"(?P<kind>.+)_(?P<step>\d+)\.png")  # as the loop's validations write them
@@ -129,9 +131,12 @@ def spread(grids: Sequence[tuple[int, Path]]) -> list[tuple[int, Path]]:
 
 
 def _grid_picture(step: int, path: Path) -> str:
-    """A grid as it lies in its file."""
+    """A grid as it lies in its file; a small one is enlarged by whole numbers where it is shown."""
+    with Image.open(path) as image:
+        width, height = image.size
+    zoom = max(1, min(GRID_WIDTH // width, GRID_HEIGHT // height))
     encoded = base64.b64encode(path.read_bytes()).decode()
-    return f'<img class="wide" alt="step {step:,}" src="data:image/png;base64,{encoded}">'
+    return f'<img class="wide" width="{width * zoom}" alt="step {step:,}" src="data:image/png;base64,{encoded}">'
 
 
 # ------------------------------------------------------------------------------------------------ inner features

@@ -1,6 +1,7 @@
 """evaluations/sweep.py: which runs a sweep has, that a failure does not end it, and that it is continued."""
 
 import json
+import sys
 
 import pytest
 import tiny
@@ -75,6 +76,10 @@ def test_wrong_values_are_told_before_anything_starts(recipe, tmp_path, entry):
     grid = ["--grid", "optim.lr=1e-3,-1", "--grid", "loss.l2_wight=1,2"]
     code, _, err = entry(sweep.main, "--config", recipe, "--folder", tmp_path / "sweep", *grid)
     assert code == 2 and "optim.lr=-1.0 must be" in err and "(2 of 4 runs)" in err and "l2_wight" in err
+    code, _, err = entry(
+        sweep.main, "--config", recipe, "--folder", tmp_path / "sweep", "--grid", "data.image_size=8,9"
+    )
+    assert code == 2 and "data.image_size=9" in err and "(1 of 2 runs)" in err
     assert not (tmp_path / "sweep").exists()
 
 
@@ -115,6 +120,7 @@ def test_a_dry_run_lists_the_runs(recipe, tmp_path, entry):
 def test_a_sweep_trains_goes_on_after_a_failure_and_is_continued(recipe, tmp_path, entry, monkeypatch):
     """Real trainings: one run ends with an error, is named with its state on the page, and is tried again."""
     monkeypatch.setenv("NPROC_PER_NODE", "1")
+    monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)  # the Python of this test trains
     folder = tmp_path / "sweep"
     blocked = folder / "lr_1e-3"
     blocked.parent.mkdir()
