@@ -13,6 +13,6 @@ Pipelines     pipelines/ (commands of other entries in a row), run_layout (where
 Costs         cost_model (of GPUs that are not here), workload (what a recipe asks for)
 Entries       reconstruction, generation, val_loss, search_cfg, measure, make_reference, compare, fingerprint, memory,
               estimate, linear_probe, ar_probe, classifier, visualize, quickstart, recipes, report, doctor, benchmarks,
-              publish, ship; cli holds shared flags; console is the command `vt`, trainers says what trains a recipe,
-              recipe_headers what its header tells
+              publish, ship, sweep; cli holds shared flags; console is the command `vt`, trainers says what trains a
+              recipe, recipe_headers what its header tells
 """
