@@ -231,7 +231,7 @@ def test_config_keys_exist(page):
     """Every `section.key` that a page names in backticks, also `section.{one,other}` and `section.key=value`."""
     text = re.sub(r"```.*?```", "", TEXTS[page], flags=re.DOTALL)
     schemas = [getattr(importlib.import_module(entry), schema) for entry, schema in TRAINERS.items()]
-    known = {"model.size", "model.streams"}  # old spellings
+    known = {"model.size", "model.streams", "loop.wandb_project"}  # old spellings
     known |= {key for schema in schemas for key in keys_of(schema())}
     sections = "model|loss|semantic|optim|data|loop|probe|network|validation|assets"
     for key in re.findall(rf"`((?:{sections})\.(?!safetensors)[\w.{{}},]+)", text):

@@ -43,19 +43,20 @@ def open_run(folder, world) -> Run:
 
 def test_a_resume_neither_repeats_nor_loses_records(tmp_path, world):
     """Killed at step 6 without an end; the newest checkpoint is of step 4."""
-    run = open_run(tmp_path, world)
-    run.begin(0)
+    killed = open_run(tmp_path, world)
+    killed.begin(0)
     for step in (2, 4, 6):
-        run.log_metrics(step, {"loss": 1 / step})
+        killed.log_metrics(step, {"loss": 1 / step})
     deadline = time.monotonic() + 20
     while len(scalars_of(tmp_path, "loss")) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
-    run._lock.release()  # the process is gone, its file was never closed
+    killed._lock.release()  # the process is gone, its file was never closed
     with open_run(tmp_path, world) as run:
         run.begin(4)
         for step in (6, 8):
             run.log_metrics(step, {"loss": 3 / step})
     assert scalars_of(tmp_path, "loss") == [(2, 0.5), (4, 0.25), (6, 0.5), (8, 0.375)]
+    killed._trackers["tensorboard"].close(failed=True)  # its thread
 
 
 def test_records_from_before_it_was_switched_on_are_there(tmp_path, world):
