@@ -62,6 +62,13 @@ def test_a_revision_is_resolved_before_anything_is_fetched(hub, repository, netw
             load_tokenizer(address)
 
 
+def test_a_hub_that_does_not_answer_is_one_clear_error(hub, tmp_path, monkeypatch):
+    hub.endpoint = "http://127.0.0.1:9"  # nobody listens there
+    use_hub(hub, tmp_path / "cache", monkeypatch)
+    with pytest.raises(UserError, match=r"hf-hub:someone/net cannot be reached: .*refused"):
+        load_tokenizer(ADDRESS)
+
+
 def test_offline_only_the_cache_is_read(hub, repository, tmp_path, monkeypatch):
     use_hub(hub, tmp_path / "cache", monkeypatch, offline=True)
     with pytest.raises(UserError, match="is not in the cache of huggingface_hub, and HF_HUB_OFFLINE forbids to fetch"):
