@@ -93,12 +93,19 @@ class Classes:
         return self.word_of(label) or f"class {label}"
 
     def label_of(self, name: str) -> int:
-        """The label of a class. Raises UserError for a name that is not there."""
-        if not self.are_named:
+        """The label of a class, by the name of its folder or by its name for people (`word_of`).
+
+        Raises UserError for a name that is not there.
+        """
+        if self.are_named and name in self.names:
+            return self.names.index(name)
+
+        words = [word for word in map(self.word_of, range(len(self))) if word is not None]
+        if not words:
             raise UserError(f"{self.owner} does not know the names of its classes; give their numbers")
-        if name not in self.names:
-            raise UserError(f"{self.owner} has no class {name!r}; it has {len(self)}: {_listed(self.names, 12)}")
-        return self.names.index(name)
+        if name not in words:
+            raise UserError(f"{self.owner} has no class {name!r}; it has {len(self)}: {_listed(words, 12)}")
+        return words.index(name)
 
 
 def labels_among(classes: Classes, expected: Classes) -> np.ndarray:

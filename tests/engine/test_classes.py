@@ -223,3 +223,15 @@ def test_codes_generator_and_samples_mean_the_same_class(trained, tmp_path, entr
     assert pictures[0] == pictures[1]
     code, _, err = entry(autoregressive.sample.main, *sample, "--class-name", "d", "--sample-dir", tmp_path / "none")
     assert code == 2 and "has no class 'd'; it has 3: 'a', 'b', 'c'" in err
+
+
+def test_classes_of_imagenet_go_by_their_words_too():
+    """Published GPTs have 1,000 classes without names; folders of ImageNet are called by synsets."""
+    synsets = Classes(tuple(f"n{label:08d}" for label in range(1000)), "x")
+    for classes in (Classes.unknown(1000, "x"), synsets):
+        assert classes.label_of("goldfish") == 1
+        with pytest.raises(UserError, match="x has no class 'gold fish'; it has 1000: 'tench', 'goldfish', "):
+            classes.label_of("gold fish")
+    assert synsets.label_of("n00000007") == 7
+    with pytest.raises(UserError, match="does not know the names of its classes"):
+        Classes.unknown(10, "x").label_of("goldfish")
