@@ -33,7 +33,8 @@ from engine.arithmetic import ceil_div
 from engine.atomic_file import atomic_file
 from engine.cli import add_device_flag, entry_parser, positive, run_entry
 from engine.data.classes import Classes
-from engine.data.images import image_tensor, read_image, save_grid, to_float, to_pil
+from engine.data.grids import save_grid
+from engine.data.images import image_tensor, read_image, to_float, to_pil
 from engine.messages import UserError, logger
 from engine.outputs import NOT_FOR_METRICS, OutputFolder, free_name
 from engine.preflight import Preflight, require
@@ -141,7 +142,7 @@ def write_class(root: Path, samples: ClassSamples, images: Tensor) -> None:
     for name, image in zip(samples.files(), images, strict=True):
         to_pil(image).save(root / name)
     with atomic_file(folder / GRID) as temporary:
-        save_grid(temporary, to_float(images), columns=min(GRID_COLUMNS, len(images)))
+        save_grid(temporary, to_float(images), GRID_COLUMNS)
 
 
 def is_complete(root: Path, samples: ClassSamples) -> bool:
@@ -210,7 +211,9 @@ def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) ->
     output.finish(pictures)
     if world.is_main:
         overview = to_float(torch.stack([image_tensor(read_image(root / samples.files()[0])) for samples in plan]))
-        save_grid(root / GRID, overview, columns=min(GRID_COLUMNS, len(overview)))
+        known = classes_of(generator)
+        names = [known.shown_name(samples.label) for samples in plan]
+        save_grid(root / GRID, overview, GRID_COLUMNS, image_names=names)
         written = sum(samples.count for samples in missing)
         there = sum(samples.count for samples in plan) - written
         before = f"; {there} were there before" if there else ""

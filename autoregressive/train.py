@@ -43,7 +43,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
     run = Run(config.loop.run_dir, config, world, config.loop.tracker_sections())
     with run:
         # The network, and what is to be said of the run.
-        task = build_task(config, world, run, tokenizer, data.held_out, data.tokenization)
+        task = build_task(config, world, run, tokenizer, data.held_out, data.tokenization, classes=data.classes)
         generator: Generator = task.trained.module
         parameters = f"{num_parameters(generator):,} parameters"
         run.log(f"generator: {parameters}; {summary_of(data.source)}; {world.size} process(es)")

@@ -20,7 +20,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,7 +32,7 @@ from engine.alerts import ALERTS, Alert, Record, alerts_for
 from engine.atomic_file import write_atomic
 from engine.checkpoint.manifest import newest_checkpoint, phase_folders
 from engine.config import to_yaml
-from engine.data import images as image_files
+from engine.data import grids
 from engine.finite import NonFiniteValuesError
 from engine.folder_lock import FolderInUse, lock_folder
 from engine.json_text import to_json
@@ -183,16 +183,16 @@ class Run:
         for tracker in self._trackers.values():
             tracker.log(metrics, step)
 
-    def save_grid(self, name: str, images: Tensor, columns: int) -> None:
-        """Writes an image grid to samples/<name>.png; a warning where pixels are not finite.
+    def save_grid(self, name: str, images: Tensor, columns: int, row_names: Sequence[str] = ()) -> None:
+        """Writes an image grid to samples/<name>.png, with names beside its rows. Images (B,3,H,W) in [-1,1].
 
-        Images (B,3,H,W) in [-1,1].
+        Where pixels are not finite, there is a warning and no picture.
         """
         if not self.world.is_main:
             return
         path = self.dir / "samples" / f"{name}.png"
         try:
-            image_files.save_grid(path, images, columns)
+            grids.save_grid(path, images, columns, row_names=row_names)
         except NonFiniteValuesError as error:
             self.log(f"warning: no picture {name}: {error}")
             return

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.cli import add_device_flag, entry_parser, positive, run_entry
-from engine.data.images import save_grid, to_float
+from engine.data.grids import save_grid
+from engine.data.images import to_float
 from engine.data.samples import center_batch
 from engine.data.sources import open_source
 from engine.devices import pick_device
@@ -31,7 +32,6 @@ from engine.messages import UserError, logger
 from engine.outputs import require_suffix
 from engine.preflight import Preflight, require
 from evaluations.probes.pca import grid_features, images_of_class, principal_components
-from evaluations.report.pictures import zoom_of
 from evaluations.results import claim_arrays, write_arrays
 from tokenizer.cli import (
     add_image_flags,
@@ -117,7 +117,8 @@ def visualize(args: argparse.Namespace) -> None:
     write_arrays(args.output, names=np.array(labels), note=np.array(note), **arrays)
 
     # A picture for people: originals in the first row, one row per tokenizer below.
-    save_grid(picture, to_float(torch.cat(list(rows.values()))), len(originals), zoom=zoom_of(originals))
+    images = to_float(torch.cat(list(rows.values())))
+    save_grid(picture, images, len(originals), row_names=["originals", *labels])
     logger.info("%s (originals above, then %s)", picture, ", ".join(labels))
 
 

@@ -6,7 +6,7 @@ Networks     models/ (tokenizers), quantizers/, discriminators/, frozen/ (pretra
 Codes        token_tools (maps, replaced tokens, pictures between pictures)
 Training     losses/ (terms of the loss), training/ (config, checks, phases, task)
 Files        loading (trained tokenizers), published/ (layouts of published files)
-Entries      train, reconstruct, convert; cli holds the flags that entries share
+Entries      train, reconstruct (its files: pair_names), convert; cli holds the flags that entries share
 """
 
 __all__ = ["Tokenizer", "build_tokenizer", "load_tokenizer"]

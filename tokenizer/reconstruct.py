@@ -4,8 +4,9 @@
     python -m tokenizer.reconstruct --vq-ckpt runs/quickstart/tokenizer --data photos --num-images 8
 
 --data-path can be any folder: it is searched for image files, and other files are counted and ignored. Every image is
-center-cropped to the size of the tokenizer, turned into codes, and decoded again. For image 7, for example, the sample
-folder receives 000007_gt.png (the original) and 000007.png (its reconstruction). grid.png shows the first images.
+center-cropped to the size of the tokenizer, turned into codes, and decoded again. For cats/tom.jpg, for example, the
+sample folder receives cats/tom_gt.png (the original) and cats/tom.png (its reconstruction). Images of a packaged set
+have numbers: 000007_gt.png and 000007.png. grid.png shows the first images.
 A folder of the same settings is written again; any other one that is not empty is refused. `evaluations.measure` takes
 the folder as a set of reconstructions.
 """
@@ -13,6 +14,7 @@ the folder as a set of reconstructions.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +26,8 @@ from engine.config import load_config
 from engine.data.base import ImageSource
 from engine.data.config import DataConfig
 from engine.data.folders import LooseSource
-from engine.data.images import save_grid, to_float, to_pil, to_uint8
+from engine.data.grids import save_grid
+from engine.data.images import to_float, to_pil, to_uint8
 from engine.data.samples import center_batch
 from engine.data.sources import open_source, source_names
 from engine.finite import numbered
@@ -39,6 +42,7 @@ from tokenizer.cli import add_skip_flag, add_tokenizer_flags, tokenizer_from, to
 from tokenizer.frozen.lpips import lpips_network
 from tokenizer.losses.perceptual import LPIPSLoss
 from tokenizer.models.base import Tokenizer
+from tokenizer.pair_names import ORIGINAL, pair_names
 
 GRID_BATCHES = 4  # batches whose first images are in the grid
 GRID_COLUMNS = 8  # images of a batch that are in the grid
@@ -94,7 +98,8 @@ def lpips_or_none(device: torch.device) -> nn.Module | None:
 
 def write_pair(folder: Path, name: str, original: Tensor, reconstruction: Tensor) -> None:
     """Writes two uint8 images (3,H,W)."""
-    to_pil(original).save(folder / f"{name}_gt.png")
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    to_pil(original).save(folder / f"{name}{ORIGINAL}.png")
     to_pil(reconstruction).save(folder / f"{name}.png")
 
 
@@ -107,7 +112,7 @@ def write_grid(path: Path, batches: list[tuple[Tensor, Tensor]]) -> None:
     rows = [
         torch.cat([originals, reconstructions]) for originals, reconstructions in batches if len(originals) == width
     ]
-    save_grid(path, to_float(torch.cat(rows)), columns=width)
+    save_grid(path, to_float(torch.cat(rows)), width, row_names=["original", "reconstruction"] * len(rows))
 
 
 def lpips_of(lpips: nn.Module, original: Tensor, reconstruction: Tensor, device: torch.device) -> float:
@@ -117,35 +122,36 @@ def lpips_of(lpips: nn.Module, original: Tensor, reconstruction: Tensor, device:
     return lpips(images, references).item()
 
 
-def pair_name(image_id: int, score: float | None) -> str:
+def scored_name(name: str, score: float | None) -> str:
     """The name of a pair, without the suffixes of its files; `score` is its LPIPS, None without --lpips."""
-    return f"{image_id:06d}" if score is None else f"{image_id:06d}_lpips{score:.4f}"
+    return name if score is None else f"{name}_lpips{score:.4f}"
 
 
-def names_of_set(count: int, scores: dict[int, float] | None, world: World) -> list[str]:
+def names_of_set(names: Sequence[str], scores: dict[int, float] | None, world: World) -> list[str]:
     """The files of all reconstructions of this run, as opposed to what else lies in the folder. A collective.
 
     `scores` are {number of an image: LPIPS} of the images of this rank; None without --lpips. An earlier run may have
     left files of slightly other scores, which other names than these are.
     """
     if scores is None:
-        return [f"{pair_name(image_id, None)}.png" for image_id in range(count)]
-    row = torch.zeros(count, device=world.device)  # float32, as LPIPS is: a sum with zeros changes no digit
+        return [f"{name}.png" for name in names]
+    row = torch.zeros(len(names), device=world.device)  # float32, as LPIPS is: a sum with zeros changes no digit
     for image_id, score in scores.items():
         row[image_id] = score
-    return [f"{pair_name(image_id, score)}.png" for image_id, score in enumerate(world.sum(row).tolist())]
+    return [f"{scored_name(name, score)}.png" for name, score in zip(names, world.sum(row).tolist(), strict=True)]
 
 
 def reconstruct(
     tokenizer: Tokenizer,
     source: ImageSource,
     image_ids: range,
+    names: Sequence[str],
     skip_broken: bool,
     lpips: nn.Module | None,
     folder: Path,
     device: torch.device,
 ) -> tuple[Tensor, Tensor, dict[int, float]]:
-    """Writes the pairs of one batch of images.
+    """Writes the pairs of one batch of images; `names` are those of the pairs of all images.
 
     Returns (originals, reconstructions), uint8 (B,3,H,W) on the CPU, and {number of an image: LPIPS}, empty without
     `lpips`.
@@ -161,7 +167,7 @@ def reconstruct(
     for image_id, original, reconstruction in zip(image_ids, originals, reconstructions, strict=True):
         if lpips is not None:
             scores[image_id] = lpips_of(lpips, original, reconstruction, device)
-        write_pair(folder, pair_name(image_id, scores.get(image_id)), original, reconstruction)
+        write_pair(folder, scored_name(names[image_id], scores.get(image_id)), original, reconstruction)
     return originals, reconstructions, scores
 
 
@@ -192,6 +198,7 @@ def main() -> None:
         # The folder, which may hold pictures of the same settings.
         folder = args.sample_dir
         num_images = min(len(source), args.num_images) if args.num_images else len(source)
+        names = pair_names(source, num_images)
         settings = {
             "command": "tokenizer.reconstruct",
             "tokenizer": tokenizer.provenance.fingerprint,
@@ -213,7 +220,7 @@ def main() -> None:
             # Images -> codes -> images, as uint8 on the CPU.
             image_ids = rank_images[start : start + batch_size]
             originals, reconstructions, batch_scores = reconstruct(
-                tokenizer, source, image_ids, args.skip_broken, lpips, folder, world.device
+                tokenizer, source, image_ids, names, args.skip_broken, lpips, folder, world.device
             )
             lpips_scores |= batch_scores
             decibels += psnr(reconstructions, originals).tolist()
@@ -221,7 +228,7 @@ def main() -> None:
                 grid_batches.append((originals[:GRID_COLUMNS], reconstructions[:GRID_COLUMNS]))
 
         # The folder says which pictures are the set; a grid is for people.
-        output.finish(names_of_set(num_images, lpips_scores if lpips is not None else None, world))
+        output.finish(names_of_set(names, lpips_scores if lpips is not None else None, world))
         if world.is_main:
             write_grid(folder / "grid.png", grid_batches)
             if args.clear_cache:

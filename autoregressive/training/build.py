@@ -14,6 +14,7 @@ from autoregressive.training.config import GPTTrainConfig
 from autoregressive.training.sizes import surveyed_tokenizer
 from autoregressive.training.task import GeneratorTask, HeldOut, Preview
 from engine.checkpoint.weights import num_parameters
+from engine.data.classes import Classes
 from engine.finite import NonFiniteValuesError
 from engine.memory_plan import MemoryModel, report
 from engine.messages import UserError
@@ -42,10 +43,12 @@ def build_task(
     tokenizer: Tokenizer,
     validation: HeldOut | None,
     tokenization: Tokenization | None = None,
+    *,
+    classes: Classes,
 ) -> GeneratorTask:
     """The network of a run, drawn with the seed on this rank's device, and the task that trains it.
 
-    `tokenization` is for batches that have images.
+    `tokenization` is for batches that have images; `classes` are those of the training images.
     """
     # The network.
     torch.manual_seed(torch_seed(config.loop.seed))
@@ -69,7 +72,7 @@ def build_task(
         validation=validation,
         num_validation=config.validation.num_images,
         batch_size=config.validation.batch_size,
-        preview=preview_grid(config, tokenizer, run, world),
+        preview=preview_grid(config, tokenizer, run, world, classes),
         tokenization=tokenization,
     )
 
@@ -114,7 +117,9 @@ def memory_model(
     return MemoryModel.measure(network, forward, *sizes, ema=config.ema_decay > 0, beside=beside)
 
 
-def preview_grid(config: GPTTrainConfig, tokenizer: Tokenizer, run: Run, world: World) -> Preview | None:
+def preview_grid(
+    config: GPTTrainConfig, tokenizer: Tokenizer, run: Run, world: World, classes: Classes
+) -> Preview | None:
     """A function that writes a grid of samples, one row of four per class; None if no classes are asked for."""
     if config.validation.preview_classes == 0:
         return None
@@ -126,7 +131,8 @@ def preview_grid(config: GPTTrainConfig, tokenizer: Tokenizer, run: Run, world: 
         draw = seeded_draw(config.loop.seed, torch.arange(len(labels)), network.num_draws)
         try:
             tokens = draw_tokens(network, labels, draw=draw, guidance=guidance)
-            run.save_grid(name, tokenizer.decode_indices(tokens), PREVIEWS_PER_CLASS)
+            names = [classes.shown_name(label) for label in range(num_classes)]
+            run.save_grid(name, tokenizer.decode_indices(tokens), PREVIEWS_PER_CLASS, names)
         except NonFiniteValuesError as error:  # the training goes on: its own guard decides about updates
             run.log(f"warning: no preview {name}: {error}")
 

@@ -9,7 +9,8 @@ sources    their registry; open the images that a config names
 identity   what a data set is, cheaply, and what has changed in it
 classes    the one check that labels of two sets, or of a set and a network, mean the same
 config     the `data` section of a config
-images     decoding, float <-> uint8, grids
+images     decoding, float <-> uint8
+grids      grids of images as one picture for people
 decoding, resampling          from stored pixels to RGB; windows of resized images
 crops, samples                how an image becomes a training sample or a center crop
 fast_decode                   the same in less time, with slightly other pixels

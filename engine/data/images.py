@@ -1,4 +1,4 @@
-"""Images: decoding, float <-> uint8, grids, and files.
+"""Images: decoding, float <-> uint8, and files.
 
 Inside the program images are float32 (B,3,H,W) in [-1,1]; uint8 stands only at file borders and in batches on their way
 to the device.
@@ -18,13 +18,11 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from engine.arithmetic import ceil_div
 from engine.data.decoding import DEFAULT_DECODING, Decoding, PixelError, rgb_of
 from engine.finite import require_finite
 from engine.messages import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
-WHITE = 255
 
 
 class ImageError(UserError):
@@ -107,31 +105,3 @@ def image_tensor(image: Image.Image) -> Tensor:
 def to_pil(image_u8: Tensor) -> Image.Image:
     """uint8 (3,H,W) -> PIL image."""
     return Image.fromarray(image_u8.permute(1, 2, 0).contiguous().numpy())
-
-
-# ------------------------------------------------------------------------------------------------ grids
-def make_grid(images: Tensor, columns: int, padding: int = 2) -> Tensor:
-    """Arranges (B,3,H,W) in [-1,1] row by row as uint8 (3, rows*(H+padding)+padding, ...) with white gaps."""
-    tiles = to_uint8(images.detach().cpu())
-    num_tiles, channels, height, width = tiles.shape
-    columns = min(columns, num_tiles)
-    rows = ceil_div(num_tiles, columns)
-
-    grid_height = rows * (height + padding) + padding
-    grid_width = columns * (width + padding) + padding
-    grid = tiles.new_full((channels, grid_height, grid_width), WHITE)
-    for i, tile in enumerate(tiles):
-        row, column = divmod(i, columns)
-        top = row * (height + padding) + padding
-        left = column * (width + padding) + padding
-        grid[:, top : top + height, left : left + width] = tile
-    return grid
-
-
-def save_grid(path: str | Path, images: Tensor, columns: int, zoom: int = 1) -> None:
-    """Writes a grid of images (B,3,H,W) in [-1,1] as PNG; `zoom` repeats pixels of small images."""
-    grid = to_pil(make_grid(images, columns))
-    if zoom > 1:
-        grid = grid.resize((grid.width * zoom, grid.height * zoom), Image.Resampling.NEAREST)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    grid.save(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from engine.checkpoint.manifest import phase_folders
-from engine.data.images import save_grid, to_float
+from engine.data.grids import save_grid, zoom_of
+from engine.data.images import to_float
 from evaluations.metrics.registry import METRICS, headline_metrics
 from evaluations.report.charts import line_chart
 from evaluations.report.curves import Training, trainings_of
@@ -22,7 +23,7 @@ from evaluations.report.page import pair, picture, section
 from evaluations.report.run_folder import RunFolder
 
 SAMPLES_PICTURE = "samples.png"  # in the folder of a run
-SMALL_SIDE = 96  # pixels; smaller images are enlarged to about this side
+SAMPLES_COLUMNS = 8
 MAP_SIDE = 224  # pixels, of the map of the codebook
 MAX_CURVE_POINTS = 200  # of the curve of code frequencies
 GRID_WIDTH, GRID_HEIGHT = 480, 420  # pixels, to which small grids of a training are enlarged
@@ -30,11 +31,6 @@ MAX_STEPS = 8  # grids of a training, of one kind, that a page shows
 KINDS = {"val": "weights", "val_ema": "averaged weights"}  # what their names say, for people
 GRID_NAME = re.compile(r"(?P<kind>.+)_(?P<step>\d+)\.png")  # as the loop's validations write them
 HEAT_STOPS = np.array([[30, 27, 75], [13, 110, 130], [250, 204, 21]], dtype=float)  # dark blue, teal, yellow
-
-
-def zoom_of(images: np.ndarray | torch.Tensor) -> int:
-    """How many times images (...,H,W) are enlarged."""
-    return max(1, SMALL_SIDE // images.shape[-1])
 
 
 # ------------------------------------------------------------------------------------------------ reconstructions
@@ -73,8 +69,7 @@ def samples(run: RunFolder) -> str:
         return ""
     images = stored["images"]
     labels = stored["labels"]
-    grid = to_float(torch.from_numpy(images))
-    save_grid(run.path / SAMPLES_PICTURE, grid, columns=8, zoom=zoom_of(images))
+    _write_samples(run.path / SAMPLES_PICTURE, stored)
 
     rows = []
     for label in np.unique(labels):
@@ -91,6 +86,14 @@ def samples(run: RunFolder) -> str:
         + "".join(rows),
         "samples",
     )
+
+
+def _write_samples(path: Path, stored: Mapping[str, np.ndarray]) -> None:
+    """Writes a grid of all samples, with the class of each row where a row has one."""
+    labels = stored["labels"]
+    rows = [labels[start : start + SAMPLES_COLUMNS] for start in range(0, len(labels), SAMPLES_COLUMNS)]
+    names = [str(stored["class_names"][row[0]]) if len(set(row.tolist())) == 1 else "" for row in rows]
+    save_grid(path, to_float(torch.from_numpy(stored["images"])), SAMPLES_COLUMNS, row_names=names)
 
 
 # ------------------------------------------------------------------------------------------------ pictures by step

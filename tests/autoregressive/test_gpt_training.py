@@ -25,6 +25,7 @@ from autoregressive.train import train
 from autoregressive.training.build import preview_grid
 from autoregressive.training.task import GeneratorTask
 from engine.checkpoint.manifest import CheckpointError
+from engine.data.classes import Classes
 from engine.messages import ConfigError, UserError
 from engine.optim import OptimConfig
 from engine.run_log import read_metrics
@@ -181,22 +182,23 @@ def test_ten_crops_are_validated_on_their_center(given, tmp_path, world):
 
 
 def test_preview_shows_four_samples_of_each_class(given, world):
-    """A row of four for each class, from random numbers of the run's seed, decoded by the run's tokenizer."""
+    """A named row of four for each class, from random numbers of the run's seed, decoded by the run's tokenizer."""
     config = config_of(given, given / "unused", "validation={preview_classes: 8, guidance_scale: 3}", "loop.seed=7")
     tokenizer, grids = load_tokenizer(given / "tokenizer"), []
-    run = SimpleNamespace(save_grid=lambda name, images, columns: grids.append((name, images, columns)))
-    task = task_of(given, world, preview=preview_grid(config, tokenizer, run, world), ema_decay=0.5)
+    classes = Classes(("cat", "dog"), "these images")
+    run = SimpleNamespace(save_grid=lambda *grid: grids.append(grid))
+    task = task_of(given, world, preview=preview_grid(config, tokenizer, run, world, classes), ema_decay=0.5)
     task.trained.module.class_embedding.weight.data *= 50
     task.evaluate(12)
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
     draws = seeded_draw(7, torch.arange(8), 4)
     tokens = generate(task.trained.module, labels, draw=draws, guidance=Guidance(scale=3))
-    assert [name for name, _, _ in grids] == ["val_00000012", "val_ema_00000012"]
-    assert grids[0][2] == 4
+    assert [name for name, *_ in grids] == ["val_00000012", "val_ema_00000012"]
+    assert grids[0][2:] == (4, ["cat", "dog"])
     assert torch.equal(grids[0][1], tokenizer.decode_indices(tokens))
     assert not torch.equal(grids[0][1], grids[1][1])
     config.validation.preview_classes = 0
-    assert preview_grid(config, tokenizer, run, world) is None
+    assert preview_grid(config, tokenizer, run, world, classes) is None
 
 
 # ---------------------------------------------------------------------------------------------- what it refuses

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from engine.data import resampling
 from engine.data.crops import center_crop, random_crop, ten_crop
-from engine.data.images import ImageError, image_tensor, make_grid, read_image, save_grid, to_float, to_pil, to_uint8
+from engine.data.images import ImageError, image_tensor, read_image, to_float, to_pil, to_uint8
 from engine.messages import UserError
 
 
@@ -189,25 +189,6 @@ def test_an_unknown_order_of_passes_is_refused(monkeypatch):
     with pytest.raises(UserError, match=r"1 x 10000 pixels needs more than 80 MiB .* another version of Pillow"):
         center_crop(Image.new("RGB", (1, 10000)), 256)
     assert center_crop(Image.new("RGB", (50, 100)), 16).size == (16, 16)
-
-
-# ---------------------------------------------------------------------------------------------- grids
-def test_a_grid_shows_every_image_in_reading_order():
-    images = torch.stack([torch.full((3, 2, 3), v) for v in (-1.0, -0.5, 0.0, 0.5, 1.0)])
-    grid = make_grid(images, columns=2, padding=1)
-    assert grid.shape == (3, 3 * 3 + 1, 2 * 4 + 1) and grid.dtype == torch.uint8
-    expected = torch.full_like(grid, 255)
-    for i, value in enumerate(to_uint8(torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])).tolist()):
-        y, x = (i // 2) * 3 + 1, (i % 2) * 4 + 1
-        expected[:, y : y + 2, x : x + 3] = value
-    assert torch.equal(grid, expected)
-
-
-def test_a_saved_grid_is_the_grid_enlarged_by_repetition(tmp_path):
-    images = to_float(image_tensor(picture(4, 4)))[None].repeat(3, 1, 1, 1)
-    save_grid(tmp_path / "new" / "grid.png", images, columns=8, zoom=2)
-    grid = make_grid(images, columns=8).repeat_interleave(2, 1).repeat_interleave(2, 2)
-    assert torch.equal(image_tensor(Image.open(tmp_path / "new" / "grid.png")), grid)
 
 
 # ---------------------------------------------------------------------------------------------- files

@@ -7,9 +7,12 @@ import torch
 from PIL import Image
 
 from engine.data.crops import center_crop
+from engine.data.folders import LooseSource
+from engine.data.grids import zoom_of
 from engine.data.images import image_tensor, to_float, to_uint8
 from engine.outputs import listed_images
 from tokenizer import load_tokenizer, reconstruct
+from tokenizer.pair_names import pair_names
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def read(path):
 
 
 def test_pairs_are_center_crops_and_their_reconstructions(exported, photos, tmp_path, entry):
-    """One pair per image, by number; the grid has originals above reconstructions of every full batch."""
+    """One pair per image, called like its file; the grid has originals above reconstructions of every full batch."""
     samples = tmp_path / "samples"
     flags = ["--vq-ckpt", exported, "--data-path", photos, "--sample-dir", samples, "--per-proc-batch-size", 2]
     code, _, err = entry(reconstruct.main, *flags, "--device", "cpu")
@@ -46,20 +49,24 @@ def test_pairs_are_center_crops_and_their_reconstructions(exported, photos, tmp_
     tokenizer = load_tokenizer(exported)
     paths = sorted(photos.rglob("*.png"))
     pairs = []
-    for number, path in enumerate(paths):
+    for path in paths:
         with Image.open(path) as file:
             original = image_tensor(center_crop(file.convert("RGB"), 16))
         with torch.no_grad():
             reconstruction = to_uint8(tokenizer.detokenize(tokenizer.tokenize(to_float(original[None]))))[0]
-        written = read(samples / f"{number:06d}.png")
-        assert torch.equal(read(samples / f"{number:06d}_gt.png"), original)
+        name = path.relative_to(photos).with_suffix("")
+        written = read(samples / f"{name}.png")
+        assert torch.equal(read(samples / f"{name}_gt.png"), original)
         assert (written.int() - reconstruction.int()).abs().max() <= 1
         pairs.append((original, written))
-    names = {path.name for path in samples.iterdir()}
-    assert names == {"grid.png", "written.json", *(f"{i:06d}{end}.png" for i in range(5) for end in ("", "_gt"))}
+    names = {str(path.relative_to(samples)) for path in samples.rglob("*.*")}
+    stems = ("0", "1", "2", "deeper/3", "deeper/4")
+    assert names == {"grid.png", "written.json", *(f"{stem}{end}.png" for stem in stems for end in ("", "_gt"))}
 
     tiles = torch.cat([torch.stack(column) for batch in (pairs[:2], pairs[2:4]) for column in zip(*batch, strict=True)])
     grid = read(samples / "grid.png")
+    zoom = zoom_of(original)
+    grid = grid[:, ::zoom, (grid.shape[2] - zoom * (2 * 18 + 2)) :: zoom]  # without the names at the left
     assert all(any(torch.equal(window, tile) for window in windows(grid)) for tile in tiles)
 
 
@@ -83,19 +90,40 @@ def test_a_rerun_with_other_scores_counts_no_image_twice(exported, photos, tmp_p
         code, _, err = entry(reconstruct.main, *flags, "--lpips", "--device", "cpu")
         assert code == 0, err
         paths = listed_images(samples)
-        assert [path.name[:6] for path in paths] == [f"{number:06d}" for number in range(5)]
+        assert [path.name[0] for path in paths] == ["0", "1", "2", "3", "4"]
         for path in paths:
             expected = to_float(read(path)).mean().item() + 2 + offset
             assert float(path.stem.split("_lpips")[1]) == pytest.approx(expected, abs=1e-4)
-    assert len(list(samples.glob("*_lpips*.png"))) == 20  # nothing is deleted
+    assert len(list(samples.rglob("*_lpips*.png"))) == 20  # nothing is deleted
 
 
 def test_the_names_of_a_set_are_those_of_all_ranks():
     """Each rank knows the scores of its own images."""
     scores = [{0: 0.12345, 2: 0.5}, {1: 0.25}]
-    for names in mini.on_ranks(2, lambda world: reconstruct.names_of_set(3, scores[world.rank], world)):
-        assert names == ["000000_lpips0.1235.png", "000001_lpips0.2500.png", "000002_lpips0.5000.png"]
-    assert mini.on_ranks(1, lambda world: reconstruct.names_of_set(2, None, world)) == [["000000.png", "000001.png"]]
+    names = ["a", "b/c", "d"]
+    for files in mini.on_ranks(2, lambda world: reconstruct.names_of_set(names, scores[world.rank], world)):
+        assert files == ["a_lpips0.1235.png", "b/c_lpips0.2500.png", "d_lpips0.5000.png"]
+    assert mini.on_ranks(1, lambda world: reconstruct.names_of_set(names, None, world)) == [
+        ["a.png", "b/c.png", "d.png"]
+    ]
+
+
+def test_names_that_would_meet_have_numbers(tmp_path):
+    """Of two formats of one picture, of an original among them, and of the grid; too long ones are numbers alone."""
+
+    def names_of(*files):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        for file in files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4)).save(folder / file)
+        return pair_names(LooseSource(folder, "--data-path"), len(files))
+
+    assert names_of("a.jpg", "a.png", "b.png") == ["a_000000", "a_000001", "b"]
+    assert names_of("a.png", "a_gt.png") == ["a_000000", "a_gt_000001"]
+    assert names_of("A.png", "a.jpg", "grid.png") == ["A_000000", "a_000001", "grid_000002"]
+    assert names_of("a.jpg", "a.png", "a_000000.png", "c/d.e.png") == [f"{number:06d}" for number in range(4)]
+    assert names_of("c/d.e.png", f"{'x' * 220}.png") == ["c/d.e", "000001"]
+    assert pair_names(mini.image_source(2), 2) == ["000000", "000001"]
 
 
 def windows(grid):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.arithmetic import ceil_div
 from engine.checkpoint.weights import WeightSets
+from engine.data.grids import GridWriter
 from engine.data.images import to_float, to_uint8
 from engine.devices import autocast
 from engine.finite import finite_rows
@@ -50,7 +51,7 @@ class Validation:
 class TokenizerTask:
     """The networks, the terms of the loss, and how they meet. See `engine.loop.Task`.
 
-    `save_grid(name, images, columns)` writes an image grid, or is None. For `warmup_steps` steps latents pass through
+    `save_grid` writes an image grid, or is None. For `warmup_steps` steps latents pass through
     the quantizer. Steps are counted from 0.
     """
 
@@ -64,7 +65,7 @@ class TokenizerTask:
         world: World,
         precision: str,
         validation: Validation | None,
-        save_grid: Callable[[str, Tensor, int], None] | None = None,
+        save_grid: GridWriter | None = None,
         discriminator_config: DiscriminatorConfig | None = None,
         warmup_steps: int = 0,
     ) -> None:
@@ -335,4 +336,5 @@ class TokenizerTask:
         quantize = self.requested_outputs(step - 1)["quantize"]
         with autocast(self.world.device, self.precision):
             reconstructions = network(images, quantize=quantize).reconstructions
-        self.save_grid(f"{prefix}_{step:08d}", torch.cat([images, reconstructions]), GRID_IMAGES)
+        pictures = torch.cat([images, reconstructions])
+        self.save_grid(f"{prefix}_{step:08d}", pictures, len(images), row_names=("original", "reconstruction"))
