@@ -56,7 +56,7 @@ def place_of(run: str, generator: str | None = None) -> Place:
     # The training of a generator, whose config names the tokenizer.
     config_file = Path(run) / "config.yaml"
     data = read_yaml(config_file).get("data", {}) if config_file.is_file() else {}
-    if data.get("codes") and data.get("tokenizer"):
+    if data.get("tokenizer"):
         return Place(run, str(data["tokenizer"]), generator or run)
     return Place(run, run, generator)
 
