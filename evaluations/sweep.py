@@ -15,8 +15,10 @@ were added are trained. After each run the page <folder>/report.html is written 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,7 @@ SCHEMAS: dict[str, tuple[type, Callable[[Any], Any] | None]] = {
     "evaluations.classifier": (ClassifierTrainConfig, None),
 }
 MAX_LISTED = 20  # problems of combinations that are told
+MAX_RUNS = 1000  # of one sweep
 
 
 def parse_args() -> argparse.Namespace:
@@ -93,9 +96,14 @@ def runs_of(args: argparse.Namespace) -> dict[str, Values]:
     if ranges and args.random is None:
         raise UserError("--range needs --random N, the number of draws")
 
-    combinations = (
-        grid_of(choices) if args.random is None else random_draws([*choices, *ranges], args.random, args.seed)
-    )
+    # More runs than anyone means would take a day to list alone.
+    count = math.prod(len(choice.values) for choice in choices) if args.random is None else args.random
+    if count > MAX_RUNS:
+        raise UserError(f"these are {count:,} runs; a sweep has {MAX_RUNS:,} at most")
+    if args.random is None:
+        combinations = grid_of(choices)
+    else:
+        combinations = random_draws([*choices, *ranges], args.random, args.seed)
     return {name_of(values): values for values in combinations}
 
 
@@ -134,40 +142,66 @@ def trainer_module(files: Sequence[str]) -> str:
     return trainer.module
 
 
-def needs(args: argparse.Namespace, recipe: dict[str, Any], preflight: Preflight) -> None:
-    """Looks for a place for the sweep, or an earlier part of it. What a run needs is looked for when it starts."""
+class Plan:
+    """What a command asks for: the trainer, the runs, and what they share. It is read and checked once, when needed."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The YAML files that all runs share."""
+        return [recipe_file(file) for file in self._args.config]
+
+    @cached_property
+    def module(self) -> str:
+        """The command that trains."""
+        return trainer_module(self._args.config)
+
+    @cached_property
+    def runs(self) -> dict[str, Values]:
+        """{name: values}; all of them can be trained."""
+        runs = runs_of(self._args)
+        check_runs(self.module, self.files, self._args.overrides, runs)
+        return runs
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """What all runs share."""
+        return recipe_of(self.module, self.files, self._args.overrides, self.runs)
+
+
+def needs(args: argparse.Namespace, plan: Plan, preflight: Preflight) -> None:
+    """Looks at all configs, and for a place for the sweep. What a run needs is looked for when it starts."""
     with preflight.collecting():
-        SweepRecord(args.folder).require_same_recipe(recipe)
+        preflight.ready.append(f"{len(plan.runs)} runs of {plan.module}")
+        SweepRecord(args.folder).require_same_recipe(plan.recipe)
     preflight.output(args.folder, "--folder")
 
 
 # ------------------------------------------------------------------------------------------------ the command
 def main() -> None:
     args = parse_args()
-    files = [recipe_file(file) for file in args.config]
-    module = trainer_module(args.config)
-    runs = runs_of(args)
-    check_runs(module, files, args.overrides, runs)
-    recipe = recipe_of(module, files, args.overrides, runs)
+    plan = Plan(args)
     if args.dry_run:
-        print_runs(args.folder, runs)
-    require(args, lambda preflight: needs(args, recipe, preflight), starts_scripts=True)
+        print_runs(args.folder, plan.runs)
+    require(args, lambda preflight: needs(args, plan, preflight), starts_scripts=True)
 
     # Runs of one sweep stand together on wandb, unless the user groups them in another way.
-    os.environ.setdefault("WANDB_RUN_GROUP", args.folder.resolve().name)
-    args.folder.mkdir(parents=True, exist_ok=True)
-    record = SweepRecord(args.folder)
-    record.plan(recipe, runs)
-    arguments = [*config_flags(files), *args.overrides]
-    stages = [stage_of(name, values, args.folder, module, arguments) for name, values in runs.items()]
+    folder: Path = args.folder
+    os.environ.setdefault("WANDB_RUN_GROUP", folder.resolve().name)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = SweepRecord(folder)
+    record.plan(plan.recipe, plan.runs)
+    arguments = [*config_flags(plan.files), *args.overrides]
+    stages = [stage_of(name, values, folder, plan.module, arguments) for name, values in plan.runs.items()]
 
-    failed = train_all(args.folder, stages, record, lambda: _write_page(args.folder))
-    page = write_report([args.folder])
-    logger.info("%d of %d runs are finished; they are compared in %s", len(runs) - len(failed), len(runs), page)
+    failed = train_all(folder, stages, record, lambda: _write_page(folder))
+    page = write_report([folder])
+    total = len(plan.runs)
+    logger.info("%d of %d runs are finished; they are compared in %s", total - len(failed), total, page)
     if failed:
-        raise UserError(
-            f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; the same command tries them again"
-        )
+        raise UserError(f"{len(failed)} of {total} runs failed: {', '.join(failed)}; the same command tries them again")
 
 
 def print_runs(folder: Path, runs: dict[str, Values]) -> None:

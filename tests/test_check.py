@@ -159,6 +159,11 @@ COMMANDS = {
     "evaluations.quickstart": ("--runs-dir {root}", "--runs-dir {root}/a.json", ["a.json"]),
     "evaluations.doctor": ("{root}/tokenizer", "{root}/no1 --recipe {root}/no2.yaml", ["no1", "no2.yaml"]),
     "evaluations.recipes": ("--show VQ_SS256", "--show {root}/no1.yaml", ["no1.yaml"]),
+    "evaluations.sweep": (
+        "--config {root}/tokenizer.yaml --folder {root}/new --grid optim.lr=1,2",
+        "--config {root}/no1.yaml --folder {root}/a.json --grid optim.lr=1,2",
+        ["no1.yaml", "a.json"],
+    ),
     "evaluations.report": ("{root}", "{root}/no1 {root}/no2", ["no1", "no2"]),
     "evaluations.atlas": (
         "{root}/tokenizer {root}/second --gpt-ckpt {root}/generator --output {root}/new.html",

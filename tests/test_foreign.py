@@ -64,6 +64,7 @@ APART = {
     "evaluations.recipes": "lists the recipes that come with the program",
     "evaluations.quickstart": "starts the entries below on its own configs",
     "evaluations.ship": "starts entries below on the networks of a quick start",
+    "evaluations.sweep": "starts the trainers as processes",
     "evaluations.make_reference": "statistics of image files",
     "evaluations.measure": "metrics of image files",
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -91,7 +92,8 @@ def parse_range(text: str) -> Range:
     except ValueError:
         ends = (0.0, 0.0)
     is_log = scale == "log"
-    if not key.strip() or scale not in ("", "log") or not ends[0] < ends[1] or (is_log and ends[0] <= 0):
+    is_range = all(map(math.isfinite, ends)) and ends[0] < ends[1] and not (is_log and ends[0] <= 0)
+    if not key.strip() or scale not in ("", "log") or not is_range:
         raise UserError(
             f"--range {text!r} must be of the form key=low:high or key=low:high:log, such as optim.lr=1e-4:1e-2:log, "
             "with low < high, and above 0 for log"

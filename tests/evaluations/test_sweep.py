@@ -64,7 +64,9 @@ def test_a_grid_of_another_form_is_refused(text):
         parse_choices(text)
 
 
-@pytest.mark.parametrize("text", ["lr", "lr=1", "lr=2:1", "lr=a:b", "lr=0:1:log", "lr=1:2:cubic", "lr=nan:1"])
+@pytest.mark.parametrize(
+    "text", ["lr", "lr=1", "lr=2:1", "lr=a:b", "lr=0:1:log", "lr=1:2:cubic", "lr=nan:1", "lr=1:inf"]
+)
 def test_a_range_of_another_form_is_refused(text):
     with pytest.raises(UserError, match="must be of the form key=low:high"):
         parse_range(text)
@@ -90,6 +92,7 @@ def test_wrong_values_are_told_before_anything_starts(recipe, tmp_path, entry):
         (["--grid", "optim.lr=1,2", "--grid", "optim.lr=3"], "name each key once"),
         (["--grid", "loop.run_dir=a,b"], "loop.run_dir cannot be varied"),
         (["--range", "optim.lr=1:2"], "--range needs --random N"),
+        (["--grid", f"loop.seed={','.join(map(str, range(1001)))}"], "1,001 runs; a sweep has 1,000 at most"),
     ],
 )
 def test_what_cannot_be_swept_is_told(recipe, tmp_path, entry, flags, message):

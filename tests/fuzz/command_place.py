@@ -23,7 +23,10 @@ from tokenizer.published.layout import export_state
 from tokenizer.published.registry import layout_rules
 
 CHECK_ONLY = {
-    *(f"evaluations.{name}" for name in ("ar_probe", "benchmarks", "classifier", "memory", "quickstart", "ship")),
+    *(
+        f"evaluations.{name}"
+        for name in ("ar_probe", "benchmarks", "classifier", "memory", "quickstart", "ship", "sweep")
+    ),
     "engine.index_images",
 }  # they take minutes, or write into the cache of the user
 TRAINERS = {"tokenizer.train", "autoregressive.train", "evaluations.linear_probe", "evaluations.classifier"}
@@ -129,6 +132,7 @@ COMMANDS = {
     "evaluations.visualize": f"--vq-ckpt tokenizer | {PICTURES} | --num-images 2 | --output OUT/pca.npz",
     "evaluations.doctor": "tokenizer | --all",
     "evaluations.recipes": "quickstart | --json",
+    "evaluations.sweep": "--config tokenizer.yaml | --folder OUT/sweep | --grid optim.lr=1e-3,2e-3 | loop.steps=1",
     "evaluations.report": "report | --output OUT/page.html",
 }
 
