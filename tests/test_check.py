@@ -158,6 +158,11 @@ COMMANDS = {
     ),
     "evaluations.quickstart": ("--runs-dir {root}", "--runs-dir {root}/a.json", ["a.json"]),
     "evaluations.doctor": ("{root}/tokenizer", "{root}/no1 --recipe {root}/no2.yaml", ["no1", "no2.yaml"]),
+    "evaluations.publish": (
+        "{root}/tokenizer --to {root}/new",
+        "{root}/no1 --results {root}/no2 --to {root}/a.json",
+        ["no1", "no2", "a.json"],
+    ),
     "evaluations.recipes": ("--show VQ_SS256", "--show {root}/no1.yaml", ["no1.yaml"]),
     "evaluations.sweep": (
         "--config {root}/tokenizer.yaml --folder {root}/new --grid optim.lr=1,2",

@@ -61,6 +61,7 @@ APART = {
     "evaluations.benchmarks": "measures parts against their plain formulations",
     "evaluations.estimate": "costs of recipes, of networks that count their operations",
     "evaluations.memory": "measures the entropy loss of sign codes",
+    "evaluations.publish": "copies the weights and the config of any network",
     "evaluations.recipes": "lists the recipes that come with the program",
     "evaluations.quickstart": "starts the entries below on its own configs",
     "evaluations.ship": "starts entries below on the networks of a quick start",

@@ -131,6 +131,7 @@ COMMANDS = {
     "evaluations.fingerprint": "tokenizer",
     "evaluations.visualize": f"--vq-ckpt tokenizer | {PICTURES} | --num-images 2 | --output OUT/pca.npz",
     "evaluations.doctor": "tokenizer | --all",
+    "evaluations.publish": "tokenizer | --to OUT/shared",
     "evaluations.recipes": "quickstart | --json",
     "evaluations.sweep": "--config tokenizer.yaml | --folder OUT/sweep | --grid optim.lr=1e-3,2e-3 | loop.steps=1",
     "evaluations.report": "report | --output OUT/page.html",
