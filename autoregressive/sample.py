@@ -156,7 +156,8 @@ def sample_picture(args: argparse.Namespace, settings: SamplerSettings, world: W
     generator = gpt_from(args, tokenizer, world.device)
     labels = chosen_classes(args, generator, PICTURE_CLASSES)
     columns = ceil_div(args.qual_num, len(labels)) if args.qual_num else PICTURE_COLUMNS
-    plan = plan_classes(labels, columns, classes_of(generator))
+    known = classes_of(generator)
+    plan = plan_classes(labels, columns, known)
     set_sampling(args, generator, settings, min(args.per_proc_batch_size, columns), world)
 
     # One process draws all: there are few.
@@ -166,7 +167,8 @@ def sample_picture(args: argparse.Namespace, settings: SamplerSettings, world: W
     rows = [draw_class(generator, decoder, samples, settings, args.per_proc_batch_size) for samples in plan]
     path = free_name(PICTURE) if PICTURE.exists() else PICTURE
     with atomic_file(path) as temporary:
-        save_grid(temporary, to_float(torch.cat(rows)), columns=columns)
+        names = [known.shown_name(label) for label in labels]
+        save_grid(temporary, to_float(torch.cat(rows)), columns, row_names=names)
     logger.info("%s: %d images by %s, rows: classes %s", path, len(labels) * columns, args.gpt_ckpt, labels)
     print(path.absolute())
 
