@@ -134,7 +134,9 @@ def fact_list(facts: Sequence[tuple[str, str]]) -> str:
 
 
 def command_text(arguments: Sequence[str]) -> str:
-    """The command line of a start, by its module instead of the path of the file."""
+    """The command line of a start, by its module instead of the path of the file; that of `vt` as it was typed."""
+    if arguments[0].startswith("vt "):
+        return f"{arguments[0]} {shlex.join(arguments[1:])}"
     program = PurePath(arguments[0])
     module = ".".join([*program.parts[-2:-1], program.stem]).removesuffix(".__main__")
     return f"python -m {module} {shlex.join(arguments[1:])}"

@@ -11,6 +11,7 @@ from engine.folder_lock import lock_folder
 from engine.pipeline import StageLog
 from evaluations.report.charts import thinned
 from evaluations.report.ending import duration_text, pipeline_ending, training_ending
+from evaluations.report.first_screen import command_text
 from evaluations.report.page import picture
 from evaluations.report.size import NOTE_PLACE, fit_pictures
 from evaluations.report.write import write_report
@@ -66,6 +67,17 @@ def test_the_first_screen_says_what_a_run_is_how_it_ended_and_what_came_out(open
     page.click("summary >> text=command")
     assert page.inner_text("details[open] pre") == "python -m tokenizer.train --config a.yaml"
     assert "/home/x" not in page.content()
+
+
+@pytest.mark.parametrize(
+    ("start", "text"),
+    [
+        (["/home/x/tokenizer/train.py", "--config", "a b.yaml"], "python -m tokenizer.train --config 'a b.yaml'"),
+        (["vt train", "--config", "vq/VQ_SS256"], "vt train --config vq/VQ_SS256"),
+    ],
+)
+def test_a_command_is_shown_as_it_can_be_typed(start, text):
+    assert command_text(start) == text
 
 
 def test_curves_tell_their_values_and_name_their_axes(open_page, tmp_path):
