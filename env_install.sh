@@ -128,10 +128,12 @@ for name, lines in {"all": wanted, "without_dependencies": without_dependencies,
     Path(work, f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
 PY
 
-# The versions of the lock. torch is left to the driver, and pip takes no hashes of a part of what it installs.
+# The versions of the lock. torch is left to the driver, and setuptools to the environment, which has come with it; pip takes
+# no hashes for a part of what it installs.
 if $locked; then
     constraints=$work/locked.txt
-    grep -vE '^(torch|torchvision)[<>]' "$REPO_ROOT/requirements.lock" >"$constraints"
+    awk '/^[^ ]/ { left_out = /^(torch|torchvision|setuptools)[<>=]/ } !left_out' \
+        "$REPO_ROOT/requirements.lock" >"$constraints"
     if ! $use_uv; then sed -i -n 's/ \\$//; /^[a-z0-9]/p' "$constraints"; fi
 fi
 
@@ -223,7 +225,7 @@ if [ -n "$needed" ]; then
     printf 'Installing into %s:\n%s\n' "$folder" "$needed"
     rm -f "$stamp"
     chosen=$torch_index
-    if [ -n "$constraints" ] && grep -q '^torch[^a-z]' "$constraints"; then chosen=$constraints; fi
+    if [ -n "$constraints" ] && grep -qE '^torch *([=<>!~@;[]|$)' "$constraints"; then chosen=$constraints; fi
     if $use_uv && [ -n "${UV_TORCH_BACKEND:-}" ]; then chosen=$UV_TORCH_BACKEND; fi
     if [ -z "$chosen" ] && [ -n "$(missing torch)" ]; then
         choose_torch_build

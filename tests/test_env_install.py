@@ -127,6 +127,11 @@ def test_uv_installs_only_where_it_is_asked_for(install):
     assert "torch==2.10.0\ntorchvision==0.25.0\n" in printed, "the driver decides here too"
 
 
+def test_a_lock_leaves_torch_to_the_driver(install):
+    """Regression: torch-fidelity in a file of versions was taken for a choice of torch."""
+    assert "torch==2.10.0\ntorchvision==0.25.0\n" in install("535.104.05", "--locked")
+
+
 def test_a_lock_holds_all_packages_but_torch(install):
     """pip gets versions; uv gets the hashes too."""
     printed = install("590.10", "--locked")
@@ -134,6 +139,9 @@ def test_a_lock_holds_all_packages_but_torch(install):
     assert not re.search("^torch(vision)?[<=>]", printed.partition("pip install")[2], re.MULTILINE)
     printed = install("590.10", "--uv", "--locked", uv=True)
     assert re.search(r"^numpy==[\d.]+ ; .* \\\n +--hash=sha256:\w+", printed, re.MULTILINE)
+    assert "setuptools" not in printed
+    hashes = re.findall(r"(.*)\n +--hash", printed)
+    assert len(hashes) > 100 and all(line.endswith("\\") for line in hashes), "each belongs to the line before it"
 
 
 @NO_DRIVER
