@@ -19,7 +19,8 @@ Files              checkpoint/, assets (pretrained networks), hub (networks to f
                    installation (where those of the program lie: a checkout or a wheel),
                    outputs (where commands may write), atomic_file (written as a whole or not at all),
                    facts (what differs between two manifests)
-Images             data/, index_images (the entry that looks up the images of a large set), image_metrics
+Images             data/, index_images (the entry that looks up the images of a large set), image_metrics,
+                   image_anchors (reconstructions without a network)
 Numbers            arithmetic, seeds, philox (many random numbers at once), finite (nothing is NaN or infinite)
 """
 

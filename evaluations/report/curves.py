@@ -116,7 +116,16 @@ def tokenizer_charts() -> list[Chart]:
     named_by_quantizers = sorted(of_quantizers - set(QUANTIZER_TERMS))
     main_terms = [name for name in MAIN_TERMS if name != "entropy"]  # The entropies have a chart of their own.
     return [
-        Chart("Validation PSNR", "dB", [Series("weights", key="val/psnr"), Series("EMA", key="val_ema/psnr")]),
+        Chart(
+            "Validation PSNR",
+            "dB",
+            [
+                Series("weights", key="val/psnr"),
+                Series("EMA", key="val_ema/psnr"),
+                Series("mean color of each image", key="val/psnr_mean_color"),
+                Series("image shrunk to the grid of tokens", key="val/psnr_shrunken"),
+            ],
+        ),
         Chart("Training losses", "", same_name([*main_terms, *named_by_quantizers, "loss"])),
         Chart("Shortcut and discriminator losses", "", same_name([*SHORTCUT_TERMS, *DISCRIMINATOR_LOSSES])),
         Chart(

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.data.images import to_float, to_uint8
+from engine.image_anchors import ANCHORS, anchor_psnrs
 from engine.image_metrics import psnr
 from engine.messages import ConfigError
 from tokenizer.losses.perceptual import Lite0Loss, LPIPSLoss
@@ -278,7 +279,8 @@ def test_validation_covers_every_term_for_both_sets_of_weights(task):
             codes = network.encode(images).indices
         names = {name for name in metrics if name.startswith(f"{prefix}/")}
         extra = {"psnr", "codebook_usage", "sample_entropy", "codebook_entropy", "clipped_share"}
-        assert {n.removeprefix(f"{prefix}/") for n in names} == WEIGHTS[3].keys() | extra
+        anchors = set(ANCHORS) if prefix == "val" else set()
+        assert {n.removeprefix(f"{prefix}/") for n in names} == WEIGHTS[3].keys() | extra | anchors
         for name in WEIGHTS[3].keys() - {"entropy"}:
             assert metrics[f"{prefix}/{name}"] == pytest.approx(values[name].item(), rel=1e-3, abs=1e-5), name
         assert metrics[f"{prefix}/psnr"] == pytest.approx(psnr(to_uint8(made), HELD_OUT).mean().item(), abs=0.02)
@@ -286,6 +288,8 @@ def test_validation_covers_every_term_for_both_sets_of_weights(task):
         clipped = (made.abs() > 1.05).double().mean().item()
         assert metrics[f"{prefix}/clipped_share"] == pytest.approx(clipped, abs=1e-4)
     assert metrics["val/reconstruction_l2"] != metrics["val_ema/reconstruction_l2"]
+    for name, psnrs in anchor_psnrs(HELD_OUT, 8).items():
+        assert metrics[f"val/{name}"] == pytest.approx(psnrs.mean().item())
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])

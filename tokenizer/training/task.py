@@ -17,6 +17,7 @@ from engine.data.images import to_float, to_uint8
 from engine.devices import autocast
 from engine.finite import finite_rows
 from engine.flops import ImageWork
+from engine.image_anchors import ANCHORS, anchor_psnrs
 from engine.image_metrics import psnr
 from engine.loop import Batch
 from engine.trained_model import TrainedModel
@@ -259,6 +260,7 @@ class TokenizerTask:
     def evaluate(self, step: int) -> dict[str, float]:
         """Every loss term, PSNR and codebook usage on the held-out images, for the raw weights and the EMA.
 
+        The PSNRs of `engine.image_anchors` stand beside them: the same numbers in every validation.
         `step` is the number of updates that are done; terms are those of the last one. Only `entropy` depends on the
         size of the validation batches: the codebook entropy is one of a batch.
         """
@@ -267,7 +269,18 @@ class TokenizerTask:
         metrics = self._evaluate(self.tokenizer.module, "val", step)
         if self.tokenizer.ema is not None:
             metrics |= self._evaluate(self.tokenizer.ema, "val_ema", step)
-        return metrics
+        return metrics | self._anchor_metrics()
+
+    def _anchor_metrics(self) -> dict[str, float]:
+        """Mean PSNRs of the anchors over all held-out images."""
+        images_u8 = self.validation.images_u8
+        rank_images = images_u8[self.world.rank :: self.world.size]
+        sums = torch.zeros(len(ANCHORS), dtype=torch.float64, device=self.world.device)
+        for batch in rank_images.split(self.validation.batch_size):
+            psnrs = anchor_psnrs(batch.to(self.world.device), self.tokenizer.module.num_tokens)
+            sums += torch.stack([psnrs[name].sum() for name in ANCHORS])
+        means = self.world.sum(sums) / len(images_u8)
+        return {f"val/{name}": mean for name, mean in zip(ANCHORS, means.tolist(), strict=True)}
 
     def _evaluate(self, network: nn.Module, prefix: str, step: int) -> dict[str, float]:
         """Measures one network, with names that begin with `prefix`, and writes its image grid."""
