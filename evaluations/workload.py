@@ -32,7 +32,7 @@ from tokenizer.training.flops import step_flops
 from tokenizer.training.phases import phases_until_stop
 
 # Images are not looked for: what a recipe says of their places may depend on the environment.
-NO_IMAGES = ["data.root=unused", "data.val_root=unused"]
+NO_IMAGES = ["data.root=unused", "data.val_root=unused", "data.held_out=''"]
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,8 @@ def _images(args: argparse.Namespace, trained_on: DataConfig, image_size: int) -
     trained_on = extended(trained_on)
     flags = {"name": _source_name(args), "root": args.data_path, "val_root": args.val_path}
     changes = {key: value for key, value in flags.items() if value is not None}
+    if args.data_path or args.val_path:
+        changes["held_out"] = ""  # a list of other files
 
     # Another kind of images has no use for the section of the kind that was trained on.
     if changes.get("name", trained_on.name) != trained_on.name:

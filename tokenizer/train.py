@@ -138,7 +138,7 @@ def _log_start(run: Run, task: TokenizerTask, source: ImageSource, world: World,
     for name, stamp in task.frozen.stamps.items():
         run.log(f"frozen network {name}: {stamp}")
     if task.validation is None:
-        run.log("no validation: data.val_root is empty")
+        run.log("no validation: data.val_root and data.held_out are empty")
     for warning in warnings_of(config):
         run.log(f"warning: {warning}")
 

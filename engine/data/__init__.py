@@ -3,6 +3,7 @@
 base       what a source of images is, and what a kind of source says of itself
 folders, shards, nested_tar, parquet, packaged    the kinds that come with the project
 listing    what lies in a folder
+held_out   the list of images that are kept for validation
 tar_members    what one tar file holds
 index_file, folder_index, name_table    the places of many images, mapped into memory
 sources    their registry; open the images that a config names

@@ -37,6 +37,7 @@ class SourceConfig(Protocol):
     name: str
     root: str  # path of the training images; empty for kinds that need none
     val_root: str  # path of the held-out images; empty = none
+    held_out: str  # file that lists held-out images of `root` instead; empty = none
     skip_broken: bool
     fast_decode: bool
     decoding: Decoding  # how stored pixels become RGB
@@ -113,6 +114,7 @@ class SourceKind(ABC):
     config_class: ClassVar[type | None] = None  # dataclass of its own section `data.<name>`, if it has one
     needs_root: ClassVar[bool] = False  # opened from data.root and data.val_root, which may be empty
     decodes_files: ClassVar[bool] = False  # its images are files of the user's, decoded as the config says
+    lists_held_out: ClassVar[bool] = False  # data.held_out may list held-out images by the names of their files
     has_classes: ClassVar[bool] = True  # False: all images have one label
     mixed_held_out: ClassVar[bool] = False  # data.val_root may hold images of any other kind
     fits_memory: ClassVar[bool] = False  # so few images that features of all of them may be cached
@@ -168,7 +170,7 @@ class PathKind(SourceKind):
     def _place(cls, config: SourceConfig, split: str) -> Hashable:
         """What decides the contents of a split, but for its files."""
         root = cls.root(config, split)
-        return cls, split, str(root), Path(root).absolute(), config.skip_broken
+        return cls, split, str(root), Path(root).absolute(), config.skip_broken, config.held_out
 
     @classmethod
     def require(cls, root: str | Path, key: str) -> None:
@@ -194,11 +196,15 @@ class PathKind(SourceKind):
     def holds(cls, path: str | Path) -> bool:
         """Whether `path` looks like images of this kind: for commands that name a path without a kind."""
 
+    def take_split(self, config: SourceConfig, split: str) -> None:
+        """Keeps the images of a split, where both splits lie under one path. Most kinds have a path for each."""
+
     @classmethod
     def open(cls, config: SourceConfig, split: str) -> ImageSource:
         source = PathKind.surveyed.pop(cls._place(config, split), None)
         if source is None or not source.is_current():
             source = cls(cls.root(config, split), cls.root_key(split), config.skip_broken)
+            source.take_split(config, split)
         if cls.decodes_files:
             source.decoding = config.decoding
         return source

@@ -21,6 +21,7 @@ class DataConfig(Section):
     name: str = "folder"  # kind of source; engine/data/sources.py lists them
     root: str = ""  # folder: a sub-folder per class; loose: files at any depth; the others: see docs/data.md
     val_root: str = ""  # held-out images of the same layout (shards: or of any); empty = no validation
+    held_out: str = ""  # in place of val_root: a file with the names of held-out images of data.root, one per line
     image_size: int = 256  # pixels, side of the square crop
     global_batch_size: int = 256  # images per step, over all ranks and micro-batches
     num_workers: int = 8  # loader processes per rank; 0 = in the training process
@@ -36,6 +37,8 @@ class DataConfig(Section):
     def problems(self) -> Iterator[Problem]:
         """Values out of range, and a kind of source that does not exist."""
         yield from one_of(self, "name", SOURCES)
+        if self.held_out and self.val_root:
+            yield Problem("held_out", self.held_out, "empty where data.val_root names the held-out images")
         yield from at_least(self, "image_size", 8)
         yield from at_least(self, "global_batch_size", 1)
         yield from at_least(self, "num_workers", 0)

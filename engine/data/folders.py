@@ -16,8 +16,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from engine.arithmetic import ceil_div
-from engine.data.base import PathKind
+from engine.data.base import PathKind, SourceConfig
 from engine.data.folder_index import FolderIndex
+from engine.data.held_out import are_held_out
 from engine.data.identity import digest_of
 from engine.data.images import IMAGE_SUFFIXES, ImageError, printable, read_image
 from engine.data.listing import FolderState, Listing, by_parts, is_folder, list_below, list_folder, unreadable
@@ -64,6 +65,7 @@ class FileSource(PathKind):
     """The common part of the two layouts: one file per image; `names[i]` is that of image i, relative to the folder."""
 
     decodes_files = True
+    lists_held_out = True
 
     name: str
     folder: Path
@@ -73,6 +75,7 @@ class FileSource(PathKind):
     class_names: list[str]
     states: dict[str, FolderState]  # of the folders that were listed, by name relative to `folder`; empty with an index
     index: FolderIndex | None = None  # where the names come from, if not from a listing
+    is_part: bool = False  # of the images of the folder, this is one split
 
     def __init__(self, root: str | Path, key: str, skip_broken: bool = False, *, use_index: bool = True) -> None:
         self.require(root, key)
@@ -125,6 +128,30 @@ class FileSource(PathKind):
         index.save(source.name)
         return index.file
 
+    # -------------------------------------------------------------------------------------------- held-out images
+    @classmethod
+    def root(cls, config: SourceConfig, split: str) -> str:
+        """The path of a split; that of the training images for held-out ones that are listed by name."""
+        return super().root(config, "train" if config.held_out else split)
+
+    def take_split(self, config: SourceConfig, split: str) -> None:
+        """Keeps the images that `data.held_out` lists, or the others for training. Classes stay, also empty ones.
+
+        Raises UserError for a list that cannot be read, names what is not there, or leaves a split without images.
+        """
+        if not config.held_out:
+            return
+        is_held_out = are_held_out(self.names, config.held_out, self.name)
+        chosen = np.flatnonzero(is_held_out if split == "val" else ~is_held_out)
+        if not len(chosen):
+            other = "none" if split == "val" else "all"
+            raise UserError(
+                f"data.held_out={config.held_out!r} lists {other} of the {len(self):,} images of {self.name}"
+            )
+        self.names = NameTable.of(self.names[index] for index in chosen)
+        self.labels = np.asarray(self.labels)[chosen]
+        self.is_part = True
+
     # -------------------------------------------------------------------------------------------- the images
     def __len__(self) -> int:
         return len(self.names)
@@ -166,9 +193,15 @@ class FileSource(PathKind):
         """Digests of the names of all files, and of the sizes of evenly spread ones (all of most sets)."""
         sized = self.names[:: ceil_div(len(self), SIZED_FILES)]
         return {
-            NAMES_DIGEST: self.index.digest if self.index is not None else digest_of(self.names.all_encoded()),
+            NAMES_DIGEST: self._digest_of_names(),
             SIZES_DIGEST: digest_of(str(self._stat(name, "st_size")).encode() for name in sized),
         }
+
+    def _digest_of_names(self) -> str:
+        """Of all names; the index has it already, unless this is a part of its images."""
+        if self.index is not None and not self.is_part:
+            return self.index.digest
+        return digest_of(self.names.all_encoded())
 
     def _stat(self, name: str, field: str) -> int | str:
         """See `_stat_field`."""

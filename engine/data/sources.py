@@ -85,6 +85,8 @@ def _kind_of_split(config: SourceConfig, split: str) -> type[SourceKind]:
 def keys_without_use(kind: type[SourceKind]) -> dict[str, str | bool]:
     """{key: default} of a data config's keys that a kind of source has no use for."""
     keys = {} if kind.needs_root else {"root": "", "val_root": ""}
+    if not kind.lists_held_out:
+        keys["held_out"] = ""
     return keys if kind.decodes_files else keys | asdict(DEFAULT_DECODING) | {"fast_decode": False}
 
 

@@ -250,7 +250,7 @@ def test_unknown_decodings_are_refused(override):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("root", "mine"), ("val_root", "mine"), ("background", "black"), ("orientation", "upright")],
+    [("root", "mine"), ("val_root", "mine"), ("held_out", "mine"), ("background", "black"), ("orientation", "upright")],
 )
 def test_keys_that_a_packaged_set_does_not_use_are_refused(key, value):
     """The digits would be trained instead of my pictures."""
