@@ -10,9 +10,10 @@ Sharing       publication/ (networks, their model card, and where they go), ship
 Speed         benchmarks/ (measured against plain formulations and the limits of the machine),
               forked (work whose memory is measured in a process of its own)
 Pipelines     pipelines/ (commands of other entries in a row), run_layout (where they put things)
+Own pictures  own_data/ (what is in a folder, and recipes for it)
 Costs         cost_model (of GPUs that are not here), workload (what a recipe asks for)
 Entries       reconstruction, generation, val_loss, search_cfg, measure, make_reference, compare, fingerprint, memory,
-              estimate, linear_probe, ar_probe, classifier, visualize, quickstart, recipes, report, doctor, benchmarks,
-              publish, ship, sweep; cli holds shared flags; console is the command `vt`, trainers says what trains a
-              recipe, recipe_headers what its header tells
+              estimate, data, init, linear_probe, ar_probe, classifier, visualize, quickstart, recipes, report, doctor,
+              benchmarks, publish, ship, sweep; cli holds shared flags; console is the command `vt`, trainers says what
+              trains a recipe, recipe_headers what its header tells
 """

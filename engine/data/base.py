@@ -203,7 +203,8 @@ class PathKind(SourceKind):
     def open(cls, config: SourceConfig, split: str) -> ImageSource:
         source = PathKind.surveyed.pop(cls._place(config, split), None)
         if source is None or not source.is_current():
-            source = cls(cls.root(config, split), cls.root_key(split), config.skip_broken)
+            key = cls.root_key("train" if config.held_out else split)
+            source = cls(cls.root(config, split), key, config.skip_broken)
             source.take_split(config, split)
         if cls.decodes_files:
             source.decoding = config.decoding

@@ -87,7 +87,7 @@ def rgb_of(open_file: Callable[[], Image.Image], decoding: Decoding = DEFAULT_DE
     """
     with open_file() as image:
         decoding.prepare(image)
-        layout = _layout(image)
+        layout = stored_layout(image)
         if layout in REFUSED_LAYOUTS:
             raise PixelError(f"{REFUSED_LAYOUTS[layout]} cannot be read")
         if _has_planes_of_16_bits(image):
@@ -107,7 +107,7 @@ def rgb_of(open_file: Callable[[], Image.Image], decoding: Decoding = DEFAULT_DE
     return picture if turn is None else picture.transpose(turn)
 
 
-def _layout(image: Image.Image) -> str:
+def stored_layout(image: Image.Image) -> str:
     """How the pixels of an opened file are stored, in Pillow's names ("raw mode"); empty where it does not say."""
     tiles = getattr(image, "tile", None)
     if not tiles:

@@ -37,7 +37,7 @@ def decode_image(read: Callable[[], bytes], where: str, decoding: Decoding = DEF
     """
     try:
         content = read()
-        return rgb_of(lambda: _open(content), decoding)
+        return rgb_of(lambda: open_content(content), decoding)
     except Exception as error:  # decoders of damaged files raise whatever they meet, MemoryError included
         reason = str(error) or type(error).__name__
         raise ImageError(
@@ -53,8 +53,11 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name != "EPS")
 
 
-def _open(content: bytes) -> Image.Image:
-    """Opens the content of an image file, whatever its name says. Raises PixelError for an unknown format."""
+def open_content(content: bytes) -> Image.Image:
+    """Opens the content of an image file, whatever its name says, without decoding it.
+
+    Raises PixelError for an unknown format.
+    """
     try:
         return Image.open(io.BytesIO(content), formats=_formats())
     except UnidentifiedImageError as error:

@@ -207,6 +207,14 @@ PHOTO_STRIDE = 24  # pixels between crops
 TRAIN_FRACTION = 0.75  # of the width of a photograph, from the left
 
 
+def photographs() -> Iterator[tuple[str, Image.Image]]:
+    """(file name, picture) of all photographs, as RGB."""
+    for package, files in PHOTO_FILES.items():
+        folder = _package_folder(package) / PHOTO_FOLDERS[package]
+        for file in files:
+            yield file, read_image(folder / file)
+
+
 class Photos(PackagedKind):
     """128-pixel crops on a regular grid; the label is the photograph.
 
@@ -220,21 +228,13 @@ class Photos(PackagedKind):
     @classmethod
     def read(cls, split: str) -> ArraySource:
         images, labels, names, class_names = [], [], [], []
-        for path in cls._paths():
-            photo = read_image(path)
+        for name, photo in photographs():
             for x, y in cls._corners(photo, split):
                 images.append(np.asarray(photo.crop((x, y, x + PHOTO_CROP, y + PHOTO_CROP))))
                 labels.append(len(class_names))
-                names.append(f"{path.name}@{x},{y}")
-            class_names.append(path.stem)
+                names.append(f"{name}@{x},{y}")
+            class_names.append(Path(name).stem)
         return ArraySource("photos", images, np.array(labels, dtype=np.int64), class_names, names)
-
-    @staticmethod
-    def _paths() -> Iterator[Path]:
-        for package, files in PHOTO_FILES.items():
-            folder = _package_folder(package) / PHOTO_FOLDERS[package]
-            for file in files:
-                yield folder / file
 
     @staticmethod
     def _corners(photo: Image.Image, split: str) -> Iterator[tuple[int, int]]:
