@@ -48,6 +48,8 @@ SHELL_ONLY = {
 
 COMMAND = re.compile(r"(bash (scripts/|env_install)|python -m (engine|tokenizer|autoregressive|evaluations)\.|vt )")
 PLACEHOLDERS = {"NAME", "RECIPE", "..."}  # in the place of arguments
+# What a command of a page writes, and a later one reads -> the shipped recipe that it is a copy of.
+MADE = {f"my_run/{name}.yaml": f"configs/own_data/{name}.yaml" for name in ("tokenizer", "gpt")}
 
 
 def commands_of(lines: Iterable[str]) -> list[str]:
@@ -122,6 +124,7 @@ def check_command(page: Path, command: str, monkeypatch) -> None:
         return  # the name of an entry, which exists
     if name in TRAINERS:
         files = console.config_files(arguments) or [a for a in arguments if a.endswith(".yaml")]
+        files = [MADE.get(file, file) for file in files]
         overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
         plugins.load_from_arguments(arguments)
         load_config(getattr(module, TRAINERS[name]), files, overrides)
