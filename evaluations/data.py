@@ -32,7 +32,7 @@ from evaluations.trainers import recipe_tree
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
-    parser.add_argument("folder", type=Path, help="folder with one sub-folder per class, or with pictures at any depth")
+    parser.add_argument("pictures", type=Path, help="folder: one sub-folder per class, or pictures at any depth")
     parser.add_argument(
         "--layout", choices=[CLASSES, FLAT], help="how to read it (default: classes, where nothing is lost by that)"
     )
@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
 
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for the folder, the recipes, and a place for the result."""
-    preflight.folder(args.folder, "folder")
+    preflight.folder(args.pictures, "pictures")
     for recipe in args.recipe:
         with preflight.collecting():
             preflight.ready.append(f"--recipe: {recipe_file(recipe)}")
@@ -63,8 +63,8 @@ def main() -> None:
     require(args, lambda preflight: needs(args, preflight))
 
     # Everything that is known of the images.
-    layout = look_at_layout(args.folder, args.layout)
-    survey = Survey(layout, scan_folder(args.folder, layout.images, args.limit))
+    layout = look_at_layout(args.pictures, args.layout)
+    survey = Survey(layout, scan_folder(args.pictures, layout.images, args.limit))
     values = survey_values(survey)
     lines = list(survey_lines(values))
     if not survey.scan.images:

@@ -46,7 +46,7 @@ def share(text: str) -> float:
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
-    parser.add_argument("folder", type=Path, help="folder with one sub-folder per class, or with pictures at any depth")
+    parser.add_argument("pictures", type=Path, help="folder: one sub-folder per class, or pictures at any depth")
     parser.add_argument("--output", required=True, type=Path, help="folder for the recipes, and for what they make")
     parser.add_argument(
         "--layout", choices=[CLASSES, FLAT], help="how to read it (default: classes, where nothing is lost by that)"
@@ -114,16 +114,16 @@ def show_commands(plans: dict[Target, Plan], uses_vt: bool) -> None:
 
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for the folder of pictures, and a place for the recipes outside of it."""
-    if preflight.folder(args.folder, "folder"):
+    if preflight.folder(args.pictures, "pictures"):
         with preflight.collecting():
-            require_outside(args.output, args.folder)
+            require_outside(args.output, args.pictures)
     preflight.output(args.output, "--output")
 
 
 def main() -> None:
     args = parse_args()
     require(args, lambda preflight: needs(args, preflight))
-    survey = read_folder(args.folder, look_at_layout(args.folder, args.layout))
+    survey = read_folder(args.pictures, look_at_layout(args.pictures, args.layout))
     plans = write_recipes(args, survey)
     show_commands(plans, uses_vt=sys.argv[0].startswith("vt "))
 

@@ -151,6 +151,13 @@ COMMANDS = {
         "--output {root}/a.json/x.json --compare {root}/no1.json --page {root}/b.json/x.md",
         ["a.json", "no1.json", "b.json"],
     ),
+    "evaluations.data": (
+        "{root}/images/train", "{root}/no1 --recipe {root}/no2 --output {root}/a.txt", ["no1", "no2", "a.txt"]
+    ),
+    "evaluations.init": (
+        "{root}/images/train --output {root}/new", "{root}/no1 --output {root}/a.json", ["no1", "a.json"]
+    ),
+    "evaluations.own_data.example": ("--output {root}/new", "--output {root}/a.json", ["a.json"]),
     "evaluations.estimate": ("{root}/tokenizer.yaml", "{root}/no1.yaml", ["no1.yaml"]),
     "evaluations.memory": ("--output {root}/new.json", "--output {root}/a.json/x.json", ["a.json"]),
     "evaluations.ship": (

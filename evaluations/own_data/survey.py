@@ -64,7 +64,7 @@ def survey_values(survey: Survey) -> dict[str, Any]:
     listing = layout.listing
     counts = survey.class_counts()
     return {
-        "folder": printable(layout.folder),
+        "pictures": printable(layout.folder),
         "layout": layout.layout,
         "reason": layout.reason,
         "images": len(layout.images),

@@ -13,7 +13,7 @@ SHOWN = 5  # entries of a list
 
 def survey_lines(values: Mapping[str, Any]) -> Iterator[str]:
     """What `survey_values` says, as lines."""
-    yield f"{values['folder']}: {values['images']:,} images ({values['megabytes']:,.1f} MB were read)"
+    yield f"{values['pictures']}: {values['images']:,} images ({values['megabytes']:,.1f} MB were read)"
     if values["images_read"] < values["images"]:
         yield _row("read", f"{values['images_read']:,} of them, chosen at random; all of them without --limit")
     yield _row("layout", f"{values['layout']}: {values['reason']}")

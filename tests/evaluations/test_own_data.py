@@ -240,7 +240,7 @@ def test_the_command_prints_and_writes_everything(folder, entry, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["nowhere"], "folder: nowhere is not a folder"),
+        (["nowhere"], "pictures: nowhere is not a folder"),
         (["{folder}", "--recipe", "gpt/GPT_B256"], "does not train on images"),
         (["{folder}", "--recipe", "no_such_recipe"], "is neither a YAML file nor the name of a recipe"),
         (["{folder}", "--output", "{folder}/x.txt"], "must be the name of a .json file"),

@@ -28,7 +28,9 @@ CHECK_ONLY = {
         for name in ("ar_probe", "benchmarks", "classifier", "memory", "quickstart", "ship", "sweep")
     ),
     "engine.index_images",
-}  # they take minutes, or write into the cache of the user
+    "evaluations.init",
+    "evaluations.own_data.example",
+}  # fmt: skip - they take minutes, need more images than there are here, or write into the cache of the user
 TRAINERS = {"tokenizer.train", "autoregressive.train", "evaluations.linear_probe", "evaluations.classifier"}
 
 
@@ -128,6 +130,9 @@ COMMANDS = {
     "evaluations.make_reference": f"{PICTURES} | --image-size 8 | --random-stand-in | --force | --output OUT/r.npz",
     "engine.index_images": "--data-path images/train | --data folder",
     "evaluations.compare": "a.json | b.json",
+    "evaluations.data": "images/train | --limit 5 | --output OUT/survey.json",
+    "evaluations.init": "images/train | --output OUT/recipes",
+    "evaluations.own_data.example": "--output OUT/pictures | --count 36",
     "evaluations.fingerprint": "tokenizer",
     "evaluations.visualize": f"--vq-ckpt tokenizer | {PICTURES} | --num-images 2 | --output OUT/pca.npz",
     "evaluations.doctor": "tokenizer | --all",
