@@ -25,7 +25,7 @@ from engine.plugins import HASH_MARK
 # Keys whose texts name places, wherever they stand in a config but in the section of the network, where the same keys
 # hold words: `init: kmeans`.
 PRIVATE_KEYS = frozenset(
-    {"root", "val_root", "codes", "tokenizer", "init", "run_dir", "pretrained_dir", "wandb_project"}
+    {"root", "val_root", "held_out", "codes", "tokenizer", "init", "run_dir", "pretrained_dir", "wandb_project"}
 )
 NETWORK = "model"  # the section of the network
 PLUGINS = "plugins"

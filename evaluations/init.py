@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from engine.atomic_file import write_atomic
+from engine.atomic_file import atomic_file
 from engine.cli import entry_parser, positive, run_entry
-from engine.data.held_out import write_held_out
+from engine.data.held_out import held_out_text
 from engine.data.layout import CLASSES, FLAT, FolderLayout, look_at_layout
 from engine.messages import UserError, logger
 from engine.outputs import free_name
 from engine.pipeline import module_stage, run_stages
 from engine.preflight import Preflight, require
 from evaluations.own_data.fit import CPU, GPU, Target, suggestion_for
-from evaluations.own_data.recipes import Plan, commands_of, present_files, recipe_texts, require_outside
+from evaluations.own_data.recipes import Plan, commands_of, other_files, recipe_texts, require_outside
 from evaluations.own_data.scan import scan_folder
 from evaluations.own_data.split import DEFAULT_SHARE, RULE, held_out_names
 from evaluations.own_data.survey import Survey
@@ -74,32 +75,37 @@ def read_folder(folder: Path, layout: FolderLayout) -> Survey:
 
 
 def write_recipes(args: argparse.Namespace, survey: Survey) -> dict[Target, Plan]:
-    """Writes the recipes and the list of held-out images. Raises UserError where files are there already."""
+    """Writes the recipes and the list of held-out images; files that are there with the same content are left alone.
+
+    Raises UserError where files with another content are there.
+    """
     # What is held out.
     output = args.output.absolute()
     names = held_out_names(survey, args.held_out)
     held_out = output / HELD_OUT if names else None
+    files = {held_out: held_out_text(names, RULE)} if held_out is not None else {}
 
     # The recipes, all of which are checked before any is written.
     plans = {}
-    texts: dict[Path, str] = {}
     for target in (CPU, GPU):
         suggestion = suggestion_for(survey, target, len(survey.scan.images) - len(names), args.image_size)
         plans[target] = Plan(survey, target, suggestion, output, held_out, len(names))
-        texts |= recipe_texts(plans[target])
-    present = present_files([*texts, output / HELD_OUT])
-    if present:
-        shown = ", ".join(path.name for path in present)
+        files |= {path: text.encode() for path, text in recipe_texts(plans[target]).items()}
+    others = other_files(files)
+    if others:
+        shown = ", ".join(path.name for path in others)
         raise UserError(
-            f"--output {args.output} holds {shown} already; nothing is overwritten: give another folder, such as "
-            f"{free_name(args.output)}"
+            f"--output {args.output} holds {shown} with another content; nothing is overwritten: run its commands one "
+            f"by one, or give another folder, such as {free_name(args.output)}"
         )
 
     output.mkdir(parents=True, exist_ok=True)
-    if held_out is not None:
-        write_held_out(held_out, names, RULE)
-    for path, text in texts.items():
-        write_atomic(path, text)
+    for path, content in files.items():
+        if path.exists():
+            logger.info("%s is there already", path)
+            continue
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(content)
         logger.info("wrote %s", path)
     return plans
 
@@ -130,7 +136,7 @@ def main() -> None:
     if args.run:
         commands = commands_of(plans[CPU])
         stages = [module_stage(command.module, command.module, *command.arguments) for command in commands]
-        run_stages(plans[CPU].run.root, stages)
+        run_stages(plans[CPU].run.root, [*stages[:-1], replace(stages[-1], always=True)])  # the page is cheap
 
 
 if __name__ == "__main__":

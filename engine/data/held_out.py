@@ -37,10 +37,10 @@ def read_held_out(path: str | Path) -> list[str]:
     return names
 
 
-def write_held_out(path: str | Path, names: Iterable[str], comments: Sequence[str]) -> None:
-    """Writes a list, with lines for people above it; the names must be `listable`."""
+def held_out_text(names: Iterable[str], comments: Sequence[str]) -> bytes:
+    """The content of a list, with lines for people above it; the names must be `listable`."""
     lines = [*(COMMENT + comment for comment in comments), *names]
-    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
+    return ("\n".join(lines) + "\n").encode("utf-8", errors="surrogateescape")
 
 
 def listable(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,11 +135,11 @@ def _generator_choices(plan: Plan, template: DictConfig) -> dict[str, Choice | N
 def _num_workers(plan: Plan, template: DictConfig) -> Choice:
     """Loader processes: none where decoding is quick and the template has none."""
     most = template.data.num_workers
-    speed = plan.survey.images_per_second
-    said = f"decoding: {speed:,.0f} images per second on a core"
-    if most == 0 and plan.suggestion.batch.value / speed > SLOW_DECODING:
-        return Choice(1, f"{said}; a process of its own reads ahead")
-    return Choice(most, said)
+    if most > 0:
+        return Choice(most, "loader processes of each process that trains")
+    if plan.suggestion.batch.value / plan.survey.images_per_second > SLOW_DECODING:
+        return Choice(1, "decoding takes long: a process of its own reads ahead")
+    return Choice(0, "decoding is quick: the images are read between the steps")
 
 
 def _fast_decode(plan: Plan, template: DictConfig) -> Choice:
@@ -228,6 +228,7 @@ def require_outside(output: Path, folder: Path) -> None:
         raise UserError(f"--output {output} lies in the folder of pictures {folder}; give a folder outside of it")
 
 
-def present_files(paths: Sequence[Path]) -> list[Path]:
-    """Those of the files that are there already."""
-    return [path for path in paths if path.exists() or path.is_symlink()]
+def other_files(files: Mapping[Path, bytes]) -> list[Path]:
+    """Those of the files that are there already, with another content."""
+    present = [path for path in files if path.exists() or path.is_symlink()]
+    return [path for path in present if not path.is_file() or path.read_bytes() != files[path]]

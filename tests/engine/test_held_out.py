@@ -13,7 +13,7 @@ from autoregressive import extract_codes
 from autoregressive.codes import CodeStore
 from engine.data.config import DataConfig
 from engine.data.folders import NAMES_DIGEST, FolderSource
-from engine.data.held_out import listable, read_held_out, write_held_out
+from engine.data.held_out import held_out_text, listable, read_held_out
 from engine.data.identity import facts_of
 from engine.data.sources import has_split, open_source, survey_source
 from engine.messages import ConfigError, UserError
@@ -27,7 +27,7 @@ HELD_OUT = ["cat/001.png", "cat/003.png", "dog/000.png"]
 def data(tmp_path) -> DataConfig:
     """Two classes of 5 images, three of which are held out."""
     tiny.write_images(tmp_path / "images", 5, seed=0)
-    write_held_out(tmp_path / "held_out.txt", HELD_OUT, ["my held-out images"])
+    (tmp_path / "held_out.txt").write_bytes(held_out_text(HELD_OUT, ["my held-out images"]))
     return DataConfig(root=str(tmp_path / "images"), held_out=str(tmp_path / "held_out.txt"))
 
 
@@ -99,7 +99,7 @@ def test_names_of_any_bytes_come_back(tmp_path):
     """As far as a line can hold them."""
     names = [os.fsdecode(b"a \xe9.png"), " b.png", "#c.png", "d/\u00fc.png"]
     assert all(map(listable, names)) and not any(map(listable, ["a\nb.png", "# c.png", "", "x\u2028y"]))
-    write_held_out(tmp_path / "list.txt", names, ["two", "comments"])
+    (tmp_path / "list.txt").write_bytes(held_out_text(names, ["two", "comments"]))
     assert read_held_out(tmp_path / "list.txt") == names
 
 

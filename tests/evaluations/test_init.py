@@ -101,6 +101,16 @@ def test_recipes_are_written_with_a_reason_beside_each_value(entry, tmp_path, pi
     assert "python -m tokenizer.train --config" in out and "GPUS=8 bash" in out
 
 
+def test_the_same_command_again_changes_nothing(entry, tmp_path, pictures):
+    """So that one with --run can go on."""
+    flags = [pictures, "--output", tmp_path / "run"]
+    assert entry(init.main, *flags)[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    code, _, err = entry(init.main, *flags)
+    assert code == 0 and err.count("is there already") == len(WRITTEN)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+
+
 def test_a_flat_folder_has_one_class_and_no_trouble(entry, tmp_path, pictures):
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -137,7 +147,7 @@ def test_the_commands_are_those_of_vt_where_it_runs_the_entry(tmp_path, pictures
         (["{few}", "--output", "{place}/run"], "holds 3 readable images (1 are broken); 20 or more are needed"),
         (["{pictures}", "--output", "{place}/run", "--image-size", "50"], "num_tokens"),
         (["{pictures}", "--output", "{place}/run", "--held-out", "0.7"], "is not a number from 0 to 0.5"),
-        (["{pictures}", "--output", "{full}"], "holds gpt.yaml already; nothing is overwritten"),
+        (["{pictures}", "--output", "{full}"], "holds gpt.yaml with another content; nothing is overwritten"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(entry, tmp_path, pictures, flags, message):
