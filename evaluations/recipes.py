@@ -35,6 +35,7 @@ FAMILIES = {
     "llamagen/": "LlamaGen",
     "wetok/": "WeTok",
     "quickstart/": "quick start",
+    "own_data/": "own pictures",
     "eval/": "evaluation",
 }
 HEAD = ("recipe", "family", "trains", "parameters")
