@@ -47,6 +47,10 @@ def train(config: GPTTrainConfig, world: World) -> None:
         generator: Generator = task.trained.module
         parameters = f"{num_parameters(generator):,} parameters"
         run.log(f"generator: {parameters}; {summary_of(data.source)}; {world.size} process(es)")
+        if data.tokenization is not None:
+            run.log(
+                f"tokens: made in each step by {tokenizer.provenance.path}, of crops of {tokenizer.image_size} pixels"
+            )
         if data.held_out is None:
             run.log(f"no validation: {data.no_validation}")
         for warning in average_warnings(config.ema_decay, config.loop.last_step):

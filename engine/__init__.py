@@ -6,7 +6,8 @@ Config sections    validation (checks), config_types (types in words), registry 
 Entries            cli, messages, preflight (`--check`)
 Processes          launcher (torchrun), stopping (signals), watchdog (hangs), time_limits, world, devices, cores,
                    parallel, sharding (FSDP2), without_storage (networks to look at), memory_plan (`--plan`),
-                   saved_tensors (what a pass saves for backward), torch_versions (what older versions of PyTorch need)
+                   saved_tensors (what a pass saves for backward), peak_memory (what one without gradients holds),
+                   torch_versions (what older versions of PyTorch need)
 Training           training_world (its processes and threads), loop, agreement (of processes, to stop), trained_model,
                    optim, schedules, averages (EMA), skipped_updates (counted on the device), buffers (put back after a
                    bad step)

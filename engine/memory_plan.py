@@ -22,6 +22,7 @@ from engine.arithmetic import ceil_div
 from engine.checkpoint.weights import num_parameters
 from engine.loop import TrainLoopConfig
 from engine.parallel import parallel_blocks
+from engine.peak_memory import PeakMemory
 from engine.saved_tensors import SavedTensorsMeter, storage_of
 
 Forward = Callable[[int], Any]  # batch size -> what the forward pass of a training step makes
@@ -104,6 +105,13 @@ def saved_bytes(module: nn.Module, forward: Forward, precision: str, batch: int)
     return meter.saved_bytes()
 
 
+def peak_bytes(compute: Forward, batch: int) -> int:
+    """Measures what a computation without gradients on `batch` images holds at a time."""
+    with torch.no_grad(), PeakMemory() as peak:
+        compute(batch)
+    return peak.bytes
+
+
 # ------------------------------------------------------------------------------------------------ state
 def state_bytes(module: nn.Module, strategy: str, gpus: int, precision: str, ema: bool) -> int:
     """Bytes per GPU without activations: weights, gradients, AdamW, EMA, and what shards gather at a time."""
@@ -151,16 +159,35 @@ class MemoryModel:
     image: SavedBytes  # bytes of activations per image
     batch: int  # images per step, on all GPUs
     gpus: int
+    image_before: int = 0  # bytes per image that are held before the forward pass, and are gone when it begins
 
     @classmethod
     def measure(
-        cls, module: nn.Module, forward: Forward, precision: str, batch: int, gpus: int, *, ema: bool, beside: int
+        cls,
+        module: nn.Module,
+        forward: Forward,
+        precision: str,
+        batch: int,
+        gpus: int,
+        *,
+        ema: bool,
+        beside: int,
+        before: tuple[nn.Module, Forward] | None = None,
     ) -> MemoryModel:
-        """Measures `module`, which is on the meta device; `beside` bytes of other networks are on every GPU."""
+        """Measures `module`, which is on the meta device; `beside` bytes of other networks are on every GPU.
+
+        `before` is one of them, on the meta device too, and what it computes without gradients before a forward pass.
+        Both networks are fake ones afterwards.
+        """
+        image_before = 0
         with FakeTensorMode(allow_non_fake_inputs=True):
             module.to_empty(device="cpu").train()
             one = saved_bytes(module, forward, precision, 1)
             two = saved_bytes(module, forward, precision, 2)
+            if before is not None:
+                network, compute = before
+                network.to_empty(device="cpu")
+                image_before = peak_bytes(compute, 2) - peak_bytes(compute, 1)
         image = SavedBytes(two.plain - one.plain, two.checkpointed - one.checkpointed)
 
         # What does not grow with the batch are the weights that autocast has cast. Shards are cast already.
@@ -170,16 +197,16 @@ class MemoryModel:
             cast = cast_weights if strategy == "ddp" else 0
             return state_bytes(module, strategy, num_gpus, precision, ema) + beside + cast
 
-        return cls(state_of, image, batch, gpus)
+        return cls(state_of, image, batch, gpus, image_before)
 
     def state(self, setting: Setting) -> int:
         """Bytes per GPU that do not depend on the batch."""
         return self.state_of(setting.strategy, self.gpus)
 
     def activations(self, setting: Setting) -> int:
-        """Bytes per GPU that one micro-batch saves for backward."""
+        """Bytes per GPU that one micro-batch saves for backward, or that are held before it if those are more."""
         images_at_a_time = ceil_div(self.batch, self.gpus * setting.grad_accum)
-        return images_at_a_time * self.image.under(setting.checkpointing)
+        return images_at_a_time * max(self.image.under(setting.checkpointing), self.image_before)
 
     def total(self, setting: Setting) -> int:
         """Bytes per GPU."""

@@ -68,7 +68,9 @@ def workloads_of(recipe: Path, overrides: Sequence[str], gpus: int) -> list[Work
     """
     tree = read_yaml(recipe)
     if "codes" in tree.get("data", {}) or set(tree.get("model", {})) & set(GENERATORS):
-        return [_generator_workload(load_config(GPTTrainConfig, [recipe], overrides), str(recipe), gpus)]
+        images = NO_IMAGES if tree.get("data", {}).get("tokenize") == "online" else []
+        config = load_config(GPTTrainConfig, [recipe], [*images, *overrides])
+        return [_generator_workload(config, str(recipe), gpus)]
     if not {"model", "loss"} <= set(tree):
         raise UserError(
             f"{recipe} trains neither a tokenizer nor a generator: it has no section `loss`, and no `data.codes`"

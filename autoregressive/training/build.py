@@ -9,7 +9,7 @@ from autoregressive.guidance import Guidance
 from autoregressive.models.base import Generator
 from autoregressive.models.registry import build_generator
 from autoregressive.sampling import seeded_draw
-from autoregressive.tokenized import Tokenization
+from autoregressive.tokenized import Tokenization, tokens_of
 from autoregressive.training.config import GPTTrainConfig
 from autoregressive.training.sizes import surveyed_tokenizer
 from autoregressive.training.task import GeneratorTask, HeldOut, Preview
@@ -103,8 +103,8 @@ def memory_model(
 ) -> MemoryModel:
     """The memory that training `network` (on the meta device) needs on `gpus` GPUs.
 
-    The weights of a `tokenizer` that works in each step count; its activations are gone before the generator keeps any.
-    What a tokenizer needs for previews is left out.
+    A `tokenizer` that works in each step, on the meta device too, counts with its weights, and with what encoding holds
+    where that is more than the activations of the generator. What a tokenizer needs for previews is left out.
     """
 
     def forward(batch: int) -> torch.Tensor:
@@ -112,9 +112,18 @@ def memory_model(
         tokens = torch.zeros(batch, *network.token_shape, dtype=torch.long)
         return network.loss(network(labels, tokens), tokens)
 
+    def encode(batch: int) -> torch.Tensor:
+        return tokens_of(tokenizer, torch.zeros(batch, 3, tokenizer.image_size, tokenizer.image_size).byte())
+
     sizes = (config.loop.precision, config.data.global_batch_size, gpus)
-    beside = 0 if tokenizer is None else WEIGHT_BYTES * num_parameters(tokenizer)
-    return MemoryModel.measure(network, forward, *sizes, ema=config.ema_decay > 0, beside=beside)
+    return MemoryModel.measure(
+        network,
+        forward,
+        *sizes,
+        ema=config.ema_decay > 0,
+        beside=0 if tokenizer is None else WEIGHT_BYTES * num_parameters(tokenizer),
+        before=None if tokenizer is None else (tokenizer, encode),
+    )
 
 
 def preview_grid(

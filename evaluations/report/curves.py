@@ -92,7 +92,15 @@ COMMON_CHARTS = [  # of every training; for the meters see engine/meters.py
     Chart("Norm of the gradient", "norm before clipping", same_name(["grad_norm", "grad_norm_discriminator"])),
     Chart("Speed", "images per second", same_name(["images_per_second"])),
     Chart("Operations of the model", "10^12 per second and process", same_name(["model_tflops"])),
-    Chart("Use of the device", "fraction", [Series("MFU", key="mfu"), Series("waiting for data", key="data_wait")]),
+    Chart(
+        "Use of the device",
+        "fraction",
+        [
+            Series("MFU", key="mfu"),
+            Series("waiting for data", key="data_wait"),
+            Series("making tokens", key="tokenize_share"),
+        ],
+    ),
     Chart("Most memory held", "GB", same_name(["peak_memory_gb"])),
 ]
 PROBE_CHARTS = [Chart("Loss per base learning rate", "nats", [Prefix("loss/")])]

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -265,6 +266,12 @@ def test_a_plan_counts_the_tokenizer(image_folder, tokenizer_dir):
     setting = Setting("ddp", False, 1)
     alone, beside = (memory_model(config, validate(config), 8, network).state(setting) for network in (None, tokenizer))
     assert beside - alone == 4 * num_parameters(tokenizer) > 0 and note == ""
+
+    # What encoding holds counts where it is more than the activations: here for images of 8 pixels, float32.
+    model = memory_model(config, validate(config), 2, tokenizer_of_plan(config)[0])
+    assert model.image_before >= 4 * 3 * 8 * 8
+    assert replace(model, image_before=10**9).activations(setting) == 2 * 10**9, "of two images at a time"
+    assert replace(model, image_before=0).activations(setting) == 2 * model.image.plain
 
     for path, said in (("nowhere", "without the tokenizer, which is not ready here: "), ("", "is empty")):
         config.data.tokenizer = path
