@@ -5,6 +5,7 @@ of its codebook, samples of its generator at several guidance scales, and its tr
     python -m evaluations.atlas runs/VQ_SS256 --data-path my_photos/     (a tokenizer, with images of your own)
     python -m evaluations.atlas runs/VQ_SS256 --gpt-ckpt runs/GPT_B256 --classes 12 --device cuda
     python -m evaluations.atlas runs/VQ_SS256 runs/VQ_SB256 --output both.html    (two tokenizers side by side)
+    python -m evaluations.atlas shipped:gigatok --drawn-images           (a model that comes along, without any data)
 
 The page is one HTML file of at most 15 MB, by default atlas.html in the folder of the run. It loads nothing else and
 works without a network. Images are held-out ones of the run's data, unless flags name others. Where decoding is slow,
@@ -21,8 +22,7 @@ from autoregressive.image_sampler import SamplerSettings
 from engine.atomic_file import write_atomic
 from engine.checkpoint.weights import WEIGHT_CHOICES
 from engine.cli import add_device_flag, entry_parser, not_negative, positive, run_entry
-from engine.data.config import DataConfig
-from engine.data.sources import open_source
+from engine.data.sources import attribution_of, open_source
 from engine.messages import UserError, logger
 from engine.outputs import require_suffix
 from engine.preflight import Preflight, require
@@ -30,7 +30,8 @@ from engine.world import World, distributed_world
 from evaluations.atlas.assemble import assemble
 from evaluations.atlas.counted_images import ImageChoice
 from evaluations.atlas.gather import Sizes, SubjectPart, gather
-from evaluations.atlas.subject import Place, load_subject, place_of, subject_needs
+from evaluations.atlas.guided_samples import IMAGE_SCALE, drawn_images
+from evaluations.atlas.subject import Place, Subject, load_subject, place_of, subject_needs
 from evaluations.report.page import claim_page
 from tokenizer.cli import add_image_flags, images_from, images_to_check
 
@@ -61,6 +62,9 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--weights", default="auto", choices=WEIGHT_CHOICES, help="auto: the EMA if there is one")
     add_image_flags(parser)
+    parser.add_argument(
+        "--drawn-images", action="store_true", help="show images that the generator draws; no data are needed"
+    )
 
     # How much of it.
     parser.add_argument("--images", type=positive, default=8, help="images that are shown (default 8)")
@@ -91,7 +95,10 @@ def places_of(args: argparse.Namespace) -> list[Place]:
         if len(values) > len(args.runs):
             raise UserError(f"{flag} is given {len(values)} times for {len(args.runs)} RUN")
     generators = [*args.gpt_ckpt, *[None] * len(args.runs)]
-    return [place_of(run, generator) for run, generator in zip(args.runs, generators, strict=False)]
+    places = [place_of(run, generator) for run, generator in zip(args.runs, generators, strict=False)]
+    if args.drawn_images and places[0].generator is None:
+        raise UserError(f"--drawn-images: {places[0].run} has no generator that could draw them; name one (--gpt-ckpt)")
+    return places
 
 
 def config_of(args: argparse.Namespace, number: int) -> str | None:
@@ -125,8 +132,20 @@ def sampler_settings(args: argparse.Namespace) -> list[SamplerSettings]:
     return [SamplerSettings(guidance=Guidance(scale=scale), seed=args.seed) for scale in args.scales]
 
 
-def gather_all(args: argparse.Namespace, places: list[Place], world: World) -> tuple[list[SubjectPart], DataConfig]:
-    """All parts of all subjects, and the data of the first one, whose images all of them see."""
+def choose_images(args: argparse.Namespace, subject: Subject, world: World) -> ImageChoice:
+    """The images that the page is about: held-out ones of the subject's data, or samples of its generator."""
+    if args.drawn_images:
+        count = max(args.images, args.counted_images)
+        source = drawn_images(subject, count, args.seed, args.per_proc_batch_size, world)
+        what = f"samples of {subject.place.title} (guidance scale {IMAGE_SCALE:g})"
+        return ImageChoice.of(source, what, args.images, args.counted_images)
+    data = images_from(held_out(args), subject.tokenizer)
+    source = open_source(data, "val")
+    return ImageChoice.of(source, f"held-out images of {data.name}", args.images, args.counted_images, data.skip_broken)
+
+
+def gather_all(args: argparse.Namespace, places: list[Place], world: World) -> tuple[list[SubjectPart], ImageChoice]:
+    """All parts of all subjects, and the images that all of them see: those of the first one's data."""
     sizes = Sizes(
         tokens=args.tokens,
         codes=args.codes,
@@ -136,14 +155,12 @@ def gather_all(args: argparse.Namespace, places: list[Place], world: World) -> t
         settings=sampler_settings(args),
     )
     parts: list[SubjectPart] = []
-    choice = data = None
+    choice = None
     for number, place in enumerate(places):
         subject = load_subject(place, config_of(args, number), args.weights, world.device)
-        if choice is None:
-            data = images_from(held_out(args), subject.tokenizer)
-            choice = ImageChoice.of(open_source(data, "val"), data, args.images, args.counted_images)
+        choice = choice or choose_images(args, subject, world)
         parts.append(gather(subject, choice, sizes, world))
-    return parts, data
+    return parts, choice
 
 
 def write_atlas(args: argparse.Namespace, world: World) -> Path:
@@ -151,8 +168,8 @@ def write_atlas(args: argparse.Namespace, world: World) -> Path:
     places = places_of(args)
     path, title = page_path(args), page_title(places)
     claim_page(path, title)
-    parts, data = gather_all(args, places, world)
-    text = assemble(title, parts, places, data.name)
+    parts, choice = gather_all(args, places, world)
+    text = assemble(title, parts, places, choice.what, attribution_of(choice.source.name))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, text)
     return path
@@ -168,7 +185,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
         places = places_of(args)
     for number, place in enumerate(places):
         tokenizer = subject_needs(place, config_of(args, number), args.weights, preflight)
-        if number == 0:
+        if number == 0 and not args.drawn_images:
             with preflight.collecting():
                 data = images_to_check(held_out(args), tokenizer)
                 if data is not None:

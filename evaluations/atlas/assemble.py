@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from engine.data.sources import attribution_of
 from evaluations.atlas.gather import SubjectPart
 from evaluations.atlas.page import MAX_BYTES, render
 from evaluations.atlas.sheets import fitting_sheets
@@ -17,14 +16,14 @@ SPARE = 100_000  # bytes that are left free for what is added with the pictures
 SAMPLES_SHARE = 1 / 5  # of the room of a subject, at most
 
 
-def assemble(title: str, parts: Sequence[SubjectPart], places: Sequence[Place], data_name: str) -> str:
-    """The whole page as HTML, at most `MAX_BYTES` long. Raises UserError where the pictures do not fit."""
+def assemble(title: str, parts: Sequence[SubjectPart], places: Sequence[Place], what: str, attribution: str) -> str:
+    """The whole page as HTML, at most `MAX_BYTES` long. Raises UserError where the pictures do not fit.
+
+    `what` says which images it is about, `attribution` who made them.
+    """
     charts = [charts_of(place) for place in places]
     num_images = len(parts[0].facts["tokens"]["images"])
-    summary = (
-        f"{num_images} held-out images of {data_name}; codes are counted over {parts[0].num_counted:,} held-out images."
-    )
-    attribution = attribution_of(data_name)
+    summary = f"{num_images} of {parts[0].num_counted:,} {what}; codes are counted over all of these."
     footer = f"<footer>{escape(attribution)}</footer>" if attribution else ""
 
     # Everything but the many pictures, which tells how much room these have.

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from engine.data.classes import Classes
-from engine.data.config import DataConfig
 from engine.data.images import to_float, to_uint8
 from engine.data.samples import center_batch, fixed_choice
 from engine.data.sources import ImageSource
@@ -25,16 +24,19 @@ class ImageChoice:
     """Numbers of images of a source: `counted`, and those of them that are `shown`, spread over the classes."""
 
     source: ImageSource
+    what: str  # what the images are, for people
     counted: np.ndarray
     shown: np.ndarray
     skip_broken: bool
 
     @classmethod
-    def of(cls, source: ImageSource, data: DataConfig, num_shown: int, num_counted: int) -> ImageChoice:
+    def of(
+        cls, source: ImageSource, what: str, num_shown: int, num_counted: int, skip_broken: bool = False
+    ) -> ImageChoice:
         """The same choice for every tokenizer and in every call. Sources are sorted by class."""
         counted = fixed_choice(len(source), max(num_shown, num_counted))
         rows = np.unique(np.linspace(0, len(counted) - 1, min(num_shown, len(counted))).round().astype(int))
-        return cls(source, counted, counted[rows], data.skip_broken)
+        return cls(source, what, counted, counted[rows], skip_broken)
 
     def titles(self) -> list[str]:
         """The class of each shown image, and the name of its file without the folders of this machine."""

@@ -11,6 +11,7 @@ from engine.checkpoint.manifest import CheckpointError
 from engine.checkpoint.weights import find_weights
 from engine.config import read_yaml
 from engine.preflight import Preflight
+from engine.shipped_models import is_shipped
 from evaluations.report.run_folder import RunFolder
 from evaluations.run_layout import RunLayout
 from tokenizer.loading import load_tokenizer, survey_tokenizer
@@ -42,6 +43,10 @@ def place_of(run: str, generator: str | None = None) -> Place:
     RUN is the folder of a pipeline such as the quick start, that of a training of a tokenizer or of a generator over
     its codes, an export, or a published file.
     """
+    # A model that comes with the program.
+    if is_shipped(run):
+        return Place(run, run, generator or run)
+
     # A pipeline, with one folder per network.
     layout = RunLayout(run)
     if layout.tokenizer.is_dir():

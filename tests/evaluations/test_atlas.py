@@ -2,9 +2,11 @@
 name from a run can become HTML.
 """
 
+import argparse
 import base64
 import io
 import json
+import shutil
 from html.parser import HTMLParser
 
 import mini
@@ -223,6 +225,23 @@ def test_a_token_is_clicked_and_the_picture_changes(tmp_path, entry, open_page):
     x, y = (12 + 536 * code[0] / 4095) / 560, (12 + 536 * (1 - code[1] / 4095)) / 560
     view.click("canvas.map", position={"x": x * box["width"], "y": y * box["height"]})
     assert view.locator(".chip").count() > 0
+
+
+def test_without_data_the_generator_draws_the_images(tmp_path, make_page, monkeypatch):
+    """Nothing is read; the images are its samples, with their classes. Without a generator that is an error."""
+
+    def fail(config, split):
+        raise UserError("this data needs a package")
+
+    monkeypatch.setattr(SOURCES["mnist5k"], "open", fail)
+    run = run_folder(tmp_path / "run")
+    text, (subject,) = make_page(run, "--drawn-images")
+    assert "2 of 8 samples of run (guidance scale 2)" in text
+    assert [record["title"] for record in subject["tokens"]["images"]] == ["class 0, sample 0", "class 3, sample 7"]
+    shutil.rmtree(run / "gpt")
+    flags = argparse.Namespace(runs=[str(run)], gpt_ckpt=[], tok_config=[], drawn_images=True)
+    with pytest.raises(UserError, match=r"--drawn-images: .*run has no generator that could draw them"):
+        atlas.places_of(flags)
 
 
 def test_a_page_keeps_its_size(monkeypatch, tmp_path, make_page):
