@@ -179,6 +179,8 @@ def gpt_needs(args: argparse.Namespace, tokenizer: Tokenizer | None, preflight: 
     """Looks for the generator that the flags name, and whether it fits the tokenizer, which may be missing; returns it
     without storage, or None where it is not there.
     """
+    if preflight.comes_later(args.gpt_ckpt, "--gpt-ckpt"):
+        return None
     with preflight.collecting():
         # Without the tokenizer, a published size says nothing of the codebook.
         if tokenizer is None and is_published(args.gpt_ckpt) and args.gpt_config is None:

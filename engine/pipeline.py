@@ -4,7 +4,7 @@
 
 `<run>/stages.json` holds for each stage whether it is done and how many seconds it took, summed over interruptions.
 An unfinished stage is started again: it is a process and resumes by its own means, as a training from its newest
-checkpoint.
+checkpoint. A stage that does not resume, and writes its `product` all or nothing, is done where that exists.
 """
 
 from __future__ import annotations
@@ -34,6 +34,21 @@ class Stage:
     name: str
     command: list[str]
     always: bool = False  # always rerun: cheap, and picks up new results
+    product: Path | None = None  # written as a whole at the end: where it exists, the stage is done
+
+    @property
+    def module(self) -> str:
+        """The module that `module_stage` was made with."""
+        return self.command[self.command.index("-m") + 1]
+
+    @property
+    def arguments(self) -> list[str]:
+        """What the module is called with."""
+        return self.command[self.command.index("-m") + 2 :]
+
+    def is_done(self, log: StageLog) -> bool:
+        """Whether nothing is left to do. Never for a stage that is always rerun."""
+        return not self.always and (log.done(self.name) or (self.product is not None and self.product.exists()))
 
 
 def module_stage(name: str, module: str, *arguments: str) -> Stage:
@@ -93,7 +108,7 @@ def run_stages(
     run_dir.mkdir(parents=True, exist_ok=True)
     log = StageLog(run_dir)
     for number, stage in enumerate(stages, start=1):
-        if log.done(stage.name) and not stage.always:
+        if stage.is_done(log):
             logger.info("[%d/%d] %s: done before, skipped", number, len(stages), stage.name)
             continue
         logger.info("[%d/%d] %s: %s", number, len(stages), stage.name, " ".join(stage.command))

@@ -16,7 +16,8 @@ It looks at listings, sizes and headers: it decodes no image, reads no weights a
 also reads files whose hash is known. `--check` stops after it.
 
 A script that starts several processes runs `--check` once before (`scripts/launch.sh`) and sets `CHECKED_VARIABLE`;
-under a bare torchrun, the first process of each machine checks.
+under a bare torchrun, the first process of each machine checks. A pipeline asks all of its commands at once, before it
+starts the first of them (`joint_preflight`).
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class Preflight:
         self.for_scripts = for_scripts  # what the scripts would start is looked at, not this process
         self.problems: list[str] = []
         self.ready: list[str] = []
+        self.later: dict[Path, str] = {}  # what an earlier stage of a pipeline will write -> the name of that stage
+        self._promised: dict[int, int] = {}  # disk -> bytes that all outputs so far need
 
     # -------------------------------------------------------------------------------------------- collecting
     def problem(self, line: str) -> None:
@@ -71,6 +74,18 @@ class Preflight:
                 self.problem(line)
         except UserError as error:
             self.problem(str(error))
+
+    def comes_later(self, path: str | Path, name: str) -> bool:
+        """Whether an earlier stage of the same pipeline will write `path`, or a folder around it.
+
+        It need not be there yet, and nothing of it can be looked at. `name` is the flag or key that names it.
+        """
+        absolute = Path(path).absolute()
+        for written, stage in self.later.items():
+            if absolute.is_relative_to(written):
+                self.ready.append(f"{name}: {path} (written by the stage {stage!r})")
+                return True
+        return False
 
     # -------------------------------------------------------------------------------------------- files
     def file(self, path: str | Path, name: str) -> bool:
@@ -115,11 +130,14 @@ class Preflight:
             self.problem(f"{name}: {present} cannot be written; choose another folder")
             return
 
-        # Its disk.
+        # Its disk, which other outputs may fill too.
         free = shutil.disk_usage(present).free
-        if free < num_bytes:
+        disk = present.stat().st_dev
+        total = self._promised[disk] = self._promised.get(disk, 0) + num_bytes
+        if num_bytes and free < total:
+            others = f" (beside {_size(total - num_bytes)} of other outputs)" if total > num_bytes else ""
             self.problem(
-                f"{name}: about {_size(num_bytes)} are needed in {folder}, {_size(free)} are free; "
+                f"{name}: about {_size(num_bytes)} are needed in {folder}{others}, {_size(free)} are free; "
                 "free some space, or choose another folder"
             )
             return
@@ -277,6 +295,22 @@ def add_check_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_joint: list[Preflight] = []  # of the pipeline that asks commands what they need; empty outside of `joint_preflight`
+
+
+@contextmanager
+def joint_preflight(preflight: Preflight) -> Iterator[None]:
+    """Inside, a command adds what it needs to `preflight` and ends with SystemExit(0) instead of starting.
+
+    For a pipeline, which runs its commands in this process to ask all of them before it starts the first.
+    """
+    _joint.append(preflight)
+    try:
+        yield
+    finally:
+        _joint.pop()
+
+
 def require(args: argparse.Namespace, needs: Callable[[Preflight], None], *, starts_scripts: bool = False) -> None:
     """Looks for all that a command needs, before it starts. One that `starts_scripts` needs what these will.
 
@@ -285,6 +319,9 @@ def require(args: argparse.Namespace, needs: Callable[[Preflight], None], *, sta
 
     Raises one UserError that lists all problems, but for a dry run.
     """
+    if _joint:
+        needs(_joint[-1])
+        raise SystemExit(0)
     if _is_checked() and not args.check:
         return
     is_dry_run = getattr(args, "dry_run", False) and not args.check

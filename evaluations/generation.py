@@ -51,7 +51,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for the networks, the reference, the training codes and the classifier."""
     classes = sampled_needs(args, "generation", preflight)
-    if args.code_path is not None:
+    if args.code_path is not None and not preflight.comes_later(args.code_path, "--code-path"):
         with preflight.collecting():
             codes = CodeStore(args.code_path, "train")
             if classes is not None:

@@ -55,6 +55,8 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     generator = gpt_needs(args, tokenizer, preflight)
     classes = classes_of(generator) if generator is not None else None
     with preflight.collecting():
+        if args.code_path is not None and preflight.comes_later(args.code_path, "--code-path"):
+            return
         if args.code_path is not None:
             held_out = CodeStore(args.code_path, "val").classes
             if classes is not None:

@@ -69,6 +69,8 @@ def tokenizer_from(args: argparse.Namespace, device: torch.device | str) -> Toke
 
 def tokenizer_needs(args: argparse.Namespace, preflight: Preflight) -> Tokenizer | None:
     """Looks for the tokenizer that the flags name; returns it without storage, or None where it is not there."""
+    if preflight.comes_later(args.vq_ckpt, "--vq-ckpt"):
+        return None
     with preflight.collecting():
         tokenizer = survey_tokenizer(
             args.vq_ckpt, config=args.tok_config, weights=args.weights, hashed=preflight.hashes

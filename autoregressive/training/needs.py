@@ -26,6 +26,8 @@ def _tokenizer_needs(config: GPTTrainConfig, preflight: Preflight) -> Tokenizer 
     if not config.data.tokenizer:
         preflight.problem("data.tokenizer is empty; it names the tokenizer that made the codes")
         return None
+    if preflight.comes_later(config.data.tokenizer, "data.tokenizer"):
+        return None
     with preflight.collecting():
         tokenizer = survey_tokenizer(config.data.tokenizer, hashed=preflight.hashes)
         preflight.ready.append(f"data.tokenizer: {config.data.tokenizer} ({tokenizer.num_tokens} tokens)")

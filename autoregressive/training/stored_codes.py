@@ -50,6 +50,8 @@ class StoredCodes:
         if not config.data.codes:
             preflight.problem("data.codes is empty; it names the folder that extract_codes wrote")
             return
+        if preflight.comes_later(config.data.codes, "data.codes"):
+            return
         with preflight.collecting():
             store = CodeStore(config.data.codes, "train")
             preflight.ready.append(f"data.codes: {len(store):,} images in {store.folder}")

@@ -93,17 +93,25 @@ def network_problems(config: NetworkConfig) -> Iterator[Problem]:
 def network_needs(config: NetworkConfig, image_size: int, preflight: Preflight) -> None:
     """Looks for the frozen networks, which must fit together, and images of `image_size` pixels."""
     tokenizer = None
-    with preflight.collecting():
-        tokenizer = survey_tokenizer(config.tokenizer, **config.tokenizer_options(), hashed=preflight.hashes)
-        preflight.ready.append(f"network.tokenizer: {config.tokenizer} ({tokenizer.num_tokens} tokens)")
-        if image_size != tokenizer.image_size:
-            preflight.problem(f"data.image_size={image_size}, but the tokenizer is for {tokenizer.image_size}")
-    if SOURCES[config.source].needs_generator:
+    if not preflight.comes_later(config.tokenizer, "network.tokenizer"):
+        tokenizer = _surveyed_tokenizer(config, image_size, preflight)
+    if SOURCES[config.source].needs_generator and not preflight.comes_later(config.gpt, f"network.{GENERATOR}"):
         with preflight.collecting():
             generator = survey_gpt(config.gpt, **config.generator_options(), hashed=preflight.hashes)
             preflight.ready.append(f"network.{GENERATOR}: {config.gpt} ({generator.num_classes} classes)")
             if tokenizer is not None:
                 require_sizes(generator, tokenizer)
+
+
+def _surveyed_tokenizer(config: NetworkConfig, image_size: int, preflight: Preflight) -> Tokenizer | None:
+    """The tokenizer without storage, for images of `image_size` pixels; None where it is not there."""
+    with preflight.collecting():
+        tokenizer = survey_tokenizer(config.tokenizer, **config.tokenizer_options(), hashed=preflight.hashes)
+        preflight.ready.append(f"network.tokenizer: {config.tokenizer} ({tokenizer.num_tokens} tokens)")
+        if image_size != tokenizer.image_size:
+            preflight.problem(f"data.image_size={image_size}, but the tokenizer is for {tokenizer.image_size}")
+        return tokenizer
+    return None
 
 
 # ------------------------------------------------------------------------------------------------ sources

@@ -16,7 +16,7 @@ from engine.data.config import DataConfig
 from engine.devices import device_line, device_problem, pick_device
 from engine.loop import LoopConfig
 from engine.messages import ConfigError, UserError
-from engine.preflight import CHECKED_VARIABLE, REQUESTED_PROCESSES, Preflight, network_bytes, require
+from engine.preflight import CHECKED_VARIABLE, REQUESTED_PROCESSES, Preflight, joint_preflight, network_bytes, require
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,10 @@ def test_a_file_that_cannot_be_used(tmp_path, make, told):
 
 
 def test_places_for_results(tmp_path, monkeypatch):
-    """A folder that can be made is ready and is not made; one below a file, or on a full disk, is not."""
+    """A folder that can be made is ready and is not made; one below a file, or on a full disk, is not.
+
+    What other outputs will take of the same disk counts.
+    """
     (tmp_path / "file").touch()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000_000))
     preflight = Preflight()
@@ -109,9 +112,29 @@ def test_places_for_results(tmp_path, monkeypatch):
     preflight.output(tmp_path / "c", "loop.run_dir", 3_000_000_000)
     assert preflight.problems == [
         f"--output: {tmp_path}/file is a file, so the folder {tmp_path}/file/b cannot be made",
-        f"loop.run_dir: about 3.0 GB are needed in {tmp_path}/c, 2.0 GB are free; free some space, "
-        "or choose another folder",
+        f"loop.run_dir: about 3.0 GB are needed in {tmp_path}/c (beside 1.9 GB of other outputs), 2.0 GB are free; "
+        "free some space, or choose another folder",
     ]
+
+
+def test_a_pipeline_asks_its_commands_what_they_need(tmp_path):
+    """Each adds its own and ends instead of starting; what an earlier one writes need not be there."""
+    preflight = Preflight()
+    preflight.later[tmp_path / "run"] = "training"
+
+    def needs(own: Preflight) -> None:
+        assert own is preflight
+        assert own.comes_later(tmp_path / "run" / "checkpoints", "--vq-ckpt")
+        assert not own.comes_later(tmp_path / "runs", "--gpt-ckpt")
+        own.problem("something is missing")
+
+    args = argparse.Namespace(check=False, hash=False)
+    with joint_preflight(preflight), pytest.raises(SystemExit) as stop:
+        require(args, needs)
+    assert stop.value.code == 0 and preflight.problems == ["something is missing"]
+    assert preflight.ready == [f"--vq-ckpt: {tmp_path / 'run' / 'checkpoints'} (written by the stage 'training')"]
+    with pytest.raises(UserError, match="something else"):
+        require(args, lambda own: own.problem("something else"))
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "folder"])
