@@ -26,6 +26,8 @@ from engine.json_text import to_json
 from engine.messages import logger
 from engine.outputs import free_name
 
+HAS_ARRAYS = "has_arrays"  # false in progress.json until the arrays are there
+
 
 class RowFile:
     """An array file that is there, into which rows are written in place. Several processes may write other rows."""
@@ -161,22 +163,27 @@ class CodeWriter:
         """Makes the arrays, or keeps those of an interrupted extraction of the same kind. For the main process."""
         extraction_path = self.folder / "progress.json"  # the facts of the extraction, and its block size
         if extraction_path.is_file():
-            if self._require_same(extraction_path).get("block") == self.block:
+            present = self._require_same(extraction_path)
+            if present.get("block") == self.block and present.get(HAS_ARRAYS, True):
                 return
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif self.folder.is_dir() and not all(path.name.startswith(".") for path in self.folder.iterdir()):
             other = free_name(self.folder.parent)
             raise CodesError(
                 f"{self.folder} is not empty and holds no extraction; nothing is overwritten: give another "
                 f"--code-path, such as {other}"
             )
 
-        # Blocks of another size do not line up with these; all of them are made again.
+        # A kill while large arrays are made must leave a folder that says whose it is.
+        facts = asdict(self.manifest) | {"block": self.block}
         self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(extraction_path, to_json(facts | {HAS_ARRAYS: False}))
+
+        # Blocks of another size do not line up with these; all of them are made again.
         for progress in self.folder.glob("progress_*"):
             progress.unlink()
         create_array(self.folder / "codes.npy", self.shape, code_dtype(self.manifest.codebook_size))
         np.save(self.folder / "labels.npy", labels.astype(np.int64))
-        write_atomic(extraction_path, to_json(asdict(self.manifest) | {"block": self.block}))
+        write_atomic(extraction_path, to_json(facts))
 
     def pending(self, rank: int, size: int) -> list[range]:
         """The blocks of images that this rank of `size` still has to do."""
