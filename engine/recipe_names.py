@@ -10,10 +10,15 @@ from functools import lru_cache
 from pathlib import Path
 
 from engine.installation import CONFIGS
-from engine.messages import ConfigError
+from engine.messages import ConfigError, logger
 
 SUFFIX = ".yaml"
 MAX_SUGGESTIONS = 3
+# File names that published instructions use -> the recipe that they mean. Their folder does not matter.
+PUBLISHED_NAMES = {
+    "VQ_BL256_dinodisc": "vq/VQ_BL256_dino_disc",
+    "VQ_BL56": "vq/VQ_BL256",
+}
 
 
 @lru_cache
@@ -36,6 +41,10 @@ def recipe_file(text: str | Path) -> Path:
     shipped = shipped_recipe(path)
     if shipped is not None:
         return shipped
+    published = PUBLISHED_NAMES.get(path.name.removesuffix(SUFFIX))
+    if published is not None:
+        logger.info("%s is read as the recipe %s, which is meant by this name", text, published)
+        return recipe_files()[published]
     if path.suffix in (SUFFIX, ".yml"):
         return path
 
