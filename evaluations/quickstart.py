@@ -16,6 +16,7 @@ checkpoint.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from engine.assets import AssetsConfig, assets_of
@@ -27,7 +28,7 @@ from engine.data.sources import attribution_of
 from engine.json_text import to_json
 from engine.messages import logger
 from engine.pipeline import run_stages
-from engine.preflight import Preflight, require
+from engine.preflight import REQUESTED_PROCESSES, Preflight, require
 from evaluations.metrics.extractors import EXTRACTORS, OFFLINE_EXTRACTOR
 from evaluations.pipelines.quickstart import (
     DATA,
@@ -36,11 +37,11 @@ from evaluations.pipelines.quickstart import (
     SYSTEMS,
     check_flags,
     collect,
-    report_stage,
     results_table,
     run_folder,
     stages_of,
 )
+from evaluations.pipelines.stages import report_stage
 
 RUN_BYTES = 200 * 10**6  # of a finished run
 
@@ -88,6 +89,9 @@ def main() -> None:
     check_flags(args)
     require(args, lambda preflight: needs(args, preflight), starts_scripts=True)
 
+    # Its batches are small: GPUs are not counted, as scripts/launch.sh would.
+    if not any(os.environ.get(name) for name in REQUESTED_PROCESSES):
+        os.environ[REQUESTED_PROCESSES[0]] = "1"
     run = run_folder(args)
     results_file = run / "results.json"
     logger.info("quick start on %s in %s (%s)", args.data, run, attribution_of(args.data))

@@ -138,6 +138,47 @@ share_cores() {
     fi
 }
 
+# The processes per machine: NPROC_PER_NODE, else gpus, else GPUS, else one per visible GPU, which is said; 1 without GPUs.
+count_processes() {
+    local asked=${NPROC_PER_NODE:-${gpus:-${GPUS:-}}} visible
+    if [ -z "$asked" ]; then
+        visible=$(visible_gpus)
+        asked=$((visible > 0 ? visible : 1))
+        if [ "$visible" -gt 0 ]; then
+            echo "note: GPUS is not set: one process for each of the $visible visible GPU(s); GPUS=1 starts a single one" >&2
+        fi
+    fi
+    echo "$asked"
+}
+
+# The number of GPUs that a process started here would see: those of CUDA_VISIBLE_DEVICES, else all that the driver lists.
+visible_gpus() {
+    local listed=${CUDA_VISIBLE_DEVICES-unset} names
+    case "$listed" in
+        "" | -1) echo 0 ;;
+        unset)
+            command -v nvidia-smi >/dev/null || { echo 0 && return; }
+            names=$(nvidia-smi --list-gpus 2>/dev/null) || names=
+            grep -c '^GPU ' <<<"$names" || true
+            ;;
+        *) awk -F , '{ for (i = 1; i <= NF && $i != "-1"; i++) count++ } END { print count + 0 }' <<<"$listed" ;;
+    esac
+}
+
+# Runs the module $1 in a single process, whose stages start as many as there are GPUs.
+run_pipeline() {
+    . "$REPO_ROOT/set_env_vars.sh"
+    local python
+    python=$(find_python) || exit
+    if [ "$(visible_gpus)" -gt 0 ]; then
+        NPROC_PER_NODE=$(count_processes)
+        export NPROC_PER_NODE
+    fi
+    export PYTHONSAFEPATH=1
+    unset PREFLIGHT_DONE RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE
+    exec "$python" -m "$@"
+}
+
 # Prints the driver of the NVIDIA GPUs of this machine, such as 535.104.05; nothing where there is none.
 nvidia_driver() {
     command -v nvidia-smi >/dev/null || return 0

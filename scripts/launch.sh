@@ -5,7 +5,8 @@
 #   GPUS=8 bash scripts/launch.sh -m tokenizer.train --config ...                        8 processes on this machine
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 GPUS=8 bash scripts/launch.sh ...          on each machine, with its NODE_RANK
 #
-# Processes per machine: NPROC_PER_NODE, else gpus, else GPUS, else 1. Python: see find_python in scripts/common.sh.
+# Processes per machine: NPROC_PER_NODE, else gpus, else GPUS, else one per visible GPU (1 without GPUs, and for modules that
+# cannot share their work). Python: see find_python in scripts/common.sh.
 # An installed wheel has this file too, beside common.sh: `vt` and pipelines start their commands with it.
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
@@ -15,10 +16,23 @@ case "${1:-}" in
     "") usage >&2 && exit 2 ;;
 esac
 
+# modules that run on several processes: the work is shared among them
+SHARE_THEIR_WORK="tokenizer.train tokenizer.reconstruct autoregressive.train autoregressive.extract_codes autoregressive.sample
+    evaluations.classifier evaluations.generation evaluations.linear_probe evaluations.make_reference evaluations.measure
+    evaluations.reconstruction evaluations.search_cfg evaluations.val_loss"
+SHARE_THEIR_WORK=$(xargs <<<"$SHARE_THEIR_WORK")
+
 if [ -f "$REPO_ROOT/set_env_vars.sh" ]; then . "$REPO_ROOT/set_env_vars.sh"; fi # a wheel has no defaults for paths
 python=$(find_python)
 unset PREFLIGHT_DONE # of another command: this one has not been looked at yet
-num_processes=${NPROC_PER_NODE:-${gpus:-${GPUS:-1}}}
+if [ -z "${NPROC_PER_NODE:-${gpus:-${GPUS:-}}}" ]; then
+    case " $SHARE_THEIR_WORK " in
+        *" ${2:-} "*) NPROC_PER_NODE=$(count_processes) ;;
+        *) NPROC_PER_NODE=1 ;;
+    esac
+    export NPROC_PER_NODE # a check looks for as many GPUs
+fi
+num_processes=${NPROC_PER_NODE:-${gpus:-$GPUS}}
 num_nodes=${NNODES:-1}
 
 for number in "$num_processes" "$num_nodes"; do

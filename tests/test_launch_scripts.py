@@ -1,6 +1,8 @@
 """How scripts choose an environment, start processes and hand on signals; stand-ins say what they were asked."""
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from mains import entry_modules
 from script_copies import copy_scripts, program
 from script_modules import ROOT
 
@@ -97,6 +100,51 @@ def test_one_machine_is_its_own_master(launch):
     assert words[words.index("--node-rank") + 1] == "0"
     words, _ = launch(GPUS="2", NNODES="2", MASTER_ADDR="10.9.8.7", NODE_RANK="1")
     assert words[words.index("--master-addr") + 1] == "10.9.8.7" and words[words.index("--node-rank") + 1] == "1"
+
+
+VISIBLE = [  # CUDA_VISIBLE_DEVICES, lines of nvidia-smi, GPUs
+    (None, 8, 8), (None, None, 0), (None, 0, 0), ("", 8, 0), ("-1", 8, 0), ("0,3", 8, 2), ("MIG-1,MIG-2,MIG-3", 8, 3),
+    ("0,-1,2", 8, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("listed", "installed", "count"), VISIBLE)
+def test_without_gpus_the_visible_ones_are_counted_and_said(copy, tmp_path, listed, installed, count):
+    """One process each, for modules that share their work; the user's own number wins, and others run alone."""
+    environment(copy / ".venv")
+    variables = {} if listed is None else {"CUDA_VISIBLE_DEVICES": listed}
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    if installed is not None:
+        lines = "".join(f"echo GPU {n}: fake; " for n in range(installed)) or "exit 9"
+        program(tmp_path / "bin/nvidia-smi", lines)
+    elif shutil.which("nvidia-smi"):
+        pytest.skip("this machine has a real driver")
+
+    done = call(copy, "launch", "-m", "tokenizer.train", "x=1", **{**variables, "PATH": path})
+    words = done.stdout.split()
+    if count > 1:
+        assert words[:3] == [".venv", "-m", "engine.launcher"] and words[words.index("--nproc-per-node") + 1] == str(
+            count
+        )
+    else:
+        assert words[:3] == [".venv", "-m", "tokenizer.train"]
+    note = f"note: GPUS is not set: one process for each of the {count} visible GPU(s); GPUS=1 starts a single one"
+    assert (note in done.stderr) == (count > 0)
+
+    for module, asked in (("tokenizer.train", {"GPUS": "1"}), ("evaluations.report", {})):
+        done = call(copy, "launch", "-m", module, **{**variables, **asked, "PATH": path})
+        assert done.stdout.split()[:3] == [".venv", "-m", module] and "visible" not in done.stderr
+
+
+def test_modules_that_share_their_work_are_those_of_a_world():
+    """The list of scripts/launch.sh names the commands that join the processes into a group."""
+    text = (ROOT / "scripts/launch.sh").read_text()
+    listed = set(re.search(r'^SHARE_THEIR_WORK="(.*?)"', text, re.MULTILINE | re.DOTALL)[1].split())
+    joins = re.compile(r"^\s+with (?:distributed_world|training_world)\(|^    run_evaluation\(", re.MULTILINE)
+    sources = {name: (ROOT / f"{name.replace('.', '/')}.py") for name in entry_modules()}
+    assert listed == {
+        name for name, path in sources.items() if path.is_file() and joins.search(path.read_text(encoding="utf-8"))
+    } - {"autoregressive.check_codes"}
 
 
 def test_one_process_waits_for_no_others(launch):
