@@ -6,7 +6,7 @@ Sampling     guidance, sampling (logits -> index), labels (names of classes), ge
 Training     views (crops that become codes), codes, code_writer (store of codes), tokenized (images as tokens, made
              when they are asked for), training/ (config, data, build, task)
 Files        loading (trained generators), published (layouts of published files), exporting/ (for other programs)
-Entries      extract_codes, train, sample, convert, export; cli holds the flags that entries share
+Entries      extract_codes, check_codes, train, sample, convert, export; cli holds the flags that entries share
 """
 
 # At once and not on demand: importing the submodule of this name later would put it in the place of the function.

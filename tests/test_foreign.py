@@ -69,6 +69,10 @@ APART = {
     "evaluations.quickstart": "starts the entries below on its own configs",
     "evaluations.ship": "starts entries below on the networks of a quick start",
     "evaluations.sweep": "starts the trainers as processes",
+    **{
+        f"evaluations.{name}": "starts the entries below as processes; its --check runs theirs"
+        for name in ("train_vq_and_eval", "train_c2i_and_eval", "eval_c2i", "lin_probe_and_eval")
+    },
     "evaluations.make_reference": "statistics of image files",
     "evaluations.measure": "metrics of image files",
 }
@@ -141,6 +145,7 @@ def test_problems_of_foreign_sections_are_told_with_those_of_ours(run):
 
 def test_a_generator_that_is_no_gpt_trains_on_its_codes(root, run):
     run("autoregressive.extract_codes", "--vq-ckpt", root / "tokenizer", "--code-path", root / "codes", "--flip")
+    run("autoregressive.check_codes", "--code-path", root / "codes", "--vq-ckpt", root / "tokenizer")
     sources = [f"data.codes={root / 'codes'}", f"data.tokenizer={root / 'tokenizer'}"]
     run("autoregressive.train", *GENERATOR, *sources, f"loop.run_dir={root / 'generator'}", "loop.steps=4")
     assert read_metrics(root / "generator")[-1]["val/loss"] > 0
