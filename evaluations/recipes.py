@@ -36,6 +36,7 @@ FAMILIES = {
     "wetok/": "WeTok",
     "quickstart/": "quick start",
     "own_data/": "own pictures",
+    "tiny/": "rehearsal",
     "eval/": "evaluation",
 }
 HEAD = ("recipe", "family", "trains", "parameters")

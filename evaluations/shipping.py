@@ -28,7 +28,8 @@ from engine.pipeline import run_stages
 from engine.sharing import private_words
 from engine.shipped_models import PREFIX
 from evaluations.metrics.registry import shown, title
-from evaluations.pipelines.quickstart import codes_stage, evaluation_stages
+from evaluations.pipelines.quickstart import evaluation_stages
+from evaluations.pipelines.stages import codes_stage
 from evaluations.publication.card import CardTexts, model_card
 from evaluations.publication.measured import MeasuredResult, problem_of
 from evaluations.publication.networks import CONFIG_FILE, WEIGHTS_FILE, PublishedNetwork, Source, sources_of
@@ -123,7 +124,10 @@ def measure(run: Path, pair: list[ShippedNetwork], num_samples: int) -> RunLayou
             export_folder(folder, published.config(), weights, published.stamp())
 
     classifier = RunLayout(run).classifier
-    stages = [codes_stage(work), *evaluation_stages(work, classifier if classifier.is_dir() else None, num_samples)]
+    stages = [
+        codes_stage(work.tokenizer, work.codes),
+        *evaluation_stages(work, classifier if classifier.is_dir() else None, num_samples),
+    ]
     run_stages(work.root, stages)
     return work
 

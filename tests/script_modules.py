@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 MODULE = r"((?:tokenizer|autoregressive|evaluations)[\w.]+)"
-LAUNCHED = re.compile(rf'^exec .* -m {MODULE} "', re.MULTILINE)
+LAUNCHED = re.compile(rf'^(?:exec .* -m|run_pipeline) {MODULE} "', re.MULTILINE)
 LAUNCHED_BY_FLAG = re.compile(rf"^launch_by_flag (--[\w-]+) {MODULE} {MODULE} ", re.MULTILINE)
 
 

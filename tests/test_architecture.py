@@ -61,8 +61,12 @@ LAYERS = {
         *(f"evaluations.{name}" for name in ("jobs", "cli", "image_sets", "results", "sample_stream")),
     ],
     "evaluations.run_layout": [],
-    "evaluations.pipelines": ["engine", "autoregressive.guidance", "autoregressive.views", "evaluations.results",
-                              "evaluations.run_layout"],
+    "evaluations.pipelines": [
+        "engine", "tokenizer.models.registry", "tokenizer.training",
+        *(f"autoregressive.{name}" for name in ("guidance", "views", "loading", "models", "training")),
+        *(f"evaluations.{name}" for name in ("pipelines", "results", "run_layout", "trainers")),
+        "evaluations.metrics.extractors", "evaluations.report.run_folder",
+    ],
     "evaluations.report": [
         "engine", "tokenizer.losses.terms", "tokenizer.models.registry", "evaluations.metrics.registry",
         *(f"evaluations.{name}" for name in ("report", "results", "comparison", "run_layout")),

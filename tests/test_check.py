@@ -176,6 +176,23 @@ COMMANDS = {
         "--config {root}/no1.yaml --folder {root}/a.json --grid optim.lr=1,2",
         ["no1.yaml", "a.json"],
     ),
+    # The published scripts: at --scale tiny all is here, but for a place to write to.
+    **{
+        f"evaluations.{name}": (
+            "--scale tiny --run-dir {root}/new", "--scale tiny --run-dir {root}/a.json loop.stepz=1", missing
+        )
+        for name, missing in (("train_vq_and_eval", ["a.json", "stepz"]), ("train_c2i_and_eval", ["a.json", "stepz"]))
+    },
+    "evaluations.eval_c2i": ("--scale tiny --run-dir {root}/new", "--scale tiny --run-dir {root}/a.json", ["a.json"]),
+    "evaluations.lin_probe_and_eval": (
+        "--scale tiny --run-dir {root}/new", "--probed lm --scale tiny --run-dir {root}/a.json probe.epoch=2",
+        ["a.json", "probe.epoch"],
+    ),
+    "autoregressive.check_codes": (
+        "--code-path {root}/codes --vq-ckpt {root}/tokenizer",
+        "--code-path {root}/no1 --vq-ckpt {root}/no2",
+        ["no1", "no2"],
+    ),
     "evaluations.report": ("{root}", "{root}/no1 {root}/no2", ["no1", "no2"]),
     "evaluations.atlas": (
         "{root}/tokenizer {root}/second --gpt-ckpt {root}/generator --output {root}/new.html",

@@ -10,6 +10,11 @@ from script_modules import ROOT, script_modules
 
 MODULES = script_modules()
 BY_FLAG = {script: modules for script, modules in MODULES.items() if modules.flag}
+ADDED = {  # arguments that a script adds to those that it gets
+    "train_vq_fsdp": ["loop.strategy=fsdp"],
+    "train_c2i_fsdp": ["loop.strategy=fsdp"],
+    **{f"train_{name}_lin_probe_and_eval": ["--probed", name] for name in ("lm", "tok", "all")},
+}
 OTHERS = {"check_versions", "gpu_check", "launch", "test", "torture"}
 
 
@@ -40,7 +45,10 @@ def test_help_is_that_of_the_module(run, script):
     """Once there is an environment; nothing is installed. The module exists."""
     done = run(script, "--help")
     module = MODULES[script].module
-    assert (done.returncode, done.stdout) == (0, f"python -m {module} --help\n"), done.stderr
+    words = done.stdout.split()
+    added = [word for word in words[3:] if word != "--help"]  # what a script adds of its own
+    assert (done.returncode, words[:3]) == (0, ["python", "-m", module]) and "--help" in words, done.stderr
+    assert added == ADDED.get(script, [])
     assert importlib.util.find_spec(module) is not None
 
 
@@ -50,6 +58,17 @@ def test_published_names_run_what_they_always_ran():
         "train_vq": "tokenizer.train",
         "train_c2i": "autoregressive.train",
         "quickstart": "evaluations.quickstart",
+        "train_vq_and_eval": "evaluations.train_vq_and_eval",
+        "train_vq_and_eval_fsdp": "evaluations.train_vq_and_eval",
+        "train_c2i_and_eval": "evaluations.train_c2i_and_eval",
+        "train_c2i_and_eval_fsdp": "evaluations.train_c2i_and_eval",
+        "eval_c2i": "evaluations.eval_c2i",
+        "train_lm_lin_probe_and_eval": "evaluations.lin_probe_and_eval",
+        "train_tok_lin_probe_and_eval": "evaluations.lin_probe_and_eval",
+        "train_all_lin_probe_and_eval": "evaluations.lin_probe_and_eval",
+        "train_vq_fsdp": "tokenizer.train",
+        "train_c2i_fsdp": "autoregressive.train",
+        "check_code_c2i": "autoregressive.check_codes",
     }
     assert {script: MODULES[script].module for script in published} == published
 

@@ -9,8 +9,16 @@ from typing import Any
 
 from autoregressive.guidance import GUIDANCE_SCHEDULES
 from autoregressive.views import VIEWS
-from engine.pipeline import Stage, config_flags, module_stage
+from engine.pipeline import Stage
 from engine.validation import Problem, Section, at_least, one_of
+from evaluations.pipelines.stages import (
+    both_networks,
+    codes_stage,
+    generator_stage,
+    probe_stage,
+    search_stage,
+    val_loss_stage,
+)
 from evaluations.results import read_result
 from evaluations.run_layout import RunLayout
 
@@ -42,34 +50,24 @@ def stages_of(config: ARProbeConfig) -> list[Stage]:
     """The commands; each can be typed by hand."""
     layout = RunLayout(config.run_dir)
     view_flag = VIEWS[config.views].flag
-    view_flags = [] if view_flag is None else [view_flag]
-    both_networks = ["--vq-ckpt", config.tokenizer, "--gpt-ckpt", str(layout.generator)]
+    networks = both_networks(config.tokenizer, layout.generator)
 
     return [
         # Training of the GPT, on stored codes.
-        module_stage(
-            "codes", "autoregressive.extract_codes",
-            "--vq-ckpt", config.tokenizer, "--code-path", str(layout.codes), *view_flags,
-        ),
-        module_stage(
-            layout.generator.name, "autoregressive.train", *config_flags(config.gpt_configs),
-            f"data.codes={layout.codes}", f"data.tokenizer={config.tokenizer}", f"loop.run_dir={layout.generator}",
-            *config.gpt_overrides,
+        codes_stage(config.tokenizer, layout.codes, *([] if view_flag is None else [view_flag])),
+        generator_stage(
+            layout.generator, config.gpt_configs, config.tokenizer, layout.codes, *config.gpt_overrides
         ),
         # What it is judged by: gFID at the best scale, validation loss, and the accuracy of a linear probe.
-        module_stage(
-            "search", "evaluations.search_cfg", *both_networks,
+        search_stage(
+            layout, networks,
             "--cfg-schedule", config.guidance_schedule, "--num-fid-samples", str(config.num_fid_samples),
-            "--reference", config.reference, "--output", str(layout.result("search")), *config.search_flags,
+            "--reference", config.reference, *config.search_flags,
         ),
-        module_stage(
-            "val_loss", "evaluations.val_loss", *both_networks,
-            "--code-path", str(layout.codes), "--output", str(layout.result("val_loss")),
-        ),
-        module_stage(
-            "linear_probe", "evaluations.linear_probe", *config_flags(config.probe_configs),
-            f"network.tokenizer={config.tokenizer}", f"network.gpt={layout.generator}",
-            f"loop.run_dir={layout.generator_probe}", *config.probe_overrides,
+        val_loss_stage(layout, networks, "--code-path", str(layout.codes)),
+        probe_stage(
+            "linear_probe", layout.generator_probe, config.probe_configs,
+            f"network.tokenizer={config.tokenizer}", f"network.gpt={layout.generator}", *config.probe_overrides,
         ),
     ]  # fmt: skip
 

@@ -16,6 +16,7 @@ from engine.pipeline import Stage, StageLog, config_flags, module_stage
 from engine.recipe_names import recipe_file, recipe_files
 from engine.run_log import read_metrics
 from engine.yaml_files import read_own_layer
+from evaluations.pipelines.stages import both_networks, codes_stage, probe_stage, search_stage, val_loss_stage
 from evaluations.results import read_result
 from evaluations.run_layout import RunLayout
 
@@ -124,7 +125,7 @@ def stages_of(args: Namespace, run: Path) -> list[Stage]:
 
     stages = [
         _training(args, layout.tokenizer, "tokenizer.train", short_steps=50),
-        codes_stage(layout),
+        codes_stage(layout.tokenizer, layout.codes),
         _training(
             args, layout.generator, "autoregressive.train",
             f"data.codes={layout.codes}", f"data.tokenizer={layout.tokenizer}", short_steps=30,
@@ -139,14 +140,6 @@ def stages_of(args: Namespace, run: Path) -> list[Stage]:
     return stages
 
 
-def codes_stage(layout: RunLayout) -> Stage:
-    """The codes of all images."""
-    return module_stage(
-        "codes", "autoregressive.extract_codes",
-        "--vq-ckpt", str(layout.tokenizer), "--code-path", str(layout.codes),
-    )  # fmt: skip
-
-
 def evaluation_stages(layout: RunLayout, classifier: Path | None, num_samples: int) -> list[Stage]:
     """What every quick start measures: reconstructions, and generated images with a classifier where there is one."""
     classifier_flags = ["--classifier", str(classifier)] if classifier is not None else []
@@ -158,7 +151,7 @@ def evaluation_stages(layout: RunLayout, classifier: Path | None, num_samples: i
         ),
         module_stage(
             "generation", "evaluations.generation",
-            "--vq-ckpt", str(layout.tokenizer), "--gpt-ckpt", str(layout.generator),
+            *both_networks(layout.tokenizer, layout.generator),
             "--code-path", str(layout.codes), *classifier_flags,
             "--cfg-scale", str(GUIDANCE_SCALE),
             "--num-fid-samples", str(num_samples),
@@ -186,7 +179,7 @@ def _training(args: Namespace, folder: Path, module: str, *overrides: str, short
 
 def _more_evaluations(args: Namespace, layout: RunLayout) -> list[Stage]:
     """The further evaluations of --complete, and the chain of AR probing."""
-    both_networks = ["--vq-ckpt", str(layout.tokenizer), "--gpt-ckpt", str(layout.generator)]
+    networks = both_networks(layout.tokenizer, layout.generator)
     probe_overrides = [f"data.name={args.data}", f"data.image_size={image_size_of(args)}"]
     if args.short:
         probe_overrides += ["probe.epochs=2", "probe.warmup_epochs=1"]
@@ -194,16 +187,12 @@ def _more_evaluations(args: Namespace, layout: RunLayout) -> list[Stage]:
     search_flags = list(read_yaml(recipe_file(f"{RECIPES}/ar_probe")).search_flags)
 
     return [
-        module_stage(
-            "search", "evaluations.search_cfg", *both_networks,
+        search_stage(
+            layout, networks,
             "--num-fid-samples", str(SHORT_SEARCH_SAMPLES if args.short else 500), "--per-proc-batch-size", "50",
-            *short_force,
-            "--scales", "1,1.5,2,2.5,3,4", "--output", str(layout.result("search")),
+            *short_force, "--scales", "1,1.5,2,2.5,3,4",
         ),
-        module_stage(
-            "val_loss", "evaluations.val_loss", *both_networks,
-            "--code-path", str(layout.codes), "--output", str(layout.result("val_loss")),
-        ),
+        val_loss_stage(layout, networks, "--code-path", str(layout.codes)),
         _probe(layout.generator_probe, layout, probe_overrides, f"network.gpt={layout.generator}"),
         _probe(layout.tokenizer_probe, layout, probe_overrides),
         module_stage(
@@ -224,21 +213,8 @@ def _more_evaluations(args: Namespace, layout: RunLayout) -> list[Stage]:
 
 def _probe(folder: Path, layout: RunLayout, overrides: list[str], *networks: str) -> Stage:
     """A linear probe into `folder`, whose name is also that of its YAML."""
-    arguments = [
-        "--config",
-        f"{RECIPES}/{folder.name}",
-        *overrides,
-        f"network.tokenizer={layout.tokenizer}",
-        *networks,
-        f"loop.run_dir={folder}",
-    ]
-    return module_stage(folder.name, "evaluations.linear_probe", *arguments)
-
-
-def report_stage(run: Path) -> Stage:
-    """The report, always rerun: it is cheap, and picks up new results. It needs one process only."""
-    stage = module_stage("report", "evaluations.report", str(run))
-    return Stage(stage.name, ["env", "NPROC_PER_NODE=1", *stage.command], always=True)
+    configs = [f"{RECIPES}/{folder.name}"]
+    return probe_stage(folder.name, folder, configs, *overrides, f"network.tokenizer={layout.tokenizer}", *networks)
 
 
 # ------------------------------------------------------------------------------------------------ results

@@ -17,6 +17,7 @@ from engine.messages import ConfigError
 from engine.yaml_files import read_layers
 
 BEFORE = json.loads((Path(__file__).parents[1] / "goldens" / "resolved_configs.json").read_text(encoding="utf-8"))
+ADDED_LATER = ("tiny/",)  # folders of YAML files that were never read without a base
 
 
 @dataclass(kw_only=True, slots=True)
@@ -106,7 +107,7 @@ def test_every_shipped_config_and_documented_pair_has_a_snapshot():
     """Alone; and two by two as documents showed them before files had a base."""
     names = set(BEFORE["configs"])
     last = {name.rpartition(" + ")[2] for name in names}
-    assert {name_of(path) for path in recipes()} == last
+    assert {name for name in map(name_of, recipes()) if not name.startswith(ADDED_LATER)} == last
     assert sum(" + " in name for name in names) > 40
 
 

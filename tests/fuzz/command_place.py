@@ -27,6 +27,7 @@ CHECK_ONLY = {
         f"evaluations.{name}"
         for name in ("ar_probe", "benchmarks", "classifier", "memory", "quickstart", "ship", "sweep")
     ),
+    *(f"evaluations.{name}" for name in ("train_vq_and_eval", "train_c2i_and_eval", "eval_c2i", "lin_probe_and_eval")),
     "engine.index_images",
     "evaluations.init",
     "evaluations.own_data.example",
@@ -111,6 +112,11 @@ COMMANDS = {
     "evaluations.ar_probe": "tokenizer=tokenizer | run_dir=OUT/run",
     "evaluations.quickstart": "--runs-dir OUT | --short",
     "evaluations.ship": "digits=. | --output OUT/models | --num-fid-samples 4",
+    "evaluations.train_vq_and_eval": "VQ_SS256 | loop.seed=1 | --scale tiny | --run-dir OUT/run",
+    "evaluations.train_c2i_and_eval": "GPT_B256 | loop.seed=1 | --scale tiny | --run-dir OUT/run",
+    "evaluations.eval_c2i": "--scale tiny | --run-dir OUT/run",
+    "evaluations.lin_probe_and_eval": "--scale tiny | --probed tok | --run-dir OUT/run",
+    "autoregressive.check_codes": "--code-path codes | --num-images 2",
     "evaluations.benchmarks": "--output OUT/b.json | --quick | --only quantizers | --threads 1",
     "evaluations.memory": "--batch-size 1 | --channels 8",
     "evaluations.estimate": "gpt.yaml | --gpus 1,2 | --device a100",
