@@ -74,7 +74,7 @@ export NODE_RANK="${NODE_RANK:-0}"
 export MASTER_ADDR="${MASTER_ADDR:-127.0.0.1}"
 
 # These have no default here, so that the short form `gpus=8 PORT=11086 bash scripts/...` always counts.
-# Processes per machine: NPROC_PER_NODE, else gpus, else GPUS; unset = 1.
+# Processes per machine: NPROC_PER_NODE, else gpus, else GPUS; unset = one per visible GPU, and 1 without GPUs.
 # export GPUS=8
 # Port of MASTER_ADDR; unset = a free one on a single machine, 29500 on several.
 # export PORT=29500
