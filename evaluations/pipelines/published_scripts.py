@@ -10,6 +10,7 @@ from pathlib import Path
 
 from engine.messages import UserError
 from engine.pipeline import Stage, config_flags, module_stage
+from engine.recipe_names import recipe_file
 from evaluations.metrics.extractors import FILE_EXTRACTOR
 from evaluations.pipelines.published_variables import (
     batch_flags,
@@ -31,6 +32,7 @@ from evaluations.pipelines.stages import (
 from evaluations.run_layout import RunLayout
 
 PROBING_GENERATOR = "gpt/ar_probe"  # the generator that AR probing trains
+IMAGES, STORED_CODES = "imagenet", "imagenet_code"  # values of DATASET for a generator
 TINY_SAMPLES = ["--num-fid-samples", "120", "--per-proc-batch-size", "60"]  # enough for 112 features, see `trust`
 
 
@@ -76,13 +78,14 @@ def train_c2i_and_eval(request: Request) -> Script:
     layout = RunLayout(request.run_dir("LM_EXP_DIR", "runs/gpt", recipe[0].stem))
 
     tokenizer, image_flags, stages = tokenizer_for_training(request, layout)
-    codes = Path(request.variables.text("CODEPATH") or layout.codes)
     networks = both_networks(tokenizer, layout.generator)
     val_flags = image_flags[image_flags.index("--val-path") :] if image_flags else []
+    overlays, codes = tokens_of(request, layout)
+    if codes is not None:
+        stages.append(codes_stage(tokenizer, codes, *image_flags, *view_flags(request)))
     stages += [
-        codes_stage(tokenizer, codes, *image_flags, *view_flags(request)),
         generator_stage(
-            layout.generator, request.generator_files(recipe), tokenizer, codes,
+            layout.generator, request.generator_files([*recipe, *overlays]), tokenizer, codes,
             *generator_items(request.variables, request.batch_size(recipe, request.overrides)), *request.overrides,
         ),
         search_stage(layout, networks, *measured_samples(request, "step"), *_scales(request)),
@@ -239,6 +242,19 @@ def tokenizer_training(request: Request, layout: RunLayout, recipe: list[Path], 
     return module_stage(
         layout.tokenizer.name, "tokenizer.train", *arguments, f"loop.run_dir={layout.tokenizer}", *items, *overrides
     )
+
+
+def tokens_of(request: Request, layout: RunLayout) -> tuple[list[Path], Path | None]:
+    """(overlays of a generator's recipe, the folder of the codes that it is trained on).
+
+    There are codes unless DATASET asks for images, which become tokens in each step of the training.
+    """
+    dataset = request.variables.text("DATASET")
+    if dataset == IMAGES:
+        return [recipe_file("gpt/online")], None
+    if dataset not in ("", STORED_CODES):
+        raise UserError(f"DATASET={dataset} must be {STORED_CODES} (the default) or {IMAGES} (tokens on the fly)")
+    return [], Path(request.variables.text("CODEPATH") or layout.codes)
 
 
 def rehearsed_tokenizer(request: Request, layout: RunLayout) -> list[Stage]:

@@ -27,12 +27,12 @@ def codes_stage(tokenizer: str | Path, codes: Path, *flags: str) -> Stage:
 
 
 def generator_stage(
-    folder: Path, configs: Sequence[str | Path], tokenizer: str | Path, codes: Path, *overrides: str
+    folder: Path, configs: Sequence[str | Path], tokenizer: str | Path, codes: Path | None, *overrides: str
 ) -> Stage:
-    """The training of a generator into `folder`, whose name is that of the stage."""
+    """The training of a generator into `folder`, whose name is that of the stage, on `codes` or without any."""
     return module_stage(
         folder.name, "autoregressive.train", *config_flags(configs),
-        f"data.codes={codes}", f"data.tokenizer={tokenizer}", f"loop.run_dir={folder}", *overrides,
+        f"data.codes={codes or ''}", f"data.tokenizer={tokenizer}", f"loop.run_dir={folder}", *overrides,
     )  # fmt: skip
 
 

@@ -177,6 +177,16 @@ def test_a_published_file_is_converted_and_takes_imagenet(tmp_path):
     assert f"network.gpt_config={CONFIGS / 'gpt/GPT_B256.yaml'}" in probe
 
 
+def test_a_gpt_can_be_trained_on_images():
+    """DATASET=imagenet: tokens of random crops are made in training, and no codes are extracted."""
+    script = script_of("train_c2i_and_eval", "gpt/GPT_B256", DATASET="imagenet", VQ_CKPT="runs/VQ", IMGNET_ROOT="x")
+    assert [stage.name for stage in script.stages] == ["gpt", "search", "val_loss", "report"]
+    training = arguments_of(script, "gpt")
+    assert training[3] == str(CONFIGS / "gpt/online.yaml") and "data.codes=" in training and not script.notes
+    with pytest.raises(UserError, match="DATASET=mine must be imagenet_code"):
+        script_of("train_c2i_and_eval", "gpt/GPT_B256", DATASET="mine", VQ_CKPT="runs/VQ")
+
+
 # ------------------------------------------------------------------------------------------------ --scale tiny
 @pytest.fixture
 def imagenet(monkeypatch):
