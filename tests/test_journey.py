@@ -17,6 +17,7 @@ from PIL import Image
 from autoregressive import generate, load_gpt
 from autoregressive.codes import CodeStore
 from autoregressive.guidance import Guidance
+from autoregressive.loading import require_pair
 from autoregressive.sampling import seeded_draw
 from engine import pipeline as stages
 from engine.checkpoint.manifest import checkpoint_folders, read_manifest
@@ -71,7 +72,12 @@ def call(module: str, *arguments: str) -> None:
 
 
 def start(runs_dir: Path, ran: list[str], *flags: str, fewer: dict[str, list[str]] = FEWER) -> None:
-    """`quickstart.sh --short`; each stage runs here instead of in a process of its own."""
+    """`quickstart.sh --short`, in this process."""
+    run_stages_here(ran, fewer, "evaluations.quickstart", "--short", "--runs-dir", runs_dir, *flags)
+
+
+def run_stages_here(ran: list[str], fewer: dict[str, list[str]], module: str, *arguments: str) -> None:
+    """A pipeline each of whose stages runs here, instead of in a process of its own; `ran` gets their names."""
 
     def in_this_process(stage, log):
         ran.append(stage.name)
@@ -82,7 +88,7 @@ def start(runs_dir: Path, ran: list[str], *flags: str, fewer: dict[str, list[str
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "_run", in_this_process)
-        call("evaluations.quickstart", "--short", "--runs-dir", runs_dir, *flags)
+        call(module, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +118,20 @@ def test_all_stages_run_in_order_and_a_second_call_repeats_none(journey):
     after = json.loads((run / "results.json").read_text())
     assert again == ["report"] and before.pop("seconds").keys() == after.pop("seconds").keys() and after == before
     assert [p.name for p in run.parent.iterdir()] == [run.name]
+
+
+def test_its_networks_are_shipped_in_half_precision(journey, tmp_path):
+    """The rounded ones are measured anew by the stages of the quick start; their cards tell both results."""
+    run, ran = journey[0], []
+    run_stages_here(ran, FEWER, "evaluations.ship", f"digits={run}", "--output", tmp_path)
+    assert ran == ["codes", "reconstruction", "generation"]
+    shipped, trained = load_tokenizer(tmp_path / "digits"), load_tokenizer(run)
+    assert shipped.provenance.stamp["rounded_from"] == trained.provenance.fingerprint
+    require_pair(load_gpt(tmp_path / "digits"), shipped)
+    card = (tmp_path / "digits" / "tokenizer" / "README.md").read_text(encoding="utf-8")
+    assert shipped.provenance.fingerprint in card and "| PSNR, dB |" in card
+    assert re.search(r"Rounding changed [\d.]+% of the codes of the images \(train\)", card)
+    assert str(tmp_path) not in card and str(run) not in card
 
 
 def test_results_have_the_promised_keys_and_ranges(journey):
