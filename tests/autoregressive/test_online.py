@@ -39,6 +39,7 @@ from engine.skipped_updates import NonFiniteError
 from engine.trained_model import TrainedModel
 from evaluations.doctor.data import data_findings
 from evaluations.fingerprint import digests, next_ids
+from evaluations.workload import workloads_of
 from tokenizer import load_tokenizer
 
 PLAIN = ["data.random_crop=false", "data.flip_prob=0", "model.gpt.class_dropout_prob=0"]
@@ -276,6 +277,19 @@ def test_a_plan_counts_the_tokenizer(image_folder, tokenizer_dir):
     for path, said in (("nowhere", "without the tokenizer, which is not ready here: "), ("", "is empty")):
         config.data.tokenizer = path
         assert said in memory_plan(config, validate(config), 8)
+
+
+def test_an_estimate_counts_the_tokenizer(tokenizer_dir, tmp_path):
+    """What encoding computes is a part of each step; the images need not be there."""
+    recipe = tmp_path / "online.yaml"
+    recipe.write_text(tiny.GPT.replace("data: {", "data: {tokenize: online, root: '${oc.env:NOWHERE}', "), "utf-8")
+    parts = {}
+    for path in (str(tokenizer_dir), "nowhere"):
+        (workload,) = workloads_of(recipe, [f"data.tokenizer={path}"], 1)
+        parts[path] = {part.name for part in workload.stages[0].parts}
+    added = parts[str(tokenizer_dir)] - parts["nowhere"]
+    assert added == {f"tokenizer's {name}" for name in ("encoder", "transformer", "quantizer")}
+    assert "without the tokenizer" in workload.title
 
 
 @pytest.mark.parametrize(
