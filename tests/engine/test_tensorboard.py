@@ -11,6 +11,8 @@ import tokenizer.train
 from engine.loop import LoopConfig
 from engine.messages import UserError
 from engine.run_log import Run, read_metrics
+from engine.tracker import Tracker
+from engine.trackers import TRACKERS
 
 
 def events_of(folder):
@@ -82,6 +84,34 @@ def test_a_training_shows_its_metrics_pictures_and_config(tmp_path, image_folder
     for place in ("checkpoints/step_00000002", "metrics.jsonl", "samples (1 pictures)", "python -m evaluations.report"):
         assert place in end
     assert f"tensorboard --logdir {tmp_path / 'run' / 'tensorboard'}" in end
+
+
+def test_a_plug_in_adds_a_tracker(tmp_path, world, monkeypatch):
+    """By its name in `loop.trackers`: it gets what the others get, and its place stands at the end of the log."""
+
+    class Lines(Tracker):
+        def __init__(self, run_dir, section, config):
+            self.lines = []
+
+        def begin(self, step, records):
+            self.lines.append(("begin", step))
+
+        def log(self, metrics, step):
+            self.lines.append((step, dict(metrics)))
+
+        def where(self):
+            return f"{len(self.lines)} lines"
+
+    with pytest.raises(UserError, match="must be a list of some of: tensorboard, wandb"):
+        LoopConfig(trackers=["lines"])
+    monkeypatch.setitem(TRACKERS, "lines", Lines)
+    loop = LoopConfig(trackers=["lines"])
+    with Run(tmp_path, loop, world, loop.tracker_sections()) as run:
+        run.begin(0)
+        run.log_metrics(1, {"loss": 0.5})
+        run.finish(1)
+        assert run._trackers["lines"].lines == [("begin", 0), (1, {"loss": 0.5})]
+    assert "lines       2 lines" in (tmp_path / "log.txt").read_text()
 
 
 def test_without_the_package_its_group_is_named(monkeypatch, tmp_path, world):
