@@ -124,8 +124,9 @@ class WandbTracker(Tracker):
             self._run.log_artifact(artifact, aliases=["latest", checkpoint.name])
 
     def where(self) -> str:
-        """The address of the run; offline, the command that uploads it."""
-        return getattr(self._run, "url", None) or f"wandb sync {Path(self._run.dir).parent}"
+        """The address of the run; offline, the command that uploads what all starts have written."""
+        folders = Path(self._run.dir).parent.with_name("offline-run-*")
+        return getattr(self._run, "url", None) or f"wandb sync {folders}"
 
     def close(self, failed: bool) -> None:
         """Ends the run; one that failed is marked as such."""

@@ -158,6 +158,13 @@ def short_name(key: str, rows: Sequence[Row]) -> str:
     return key.removeprefix(prefix_of(networks[0])) if len(networks) == 1 else key
 
 
+def heading_of(key: str, keys: Sequence[str]) -> str:
+    """The last part of a config key, with the part before it where another of the keys ends in the same."""
+    parts = key.rpartition(": ")[2].split(".")
+    endings = [other.rpartition(".")[2].rpartition(": ")[2] for other in keys]
+    return parts[-1] if endings.count(parts[-1]) == 1 else ".".join(parts[-2:])
+
+
 def differing_settings(rows: Sequence[Row]) -> list[str]:
     """The settings with several values among the runs that have them, in the order of the configs."""
     values: dict[str, set[str]] = {}
@@ -179,7 +186,8 @@ def runs_table(rows: Sequence[Row]) -> str:
     ]
     settings = differing_settings(rows)
     for key in settings[:MAX_SETTINGS]:
-        columns.append((short_name(key, rows), [setting_cell(row.settings.get(key)) for row in rows]))
+        name = heading_of(key, settings) if len(networks_of(rows)) == 1 else key
+        columns.append((name, [setting_cell(row.settings.get(key)) for row in rows]))
 
     # Steps and numbers.
     for network in networks_of(rows):

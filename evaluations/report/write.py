@@ -22,7 +22,7 @@ from evaluations.report.sections import COMPARED_SECTIONS, SECTIONS
 from evaluations.report.size import NOTE_PLACE, fit_pictures
 
 MAX_DIFFERENCES = 12  # of two protocols, that are listed
-MAX_OPEN = 4  # runs whose own parts of a page are open
+MAX_OPEN = 2  # runs whose own parts of a page are open
 SWEEP_RECORD = "sweep.json"  # in the folder of a sweep: its runs with their values
 
 
@@ -114,6 +114,8 @@ def _page_of_several(title: str, runs: Sequence[RunFolder], sweep: dict[str, Any
     # What compares them.
     rows = [row_of(name, run, f"run-{number}") for number, (name, run) in enumerate(named)]
     rows += planned_rows(sweep, rows)
+    planned = list(sweep.get("runs", {}))
+    rows.sort(key=lambda row: planned.index(row.name) if row.name in planned else len(planned))
     compared = [runs_table(rows), overlaid_curves(named), comparison(named)]
 
     # What each has to show.

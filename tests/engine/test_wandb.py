@@ -21,7 +21,7 @@ class FakeRun:
         self.settings = settings
         self.rows = module.rows.setdefault(settings["id"], {})
         self.url = "https://w.example/run" if module.is_online else None
-        self.name, self.dir = settings["name"], "w/files"
+        self.name, self.dir = settings["name"], "x/offline-run-1/files"
         self.summary = {"step": max(self.rows)} if module.is_online and self.rows else {}
         self.artifacts, self.exit_code, self.step_metrics = [], None, {}
 
@@ -114,6 +114,9 @@ def test_a_resume_neither_repeats_nor_loses_records(wandb, tmp_path, world, is_o
         for step in (6, 8):
             run.log_metrics(step, {"loss": 1 / step})
             run.log_metrics(step, {"val/loss": 2 / step})
+        run.finish(8)
+    place = "https://w.example/run" if is_online else "wandb sync x/offline-run-*"
+    assert f"wandb       {place}\n" in (tmp_path / "run/log.txt").read_text()
     (rows,) = wandb.rows.values()
     assert rows == {step: {"loss": 1 / step, "val/loss": 2 / step} for step in (2, 4, 6, 8)}
     assert [run.exit_code for run in wandb.runs] == [1, 0]

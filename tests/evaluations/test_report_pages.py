@@ -129,6 +129,10 @@ def test_hostile_names_are_text(open_page, tmp_path):
     assert page.inner_text(".row h3") == HOSTILE and page.title() == "run"
     assert page.locator("td", has_text=HOSTILE).count() == 1
 
+    trained(tmp_path / "other" / "tokenizer")
+    page = open_page(write_report([run, tmp_path / "other"], tmp_path / "both.html"))
+    assert page.inner_text(".row h3") == HOSTILE and page.title() == "run / other"
+
 
 # ------------------------------------------------------------------------------------------------ several runs
 def test_a_sweep_is_sorted_by_a_click(open_page, sweep):
@@ -136,7 +140,8 @@ def test_a_sweep_is_sorted_by_a_click(open_page, sweep):
     page = open_page(write_report([sweep]))
     assert page.title() == "sweep"  # no name was run
     heads = [head.strip() for head in page.locator("table.sortable th").all_inner_texts()]
-    assert heads[:4] == ["run", "state", "optim.lr", "step"]
+    assert heads[:4] == ["run", "state", "lr", "step"]
+    assert "The runs differ in optim.lr." in page.inner_text("#runs")
 
     def column(name):
         return [
@@ -164,7 +169,8 @@ def test_the_curves_of_a_sweep_lie_over_one_another_and_its_links_open_runs(open
     chart = page.locator("#curves figure.chart", has_text="Validation PSNR")
     assert chart.locator("polyline").count() == 3
     page.click("td >> text=/^b$/")
-    assert page.locator("#run-1 details").first.get_attribute("open") is not None
+    assert page.locator("#run-2 > details").get_attribute("open") is not None  # the folders are sorted: <, a, b
+    assert page.locator("#run-1 > details").get_attribute("open") is None
 
 
 def test_runs_of_one_name_are_told_apart(sweep, tmp_path):
