@@ -25,7 +25,11 @@ from evaluations.report.run_folder import RunFolder, config_of
 from evaluations.results import forced_mark, scalars_of
 
 MAX_SETTINGS = 12  # columns of config keys
+MAX_SAID = 3  # settings of the best run that a card names
 MAX_TEXT = 60  # characters of a value of a config
+
+# What a start tells beside the config.
+START_FACTS = ("commit", "torch", "device", "processes")
 
 # Keys that name a run, and no property of it.
 NAMES_OF_RUNS = ("loop.run_dir", "loop.wandb.name")
@@ -91,12 +95,13 @@ def settings_of(training: Training) -> dict[str, Any]:
     if starts:
         newest = starts[-1]
         device = newest.get("device") or {}
-        settings |= {
-            "commit": str((newest.get("git") or {}).get("sha", "unknown"))[:10],
-            "torch": (newest.get("versions") or {}).get("torch", "unknown"),
-            "device": device.get("name") or device.get("type", "unknown"),
-            "processes": newest.get("processes", 1),
-        }
+        values = (
+            str((newest.get("git") or {}).get("sha", "unknown"))[:10],
+            (newest.get("versions") or {}).get("torch", "unknown"),
+            device.get("name") or device.get("type", "unknown"),
+            newest.get("processes", 1),
+        )
+        settings |= dict(zip(START_FACTS, values, strict=True))
     return settings
 
 
@@ -132,13 +137,15 @@ def first_screen_of(rows: Sequence[Row]) -> str:
 
 
 def _winner_text(winners: Sequence[Row], settings: Sequence[str]) -> str:
-    """Which run has the best value, with the settings that tell it apart."""
+    """Which run has the best value, with the settings that tell it apart and that its name does not say."""
     if len(winners) > 1:
         return f"{len(winners)} runs, {winners[0].name} among them"
-    names = [key.rpartition(": ")[2].rpartition(".")[2] for key in settings[:3]]
-    texts = [setting_cell(winners[0].settings.get(key)).text for key in settings[:3]]
-    values = (f"{name} {text}" for name, text in zip(names, texts, strict=True))
-    return ", ".join([f"run {winners[0].name}", *values])
+    (winner,) = winners
+    texts = {heading_of(key, settings): setting_cell(winner.settings.get(key)).text for key in settings}
+    said = [
+        f"{name} {text}" for name, text in texts.items() if name not in START_FACTS and f"{name}_" not in winner.name
+    ]
+    return ", ".join([f"run {winner.name}", *said[:MAX_SAID]])
 
 
 def recorded_columns(rows: Sequence[Row]) -> list[tuple[RecordedValue, str]]:

@@ -109,13 +109,18 @@ def _page_of_one(title: str, run: RunFolder) -> str:
 
 
 def _page_of_several(title: str, runs: Sequence[RunFolder], sweep: dict[str, Any]) -> str:
-    named = list(zip(_names(runs), runs, strict=True))
+    planned = list(sweep.get("runs", {}))
+
+    def place(name: str) -> int:
+        """Where a run stands in its sweep; others follow."""
+        return planned.index(name) if name in planned else len(planned)
+
+    named = sorted(zip(_names(runs), runs, strict=True), key=lambda pair: place(pair[0]))
 
     # What compares them.
     rows = [row_of(name, run, f"run-{number}") for number, (name, run) in enumerate(named)]
     rows += planned_rows(sweep, rows)
-    planned = list(sweep.get("runs", {}))
-    rows.sort(key=lambda row: planned.index(row.name) if row.name in planned else len(planned))
+    rows.sort(key=lambda row: place(row.name))
     compared = [runs_table(rows), overlaid_curves(named), comparison(named)]
 
     # What each has to show.

@@ -169,7 +169,7 @@ def test_the_curves_of_a_sweep_lie_over_one_another_and_its_links_open_runs(open
     chart = page.locator("#curves figure.chart", has_text="Validation PSNR")
     assert chart.locator("polyline").count() == 3
     page.click("td >> text=/^b$/")
-    assert page.locator("#run-2 > details").get_attribute("open") is not None  # the folders are sorted: <, a, b
+    assert page.locator("#run-2 > details").get_attribute("open") is not None  # planned ones, then by name: a, <, b
     assert page.locator("#run-1 > details").get_attribute("open") is None
 
 
