@@ -73,7 +73,7 @@ class Target:
 
 CPU = Target(
     "2 CPU cores", "", "cpu", image_sizes=(32, 64), batch=16, generator_batch=64,
-    steps=(2000, 2000), generator_steps=(150, 750), passes=60, generator_passes=30,
+    steps=(1500, 1500), generator_steps=(150, 750), passes=60, generator_passes=30,
     step_limits=("what takes some ten minutes", "what takes some ten minutes"),
 )  # fmt: skip
 GPU = Target(

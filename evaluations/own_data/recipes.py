@@ -105,12 +105,13 @@ def _tokenizer_choices(plan: Plan, template: DictConfig) -> dict[str, Choice | N
         counts = f"{plan.num_held_out:,} held-out of {len(scan.images):,} readable images, none of them a copy"
         choices["data.held_out"] = Choice(str(plan.held_out), counts)
 
-    # A token stands for as many pixels as in the template.
+    # A token stands for as many pixels as in the template, also where the model must be told.
     values = flatten(template)
-    (tokens_key,) = (key for key in values if key.endswith(".num_tokens"))
-    num_tokens = values[tokens_key] * size**2 // values["data.image_size"] ** 2
-    pixels = round(values["data.image_size"] / values[tokens_key] ** 0.5)
-    choices[tokens_key] = Choice(num_tokens, f"one for each {pixels} x {pixels} pixels, as many as a grid would have")
+    for key in values:
+        if key.endswith(".num_tokens"):
+            pixels = round(values["data.image_size"] / values[key] ** 0.5)
+            reason = f"one for each {pixels} x {pixels} pixels, as many as a grid would have"
+            choices[key] = Choice(values[key] * size**2 // values["data.image_size"] ** 2, reason)
 
     for key in BY_EPOCHS:
         if key in values:

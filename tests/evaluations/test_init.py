@@ -26,12 +26,8 @@ from tokenizer import load_tokenizer
 
 WRITTEN = {"tokenizer.yaml", "gpt.yaml", "tokenizer_gpu.yaml", "gpt_gpu.yaml", "held_out.txt"}
 SHORT = [  # a tokenizer of seconds
-    "model.hybrid.encoder={width: 16, layers: 1, heads: 2}",
-    "model.hybrid.decoder={width: 16, layers: 1, heads: 2}",
-    "model.hybrid.cnn.base_channels=2",
-    "model.quantizer.vq.codebook_size=8",
-    "model.quantizer.vq.warmup_steps=1",
-    "loss.shortcut.end_step=0",
+    "model.wetok.cnn.base_channels=4",
+    "model.quantizer.gq.group_dim=2",
     "loop.device=cpu",
     "loop.steps=2",
     "loop.save_every=2",
@@ -90,12 +86,13 @@ def test_recipes_are_written_with_a_reason_beside_each_value(entry, tmp_path, pi
 
     config, gpt_config = configs_of(tmp_path / "run")
     assert (config.data.root, config.data.name, config.data.orientation) == (str(folder), "folder", "upright")
-    assert (config.data.image_size, config.model.hybrid.num_tokens) == (32, 16)
+    gpu_config = load_config(tokenizer_train.TokenizerTrainConfig, [tmp_path / "run" / "tokenizer_gpu.yaml"])
+    assert (config.data.image_size, gpu_config.data.image_size, gpu_config.model.hybrid.num_tokens) == (32, 64, 16)
     assert config.loop.run_dir == gpt_config.data.tokenizer
     assert gpt_config.model.gpt.num_classes is None and gpt_config.model.gpt.vocab_size is None
     assert len(open_source(config.data, "val")) == 2 * 2
     text = (tmp_path / "run" / "tokenizer.yaml").read_text(encoding="utf-8")
-    for key in ("root", "held_out", "image_size", "num_tokens", "steps", "skip_broken", "fast_decode", "num_workers"):
+    for key in ("root", "held_out", "image_size", "steps", "skip_broken", "fast_decode", "num_workers"):
         (line,) = [line for line in text.splitlines() if line.strip().startswith(f"{key}: ")]
         assert " # " in line, line
     assert "python -m tokenizer.train --config" in out and "GPUS=8 bash" in out
@@ -145,7 +142,7 @@ def test_the_commands_are_those_of_vt_where_it_runs_the_entry(tmp_path, pictures
         (["{pictures}", "--output", "{pictures}/run"], "lies in the folder of pictures"),
         (["{pictures}/nowhere", "--output", "{place}/run"], "is not a folder"),
         (["{few}", "--output", "{place}/run"], "holds 3 readable images (1 are broken); 20 or more are needed"),
-        (["{pictures}", "--output", "{place}/run", "--image-size", "50"], "num_tokens"),
+        (["{pictures}", "--output", "{place}/run", "--image-size", "50"], "50"),
         (["{pictures}", "--output", "{place}/run", "--held-out", "0.7"], "is not a number from 0 to 0.5"),
         (["{pictures}", "--output", "{full}"], "holds gpt.yaml with another content; nothing is overwritten"),
     ],
@@ -205,7 +202,7 @@ def test_the_worked_example_trains_in_a_short_form(entry, tmp_path, world, monke
     short = ["model.gpt.width=24", "loop.steps=2", "loop.save_every=2", "loop.device=cpu", "loop.eval_every=0"]
     gpt_train.train(load_config(gpt_train.GPTTrainConfig, [tmp_path / "my_run" / "gpt.yaml"], short), world)
     gpt, tokenizer = load_gpt(run / "gpt"), load_tokenizer(run / "tokenizer")
-    assert (gpt.num_tokens, gpt.codebook_sizes, gpt.num_classes) == (tokenizer.num_tokens, (8,), len(labels))
+    assert (gpt.num_tokens, gpt.codebook_sizes, gpt.num_classes) == (tokenizer.num_tokens, (4, 4), len(labels))
 
 
 def test_the_example_has_one_of_everything(tmp_path):
