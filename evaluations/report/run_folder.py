@@ -22,7 +22,8 @@ def results_of(path: Path) -> dict[str, dict[str, Any]]:
     """
     layout = RunLayout(path)
     evaluations = sorted(layout.evaluations.glob("*.json"))
-    files = {file.stem: file for file in evaluations if ".partial" not in file.name}
+    # A killed evaluation may leave the hidden file that was to become its result.
+    files = {file.stem: file for file in evaluations if ".partial" not in file.name and not file.name.startswith(".")}
     files |= {file.parent.name: file for file in sorted(path.glob("linear_probe*/result.json"))}
     results = {name: read_result(file) for name, file in files.items()}
 
