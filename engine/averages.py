@@ -48,7 +48,7 @@ def note_choice(weights: WeightsFile, what: str) -> None:
     manifest = read_manifest(weights.folder)
     step = None if manifest is None else int(manifest["step"])
     of_step = "" if step is None else f" after {step:,} updates"
-    is_average = weights.kind == "ema"
+    is_average = weights.is_average
     logger.info("%s %s: the %s weights%s", what, weights.shown, "averaged (EMA)" if is_average else "raw", of_step)
 
     # A run that started from other weights has averages of trained ones from its beginning.

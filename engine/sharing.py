@@ -27,6 +27,7 @@ from engine.plugins import HASH_MARK
 PRIVATE_KEYS = frozenset(
     {"root", "val_root", "held_out", "codes", "tokenizer", "init", "run_dir", "pretrained_dir", "wandb_project"}
 )
+OF_THE_FILE = ("hub", "stored_dtype")  # keys of a stamp that speak of one file
 NETWORK = "model"  # the section of the network
 PLUGINS = "plugins"
 WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]")
@@ -82,11 +83,12 @@ def _file_name(path: str) -> str:
 def public_stamp(stamp: Mapping[str, Any]) -> dict[str, Any]:
     """A stamp without places: plug-ins by the names of their files, and no text that is an absolute path.
 
-    Names of classes stay: they say what the network draws. Where the weights were fetched from does not travel on.
+    Names of classes stay: they say what the network draws. What is true of the file that was read alone does not travel
+    on: where it was fetched from, and the precision of its numbers.
     """
     public: dict[str, Any] = {}
     for key, value in stamp.items():
-        if key == "hub":
+        if key in OF_THE_FILE:
             continue
         if key == CLASSES:
             public[key] = value

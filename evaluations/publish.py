@@ -5,9 +5,10 @@
         --results results/VQ_SS256.json --data-text "ImageNet-1k, training images"
     python -m evaluations.publish runs/VQ_SS256 --to hf-hub:my-organization/VQ_SS256 --check     (writes nothing)
 
-RUN is the folder of a run, a checkpoint or an exported network; of a pipeline such as the quick start, its tokenizer
-and its GPT. Results are taken from the run folder, or from --results; numbers without the stamp of their protocol are
-refused. No file names a path, a user or a host; of the names in a run, those of classes are published.
+RUN is the folder of a run, a checkpoint or an exported network; of a pipeline such as the quick start, or a model that
+comes with the program (`shipped:NAME`), its tokenizer and its GPT. Results are taken from the run folder, or from
+--results; numbers without the stamp of their protocol are refused. No file names a path, a user or a host; of the names
+in a run, those of classes are published.
 
 A new repository of the hub is private, and an existing file is replaced only with --replace. You log in by the means of
 huggingface_hub (`hf auth login`, or HF_TOKEN); this program reads no token. `Tokenizer.from_pretrained` and

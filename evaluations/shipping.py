@@ -99,7 +99,7 @@ def _rounded(published: PublishedNetwork, stamp: Mapping[str, str]) -> ShippedNe
     network = published.network
     provenance = network.provenance
     round_to_stored(network)
-    facts = {"stored_dtype": DTYPE_NAME, "rounded_from": provenance.fingerprint, **stamp}
+    facts = {"rounded_from": provenance.fingerprint, **stamp}
     network.provenance = replace(provenance, fingerprint=fingerprint(network), stamp={**provenance.stamp, **facts})
     return ShippedNetwork(published, provenance.fingerprint)
 
@@ -121,7 +121,8 @@ def measure(run: Path, pair: list[ShippedNetwork], num_samples: int) -> RunLayou
         if not folder.is_dir():
             published = network.published
             weights = {"model": as_stored(published.network.state_to_share())}
-            export_folder(folder, published.config(), weights, published.stamp())
+            stamp = {**published.stamp(), "stored_dtype": DTYPE_NAME}
+            export_folder(folder, published.config(), weights, stamp)
 
     classifier = RunLayout(run).classifier
     stages = [

@@ -15,6 +15,7 @@ from engine.checkpoint.foreign.reader import read_checkpoint
 from engine.checkpoint.weights import (
     find_weights,
     fingerprint,
+    is_average,
     load_strict,
     read_header,
     read_weights,
@@ -59,6 +60,11 @@ class Provenance:
     stamp: dict[str, Any]
     config: Any
     network_facts: Callable[[], dict[str, Any]] = dict  # what the network itself says of its results
+
+    @property
+    def is_average(self) -> bool:
+        """Whether the weights are averaged (EMA), also where a shared folder holds them as its only ones."""
+        return is_average(self.weights, self.stamp)
 
     def facts(self) -> dict[str, Any]:
         """What a result says about the network."""

@@ -193,6 +193,11 @@ def export_folder(folder: Path, config: Any, weights: WeightSets, stamp: Mapping
 
 
 # ------------------------------------------------------------------------------------------------ finding
+def is_average(kind: str, stamp: Mapping[str, Any]) -> bool:
+    """Whether weights are an average (EMA): of that kind, or the only ones of a folder whose stamp says it."""
+    return kind == "ema" or stamp.get("weights") == "ema"
+
+
 @dataclass(frozen=True)
 class WeightsFile:
     """Where the weights of a network are: a folder and which of its files was picked."""
@@ -206,6 +211,11 @@ class WeightsFile:
     def shown(self) -> str:
         """Where they are, for people and results."""
         return self.origin or str(self.folder)
+
+    @property
+    def is_average(self) -> bool:
+        """Whether these are averaged weights (EMA)."""
+        return is_average(self.kind, self.stamp)
 
     @property
     def path(self) -> Path:

@@ -23,7 +23,7 @@ def summary_of(subject: Subject) -> str:
     text = (
         f"{tokenizer.num_tokens} tokens of {sizes} codes per image of {tokenizer.image_size} pixels, {bits:,.0f} bits"
     )
-    weights = "EMA weights" if tokenizer.provenance.weights == "ema" else "raw weights"
+    weights = "EMA weights" if tokenizer.provenance.is_average else "raw weights"
     step = tokenizer.provenance.stamp.get("step")
     return f"{text}; {weights}{f' of step {step:,}' if isinstance(step, int) else ''}."
 

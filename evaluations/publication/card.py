@@ -103,7 +103,7 @@ def _description(network: PublishedNetwork) -> str:
         rows.append(("images", f"{model.image_size} x {model.image_size} pixels"))
         rows.append(("quantizer", OmegaConf.select(network.training_config, "model.quantizer.name")))
 
-    kind = "averaged (EMA)" if model.provenance.weights == "ema" else "raw"
+    kind = "averaged (EMA)" if model.provenance.is_average else "raw"
     step = network.manifest.get("step")
     rows.append(("weights", kind if step is None else f"{kind}, after {step:,} updates"))
     rows.append(("fingerprint", network.fingerprint))
@@ -144,7 +144,7 @@ def _loading(networks: Sequence[PublishedNetwork], address: str) -> str:
 def _training(network: PublishedNetwork, texts: CardTexts) -> str:
     """How it was trained: recipe, data, the most wanted keys, pretrained networks."""
     config = network.config()
-    recipe = network.recipe or "not one of the packaged recipes"
+    recipe = network.recipe or "not known, or not one of the packaged recipes"
     rows: list[tuple[object, object]] = [("recipe", recipe), *_data_rows(network, texts)]
     phases = OmegaConf.select(config, "phases") or []
     rows += [(f"phase {n}", f"{p.steps:,} updates, learning rate {p.lr:g}") for n, p in enumerate(phases, start=1)]

@@ -14,13 +14,14 @@ from torch import nn
 from autoregressive.loading import load_gpt
 from autoregressive.models.registry import GENERATORS
 from engine.checkpoint.manifest import read_manifest
-from engine.checkpoint.weights import find_weights, num_parameters, write_weights
+from engine.checkpoint.weights import PARTS, find_weights, num_parameters, write_weights
 from engine.config import read_yaml
 from engine.hub import is_address
 from engine.installation import CONFIGS
 from engine.messages import UserError
 from engine.run_log import read_lines
 from engine.sharing import public_config, public_stamp
+from engine.shipped_models import is_shipped, shipped_folder
 from evaluations.run_layout import RunLayout
 from tokenizer import load_tokenizer
 
@@ -95,10 +96,12 @@ class PublishedNetwork:
 def sources_of(run: Path) -> list[Source]:
     """The networks of a run: itself where it is one, else the tokenizer and the generator of a pipeline.
 
-    Raises UserError where there is none.
+    `run` may be the name of a model that comes with the program: it has both. Raises UserError where there is none.
     """
     if is_address(run):
         raise UserError(f"{run} is on the hub already; name a folder here")
+    if is_shipped(run):
+        run = shipped_folder(run, PARTS["tokenizer"]).parent
     layout = RunLayout(run)
     parts = {folder.name: folder for folder in (layout.tokenizer, layout.generator) if folder.is_dir()}
     is_pipeline = bool(parts) and not ((run / "checkpoints").is_dir() or (run / WEIGHTS_FILE).is_file())

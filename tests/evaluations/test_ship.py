@@ -14,7 +14,7 @@ from engine import shipped_models
 from engine.checkpoint.manifest import CheckpointError
 from engine.half_precision import as_stored
 from engine.messages import UserError
-from evaluations import ship, shipping
+from evaluations import publish, ship, shipping
 from evaluations.results import write_result
 from evaluations.run_layout import RunLayout
 from tokenizer import load_tokenizer
@@ -157,6 +157,21 @@ def test_numbers_beyond_half_precision_are_named():
 
 
 # ------------------------------------------------------------------------------------------------ using them
+def test_a_pair_is_published_by_its_name(installed, entry, tmp_path):
+    """Both networks, in float32, with weights, fingerprint and classes as loaded; no word of half precision is left."""
+    code, _, err = entry(publish.main, "shipped:digits", "--to", tmp_path / "out")
+    assert code == 0 and "published to" in err, err
+    for load in (load_tokenizer, load_gpt):
+        before, published = load("shipped:digits").provenance, load(tmp_path / "out").provenance
+        assert published.fingerprint == before.fingerprint
+        assert {**published.stamp, "stored_dtype": "float16"} == before.stamp
+    state = load_file(tmp_path / "out" / "gpt" / "model.safetensors")
+    assert {tensor.dtype for tensor in state.values() if tensor.is_floating_point()} == {torch.float32}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "## Tokenizer" in card and "## Generator" in card and "float16" not in card
+    assert "it has: shipped:digits" in refused(entry(publish.main, "shipped:letters", "--to", tmp_path / "other"))
+
+
 def test_an_unknown_name_is_told_what_exists(installed):
     with pytest.raises(UserError, match=r"shipped:letters is no model .* it has: shipped:digits"):
         load_tokenizer("shipped:letters")
@@ -202,6 +217,7 @@ def test_the_models_of_this_installation():
     assert sum(path.stat().st_size for path in shipped_models.SHIPPED.rglob("*")) < ship.MAX_BYTES
     for name in shipped_models.shipped_names():
         tokenizer, generator = load_tokenizer(name), load_gpt(name)
+        assert tokenizer.provenance.is_average and generator.provenance.is_average
         require_pair(generator, tokenizer)
         for part, network in {"tokenizer": tokenizer, "gpt": generator}.items():
             card = (shipped_models.shipped_folder(name, part) / "README.md").read_text()
