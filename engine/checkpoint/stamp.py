@@ -21,8 +21,12 @@ HEADER_KEY = "stamp"  # of the metadata in the header
 
 
 def header_of(stamp: Mapping[str, Any] | None) -> dict[str, str] | None:
-    """The metadata of a safetensors file that carries a stamp; None for no stamp."""
-    return {"format": "pt", HEADER_KEY: to_json(stamp)} if stamp else None
+    """The metadata of a safetensors file that carries a stamp; None for no stamp.
+
+    It is one key alone: safetensors writes several in an order that differs from one process to the next, and the same
+    weights would get files with different hashes.
+    """
+    return {HEADER_KEY: to_json(stamp)} if stamp else None
 
 
 def read_stamp(path: Path) -> dict[str, Any]:

@@ -5,9 +5,12 @@ from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from autoregressive.training.config import GPTTrainConfig
+from engine.checkpoint.manifest import file_sha256
+from engine.checkpoint.weights import read_weights, write_weights
 from engine.config import load_config
 from engine.sharing import PRIVATE_KEYS, private_words, public_config, public_stamp
 from tokenizer.training.config import TokenizerTrainConfig
@@ -106,3 +109,16 @@ def test_the_name_of_the_machine_is_seen(monkeypatch):
     monkeypatch.delenv("HOSTNAME", raising=False)
     assert list(private_words("trained on node17.")) == ["node17"]
     assert list(private_words("node171")) == []
+
+
+def test_the_same_weights_have_the_same_file(tmp_path):
+    """Whoever publishes twice, or checks what somebody else published, compares the hashes of files."""
+    stamp = {"classes": {"names": ["cat", "dog"], "are_named": True}, "tokenizer_fingerprint": "0" * 64}
+    hashes = set()
+    for number in range(12):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_weights(folder, {"model": {"b": torch.ones(3), "a": torch.zeros(2)}}, OmegaConf.create({}), stamp)
+        hashes.add(file_sha256(folder / "model.safetensors"))
+    assert len(hashes) == 1
+    assert read_weights(folder / "model.safetensors")["b"].tolist() == [1.0, 1.0, 1.0]
