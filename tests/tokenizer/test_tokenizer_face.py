@@ -55,6 +55,7 @@ def test_pictures_become_codes_and_pictures_again(tokenizer):
         ([[0] * 7], "7 tokens are no image of this tokenizer: it takes 8"),
         ([[0] * 7 + [32]], r"the code 32 \(image 0, token 7\) is not in 0..31"),
         ([[-1] + [0] * 7], r"the code -1 \(image 0, token 0\) is not in 0..31"),
+        (torch.zeros(0, 8, dtype=torch.int64), r"there are no tokens: they have shape \(0, 8\)"),
         ([[0.0] * 8], "tokens are of type float64; whole numbers are accepted"),
         (torch.zeros(2, 3, 16, 16), r"of type float32.*\(are these images\?\)"),
         (torch.zeros(2, 4, 2, dtype=torch.long), r"shape \(2, 4, 2\); accepted: \(B, N\), or \(N,\) for one image"),

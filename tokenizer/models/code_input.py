@@ -18,7 +18,7 @@ def as_codes(tokens: Codes, group_sizes: Sequence[int], device: torch.device) ->
     """Codes int64 (B,N), or (B,N,G) where a token has G indices; those of one image may come without the batch axis.
 
     Tensors, arrays and nested lists of whole numbers are accepted. Raises UserError for other numbers, for other axes,
-    and for a code that the codebook of `group_sizes` does not have.
+    for a code that the codebook of `group_sizes` does not have, and where there are no codes at all.
     """
     codes = _whole_numbers(tokens)
     num_groups = len(group_sizes)
@@ -51,9 +51,11 @@ def _whole_numbers(tokens: Codes) -> Tensor:
 
 
 def _require_known(codes: Tensor, group_sizes: Sequence[int]) -> None:
-    """Raises UserError that names the first code which the codebook does not have."""
-    if not has_values(codes) or codes.numel() == 0:
+    """Raises UserError that names the first code which the codebook does not have, and where there are no codes."""
+    if not has_values(codes):
         return
+    if codes.numel() == 0:
+        raise UserError(f"there are no tokens: they have shape {tuple(codes.shape)}")
     sizes = torch.tensor(group_sizes if len(group_sizes) > 1 else group_sizes[0], device=codes.device)
     bad = ((codes < 0) | (codes >= sizes)).nonzero()
     if len(bad) == 0:
