@@ -93,6 +93,7 @@ def runs_of(args: argparse.Namespace) -> dict[str, Values]:
     repeated = sorted({key for key in keys if keys.count(key) > 1})
     if repeated or "loop.run_dir" in keys:
         raise UserError(f"{(repeated or ['loop.run_dir'])[0]} cannot be varied so; name each key once")
+    _require_unset(args.overrides, keys)
     if ranges and args.random is None:
         raise UserError("--range needs --random N, the number of draws")
 
@@ -105,6 +106,16 @@ def runs_of(args: argparse.Namespace) -> dict[str, Values]:
     else:
         combinations = random_draws([*choices, *ranges], args.random, args.seed)
     return {name_of(values): values for values in combinations}
+
+
+def _require_unset(overrides: Sequence[str], varied: Sequence[str]) -> None:
+    """Raises UserError for a key that is set for all runs although the sweep gives each run its value."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key == "loop.run_dir":
+            raise UserError(f"{override}: each run of a sweep has a folder of its own below --folder; leave it out")
+        if key in varied:
+            raise UserError(f"{override}: this sweep varies {key}; leave out one of the two")
 
 
 def check_runs(module: str, files: Sequence[Path], overrides: Sequence[str], runs: dict[str, Values]) -> None:

@@ -91,6 +91,8 @@ def test_wrong_values_are_told_before_anything_starts(recipe, tmp_path, entry):
         ([], "nothing is varied"),
         (["--grid", "optim.lr=1,2", "--grid", "optim.lr=3"], "name each key once"),
         (["--grid", "loop.run_dir=a,b"], "loop.run_dir cannot be varied"),
+        (["--grid", "optim.lr=1,2", "optim.lr=3"], "optim.lr=3: this sweep varies optim.lr"),
+        (["--grid", "optim.lr=1,2", "loop.run_dir=a"], "loop.run_dir=a: each run of a sweep has a folder of its own"),
         (["--range", "optim.lr=1:2"], "--range needs --random N"),
         (["--grid", f"loop.seed={','.join(map(str, range(1001)))}"], "1,001 runs; a sweep has 1,000 at most"),
     ],
