@@ -28,6 +28,7 @@ PRIVATE_KEYS = frozenset(
     {"root", "val_root", "held_out", "codes", "tokenizer", "init", "run_dir", "pretrained_dir", "wandb_project"}
 )
 OF_THE_FILE = ("hub", "stored_dtype")  # keys of a stamp that speak of one file
+PRIVATE_SECTIONS = frozenset({"wandb"})  # of an account: its project, its group, the names of its runs
 NETWORK = "model"  # the section of the network
 PLUGINS = "plugins"
 WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]")
@@ -51,6 +52,8 @@ def _public_section(section: Mapping[str, Any], private_keys: frozenset[str] = P
     """A section of a config without places."""
     public: dict[str, Any] = {}
     for key, value in section.items():
+        if key in PRIVATE_SECTIONS:
+            continue
         if key == PLUGINS and isinstance(value, list):
             public[key] = [_plugin_name(str(name)) for name in value]
         elif isinstance(value, Mapping):

@@ -12,13 +12,13 @@ from autoregressive.training.config import GPTTrainConfig
 from engine.checkpoint.manifest import file_sha256
 from engine.checkpoint.weights import read_weights, write_weights
 from engine.config import load_config
-from engine.sharing import PRIVATE_KEYS, private_words, public_config, public_stamp
+from engine.sharing import PRIVATE_KEYS, PRIVATE_SECTIONS, private_words, public_config, public_stamp
 from tokenizer.training.config import TokenizerTrainConfig
 
 # Keys with free texts that name components, sizes or devices of any machine; all others must be private.
 PUBLIC_TEXTS = {
     "name", "size", "perceptual", "generator_loss", "discriminator_loss", "teacher", "schedule", "device", "precision",
-    "head", "allow_unknown", "plugins",
+    "head", "allow_unknown", "plugins", "trackers",
 }  # fmt: skip
 
 
@@ -27,6 +27,8 @@ def text_keys(section) -> set[str]:
     keys = set()
     hints = get_type_hints(type(section))
     for field in fields(section):
+        if field.name in PRIVATE_SECTIONS:
+            continue
         value = getattr(section, field.name)
         if is_dataclass(value):
             keys |= text_keys(value)
