@@ -155,7 +155,7 @@ def log_replaced(source: ImageSource) -> None:
 
 
 def read_source(source: ImageSource, index: int, skip_broken: bool) -> tuple[Image.Image, int, int]:
-    """Reads image `index`, or with `skip_broken` the next readable one.
+    """Reads image `index`, or with `skip_broken` the next readable one, and names an unreadable one when first met.
 
     Returns (image, its index, number of unreadable ones passed). Raises ImageError if the image cannot be read, and
     UserError if no image of the source can be.
@@ -167,7 +167,9 @@ def read_source(source: ImageSource, index: int, skip_broken: bool) -> tuple[Ima
         except ImageError:
             if not skip_broken:
                 raise
-            logger.warning("skipped unreadable image %s", source.where(candidate))
+            # Once for each file: a small set is read hundreds of times.
+            if candidate not in replaced_images(source):
+                logger.warning("skipped unreadable image %s", source.where(candidate))
             continue
         if num_passed:
             replaced_images(source).add(index)

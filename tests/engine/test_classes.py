@@ -118,6 +118,7 @@ def test_replaced_images_are_told_for_every_source(is_relabeled, caplog):
     log_replaced(images)
     assert "mine: 1 images could not be read; the next readable ones took their place" in caplog.text
     assert replaced_images(source) == replaced_images(images) == {1}
+    assert caplog.text.count("skipped unreadable image image 1") == 1  # not again each time it is read
 
 
 def test_images_of_some_classes_get_the_labels_of_all(tmp_path):
