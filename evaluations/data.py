@@ -22,7 +22,7 @@ from engine.messages import UserError, logger
 from engine.outputs import require_absent, require_suffix
 from engine.preflight import Preflight, require
 from engine.recipe_names import recipe_file
-from evaluations.own_data.fit import CPU, GPU, fit_of_recipe, suggestion_for
+from evaluations.own_data.fit import CPU, GPU, MIN_IMAGES, fit_of_recipe, suggestion_for
 from evaluations.own_data.scan import scan_folder
 from evaluations.own_data.split import held_out_names
 from evaluations.own_data.survey import Survey, survey_values
@@ -74,6 +74,8 @@ def main() -> None:
     lines.append("")
     fits = {name: fit_of_recipe(survey, recipe_tree([name]), name) for name in args.recipe}
     lines += [fit_line(fit, len(survey.scan.images), name) for name, fit in fits.items()]
+    if args.limit is None and len(survey.scan.images) < MIN_IMAGES:
+        lines.append(f"too few to train on: init writes recipes for {MIN_IMAGES} readable images or more")
     num_training = len(survey.scan.images) - len(held_out_names(survey))
     suggestions = {target: suggestion_for(survey, target, num_training) for target in (CPU, GPU)}
     for target, suggestion in suggestions.items():

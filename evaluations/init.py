@@ -24,13 +24,12 @@ from engine.messages import UserError, logger
 from engine.outputs import free_name
 from engine.pipeline import module_stage, run_stages
 from engine.preflight import Preflight, require
-from evaluations.own_data.fit import CPU, GPU, Target, suggestion_for
+from evaluations.own_data.fit import CPU, GPU, MIN_IMAGES, Target, suggestion_for
 from evaluations.own_data.recipes import Plan, commands_of, other_files, recipe_texts, require_outside
 from evaluations.own_data.scan import scan_folder
 from evaluations.own_data.split import DEFAULT_SHARE, RULE, held_out_names
 from evaluations.own_data.survey import Survey
 
-MIN_IMAGES = 20  # readable ones; with fewer nothing can be learned, nor held out
 HELD_OUT = "held_out.txt"
 
 

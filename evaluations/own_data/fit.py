@@ -14,6 +14,7 @@ from engine.data.header import UPRIGHT
 from engine.messages import UserError
 from evaluations.own_data.survey import ORIENTATION, Survey
 
+MIN_IMAGES = 20  # readable ones that recipes are written for; with fewer nothing can be learned, nor held out
 SMALL_SHARE = 0.2  # of the images may be smaller than the image size: they are enlarged, and have no fine detail
 
 

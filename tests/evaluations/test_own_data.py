@@ -237,6 +237,14 @@ def test_the_command_prints_and_writes_everything(folder, entry, tmp_path):
     assert code == 2 and "exists already" in err
 
 
+def test_too_few_pictures_are_told(entry, tmp_path):
+    """As `init` refuses them; of a part of a folder nothing is known."""
+    for n in range(3):
+        write_picture(tmp_path / f"{n}.png", (40, 40), seed=n)
+    assert "too few to train on: init writes recipes for 20 readable images or more" in entry(data.main, tmp_path)[1]
+    assert "too few" not in entry(data.main, tmp_path, "--limit", 2)[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
