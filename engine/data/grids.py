@@ -5,6 +5,7 @@ Numbers never come from grids: readers of image folders leave them out (`engine.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -182,10 +183,22 @@ def _cut(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFo
 
 
 def _drawable(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """A name with spaces for control characters; with the small font, what is not Latin-1 becomes escapes."""
+    """A name with spaces for control characters; with the small font, what is not Latin-1 becomes escapes.
+
+    The larger font has few letters beside those of English: others become their base letter, or a question mark.
+    """
     text = "".join(letter if letter.isprintable() else " " for letter in name)
     is_small_font = not hasattr(font, "getmask2")
-    return text.encode("latin-1", "backslashreplace").decode("latin-1") if is_small_font else text
+    if is_small_font:
+        return text.encode("latin-1", "backslashreplace").decode("latin-1")
+    missing = bytes(font.getmask(chr(0xFFFF)))
+    return "".join(_known_letter(letter, font, missing) for letter in unicodedata.normalize("NFC", text))
+
+
+def _known_letter(letter: str, font: ImageFont.FreeTypeFont, missing: bytes) -> str:
+    """The letter, or the first of its parts that the font has; `missing` is the box in the place of unknown ones."""
+    parts = (letter, unicodedata.normalize("NFKD", letter)[0])
+    return next((part for part in parts if bytes(font.getmask(part)) != missing), "?")
 
 
 def _width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:

@@ -67,6 +67,13 @@ def test_any_name_fits(tmp_path, name, monkeypatch):
         monkeypatch.setattr(grids, "_font", ImageFont.load_default_imagefont)
 
 
+def test_letters_that_the_font_lacks_are_no_boxes():
+    """Its letters beside those of English are few."""
+    font = grids._font()
+    assert grids._drawable("it's <b> & 7", font) == "it's <b> & 7"
+    assert grids._drawable("\u00e9t\u00e9 \u65e5\u672c", font) == "ete ??"
+
+
 def test_a_picture_is_small(tmp_path):
     """Repeated pixels hardly cost: three times the side takes less than twice the bytes."""
     noise = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (16, 3, 32, 32)).astype(np.float32))
