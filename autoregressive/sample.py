@@ -86,7 +86,7 @@ def folder_name(label: int, classes: Classes) -> str:
     word = classes.word_of(label)
     if word is None:
         return f"class_{label}"
-    plain_name = re.sub(r"[^a-z0-9]+", "_", word.lower()).strip("_")
+    plain_name = re.sub(r"[\W_]+", "_", word.lower()).strip("_")
     return f"class_{label}_{plain_name}".removesuffix("_")
 
 
