@@ -20,6 +20,7 @@ class RunLayout:
 
         # What else the stages write.
         self.codes = self.root / "codes"
+        self.samples = self.root / "samples"
         self.evaluations = self.root / "evaluations"
         self.ar_probe = self.root / "ar_probe"
 

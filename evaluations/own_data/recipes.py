@@ -211,7 +211,7 @@ def commands_of(plan: Plan) -> list[Command]:
     several = plan.target.suffix != ""
     codes = (*tokenizer, "--code-path", str(run.codes), TEN_CROPS)
     reconstruction = (*tokenizer, "--extractor", "none", "--output", str(run.result("reconstruction")))
-    samples = (*tokenizer, "--gpt-ckpt", str(run.generator), "--sample-dir", str(run.root / "samples"))
+    samples = (*tokenizer, "--gpt-ckpt", str(run.generator), "--sample-dir", str(run.samples))
     commands = [
         training_command(plan, run.tokenizer),
         Command("codes of ten crops of each image", "autoregressive.extract_codes", codes, "extract", on_gpus=several),

@@ -86,7 +86,8 @@ def ending_of(run: RunFolder) -> Ending:
     for training, ending in endings:
         if ending.state != "finished":
             return Ending(ending.state, f"{training.title}: {ending.text}")
-    return Ending("finished", f"{len(endings)} training(s) and {len(run.results)} result(s)")
+    counts = [(len(endings), "training"), (len(run.results), "result")]
+    return Ending("finished", " and ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts))
 
 
 def badge(ending: Ending) -> str:

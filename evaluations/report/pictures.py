@@ -24,6 +24,7 @@ from evaluations.report.run_folder import RunFolder
 
 SAMPLES_PICTURE = "samples.png"  # in the folder of a run
 SAMPLES_COLUMNS = 8
+DRAWN_GRID = "grid.png"  # all samples of autoregressive.sample, each class with its name
 MAP_SIDE = 224  # pixels, of the map of the codebook
 MAX_CURVE_POINTS = 200  # of the curve of code frequencies
 GRID_WIDTH, GRID_HEIGHT = 480, 420  # pixels, to which small grids of a training are enlarged
@@ -63,10 +64,13 @@ def reconstructions(run: RunFolder) -> str:
 
 # ------------------------------------------------------------------------------------------------ generated images
 def samples(run: RunFolder) -> str:
-    """Generated images by class, the nearest training image under each. Also writes samples.png."""
+    """Generated images by class, the nearest training image under each. Also writes samples.png.
+
+    Where none were measured, those that the run's last command drew.
+    """
     stored = run.arrays("generation", "images")
     if not stored:
-        return ""
+        return drawn_samples(run.layout.samples / DRAWN_GRID)
     images = stored["images"]
     labels = stored["labels"]
     _write_samples(run.path / SAMPLES_PICTURE, stored)
@@ -88,6 +92,14 @@ def samples(run: RunFolder) -> str:
     )
 
 
+def drawn_samples(grid: Path) -> str:
+    """The samples of a grid that lies in a file, if it does."""
+    if not grid.is_file():
+        return ""
+    text = "<p>Samples of each class. They were not measured, nor compared with the training images.</p>"
+    return section("Generated images", f"{text}{_grid_picture('generated images', grid)}", "samples")
+
+
 def _write_samples(path: Path, stored: Mapping[str, np.ndarray]) -> None:
     """Writes a grid of all samples, with the class of each row where a row has one."""
     labels = stored["labels"]
@@ -103,7 +115,7 @@ def training_pictures(run: RunFolder) -> str:
     for training in trainings_of(run):
         for kind, grids in grids_of(training).items():
             shown = spread(grids)
-            pictures = "".join(_grid_picture(step, path) for step, path in shown)
+            pictures = "".join(_grid_picture(f"step {step:,}", path) for step, path in shown)
             slider = f'<input type="range" min="0" max="{len(shown) - 1}" value="{len(shown) - 1}">'
             control = f"<label>{slider if len(shown) > 1 else ''}<output></output></label>"
             caption = f"<figcaption>{escape(training.title)}: {escape(kind)}</figcaption>"
@@ -133,13 +145,13 @@ def spread(grids: Sequence[tuple[int, Path]]) -> list[tuple[int, Path]]:
     return [grids[round(i * (len(grids) - 1) / (MAX_STEPS - 1))] for i in range(MAX_STEPS)]
 
 
-def _grid_picture(step: int, path: Path) -> str:
+def _grid_picture(title: str, path: Path) -> str:
     """A grid as it lies in its file; a small one is enlarged by whole numbers where it is shown."""
     with Image.open(path) as image:
         width, height = image.size
     zoom = max(1, min(GRID_WIDTH // width, GRID_HEIGHT // height))
     encoded = base64.b64encode(path.read_bytes()).decode()
-    return f'<img class="wide" width="{width * zoom}" alt="step {step:,}" src="data:image/png;base64,{encoded}">'
+    return f'<img class="wide" width="{width * zoom}" alt="{title}" src="data:image/png;base64,{encoded}">'
 
 
 # ------------------------------------------------------------------------------------------------ inner features

@@ -103,6 +103,17 @@ def test_pictures_are_leafed_through_by_step(open_page, tmp_path):
     assert figure.locator("output").inner_text() == "step 100" and figure.locator("img:visible").count() == 1
 
 
+def test_samples_that_nobody_measured_are_shown(open_page, tmp_path):
+    """As the commands that `init` prints draw them."""
+    trained(tmp_path / "run" / "tokenizer")
+    (tmp_path / "run" / "samples").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "run" / "samples" / "grid.png")
+    page = open_page(write_report([tmp_path / "run"]))
+    assert page.locator("#samples img").count() == 1
+    assert "Generated images" in page.inner_text("nav")
+    assert "1 training and 0 results" in page.inner_text(".ending")
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_page_fits_a_phone_and_both_color_schemes(open_page, sweep, dark):
     """Nothing is wider than the window, and text stands out from what is behind it."""
