@@ -33,6 +33,7 @@ from evaluations.run_layout import RunLayout
 
 PROBING_GENERATOR = "gpt/ar_probe"  # the generator that AR probing trains
 IMAGES, STORED_CODES = "imagenet", "imagenet_code"  # values of DATASET for a generator
+NO_PUBLISHED_FILE = "only a published file needs it, and {} is no file; a folder knows its architecture"
 TINY_SAMPLES = ["--num-fid-samples", "120", "--per-proc-batch-size", "60"]  # enough for 112 features, see `trust`
 
 
@@ -161,6 +162,7 @@ class Networks:
         if not generator:
             raise UserError("GPT_CKPT is not set; it names the trained GPT, a folder or a published file")
         if not Path(generator).is_file():
+            request.variables.set_aside(NO_PUBLISHED_FILE.format(generator), "LM_CONFIG", "GPT_MODEL")
             return cls(tokenizer, config, True, generator)
 
         # A published file does not say its architecture.
@@ -211,6 +213,7 @@ def tokenizer_of(request: Request) -> tuple[str, Path | None]:
     if not path:
         raise UserError("VQ_CKPT is not set; it names the trained tokenizer, a folder or a published file")
     if not Path(path).is_file():
+        request.variables.set_aside(NO_PUBLISHED_FILE.format(path), "TOK_CONFIG")
         return path, None
     return path, request.named_recipe("TOK_CONFIG", default="", what=f"the tokenizer in {path}")
 

@@ -97,6 +97,10 @@ class PublishedVariables:
         if note not in self._said:
             self._said.append(note)
 
+    def set_aside(self, reason: str, *names: str) -> None:
+        """Leaves out these variables from here on; where one is set, its note says why."""
+        self._aside.update({name: reason for name in names if name in self._values})
+
     def notes(self) -> list[str]:
         """What to tell: values that mean something else, and variables that are set and were never asked for."""
         notes = list(self._said)

@@ -125,6 +125,16 @@ def test_what_has_no_meaning_is_named():
     assert "loop.strategy=fsdp" in training and not any(part.startswith("loop.precision") for part in training)
 
 
+def test_an_architecture_is_for_published_files():
+    """Beside a folder or a file that is not there, the note names that path: the script does know the variable."""
+    architecture = {"TOK_CONFIG": "vq/VQ_SS256", "GPT_MODEL": "GPT-B"}
+    notes = script_of("eval_c2i", VQ_CKPT="VQ_SS256_e100.pt", GPT_CKPT="runs/GPT", **architecture).notes
+    assert [note.split(": ")[0] for note in notes[:2]] == [
+        "TOK_CONFIG=vq/VQ_SS256 is not used", "GPT_MODEL=GPT-B is not used"
+    ]  # fmt: skip
+    assert "VQ_SS256_e100.pt is no file" in notes[0] and "runs/GPT is no file" in notes[1]
+
+
 def test_every_published_variable_is_asked_for_or_explained():
     """By at least one script: none is silently dropped."""
     asked = set()
