@@ -222,6 +222,8 @@ def test_reports_doctor_and_comparison_show_them(root, run):
     page = (root / "report.html").read_text(encoding="utf-8")
     assert "mean absolute error" in page or "mean_error" in page
     run("evaluations.doctor.__main__", root / "tokenizer", "--all", code=(0, 1))
+    few = ["--images", 2, "--tokens", 2, "--codes", 2, "--counted-images", 4]
+    run("evaluations.atlas.__main__", root, *few, "--output", root / "atlas.html")
     assert re.fullmatch(r"[0-9a-f]{64}", run("evaluations.fingerprint", root / "tokenizer").split()[0])
     result = root / "evaluations" / "reconstruction.json"
     assert "mean_error" in run("evaluations.compare", result, result)

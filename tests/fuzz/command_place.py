@@ -111,6 +111,10 @@ COMMANDS = {
     "evaluations.classifier": f"{FOLDERS} | {SIZES} | model.num_classes=2 | {RUN} | loop.steps=1",
     "evaluations.ar_probe": "tokenizer=tokenizer | run_dir=OUT/run",
     "evaluations.quickstart": "--runs-dir OUT | --short",
+    "evaluations.atlas": (
+        "tokenizer | --gpt-ckpt gpt | --val-path images/val | --images 2 | --tokens 2 | --codes 2 | "
+        "--counted-images 4 | --output OUT/atlas.html"
+    ),
     "evaluations.ship": "digits=. | --output OUT/models | --num-fid-samples 4",
     "evaluations.train_vq_and_eval": "VQ_SS256 | loop.seed=1 | --scale tiny | --run-dir OUT/run",
     "evaluations.train_c2i_and_eval": "GPT_B256 | loop.seed=1 | --scale tiny | --run-dir OUT/run",
