@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from numbers import Integral
 
 import numpy as np
 
@@ -20,7 +21,9 @@ TORCH_SEEDS = 2**32  # that torch's CPU generator (mt19937) tells apart
 
 def seed_problems(seed: int, key: str = "seed") -> Iterator[Problem]:
     """What is wrong with a seed; `key` names it."""
-    if not 0 <= seed < NUM_SEEDS:
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        yield Problem(key, seed, "a whole number")
+    elif not 0 <= seed < NUM_SEEDS:
         yield Problem(key, seed, f"in 0..{NUM_SEEDS - 1} (64 bits)")
 
 

@@ -72,3 +72,10 @@ def test_other_seeds_are_refused(seed):
     ):
         with pytest.raises(ConfigError, match=rf"seed={seed} must be in 0\.\.18446744073709551615 \(64 bits\)"):
             refuse()
+
+
+@pytest.mark.parametrize("seed", [1.5, True, "1", None])
+def test_what_is_no_whole_number_is_no_seed(seed):
+    """It is not cut to the seed next to it, whose samples it would give."""
+    with pytest.raises(ConfigError, match=r"seed=.* must be a whole number"):
+        seeded_draw(seed, torch.arange(2), 4)
