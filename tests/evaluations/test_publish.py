@@ -90,7 +90,7 @@ def test_a_publication_in_a_folder_is_whole_and_names_no_place(run, entry, tmp_p
     gpt = GPT.from_pretrained(target)
     assert gpt.provenance.stamp["tokenizer_fingerprint"] == shared.provenance.fingerprint
     assert torch.equal(generate(gpt, ["dog"], seed=1), generate(GPT.from_pretrained(run), 1, seed=1))
-    assert header_of(files["gpt/model.safetensors"])["__metadata__"].keys() == {"format", "stamp"}
+    assert header_of(files["gpt/model.safetensors"])["__metadata__"].keys() == {"stamp"}
 
     # The config is a recipe: it fits the trainer.
     code, _, err = entry(
