@@ -12,12 +12,16 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def to_json(content: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
-    """`content` as JSON text that every reader accepts; numbers that are not finite are `null`."""
+def to_json(content: Any, *, indent: int | None = None, sort_keys: bool = False, ensure_ascii: bool = True) -> str:
+    """`content` as JSON text that every reader accepts; numbers that are not finite are `null`.
+
+    `ensure_ascii=False` leaves letters of all languages as they are, for people.
+    """
+    options = {"indent": indent, "sort_keys": sort_keys, "ensure_ascii": ensure_ascii, "allow_nan": False}
     try:
-        return json.dumps(content, indent=indent, sort_keys=sort_keys, allow_nan=False)
+        return json.dumps(content, **options)
     except ValueError:
-        return json.dumps(_without_nan(content), indent=indent, sort_keys=sort_keys, allow_nan=False)
+        return json.dumps(_without_nan(content), **options)
 
 
 def as_read_back(content: Any) -> Any:

@@ -171,7 +171,7 @@ def test_measure_takes_what_sample_and_reconstruct_write(drawn, networks, tmp_pa
     code, _, err = entry(reconstruct.main, *flags, "--device", "cpu")
     assert code == 0 and "3 pairs" in err
     images = open_images(tmp_path / "pairs")
-    assert [path.name for path in images.paths] == ["000000.png", "000001.png", "000002.png"]
+    assert [path.name for path in images.paths] == ["0.png", "1.png", "2.png"]
     before = contents(tmp_path / "pairs")
     assert entry(reconstruct.main, *flags, "--device", "cpu")[0] == 0 and contents(tmp_path / "pairs") == before
     code, _, err = entry(reconstruct.main, *flags, "--num-images", 2, "--device", "cpu")

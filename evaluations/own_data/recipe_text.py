@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 
+from engine.json_text import to_json
 from engine.messages import UserError
 from evaluations.own_data.fit import Choice
 
@@ -53,11 +53,11 @@ def _line(content: str, reason: str) -> str:
 def scalar(value: str | float | bool) -> str:
     """A value as YAML. Raises UserError for text that a recipe cannot hold as it is."""
     if not isinstance(value, str):
-        return json.dumps(value)
+        return to_json(value)
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(f"{value!r} is not UTF-8, so that no recipe can name it; rename it, or make a link") from error
     if "${" in value:
         raise UserError(f"{value!r} holds ${{, which stands for another value in a recipe; rename it, or make a link")
-    return json.dumps(value, ensure_ascii=False)
+    return to_json(value, ensure_ascii=False)

@@ -5,7 +5,6 @@ The runs of a sweep that left no folder, because they failed at once or were not
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -177,12 +176,8 @@ def differing_settings(rows: Sequence[Row]) -> list[str]:
     values: dict[str, set[str]] = {}
     for row in rows:
         for key, value in row.settings.items():
-            values.setdefault(key, set()).add(_comparable(value))
+            values.setdefault(key, set()).add(repr(value))
     return [key for key, different in values.items() if len(different) > 1]
-
-
-def _comparable(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
 
 
 def runs_table(rows: Sequence[Row]) -> str:

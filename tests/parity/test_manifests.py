@@ -47,7 +47,7 @@ def manifest_name(path: Path) -> tuple[str, str]:
     """(system, name) of the manifest that a recipe must equal."""
     if path.parent.name == "llamagen":
         return "llamagen", path.stem.replace("_", "-", 1)
-    if path.stem == "ar_probe":
+    if path.stem in ("ar_probe", "online"):
         return "gigatok", "GPT-B_1d"
     return "gigatok", re.sub(r"GPT_(\w+?)256", r"GPT-\1_1d", path.stem)
 
