@@ -20,6 +20,7 @@ import torch
 from engine.assets import assets_of
 from engine.cli import add_device_flag, entry_parser, positive, run_entry
 from engine.data.config import DataConfig
+from engine.data.samples import evenly_spread
 from engine.data.sources import kind_of, open_path, survey_source
 from engine.messages import UserError, logger
 from engine.outputs import require_absent, require_suffix
@@ -67,7 +68,7 @@ class EvenlySpread:
     """
 
     def __init__(self, path: Path, count: int, num_stored: int, image_size: int, world: World) -> None:
-        stored = np.unique(np.linspace(0, count - 1, min(num_stored, count)).round().astype(int))
+        stored = evenly_spread(count, num_stored)
         self.num_stored = len(stored)
         self.rows = torch.full((count,), -1)  # image number -> its row in the file, -1 for images that are left out
         self.rows[torch.from_numpy(stored)] = torch.arange(len(stored))

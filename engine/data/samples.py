@@ -102,6 +102,14 @@ def fixed_choice(count: int, num_chosen: int) -> np.ndarray:
     return np.sort(random_order[:num_chosen])
 
 
+def evenly_spread(count: int, num_chosen: int) -> np.ndarray:
+    """Chooses `num_chosen` of the numbers below `count`, from the first to the last, in rising order.
+
+    All of them where there are fewer.
+    """
+    return np.unique(np.linspace(0, count - 1, min(num_chosen, count)).round().astype(int))
+
+
 def labeled_batch(
     source: ImageSource, image_size: int, indices: range | np.ndarray, skip_broken: bool
 ) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.data.classes import Classes
 from engine.data.images import to_float, to_uint8
-from engine.data.samples import center_batch, fixed_choice
+from engine.data.samples import center_batch, evenly_spread, fixed_choice
 from engine.data.sources import ImageSource
 from engine.finite import numbered
 from engine.image_metrics import MAX_PSNR, psnr
@@ -35,7 +35,7 @@ class ImageChoice:
     ) -> ImageChoice:
         """The same choice for every tokenizer and in every call. Sources are sorted by class."""
         counted = fixed_choice(len(source), max(num_shown, num_counted))
-        rows = np.unique(np.linspace(0, len(counted) - 1, min(num_shown, len(counted))).round().astype(int))
+        rows = evenly_spread(len(counted), num_shown)
         return cls(source, what, counted, counted[rows], skip_broken)
 
     def titles(self) -> list[str]:

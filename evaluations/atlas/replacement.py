@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.arithmetic import ceil_div
+from engine.data.samples import evenly_spread
 from engine.progress import image_bar
 from engine.world import World
 from evaluations.atlas.counted_images import decode_tokens
@@ -50,7 +50,7 @@ def replaced_positions(num_tokens: int, grid: tuple[int, int] | None, limit: int
     if num_tokens <= limit:
         return list(range(num_tokens))
     if grid is None:
-        return np.unique(np.linspace(0, num_tokens - 1, limit).round().astype(int)).tolist()
+        return evenly_spread(num_tokens, limit).tolist()
 
     # Every k-th cell of every k-th row, each in the middle of its k x k cells.
     rows, columns = grid
