@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluations.atlas.counted_images import CountedImages
+from evaluations.atlas.sheets import shrunk
 from tokenizer.quantizers.base import Quantizer
 
 MAX_POINTS = 16_384  # codes on the maps of one tokenizer, all groups together
@@ -22,7 +23,7 @@ ROWS_AT_A_TIME = 1024  # of a table of distances
 MAP_STEPS = 4095  # coordinates are whole numbers from 0 to this
 MAX_PATCHES = 1800  # of one tokenizer, all groups together
 PATCHES_PER_CODE = 6
-PATCH_SIDE = 24  # pixels, at most
+PATCH_SIDE = 24  # pixels; larger patches are reduced to it
 MIN_COUNTED = 2  # occurrences of a code whose patches say something
 
 
@@ -137,7 +138,6 @@ def patches_of(code_map: CodeMap, group: int, images: CountedImages, grid: tuple
     side = images.images.shape[-1]
     cell = side // grid[1]
     margin = cell // 2
-    patch_side = min(cell + 2 * margin, PATCH_SIDE)
 
     # Where each code stands, in the order of images and tokens.
     column = images.tokens[..., group].flatten()
@@ -157,16 +157,13 @@ def patches_of(code_map: CodeMap, group: int, images: CountedImages, grid: tuple
         for occurrence in order[start + spread].tolist():
             image, token = divmod(occurrence, images.tokens.shape[1])
             top, left = (number * cell - margin for number in divmod(token, grid[1]))
-            pictures.append(_cut(images.images[image], top, left, cell + 2 * margin, patch_side))
+            pictures.append(_cut(images.images[image], top, left, cell + 2 * margin))
     return Patches(torch.stack(pictures) if pictures else torch.zeros(0, 3, 1, 1, dtype=torch.uint8), first, count)
 
 
-def _cut(image: Tensor, top: int, left: int, side: int, patch_side: int) -> Tensor:
-    """A square of an image uint8 (3,H,W), moved inside it, as (3,patch_side,patch_side)."""
+def _cut(image: Tensor, top: int, left: int, side: int) -> Tensor:
+    """A square of an image uint8 (3,H,W), moved inside it, as (3,s,s) of at most `PATCH_SIDE` pixels."""
     side = min(side, *image.shape[1:])
     top = min(max(0, top), image.shape[1] - side)
     left = min(max(0, left), image.shape[2] - side)
-    part = image[:, top : top + side, left : left + side]
-    if side == patch_side:
-        return part
-    return F.adaptive_avg_pool2d(part.float(), min(side, patch_side)).round().to(torch.uint8)
+    return shrunk(image[None, :, top : top + side, left : left + side], PATCH_SIDE)[0]

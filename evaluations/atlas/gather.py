@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autoregressive.image_sampler import SamplerSettings
 from engine.world import World
-from evaluations.atlas.codebook import MAX_PATCHES, MAX_POINTS, Patches, map_codebook, patches_of
+from evaluations.atlas.codebook import MAX_PATCHES, MAX_POINTS, PATCH_SIDE, Patches, map_codebook, patches_of
 from evaluations.atlas.counted_images import CountedImages, ImageChoice, count_images, decibels, reconstruct
 from evaluations.atlas.guided_samples import GuidedSamples, sample_scales
 from evaluations.atlas.notes import MAX_GROUPS_WITH_PATCHES, notes_of, summary_of
@@ -25,7 +25,7 @@ from evaluations.atlas.replacement import (
 from evaluations.atlas.sheets import Grade, Sheet, gray_sheet, picture_uri, sheet_of
 from evaluations.atlas.subject import Subject
 
-PATCH_GRADE = Grade(side=24, quality=70)
+PATCH_GRADE = Grade(PATCH_SIDE, quality=70)
 
 
 @dataclass(frozen=True)
