@@ -56,6 +56,11 @@ class Patches:
     count: dict[int, int]
 
 
+def points_per_map(quantizer: Quantizer) -> int:
+    """How many codes the map of each group shows at most."""
+    return MAX_POINTS // quantizer.num_groups
+
+
 def code_vectors(quantizer: Quantizer, group: int, codes: Tensor) -> Tensor:
     """The vectors float64 (P,D) of codes (P,) of one group."""
     indices = codes.new_zeros(1, len(codes), quantizer.num_groups)

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from autoregressive.image_sampler import SamplerSettings
 from engine.world import World
-from evaluations.atlas.codebook import MAX_PATCHES, MAX_POINTS, PATCH_SIDE, Patches, map_codebook, patches_of
+from evaluations.atlas.codebook import (
+    MAX_PATCHES,
+    PATCH_SIDE,
+    Patches,
+    map_codebook,
+    patches_of,
+    points_per_map,
+)
 from evaluations.atlas.counted_images import CountedImages, ImageChoice, count_images, decibels, reconstruct
 from evaluations.atlas.guided_samples import GuidedSamples, sample_scales
 from evaluations.atlas.notes import MAX_GROUPS_WITH_PATCHES, notes_of, summary_of
@@ -83,7 +90,7 @@ def gather(subject: Subject, choice: ImageChoice, sizes: Sizes, world: World) ->
     facts = {
         "title": subject.place.title,
         "summary": summary_of(subject),
-        "notes": notes_of(subject, images, tokens["positions"]),
+        "notes": notes_of(subject, tokens["positions"]),
         "imageSize": tokenizer.image_size,
         "numTokens": tokenizer.num_tokens,
         "grid": tokenizer.token_grid,
@@ -152,7 +159,7 @@ def token_counts(candidates: Tensor, counts: Tensor) -> dict[str, int]:
 def gather_codebooks(subject: Subject, images: CountedImages) -> list[dict[str, Any]]:
     """One record per codebook of a token."""
     quantizer, grid = subject.tokenizer.quantizer, subject.tokenizer.token_grid
-    limit = MAX_POINTS // quantizer.num_groups
+    limit = points_per_map(quantizer)
     groups_with_patches = min(quantizer.num_groups, MAX_GROUPS_WITH_PATCHES) if grid is not None else 0
     records = []
     for group in range(quantizer.num_groups):

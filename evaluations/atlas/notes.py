@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from evaluations.atlas.codebook import MAX_POINTS
-from evaluations.atlas.counted_images import CountedImages
+from evaluations.atlas.codebook import points_per_map
 from evaluations.atlas.subject import Subject
 from evaluations.metrics.code_usage import compression
 
@@ -28,7 +27,7 @@ def summary_of(subject: Subject) -> str:
     return f"{text}; {weights}{f' of step {step:,}' if isinstance(step, int) else ''}."
 
 
-def notes_of(subject: Subject, images: CountedImages, positions: Sequence[int]) -> list[str]:
+def notes_of(subject: Subject, positions: Sequence[int]) -> list[str]:
     """What the page cannot show of a subject, or shows in part, each with its reason."""
     return [*_token_notes(subject, positions), *_codebook_notes(subject), *_sample_notes(subject)]
 
@@ -64,8 +63,7 @@ def _codebook_notes(subject: Subject) -> Iterator[str]:
             f"A token has {quantizer.num_groups} indices, each with a codebook of its own; on its map the other "
             "indices are 0. A token is replaced as a whole."
         )
-    limit = MAX_POINTS // quantizer.num_groups
-    if quantizer.codebook_size > limit:
+    if quantizer.codebook_size > points_per_map(quantizer):
         yield f"The map shows the most used of {quantizer.codebook_size:,} codes: all of them are too many for a page."
     if tokenizer.token_grid is None:
         yield "There are no patches of codes, because tokens have no place in the image."
