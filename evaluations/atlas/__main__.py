@@ -154,6 +154,8 @@ def gather_all(args: argparse.Namespace, places: list[Place], world: World) -> t
         per_class=args.per_class,
         settings=sampler_settings(args),
     )
+
+    # One tokenizer after the other.
     parts: list[SubjectPart] = []
     choice = None
     for number, place in enumerate(places):
@@ -180,6 +182,8 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     preflight.device(args.device)
     with preflight.collecting():
         sampler_settings(args)
+
+    # The networks, and the images: those of the first tokenizer.
     places: list[Place] = []
     with preflight.collecting():
         places = places_of(args)
@@ -190,6 +194,8 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
                 data = images_to_check(held_out(args), tokenizer)
                 if data is not None:
                     preflight.images(data, "val")
+
+    # The page.
     with preflight.collecting():
         path = page_path(args)
         claim_page(path, page_title(places))

@@ -81,12 +81,15 @@ class SubjectPart:
 
 def gather(subject: Subject, choice: ImageChoice, sizes: Sizes, world: World) -> SubjectPart:
     """Computes all that the page shows of a subject."""
+    # What the networks do.
     tokenizer = subject.tokenizer
     images = count_images(tokenizer, choice, sizes.batch_size, world)
     tokens, replacements = gather_tokens(subject, images, choice.titles(), sizes, world)
     samples = None
     if subject.generator is not None and sizes.classes:
         samples = sample_scales(subject, sizes.settings, sizes.classes, sizes.per_class, sizes.batch_size, world)
+
+    # In the form that the page reads; samples come with their pictures.
     facts = {
         "title": subject.place.title,
         "summary": summary_of(subject),
@@ -158,9 +161,12 @@ def token_counts(candidates: Tensor, counts: Tensor) -> dict[str, int]:
 
 def gather_codebooks(subject: Subject, images: CountedImages) -> list[dict[str, Any]]:
     """One record per codebook of a token."""
+    # All maps share the room of a page, and so do the patches of the first groups.
     quantizer, grid = subject.tokenizer.quantizer, subject.tokenizer.token_grid
     limit = points_per_map(quantizer)
     groups_with_patches = min(quantizer.num_groups, MAX_GROUPS_WITH_PATCHES) if grid is not None else 0
+
+    # Where the codes are on the map, and how often they occur.
     records = []
     for group in range(quantizer.num_groups):
         code_map = map_codebook(quantizer, group, images.token_rows(), limit)
@@ -175,6 +181,8 @@ def gather_codebooks(subject: Subject, images: CountedImages) -> list[dict[str, 
             "neighbors": code_map.neighbors.tolist(),
             "distances": [[float(f"{value:.3g}") for value in row] for row in code_map.distances.tolist()],
         }
+
+        # Where they are in the images.
         if group < groups_with_patches:
             patches = patches_of(code_map, group, images, grid, MAX_PATCHES // groups_with_patches)
             record["patches"] = patch_facts(patches)

@@ -39,6 +39,8 @@ def _token_notes(subject: Subject, positions: Sequence[int]) -> Iterator[str]:
             "The tokens are a sequence without places in the image: they are a strip below it. The bar in a token "
             "shows how much replacing it changes the image."
         )
+
+    # Replaced tokens.
     if not positions:
         yield "No token is replaced: the counted images use a single token, so that there is no other one."
     elif len(positions) < tokenizer.num_tokens:
@@ -51,6 +53,7 @@ def _token_notes(subject: Subject, positions: Sequence[int]) -> Iterator[str]:
 
 
 def _codebook_notes(subject: Subject) -> Iterator[str]:
+    # What a map means.
     tokenizer = subject.tokenizer
     quantizer = tokenizer.quantizer
     if not any(True for _ in quantizer.parameters()):
@@ -63,6 +66,8 @@ def _codebook_notes(subject: Subject) -> Iterator[str]:
             f"A token has {quantizer.num_groups} indices, each with a codebook of its own; on its map the other "
             "indices are 0. A token is replaced as a whole."
         )
+
+    # What is left out of it.
     if quantizer.codebook_size > points_per_map(quantizer):
         yield f"The map shows the most used of {quantizer.codebook_size:,} codes: all of them are too many for a page."
     if tokenizer.token_grid is None:

@@ -63,6 +63,7 @@ def subject_header(subject: Mapping[str, Any]) -> str:
 
 def render(title: str, summary: str, subjects: Sequence[Mapping[str, Any]], charts: Sequence[str], footer: str) -> str:
     """The whole page. `subjects` are what `gather` found; `charts` are curves as HTML, one text per subject."""
+    # What the page says without its scripts.
     parts = [
         page_start(title),
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">',
@@ -70,11 +71,17 @@ def render(title: str, summary: str, subjects: Sequence[Mapping[str, Any]], char
         f"<h1>{escape(title)}</h1><p>{escape(summary)}</p>",
         '<noscript><p class="note">This page needs JavaScript. It runs its own and loads nothing.</p></noscript>',
         f'<div class="subjects">{"".join(subject_header(subject) for subject in subjects)}</div>',
+    ]
+
+    # What the scripts fill.
+    parts += [
         section("tokens", "Tokens", TOKENS_TEXT),
         section("codebook", "Codebook", CODEBOOK_TEXT),
     ]
     if any(subject["samples"] for subject in subjects):
         parts.append(section("samples", "Samples", SAMPLES_TEXT))
+
+    # The training curves, and the scripts with all that they read.
     parts += [
         *charts,
         footer,
