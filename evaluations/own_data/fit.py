@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from engine.arithmetic import ceil_div
 from engine.data.header import UPRIGHT
 from engine.messages import UserError
-from evaluations.own_data.survey import ORIENTATION, Survey
+from evaluations.own_data.scan import ORIENTATION
+from evaluations.own_data.survey import Survey
 
 MIN_IMAGES = 20  # readable ones that recipes are written for; with fewer nothing can be learned, nor held out
 SMALL_SHARE = 0.2  # of the images may be smaller than the image size: they are enlarged, and have no fine detail

@@ -19,6 +19,7 @@ from engine.installation import CONFIGS, SCRIPTS
 from engine.messages import UserError
 from evaluations.own_data.fit import Choice, Suggestion, Target
 from evaluations.own_data.recipe_text import fill_in
+from evaluations.own_data.scan import ORIENTATION
 from evaluations.own_data.survey import Survey
 from evaluations.run_layout import RunLayout
 from tokenizer.training.checks import validate
@@ -147,7 +148,7 @@ def _fast_decode(plan: Plan, template: DictConfig) -> Choice:
     """JPEG files that are at least twice as large as needed can be decoded smaller."""
     needed = largest_short_side(plan.suggestion.image_size.value, template.data.min_crop_scale)
     images = plan.survey.scan.images
-    large = sum(image.header.format == "JPEG" and min(image.header.size("upright")) >= 2 * needed for image in images)
+    large = sum(image.header.format == "JPEG" and min(image.header.size(ORIENTATION)) >= 2 * needed for image in images)
     said = f"{large:,} of {len(images):,} images are JPEG files at least twice as large as needed"
     return Choice(large > len(images) / 2, said)
 

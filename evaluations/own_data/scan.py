@@ -20,7 +20,8 @@ from engine.data.header import ImageHeader, read_header
 from engine.data.images import ImageError, decode_image, printable
 from engine.data.samples import fixed_choice
 
-UPRIGHT = Decoding(orientation="upright")  # two pictures are the same if they look the same
+ORIENTATION = "upright"  # of `data.orientation` in the recipes for own pictures
+DECODING = Decoding(orientation=ORIENTATION)  # two pictures are the same if they look the same
 SHOWN_BROKEN = 200  # characters of a reason
 
 
@@ -67,7 +68,7 @@ def scan_image(folder: Path, name: str) -> ScannedImage | BrokenImage:
 
     start = time.thread_time()
     try:
-        picture = decode_image(lambda: content, printable(name), UPRIGHT)
+        picture = decode_image(lambda: content, printable(name), DECODING)
         seconds = time.thread_time() - start
         header = read_header(content)
     except ImageError as error:

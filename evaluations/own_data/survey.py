@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,9 @@ from engine.data.header import UPRIGHT
 from engine.data.images import printable
 from engine.data.layout import FolderLayout
 from evaluations.own_data.duplicates import same_files, same_pictures
-from evaluations.own_data.scan import Scan, ScannedImage
+from evaluations.own_data.scan import ORIENTATION, Scan
 
 TALL_OR_WIDE = 2.0  # sides in this ratio: a square crop then loses half of the image
-ORIENTATION = "upright"  # of `data.orientation` in the recipes for own pictures
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def survey_values(survey: Survey) -> dict[str, Any]:
         "sizes": size_values(survey) if scan.images else {},
         "modes": _counts(image.header.mode for image in scan.images),
         "formats": _counts(image.header.format for image in scan.images),
-        "exif_orientations": _counts(_turn(image) for image in scan.images if image.header.orientation != UPRIGHT),
+        "exif_orientations": _counts(image.header.orientation for image in scan.images if image.header.orientation != UPRIGHT),
         "animations": [printable(image.name) for image in scan.images if image.header.frames > 1],
         "broken": {printable(image.name): image.reason for image in scan.broken},
         "same_files": [[printable(name) for name in group] for group in same_files(scan.images)],
@@ -103,11 +102,6 @@ def size_values(survey: Survey) -> dict[str, Any]:
     }
 
 
-def _counts(values: Sequence[Any]) -> dict[str, int]:
+def _counts(values: Iterable[Any]) -> dict[str, int]:
     """How often each value occurs, the most frequent one first."""
     return {str(value): count for value, count in Counter(values).most_common()}
-
-
-def _turn(image: ScannedImage) -> str:
-    """The EXIF orientation of an image."""
-    return str(image.header.orientation)
