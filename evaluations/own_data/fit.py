@@ -72,6 +72,11 @@ class Target:
     passes: int  # over the images, in training the tokenizer
     generator_passes: int
 
+    @property
+    def has_gpus(self) -> bool:
+        """Whether its commands can use several GPUs."""
+        return self.suffix != ""
+
 
 CPU = Target(
     "2 CPU cores", "", "cpu", image_sizes=(32, 64), batch=16, generator_batch=64,

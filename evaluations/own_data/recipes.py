@@ -98,7 +98,7 @@ def _tokenizer_choices(plan: Plan, template: DictConfig) -> dict[str, Choice | N
         "data.fast_decode": _fast_decode(plan, template),
         "data.skip_broken": _skip_broken(plan),
         # The run.
-        "validation.num_images": Choice(max(1, min(MAX_VALIDATED, plan.num_held_out)), "of the held-out images"),
+        "validation.num_images": _num_validated(plan),
         "loop.run_dir": Choice(str(plan.run.tokenizer), ""),
         "loop.steps": suggestion.steps,
     }
@@ -123,15 +123,19 @@ def _tokenizer_choices(plan: Plan, template: DictConfig) -> dict[str, Choice | N
 
 def _generator_choices(plan: Plan, template: DictConfig) -> dict[str, Choice | None]:
     """The values of a generator's recipe, by dotted key."""
-    count = max(1, min(MAX_VALIDATED, plan.num_held_out))
     return {
         "data.codes": Choice(str(plan.run.codes), "they say how many codes, tokens and classes there are"),
         "data.tokenizer": Choice(str(plan.run.tokenizer), ""),
         "data.global_batch_size": plan.suggestion.generator_batch,
-        "validation.num_images": Choice(count, "of the held-out images"),
+        "validation.num_images": _num_validated(plan),
         "loop.run_dir": Choice(str(plan.run.generator), ""),
         "loop.steps": plan.suggestion.generator_steps,
     }
+
+
+def _num_validated(plan: Plan) -> Choice:
+    """How many images a validation looks at; a recipe cannot say none."""
+    return Choice(max(1, min(MAX_VALIDATED, plan.num_held_out)), "of the held-out images")
 
 
 def _num_workers(plan: Plan, template: DictConfig) -> Choice:
@@ -202,26 +206,28 @@ def training_command(plan: Plan, network: Path) -> Command:
     module = "tokenizer.train" if is_tokenizer else "autoregressive.train"
     title = "the tokenizer" if is_tokenizer else "the GPT, on the codes"
     arguments = ("--config", str(plan.recipe(network)))
-    return Command(title, module, arguments, "train", on_gpus=plan.target.suffix != "")
+    return Command(title, module, arguments, "train", on_gpus=plan.target.has_gpus)
 
 
 def commands_of(plan: Plan) -> list[Command]:
     """The commands from the recipes to a page with everything."""
     run = plan.run
     tokenizer = ("--vq-ckpt", str(run.tokenizer))
-    several = plan.target.suffix != ""
     codes = (*tokenizer, "--code-path", str(run.codes), TEN_CROPS)
     reconstruction = (*tokenizer, "--extractor", "none", "--output", str(run.result("reconstruction")))
     samples = (*tokenizer, "--gpt-ckpt", str(run.generator), "--sample-dir", str(run.samples))
-    commands = [
+
+    # Without held-out pictures there are none to score.
+    scores = Command("scores of the held-out pictures", "evaluations.reconstruction", reconstruction)
+    title = "codes of ten crops of each image"
+    return [
         training_command(plan, run.tokenizer),
-        Command("codes of ten crops of each image", "autoregressive.extract_codes", codes, "extract", on_gpus=several),
+        Command(title, "autoregressive.extract_codes", codes, "extract", on_gpus=plan.target.has_gpus),
         training_command(plan, run.generator),
         Command("new pictures", "autoregressive.sample", samples, "sample"),
-        Command("scores of the held-out pictures", "evaluations.reconstruction", reconstruction),
+        *([scores] if plan.held_out is not None else []),
         Command("a page with curves and pictures", "evaluations.report", (str(run.root),), "report"),
     ]
-    return [command for command in commands if plan.held_out is not None or command.arguments != reconstruction]
 
 
 def require_outside(output: Path, folder: Path) -> None:
