@@ -32,10 +32,14 @@ from evaluations.trainers import recipe_tree
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
+
+    # The pictures.
     parser.add_argument("pictures", type=Path, help="folder: one sub-folder per class, or pictures at any depth")
     parser.add_argument(
         "--layout", choices=[CLASSES, FLAT], help="how to read it (default: classes, where nothing is lost by that)"
     )
+
+    # What is said of them, and where.
     parser.add_argument(
         "--recipe", action="append", default=[], metavar="FILE",
         help="say what this recipe would do with the pictures: a YAML file, or a name such as vq/VQ_SS256; repeatable",

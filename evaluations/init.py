@@ -46,11 +46,15 @@ def share(text: str) -> float:
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
+
+    # The pictures, and where the recipes go.
     parser.add_argument("pictures", type=Path, help="folder: one sub-folder per class, or pictures at any depth")
     parser.add_argument("--output", required=True, type=Path, help="folder for the recipes, and for what they make")
     parser.add_argument(
         "--layout", choices=[CLASSES, FLAT], help="how to read it (default: classes, where nothing is lost by that)"
     )
+
+    # What the recipes say.
     parser.add_argument("--image-size", type=positive, help="pixels (default: what suits the pictures and the machine)")
     parser.add_argument(
         "--held-out", type=share, default=DEFAULT_SHARE, metavar="SHARE",

@@ -8,4 +8,5 @@ survey_text   all that for people
 split         which images are held out
 recipe_text   values put into the text of a recipe, comments kept
 recipes       the recipes for a folder, and the commands that train and look
+example       a folder of mixed pictures to try all that on; an entry of its own
 """

@@ -78,6 +78,8 @@ def parts(rng: np.random.Generator) -> list[tuple[str, str, Image.Image]]:
         name = Path(file).stem
         boxes = [box for box in tiles_of(*photo.size, rng) if min(box[2] - box[0], box[3] - box[1]) >= SHORTEST_SIDE]
         found += [(class_of_photograph(name), f"{name}_{n:03d}", photo.crop(box)) for n, box in enumerate(boxes)]
+
+    # Mixed, and one of many enlarged.
     order = rng.permutation(len(found))
     shuffled = [found[index] for index in order]
     for number in range(0, len(shuffled), LARGE_EVERY):
@@ -92,6 +94,8 @@ def parts(rng: np.random.Generator) -> list[tuple[str, str, Image.Image]]:
 def save_part(picture: Image.Image, stem: Path, number: int) -> Path:
     """Writes a picture as one of the kinds of files that people have; returns its path."""
     kind = number % 12
+
+    # Images that are not RGB.
     if kind == 0:
         return _saved(picture.convert("L"), stem.with_suffix(".png"))
     if kind == 1:
@@ -103,6 +107,8 @@ def save_part(picture: Image.Image, stem: Path, number: int) -> Path:
         return _saved(_with_soft_edge(picture), stem.with_suffix(".png"))
     if kind == 4:
         return _saved(picture.convert("P", palette=Image.Palette.ADAPTIVE), stem.with_suffix(".gif"))
+
+    # RGB, by several formats and cameras.
     if kind == 5:
         return _saved(picture, stem.with_suffix(".webp"), quality=95)
     if kind == 6:

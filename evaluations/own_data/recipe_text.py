@@ -30,9 +30,13 @@ def fill_in(text: str, choices: Mapping[str, Choice | None], header: Sequence[st
         if match is None:
             filled.append(line)
             continue
+
+        # The dotted key of the line.
         indentation = len(match[1])
         open_sections = [section for section in open_sections if section[0] < indentation] + [(indentation, match[2])]
         key = ".".join(name for _, name in open_sections)
+
+        # Its value, or the line as it is.
         if key not in choices:
             filled.append(line)
             continue

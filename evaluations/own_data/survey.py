@@ -61,19 +61,22 @@ def survey_values(survey: Survey) -> dict[str, Any]:
     """Everything that was found, under names for people."""
     layout, scan = survey.layout, survey.scan
     listing = layout.listing
-    counts = survey.class_counts()
+    orientations = [image.header.orientation for image in scan.images]
     return {
+        # The folder.
         "pictures": printable(layout.folder),
         "layout": layout.layout,
         "reason": layout.reason,
         "images": len(layout.images),
         "images_read": scan.num_read,
-        "classes": counts,
+        "classes": survey.class_counts(),
+        # The readable images.
         "sizes": size_values(survey) if scan.images else {},
         "modes": _counts(image.header.mode for image in scan.images),
         "formats": _counts(image.header.format for image in scan.images),
-        "exif_orientations": _counts(image.header.orientation for image in scan.images if image.header.orientation != UPRIGHT),
+        "exif_orientations": _counts(value for value in orientations if value != UPRIGHT),
         "animations": [printable(image.name) for image in scan.images if image.header.frames > 1],
+        # What is wrong, and what is not read at all.
         "broken": {printable(image.name): image.reason for image in scan.broken},
         "same_files": [[printable(name) for name in group] for group in same_files(scan.images)],
         "same_pictures": [[printable(name) for name in group] for group in same_pictures(scan.images)],
@@ -83,6 +86,7 @@ def survey_values(survey: Survey) -> dict[str, Any]:
             "hidden_names": listing.num_hidden,
             "dead_links": [printable(name) for name in listing.broken],
         },
+        # How it was read, and how fast.
         "links_followed": listing.num_links,
         "megabytes": round(sum(image.num_bytes for image in scan.images) / 1e6, 2),
         "images_per_second_and_core": round(survey.images_per_second, 1),
