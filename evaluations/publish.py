@@ -111,7 +111,7 @@ def title_of(args: argparse.Namespace, networks: Sequence[PublishedNetwork], des
         return args.title
     if is_address(destination.address):
         return destination.address.rpartition("/")[2]
-    kinds = " and ".join("generator" if network.source.is_generator else "tokenizer" for network in networks)
+    kinds = " and ".join(network.source.kind for network in networks)
     recipes = " and ".join(network.recipe for network in networks if network.recipe)
     return kinds.capitalize() + (f" of {recipes}" if recipes else "")
 

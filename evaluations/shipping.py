@@ -161,8 +161,8 @@ def write_cards(name: str, run: Path, pair: list[ShippedNetwork], work: RunLayou
         folder = work.root / network.part
         alone = replace(network.published, source=replace(network.published.source, part=""))
         hashes = {file: file_sha256(folder / file) for file in (CONFIG_FILE, WEIGHTS_FILE)}
-        kind = "generator" if network.published.source.is_generator else "tokenizer"
-        texts = CardTexts(f"{name}: {kind} of the quick start", f"{PREFIX}{name}", LICENSE, storage=STORAGE)
+        heading = f"{name}: {network.published.source.kind} of the quick start"
+        texts = CardTexts(heading, f"{PREFIX}{name}", LICENSE, storage=STORAGE)
         card = model_card([alone], [MeasuredResult(network.result_name, result)], texts, hashes)
         card += "\n" + "\n".join(_rounding(run, network, result, work)) + "\n"
         words = sorted(set(private_words(card)))

@@ -80,16 +80,12 @@ def _front_matter(texts: CardTexts) -> str:
     return f"---\n{OmegaConf.to_yaml(OmegaConf.create(facts)).strip()}\n---"
 
 
-def _kind(network: PublishedNetwork) -> str:
-    return "Generator" if network.source.is_generator else "Tokenizer"
-
-
 def _description(network: PublishedNetwork) -> str:
     """What a network is: sizes, and the identity of its weights."""
     model = network.network
     name = OmegaConf.select(network.training_config, "model.name")
     rows: list[tuple[object, object]] = [
-        (_kind(network).lower(), name),
+        (network.source.kind, name),
         ("parameters", f"{network.num_parameters:,}"),
         ("tokens per image", model.num_tokens),
     ]
@@ -107,7 +103,7 @@ def _description(network: PublishedNetwork) -> str:
     step = network.manifest.get("step")
     rows.append(("weights", kind if step is None else f"{kind}, after {step:,} updates"))
     rows.append(("fingerprint", network.fingerprint))
-    return f"## {_kind(network)}\n\n{_table([('', ''), *rows])}"
+    return f"## {network.source.kind.capitalize()}\n\n{_table([('', ''), *rows])}"
 
 
 def _classes(generator: Generator) -> str:
@@ -121,21 +117,25 @@ def _classes(generator: Generator) -> str:
 
 def _loading(networks: Sequence[PublishedNetwork], address: str) -> str:
     """How to use it from Python."""
-    kinds = {network.source.is_generator for network in networks}
+    kinds = {network.source.kind for network in networks}
     lines = []
-    if False in kinds:
+
+    # From images to tokens, and back.
+    if "tokenizer" in kinds:
         lines += [
             "from tokenizer import Tokenizer", "", f'tokenizer = Tokenizer.from_pretrained("{address}")',
             'codes = tokenizer.tokenize("picture.jpg", fit="crop")',
             'pictures = tokenizer.detokenize(codes, output="pil")',
         ]  # fmt: skip
-    if True in kinds:
+
+    # Tokens of new images, which a tokenizer decodes.
+    if "generator" in kinds:
         decode = 'pictures = tokenizer.detokenize(tokens, output="pil")'
         lines += [""] if lines else []
         lines += [
             "from autoregressive import GPT, generate", "", f'gpt = GPT.from_pretrained("{address}")',
             "tokens = generate(gpt, [0, 1], guidance_scale=2.0, seed=0)",
-            decode if False in kinds else f"{decode}  # with the tokenizer of the fingerprint above",
+            decode if "tokenizer" in kinds else f"{decode}  # with the tokenizer of the fingerprint above",
         ]  # fmt: skip
     code = "\n".join(lines)
     return f"## How to load it\n\n```python\n{code}\n```\n\nLoading is strict and runs no code of this repository."
@@ -153,7 +153,7 @@ def _training(network: PublishedNetwork, texts: CardTexts) -> str:
     rows += [(key, value) for key, value in selected.items() if value is not None]
     rows += [(f"pretrained: {name}", stamp) for name, stamp in network.stamp().get("networks", {}).items()]
     note = f"The whole config is in `{network.source.in_publication(CONFIG_FILE)}`."
-    return f"## Training of the {_kind(network).lower()}\n\n{_table([('', ''), *rows])}\n\n{note}"
+    return f"## Training of the {network.source.kind}\n\n{_table([('', ''), *rows])}\n\n{note}"
 
 
 def _data_rows(network: PublishedNetwork, texts: CardTexts) -> Iterator[tuple[str, object]]:

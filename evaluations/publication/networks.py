@@ -38,6 +38,11 @@ class Source:
     folder: Path  # with config.yaml and the weights
     is_generator: bool
 
+    @property
+    def kind(self) -> str:
+        """What it is, for people."""
+        return "generator" if self.is_generator else "tokenizer"
+
     def names(self) -> list[str]:
         """The files of the publication that hold it."""
         return [self.in_publication(name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
