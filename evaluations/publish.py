@@ -18,14 +18,13 @@ huggingface_hub (`hf auth login`, or HF_TOKEN); this program reads no token. `To
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import struct
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+from safetensors import safe_open
 
 from engine.checkpoint.manifest import file_sha256
 from engine.checkpoint.weights import WEIGHT_CHOICES
@@ -84,6 +83,8 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
         sources = sources_of(args.run)
         parts = ", ".join(str(source.folder) for source in sources)
         preflight.ready.append(f"run: {parts}")
+
+    # What the card tells.
     for path in args.results:
         with preflight.collecting():
             read_result(path)
@@ -92,6 +93,8 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
         preflight.file(args.picture, "--picture")
     if args.license is not None and not LICENSE.fullmatch(args.license):
         preflight.problem(f"--license {args.license!r} must be a name of SPDX in lower case, such as mit or cc-by-4.0")
+
+    # Where it goes.
     with preflight.collecting():
         destination = destination_of(args.to)
         destination.require_free(names_of(sources, args), args.replace)
@@ -131,11 +134,9 @@ def require_public(files: dict[str, Path]) -> None:
 
 
 def header_text(file: Path) -> str:
-    """The header of a safetensors file: names of tensors and metadata, with the stamp unpacked."""
-    with file.open("rb") as stream:
-        (size,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(size))
-    return "\n".join(f"{key}: {value}" for key, value in header.get("__metadata__", {}).items())
+    """The metadata in the header of a safetensors file, with the stamp."""
+    with safe_open(file, framework="pt") as weights:
+        return "\n".join(f"{key}: {value}" for key, value in (weights.metadata() or {}).items())
 
 
 def publish(args: argparse.Namespace) -> None:
