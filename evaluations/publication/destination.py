@@ -37,11 +37,15 @@ def destination_of(text: str) -> Destination:
     return HubDestination(text) if is_address(text) else FolderDestination(Path(text.removeprefix(FOLDER_PREFIX)))
 
 
+def _hiding(names: Collection[str]) -> list[str]:
+    """The files that would be loaded in the place of new ones of these names."""
+    folders = {name.rpartition("/")[0] for name in names}
+    return sorted(f"{folder}/{name}".lstrip("/") for folder in folders for name in OVERRIDING)
+
+
 def _require_not_hidden(there: Collection[str], names: Collection[str], place: str) -> None:
     """Raises UserError where a file beside the new ones would be loaded in their place."""
-    folders = {name.rpartition("/")[0] for name in names}
-    hiding = sorted(f"{folder}/{name}".lstrip("/") for folder in folders for name in OVERRIDING)
-    present = [name for name in hiding if name in there]
+    present = [name for name in _hiding(names) if name in there]
     if present:
         raise UserError(f"{place} holds {present[0]}, which would be read in the place of what is published; remove it")
 
@@ -59,8 +63,7 @@ class FolderDestination:
     def require_free(self, names: Collection[str], replace: bool) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"--to {self.folder} is a file; the name of a folder is needed")
-        files = [path for path in self.folder.rglob("*") if path.is_file()] if self.folder.is_dir() else []
-        there = {path.relative_to(self.folder).as_posix() for path in files}
+        there = {name for name in (*names, *_hiding(names)) if (self.folder / name).is_file()}
         _require_not_hidden(there, names, f"--to {self.folder}")
         taken = sorted(there & set(names))
         if taken and not replace:
