@@ -8,10 +8,11 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from autoregressive.codes import CodeStore
 from engine.assets import ASSETS, AssetsConfig, assets_of
 from engine.cli import add_device_flag, positive
 from engine.config import load_config
-from engine.data.classes import Classes, with_labels_of
+from engine.data.classes import Classes, labels_among, with_labels_of
 from engine.data.config import DataConfig
 from engine.data.sources import open_source
 from engine.messages import UserError, logger
@@ -193,6 +194,16 @@ def output_needs(args: argparse.Namespace, name: str, preflight: Preflight) -> N
     preflight.device(args.device)
     with preflight.collecting():
         preflight.output(output_name(args, name).parent, "--output")
+
+
+def codes_needs(args: argparse.Namespace, split: str, classes: Classes | None, preflight: Preflight) -> None:
+    """Looks for the codes of a split that --code-path names, of `classes` where these are known."""
+    if preflight.comes_later(args.code_path, "--code-path"):
+        return
+    with preflight.collecting():
+        codes = CodeStore(args.code_path, split)
+        if classes is not None:
+            labels_among(codes.classes, classes)
 
 
 def measure_needs(

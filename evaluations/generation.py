@@ -21,12 +21,10 @@ from pathlib import Path
 
 import torch
 
-from autoregressive.codes import CodeStore
 from engine.cli import entry_parser, run_entry
-from engine.data.classes import labels_among
 from engine.preflight import Preflight, require
 from engine.world import World
-from evaluations.cli import add_metric_flags, run_evaluation
+from evaluations.cli import add_metric_flags, codes_needs, run_evaluation
 from evaluations.digits.model import find_classifier
 from evaluations.jobs.generation import GenerationJob
 from evaluations.protocols.generation_accumulators import EXPORTS
@@ -51,11 +49,8 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for the networks, the reference, the training codes and the classifier."""
     classes = sampled_needs(args, "generation", preflight)
-    if args.code_path is not None and not preflight.comes_later(args.code_path, "--code-path"):
-        with preflight.collecting():
-            codes = CodeStore(args.code_path, "train")
-            if classes is not None:
-                labels_among(codes.classes, classes)
+    if args.code_path is not None:
+        codes_needs(args, "train", classes, preflight)
     if args.classifier is not None:
         with preflight.collecting():
             find_classifier(args.classifier, classes, hashed=preflight.hashes)

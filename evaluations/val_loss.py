@@ -18,13 +18,11 @@ from pathlib import Path
 import torch
 
 from autoregressive.cli import add_gpt_flags, gpt_needs
-from autoregressive.codes import CodeStore
 from autoregressive.loading import classes_of
 from engine.cli import entry_parser, run_entry
-from engine.data.classes import labels_among
 from engine.preflight import Preflight, require
 from engine.world import World
-from evaluations.cli import add_output_flags, output_needs, run_evaluation, take_data_path_as_held_out
+from evaluations.cli import add_output_flags, codes_needs, output_needs, run_evaluation, take_data_path_as_held_out
 from evaluations.jobs.val_loss import ValLossJob
 from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_to_check, tokenizer_needs
 
@@ -54,17 +52,13 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     tokenizer = tokenizer_needs(args, preflight)
     generator = gpt_needs(args, tokenizer, preflight)
     classes = classes_of(generator) if generator is not None else None
+    if args.code_path is not None:
+        codes_needs(args, "val", classes, preflight)
+        return
     with preflight.collecting():
-        if args.code_path is not None and preflight.comes_later(args.code_path, "--code-path"):
-            return
-        if args.code_path is not None:
-            held_out = CodeStore(args.code_path, "val").classes
-            if classes is not None:
-                labels_among(held_out, classes)
-        else:
-            data = images_to_check(args, tokenizer)
-            survey = preflight.images(data, "val") if data is not None else None
-            preflight.classes(survey, classes)
+        data = images_to_check(args, tokenizer)
+        survey = preflight.images(data, "val") if data is not None else None
+        preflight.classes(survey, classes)
 
 
 def main() -> None:
