@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -11,7 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from engine.checkpoint.manifest import newest_checkpoint, phase_folders
+from engine.checkpoint.manifest import CheckpointError, newest_checkpoint, phase_folders
+from engine.checkpoint.weights import read_header
 from engine.pipeline import StageLog
 from engine.run_log import read_lines, read_metrics
 from evaluations.metrics.registry import headline_metrics, meaning, shown, title
@@ -31,7 +31,6 @@ from evaluations.report.run_folder import RunFolder, config_of
 from evaluations.results import forced_mark, scalars_of
 
 MAX_WARNINGS = 30  # that are listed
-HEADER_BYTES = 8  # of a safetensors file: the length of its header
 
 
 # ------------------------------------------------------------------------------------------------ what it is
@@ -55,23 +54,13 @@ def network_text(training: Training) -> str:
 def num_weights(training: Training) -> int:
     """The numbers in the newest checkpoint's network, by the header of its file; 0 where there is none."""
     folder = newest_checkpoint(training.folder)
-    path = folder / "model.safetensors" if folder is not None else None
-    if path is None or not path.is_file():
+    if folder is None:
         return 0
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(HEADER_BYTES), "little")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:  # damaged; whoever loads it says so
-            return 0
-    total = 0
-    for name, entry in header.items():
-        if name != "__metadata__":
-            size = 1
-            for side in entry["shape"]:
-                size *= side
-            total += size
-    return total
+    try:
+        tensors = read_header(folder / "model.safetensors")
+    except CheckpointError:  # missing or damaged; whoever loads it says so
+        return 0
+    return sum(tensor.numel() for tensor in tensors.values())
 
 
 # ------------------------------------------------------------------------------------------------ how it went
