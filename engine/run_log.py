@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from engine.alerts import ALERTS, Alert, Record, alerts_for
 from engine.atomic_file import write_atomic
-from engine.checkpoint.manifest import newest_checkpoint, phase_folders
+from engine.checkpoint.manifest import newest_checkpoint, record_folders
 from engine.config import to_yaml
 from engine.data import grids
 from engine.finite import NonFiniteValuesError
@@ -269,7 +269,7 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
     that go on from phase to phase.
     """
     records: dict[tuple[int, tuple[str, ...]], dict[str, float]] = {}  # (step, metric names) -> record
-    for folder in phase_folders(Path(run_dir)) or [Path(run_dir)]:
+    for folder in record_folders(Path(run_dir)):
         steps_before = max((step for step, _ in records), default=0)
         for record in read_lines(folder / "metrics.jsonl"):
             record = {name: math.nan if value is None else value for name, value in record.items()}

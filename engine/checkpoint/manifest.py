@@ -91,6 +91,11 @@ def phase_folders(run_dir: Path) -> list[Path]:
     return sorted(run_dir.glob("phase_*"), key=lambda folder: (len(folder.name), folder.name))
 
 
+def record_folders(run_dir: Path) -> list[Path]:
+    """The folders that hold the records of a run, in order: those of its phases if it has any, else its own."""
+    return phase_folders(run_dir) or [run_dir]
+
+
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """Finds the newest checkpoint of a run, of one in phases that of the last phase which has any; else None."""
     checkpoints = [c for folder in (run_dir, *phase_folders(run_dir)) for c in checkpoint_folders(folder)]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from engine.checkpoint.manifest import newest_checkpoint, phase_folders
+from engine.checkpoint.manifest import newest_checkpoint, phase_folders, record_folders
 from engine.config import read_yaml
 from engine.folder_lock import is_locked
 from engine.pipeline import StageLog
@@ -52,6 +52,11 @@ def last_folder(path: Path) -> Path:
     return (path, *phase_folders(path))[-1]
 
 
+def starts_of(path: Path) -> list[dict[str, Any]]:
+    """The records of all starts of a training, of all phases."""
+    return [start for folder in record_folders(path) for start in read_lines(folder / "starts.jsonl")]
+
+
 def progress_of(path: Path) -> Progress:
     """How far the newest phase of a training came; the time is that of all its phases."""
     folder = last_folder(path)
@@ -61,8 +66,9 @@ def progress_of(path: Path) -> Progress:
     config = read_yaml(folder / "config.yaml") if (folder / "config.yaml").is_file() else OmegaConf.create()
     loop = config.get("loop") or {}
 
-    starts = [start for part in (phase_folders(path) or [path]) for start in read_lines(part / "starts.jsonl")]
-    times = [record["time"] for record in read_metrics(path) if "time" in record]
+    starts = starts_of(path)
+    all_records = records if folder == path else read_metrics(path)
+    times = [record["time"] for record in all_records if "time" in record]
     began = [float(start["time"]) for start in starts]
     return Progress(
         step=int(max([steps_saved, *(record["step"] for record in records)])),
@@ -126,7 +132,7 @@ def end_of_log(folder: Path) -> str:
 def warnings_of(path: Path) -> list[str]:
     """What the logs of a training warned of, each once, in order."""
     lines: dict[str, None] = {}
-    for folder in phase_folders(path) or [path]:
+    for folder in record_folders(path):
         log = folder / "log.txt"
         if log.is_file():
             for line in log.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -10,10 +10,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from engine.checkpoint.manifest import CheckpointError, newest_checkpoint, phase_folders
+from engine.checkpoint.manifest import CheckpointError, newest_checkpoint
 from engine.checkpoint.weights import read_header
 from engine.pipeline import StageLog
-from engine.run_log import read_lines, read_metrics
+from engine.run_log import read_metrics
 from evaluations.metrics.registry import headline_metrics, meaning, shown, title
 from evaluations.report.curves import Training, trainings_of
 from evaluations.report.ending import (
@@ -22,6 +22,7 @@ from evaluations.report.ending import (
     duration_text,
     pipeline_ending,
     progress_of,
+    starts_of,
     training_ending,
     warnings_of,
 )
@@ -102,20 +103,14 @@ def facts_of_training(training: Training) -> list[tuple[str, str]]:
     if progress.seconds:
         starts = f" in {progress.starts} starts" if progress.starts > 1 else ""
         facts.append(("took", duration_text(progress.seconds) + starts))
-    starts_on_file = starts_of(training)
-    if starts_on_file:
-        newest = starts_on_file[-1]
+    all_starts = starts_of(training.folder)
+    if all_starts:
+        newest = all_starts[-1]
         facts.append(("on", device_text(newest)))
         git = newest.get("git") or {}
         sha = str(git.get("sha", "unknown"))[:10]
         facts.append(("code", f"commit {sha}{' with changes' if git.get('dirty') is True else ''}"))
     return facts
-
-
-def starts_of(training: Training) -> list[dict[str, Any]]:
-    """The records of all starts, of all phases."""
-    folders = phase_folders(training.folder) or [training.folder]
-    return [start for folder in folders for start in read_lines(folder / "starts.jsonl")]
 
 
 def fact_list(facts: Sequence[tuple[str, str]]) -> str:
@@ -188,7 +183,7 @@ def provenance(run: RunFolder) -> str:
         if not training.exists:
             continue
         commands = dict.fromkeys(
-            command_text(start["command"]) for start in starts_of(training) if start.get("command")
+            command_text(start["command"]) for start in starts_of(training.folder) if start.get("command")
         )
         config = config_of(training.folder)
         warnings = warnings_of(training.folder)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.checkpoint.manifest import phase_folders
+from engine.checkpoint.manifest import record_folders
 from engine.data.grids import save_grid, zoom_of
 from engine.data.images import to_float
 from evaluations.metrics.registry import METRICS, headline_metrics
@@ -128,7 +128,7 @@ def training_pictures(run: RunFolder) -> str:
 def grids_of(training: Training) -> dict[str, list[tuple[int, Path]]]:
     """{kind: [(step, file), ...]} of the grids of a training, by ascending step, of each phase on its own."""
     grids: dict[str, list[tuple[int, Path]]] = {}
-    for folder in phase_folders(training.folder) or [training.folder]:
+    for folder in record_folders(training.folder):
         phase = f"{folder.name.replace('_', ' ')}, " if folder != training.folder else ""
         for path in sorted((folder / "samples").glob("*.png")):
             match = GRID_NAME.fullmatch(path.name)

@@ -16,8 +16,8 @@ from engine.config_types import format_value
 from engine.run_log import read_metrics
 from evaluations.metrics.registry import find_metric, headline_metrics, shown, title
 from evaluations.report.curves import Training, trainings_of
-from evaluations.report.ending import progress_of
-from evaluations.report.first_screen import ending_of, starts_of
+from evaluations.report.ending import progress_of, starts_of
+from evaluations.report.first_screen import ending_of
 from evaluations.report.page import Card, Cell, cards, note_list, section, sortable_table
 from evaluations.report.records import RECORDED_VALUES, RecordedValue, newest_values
 from evaluations.report.run_folder import RunFolder, config_of
@@ -90,7 +90,7 @@ def settings_of(training: Training) -> dict[str, Any]:
         if isinstance(value, str) and around and value.startswith(f"{around}/"):
             settings[key] = value.replace(around, "...", 1)
 
-    starts = starts_of(training)
+    starts = starts_of(training.folder)
     if starts:
         newest = starts[-1]
         device = newest.get("device") or {}
