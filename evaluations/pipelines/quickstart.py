@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from engine.config import read_yaml
 from engine.json_text import to_json
 from engine.messages import UserError
 from engine.pipeline import Stage, StageLog, config_flags, module_stage
 from engine.recipe_names import recipe_file, recipe_files
 from engine.run_log import read_metrics
-from engine.yaml_files import read_own_layer
 from evaluations.pipelines.stages import both_networks, codes_stage, probe_stage, search_stage, val_loss_stage
 from evaluations.results import read_result
 from evaluations.run_layout import RunLayout
+from evaluations.trainers import recipe_tree
 
 RECIPES = "quickstart"  # the folder of its recipes
 GUIDANCE_SCALE = 2.0
@@ -104,10 +102,7 @@ def configs_of(args: Namespace, training: str) -> list[str]:
 
 def image_size_of(args: Namespace) -> int:
     """Side of the images in pixels, as the tokenizer's YAMLs say it."""
-    first, *overlays = map(recipe_file, configs_of(args, "tokenizer"))
-    # As on a command line, an overlay does not bring its base along.
-    trees = [read_yaml(first), *(read_own_layer(path)[1] for path in overlays)]
-    return OmegaConf.merge(*trees).data.image_size
+    return recipe_tree(configs_of(args, "tokenizer")).data.image_size
 
 
 def has_classifier(args: Namespace) -> bool:
