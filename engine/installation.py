@@ -23,6 +23,8 @@ ROOT = CODE if IS_CHECKOUT else PACKAGE  # the folder of configs/ and scripts/
 CONFIGS = ROOT / "configs"
 SCRIPTS = ROOT / "scripts"
 PYTHON_VARIABLE = "VT_PYTHON"  # of the environment: the Python that scripts/launch.sh takes
+# Environment variables that ask scripts/launch.sh for processes per machine; the first that is set counts.
+REQUESTED_PROCESSES = ("NPROC_PER_NODE", "gpus", "GPUS")
 UNKNOWN = "unknown"
 
 

@@ -36,13 +36,12 @@ from engine.data.base import SourceConfig, Survey
 from engine.data.classes import Classes, labels_among
 from engine.data.sources import has_split, survey_source
 from engine.devices import device_problem
+from engine.installation import REQUESTED_PROCESSES
 from engine.loop import LoopConfig, batch_problem
 from engine.messages import ConfigError, UserError
 from engine.outputs import free_name
 
 CHECKED_VARIABLE = "PREFLIGHT_DONE"  # of the environment: 1 in processes whose needs were looked for before
-# Environment variables that ask scripts/launch.sh for processes per machine; the first that is set counts.
-REQUESTED_PROCESSES = ("NPROC_PER_NODE", "gpus", "GPUS")
 MB = 10**6
 GB = 10**9
 

@@ -21,7 +21,15 @@ from importlib.metadata import PackageNotFoundError, version
 
 from engine import __version__
 from engine.cores import thread_settings
-from engine.installation import CODE, DISTRIBUTION, UNKNOWN, commit, launch_command, launch_environment
+from engine.installation import (
+    CODE,
+    DISTRIBUTION,
+    REQUESTED_PROCESSES,
+    UNKNOWN,
+    commit,
+    launch_command,
+    launch_environment,
+)
 from engine.messages import UserError
 
 PROGRAM = "vt"
@@ -80,7 +88,6 @@ and the first line says which. For the flags of that command: {PROGRAM} train RE
 WITH_VALUE = ("--config", "--plugin", "--plan", "--help-config")
 # With these a command prints something and ends: one process is enough.
 ONLY_PRINTS = ("--help", "-h", "--check", "--dry-run", "--print-config", "--plan", "--help-config")
-PROCESSES = ("NPROC_PER_NODE", "gpus", "GPUS")  # the first that is set counts, as in scripts/launch.sh
 
 
 # ------------------------------------------------------------------------------------------------ the verbs
@@ -157,7 +164,7 @@ def asks_for_several(arguments: list[str]) -> bool:
     """Whether a command is to run on several processes: those of this machine, or of several."""
     if any(argument.partition("=")[0] in ONLY_PRINTS for argument in arguments):
         return False
-    counts = [os.environ[name] for name in PROCESSES if os.environ.get(name)][:1]
+    counts = [os.environ[name] for name in REQUESTED_PROCESSES if os.environ.get(name)][:1]
     return any(count != "1" for count in [*counts, os.environ.get("NNODES") or "1"])
 
 

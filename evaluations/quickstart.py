@@ -25,10 +25,11 @@ from engine.cli import entry_parser, positive, run_entry
 from engine.config import load_config
 from engine.data.config import DataConfig
 from engine.data.sources import attribution_of
+from engine.installation import REQUESTED_PROCESSES
 from engine.json_text import to_json
 from engine.messages import logger
 from engine.pipeline import run_stages
-from engine.preflight import REQUESTED_PROCESSES, Preflight, require
+from engine.preflight import Preflight, require
 from evaluations.metrics.extractors import EXTRACTORS, OFFLINE_EXTRACTOR
 from evaluations.pipelines.quickstart import (
     DATA,

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from engine.folder_lock import is_locked
-from engine.preflight import REQUESTED_PROCESSES
+from engine.installation import REQUESTED_PROCESSES
 from evaluations.doctor.evidence import RunEvidence
 from evaluations.doctor.severity import Severity
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.atomic_file import write_atomic
+from engine.installation import REQUESTED_PROCESSES
 from engine.json_text import to_json
 from engine.messages import UserError, logger
 from engine.outputs import free_name
 from engine.pipeline import Stage, StageLog, run_stages
-from engine.preflight import REQUESTED_PROCESSES, Preflight, joint_preflight, num_local_processes, require
+from engine.preflight import Preflight, joint_preflight, num_local_processes, require
 from evaluations.pipelines.fit import config_arguments, fit_problems
 from evaluations.pipelines.published_scripts import Script
 from evaluations.pipelines.requests import Request

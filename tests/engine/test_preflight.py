@@ -14,9 +14,10 @@ from engine import devices
 from engine.assets import AssetsConfig
 from engine.data.config import DataConfig
 from engine.devices import device_line, device_problem, pick_device
+from engine.installation import REQUESTED_PROCESSES
 from engine.loop import LoopConfig
 from engine.messages import ConfigError, UserError
-from engine.preflight import CHECKED_VARIABLE, REQUESTED_PROCESSES, Preflight, joint_preflight, network_bytes, require
+from engine.preflight import CHECKED_VARIABLE, Preflight, joint_preflight, network_bytes, require
 
 
 @pytest.fixture(autouse=True)

@@ -77,7 +77,7 @@ def test_the_recipe_may_stand_anywhere(tmp_path, monkeypatch):
     ],
 )
 def test_several_processes_start_through_the_launcher(variables, arguments, several, monkeypatch):
-    for name in (*console.PROCESSES, "NNODES"):
+    for name in (*console.REQUESTED_PROCESSES, "NNODES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
