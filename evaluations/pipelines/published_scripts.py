@@ -5,7 +5,7 @@ docs/pipelines.md describes them. At --scale tiny, a script first trains the net
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.messages import UserError
@@ -24,6 +24,7 @@ from evaluations.pipelines.stages import (
     both_networks,
     codes_stage,
     generator_stage,
+    on_one_process,
     probe_stage,
     report_stage,
     search_stage,
@@ -232,7 +233,7 @@ def tokenizer_for_training(request: Request, layout: RunLayout) -> tuple[Path, l
         layout.tokenizer.name, "tokenizer.convert",
         "--vq-ckpt", path, "--tok-config", str(config), "--output", str(layout.tokenizer),
     )  # fmt: skip
-    stage = Stage(conversion.name, ["env", "NPROC_PER_NODE=1", *conversion.command], product=layout.tokenizer)
+    stage = replace(on_one_process(conversion), product=layout.tokenizer)
     image_flags = ["--data-path", request.training_images, "--val-path", request.held_out_images]
     return layout.tokenizer, image_flags, [stage]
 

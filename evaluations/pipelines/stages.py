@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from engine.pipeline import Stage, config_flags, module_stage
@@ -55,5 +56,9 @@ def probe_stage(name: str, folder: Path, configs: Sequence[str | Path], *overrid
 
 def report_stage(run: Path) -> Stage:
     """The report, always rerun: it is cheap, and picks up new results. It needs one process only."""
-    stage = module_stage(REPORT, "evaluations.report", str(run))
-    return Stage(stage.name, ["env", "NPROC_PER_NODE=1", *stage.command], always=True)
+    return replace(on_one_process(module_stage(REPORT, "evaluations.report", str(run))), always=True)
+
+
+def on_one_process(stage: Stage) -> Stage:
+    """The stage on one process, whatever the environment asks for."""
+    return replace(stage, command=["env", "NPROC_PER_NODE=1", *stage.command])
