@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+SWEEP_RECORD = "sweep.json"  # in the folder of a sweep: its runs with their values
+
 
 class RunLayout:
     """The folders of a run. `root` is the folder of the whole run; nothing needs to exist."""

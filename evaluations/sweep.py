@@ -36,6 +36,7 @@ from evaluations.pipelines.sweep import (
     Values,
     grid_of,
     name_of,
+    overrides_of,
     parse_choices,
     parse_range,
     random_draws,
@@ -124,7 +125,7 @@ def check_runs(module: str, files: Sequence[Path], overrides: Sequence[str], run
     problems: dict[str, list[str]] = {}
     for name, values in runs.items():
         try:
-            config = load_config(schema, files, [*overrides, *(f"{k}={v}" for k, v in values.items())], check)
+            config = load_config(schema, files, [*overrides, *overrides_of(values)], check)
             if check is not None:
                 check(config)
         except ConfigError as error:
@@ -140,7 +141,7 @@ def recipe_of(module: str, files: Sequence[Path], overrides: Sequence[str], runs
     schema, _ = SCHEMAS[module]
     varied = {key for values in runs.values() for key in values}
     (first, *_) = runs.values()
-    config = flatten(load_config(schema, files, [*overrides, *(f"{key}={value}" for key, value in first.items())]))
+    config = flatten(load_config(schema, files, [*overrides, *overrides_of(first)]))
     shared = {key: value for key, value in config.items() if key not in varied and key != "loop.run_dir"}
     return {"trainer": module, "config": shared}
 
@@ -220,7 +221,7 @@ def print_runs(folder: Path, runs: dict[str, Values]) -> None:
     done = StageLog(folder)
     for name, values in runs.items():
         mark = " (finished)" if done.done(name) else ""
-        print(f"{name}{mark}: {' '.join(f'{key}={value}' for key, value in values.items())}")
+        print(f"{name}{mark}: {' '.join(overrides_of(values))}")
     print(f"{len(runs)} runs in {folder}")
 
 

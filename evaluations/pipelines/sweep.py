@@ -22,8 +22,8 @@ from engine.facts import changed_facts
 from engine.json_text import as_read_back, to_json
 from engine.messages import UserError
 from engine.pipeline import Stage, StageError, module_stage, run_stages
+from evaluations.run_layout import SWEEP_RECORD
 
-RECORD = "sweep.json"
 MAX_NAME = 100  # characters of the name of a run
 DIGITS = 3  # significant ones of a number that is drawn
 TRIES_PER_RUN = 200  # draws for a run that is not there yet, before it counts as impossible
@@ -101,6 +101,11 @@ def parse_range(text: str) -> Range:
     return Range(key.strip(), *ends, is_log, all(re.fullmatch(r"[+-]?\d+", end) for end in (low, high)))
 
 
+def overrides_of(values: Values) -> list[str]:
+    """The values as `key=value`, as one types them."""
+    return [f"{key}={value}" for key, value in values.items()]
+
+
 def grid_of(choices: Sequence[Choices]) -> list[dict[str, str]]:
     """All combinations of the values; the first key changes slowest."""
     keys = [choice.key for choice in choices]
@@ -154,7 +159,7 @@ class SweepRecord:
     """`sweep.json` of a folder: the recipe, and the runs with their values and failures."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / RECORD
+        self.path = folder / SWEEP_RECORD
         self.recipe: dict[str, Any] = {}
         self.runs: dict[str, dict[str, Any]] = {}
         if self.path.is_file():
@@ -201,8 +206,7 @@ def _number_or_text(value: str) -> float | str:
 # ------------------------------------------------------------------------------------------------ training
 def stage_of(name: str, values: Values, folder: Path, module: str, arguments: Sequence[str]) -> Stage:
     """The training of one run of a sweep, in a folder of its own."""
-    overrides = [f"{key}={value}" for key, value in values.items()]
-    return module_stage(name, module, *arguments, *overrides, f"loop.run_dir={folder / name}")
+    return module_stage(name, module, *arguments, *overrides_of(values), f"loop.run_dir={folder / name}")
 
 
 def train_all(folder: Path, stages: Sequence[Stage], record: SweepRecord, show: Callable[[], None]) -> list[str]:

@@ -20,10 +20,10 @@ from evaluations.report.run_folder import RunFolder, runs_in
 from evaluations.report.runs_table import first_screen_of, planned_rows, row_of, runs_table
 from evaluations.report.sections import COMPARED_SECTIONS, SECTIONS
 from evaluations.report.size import NOTE_PLACE, fit_pictures
+from evaluations.run_layout import SWEEP_RECORD
 
 MAX_DIFFERENCES = 12  # of two protocols, that are listed
 MAX_OPEN = 2  # runs whose own parts of a page are open
-SWEEP_RECORD = "sweep.json"  # in the folder of a sweep: its runs with their values
 
 
 def open_runs(path: Path) -> list[RunFolder]:
