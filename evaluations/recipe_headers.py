@@ -55,6 +55,7 @@ def summary_of(path: Path) -> str:
 
 def facts_of(path: Path) -> Facts:
     """Reads the lines of a header that are no prose, and the size in its prose."""
+    # The lines that begin with the name of a fact.
     facts = Facts()
     for line in header_lines(path):
         if published := re.match(r"Published(?: \((.*)\))?: (.*)", line):
@@ -69,6 +70,8 @@ def facts_of(path: Path) -> Facts:
             facts.parameters = line.removeprefix("Parameters: ").rstrip(".")
         elif cost := COST.match(line):
             facts.cost = (float(cost[1]), int(cost[2]))
+
+    # A size in the prose counts before that of a line.
     size = SIZE.search(header_of(path))
     if size:
         facts.parameters = f"{size[1]}{size[2]}"

@@ -308,6 +308,8 @@ def _gpu_cases(gpt: GPT, positions: tuple[int, ...]) -> Iterator[Case]:
         launched = copy.deepcopy(gpt).to(dtype)
         recorded = copy.deepcopy(launched)
         recorded.record_steps = True
+
+        # One image without guidance and with it, then batches.
         for batch, scale in ((1, 1.0), (1, SCALE), (8, SCALE), (32, SCALE)):
             yield Case(
                 f"{_title(batch, scale, positions)}, {str(dtype).removeprefix('torch.')}",

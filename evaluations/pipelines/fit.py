@@ -31,11 +31,14 @@ def fit_problems(stages: Sequence[Stage]) -> Iterator[str]:
 
     A recipe that is wrong by itself is not judged; its own stage tells what is wrong with it.
     """
+    # Only a script that trains both can find out so late.
     trainings = {stage.module: stage for stage in stages}
     tokenizer_stage = trainings.get("tokenizer.train")
     generator_stage = trainings.get("autoregressive.train")
     if tokenizer_stage is None or generator_stage is None:
         return
+
+    # Both networks, without memory for their weights.
     try:
         tokenizer_config = load_config(TokenizerTrainConfig, *config_arguments(tokenizer_stage))
         tokenizer = tokenizer_on_meta(tokenizer_config)
@@ -45,6 +48,8 @@ def fit_problems(stages: Sequence[Stage]) -> Iterator[str]:
         generator = generator_on_meta(generator_config)
     except ConfigError:
         return
+
+    # The sizes of tokens of one and the other.
     try:
         require_sizes(generator, tokenizer)
     except ConfigError as error:

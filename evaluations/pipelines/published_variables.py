@@ -138,11 +138,14 @@ def tokenizer_items(variables: PublishedVariables, batch_size: int) -> list[str]
 
 def generator_items(variables: PublishedVariables, batch_size: int, *, has_cool_down: bool = True) -> list[str]:
     """Overrides for the training of a generator, whose recipe has batches of `batch_size` images."""
+    # A value without a use is told, and left out.
     batch = variables.whole_number("LM_BSZ")
     decay_fraction = variables.number("FRACT_DECAY")
     if decay_fraction is not None and not has_cool_down:
         variables.say("FRACT_DECAY is not used: AR probing has a constant learning rate")
         decay_fraction = None
+
+    # Length, optimizer, and what the network is.
     return items(
         {
             "data.global_batch_size": batch,

@@ -139,11 +139,13 @@ def evaluation_stages(layout: RunLayout, classifier: Path | None, num_samples: i
     """What every quick start measures: reconstructions, and generated images with a classifier where there is one."""
     classifier_flags = ["--classifier", str(classifier)] if classifier is not None else []
     return [
+        # Held-out images through the tokenizer.
         module_stage(
             "reconstruction", "evaluations.reconstruction",
             "--vq-ckpt", str(layout.tokenizer), "--reference", "train",
             "--output", str(layout.result("reconstruction")),
         ),
+        # Images that the generator draws.
         module_stage(
             "generation", "evaluations.generation",
             *both_networks(layout.tokenizer, layout.generator),

@@ -34,6 +34,7 @@ NOT_AT_TINY_SCALE = (
 
 def add_script_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that all published scripts have."""
+    # What is trained.
     parser.add_argument(
         "items", nargs="*", metavar="RECIPE.yaml | key=value",
         help="recipe of what is trained (else a variable names it), and keys of it to set",
@@ -41,6 +42,8 @@ def add_script_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", action="append", default=[], metavar="FILE", help="recipe or YAML file; repeatable, later ones win"
     )
+
+    # Its scale and its folder, or only a look.
     parser.add_argument(
         "--scale", default=FULL, choices=SCALES,
         help="tiny: a rehearsal of all stages with small networks, digits and a few steps, minutes on a CPU",

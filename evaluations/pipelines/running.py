@@ -104,11 +104,14 @@ def call_entry(module: str, arguments: Sequence[str]) -> tuple[int, str, str]:
 
     For commands that only look or print. Raises the UserError of the command.
     """
+    # The arguments are those of a process of its own, and only errors are logged.
     entry = importlib.import_module(module)
     arguments_before, level = sys.argv, logger.level
     output, errors = io.StringIO(), io.StringIO()
     sys.argv = [module, *arguments]
     logger.setLevel(logging.ERROR)
+
+    # Both are restored however the command ends.
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             entry.main()
@@ -126,10 +129,13 @@ def _keep_commands(script: Script, log: StageLog) -> None:
 
     Raises UserError where a finished stage was made by another command: its results would pass for those of this one.
     """
+    # Without the path of the run, so that a moved one has the same commands.
     path = script.run / COMMANDS
     root = str(script.run)
     commands = {stage.name: [part.replace(root, "{run}") for part in _command(stage)] for stage in script.stages}
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    # A finished stage must have been this one.
     for stage in script.stages:
         name = stage.name
         if name in earlier and log.done(name) and not stage.always and earlier[name] != commands[name]:
@@ -140,6 +146,8 @@ def _keep_commands(script: Script, log: StageLog) -> None:
                 f"{' '.join(changed) or 'nothing'} in the place of {' '.join(missing) or 'nothing'}). For other "
                 f"settings, give another folder, such as --run-dir {free_name(script.run)}"
             )
+
+    # Stages of an earlier script in the same folder stay on record.
     script.run.mkdir(parents=True, exist_ok=True)
     write_atomic(path, to_json(earlier | commands, indent=1))
 

@@ -84,6 +84,7 @@ def parse_choices(text: str) -> Choices:
 
 def parse_range(text: str) -> Range:
     """Reads `key=low:high` or `key=low:high:log`. Raises UserError where it is another form, or an empty range."""
+    # The parts; ends that are no numbers count as an empty range.
     key, _, rest = text.partition("=")
     low, _, others = rest.partition(":")
     high, _, scale = others.partition(":")
@@ -91,6 +92,8 @@ def parse_range(text: str) -> Range:
         ends = float(low), float(high)
     except ValueError:
         ends = (0.0, 0.0)
+
+    # Whether they are a range.
     is_log = scale == "log"
     is_range = all(map(math.isfinite, ends)) and ends[0] < ends[1] and not (is_log and ends[0] <= 0)
     if not key.strip() or scale not in ("", "log") or not is_range:

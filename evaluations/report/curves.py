@@ -120,9 +120,12 @@ OTHER_CHARTS = [
 
 def tokenizer_charts() -> list[Chart]:
     """The charts of a tokenizer, with the losses that any registered quantizer names itself."""
+    # The names of the losses.
     of_quantizers = {loss for quantizer in QUANTIZERS.values() for loss in quantizer.loss_names}
     named_by_quantizers = sorted(of_quantizers - set(QUANTIZER_TERMS))
     main_terms = [name for name in MAIN_TERMS if name != "entropy"]  # The entropies have a chart of their own.
+
+    # Held-out images first, then the losses, then the codes.
     return [
         Chart(
             "Validation PSNR",
@@ -176,11 +179,13 @@ def curves(run: RunFolder) -> str:
     groups = []
     for training in trainings_of(run):
         records = read_metrics(training.folder)
-        own, common = ("".join(chart.draw(records) for chart in charts) for charts in (training.charts, COMMON_CHARTS))
-        if own or common:
+        of_network, common = (
+            "".join(chart.draw(records) for chart in charts) for charts in (training.charts, COMMON_CHARTS)
+        )
+        if of_network or common:
             more = details("learning rate, gradient, speed and memory", f'<div class="charts">{common}</div>')
             heading = "" if run.is_training else f"<h3>{training.title}</h3>"
-            groups.append(f'{heading}<div class="charts">{own}</div>{more if common else ""}')
+            groups.append(f'{heading}<div class="charts">{of_network}</div>{more if common else ""}')
     return section("Training curves", "".join(groups), "curves")
 
 

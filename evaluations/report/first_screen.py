@@ -8,7 +8,7 @@ from html import escape
 from pathlib import PurePath
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from engine.checkpoint.manifest import CheckpointError, newest_checkpoint
 from engine.checkpoint.weights import read_header
@@ -96,6 +96,7 @@ def device_text(start: Mapping[str, Any]) -> str:
 
 def facts_of_training(training: Training) -> list[tuple[str, str]]:
     """(name, text) of when and where a network was trained."""
+    # When.
     progress = progress_of(training.folder)
     facts = []
     if progress.began is not None:
@@ -103,6 +104,8 @@ def facts_of_training(training: Training) -> list[tuple[str, str]]:
     if progress.seconds:
         starts = f" in {progress.starts} starts" if progress.starts > 1 else ""
         facts.append(("took", duration_text(progress.seconds) + starts))
+
+    # On what, and by which code: as of the newest start.
     all_starts = starts_of(training.folder)
     if all_starts:
         newest = all_starts[-1]
@@ -190,7 +193,7 @@ def provenance(run: RunFolder) -> str:
         content = [
             fact_list(facts_of_training(training)) if not run.is_training else "",
             details("command", f"<pre>{escape(chr(10).join(commands))}</pre>" if commands else ""),
-            details("config", f"<pre>{escape(_yaml(config))}</pre>" if config else ""),
+            details("config", f"<pre>{escape(OmegaConf.to_yaml(config))}</pre>" if config else ""),
             details(f"{len(warnings)} warning(s) in the log", _list(warnings[:MAX_WARNINGS]) if warnings else ""),
         ]
         heading = "" if run.is_training else f"<h3>{escape(training.title)}</h3>"
@@ -204,10 +207,6 @@ def provenance(run: RunFolder) -> str:
         )
         parts.append(f"<h3>Time of the stages</h3><table><tbody>{rows}</tbody></table>")
     return section("How it was made", "".join(parts), "made")
-
-
-def _yaml(config: DictConfig) -> str:
-    return OmegaConf.to_yaml(config)
 
 
 def _list(lines: Sequence[str]) -> str:
