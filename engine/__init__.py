@@ -15,7 +15,8 @@ Record of a run    run_log, tracker, trackers (their registry), wandb_run, tenso
                    alerts, progress, meters (rates and waiting),
                    flops (operations of a step), gpus (what they can do), json_text (the one writer of JSON)
 Files              checkpoint/, assets (pretrained networks), hub (networks to fetch), hub_upload, sharing (what may
-                   leave this machine), shipped_models (small ones that come with the program),
+                   leave this machine), pretrained (networks as objects), shipped_models (small ones that come with the
+                   program),
                    half_precision (as storage), pipeline (commands that can be stopped),
                    installation (where those of the program lie: a checkout or a wheel),
                    outputs (where commands may write), atomic_file (written as a whole or not at all),

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from autoregressive.sampling import Draw, PerIndex
 from engine.data.classes import Classes
 from engine.flops import PartFlops
 from engine.messages import UserError
-from engine.sharing import save_network
+from engine.pretrained import PretrainedNetwork
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class DataSizes:
     num_classes: int
 
 
-class Generator(nn.Module):
+class Generator(PretrainedNetwork):
     """Base class of all generators.
 
     A generator is a class in a file of its own, entered in `autoregressive.models.registry.GENERATORS` (or registered
@@ -64,44 +64,17 @@ class Generator(nn.Module):
     num_layers: int  # layers whose `features` can be read
     class_dropout_prob: float = 0.0  # training: fraction of labels that the data stream replaces by the null class
     published_size: str | None = None  # name of a published size; published defaults of the sampler depend on it
-    provenance: Any = None  # where a loaded network came from (`tokenizer.loading.Provenance`)
     weight_facts: Mapping[str, Any] = {}  # what a result says about weights that are not the trained ones as they are
     record_steps: bool = False  # on a GPU, `sample` may record CUDA graphs: the weights stay where they are from now on
 
     # ------------------------------------------------------------------------------------------------ its files
     @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        config: str | Path | Any = None,
-        weights: str = "auto",
-        device: torch.device | str = "cpu",
-    ) -> Self:
-        """A trained generator in evaluation mode: `GPT.from_pretrained("runs/quickstart")`.
-
-        `source`: the folder of a run, a checkpoint, or one that `save_pretrained` wrote; a published file, with its
-        `config`; or an address of the hub, `hf-hub:organization/name@revision`, which is fetched. The other arguments
-        are those of `autoregressive.load_gpt`.
-
-        Raises UserError where there is no such network, its files are damaged, or it is of another class than `cls`.
-        """
+    def _load(
+        cls, source: str | Path, *, config: str | Path | Any, weights: str, device: torch.device | str
+    ) -> Generator:
         from autoregressive.loading import load_gpt
 
-        network = load_gpt(source, config=config, weights=weights, device=device)
-        if not isinstance(network, cls):
-            raise UserError(f"{source} holds a {type(network).__name__}, not a {cls.__name__}")
-        return network
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the generator to a new folder, for `from_pretrained` and every command: see
-        `engine.sharing.save_network`.
-        """
-        save_network(self, folder)
-
-    def state_to_share(self) -> dict[str, Tensor]:
-        """Its state dict, which holds nothing of single training images beside the weights."""
-        return self.state_dict()
+        return load_gpt(source, config=config, weights=weights, device=device)
 
     # ------------------------------------------------------------------------------------------------ its sizes
     @classmethod

@@ -10,11 +10,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, overload
+from typing import Any, ClassVar, Literal, overload
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.data.decoding import DEFAULT_DECODING
 from engine.data.image_input import Fit, ImageSizes, Picture, float_images
@@ -22,7 +22,7 @@ from engine.data.image_output import Output, images_as, require_output
 from engine.finite import require_finite
 from engine.flops import PartFlops
 from engine.messages import UserError
-from engine.sharing import save_network
+from engine.pretrained import PretrainedNetwork
 from engine.validation import Problem
 from tokenizer.models.code_input import Codes, as_codes
 from tokenizer.models.picture_decoder import PictureDecoder
@@ -57,7 +57,7 @@ class FeatureSource:
     grid: tuple[int, int] | None = None  # (rows, columns), where the tokens are the cells of a grid
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(PretrainedNetwork):
     """Base class of all tokenizers.
 
     A tokenizer is a class in a file of its own, entered in `tokenizer.models.registry.MODELS` (or registered by a
@@ -82,7 +82,6 @@ class Tokenizer(nn.Module):
     image_size: int  # pixels, side of the images it is trained for
     num_tokens: int  # tokens per image of that size
     quantizer: Quantizer
-    provenance: Any = None  # where a loaded network came from (`tokenizer.loading.Provenance`)
 
     semantic_grid: int  # with "semantic": cells per side
     factor: int  # with "any_size": pixels per cell
@@ -138,29 +137,10 @@ class Tokenizer(nn.Module):
 
     # ------------------------------------------------------------------------------------------------ its files
     @classmethod
-    def from_pretrained(
-        cls, source: str | Path, *, config: str | Path | None = None, weights: str = "auto", device: str = "cpu"
-    ) -> Self:
-        """A trained tokenizer in evaluation mode: `Tokenizer.from_pretrained("runs/quickstart")`.
-
-        `source`: the folder of a run, a checkpoint, or one that `save_pretrained` wrote; a published file; or an
-        address of the hub, `hf-hub:organization/name@revision`, which is fetched. The other arguments are those of
-        `tokenizer.load_tokenizer`.
-
-        Raises UserError where there is no such network, its files are damaged, or it is of another class than `cls`.
-        """
+    def _load(cls, source: str | Path, *, config: str | Path | None, weights: str, device: str) -> Tokenizer:
         from tokenizer.loading import load_tokenizer
 
-        network = load_tokenizer(source, config=config, weights=weights, device=device)
-        if not isinstance(network, cls):
-            raise UserError(f"{source} holds a {type(network).__name__}, not a {cls.__name__}")
-        return network
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the tokenizer to a new folder, for `from_pretrained` and every command: see
-        `engine.sharing.save_network`.
-        """
-        save_network(self, folder)
+        return load_tokenizer(source, config=config, weights=weights, device=device)
 
     def state_to_share(self) -> dict[str, Tensor]:
         """Its state dict with the quantizer's windows emptied: they hold the codes of the last training images, which
