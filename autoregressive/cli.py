@@ -21,7 +21,7 @@ from engine.messages import logger
 from engine.preflight import Preflight
 from engine.validation import collecting, problems_of, raise_problems
 from engine.world import World
-from tokenizer.cli import TRAINED_NETWORK
+from tokenizer.cli import trained_network_help
 from tokenizer.models.base import Tokenizer
 from tokenizer.published.files import is_published
 
@@ -126,7 +126,7 @@ def add_gpt_flags(parser: argparse.ArgumentParser, default: str | None = None) -
     parser.add_argument(
         "--gpt-ckpt",
         required=default is None,
-        help=f"generator: {TRAINED_NETWORK}{f' (default {default})' if default else ''}",
+        help=trained_network_help("generator", default),
     )
     parser.add_argument("--gpt-config", help="YAML file of the architecture, for a published file")
     parser.add_argument(

@@ -30,14 +30,13 @@ from autoregressive.exporting.verification import verify
 from autoregressive.loading import load_gpt, survey_gpt
 from engine.atomic_file import atomic_file, write_atomic
 from engine.checkpoint.manifest import file_sha256
-from engine.checkpoint.weights import WEIGHT_CHOICES
-from engine.cli import entry_parser, positive, run_entry
+from engine.cli import add_weights_flag, entry_parser, run_entry
 from engine.json_text import to_json
 from engine.messages import UserError, logger
 from engine.outputs import refuse
 from engine.preflight import Preflight, require
 from engine.run_record import library_versions
-from tokenizer.cli import TRAINED_NETWORK, set_image_size
+from tokenizer.cli import add_image_size_flag, set_image_size, trained_network_help
 from tokenizer.loading import load_tokenizer, survey_tokenizer
 
 MARK = "visual-tokenizers: exported part of a network"  # the entry `format` of the JSON beside a file
@@ -47,24 +46,11 @@ def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
 
     # Which network, and which part of it.
-    parser.add_argument(
-        "network",
-        metavar="RUN",
-        help=f"tokenizer or generator: {TRAINED_NETWORK}",
-    )
+    parser.add_argument("network", metavar="RUN", help=trained_network_help("tokenizer or generator"))
     parser.add_argument("--part", required=True, choices=[*TOKENIZER_PARTS, *GENERATOR_PARTS])
     parser.add_argument("--config", help="YAML file of the architecture, for a published file")
-    parser.add_argument(
-        "--weights",
-        default="auto",
-        choices=WEIGHT_CHOICES,
-        help="auto: the EMA if there is one, else the raw weights",
-    )
-    parser.add_argument(
-        "--image-size",
-        type=positive,
-        help="image size (default: that of its training; convolutional tokenizers also take others)",
-    )
+    add_weights_flag(parser)
+    add_image_size_flag(parser)
 
     # The file.
     parser.add_argument(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from engine import plugins
+from engine.checkpoint.weights import WEIGHT_CHOICES
 from engine.config import config_layers, load_config, load_plugins, to_yaml
 from engine.config_help import describe
 from engine.devices import DEVICES
@@ -57,6 +58,13 @@ def entry_parser(description: str | None) -> argparse.ArgumentParser:
 def add_device_flag(parser: argparse.ArgumentParser) -> None:
     """Adds --device, which names the device that an entry without a config runs on."""
     parser.add_argument("--device", default="auto", choices=DEVICES)
+
+
+def add_weights_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --weights, which says which weights of a trained network are meant."""
+    parser.add_argument(
+        "--weights", default="auto", choices=WEIGHT_CHOICES, help="auto: the EMA if there is one, else the raw weights"
+    )
 
 
 def parse_cli(

@@ -27,8 +27,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from engine.checkpoint.manifest import file_sha256
-from engine.checkpoint.weights import WEIGHT_CHOICES
-from engine.cli import entry_parser, run_entry
+from engine.cli import add_weights_flag, entry_parser, run_entry
 from engine.data.images import read_image
 from engine.hub import is_address
 from engine.messages import UserError, logger
@@ -49,9 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a run, a checkpoint, an exported network, or a pipeline")
     parser.add_argument("--to", required=True, help="a folder (PATH or folder:PATH), or hf-hub:organization/name")
-    parser.add_argument(
-        "--weights", default="auto", choices=WEIGHT_CHOICES, help="auto: the EMA if there is one, else the raw weights"
-    )
+    add_weights_flag(parser)
     parser.add_argument("--replace", action="store_true", help="replace files that are there; nothing is ever deleted")
 
     # The card.

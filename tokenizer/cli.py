@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from engine.checkpoint.weights import WEIGHT_CHOICES
-from engine.cli import positive
+from engine.cli import add_weights_flag, positive
 from engine.data.config import DataConfig
 from engine.data.sources import SOURCES, keys_without_use, kind_of, source_names
 from engine.messages import ConfigError
@@ -17,8 +16,11 @@ from engine.registry import extended
 from tokenizer.loading import load_tokenizer, survey_tokenizer
 from tokenizer.models.base import Tokenizer
 
-# What names a trained network.
-TRAINED_NETWORK = "a folder (run, checkpoint or export), a published file, hf-hub:organization/name, or shipped:NAME"
+
+def trained_network_help(kind: str, default: str | None = None) -> str:
+    """The help of an argument that names a trained network of this kind."""
+    accepted = "a folder (run, checkpoint or export), a published file, hf-hub:organization/name, or shipped:NAME"
+    return f"{kind}: {accepted}" + (f" (default {default})" if default else "")
 
 
 def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False, default: str | None = None) -> None:
@@ -33,7 +35,7 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False, 
         "--vq-ckpt",
         required=default is None,
         action=action,
-        help=f"tokenizer: {TRAINED_NETWORK}{f' (default {default})' if default else ''}",
+        help=trained_network_help("tokenizer", default),
     )
     parser.add_argument(
         "--tok-config", "--model-config", action=action, help="YAML file of the architecture, for a published file"
@@ -41,19 +43,19 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False, 
     parser.add_argument("--quant-way", default="vq", choices=["vq"], help="accepted because published commands have it")
 
     # How it is used.
+    add_image_size_flag(parser)
+    add_weights_flag(parser)
+    parser.add_argument(
+        "--noise-seed", type=int, help="seed for the noise of the generative decoder (default: that of its config, 0)"
+    )
+
+
+def add_image_size_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --image-size, which `set_image_size` applies to a trained tokenizer."""
     parser.add_argument(
         "--image-size",
         type=positive,
         help="image size (default: that of its training; convolutional tokenizers also take others)",
-    )
-    parser.add_argument(
-        "--weights",
-        default="auto",
-        choices=WEIGHT_CHOICES,
-        help="auto: the EMA if there is one, else the raw weights",
-    )
-    parser.add_argument(
-        "--noise-seed", type=int, help="seed for the noise of the generative decoder (default: that of its config, 0)"
     )
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.atomic_file import atomic_file
-from engine.checkpoint.weights import WEIGHT_CHOICES, export_folder
+from engine.checkpoint.weights import export_folder
+from engine.cli import add_weights_flag
 from engine.hub import is_address
 from engine.messages import UserError, logger
 from engine.outputs import require_absent
@@ -66,12 +67,7 @@ def add_conversion_flags(parser: argparse.ArgumentParser, checkpoint_flag: str, 
         type=Path,
         help="folder to write, or .pt or .ckpt file to write in the published layout",
     )
-    parser.add_argument(
-        "--weights",
-        default="auto",
-        choices=WEIGHT_CHOICES,
-        help="auto: the EMA if there is one, else the raw weights",
-    )
+    add_weights_flag(parser)
 
 
 def _model_state(network: nn.Module) -> States:
