@@ -124,6 +124,10 @@ def _last_reason(error: BaseException) -> str:
     """The first line of the error that the others come from."""
     while error.__cause__ is not None:
         error = error.__cause__
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0][:300]
 
 
@@ -153,10 +157,8 @@ def traced(part: Part) -> torch.export.ExportedProgram:
     try:
         program = torch.export.export(part.module, part.example(EXAMPLE_ROWS), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # of many types, from all parts of the compiler
-        reason = str(error).strip().partition("\n")[0][:300]
-        raise UserError(
-            f"--part {part.name}: torch.export cannot trace this network ({type(error).__name__}: {reason})"
-        ) from error
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise UserError(f"--part {part.name}: torch.export cannot trace this network ({reason})") from error
     return _without_unused(program)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from autoregressive.exporting.parts import BATCHES, Comparison, Part, Port, Run, Tensors
+from autoregressive.exporting.parts import BATCHES, Comparison, Part, Port, Run, Tensors, random_codes
 from autoregressive.models.base import Generator
 from engine.messages import UserError
 
@@ -29,10 +29,7 @@ class GeneratorPart(Part):
         """Labels (rows,), the null class among them, and tokens (rows,N) or (rows,N,k)."""
         network = self.generator
         labels = torch.randint(network.num_classes + 1, (rows,), generator=random)
-        shape = (rows, network.num_tokens)
-        columns = [torch.randint(size, shape, generator=random) for size in network.codebook_sizes]
-        tokens = torch.stack(columns, dim=-1) if len(columns) > 1 else columns[0]
-        return labels, tokens
+        return labels, random_codes(network.codebook_sizes, rows, network.num_tokens, random)
 
 
 class StepPart(GeneratorPart):

@@ -11,10 +11,11 @@ The size of the batch is free in an exported file, all other sizes are fixed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 Tensors = tuple[Tensor, ...]
@@ -49,6 +50,12 @@ class Comparison:
     values: Pairs  # real numbers, beside those of the network
     codes: CodeComparison | None = None
     oracle: Pairs | None = None  # real numbers, beside those of another way to compute them, with other rounding
+
+
+def random_codes(sizes: Sequence[int], rows: int, num_tokens: int, generator: torch.Generator) -> Tensor:
+    """Codes with equal probability, int64 (rows,N), or (rows,N,k) for k > 1 `sizes`: codes of each index of a token."""
+    columns = [torch.randint(size, (rows, num_tokens), generator=generator) for size in sizes]
+    return torch.stack(columns, dim=-1) if len(columns) > 1 else columns[0]
 
 
 class Part(ABC):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoregressive.exporting.parts import BATCHES, CodeComparison, Comparison, Part, Port, Run, Tensors
+from autoregressive.exporting.parts import BATCHES, CodeComparison, Comparison, Part, Port, Run, Tensors, random_codes
 from engine.arithmetic import ceil_div
 from engine.finite import deferred_checks
 from engine.messages import UserError
@@ -76,9 +76,7 @@ class TokenizerPart(Part):
 
     def random_indices(self, rows: int, generator: torch.Generator) -> Tensor:
         """Codes with equal probability, int64 (rows,N) or (rows,N,G)."""
-        shape = (rows, self.tokenizer.num_tokens)
-        columns = [torch.randint(size, shape, generator=generator) for size in self.tokenizer.quantizer.group_sizes]
-        return torch.stack(columns, dim=-1) if len(columns) > 1 else columns[0]
+        return random_codes(self.tokenizer.quantizer.group_sizes, rows, self.tokenizer.num_tokens, generator)
 
     def images(self, rows: int, generator: torch.Generator) -> Tensor:
         """Images with many codes: smooth colors with some noise, every other one drawn by the tokenizer itself."""
