@@ -11,7 +11,7 @@ from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.labels import Labels, as_labels
 from autoregressive.models.base import Generator
 from autoregressive.sampling import Draw, PerIndex, require_settings, seeded_draw
-from engine.finite import FiniteCheck
+from engine.finite import FiniteCheck, is_whole
 from engine.messages import UserError
 
 
@@ -65,8 +65,7 @@ def _sample_numbers(sample_ids: Sequence[int] | Tensor | None, count: int) -> Te
     if sample_ids is None:
         return torch.arange(count)
     numbers = torch.as_tensor(sample_ids)
-    is_whole = not (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool)
-    if numbers.ndim != 1 or len(numbers) != count or not is_whole or (count and int(numbers.min()) < 0):
+    if numbers.ndim != 1 or len(numbers) != count or not is_whole(numbers) or (count and int(numbers.min()) < 0):
         raise UserError(f"sample_ids must be {count} whole numbers from 0, one per label")
     return numbers
 

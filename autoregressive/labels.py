@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from autoregressive.models.base import Generator
-from engine.finite import has_values
+from engine.finite import has_values, is_whole
 from engine.messages import UserError
 
 Label = int | str
@@ -54,8 +54,7 @@ def _label_of(generator: Generator, item: Label) -> int:
 def _numbers(labels: Tensor) -> Tensor:
     """A tensor of labels as (B,); a single number has B = 1."""
     labels = labels[None] if labels.ndim == 0 else labels
-    is_whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    if labels.ndim != 1 or not is_whole:
+    if labels.ndim != 1 or not is_whole(labels):
         dtype = str(labels.dtype).removeprefix("torch.")
         raise UserError(f"labels have shape {tuple(labels.shape)} and type {dtype}; accepted: (B,) of whole numbers")
     return labels

@@ -70,6 +70,11 @@ def has_values(tensor: Tensor) -> bool:
     return not (tensor.is_meta or hasattr(tensor, "fake_mode"))
 
 
+def is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor has a type of whole numbers, such as codes and labels have. Truth values are none."""
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
 def finite_rows(values: Tensor) -> Tensor:
     """Which rows of `values` (B, ...) are finite throughout: (B,) bool, on the device."""
     return torch.isfinite(values).reshape(values.shape[0], -1).all(1)

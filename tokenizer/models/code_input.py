@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.finite import has_values
+from engine.finite import has_values, is_whole
 from engine.messages import UserError
 
 Codes = Tensor | np.ndarray | Sequence
@@ -44,7 +44,7 @@ def _whole_numbers(tokens: Codes) -> Tensor:
         if not np.issubdtype(array.dtype, np.integer):
             raise UserError(f"tokens are of type {array.dtype}; whole numbers are accepted")
         return torch.from_numpy(array.astype(np.int64))
-    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+    if not is_whole(tokens):
         dtype = str(tokens.dtype).removeprefix("torch.")
         raise UserError(f"tokens are of type {dtype}; whole numbers are accepted (are these images?)")
     return tokens
