@@ -19,12 +19,6 @@ from tokenizer.models.cnn import CNNConfig
 from tokenizer.quantizers.base import Quantizer
 
 
-def square_grid(z_q: Tensor) -> tuple[int, int]:
-    """(rows, columns) of the latents (B,N,D) of square images."""
-    side = math.isqrt(z_q.shape[1])
-    return side, side
-
-
 class ConvTokenizer(Tokenizer):
     """A tokenizer without a transformer.
 
@@ -100,8 +94,11 @@ class ConvTokenizer(Tokenizer):
         """CNN features -> latents before quantization (B,h*w,codebook_dim)."""
         return features.flatten(2).transpose(1, 2)
 
-    def decoder_input(self, z_q: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Quantized latents (B,h*w,codebook_dim) -> features (B,z_channels,h,w); `grid` is (h, w)."""
+    def decoder_input(self, z_q: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        """Quantized latents (B,h*w,codebook_dim) -> features (B,z_channels,h,w). `grid` is (h, w); None: square."""
+        if grid is None:
+            side = math.isqrt(z_q.shape[1])
+            grid = (side, side)
         return z_q.transpose(1, 2).unflatten(2, tuple(grid))
 
     def decode_features(self, features: Tensor) -> Tensor:
@@ -110,7 +107,7 @@ class ConvTokenizer(Tokenizer):
 
     def decode(self, z_q: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Quantized latents (B,h*w,codebook_dim) -> images, not clamped. `grid` is (h, w), by default square."""
-        return self.decode_features(self.decoder_input(z_q, grid or square_grid(z_q)))
+        return self.decode_features(self.decoder_input(z_q, grid))
 
     def training_flops(
         self, *, entropy: bool = False, shortcut: bool = False, semantic: bool = False

@@ -44,7 +44,7 @@ class LlamaGenTokenizer(ConvTokenizer):
     def latents(self, features: Tensor) -> Tensor:
         return self.quant_proj(super().latents(features))
 
-    def decoder_input(self, z_q: Tensor, grid: tuple[int, int]) -> Tensor:
+    def decoder_input(self, z_q: Tensor, grid: tuple[int, int] | None) -> Tensor:
         return super().decoder_input(self.post_quant_proj(z_q), grid)
 
     def training_flops(

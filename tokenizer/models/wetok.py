@@ -16,7 +16,7 @@ from engine.seeds import seed_problems
 from engine.validation import Problem, Section, raise_problems
 from tokenizer.models.base import State
 from tokenizer.models.cnn import WETOK, CNNConfig, CNNDecoder, CNNEncoder
-from tokenizer.models.conv import ConvTokenizer, square_grid
+from tokenizer.models.conv import ConvTokenizer
 from tokenizer.models.generative_decoder import evaluation_noise, widened
 from tokenizer.quantizers.base import Quantizer
 
@@ -76,10 +76,10 @@ class WeTokTokenizer(ConvTokenizer):
         return evaluation_noise(features, self.config.noise_seed)
 
     def decoding_noise(self, z_q: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        return self.noise_of(self.decoder_input(z_q, grid or square_grid(z_q)))
+        return self.noise_of(self.decoder_input(z_q, grid))
 
     def decode_with_noise(self, z_q: Tensor, noise: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        return self.decoder(self.decoder_input(z_q, grid or square_grid(z_q)), noise)
+        return self.decoder(self.decoder_input(z_q, grid), noise)
 
     # ------------------------------------------------------------------------------------------------ what others ask
     @classmethod
