@@ -107,17 +107,16 @@ def fetch(text: str, part: str | None = None) -> HubCopy:
     address = parse_address(text)
     quiet_requests()
     offline = is_offline()
-    commit = None if offline else _resolve(address)
+    resolved = None if offline else _resolve(address)
     folder = _snapshot(address, offline, ignored="*/*")
-    if commit not in (None, folder.name):
+    commit = folder.name
+    if resolved not in (None, commit):
         raise UserError(f"{text} changed while it was fetched; start the same command again")
 
     # A repository with several networks has each in a folder of its own.
     if part is not None and not (folder / "config.yaml").is_file():
-        folder = _snapshot(HubAddress(address.repository, folder.name), offline, part=f"{part}/", ignored=f"{part}/*/*")
-        commit, folder = folder.name, folder / part
-    else:
-        commit = folder.name
+        same = HubAddress(address.repository, commit)
+        folder = _snapshot(same, offline, part=f"{part}/", ignored=f"{part}/*/*") / part
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{text} (commit {commit}) holds no network of this program: it has no config.yaml")
     _require_plain(folder / "config.yaml", text)
@@ -157,13 +156,11 @@ def _snapshot(address: HubAddress, offline: bool, *, part: str = "", ignored: st
             ignore_patterns=[ignored],
             local_files_only=offline,
         )
-    except LocalEntryNotFoundError as error:
-        if offline:
+    except Exception as error:  # as above
+        if offline and isinstance(error, LocalEntryNotFoundError):
             raise UserError(
                 f"{address.text()} is not in the cache of huggingface_hub, and HF_HUB_OFFLINE forbids to fetch it"
             ) from error
-        raise UserError(f"{address.text()} cannot be fetched: {one_line(error)}") from error
-    except Exception as error:  # as above
         raise UserError(f"{address.text()} cannot be fetched: {one_line(error)}") from error
     return Path(folder)
 
