@@ -14,6 +14,7 @@ import csv
 import hashlib
 import importlib.util
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 PACKAGES = ("engine", "tokenizer", "autoregressive", "evaluations")
@@ -62,6 +63,7 @@ def _overwritten(name: str) -> str | None:
     return None
 
 
+@lru_cache  # ours is asked for once per package
 def _files_of(record: Path) -> dict[str, str]:
     """{file: hash} of what an installer noted of a package."""
     with record.open(encoding="utf-8", newline="") as lines:
