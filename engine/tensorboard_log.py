@@ -18,6 +18,7 @@ from PIL import Image
 
 from engine.atomic_file import writer_token
 from engine.config import to_yaml
+from engine.installation import install_hint
 from engine.messages import UserError
 from engine.tracker import Record, Tracker, metrics_of, picture_kind
 
@@ -31,7 +32,7 @@ class TensorBoardTracker(Tracker):
         try:
             import tensorboardX
         except ImportError as error:
-            command = "bash env_install.sh --extras quickstart,tensorboard"
+            command = install_hint("quickstart", "tensorboard")
             raise UserError(f"loop.trackers=[tensorboard] needs tensorboardX; run: {command}") from error
         self._library = tensorboardX
         self._folder = run_dir / FOLDER

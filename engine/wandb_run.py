@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from engine.atomic_file import write_atomic
 from engine.config import to_yaml
+from engine.installation import install_hint
 from engine.messages import UserError
 from engine.tracker import Record, Tracker, metrics_of, picture_kind, record_kind, run_name
 from engine.validation import Section
@@ -48,8 +49,8 @@ class WandbTracker(Tracker):
         try:
             import wandb
         except ImportError as error:
-            message = "loop.trackers=[wandb] needs wandb; run: bash env_install.sh --extras quickstart,wandb"
-            raise UserError(message) from error
+            command = install_hint("quickstart", "wandb")
+            raise UserError(f"loop.trackers=[wandb] needs wandb; run: {command}") from error
 
         self._library = wandb
         self._section = section
