@@ -52,6 +52,7 @@ def look_at_layout(folder: Path, wanted: str | None = None) -> FolderLayout:
         hint = f"; it holds images of data.name={kind} (see docs/data.md)" if is_other else ""
         raise UserError(f"{printable(folder)} holds no image files{hint}")
 
+    # Flat, where that is wanted or classes are in doubt.
     class_folders = list_folder(folder).folders
     doubts = class_doubts(class_folders, listing.images)
     layout = wanted or (FLAT if doubts else CLASSES)
@@ -59,8 +60,9 @@ def look_at_layout(folder: Path, wanted: str | None = None) -> FolderLayout:
         reason = "no classes: all images have one label" if wanted else f"no classes: {'; '.join(doubts)}"
         return FolderLayout(folder, FLAT, reason, listing.images, [], listing)
 
+    # Classes, of which none may be empty.
     in_classes = [name for name in listing.images if name.count("/") == 1]
-    empty = sorted(set(class_folders) - {name.partition("/")[0] for name in in_classes})
+    empty = _without_images(class_folders, listing.images)
     if empty or not class_folders:
         reason = f"{_shown(empty)} holds no image itself; fill or remove it" if empty else "it has no sub-folders"
         raise UserError(f"{printable(folder)} cannot be read as classes: {reason}, or use --layout flat")
@@ -76,8 +78,7 @@ def class_doubts(class_folders: list[str], images: list[str]) -> list[str]:
         return ["the images lie in one folder"]
     beside = sum("/" not in name for name in images)
     nested = sum(name.count("/") > 1 for name in images)
-    filled = {name.partition("/")[0] for name in images if name.count("/") == 1}
-    empty = sorted(set(class_folders) - filled)
+    empty = _without_images(class_folders, images)
 
     doubts = []
     if beside:
@@ -89,6 +90,11 @@ def class_doubts(class_folders: list[str], images: list[str]) -> list[str]:
     if len(class_folders) == 1 and not doubts:
         doubts.append("a single sub-folder is no choice of classes")
     return doubts
+
+
+def _without_images(class_folders: list[str], images: list[str]) -> list[str]:
+    """The sub-folders that hold no image themselves, in alphabetical order."""
+    return sorted(set(class_folders) - {name.partition("/")[0] for name in images if name.count("/") == 1})
 
 
 def _images(count: int) -> str:
