@@ -1,8 +1,7 @@
 """The cores that this process may use: its affinity, and the quota of its control group (containers, SLURM).
 
 `usable_cores` in scripts/common.sh tells the same, before there is a Python. `thread_settings` gives a process threads
-that fit them. `busy_cores` says how many of them others
-use at the moment.
+that fit them. `busy_cores` says how many of them others use at the moment.
 """
 
 from __future__ import annotations
@@ -32,8 +31,9 @@ def thread_settings() -> dict[str, str]:
     They count if they are set before torch is imported. Values of the user win.
     """
     settings = {}
-    if usable_cores() < len(os.sched_getaffinity(0)):
-        settings["OMP_NUM_THREADS"] = str(usable_cores())
+    num_cores = usable_cores()
+    if num_cores < len(os.sched_getaffinity(0)):
+        settings["OMP_NUM_THREADS"] = str(num_cores)
     if not os.environ.get("OMP_WAIT_POLICY"):
         settings |= {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
     return {name: value for name, value in settings.items() if not os.environ.get(name)}
