@@ -111,6 +111,8 @@ def run_stages(
         if stage.is_done(log):
             logger.info("[%d/%d] %s: done before, skipped", number, len(stages), stage.name)
             continue
+
+        # The stage; its failure ends the pipeline unless there is an `after`.
         logger.info("[%d/%d] %s: %s", number, len(stages), stage.name, " ".join(stage.command))
         failure = None
         try:
@@ -120,6 +122,8 @@ def run_stages(
                 raise
             failure = error
             logger.warning("[%d/%d] %s", number, len(stages), error)
+
+        # What it took, in either case.
         logger.info("[%d/%d] %s: %.0f s", number, len(stages), stage.name, log.stages[stage.name]["seconds"])
         if after is not None:
             after(stage, failure)

@@ -54,6 +54,8 @@ def _public_section(section: Mapping[str, Any], private_keys: frozenset[str] = P
     for key, value in section.items():
         if key in PRIVATE_SECTIONS:
             continue
+
+        # Plug-ins, parts of the section, and single values.
         if key == PLUGINS and isinstance(value, list):
             public[key] = [_plugin_name(str(name)) for name in value]
         elif isinstance(value, Mapping):

@@ -46,6 +46,8 @@ class StepPart(GeneratorPart):
                 "decode step that can be exported: its class defines no functional_step"
             )
         self.module = module
+
+        # The inputs: the cache goes in and comes out.
         cache = "float32 (layers,batch,heads,tokens,channels), what the step before gave; zeros at first"
         token = "int64 (batch,k)" if self.has_several_indices else "int64 (batch,)"
         self.inputs = (
@@ -55,6 +57,8 @@ class StepPart(GeneratorPart):
             Port("keys", cache, batch_dim=1),
             Port("values", cache, batch_dim=1),
         )
+
+        # The outputs: what to draw the token from, or what another part makes that of.
         logits = Port("logits", "float32 (batch,codes) of the token at this position")
         hidden = Port("hidden", "float32 (batch,channels), for --part head")
         self.outputs = (

@@ -58,12 +58,15 @@ class _Measured:
 
     def problems(self, tolerance: Tolerance) -> Iterator[str]:
         """What is out of tolerance. A difference that is NaN is."""
+        # Numbers.
         for name, difference in self.differences.items():
             if not difference <= tolerance.values:
                 yield f"{name} differ by up to {difference:.2g}; accepted are {tolerance.values:g}"
         for name, difference in self.oracle_differences.items():
             if not difference <= MAX_ORACLE_DIFFERENCE:
                 yield f"{name} differ by up to {difference:.2g} from a pass over all tokens at once"
+
+        # Codes.
         if self.num_different > (1 - tolerance.equal_codes) * self.num_tokens:
             yield (
                 f"{self.num_different} of {self.num_tokens} tokens have other codes; accepted are "

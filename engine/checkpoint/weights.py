@@ -288,6 +288,8 @@ def _weights_folder(folder: Path, what: str) -> Path:
         )
     if not folder.is_dir():
         raise CheckpointError(f"{what} {folder} is not a folder of weights (a run, a checkpoint, or an exported model)")
+
+    # Weights right here, those of a run, or those of one network of several.
     if (folder / "model.safetensors").is_file():
         return folder
     checkpoint = newest_checkpoint(folder)

@@ -102,6 +102,7 @@ def float_images(
 
 def _batch_of(item: Picture, where: str, value_range: tuple[float, float] | None, decoding: Decoding) -> Tensor:
     """One item as float32 (b,3,H,W) in [-1,1]."""
+    # Pictures, decoded as `decoding` says.
     if isinstance(item, str | Path):
         if not Path(item).is_file():
             raise UserError(f"{where}: there is no image file {item}")
@@ -112,6 +113,8 @@ def _batch_of(item: Picture, where: str, value_range: tuple[float, float] | None
         except (PixelError, OSError) as error:
             raise UserError(f"{where}: {error}") from error
         return to_float(image_tensor(picture)[None])
+
+    # Numbers.
     if isinstance(item, np.ndarray):
         item = _tensor_of(item, where)
     if not isinstance(item, Tensor):

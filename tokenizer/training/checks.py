@@ -170,6 +170,8 @@ def _shape_problems(quantizer: Quantizer, name: str) -> Iterator[str]:
             quantized = quantizer.eval()(latents)
     except (NotImplementedError, RuntimeError):  # it needs values, which a network without storage does not have
         return
+
+    # What came out.
     if quantized.z_q.shape != latents.shape:
         yield (
             f"{name} returned z_q of shape {tuple(quantized.z_q.shape)} for latents of shape {tuple(latents.shape)}; "
