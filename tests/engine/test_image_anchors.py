@@ -1,5 +1,6 @@
 """Reconstructions without a network, which the PSNR of a tokenizer is compared with."""
 
+import mini
 import numpy as np
 import pytest
 import torch
@@ -9,13 +10,9 @@ from engine.image_anchors import ANCHORS, anchor_psnrs, mean_color, shrunken
 from engine.image_metrics import MAX_PSNR
 
 
-def random_images(size: int = 8) -> torch.Tensor:
-    return torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
 def test_the_mean_color_has_the_psnr_of_the_variance():
     """By hand: the squared error of each channel against its mean, rounded to 8 bits."""
-    images = random_images()
+    images = mini.random_images(3, size=8)
     expected = []
     for image in images.numpy().astype(np.float64):
         means = image.reshape(3, -1).mean(1)
@@ -26,7 +23,7 @@ def test_the_mean_color_has_the_psnr_of_the_variance():
 
 def test_a_grid_cell_is_the_mean_of_its_pixels_and_edges_are_lost():
     """Four tokens: 2 x 2 cells. A flat image comes back, a checkerboard of pixels becomes gray."""
-    images = to_float(random_images())
+    images = to_float(mini.random_images(3, size=8))
     cells = images.unflatten(2, (2, 4)).unflatten(4, (2, 4)).mean((3, 5))
     torch.testing.assert_close(shrunken(images, 4).mean((2, 3)), cells.mean((2, 3)), atol=0.05, rtol=0)
 
@@ -36,14 +33,14 @@ def test_a_grid_cell_is_the_mean_of_its_pixels_and_edges_are_lost():
 
 
 def test_as_many_tokens_as_pixels_lose_nothing_and_one_token_is_the_mean_color():
-    images = random_images()
+    images = mini.random_images(3, size=8)
     assert anchor_psnrs(images, 64)["psnr_shrunken"].tolist() == [MAX_PSNR] * 3
     assert anchor_psnrs(images, 1000)["psnr_shrunken"].tolist() == [MAX_PSNR] * 3
     torch.testing.assert_close(shrunken(to_float(images), 1), mean_color(to_float(images)).contiguous())
 
 
 def test_a_number_of_tokens_that_is_no_square_has_the_largest_grid_that_it_fills():
-    images = random_images()
+    images = mini.random_images(3, size=8)
     eight, nine = (anchor_psnrs(images, count)["psnr_shrunken"] for count in (8, 9))
     assert torch.equal(eight, anchor_psnrs(images, 4)["psnr_shrunken"])
     assert (nine > eight).all()
