@@ -1,6 +1,5 @@
 """engine/hub: a typed address is fetched from that repository alone, at a commit, and nothing of it runs."""
 
-import mini
 import pytest
 from loopback_hub import loopback_hub, use_hub
 
@@ -123,7 +122,6 @@ def test_plugins_that_are_named_there_are_never_imported(hub, repository, tmp_pa
 
 
 def test_commands_take_addresses(hub, repository, entry, tmp_path):
-    mini.random_images(1)
     flags = ["--vq-ckpt", ADDRESS, "--data", "mnist5k", "--num-images", "2", "--sample-dir", tmp_path / "rec"]
     code, _, err = entry(tokenizer.reconstruct.main, *flags, "--device", "cpu")
     assert code == 0, err

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import small_networks
 import torch
-from browser import browser, open_page  # noqa: F401
 from PIL import Image
 from torch import nn
 
@@ -196,7 +195,7 @@ def test_samples_differ_in_guidance_only(tmp_path, make_page):
     assert not np.array_equal(unguided, guided)
 
 
-def test_a_token_is_clicked_and_the_picture_changes(tmp_path, entry, open_page):  # noqa: F811
+def test_a_token_is_clicked_and_the_picture_changes(tmp_path, entry, open_page):
     """In a browser: hover tells the code, a click replaces the token, another code gives another picture."""
     run = run_folder(tmp_path / "run", "wetok", "gq")
     assert entry(atlas.main, run, *SMALL, "--output", tmp_path / "atlas.html")[0] == 0
