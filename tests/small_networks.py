@@ -2,11 +2,12 @@
 
 import mini
 
-from autoregressive.models.base import Generator
-from autoregressive.models.registry import build_generator
+from autoregressive.models.base import DataSizes, Generator
+from autoregressive.models.registry import build_generator, completed
 from autoregressive.training.config import GPTTrainConfig
 from engine.assets import AssetsConfig
 from engine.config import load_config
+from tokenizer.models.base import Tokenizer
 from tokenizer.training.config import TokenizerTrainConfig
 
 SIZE = 16  # pixels
@@ -55,3 +56,11 @@ def generator(kind: str) -> tuple[GPTTrainConfig, Generator]:
     sizes = f"{{width: 16, layers: 2, heads: 2, num_tokens: 4, num_classes: 4, {GENERATORS[kind]}}}"
     config = load_config(GPTTrainConfig, overrides=[f"model.gpt={sizes}"])
     return config, build_generator(config.model)
+
+
+def generator_config_for(tokenizer: Tokenizer, num_classes: int, *overrides: str) -> GPTTrainConfig:
+    """The config of a small GPT over the codes of a tokenizer."""
+    config = load_config(GPTTrainConfig, overrides=["model.gpt={width: 16, layers: 1, heads: 2}", *overrides])
+    sizes = DataSizes(tokenizer.quantizer.group_sizes, tokenizer.num_tokens, num_classes)
+    config.model = completed(config.model, sizes)
+    return config

@@ -7,7 +7,7 @@ import mini
 import pytest
 import torch
 from host_reads import HostReads, no_waiting
-from small_networks import QUANTIZERS, SIZE, tokenizer_config
+from small_networks import QUANTIZERS, SIZE, generator_config_for, tokenizer_config
 from torch import nn
 
 from autoregressive.models.registry import build_generator
@@ -103,10 +103,7 @@ def test_a_step_that_makes_its_tokens_does_not_wait(quantizer, device):
     """Images become tokens of a frozen tokenizer: whether its latents are finite is decided on the device."""
     tokenizer = build_tokenizer(tokenizer_config("llamagen", quantizer).model, SIZE).to(device).eval()
     tokenizer.requires_grad_(False)
-    sizes = list(tokenizer.quantizer.group_sizes)
-    codes = f"codebook_sizes: {sizes}" if len(sizes) > 1 else f"vocab_size: {sizes[0]}"
-    shape = f"{{width: 16, layers: 1, heads: 2, num_tokens: {tokenizer.num_tokens}, num_classes: 4, {codes}}}"
-    network = build_generator(load_config(GPTTrainConfig, overrides=[f"model.gpt={shape}"]).model)
+    network = build_generator(generator_config_for(tokenizer, 4).model)
     world = world_on(device)
     options = {"validation": None, "num_validation": 0, "batch_size": 4}
     task = GeneratorTask(

@@ -18,8 +18,6 @@ from PIL import Image
 from torch import nn
 
 from autoregressive.models.registry import build_generator
-from autoregressive.training.config import GPTTrainConfig
-from engine.config import load_config
 from engine.data.images import to_pil, to_uint8
 from engine.data.sources import SOURCES
 from engine.messages import UserError
@@ -56,10 +54,7 @@ def run_folder(root, model="hybrid", quantizer="vq", *, with_gpt=True):
     mini.export(root / "tokenizer", config, network)
     if with_gpt:
         tokenizer = load_tokenizer(root / "tokenizer")
-        sizes = tokenizer.quantizer.group_sizes
-        codes = f"codebook_sizes: {list(sizes)}" if len(sizes) > 1 else f"vocab_size: {sizes[0]}"
-        model = f"{{width: 16, layers: 1, heads: 2, num_classes: 4, num_tokens: {tokenizer.num_tokens}, {codes}}}"
-        gpt_config = load_config(GPTTrainConfig, overrides=[f"model.gpt={model}"])
+        gpt_config = small_networks.generator_config_for(tokenizer, 4)
         torch.manual_seed(3)
         gpt = build_generator(gpt_config.model)
         for parameter in gpt.parameters():

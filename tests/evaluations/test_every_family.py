@@ -8,10 +8,10 @@ import mini
 import pytest
 import tiny
 import torch
+from small_networks import generator_config_for
 
 from autoregressive.extract_codes import extract_split
 from autoregressive.models.registry import build_generator
-from autoregressive.training.config import GPTTrainConfig
 from engine.config import load_config
 from engine.data.sources import open_source
 from engine.world import World
@@ -54,11 +54,8 @@ def trained(request, images, tmp_path_factory):
     mini.export(root / "tokenizer", config, mini.tokenizer_of(config))
     tokenizer = load_tokenizer(root / "tokenizer")
 
-    sizes = tokenizer.quantizer.group_sizes
-    codes = f"codebook_sizes: {list(sizes)}" if len(sizes) > 1 else f"vocab_size: {sizes[0]}"
     positions = "rope2d" if request.param == "llamagen" else "learned"
-    model = f"{{width: 16, layers: 1, heads: 2, num_classes: 2, num_tokens: {tokenizer.num_tokens}, {codes}}}"
-    gpt_config = load_config(GPTTrainConfig, overrides=[f"model.gpt={model}", f"model.gpt.positions={positions}"])
+    gpt_config = generator_config_for(tokenizer, 2, f"model.gpt.positions={positions}")
     torch.manual_seed(3)
     mini.export(root / "gpt", gpt_config, build_generator(gpt_config.model))
 
