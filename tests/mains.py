@@ -1,4 +1,4 @@
-"""Every module with a `main`, found in the packages themselves."""
+"""Every module with a `main`, found in the packages themselves, and what a call of one says that refuses."""
 
 import importlib
 from collections.abc import Callable
@@ -26,3 +26,10 @@ def main_of(name: str) -> Callable[[], None]:
     if hasattr(module, "__path__"):  # `python -m` of a package runs its __main__
         module = importlib.import_module(f"{name}.__main__")
     return module.main
+
+
+def refused(result: tuple[int, str, str]) -> str:
+    """The error of a call that ended as it should for bad input; `result` is what the fixture `entry` returns."""
+    code, out, err = result
+    assert code == 2 and "Traceback" not in err and "Traceback" not in out, (code, err)
+    return err

@@ -3,6 +3,7 @@
 import mini
 import pytest
 import torch
+from mains import refused
 from safetensors.torch import load_file, save_file
 
 from autoregressive import extract_codes, sample
@@ -10,13 +11,6 @@ from autoregressive.loading import load_gpt
 from engine.messages import UserError
 from evaluations import generation
 from tokenizer import load_tokenizer, reconstruct
-
-
-def refused(result) -> str:
-    code, out, err = result
-    assert code == 2 and "Traceback" not in err and "Traceback" not in out, (code, err)
-    return err
-
 
 SAMPLER = [
     (["--seed", str(2**64)], "seed=18446744073709551616 must be in 0..18446744073709551615"),

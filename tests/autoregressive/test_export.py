@@ -9,6 +9,7 @@ import pytest
 import small_networks
 import torch
 import torch.export
+from mains import refused
 from torch import nn
 
 from autoregressive import export
@@ -23,6 +24,10 @@ from tokenizer import load_tokenizer
 from tokenizer.models.registry import MODELS, QUANTIZERS
 
 EVERY_TOKENIZER = [(model, quantizer) for model in MODELS for quantizer in QUANTIZERS]
+# Programs take seconds each. All models and all quantizers are quick tests, their other pairs are slow ones; so are the
+# generators of which "factorized, rotary" has both the head and the positions.
+QUICK_TOKENIZERS = {*((model, "gq") for model in MODELS), *(("llamagen", quantizer) for quantizer in QUANTIZERS)}
+SLOW_GENERATORS = {"rotary", "factorized"}
 OTHER_FORMS = {  # what changes the path of a tensor, beside the name of a network
     "2d, vit": ("hybrid", "vq", "model.hybrid={layout: 2d, block: vit, num_tokens: 64}"),
     "2d, qformer": ("hybrid", "fsq", "model.hybrid={layout: 2d, block: qformer, num_tokens: 64, qk_norm: true}"),
@@ -30,6 +35,11 @@ OTHER_FORMS = {  # what changes the path of a tensor, beside the name of a netwo
     "other indices": ("wetok", "gq", "model.quantizer.gq={l2_norm: true, index_bits: [1, 5]}"),
     "plain distances": ("llamagen", "vq", "model.quantizer.vq={l2_norm: false, rotation_trick: false}"),
 }
+
+
+def slow_where(is_slow, *values):
+    """A case of a test, marked `slow` if `is_slow`."""
+    return pytest.param(*values, marks=[pytest.mark.slow] if is_slow else [], id="-".join(values))
 
 
 def small_tokenizer(model, quantizer, *overrides):
@@ -55,7 +65,9 @@ def written(part, name, folder):
 
 
 # ------------------------------------------------------------------------------------------------ every network
-@pytest.mark.parametrize(("model", "quantizer"), EVERY_TOKENIZER, ids=str)
+@pytest.mark.parametrize(
+    ("model", "quantizer"), [slow_where(pair not in QUICK_TOKENIZERS, *pair) for pair in EVERY_TOKENIZER]
+)
 def test_every_tokenizer_becomes_a_program(model, quantizer):
     """Both halves, each without the tensors of the other; for batches of any size."""
     tokenizer = small_tokenizer(model, quantizer)
@@ -77,7 +89,7 @@ def test_every_form_becomes_a_program(form, tmp_path):
         written(part(tokenizer), "pt2", tmp_path)
 
 
-@pytest.mark.parametrize("kind", small_networks.GENERATORS)
+@pytest.mark.parametrize("kind", [slow_where(kind in SLOW_GENERATORS, kind) for kind in small_networks.GENERATORS])
 def test_every_decode_step_becomes_a_program(kind, tmp_path):
     """Its logits are those of a pass over all tokens at once, too."""
     generator = small_generator(kind)
@@ -131,12 +143,6 @@ def test_a_graph_for_other_programs(part, network, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ the command
-def refused(result):
-    code, _, err = result
-    assert code == 2 and "Traceback" not in err, err
-    return err
-
-
 def test_the_command_writes_a_file_and_its_facts(networks, entry, tmp_path):
     """The file runs without our code; what exists is replaced on request only."""
     output = tmp_path / "new" / "encode.pt2"

@@ -5,6 +5,7 @@ import shutil
 import mini
 import pytest
 import torch
+from mains import refused
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -18,12 +19,6 @@ from evaluations import publish, ship, shipping
 from evaluations.results import write_result
 from evaluations.run_layout import RunLayout
 from tokenizer import load_tokenizer
-
-
-def refused(result):
-    code, _, err = result
-    assert code == 2 and "Traceback" not in err, err
-    return err
 
 
 def stand_in_results(run, pair, num_samples):
