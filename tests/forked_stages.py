@@ -4,7 +4,6 @@ What is killed is a real process that calls the `main` of the real command with 
 `import torch` takes at every start are saved.
 """
 
-import importlib
 import os
 import signal
 import sys
@@ -86,7 +85,7 @@ def run_in_forks(module: str, arguments: list[str], stages: ForkedStages) -> int
         patch.setattr(pipeline, "_run", stages)
         patch.setattr(sys, "argv", [module, *arguments])
         try:
-            run_entry(importlib.import_module(module).main)
+            run_entry(main_of(module))
         except SystemExit as stop:
             return stop.code
     return 0

@@ -179,9 +179,10 @@ COMMANDS = {
     # The published scripts: at --scale tiny all is here, but for a place to write to.
     **{
         f"evaluations.{name}": (
-            "--scale tiny --run-dir {root}/new", "--scale tiny --run-dir {root}/a.json loop.stepz=1", missing
+            "--scale tiny --run-dir {root}/new", "--scale tiny --run-dir {root}/a.json loop.stepz=1",
+            ["a.json", "stepz"],
         )
-        for name, missing in (("train_vq_and_eval", ["a.json", "stepz"]), ("train_c2i_and_eval", ["a.json", "stepz"]))
+        for name in ("train_vq_and_eval", "train_c2i_and_eval")
     },
     "evaluations.eval_c2i": ("--scale tiny --run-dir {root}/new", "--scale tiny --run-dir {root}/a.json", ["a.json"]),
     "evaluations.lin_probe_and_eval": (
