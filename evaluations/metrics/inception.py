@@ -38,6 +38,7 @@ class InceptionExtractor(Extractor):
     spatial_dim = 17 * 17 * SPATIAL_CHANNELS
     num_classes = 1008
     capabilities = frozenset({"published", "float_images"})
+    input_resize = f"TensorFlow 1 bilinear to {INPUT_SIZE}, not antialiased"
 
     def __init__(self, assets: AssetsConfig) -> None:
         super().__init__()
@@ -48,6 +49,7 @@ class InceptionExtractor(Extractor):
             load_strict(network, read_state(resolved.path), resolved.path)
         self.network = Frozen(network)
         self.stamp = resolved.stamp
+        self.has_published_weights = resolved.is_known
 
     @torch.inference_mode()
     def forward(self, images_u8: Tensor) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ class Lite0Extractor(Extractor):
 
     metric = "frechet_lite0"
     dim = 112
+    input_resize = f"torch bilinear to {INPUT_SIZE} with antialias"
 
     def __init__(self, assets: AssetsConfig) -> None:
         super().__init__()

@@ -114,6 +114,16 @@ BUILT_IN = (  # in the order of a report's cards
     ),
     Metric("sfid", "sFID", better="lower", depends_on=REFERENCE),
     *distances("fid"),
+    Metric(
+        "fd_dinov2",
+        "FD-DINOv2",
+        better="lower",
+        depends_on=REFERENCE,
+        headline=True,
+        meaning="distance from real images in features of DINOv2; tens are usual",
+    ),
+    *distances("fd_dinov2"),
+    *distances("frechet_clip_l336"),
     *distances("frechet_lite0", headline=True),
     # Pairs of original and reconstruction.
     Metric(

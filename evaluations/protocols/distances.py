@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.world import World
+from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.feature_statistics import FeatureStatistics
 from evaluations.metrics.frechet import frechet_distance
 from evaluations.metrics.precision_recall import NEIGHBOR, precision_recall
@@ -19,6 +20,17 @@ def pool_distance(statistics: FeatureStatistics, reference: Reference, world: Wo
     return frechet_distance(statistics.pool.merged(world).gaussian(), reference.pool)
 
 
+def published_name(extractor: Extractor, measured: str, kind: str) -> str:
+    """The name of the distance of a `generation` or `reconstruction` to a reference of a kind.
+
+    Gfid, rfid and other published names only where extractor and reference are those of the published numbers.
+    """
+    is_usual_kind = kind == KINDS[measured]
+    if is_usual_kind and extractor.published_distance is not None and extractor.has_published_weights:
+        return extractor.published_distance
+    return distance_name(extractor.metric, measured, is_usual_kind and "published" in extractor.capabilities)
+
+
 def compute_metrics(
     statistics: FeatureStatistics, reference: Reference, world: World, measured: str, emulate_fp16: bool = False
 ) -> Measurement:
@@ -28,8 +40,7 @@ def compute_metrics(
     emulated float16.
     """
     extractor = statistics.extractor
-    is_published = "published" in extractor.capabilities and reference.facts["kind"] == KINDS[measured]
-    name = distance_name(extractor.metric, measured, is_published)
+    name = published_name(extractor, measured, reference.facts["kind"])
     metrics = {name: pool_distance(statistics, reference, world)}
 
     if statistics.spatial is not None and reference.spatial is not None:

@@ -53,7 +53,7 @@ class ReferenceSource(Protocol):
 
 def extractor_facts(extractor: Extractor) -> dict[str, str]:
     """What a protocol says about the extractor of a reference."""
-    return {"extractor": extractor.metric, "extractor_weights": extractor.stamp}
+    return {"extractor": extractor.metric, "extractor_weights": extractor.stamp, **extractor.facts}
 
 
 # ------------------------------------------------------------------------------------------------ images

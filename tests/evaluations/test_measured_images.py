@@ -133,7 +133,7 @@ def test_an_old_result_of_files_says_its_size_under_the_present_name(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["mae", "dists", "fd_dinov2"])
+@pytest.mark.parametrize("name", ["mae", "dists", "fd_other"])
 def test_an_unknown_metric_has_no_star_until_a_plugin_says_its_direction(tmp_path, monkeypatch, name):
     """Nothing is guessed from a name; once the direction is registered, the smaller value is the best."""
     paths = [write(tmp_path, "a", {name: 3.0}), write(tmp_path, "b", {name: 2.0})]

@@ -134,6 +134,11 @@ def _vit_teacher(asset: str, dim: int, patch: int, normalization: Normalization)
 
 
 # Names with `_reg`: DINOv2 with register tokens.
+#
+# Which CLIP GigaTok's table 6 calls "CLIP-B" is not certain. Its released code has no teacher of that name; the one
+# CLIP that it names, `clip_dfn-vit-l/14` of the package open_clip, is another network of another size. So `clip_b`
+# stays what runs here have used: OpenAI's weights under timm's plain name, which computes the exact GELU. OpenAI
+# trained them with quickgelu: `clip_b_quickgelu` is the same file with that activation.
 TEACHERS: dict[str, TeacherKind] = {
     "dinov2_s": _vit_teacher("dinov2_s", 384, 14, IMAGENET),
     "dinov2_s_reg": _vit_teacher("dinov2_s_reg", 384, 14, IMAGENET),
@@ -144,6 +149,7 @@ TEACHERS: dict[str, TeacherKind] = {
     "dinov2_g": _vit_teacher("dinov2_g", 1536, 14, IMAGENET),
     "dinov2_g_reg": _vit_teacher("dinov2_g_reg", 1536, 14, IMAGENET),
     "clip_b": _vit_teacher("clip_b", 768, 16, CLIP),
+    "clip_b_quickgelu": _vit_teacher("clip_b_quickgelu", 768, 16, CLIP),
     "siglip_so400m": _vit_teacher("siglip_so400m", 1152, 14, CENTERED),
     "efficientnet_lite0": TeacherKind(
         LITE0_STRIDES[Lite0Teacher.STRIDE],

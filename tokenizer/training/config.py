@@ -22,7 +22,7 @@ class SemanticConfig(Section):
 
     REGISTRY: ClassVar[Mapping[str, Any]] = TEACHERS
 
-    teacher: str = ""  # dinov2_{s,b,l,g}[_reg] | clip_b | siglip_so400m | efficientnet_lite0; empty = off
+    teacher: str = ""  # dinov2_{s,b,l,g}[_reg] | clip_b[_quickgelu] | siglip_so400m | efficientnet_lite0; empty = off
     weight: float = 0.5
 
     def problems(self) -> Iterator[Problem]:
