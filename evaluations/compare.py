@@ -54,6 +54,9 @@ def main() -> None:
     if images:
         print(images)
 
+    if comparison.presets:
+        print("\npublished protocols that were followed:")
+        print("\n".join(f"  {line}" for line in comparison.presets))
     if comparison.forced:
         print("\nforced, not to be trusted and never ranked:")
         print("\n".join(f"  {line}" for line in comparison.forced))

@@ -11,6 +11,7 @@ import numpy as np
 
 from evaluations.metrics.registry import find_metric
 from evaluations.results import (
+    PRESET,
     changed_for_all,
     changed_for_some,
     changed_plugins,
@@ -54,6 +55,7 @@ class Comparison:
     differences: list[str]
     forced: list[str]  # which numbers should not be trusted, and why
     facts: list[FactRow]
+    presets: list[str]  # which published protocol each result follows, of those that were asked to
 
     def table(self) -> list[tuple[str, list[str]]]:
         """(name, cells) of every row: the metrics, then the facts."""
@@ -98,7 +100,7 @@ def compare(named: Sequence[tuple[str, dict[str, Any]]]) -> Comparison:
         may_rank = all_metrics_may_rank and None not in values and not any(marks)
         best = best_value(metric, values, changed_sections) if may_rank else None
         rows.append(Row(metric, values, marks, best))
-    return Comparison(rows, differences, forced_numbers(named), step_rows(results))
+    return Comparison(rows, differences, forced_numbers(named), step_rows(results), followed_presets(named))
 
 
 def step_rows(results: Sequence[dict[str, Any]]) -> list[FactRow]:
@@ -106,6 +108,17 @@ def step_rows(results: Sequence[dict[str, Any]]) -> list[FactRow]:
     steps = [training_steps(result) for result in results]
     networks = dict.fromkeys(network for of_result in steps for network in of_result)
     return [FactRow(steps_title(network), [s.get(network, "-") for s in steps]) for network in networks]
+
+
+def followed_presets(named: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """One line per result that was measured with a preset: its name, and what was changed in it."""
+    lines = []
+    for name, result in named:
+        preset = result["protocol"].get(PRESET)
+        if preset is not None:
+            changes = "; ".join(preset.get("changed", []))
+            lines.append(f"{name}: {preset['name']}{f' ({changes})' if changes else ''}")
+    return lines
 
 
 def forced_numbers(named: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:

@@ -27,6 +27,7 @@ from engine.world import World
 from evaluations.cli import add_metric_flags, codes_needs, run_evaluation
 from evaluations.digits.model import find_classifier
 from evaluations.jobs.generation import GenerationJob
+from evaluations.preset_flags import parse_with_preset
 from evaluations.protocols.generation_accumulators import EXPORTS
 from evaluations.sample_stream import add_sampled_flags, sampled_needs
 
@@ -38,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--code-path", type=Path, help="training codes, to count memorized sequences")
     parser.add_argument("--classifier", type=Path, help="folder of a classifier trained with evaluations.classifier")
     parser.add_argument("--export", choices=sorted(EXPORTS), help="also write the images to --sample-dir")
-    return parser.parse_args()
+    return parse_with_preset(parser, "generation")
 
 
 @torch.inference_mode()

@@ -3,6 +3,8 @@
     python -m evaluations.measure --samples samples.npz --gt-npz-path VIRTUAL_imagenet256_labeled.npz --output gfid.json
     python -m evaluations.measure --samples pictures/ --gt-npz-path val_imagenet256.npz --measured reconstruction \\
         --output rfid.json
+    python -m evaluations.measure --samples samples.npz --gt-npz-path VIRTUAL_imagenet256_labeled.npz --protocol adm \\
+        --output adm.json
 
 The images may come from any code base. They are taken as they are, in the order of the file (or of the file names). The
 order matters for the Inception Score, which is computed over consecutive chunks of 5,000 images.
@@ -34,6 +36,7 @@ from evaluations.cli import (
 from evaluations.image_sets import AS_STORED, open_images, survey_images
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.extractors import EXTRACTORS, FILE_EXTRACTOR
+from evaluations.preset_flags import OF_FILES, add_protocol_flag, parse_with_preset, preset_section
 from evaluations.protocols.distances import compute_metrics
 from evaluations.protocols.reference import ReferenceImages, ReferenceSource, features_of
 from evaluations.protocols.reference_file import ReferenceFile
@@ -45,11 +48,16 @@ from tokenizer.cli import add_skip_flag
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
     parser.add_argument("--samples", required=True, help="npz file with arr_0, or a folder of images")
-    parser.add_argument("--measured", default="generation", choices=sorted(KINDS), help="what the images are")
+    parser.add_argument(
+        "--measured", choices=sorted(KINDS), help="what the images are (default: as --protocol says, else generation)"
+    )
+    add_protocol_flag(parser, None)
     add_skip_flag(parser)
     add_measure_flags(parser, reference=None, batch_size=50)
     parser.set_defaults(extractor=FILE_EXTRACTOR)
-    return parser.parse_args()
+    args = parse_with_preset(parser, None)
+    args.measured = args.measured or "generation"
+    return args
 
 
 def open_reference(path: Path, kind: str | None, extractor: Extractor, skip_broken: bool) -> ReferenceSource:
@@ -90,6 +98,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         "reference": opened.facts,
         "samples": images.facts,
     }
+    protocol |= preset_section(args.preset, protocol, extractor, not_known=OF_FILES)
     claim_result(output, protocol)
 
     # The numbers.

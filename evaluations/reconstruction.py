@@ -10,7 +10,9 @@
 Every image is turned into codes and back (encode -> indices -> decode). --protocol adm (GigaTok, LlamaGen) uses ADM's
 center crop, uint8 rounding and TensorFlow's resize. --protocol wetok uses a bilinear crop, images truncated to uint8
 for PSNR and SSIM, and unrounded images with PyTorch's resize for rFID. The distance is measured to the same held-out
-images, unless --reference names others. With --original-resolution, convolutional tokenizers take whole images, padded
+images, unless --reference names others. Without --protocol, images follow the rules of adm and the extractor works
+offline; with it, all of the published measurement is asked for (Inception, 256 px), and the result names every fact
+that is different. With --original-resolution, convolutional tokenizers take whole images, padded
 to a multiple of the tokenizer's factor.
 """
 
@@ -34,6 +36,7 @@ from evaluations.cli import (
     take_data_path_as_held_out,
 )
 from evaluations.jobs.reconstruction import ReconstructionJob
+from evaluations.preset_flags import add_protocol_flag, parse_with_preset
 from evaluations.protocols.registry import DEFAULT_PROTOCOL, PROTOCOLS
 from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_to_check, tokenizer_needs
 from tokenizer.frozen.lpips import LPIPS_BACKBONES
@@ -45,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     add_image_flags(parser)
 
     # What is measured.
-    parser.add_argument("--protocol", default=DEFAULT_PROTOCOL, choices=sorted(PROTOCOLS))
+    add_protocol_flag(parser, "reconstruction", DEFAULT_PROTOCOL)
     parser.add_argument("--original-resolution", action="store_true", help="take whole images, one at a time, padded")
     parser.add_argument(
         "--precision-recall", action="store_true", help="also compute precision and recall (slow without a GPU)"
@@ -60,7 +63,7 @@ def parse_args() -> argparse.Namespace:
     add_measure_flags(parser, reference="val", batch_size=50)
     add_published_flags(parser)
 
-    args = parser.parse_args()
+    args = parse_with_preset(parser, "reconstruction", DEFAULT_PROTOCOL)
     if args.reference != "train":
         take_data_path_as_held_out(args)
     return args

@@ -27,7 +27,9 @@ from evaluations.metrics.registry import protocol_sections, sections_of
 
 # Sections that may differ between two results: networks and samples are what is compared.
 TRAINED_SECTIONS = ("tokenizer", "gpt")
-COMPARED_SECTIONS = (*TRAINED_SECTIONS, "samples")
+# A preset is only the name of facts, which are compared themselves.
+PRESET = "preset"
+COMPARED_SECTIONS = (*TRAINED_SECTIONS, "samples", PRESET)
 
 # Where networks lay; of the same result they may have moved.
 MOVABLE_FACTS = tuple(f"{network}.path" for network in TRAINED_SECTIONS)

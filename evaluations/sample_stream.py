@@ -21,6 +21,7 @@ from engine.preflight import Preflight
 from engine.world import World
 from evaluations.cli import add_measure_flags, add_published_flags, measure_needs, output_needs
 from evaluations.image_sets import RESIZE, ROUNDING, rank_batches, with_bar
+from evaluations.preset_flags import add_protocol_flag
 from evaluations.protocols.generation_accumulators import GeneratedBatch
 from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_to_check, tokenizer_needs
 from tokenizer.models.base import Tokenizer
@@ -49,6 +50,7 @@ def add_sampled_flags(parser: argparse.ArgumentParser) -> None:
         "divides that of the samples); random: drawn uniformly, as published",
     )  # fmt: skip
     add_sampler_flags(parser)
+    add_protocol_flag(parser, "generation")
     add_measure_flags(parser, reference="train", batch_size=32)
     add_published_flags(parser)
 

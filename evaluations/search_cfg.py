@@ -23,6 +23,7 @@ from engine.preflight import require
 from engine.world import World
 from evaluations.cli import run_evaluation
 from evaluations.jobs.search import SearchJob
+from evaluations.preset_flags import parse_with_preset
 from evaluations.sample_stream import add_sampled_flags, sampled_needs
 
 
@@ -37,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max-scale", type=float, default=math.inf)
     parser.add_argument("--scales", help='measure exactly these scales instead, such as "1,1.5,2"')
     parser.set_defaults(cfg_scale=None)  # None: the published start
-    return parser.parse_args()
+    return parse_with_preset(parser, "generation")
 
 
 def search(args: argparse.Namespace, world: World) -> None:

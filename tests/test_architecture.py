@@ -58,7 +58,7 @@ LAYERS = {
     ],
     "evaluations.jobs": [
         "engine", "tokenizer", "autoregressive", "evaluations.protocols", "evaluations.metrics", "evaluations.digits",
-        *(f"evaluations.{name}" for name in ("jobs", "cli", "image_sets", "results", "sample_stream")),
+        *(f"evaluations.{name}" for name in ("jobs", "cli", "image_sets", "preset_flags", "results", "sample_stream")),
     ],
     "evaluations.run_layout": [],
     "evaluations.pipelines": [

@@ -28,6 +28,7 @@ from evaluations.digits.model import load_classifier
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.registry import Metric, metrics_to_compute
 from evaluations.metrics.sequences import NEAREST_CANDIDATES, nearest_training
+from evaluations.preset_flags import preset_section
 from evaluations.protocols.accumulators import Accumulator, measure
 from evaluations.protocols.generation_accumulators import (
     EXPORTS,
@@ -41,6 +42,7 @@ from evaluations.protocols.generation_accumulators import (
     NpzExport,
     PngExport,
 )
+from evaluations.protocols.preset import Preset
 from evaluations.protocols.reference import Reference
 from evaluations.results import MOVABLE_FACTS, claim_result, write_arrays, write_result
 from evaluations.sample_stream import SampleStream
@@ -65,6 +67,7 @@ class GenerationJob:
     classifier: nn.Module | None
     training_codes: CodeStore | None
     export: NpzExport | PngExport | None
+    preset: Preset | None = None  # which --protocol asked for
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, world: World) -> GenerationJob:
@@ -122,6 +125,7 @@ class GenerationJob:
             classifier=classifier,
             training_codes=training_codes,
             export=export,
+            preset=args.preset,
         )
 
     def accumulators(self) -> list[Accumulator[GeneratedBatch]]:
@@ -159,7 +163,7 @@ class GenerationJob:
         protocol["training_codes"] = None
         if self.training_codes is not None:
             protocol["training_codes"] = {name: getattr(self.training_codes.manifest, name) for name in STORE_FACTS}
-        return protocol
+        return protocol | preset_section(self.preset, protocol, self.extractor)
 
     def run(self, world: World) -> None:
         """Samples, measures, and writes the result, then examples for the report."""

@@ -16,7 +16,9 @@ from engine.world import World
 from evaluations.cli import assets_from, extractor_from, open_reference, output_path
 from evaluations.image_sets import decoding_facts, with_bar
 from evaluations.metrics.registry import Metric, metrics_to_compute
+from evaluations.preset_flags import preset_section
 from evaluations.protocols.accumulators import Accumulator, measure
+from evaluations.protocols.preset import Preset
 from evaluations.protocols.reconstruction import (
     ReconstructedBatch,
     ReconstructionProtocol,
@@ -55,6 +57,7 @@ class ReconstructionJob:
     lpips_stamps: dict[str, str]
     scores: PairScores
     distances: ReconstructionDistances | None
+    preset: Preset | None = None  # which --protocol asked for
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, world: World) -> ReconstructionJob:
@@ -112,6 +115,7 @@ class ReconstructionJob:
             lpips_stamps=lpips_stamps,
             scores=PairScores(scores, len(source)),
             distances=distances,
+            preset=args.preset,
         )
 
     def accumulators(self) -> list[Accumulator[ReconstructedBatch]]:
@@ -138,8 +142,7 @@ class ReconstructionJob:
     def protocol(self) -> dict[str, Any]:
         """How the numbers were made."""
         tokenizer = self.reconstructor.tokenizer
-
-        return {
+        protocol = {
             "kind": "reconstruction",
             "name": self.reconstructor.protocol.name,
             "num_images": len(self.source),
@@ -153,6 +156,9 @@ class ReconstructionJob:
             "precision": "fp32",
             "tokenizer": tokenizer.provenance.facts(),
         }
+        extractor = self.distances.extractor if self.distances is not None else None
+        resize = self.reconstructor.protocol.resize_name
+        return protocol | preset_section(self.preset, protocol, extractor, resize)
 
     def run(self, world: World) -> None:
         """Measures, and writes the result."""

@@ -21,8 +21,10 @@ from engine.outputs import changed_settings, refuse
 from engine.world import World
 from evaluations.cli import extractor_from, open_reference, output_path
 from evaluations.metrics.extractor import Extractor
+from evaluations.preset_flags import preset_section
 from evaluations.protocols.accumulators import Measurement, measure
 from evaluations.protocols.generation_accumulators import GenerationDistances
+from evaluations.protocols.preset import Preset
 from evaluations.protocols.reference import Reference
 from evaluations.results import MOVABLE_FACTS, forced_metrics, numbers_text, read_result, write_result
 from evaluations.sample_stream import SampleStream
@@ -176,6 +178,7 @@ class SearchJob:
     reference: Reference
     emulate_fp16: bool
     curve: Curve
+    preset: Preset | None = None  # which --protocol asked for
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, world: World) -> SearchJob:
@@ -211,7 +214,7 @@ class SearchJob:
 
         # The reference comes last: its statistics may take long.
         reference = opened.reference(output.parent, world, keep_features="published" in extractor.capabilities)
-        return cls(output, plan, stream, extractor, reference, args.fp16_emulation, curve)
+        return cls(output, plan, stream, extractor, reference, args.fp16_emulation, curve, args.preset)
 
     def settings(self) -> dict[str, Any]:
         """All that a finished search must have been made with to be this one."""
@@ -257,10 +260,11 @@ class SearchJob:
 
         best = self.plan.run(self.measure_at)
         if world.is_main:
+            protocol = self.stream.at(best).protocol(self.reference.facts)
             write_result(
                 self.output,
                 {"best_guidance_scale": best, **self.curve.rows[best]},
-                self.stream.at(best).protocol(self.reference.facts),
+                protocol | preset_section(self.preset, protocol, self.extractor),
                 curve=self.curve.table(),
                 unavailable=self.curve.missing,
                 settings=self.settings(),

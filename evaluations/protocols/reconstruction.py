@@ -33,6 +33,7 @@ class ReconstructionProtocol:
     name: ClassVar[str]  # in the registry, and in results
     crop_name: ClassVar[str]  # in results
     rounding: ClassVar[str]  # in results
+    resize_name: ClassVar[str | None] = None  # how images get the size of the extractor; None: by the extractor's rule
     lpips_backbones: ClassVar[dict[str, str]]  # metric -> backbone of the lpips package
 
     def crop(self, image: Image.Image, size: int) -> Image.Image:

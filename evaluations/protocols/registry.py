@@ -1,4 +1,4 @@
-"""The protocols of reconstruction evaluations by name, for --protocol."""
+"""The rules of reconstruction evaluations by name, for --protocol; `evaluations.protocols.presets` has all records."""
 
 from __future__ import annotations
 

@@ -38,6 +38,7 @@ class WeTokProtocol(ReconstructionProtocol):
     name = "wetok"
     crop_name = "bilinear center"
     rounding = "uint8(255 (x + 1) / 2), truncated"
+    resize_name = "torch bilinear to 299, not antialiased"
     lpips_backbones = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
 
     def crop(self, image: Image.Image, size: int) -> Image.Image:
