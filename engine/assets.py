@@ -2,15 +2,17 @@
 
 Nothing is ever downloaded unless ALLOW_DOWNLOAD=1. A network is a file in PRETRAINED_DIR; or it ships inside a package;
 or, with ALLOW_DOWNLOAD=1, its library fetches it; otherwise `resolve` raises an error that names file, folder and hash.
-A file is checked against the hash on record. Where none is on record it is accepted; in both cases its hash is part of
-the stamp of every checkpoint and result. For tests and dry runs only, `random_stand_in` builds the same architecture
-with seeded random weights, announced in the log and stamped `weights: random` in every checkpoint and result.
+A file is checked against the hash on record, or the one that the user states (`sha256`). Where there is none it is
+accepted; its hash is part of the stamp of every checkpoint and result in any case. For tests and dry runs only,
+`random_stand_in` builds the same architecture with seeded random weights, announced in the log and stamped
+`weights: random` in every checkpoint and result.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +31,8 @@ from engine.validation import Problem, Section
 
 T = TypeVar("T")
 
+STATED_HASH = re.compile(r"(?P<name>\w+)=(?P<sha256>[0-9a-fA-F]{64})")
+
 
 @dataclass(kw_only=True, slots=True)
 class AssetsConfig(Section):
@@ -36,12 +40,29 @@ class AssetsConfig(Section):
 
     pretrained_dir: str = "${oc.env:PRETRAINED_DIR,pretrained}"  # folder of weight files
     allow_unknown: list[str] = field(default_factory=list)  # networks whose file may have another hash, as [vgg16]
+    sha256: list[str] = field(default_factory=list)  # hashes by their publishers, as [dinov2_l=<64 digits>]
     random_stand_in: bool = False  # tests and dry runs: seeded random weights, stamped so
 
     def problems(self) -> Iterator[Problem]:
         """Names in `allow_unknown` that stand for no file."""
         if not set(self.allow_unknown) <= ASSETS.keys():
             yield Problem("allow_unknown", self.allow_unknown, f"a list of names out of: {', '.join(sorted(ASSETS))}")
+        without_hash = sorted(name for name, asset in ASSETS.items() if not asset.sha256)
+        if not all(_stated_hash(text, name) for text in self.sha256 for name in [text.partition("=")[0]]):
+            accepted = f"a list of NAME=SHA256 (64 hexadecimal digits), with names out of: {', '.join(without_hash)}"
+            yield Problem("sha256", self.sha256, accepted)
+
+    def stated_hash(self, name: str) -> str:
+        """The hash that the user has stated for an asset; empty where there is none."""
+        return next(filter(None, (_stated_hash(text, name) for text in self.sha256)), "")
+
+
+def _stated_hash(text: str, name: str) -> str:
+    """The hash in `NAME=SHA256`, in small letters; empty for other text, another name, or one with a hash on record."""
+    stated = STATED_HASH.fullmatch(text)
+    if stated is None or stated["name"] != name or name not in ASSETS or ASSETS[name].sha256:
+        return ""
+    return stated["sha256"].lower()
 
 
 class AssetError(UserError):
@@ -109,7 +130,7 @@ class PretrainedFile:
     name: str  # of the asset
     path: Path | None  # None for a stand-in, and where the library downloads the weights itself
     stamp: str  # "<file> sha256:<hash>", "random" or "download"
-    is_known: bool = False  # the publisher's own: by the hash on record, or fetched from there by its library
+    is_known: bool = False  # the publisher's: by the hash on record or the one that the user states, or by download
 
     @property
     def random(self) -> bool:
@@ -185,15 +206,16 @@ def resolve(name: str, config: AssetsConfig) -> PretrainedFile:
 
     # Without a hash on record any file is taken; one with another hash needs the user's word.
     digest = file_sha256(path)
-    is_on_record = digest.startswith(asset.sha256)
-    if not is_on_record:
+    expected = asset.sha256 or config.stated_hash(name)
+    is_expected = digest.startswith(expected)
+    if not is_expected:
         if name not in config.allow_unknown:
             raise AssetError(
-                f"{path} has SHA-256 {digest} instead of {asset.sha256}...: it is another file, or a damaged one. If "
+                f"{path} has SHA-256 {digest} instead of {expected}...: it is another file, or a damaged one. If "
                 f"you trust it, set assets.allow_unknown=[{name}] (--allow-unknown-weights {name})"
             )
         logger.warning("%s: %s has another hash than the one on record; allowed by assets.allow_unknown", name, path)
-    return PretrainedFile(name, path, f"{path.name} sha256:{digest}", is_known=is_on_record and bool(asset.sha256))
+    return PretrainedFile(name, path, f"{path.name} sha256:{digest}", is_known=is_expected and bool(expected))
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -37,6 +37,10 @@ def add_asset_flags(parser: argparse.ArgumentParser) -> None:
         help=f"accept files of these networks with another hash than the one on record: {', '.join(sorted(ASSETS))}",
     )  # fmt: skip
     parser.add_argument(
+        "--weights-sha256", nargs="+", default=[], metavar="NAME=SHA256",
+        help="hashes that publishers state for files without one on record: such files are checked, and then known",
+    )  # fmt: skip
+    parser.add_argument(
         "--random-stand-in", action="store_true", help="for tests only: random weights, recorded as such"
     )
 
@@ -108,9 +112,9 @@ def take_data_path_as_held_out(args: argparse.Namespace) -> None:
 
 def assets_from(args: argparse.Namespace) -> AssetsConfig:
     """The asset settings of the flags; the folder is PRETRAINED_DIR."""
-    names = ",".join(args.allow_unknown_weights)
-    stand_in = str(args.random_stand_in).lower()
-    return load_config(AssetsConfig, overrides=[f"allow_unknown=[{names}]", f"random_stand_in={stand_in}"])
+    lists = {"allow_unknown": args.allow_unknown_weights, "sha256": args.weights_sha256}
+    overrides = [f"{key}=[{','.join(values)}]" for key, values in lists.items()]
+    return load_config(AssetsConfig, overrides=[*overrides, f"random_stand_in={str(args.random_stand_in).lower()}"])
 
 
 def output_path(args: argparse.Namespace, name: str) -> Path:

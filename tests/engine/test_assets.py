@@ -90,6 +90,25 @@ def test_exceptions_are_a_list_of_known_names():
         load_config(TokenizerTrainConfig, overrides=["assets.allow_unknown=true"])
 
 
+def test_a_hash_that_the_user_states_makes_a_file_known(folder):
+    """Of a file without one on record: checked in full. One on record is not to be replaced."""
+    digest = file_sha256(folder / "known.pth")
+    config = AssetsConfig(pretrained_dir=str(folder), sha256=[f"unrecorded={digest.upper()}"])
+    assert resolve("unrecorded", config).is_known
+    assert resolve("known", AssetsConfig(pretrained_dir=str(folder))).is_known
+    assert not resolve("unrecorded", AssetsConfig(pretrained_dir=str(folder))).is_known
+    wrong = AssetsConfig(pretrained_dir=str(folder), sha256=["unrecorded=" + "0" * 64])
+    with pytest.raises(AssetError, match=f"has SHA-256 {digest} instead of 0000"):
+        resolve("unrecorded", wrong)
+    other = AssetsConfig(pretrained_dir=str(folder), allow_unknown=["other"])
+    assert not resolve("other", other).is_known
+    for text in ("unrecorded", f"other={digest}", f"unheard_of={digest}", "unrecorded=12ab"):
+        with pytest.raises(ConfigError, match=r"sha256=\[.* must be a list of NAME=SHA256 .* clip_b"):
+            AssetsConfig(sha256=[text])
+    stated = load_config(AssetsConfig, overrides=[f"sha256=[dinov2_l={digest}]"])
+    assert stated.stated_hash("dinov2_l") == digest and stated.stated_hash("dinov2_b") == ""
+
+
 def test_an_unknown_asset_lists_the_known_ones(folder):
     with pytest.raises(ConfigError, match=r"asset='vgg61' is not known; choose one of: .*vgg16"):
         resolve("vgg61", AssetsConfig())
