@@ -4,6 +4,7 @@
 # Published: rFID 1.01, LPIPS 0.2226            numbers of the authors; (LABEL) says what they are of, where there
 # Published (stage 2): rFID 3.90                are several
 # Source: GigaTok README, S-S                   where they stand
+# Measure: --protocol wetok                     flags of evaluations.reconstruction with which they are measured
 # Released: S-S | [file.pt](https://...)        a checkpoint: name, for a GPT whose codes, file
 # Cost: 32.2 GB on each of 8 GPUs, by --plan 8. Time: neither published nor measured.
 """
@@ -14,7 +15,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-FACTS = re.compile(r"(Published|Source|Released|Parameters|Cost)\b.*:")  # lines that are no prose
+FACTS = re.compile(r"(Published|Source|Measure|Released|Parameters|Cost)\b.*:")  # lines that are no prose
 SIZE = re.compile(r" \((\d[\d.]*)([MB])\)")
 COST = re.compile(r"Cost: ([\d.]+) GB on each of (\d+) GPUs")
 
@@ -25,6 +26,7 @@ class Facts:
 
     numbers: dict[str, dict[str, str]] = field(default_factory=dict)  # metric -> {label: value}
     source: str = ""
+    measure: str = ""  # flags of evaluations.reconstruction
     released: list[list[str]] = field(default_factory=list)
     parameters: str = ""  # of the network, such as 136M
     cost: tuple[float, int] | None = None  # (GB per GPU, GPUs) of its command
@@ -64,6 +66,8 @@ def facts_of(path: Path) -> Facts:
                 facts.numbers.setdefault(metric, {})[published[1] or ""] = value
         elif line.startswith("Source: "):
             facts.source = line.removeprefix("Source: ")
+        elif line.startswith("Measure: "):
+            facts.measure = line.removeprefix("Measure: ")
         elif line.startswith("Released: "):
             facts.released.append([cell.strip() for cell in line.removeprefix("Released: ").split("|")])
         elif line.startswith("Parameters: "):

@@ -24,7 +24,10 @@ from tokenizer.training.checks import network_on_meta
 from tokenizer.training.phases import phases_of
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FAMILIES = ("vq/", "gpt/GPT_B", "gpt/GPT_X", "llamagen/", "wetok/", "gpt/GPT_wetok")  # in tables of checkpoints
+FAMILIES = (  # in tables of checkpoints
+    "vq/", "gpt/GPT_B", "gpt/GPT_X", "llamagen/", "wetok/", "gpt/GPT_wetok",
+    "open_magvit2/", "ibq/", "maskgit/", "var/",
+)  # fmt: skip
 RECIPE_COLUMNS = [
     "config", "what it is", "parameters", "batch", "steps", "GPUs", "GB",
     "rFID", "LPIPS", "gFID", "accuracy, %", "numbers from",
@@ -37,6 +40,11 @@ RECIPE_TABLES = {  # table -> pattern of its YAML files under configs/
     "recipes-llamagen-gpt": "llamagen/GPT_*.yaml",
     "recipes-wetok": "wetok/*.yaml",
     "recipes-wetok-ablation": "wetok/ablation/*.yaml",
+    "recipes-open-magvit2": "open_magvit2/*.yaml",
+    "recipes-ibq": "ibq/*.yaml",
+    "recipes-maskgit": "maskgit/*.yaml",
+    "recipes-var": "var/*.yaml",
+    "recipes-f16": "f16/*.yaml",
 }
 TOKENIZER_COLUMNS = ["tokenizer", "config", "parameters", "rFID", "LPIPS", "file"]
 GPT_COLUMNS = ["GPT", "codes of", "config", "parameters", "gFID", "accuracy", "file"]

@@ -22,6 +22,8 @@ SECTIONS = {  # kind of tokenizer -> its overrides
     ],
     "llamagen": [f"model.llamagen={{z_channels: 8, cnn: {CNN}}}"],
     "wetok": [f"model.wetok={{cnn: {CNN}}}"],
+    "maskgit_vq": [f"model.maskgit_vq={{cnn: {CNN}}}"],
+    "var_vae": [f"model.var_vae={{z_channels: 8, cnn: {CNN}}}"],
 }
 QUANTIZERS = {  # quantizer -> its section
     "vq": "{codebook_size: 32, codebook_dim: 4}",
@@ -29,7 +31,15 @@ QUANTIZERS = {  # quantizer -> its section
     "fsq": "{levels: [5, 3]}",
     "ibq": "{codebook_size: 32, codebook_dim: 4}",
     "simvq": "{codebook_size: 32, codebook_dim: 4}",
+    "multi_scale": "{scales: [1, 3, 8], codebook_size: 32, codebook_dim: 4, num_phis: 2}",
 }
+OF_GRIDS = {"multi_scale"}  # quantizers of convolutional tokenizers alone
+PAIRS = [
+    (model, quantizer)
+    for model in SECTIONS
+    for quantizer in QUANTIZERS
+    if model != "hybrid" or quantizer not in OF_GRIDS
+]
 GENERATORS = {  # kind of generator -> its settings
     "plain": "vocab_size: 32",
     "norm of queries and keys": "vocab_size: 32, qk_norm: true",

@@ -7,7 +7,7 @@ import mini
 import pytest
 import torch
 from host_reads import HostReads, no_waiting
-from small_networks import QUANTIZERS, SIZE, generator_config_for, tokenizer_config
+from small_networks import OF_GRIDS, QUANTIZERS, SIZE, generator_config_for, tokenizer_config
 from torch import nn
 
 from autoregressive.models.registry import build_generator
@@ -66,22 +66,35 @@ def test_the_counter_sees_what_waits():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("quantizer", [name for name in QUANTIZERS if name not in OF_GRIDS])
 def test_a_step_of_a_tokenizer_does_not_wait(quantizer, device):
     """With every term, the discriminator, LeCam, averaged weights, micro-batches and cached teacher features."""
     unused = [] if quantizer == "vq" else ["model.quantizer.vq=null"]
     section = f"model.quantizer={{name: {quantizer}, {quantizer}: {QUANTIZERS[quantizer]}}}"
     entropy = [] if quantizer == "fsq" else ["loss.entropy_weight=0.02"]
     config = mini.tokenizer_config(*unused, section, *entropy, *ALL_TERMS, f"loop.device={device}")
+    task = step_on_images(config, device)
+    assert task.frozen.teacher_cache is not None
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("model", "quantizer"), [("maskgit_vq", "vq"), *(("var_vae", name) for name in OF_GRIDS)])
+def test_a_step_of_a_network_without_transformer_does_not_wait(model, quantizer, device):
+    terms = [term for term in ALL_TERMS if not term.startswith(("semantic", "model.hybrid", "loss.shortcut"))]
+    step_on_images(tokenizer_config(model, quantizer, *terms, f"loop.device={device}"), device)
+
+
+def step_on_images(config, device: str):
+    """Steps of a tokenizer's training on random images; returns its task."""
     source = mini.image_source(8)
     task = build_task(config, world_on(device), mini.SILENT, source, None)
-    assert task.frozen.teacher_cache is not None
     pixels = torch.from_numpy(source.images).permute(0, 3, 1, 2).contiguous()
     batches = [
         {"images_u8": pixels[rows], "index": torch.tensor(rows), "skipped_images": torch.zeros(4)}
         for rows in ([0, 1, 2, 3], [4, 5, 6, 7])
     ]
     steps_without_waiting(task, batches, device)
+    return task
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -64,10 +64,19 @@ def _cubic(x: float) -> float:
     return 0.0
 
 
+def _sinc(x: float) -> float:
+    return math.sin(x * math.pi) / (x * math.pi) if x != 0.0 else 1.0
+
+
+def _lanczos(x: float) -> float:
+    return _sinc(x) * _sinc(x / 3) if -3.0 <= x < 3.0 else 0.0
+
+
 KERNELS: dict[Image.Resampling, tuple[Callable[[float], float], float]] = {
     Image.Resampling.BOX: (_box, 0.5),
     Image.Resampling.BILINEAR: (_triangle, 1.0),
     Image.Resampling.BICUBIC: (_cubic, 2.0),
+    Image.Resampling.LANCZOS: (_lanczos, 3.0),
 }  # kernel, and how far it reaches
 
 

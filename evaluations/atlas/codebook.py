@@ -67,7 +67,7 @@ def code_vectors(quantizer: Quantizer, group: int, codes: Tensor) -> Tensor:
     indices[0, :, group] = codes
     if quantizer.num_groups == 1:
         indices = indices[..., 0]
-    return quantizer.decode_indices(indices.to(quantizer.recent_indices.device))[0].double().cpu()
+    return quantizer.code_vectors(indices.to(quantizer.recent_indices.device))[0].double().cpu()
 
 
 def shown_codes(size: int, counts: Tensor, limit: int) -> Tensor:

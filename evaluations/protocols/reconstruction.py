@@ -133,7 +133,7 @@ class Reconstructor:
         self.size = tokenizer.image_size
         self.eval_size = eval_size or self.size
         if whole and "any_size" not in tokenizer.capabilities:
-            raise UserError("--original-resolution: this tokenizer has learned positions for one image size")
+            raise UserError("--original-resolution: this tokenizer is for images of one size")
         if whole and eval_size:
             raise UserError("--original-resolution and --image-size-eval exclude each other")
 

@@ -21,9 +21,15 @@ TOKENIZERS = {
             f"model.quantizer.name={name}",
         ]
         for name in QUANTIZERS
+        if name != "multi_scale"
     },
     "llamagen": [f"model={{name: llamagen, llamagen: {{z_channels: 8, cnn: {CNN}}}}}"],
     "wetok": [f"model={{name: wetok, wetok: {{cnn: {CNN}}}, quantizer: {{name: gq}}}}"],
+    "maskgit_vq": [f"model={{name: maskgit_vq, maskgit_vq: {{cnn: {CNN}}}}}"],
+    "var_vae": [
+        f"model={{name: var_vae, var_vae: {{cnn: {CNN}}}, "
+        "quantizer: {name: multi_scale, multi_scale: {scales: [2, 8], codebook_size: 8}}}"
+    ],
 }
 
 

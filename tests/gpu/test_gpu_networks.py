@@ -15,7 +15,7 @@ from evaluations.metrics.precision_recall import precision_recall
 from tokenizer.discriminators.registry import DISCRIMINATORS, DiscriminatorConfig, build_discriminator
 from tokenizer.losses.perceptual import PERCEPTUAL
 from tokenizer.losses.semantic import TEACHERS, build_teacher
-from tokenizer.models.registry import MODELS, QUANTIZERS, build_tokenizer
+from tokenizer.models.registry import MODELS, build_tokenizer
 from tokenizer.training.config import TokenizerTrainConfig
 
 pytestmark = pytest.mark.gpu
@@ -47,8 +47,7 @@ def trained_once(network: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, 
     return loss, gradients(network)
 
 
-@pytest.mark.parametrize("quantizer", QUANTIZERS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "quantizer"), small.PAIRS)
 def test_a_tokenizer(model, quantizer, gpu):
     """Codes, images, loss and gradients. A code may differ where two are almost equally near: 1 in 100 is allowed."""
     torch.manual_seed(0)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from engine.data.images import to_uint8
 from tokenizer.published.layout import Rule, from_published, published_name, to_published
 
-SYSTEMS = ("adm", "gigatok", "llamagen", "wetok")  # parts that a folder may hold
+BASELINES = ("ibq", "open_magvit2", "rar", "var")  # parts with the tokenizers of baselines
+SYSTEMS = ("adm", "gigatok", "llamagen", "wetok", *BASELINES)  # parts that a folder may hold
 if not any((ROOT / system).is_dir() for system in SYSTEMS):
     raise FileNotFoundError(f"PARITY_GOLDENS={ROOT} holds none of: {', '.join(SYSTEMS)}")
 
@@ -129,9 +130,9 @@ def assert_close(actual: Tensor, expected: Tensor, what: str, tolerance: float =
     return _within(_difference(actual, expected, what), limit, what)
 
 
-def assert_image(actual: Tensor, expected: Tensor, what: str) -> float:
-    """|actual - expected| <= 1e-3, about an eighth of a grey level."""
-    return _within(_difference(actual, expected, what), IMAGE, what)
+def assert_image(actual: Tensor, expected: Tensor, what: str, limit: float = IMAGE) -> float:
+    """|actual - expected| <= limit; 1e-3 is about an eighth of a grey level."""
+    return _within(_difference(actual, expected, what), limit, what)
 
 
 def assert_equal(actual: Tensor, expected: Tensor, what: str) -> None:

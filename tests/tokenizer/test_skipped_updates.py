@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mini
 import pytest
+import small_networks
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -79,6 +80,7 @@ SECTIONS = {
     "simvq": "{codebook_size: 16, codebook_dim: 4}",
     "gq": "{num_groups: 2, group_dim: 2}",
     "fsq": "{levels: [3, 4]}",
+    "multi_scale": small_networks.QUANTIZERS["multi_scale"],
     "averaged": "{}",
 }
 SLOW = pytest.mark.slow  # a ViT at 224 pixels
@@ -86,15 +88,18 @@ JUDGES = {"patchgan": "{base_channels: 4, num_layers: 2, norm: batch}", "dino": 
 
 
 def task_of(world, quantizer: str, judge: str) -> TokenizerTask:
-    unused = [] if quantizer == "vq" else ["model.quantizer.vq=null"]
-    config = mini.tokenizer_config(
-        *unused,
-        f"model.quantizer={{name: {quantizer}, {quantizer}: {SECTIONS[quantizer]}}}",
+    training = (
         f"loss.discriminator={{name: {judge}, {judge}: {JUDGES[judge]}, start_step: 1, lecam_weight: 0.1}}",
         "ema_decay=0.9",
         "optim.lr=1e-3",
         "assets.random_stand_in=true",
     )
+    if quantizer in small_networks.OF_GRIDS:
+        config = small_networks.tokenizer_config("var_vae", quantizer, *training)
+    else:
+        unused = [] if quantizer == "vq" else ["model.quantizer.vq=null"]
+        section = f"model.quantizer={{name: {quantizer}, {quantizer}: {SECTIONS[quantizer]}}}"
+        config = mini.tokenizer_config(*unused, section, *training)
     return build_task(config, world, mini.SILENT, SOURCE, None)
 
 

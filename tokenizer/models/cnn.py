@@ -1,4 +1,4 @@
-"""The convolutional encoder and decoder of VQGAN, in the three styles that were released.
+"""The convolutional encoder and decoder of VQGAN, in the styles that were released.
 
     GIGATOK    no attention; each level of the decoder begins with an adaptive group norm, steered by statistics of the
                decoder's input, and upsamples by depth-to-space                   arXiv:2504.08736, section 3.1
@@ -6,6 +6,10 @@
                                                                                   arXiv:2406.06525, section 3.1
     WETOK      as GIGATOK, but most convolutions have no bias, downsampling pads all sides, and the encoder ends with a
                1x1 convolution                                                    arXiv:2508.05599, Open-MAGVIT2's CNN
+    VAR        as LLAMAGEN; one convolution gives queries, keys and values         arXiv:2404.02905, released code
+    MASKGIT    plain norms and no attention; most convolutions have no bias, downsampling is a mean of 2x2 pixels, the
+               encoder ends with a 1x1 convolution, and projections of ResBlocks read their own result
+                                                                                  arXiv:2202.04200, released code
 
 Encoder and decoder have one level of ResBlocks per resolution, and a few more blocks, the middle, on the coarsest map.
 
@@ -15,7 +19,7 @@ Shapes    images (B,3,H,W)      maps (B,C,H,W), channels first      features (B,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -28,9 +32,11 @@ from tokenizer.models.cnn_blocks import (
     NORM_EPS,
     AdaptiveGroupNorm,
     AttentionBlock,
+    AveragePool,
     DepthToSpaceUpsample,
     Downsample,
     NearestUpsample,
+    OutputShortcutResBlock,
     ResBlock,
     drop_biases,
 )
@@ -81,11 +87,30 @@ class CNNStyle:
     bias: bool = True  # in the ResBlocks and the encoder's first convolution
     symmetric: bool = False  # downsampling pads all sides, not only right and below
     out_kernel: int = 3  # side of the kernel of the encoder's last convolution
+    fused_attention: bool = False  # one convolution for queries, keys and values
+    average_pool: bool = False  # downsampling without parameters
+    res_block: type[ResBlock] = ResBlock
+
+    def attention_block(self, channels: int, groups: int) -> AttentionBlock:
+        return AttentionBlock(channels, groups, self.fused_attention)
+
+    def downsample(self, channels: int) -> nn.Module:
+        return AveragePool() if self.average_pool else Downsample(channels, self.symmetric)
 
 
 GIGATOK = CNNStyle(attention=False, adaptive_norm=True, depth_to_space=True)
 LLAMAGEN = CNNStyle(attention=True, adaptive_norm=False, depth_to_space=False)
 WETOK = CNNStyle(attention=False, adaptive_norm=True, depth_to_space=True, bias=False, symmetric=True, out_kernel=1)
+VAR = replace(LLAMAGEN, fused_attention=True)
+MASKGIT = CNNStyle(
+    attention=False,
+    adaptive_norm=False,
+    depth_to_space=False,
+    bias=False,
+    out_kernel=1,
+    average_pool=True,
+    res_block=OutputShortcutResBlock,
+)
 
 
 class Level(nn.Module):
@@ -100,6 +125,7 @@ class Level(nn.Module):
         out_channels: int,
         depth: int,
         groups: int,
+        style: CNNStyle,
         *,
         attention: bool = False,
         downsample: nn.Module | None = None,
@@ -108,8 +134,8 @@ class Level(nn.Module):
         super().__init__()
         widths = [in_channels] + [out_channels] * depth
         num_attentions = depth if attention else 0
-        self.res = nn.ModuleList(ResBlock(a, b, groups) for a, b in pairwise(widths))
-        self.attn = nn.ModuleList(AttentionBlock(out_channels, groups) for _ in range(num_attentions))
+        self.res = nn.ModuleList(style.res_block(a, b, groups) for a, b in pairwise(widths))
+        self.attn = nn.ModuleList(style.attention_block(out_channels, groups) for _ in range(num_attentions))
         self.downsample = downsample
         self.upsample = upsample
 
@@ -132,9 +158,9 @@ class Level(nn.Module):
 
 def build_middle(width: int, config: CNNConfig, style: CNNStyle) -> nn.ModuleList:
     """Builds the blocks on the coarsest map: ResBlocks; with attention, one such block after the first."""
-    blocks: list[nn.Module] = [ResBlock(width, width, config.norm_groups) for _ in range(config.mid_blocks)]
+    blocks: list[nn.Module] = [style.res_block(width, width, config.norm_groups) for _ in range(config.mid_blocks)]
     if style.attention:
-        blocks.insert(1, AttentionBlock(width, config.norm_groups))
+        blocks.insert(1, style.attention_block(width, config.norm_groups))
     return nn.ModuleList(blocks)
 
 
@@ -157,8 +183,9 @@ class CNNEncoder(nn.Module):
                 width,
                 config.encoder_res_blocks,
                 groups,
+                style,
                 attention=style.attention and is_coarsest,
-                downsample=None if is_coarsest else Downsample(width, style.symmetric),
+                downsample=None if is_coarsest else style.downsample(width),
             )
             self.conv_blocks.append(level)
             in_channels = width
@@ -226,6 +253,7 @@ class CNNDecoder(nn.Module):
                 width,
                 config.decoder_res_blocks,
                 groups,
+                style,
                 attention=style.attention and is_coarsest,
                 upsample=None if is_finest else upsample_class(width),
             )

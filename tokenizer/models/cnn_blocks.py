@@ -1,8 +1,9 @@
-"""Blocks of VQGAN's encoder and decoder (arXiv:2012.09841), and those that GigaTok and WeTok changed.
+"""Blocks of VQGAN's encoder and decoder (arXiv:2012.09841), and those that others changed.
 
     ResBlock                two 3x3 convolutions around a skip connection
+    OutputShortcutResBlock  the same, whose projection reads its own result (MaskGIT, arXiv:2202.04200)
     AttentionBlock          one head of attention over all positions
-    Downsample              halves the map; NearestUpsample and DepthToSpaceUpsample double it
+    Downsample, AveragePool halve the map; NearestUpsample and DepthToSpaceUpsample double it
     AdaptiveGroupNorm       group norm steered by statistics of a second map (MAGVIT-v2, arXiv:2310.05737)
 
 Channels-first maps: B batch, C channels, H W height and width. All group norms have epsilon `NORM_EPS`. `flops` is what
@@ -33,14 +34,35 @@ class ResBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.nin_shortcut(x) + self.residual(x)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Both convolutions: (B,C,H,W) -> (B,out_channels,H,W)."""
         h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.nin_shortcut(x) + h
+        return self.conv2(F.silu(self.norm2(h)))
 
     def flops(self, positions: int) -> int:
         """See the module docstring."""
         convolutions = (layer for layer in self.children() if isinstance(layer, nn.Conv2d))
         return sum(conv_flops(layer, positions) for layer in convolutions)
+
+
+class OutputShortcutResBlock(ResBlock):
+    """Where the width changes: h + projection(h), h being the result of both convolutions. Elsewhere x + h.
+
+    The input of such a block does not reach its output past the convolutions. MaskGIT's released networks are trained
+    so, whatever was intended.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+        super().__init__(in_channels, out_channels, groups)
+        self.changes_width = in_channels != out_channels
+        if self.changes_width:
+            self.nin_shortcut = nn.Conv2d(out_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.residual(x)
+        return h + (self.nin_shortcut(h) if self.changes_width else x)
 
 
 def drop_biases(network: nn.Module) -> None:
@@ -53,28 +75,35 @@ def drop_biases(network: nn.Module) -> None:
 
 
 class AttentionBlock(nn.Module):
-    """x + one head of attention over all positions, as wide as the map. (B,C,H,W) -> (B,C,H,W)."""
+    """x + one head of attention over all positions, as wide as the map. (B,C,H,W) -> (B,C,H,W).
 
-    def __init__(self, channels: int, groups: int) -> None:
+    `fused`: queries, keys and values come from one convolution, in this order.
+    """
+
+    def __init__(self, channels: int, groups: int, fused: bool = False) -> None:
         super().__init__()
+        self.fused = fused
         self.norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
+        if fused:
+            self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        else:
+            self.q = nn.Conv2d(channels, channels, 1)
+            self.k = nn.Conv2d(channels, channels, 1)
+            self.v = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
-        q = _as_one_head(self.q(normed))
-        k = _as_one_head(self.k(normed))
-        v = _as_one_head(self.v(normed))
+        maps = self.qkv(normed).chunk(3, dim=1) if self.fused else (self.q(normed), self.k(normed), self.v(normed))
+        q, k, v = (_as_one_head(part) for part in maps)
         attended = F.scaled_dot_product_attention(q, k, v)[:, 0]
         return x + self.proj_out(attended.transpose(1, 2).reshape(x.shape))
 
     def flops(self, positions: int) -> int:
         """See the module docstring."""
-        projections = sum(conv_flops(layer, positions) for layer in (self.q, self.k, self.v, self.proj_out))
-        return projections + attention_flops(positions, positions, self.q.out_channels)
+        convolutions = (layer for layer in self.children() if isinstance(layer, nn.Conv2d))
+        projections = sum(conv_flops(layer, positions) for layer in convolutions)
+        return projections + attention_flops(positions, positions, self.proj_out.in_channels)
 
 
 def _as_one_head(x: Tensor) -> Tensor:
@@ -99,6 +128,17 @@ class Downsample(nn.Module):
     def flops(self, positions: int) -> int:
         """See the module docstring."""
         return conv_flops(self.conv, positions // 4)
+
+
+class AveragePool(nn.Module):
+    """Halves the map: the mean of each 2x2 block. It has no parameters, and additions that nobody counts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2)
+
+    def flops(self, positions: int) -> int:
+        """See the module docstring."""
+        return 0
 
 
 class NearestUpsample(nn.Module):

@@ -1,6 +1,7 @@
 """Base class of purely convolutional tokenizers: CNN encoder, quantizer of grid cells, CNN decoder.
 
-They take images of any height and width that are multiples of the CNN's factor; a token is one cell of the grid.
+They take images of any height and width that are multiples of the CNN's factor, and a token is one cell of the grid;
+but for a quantizer that takes one size of grid (`Quantizer.grid_side`).
 
 Shapes    images (B,3,H,W) in [-1,1]      z, z_q (B,h*w,codebook_dim), row-major      indices (B,h*w) or (B,h*w,G)
 """
@@ -22,7 +23,7 @@ from tokenizer.quantizers.base import Quantizer
 class ConvTokenizer(Tokenizer):
     """A tokenizer without a transformer.
 
-    `image_size` and `num_tokens` are those of training until `set_image_size`.
+    `image_size`, `num_cells` of its grid and `num_tokens` are those of training until `set_image_size`.
 
     A subclass sets `encoder` and `decoder`. Where channels of CNN and quantizer differ it extends `latents` and
     `decoder_input` by projections; a decoder that takes more than features overrides `decode_features`.
@@ -34,17 +35,23 @@ class ConvTokenizer(Tokenizer):
     def __init__(self, cnn: CNNConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__()
         self.factor = cnn.factor
-        self.set_image_size(image_size)
         self.quantizer = quantizer
+        self.set_image_size(image_size)
 
     @classmethod
     def capabilities_of(cls, section: Any) -> frozenset[str]:
         return frozenset({"any_size"})
 
+    @property
+    def capabilities(self) -> frozenset[str]:
+        abilities = super().capabilities
+        return abilities if self.quantizer.grid_side is None else abilities - {"any_size"}
+
     def set_image_size(self, image_size: int) -> None:
         """Makes another square size the usual one: nothing in the network depends on it.
 
-        Raises ConfigError where the size is no multiple of `factor`, or has fewer than `min_cells` cells per side.
+        Raises ConfigError where the size is no multiple of `factor`, has fewer than `min_cells` cells per side, or more
+        or fewer than the quantizer takes.
         """
         min_size = self.min_cells * self.factor
         if image_size < min_size or image_size % self.factor != 0:
@@ -52,8 +59,16 @@ class ConvTokenizer(Tokenizer):
                 f"data.image_size={image_size} (--image-size) does not fit the model: it must be a multiple of "
                 f"{self.factor}, {min_size} or more"
             )
+        side = image_size // self.factor
+        if self.quantizer.grid_side not in (None, side):
+            raise ConfigError(
+                f"data.image_size={image_size} (--image-size) does not fit the quantizer: it takes a grid of "
+                f"{self.quantizer.grid_side} cells per side, which is that of {self.quantizer.grid_side * self.factor} "
+                "pixels"
+            )
         self.image_size = image_size
-        self.num_tokens = (image_size // self.factor) ** 2
+        self.num_cells = side**2
+        self.num_tokens = self.quantizer.num_indices(self.num_cells)
 
     def forward(
         self,
@@ -117,19 +132,24 @@ class ConvTokenizer(Tokenizer):
         decoder = TRAINED * self.decoder.flops(self.image_size // self.factor)
         return (
             PartFlops("encoder", "convolution", count(self.image_size), recomputed=is_encoder_trained),
-            PartFlops("quantizer", "matrix", self.quantizer.training_flops(self.num_tokens, entropy), True),
+            PartFlops("quantizer", "matrix", self.quantizer.training_flops(self.num_cells, entropy), True),
             PartFlops("decoder", "convolution", decoder, recomputed=True),
         )
 
     def encoding_flops(self) -> tuple[PartFlops, ...]:
-        quantizer = self.quantizer.training_flops(self.num_tokens, entropy=False)
+        quantizer = self.quantizer.training_flops(self.num_cells, entropy=False)
         return (
             PartFlops("tokenizer's encoder", "convolution", self.encoder.flops(self.image_size), True),
             PartFlops("tokenizer's quantizer", "matrix", quantizer, True),
         )
 
     @property
-    def token_grid(self) -> tuple[int, int]:
+    def token_grid(self) -> tuple[int, int] | None:
+        return self._grid if self.num_tokens == self.num_cells else None
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        """(rows, columns) of the features of an image of `image_size`."""
         side = self.image_size // self.factor
         return side, side
 
@@ -137,4 +157,4 @@ class ConvTokenizer(Tokenizer):
         def encoder_features(images: Tensor, layer: int | None) -> Tensor:
             return self.encode_features(images).flatten(2).mT
 
-        return {"encoder": FeatureSource("encoder features", encoder_features, grid=self.token_grid)}
+        return {"encoder": FeatureSource("encoder features", encoder_features, grid=self._grid)}

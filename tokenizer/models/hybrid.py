@@ -19,6 +19,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from engine.flops import TRAINED, PartFlops, linear_flops
+from engine.messages import ConfigError
 from engine.validation import Problem, Section, at_least, raise_problems
 from tokenizer.models.attention import MultiheadAttention
 from tokenizer.models.base import FeatureSource, Tokenizer, TokenizerOutput
@@ -84,6 +85,11 @@ class HybridTokenizer(Tokenizer):
         self.config = config
 
         # Sizes, checked before anything is built.
+        if quantizer.grid_side is not None:
+            raise ConfigError(
+                f"model.quantizer: {type(quantizer).__name__} takes the latents of a grid, and the hybrid tokenizer "
+                "has a sequence; use it in a convolutional tokenizer"
+            )
         encoder_dims = config.encoder.dims("model.hybrid.encoder")
         decoder_dims = config.decoder.dims("model.hybrid.decoder")
         raise_problems([*grid_problems(config, image_size), *semantic_problems(config, decoder_dims[1])])

@@ -11,11 +11,14 @@ from engine.validation import Problem, Section, one_of
 from tokenizer.models.base import Tokenizer
 from tokenizer.models.hybrid import HybridConfig, HybridTokenizer
 from tokenizer.models.llamagen import LlamaGenConfig, LlamaGenTokenizer
+from tokenizer.models.maskgit_vq import MaskGITVQConfig, MaskGITVQTokenizer
+from tokenizer.models.var_vae import VARVAEConfig, VARVAETokenizer
 from tokenizer.models.wetok import WeTokConfig, WeTokTokenizer
 from tokenizer.quantizers.base import Quantizer
 from tokenizer.quantizers.fsq import FSQ, FSQConfig
 from tokenizer.quantizers.gq import GQConfig, GroupLFQ
 from tokenizer.quantizers.ibq import IBQ, IBQConfig
+from tokenizer.quantizers.multi_scale import MultiScaleConfig, MultiScaleVQ
 from tokenizer.quantizers.simvq import SimVQ, SimVQConfig
 from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 
@@ -25,11 +28,14 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "fsq": FSQ,
     "ibq": IBQ,
     "simvq": SimVQ,
+    "multi_scale": MultiScaleVQ,
 }
 MODELS: dict[str, type[Tokenizer]] = {
     "hybrid": HybridTokenizer,
     "llamagen": LlamaGenTokenizer,
     "wetok": WeTokTokenizer,
+    "maskgit_vq": MaskGITVQTokenizer,
+    "var_vae": VARVAETokenizer,
 }
 
 
@@ -39,12 +45,13 @@ class QuantizerConfig(Section):
 
     REGISTRY: ClassVar[Mapping[str, Any]] = QUANTIZERS
 
-    name: str = "vq"  # vq | gq (LFQ and BSQ are cases of it) | fsq | ibq | simvq
+    name: str = "vq"  # vq | gq (LFQ and BSQ are cases of it) | fsq | ibq | simvq | multi_scale
     vq: VQConfig = field(default_factory=VQConfig)
     gq: GQConfig = field(default_factory=GQConfig)
     fsq: FSQConfig = field(default_factory=FSQConfig)
     ibq: IBQConfig = field(default_factory=IBQConfig)
     simvq: SimVQConfig = field(default_factory=SimVQConfig)
+    multi_scale: MultiScaleConfig = field(default_factory=MultiScaleConfig)
 
     def problems(self) -> Iterator[Problem]:
         yield from one_of(self, "name", QUANTIZERS)
@@ -61,10 +68,12 @@ class ModelConfig(Section):
 
     REGISTRY: ClassVar[Mapping[str, Any]] = MODELS
 
-    name: str = "hybrid"  # hybrid | llamagen | wetok
+    name: str = "hybrid"  # hybrid | llamagen | wetok | maskgit_vq | var_vae
     hybrid: HybridConfig = field(default_factory=HybridConfig)
     llamagen: LlamaGenConfig = field(default_factory=LlamaGenConfig)
     wetok: WeTokConfig = field(default_factory=WeTokConfig)
+    maskgit_vq: MaskGITVQConfig = field(default_factory=MaskGITVQConfig)
+    var_vae: VARVAEConfig = field(default_factory=VARVAEConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
 
     def problems(self) -> Iterator[Problem]:

@@ -21,7 +21,8 @@ from engine.messages import UserError, logger
 from engine.outputs import require_absent
 from engine.preflight import Preflight
 
-States = Mapping[str, Mapping[str, Tensor]]  # {"model" or "ema": state dict}
+States = Mapping[str, Mapping[str, Tensor]]  # {"model", "ema" or another key of a file: state dict}
+WITHOUT_KEY = ""  # the only key of a file that is a state dict itself
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors")  # of names that no file has yet
 WRITTEN_SUFFIXES = (".pt", ".ckpt")  # of the files that a converter writes
 
@@ -36,7 +37,7 @@ def is_published(path: str | Path) -> bool:
 
 # ------------------------------------------------------------------------------------------------ writing
 def write_published(path: str | Path, states: States) -> None:
-    """Writes a file as the published code does, under a temporary name first.
+    """Writes a file as the published code does, under a temporary name first; see `WITHOUT_KEY`.
 
     Raises UserError where it exists already: nothing is overwritten.
     """
@@ -48,7 +49,7 @@ def write_published(path: str | Path, states: States) -> None:
         for key, state in states.items()
     }
     with atomic_file(path) as temporary:
-        torch.save(content, temporary)
+        torch.save(content.get(WITHOUT_KEY, content), temporary)
 
 
 # ------------------------------------------------------------------------------------------------ converting

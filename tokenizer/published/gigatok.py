@@ -6,7 +6,7 @@ import copy
 
 from engine.messages import ConfigError
 from tokenizer.models.registry import ModelConfig
-from tokenizer.published.layout import CNN, CODE_PATH, PublishedLayout, Rule, State
+from tokenizer.published.layout import CNN, CODE_PATH, PublishedLayout, Rule, State, require_quantizer
 
 QUANTIZER = "vq"  # the only one of the released models
 
@@ -35,17 +35,11 @@ HYBRID_2D = _hybrid("s2dencoder", "s2ddecoder")
 SEMANTIC_HEADS = ("s1to2decoder.distill_mlp.4.weight", "s2ddecoder.distill_mlp.4.weight")  # rows: teacher's channels
 
 
-def require_quantizer(config: ModelConfig) -> None:
-    """Raises ConfigError where `config` has another quantizer than the released models of its family."""
-    if config.quantizer.name != QUANTIZER:
-        raise ConfigError(f"model.quantizer.name={config.quantizer.name}: no published layout of {config.name} has it")
-
-
 class GigaTokLayout(PublishedLayout):
     """See the module docstring."""
 
     def rules(self, config: ModelConfig) -> tuple[Rule, ...]:
-        require_quantizer(config)
+        require_quantizer(config, QUANTIZER)
         if config.hybrid.qk_norm:
             raise ConfigError("model.hybrid.qk_norm=true: no published layout has it")
         return HYBRID_1D if config.hybrid.layout == "1d" else HYBRID_2D

@@ -58,7 +58,7 @@ class PublishedLayout:
     written to a published file.
     """
 
-    file_key = "model"  # the key of a written file's state dict
+    file_key = "model"  # the key of a written file's state dict; "": the file is that state dict itself
     holds_both_weights = False  # whether raw weights and EMA are in one state dict
 
     def variant(self, config: ModelConfig) -> PublishedLayout:
@@ -93,6 +93,12 @@ class PublishedLayout:
     def explains_itself(self, config: ModelConfig, state: State) -> bool:
         """Whether a file with this state dict needs no YAML beyond what every file of the family needs."""
         return True
+
+
+def require_quantizer(config: ModelConfig, name: str) -> None:
+    """Raises ConfigError where `config` has another quantizer than the released models of its family."""
+    if config.quantizer.name != name:
+        raise ConfigError(f"model.quantizer.name={config.quantizer.name}: no published layout of {config.name} has it")
 
 
 def num_rows(state: State, name: str) -> int:

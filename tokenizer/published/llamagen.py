@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tokenizer.models.registry import ModelConfig
 from tokenizer.published import ibq
-from tokenizer.published.gigatok import require_quantizer
-from tokenizer.published.layout import CNN, CODE_PATH, PublishedLayout, Rule
+from tokenizer.published.layout import CNN, CODE_PATH, PublishedLayout, Rule, require_quantizer
 
+QUANTIZER = "vq"
 BY_QUANTIZER: dict[str, PublishedLayout] = {ibq.QUANTIZER: ibq.IBQLayout()}  # released by others, with the same CNN
 LLAMAGEN: tuple[Rule, ...] = (*CODE_PATH, CNN)
 
@@ -15,7 +15,7 @@ class LlamaGenLayout(PublishedLayout):
     """See the module docstring."""
 
     def rules(self, config: ModelConfig) -> tuple[Rule, ...]:
-        require_quantizer(config)
+        require_quantizer(config, QUANTIZER)
         return LLAMAGEN
 
     def variant(self, config: ModelConfig) -> PublishedLayout:

@@ -19,28 +19,6 @@ from tokenizer.published.layout import PublishedLayout, Rule, State, export_stat
 EMA_PREFIX = "model_ema."
 
 
-def level_rules(levels: int, name: str, published_name: str) -> list[Rule]:
-    """A rule per level of a decoder; both names have a `{level}`.
-
-    The published decoder counts its `levels` from the finest, ours runs from the coarsest.
-    """
-    return [
-        Rule(name.format(level=levels - 1 - level), published_name.format(level=level), "same")
-        for level in range(levels)
-    ]
-
-
-def cnn_rules(levels: int) -> tuple[Rule, ...]:
-    """VQGAN's names for what the CNNs of all these files share."""
-    return (
-        *level_rules(levels, r"decoder\.conv_blocks\.{level}\.res\.(.*)", r"decoder.up.{level}.block.\1"),
-        *level_rules(levels, r"decoder\.conv_blocks\.{level}\.upsample\.(.*)", r"decoder.up.{level}.upsample.\1"),
-        Rule(r"encoder\.conv_blocks\.(\d+)\.res\.(.*)", r"encoder.down.\1.block.\2", "same"),
-        Rule(r"(encoder|decoder)\.((?:conv|norm)_(?:in|out)\..*)", r"\1.\2", "same"),
-        Rule(r"quantizer\.recent_.*", "", "unpublished"),
-    )
-
-
 def ema_key(name: str) -> str:
     """The name of the averaged tensor of `name`."""
     return EMA_PREFIX + name.replace(".", "")

@@ -7,12 +7,16 @@ from tokenizer.models.registry import ModelConfig
 from tokenizer.published.gigatok import GigaTokLayout
 from tokenizer.published.layout import PublishedLayout, Rule, State
 from tokenizer.published.llamagen import LlamaGenLayout
+from tokenizer.published.maskgit_vq import MaskGITVQLayout
+from tokenizer.published.var_vae import VARVAELayout
 from tokenizer.published.wetok import WeTokLayout
 
 LAYOUTS: dict[str, PublishedLayout] = {
     "hybrid": GigaTokLayout(),
     "llamagen": LlamaGenLayout(),
     "wetok": WeTokLayout(),
+    "maskgit_vq": MaskGITVQLayout(),
+    "var_vae": VARVAELayout(),
 }
 
 

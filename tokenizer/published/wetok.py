@@ -14,13 +14,14 @@ from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.generative_decoder import FIRST_CONV
 from tokenizer.models.registry import ModelConfig
 from tokenizer.published.layout import Rule, State, num_rows
-from tokenizer.published.merged import MergedLayout, cnn_rules, ema_key, level_rules
+from tokenizer.published.merged import MergedLayout, ema_key
+from tokenizer.published.vqgan import cnn_rules, level_rules
 from tokenizer.quantizers.gq import GQConfig
 
 MODEL, QUANTIZER = "wetok", "gq"
 GROUP_BITS = 8  # bits per group of all released models; the files do not say it
 MARK = "encoder.down.0.block.0.conv1.weight"  # a tensor of this family, and of VQGAN
-NOT_MARK = "encoder.conv_in.bias"  # of VQGAN alone
+NOT_MARKS = {"encoder.conv_in.bias", "quantize.embedding.weight"}  # of VQGAN's files, and of those with a codebook
 
 
 def wetok_rules(levels: int) -> tuple[Rule, ...]:
@@ -42,7 +43,7 @@ class WeTokLayout(MergedLayout):
     # ------------------------------------------------------------------------------------------------ architecture
     def config_of(self, state: State) -> ModelConfig | None:
         """The architecture that shapes show. Raises ConfigError where the latent channels are no groups of 8 bits."""
-        if MARK not in state or NOT_MARK in state:
+        if MARK not in state or not NOT_MARKS.isdisjoint(state):
             return None
 
         channels = num_rows(state, "encoder.conv_out.weight")

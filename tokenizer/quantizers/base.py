@@ -1,7 +1,8 @@
 """The contract of all quantizers, and the window of recent indices that every one of them keeps.
 
 Shapes    z, z_q (B,N,D) float32      indices int64: (B,N) with one index per token (`num_groups` 1), (B,N,G) with G of
-          them; index g lies in [0, group_sizes[g])
+          them; index g lies in [0, group_sizes[g]). An image has as many tokens as latents, where a quantizer does not
+          say otherwise (`num_indices`)
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Quantizer(nn.Module):
     # Buffers that are replaced and never written into; see `engine.buffers`.
     replaced_buffers: ClassVar[frozenset[str]] = frozenset({"recent_indices"})
 
+    # Cells per side of the square grid whose latents, row by row, are the only ones that it takes; None: any latents.
+    grid_side: int | None = None
     group_sizes: tuple[int, ...]  # codes of each of the `num_groups` indices of a token
     num_groups: int
     codebook_size: int  # the largest of the group sizes
@@ -80,6 +83,14 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------------ may be defined
+    def num_indices(self, num_latents: int) -> int:
+        """How many tokens the latents of an image become. By default each latent is one."""
+        return num_latents
+
+    def code_vectors(self, indices: Tensor) -> Tensor:
+        """The vectors (B,N,D) that indices (B,N) or (B,N,G) stand for, each by itself, for any N."""
+        return self.decode_indices(indices)
+
     def choice_distances(self, z: Tensor, indices: Tensor) -> Tensor:
         """How far latents (B,N,D) are from the codes `indices`, by what `forward` chooses: (B,N), least for its choice.
 

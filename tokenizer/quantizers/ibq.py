@@ -3,8 +3,9 @@
     p   = softmax(z codes^T), the index is its argmax
     z_q = (one_hot + p - sg p) codes: the decoder's gradient reaches every code
 
-Losses    codebook: mean |z_q - z|^2 through p, which pulls all codes and the latents, + mean |code - sg z|^2
+Losses    codebook: mean |z_q - z|^2 through p, which pulls all codes and the latents, + w mean |code - sg z|^2
           commitment: mean |sg code - z|^2      entropies: nats, of softmax(z codes^T / temperature)
+          w is `hard_codebook_weight`; the released code has 1/4, and weighs the commitment with 1
 
 The table of all p (n,K) is never held: forward needs the indices alone, and backward computes p again, for some latents
 at a time. For the gradient G of z_q (one latent per row), with the products s = z codes^T:
@@ -16,6 +17,7 @@ at a time. For the gradient G of z_q (one latent per row), with the products s =
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from engine.devices import full_precision
+from engine.validation import Problem, at_least
 from tokenizer.quantizers.affinity import Affinity, Product, nearest_codes
 from tokenizer.quantizers.base import Quantized
 from tokenizer.quantizers.entropy_assignment import LOG_P_FLOOR, rows_per_chunk
@@ -37,6 +40,11 @@ class IBQConfig(VQConfig):
 
     codebook_dim: int = 256
     l2_norm: bool = False
+    hard_codebook_weight: float = 1.0  # of mean |code - sg z|^2 in the codebook loss
+
+    def problems(self) -> Iterator[Problem]:
+        yield from VQConfig.problems(self)
+        yield from at_least(self, "hard_codebook_weight", 0)
 
 
 class _DifferentiableChoice(torch.autograd.Function):
@@ -94,7 +102,8 @@ class IBQ(VectorQuantizer):
             z_q = _DifferentiableChoice.apply(latents, codes, choice).view(z.shape)
             chosen_codes = F.embedding(indices, codes)
             losses = {
-                "codebook": (z_q - z).square().mean() + (chosen_codes - z.detach()).square().mean(),
+                "codebook": (z_q - z).square().mean()
+                + self.config.hard_codebook_weight * (chosen_codes - z.detach()).square().mean(),
                 "commitment": (chosen_codes.detach() - z).square().mean(),
             }
             if entropy:
