@@ -51,6 +51,8 @@ ROOMS = {
     "evaluations/metrics/dinov2.py": {"dinov2_l"},
     "evaluations/metrics/inception.py": {"inception"},
     "evaluations/protocols/adm.py": {"adm", "lpips"},
+    "evaluations/protocols/ibq.py": {"ibq"},
+    "evaluations/protocols/var.py": {"var"},
     "evaluations/protocols/wetok.py": {"wetok"},
 }
 # What else is allowed, and why.
