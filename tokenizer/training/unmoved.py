@@ -19,7 +19,7 @@ from tokenizer.models.registry import QUANTIZERS
 from tokenizer.quantizers.base import Quantizer
 from tokenizer.training.config import TokenizerTrainConfig
 
-NUM_LATENTS = 4  # of the pass; their number makes no difference
+NUM_LATENTS = 4  # of the pass; their number makes no difference, but for quantizers of one grid
 
 
 def unmoved_parameters(config: TokenizerTrainConfig, network: Tokenizer, terms: Collection[Term]) -> list[str]:
@@ -48,7 +48,8 @@ def unmoved_parameters(config: TokenizerTrainConfig, network: Tokenizer, terms: 
 
 def _moved(quantizer: Quantizer, names: frozenset[str]) -> set[Tensor]:
     """The parameters that the loss terms `names` reach through `quantizer`."""
-    latents = torch.zeros(1, NUM_LATENTS, quantizer.codebook_dim, device=next(quantizer.parameters()).device)
+    count = NUM_LATENTS if quantizer.grid_side is None else quantizer.grid_side**2
+    latents = torch.zeros(1, count, quantizer.codebook_dim, device=next(quantizer.parameters()).device)
     with torch.enable_grad():
         quantized = quantizer.eval()(latents, entropy="entropy" in names)
     results = [value for name, value in quantized.losses.items() if name in names]
