@@ -12,6 +12,7 @@ from engine.messages import UserError
 from evaluations.image_sets import AS_STORED, CENTER_CROP, ROUNDING
 from evaluations.metrics.dinov2 import DINOv2Extractor, EDM2Extractor
 from evaluations.metrics.inception import InceptionExtractor
+from evaluations.protocols.ibq import IBQProtocol
 from evaluations.protocols.preset import Measured, Preset
 from evaluations.protocols.wetok import WeTokProtocol
 
@@ -86,10 +87,9 @@ IBQ = replace(
     WETOK,
     name="ibq",
     title="IBQ: rFID",
-    crop="bilinear center by OpenCV, not antialiased",
-    rules=None,
-    reason=ONLY_READ,
-    missing="its crop by OpenCV, which is not antialiased, is not computed here",
+    crop=IBQProtocol.crop_name,
+    rules=IBQProtocol.name,
+    reason=f"{ONLY_READ}; OpenCV's fixed point may give other pixels by one level",
 )
 VAR = replace(
     ADM,

@@ -18,12 +18,15 @@ from autoregressive.models.registry import build_generator
 from autoregressive.sampling import seeded_draw
 from autoregressive.training.config import GPTTrainConfig
 from engine.config import load_config
+from engine.data import resampling
 from engine.data.crops import center_crop
 from engine.data.images import image_tensor, to_float, to_pil, to_uint8
 from engine.image_metrics import psnr
 from engine.messages import ConfigError, UserError
 from evaluations import generation, reconstruction
+from evaluations.protocols.ibq import plain_bilinear_crop
 from evaluations.protocols.reconstruction import pad_to
+from evaluations.protocols.var import lanczos_crop
 from evaluations.protocols.wetok import bilinear_crop, truncated_uint8
 from evaluations.results import read_result
 from tokenizer import load_tokenizer
@@ -191,3 +194,28 @@ def test_the_bilinear_crop_is_that_of_torchvision(seed):
     expected = VF.center_crop(VF.resize(image, size, VF.InterpolationMode.BILINEAR), [size, size])
     assert np.array_equal(np.asarray(bilinear_crop(image, size)), np.asarray(expected))
     assert bilinear_crop(Image.new("RGB", (1, 10000)), 256).size == (256, 256)
+    larger = VF.resize(image, round(1.125 * size), VF.InterpolationMode.LANCZOS)
+    assert np.array_equal(np.asarray(lanczos_crop(image, size)), np.asarray(VF.center_crop(larger, [size, size])))
+
+
+def test_windows_of_a_lanczos_resize_are_those_of_pillow(monkeypatch):
+    """Where the whole resized image would be large."""
+    image = to_pil(mini.random_images(1, 60)[0]).crop((0, 0, 60, 41))
+    expected = np.asarray(lanczos_crop(image, 16))
+    monkeypatch.setattr(resampling, "MAX_WHOLE_BYTES", 0)
+    assert np.array_equal(np.asarray(lanczos_crop(image, 16)), expected)
+
+
+@pytest.mark.parametrize(("width", "height", "size"), [(50, 40, 16), (33, 70, 24), (9, 9, 16), (16, 16, 16)])
+def test_the_plain_bilinear_crop_reads_four_pixels(width, height, size):
+    """That of `interpolate`, which is not antialiased either, rounded; thin images take no memory."""
+    image = to_pil(mini.random_images(1, 80)[0]).crop((0, 0, width, height))
+    scale = size / min(width, height)
+    new_height, new_width = round(scale * height), round(scale * width)
+    floats = image_tensor(image)[None].double()
+    resized = F.interpolate(floats, (new_height, new_width), mode="bilinear", align_corners=False)[0]
+    top, left = (new_height - size) // 2, (new_width - size) // 2
+    expected = resized[:, top : top + size, left : left + size]
+    actual = image_tensor(plain_bilinear_crop(image, size)).double()
+    assert (actual - expected).abs().max() <= 0.5 + 1e-6
+    assert plain_bilinear_crop(Image.new("RGB", (1, 10000)), 256).size == (256, 256)
