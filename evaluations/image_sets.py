@@ -33,6 +33,7 @@ RESIZE = "bicubic, not antialiased"  # of `engine.data.images.resize_for_evaluat
 ROUNDING = "uint8(clamp(127.5 x + 128))"  # of `engine.data.images.to_uint8`
 AS_STORED = "none"  # a crop or resize of images that are taken as they are
 NPZ_FORMAT = "npz"
+LABEL_KEYS = ("labels", "arr_1")  # of an npz file: ours, and that of ADM's samples
 
 
 def decoding_facts(decoding: Decoding) -> dict[str, str]:
@@ -141,6 +142,12 @@ class FolderImages(SourceImages):
         super().__init__(source, "folder", None, skip_broken)
         self.paths = source.paths
 
+    def labels(self) -> Tensor | None:
+        """The classes of the images (n,) by their folders, in the order of the images; None where all are in one."""
+        folders = [path.parent for path in self.paths]
+        numbers = {folder: number for number, folder in enumerate(dict.fromkeys(folders))}
+        return torch.tensor([numbers[folder] for folder in folders]) if len(numbers) > 1 else None
+
     def file_format(self) -> str:
         """In which formats the images are stored, such as "PNG" or "JPEG, PNG": by their content, not their names."""
         formats = set()
@@ -176,6 +183,20 @@ class NpzImages:
     @cached_property
     def facts(self) -> dict[str, Any]:
         return {"data": str(self.path), "split": "file", "crop": AS_STORED, "content": self.version}
+
+    def labels(self) -> Tensor | None:
+        """The classes of the images, int64 (n,), where the file has them: `labels`, or `arr_1` as ADM's samples."""
+        with np.load(self.path, allow_pickle=False) as stored:
+            for key in LABEL_KEYS:
+                if key not in stored.files:
+                    continue
+                try:
+                    labels = stored[key]
+                except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+                    raise UserError(f"{self.path}: {key} cannot be read: {error}") from error
+                if labels.shape == (len(self),) and np.issubdtype(labels.dtype, np.integer):
+                    return torch.from_numpy(labels.astype(np.int64))
+        return None
 
     def file_format(self) -> str:
         """In which format the images are stored."""

@@ -7,7 +7,8 @@
         --output adm.json
 
 The images may come from any code base. They are taken as they are, in the order of the file (or of the file names). The
-order matters for the Inception Score, which is computed over consecutive chunks of 5,000 images.
+order matters for the Inception Score, which is computed over consecutive chunks of 5,000 images: where the file has
+labels (`arr_1` or `labels`), or a folder has one folder per class, images that are sorted by class give a warning.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 
 from engine.assets import assets_of
 from engine.cli import entry_parser, run_entry
-from engine.messages import UserError
+from engine.messages import UserError, logger
 from engine.preflight import Preflight, require
 from engine.world import World
 from evaluations.cli import (
@@ -33,9 +34,11 @@ from evaluations.cli import (
     reference_path,
     run_evaluation,
 )
-from evaluations.image_sets import AS_STORED, open_images, survey_images
+from evaluations.image_sets import AS_STORED, FolderImages, NpzImages, open_images, survey_images
+from evaluations.metrics.class_order import order_problem
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.extractors import EXTRACTORS, FILE_EXTRACTOR
+from evaluations.metrics.inception_score import SCORE_CHUNK
 from evaluations.preset_flags import OF_FILES, add_protocol_flag, parse_with_preset, preset_section
 from evaluations.protocols.distances import compute_metrics
 from evaluations.protocols.reference import ReferenceImages, ReferenceSource, features_of
@@ -98,6 +101,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         "reference": opened.facts,
         "samples": images.facts,
     }
+    protocol |= sample_order(images, extractor)
     protocol |= preset_section(args.preset, protocol, extractor, not_known=OF_FILES)
     claim_result(output, protocol)
 
@@ -109,6 +113,16 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
 
     if world.is_main:
         write_result(output, measurement.metrics, protocol, unavailable=measurement.unavailable)
+
+
+def sample_order(images: NpzImages | FolderImages, extractor: Extractor) -> dict[str, str]:
+    """`{sample_order: ...}` for the protocol, where the images are known to be sorted by class, and it matters."""
+    labels = images.labels() if extractor.num_classes is not None else None
+    problem = order_problem(labels, SCORE_CHUNK, "label") if labels is not None else None
+    if problem is None:
+        return {}
+    logger.warning("--samples: the images are %s; shuffle them", problem)
+    return {"sample_order": problem}
 
 
 def images_needs(path: str, flag: str, args: argparse.Namespace, preflight: Preflight) -> None:

@@ -170,7 +170,7 @@ BUILT_IN = (  # in the order of a report's cards
         "inception_score",
         "Inception Score",
         better="higher",
-        depends_on=REFERENCE,
+        depends_on=(*REFERENCE, "sample_order"),
         headline=True,
         meaning="generated images are distinct and varied; 1 is lowest",
     ),
