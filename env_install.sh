@@ -259,9 +259,9 @@ try:  # a pair that was not built together fails here, with or without a message
 except Exception as problem:
     sys.exit(f"torch {version('torch')} and torchvision {version('torchvision')} do not fit together: {problem}")
 
-import lpips, numpy, omegaconf, PIL, safetensors, scipy, timm, torch_fidelity, tqdm  # noqa: E401, F401
+import huggingface_hub, lpips, numpy, omegaconf, PIL, safetensors, scipy, timm, torch_fidelity, tqdm, yaml  # noqa: E401, F401
 
-device = f"CUDA {torch.version.cuda}, {torch.cuda.device_count()} GPU(s)" if torch.cuda.is_available() else "CPU only"
+device = f"CUDA {torch.version.cuda}, GPUs: {torch.cuda.device_count()}" if torch.cuda.is_available() else "CPU only"
 print(f"torch {torch.__version__}, torchvision {version('torchvision')}, timm {timm.__version__}; {device}")
 PY
     touch "$stamp"

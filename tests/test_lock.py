@@ -1,9 +1,11 @@
 """requirements.lock covers pyproject.toml with all extras, and names neither an index nor a path."""
 
+import ast
 import re
+import sys
 
 import lock_file
-from lock_file import LOCK, RANGES, blocks_of, name_of, needed, project
+from lock_file import LOCK, RANGES, ROOT, blocks_of, name_of, needed, project
 from packaging.requirements import Requirement
 
 TEXT = LOCK.read_text(encoding="utf-8")
@@ -13,6 +15,7 @@ REQUIREMENTS = [
     *project()["dependencies"],
     *(line for extra in project()["optional-dependencies"].values() for line in extra),
 ]
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # packages that are imported by another name
 CALL = "run: python tests/lock_file.py"
 PRINTED_BY_UV = """\
 mpmath==1
@@ -54,6 +57,29 @@ def test_every_dependency_and_extra_is_in_it():
             assert versions.get(name_of(requirement.name)), f"{requirement} is missing; {CALL}"
             for version in versions[name_of(requirement.name)]:
                 assert requirement.specifier.contains(version), f"{requirement}, but {version}; {CALL}"
+
+
+def imported() -> set[str]:
+    """The names of all packages that the code imports, but for its own and Python's."""
+    packages = {"engine", "tokenizer", "autoregressive", "evaluations"}
+    names = set()
+    for file in [
+        ROOT / "visual_tokenizers.py",
+        *(path for package in packages for path in (ROOT / package).rglob("*.py")),
+    ]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(node.module.partition(".")[0])
+    return names - packages - {"visual_tokenizers"} - sys.stdlib_module_names
+
+
+def test_every_package_that_is_imported_is_listed():
+    """By itself, and not because another package happens to need it."""
+    listed = {name_of(line) for line in REQUIREMENTS}
+    missing = {name for name in imported() if name_of(DISTRIBUTIONS.get(name, name)) not in listed}
+    assert "huggingface_hub" in imported() and not missing
 
 
 def test_torch_stays_a_range():

@@ -18,7 +18,10 @@ INSTRUCTIONS = re.findall(
     r"^([A-Z]+) (.*(?:\\\n.*)*)$", re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.MULTILINE), re.MULTILINE
 )
 CONDA = (ROOT / "conda" / "meta.yaml").read_text(encoding="utf-8")
-CONDA_NAMES = {"torch": "pytorch"}  # where conda-forge calls a package by another name
+CONDA_NAMES = {
+    "torch": "pytorch",
+    "huggingface_hub": "huggingface_hub",
+}  # where conda-forge calls a package by another name
 
 
 # ------------------------------------------------------------------------------------------------ Docker
