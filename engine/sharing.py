@@ -1,7 +1,9 @@
 """What may leave this machine with the weights of a network: its config and stamp without places, and one writer.
 
 A place is a path, a project name of a tracker, or anything else that tells where and by whom a network was trained.
-Configs lose the keys in `PRIVATE_KEYS` and every value that looks like a path; who reads them gets the defaults.
+Configs lose the keys in `PRIVATE_KEYS` and every value that looks like a path; who reads them gets the defaults. The
+section of the network loses real paths only: without one of its words, the weights might not fit. `left_out` says which
+keys are gone.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from engine.checkpoint.weights import export_folder
+from engine.config import flatten
 from engine.data.classes import STAMP as CLASSES
-from engine.messages import UserError
+from engine.messages import UserError, logger
 from engine.plugins import HASH_MARK
 
 # Keys whose texts name places, wherever they stand in a config but in the section of the network, where the same keys
@@ -32,6 +35,11 @@ PRIVATE_SECTIONS = frozenset({"wandb"})  # of an account: its project, its group
 NETWORK = "model"  # the section of the network
 PLUGINS = "plugins"
 WINDOWS_ROOT = re.compile(r"[A-Za-z]:[\\/]")
+# How a text begins that is a path or an address, and no name with a slash such as `timm/vit_small`.
+PATH_START = re.compile(r"/[A-Za-z_.]|~[\w.-]*[\\/]|\\\\|[A-Za-z]:[\\/]|\.{1,2}[\\/]|[a-z][a-z0-9+.-]*://")
+FILE_SUFFIXES = frozenset(
+    {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npz", ".npy", ".tar", ".json", ".yaml", ".yml", ".txt", ".py"}
+)
 # A path from the root of a file system, in running text: not a part of an address, a fraction or a closing tag.
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w:/.<~)\]-])(?:/[\w.@+-]+){2,}"  # /home/...
@@ -48,23 +56,35 @@ def public_config(config: Any) -> DictConfig:
     return OmegaConf.create(_public_section(OmegaConf.to_container(tree, resolve=True)))
 
 
-def _public_section(section: Mapping[str, Any], private_keys: frozenset[str] = PRIVATE_KEYS) -> dict[str, Any]:
-    """A section of a config without places."""
+def left_out(config: Any, public: DictConfig) -> list[str]:
+    """The dotted keys whose values `public_config` has left out of `config`, without those that are empty."""
+    tree = OmegaConf.structured(config) if is_dataclass(config) else config
+    values = flatten(OmegaConf.create(OmegaConf.to_container(tree, resolve=True)))
+    stay = flatten(public)
+    set_values = {key: value for key, value in values.items() if value not in ("", None, []) and key != PLUGINS}
+    return [key for key, value in set_values.items() if stay.get(key) != value]
+
+
+def _public_section(section: Mapping[str, Any], *, of_network: bool = False) -> dict[str, Any]:
+    """A section of a config without places. Those `of_network` keep words that only look like one."""
+    is_private = _is_path if of_network else _is_place
     public: dict[str, Any] = {}
     for key, value in section.items():
-        if key in PRIVATE_SECTIONS:
+        if key in PRIVATE_SECTIONS and not of_network:
             continue
 
         # Plug-ins, parts of the section, and single values.
         if key == PLUGINS and isinstance(value, list):
             public[key] = [_plugin_name(str(name)) for name in value]
         elif isinstance(value, Mapping):
-            public[key] = _public_section(value, frozenset() if key == NETWORK else private_keys)
+            public[key] = _public_section(value, of_network=of_network or key == NETWORK)
         elif isinstance(value, list | tuple):
             public[key] = [
-                _public_section(v, private_keys) if isinstance(v, Mapping) else v for v in value if not _is_place(v)
+                _public_section(v, of_network=of_network) if isinstance(v, Mapping) else v
+                for v in value
+                if not is_private(v)
             ]
-        elif not (isinstance(value, str) and (key in private_keys or _is_place(value))):
+        elif not (is_private(value) or (isinstance(value, str) and key in PRIVATE_KEYS and not of_network)):
             public[key] = value
     return public
 
@@ -72,6 +92,18 @@ def _public_section(section: Mapping[str, Any], private_keys: frozenset[str] = P
 def _is_place(value: Any) -> bool:
     """Whether a value of a config is a text that looks like a path or an address."""
     return isinstance(value, str) and ("/" in value or "\\" in value or value.startswith("~"))
+
+
+def _is_path(value: Any) -> bool:
+    """Whether a value is a path or an address: by its beginning, the suffix of a file, or because something lies
+    there. `timm/vit_small` and `1/2` are none.
+    """
+    if not isinstance(value, str):
+        return False
+    if PATH_START.match(value) or ABSOLUTE_PATH.search(value):
+        return True
+    has_folders = any(mark in value.strip("/\\") for mark in "/\\")
+    return has_folders and (PurePath(value).suffix in FILE_SUFFIXES or os.path.exists(value))  # noqa: PTH110 - any text
 
 
 def _plugin_name(text: str) -> str:
@@ -124,6 +156,13 @@ def private_words(text: str) -> Iterator[str]:
 
 
 # ------------------------------------------------------------------------------------------------ writing
+def say_left_out(name: str, config: Any, public: DictConfig) -> None:
+    """Tells which keys the published config `name` has lost."""
+    keys = left_out(config, public)
+    if keys:
+        logger.info("%s: left out, because they name places: %s", name, ", ".join(keys))
+
+
 def save_network(network: nn.Module, folder: str | Path) -> None:
     """Writes a loaded network to a new folder: model.safetensors, with class names and other facts in its header, and
     config.yaml, both without places. The network says by `state_to_share` which numbers are its own.
@@ -136,4 +175,6 @@ def save_network(network: nn.Module, folder: str | Path) -> None:
     stamp = public_stamp(provenance.stamp)
     if provenance.weights == "ema":
         stamp["weights"] = "ema"  # the file is called model.safetensors, because it is all that there is
-    export_folder(Path(folder), public_config(provenance.config), {"model": network.state_to_share()}, stamp)
+    public = public_config(provenance.config)
+    export_folder(Path(folder), public, {"model": network.state_to_share()}, stamp)
+    say_left_out("config.yaml", provenance.config, public)

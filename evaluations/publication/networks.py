@@ -20,7 +20,7 @@ from engine.hub import is_address
 from engine.installation import CONFIGS
 from engine.messages import UserError
 from engine.run_log import read_lines
-from engine.sharing import public_config, public_stamp
+from engine.sharing import public_config, public_stamp, say_left_out
 from engine.shipped_models import is_shipped, shipped_folder
 from evaluations.run_layout import RunLayout
 from tokenizer import load_tokenizer
@@ -95,6 +95,7 @@ class PublishedNetwork:
         place.mkdir(parents=True, exist_ok=True)
         config = self.config()
         write_weights(place, {"model": self.network.state_to_share()}, config, self.stamp())
+        say_left_out(self.source.in_publication(CONFIG_FILE), self.training_config, config)
         return {self.source.in_publication(name): place / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
 
 

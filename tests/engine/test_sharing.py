@@ -12,7 +12,7 @@ from autoregressive.training.config import GPTTrainConfig
 from engine.checkpoint.manifest import file_sha256
 from engine.checkpoint.weights import read_weights, write_weights
 from engine.config import load_config
-from engine.sharing import PRIVATE_KEYS, PRIVATE_SECTIONS, private_words, public_config, public_stamp
+from engine.sharing import PRIVATE_KEYS, PRIVATE_SECTIONS, left_out, private_words, public_config, public_stamp
 from tokenizer.training.config import TokenizerTrainConfig
 
 # Keys with free texts that name components, sizes or devices of any machine; all others must be private.
@@ -68,6 +68,39 @@ def test_words_of_the_network_stay():
     public = public_config(load_config(TokenizerTrainConfig, overrides=overrides))
     assert (public.model.hybrid.init, public.model.quantizer.vq.init) == ("torch", "kmeans")
     assert "init" not in public
+
+
+NAMES = ["timm/vit_small", "timm/vit.openai", "conv 3x3 / 2", "1/2", "and/or", "a\\b", "~", "/", "hf-hub:a/b", "~5 dB"]
+PATHS = [
+    "/home/someone/net.pt", "/data", "~/net", "~someone/net", "C:\\nets\\a.pt", "\\\\host\\share", "../net", "./net",
+    "s3://bucket/net", "file:///net", "nets/teacher.pth", "from /home/someone/net",
+]  # fmt: skip
+
+
+def test_only_real_paths_leave_the_section_of_the_network():
+    """A word with a slash may be what the network is built from; elsewhere in a config such a text is a place."""
+    tree = OmegaConf.create({"model": {"name": "x", "x": {"part": NAMES[0]}}, "other": {"text": "a/b"}})
+    assert public_config(tree) == {"model": tree.model, "other": {}}
+    for values, expected in ((NAMES, NAMES), (PATHS, [])):
+        tree = OmegaConf.create({"model": {"x": {"all": values, **{str(n): v for n, v in enumerate(values)}}}})
+        section = public_config(tree).model.x
+        assert section.pop("all") == expected and list(section.values()) == expected
+
+
+def test_a_file_that_is_there_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tree = OmegaConf.create({"model": {"teacher": "nets/teacher"}})
+    assert public_config(tree) == tree
+    (tmp_path / "nets/teacher").mkdir(parents=True)
+    assert public_config(tree) == {"model": {}}
+
+
+def test_what_is_left_out_is_said():
+    """By its keys; neither what is empty nor plug-ins, which keep their names."""
+    config = {"model": {"a": "t/x", "b": "/etc/x", "c": ["/x/y", "z"]}, "data": {"root": "images", "val_root": ""},
+              "plugins": ["/x/mine.py"], "loop": {"steps": 3}}  # fmt: skip
+    tree = OmegaConf.create(config)
+    assert left_out(tree, public_config(tree)) == ["model.b", "model.c", "data.root"]
 
 
 def test_a_stamp_keeps_what_the_network_means():
