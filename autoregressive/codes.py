@@ -99,7 +99,8 @@ class CodeStore:
         if not path.is_file():
             is_unfinished = (self.folder / "progress.json").is_file()
             state = "an unfinished extraction" if is_unfinished else "no codes"
-            raise CodesError(f"{self.folder} holds {state}; run: bash scripts/extract_code_c2i.sh --code-path {folder}")
+            command = f"python -m autoregressive.extract_codes --code-path {folder}"
+            raise CodesError(f"{self.folder} holds {state}; run: {command}")
 
         try:
             self.manifest = CodesManifest(**read_manifest(path))

@@ -22,8 +22,10 @@ from engine.averages import average_warnings
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import num_parameters
 from engine.cli import parse_cli, run_entry
+from engine.counts import counted
 from engine.data.sources import summary_of
 from engine.loop import check_batch, fit
+from engine.memory_plan import tell_plans
 from engine.preflight import require
 from engine.run_log import Run
 from engine.training_world import training_world
@@ -46,7 +48,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
         task = build_task(config, world, run, tokenizer, data.held_out, data.tokenization, classes=data.classes)
         generator: Generator = task.trained.module
         parameters = f"{num_parameters(generator):,} parameters"
-        run.log(f"generator: {parameters}; {summary_of(data.source)}; {world.size} process(es)")
+        run.log(f"generator: {parameters}; {summary_of(data.source)}; {counted(world.size, 'process', 'processes')}")
         if data.tokenization is not None:
             run.log(
                 f"tokens: made in each step by {tokenizer.provenance.path}, of crops of {tokenizer.image_size} pixels"
@@ -87,13 +89,12 @@ def validate(config: GPTTrainConfig) -> Generator:
 
 
 def main() -> None:
-    config, args = parse_cli(GPTTrainConfig, __doc__, plan=True, check=validate)
+    config, args = parse_cli(GPTTrainConfig, __doc__, check=validate)
     check_data(config)
     config = with_sizes_of_present_codes(config)
     network = network_on_meta(config)
     if args.plan:
-        print(memory_plan(config, network, args.plan))
-        return
+        tell_plans([memory_plan(config, network, args.plan)], args.unset)
     if args.dry_run:
         print(f"generator: {num_parameters(network):,} parameters\nthe config is valid")
     require(args, lambda preflight: training_needs(config, network, preflight))

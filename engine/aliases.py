@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.config_types import format_value
+from engine.config_types import short_value
 from engine.messages import ConfigError, UserError
 from engine.validation import problems_of
 
@@ -87,7 +87,7 @@ def current_tree(schema: Any, tree: DictConfig, source: str = "config") -> DictC
         elif value._value() in REMOVED_VALUES.get(key, {}) and _node(structured, key) is not None:
             accepted = REMOVED_VALUES[key][value._value()]
             raise ConfigError(
-                f"{source}: {key}={format_value(value._value())} is no longer accepted; it must be {accepted}"
+                f"{source}: {key}={short_value(value._value())} is no longer accepted; it must be {accepted}"
             )
     return tree
 

@@ -68,7 +68,7 @@ def add_weights_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_cli(
-    schema: type[T], description: str, *, plan: bool = False, check: Callable[[T], Any] | None = None
+    schema: type[T], description: str, *, no_plan: str = "", check: Callable[[T], Any] | None = None
 ) -> tuple[T, argparse.Namespace]:
     """Reads the command line of a training entry; returns (config, flags).
 
@@ -77,11 +77,16 @@ def parse_cli(
         --print-config       prints the whole config and exits
         --check              the entry looks for all that it needs and exits (see `engine.preflight`)
         --dry-run            the entry checks the config, says what is missing here, and exits
-        --plan GPUS          with `plan`: the entry prints the memory that it needs and exits
+        --plan GPUS          the entry prints the memory that it needs and exits
         key=value ...        overrides
 
     `check` raises a ConfigError where keys do not fit together; its problems are told together with those of single
-    keys.
+    keys. An entry without a memory plan says why in `no_plan`, a sentence that names what has one.
+
+    Texts of the config whose environment variable is not set stand as they are written, so that a recipe can be looked
+    at anywhere: `require` counts them, from `unset` of the flags, among what is missing.
+
+    Raises ConfigError with all problems of the config, and UserError for a plan that does not exist.
     """
     parser = entry_parser(description)
     parser.add_argument(
@@ -96,23 +101,24 @@ def parse_cli(
         action="store_true",
         help="check the config and the model's sizes, say what is missing on this machine, then exit",
     )
-    if plan:
-        parser.add_argument(
-            "--plan", type=positive, metavar="GPUS", help="print the memory needed on GPUS GPUs of 80 GB, then exit"
-        )
+    plan_help = "print the memory needed on GPUS GPUs of 80 GB, then exit (2: it does not fit)"
+    parser.add_argument("--plan", type=positive, metavar="GPUS", help=argparse.SUPPRESS if no_plan else plan_help)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="sets a key of the config, such as optim.lr=2e-4"
     )
     args = parser.parse_intermixed_args()
+    if args.plan is not None and no_plan:
+        raise UserError(f"--plan {args.plan}: {no_plan}")
 
     if args.help_config is not None:
         load_plugins(config_layers(args.config), args.overrides)
         print(describe(schema, args.help_config))
         raise SystemExit(0)
 
-    config = load_config(schema, args.config, args.overrides, check)
+    args.unset = []
+    config = load_config(schema, args.config, args.overrides, check, args.unset)
     if args.print_config:
-        print(to_yaml(config), end="")
+        print(to_yaml(config, resolve=False), end="")
         raise SystemExit(0)
     return config, args
 

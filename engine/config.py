@@ -17,7 +17,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, TupleConfig
 
 from engine import plugins
 from engine.aliases import current_tree
-from engine.config_merge import Merger, parse_items
+from engine.config_merge import Merger, UnsetVariable, parse_items, unset_lines
+from engine.config_types import short_value
 from engine.messages import ConfigError, UserError, logger
 from engine.recipe_names import recipe_file
 from engine.registry import extended_schema
@@ -38,6 +39,7 @@ def load_config(
     files: Sequence[str | Path] = (),
     overrides: Sequence[str] = (),
     check: Callable[[T], Any] | None = None,
+    unset: list[UnsetVariable] | None = None,
 ) -> T:
     """The config `schema` from YAML files (later wins), then `key=value` overrides.
 
@@ -45,13 +47,15 @@ def load_config(
     names under `plugins` are imported first; where the schema has that key, it holds all that are loaded.
 
     Raises ConfigError with every problem, and if there is one, also with those that `check` tells by a ConfigError.
+    With a list `unset`, texts whose environment variable is not set are no problem: they are added to the list, for
+    those who look at a recipe on a machine without its data.
     """
     layers = config_layers(files)
     load_plugins(layers, overrides)
 
     sources = [*layers, ("command line", list(overrides))]
     try:
-        config = merge_config(schema, sources, check)
+        config = merge_config(schema, sources, check, unset)
     except ConfigError as error:
         raise ConfigError(f"{error}{_resume_hint(sources)}", error.problems) from error
     if hasattr(config, "plugins"):
@@ -89,7 +93,9 @@ def _plugin_list(tree: DictConfig, source: str) -> list[str]:
     """The names under `plugins` of one source. Raises ConfigError where that is no list of texts."""
     names = OmegaConf.to_container(tree).get("plugins") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{source}: plugins={names!r} must be a list of module names or paths of .py files")
+        raise ConfigError(
+            f"{source}: plugins={short_value(names)} must be a list of module names or paths of .py files"
+        )
     return names
 
 
@@ -121,17 +127,21 @@ def merge_config(
     schema: type[T],
     sources: Iterable[tuple[str, DictConfig | Sequence[str]]],
     check: Callable[[T], Any] | None = None,
+    unset: list[UnsetVariable] | None = None,
 ) -> T:
     """Merges `(name, tree or key=value items)` pairs over the defaults of `schema`, a dataclass, and checks all values.
 
     Old spellings are read as the present ones (`engine.aliases`), and components of plug-ins have their sections.
-    Raises ConfigError with every problem; see `load_config` for `check`.
+    Raises ConfigError with every problem; see `load_config` for `check` and `unset`.
     """
-    merger = Merger(schema)
+    merger = Merger(schema, accepts_unset=unset is not None)
     for source, content in sources:
         merger.add(source, content)
     config = merger.result(check)
-    raise_problems(merger.problems)
+    if merger.problems:
+        raise_problems([*merger.problems, *unset_lines(merger.unset)])
+    if unset is not None:
+        unset += merger.unset
     return config
 
 
@@ -167,10 +177,12 @@ def _restrict(tree: DictConfig, schema: type) -> DictConfig:
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
-def to_yaml(config: Any) -> str:
-    """The resolved config, a dataclass tree or an OmegaConf tree, as YAML text."""
+def to_yaml(config: Any, *, resolve: bool = True) -> str:
+    """The config, a dataclass tree or an OmegaConf tree, as YAML text. Without `resolve`, what could not be looked up
+    when it was loaded (`unset` of `load_config`) stands as it was written.
+    """
     tree = config if isinstance(config, DictConfig) else OmegaConf.structured(config)
-    return OmegaConf.to_yaml(tree, resolve=True)
+    return OmegaConf.to_yaml(tree, resolve=resolve)
 
 
 def save_config(config: Any, path: str | Path) -> None:

@@ -8,14 +8,15 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args, get_origin
+from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from engine.aliases import current_tree
-from engine.config_types import describe_type, format_value
+from engine.config_types import describe_type, short_value, shortened, some_names
+from engine.installation import variable_hint
 from engine.messages import ConfigError
 from engine.registry import extended_schema, registry_of, section_types, unknown_name
 from engine.validation import collecting, keyed_problems
@@ -23,16 +24,39 @@ from engine.validation import collecting, keyed_problems
 T = TypeVar("T")
 
 STAND_INS = {bool: False, int: 1, float: 1.0, str: ""}  # for required values that are missing, to look at the rest
+UNSET_VARIABLE = re.compile(r"Environment variable '(.*)' not found")  # what OmegaConf says of one
+
+
+class UnsetVariable(NamedTuple):
+    """A text of a config that needs an environment variable which is not set."""
+
+    key: str
+    text: Any  # as it is written, such as `${oc.env:IMGNET_ROOT}/train`
+    variable: str
+
+
+def unset_lines(unset: Sequence[UnsetVariable]) -> list[str]:
+    """One line of an error per variable, with the keys that need it."""
+    needed_by: dict[str, list[str]] = {}
+    for key, text, variable in unset:
+        needed_by.setdefault(variable, []).append(f"{key}={short_value(text)}")
+    return [
+        f"{', '.join(settings)}: the environment variable {variable} is not set; {variable_hint()}"
+        for variable, settings in needed_by.items()
+    ]
 
 
 class Merger(Generic[T]):
     """Fills `schema` from sources, later ones winning, and collects the lines `problems` of what is wrong.
 
-    A value that is wrong is left out, so that whatever else is wrong can be told too.
+    A value that is wrong is left out, so that whatever else is wrong can be told too. With `accepts_unset`, a text with
+    an environment variable that is not set is no problem: it stands as it is written, and `unset` tells of it.
     """
 
-    def __init__(self, schema: type[T]) -> None:
+    def __init__(self, schema: type[T], *, accepts_unset: bool = False) -> None:
         self.schema = extended_schema(schema)
+        self.unset: list[UnsetVariable] = []
+        self._accepts_unset = accepts_unset
         self.defaults = OmegaConf.structured(self.schema)
         self.merged = OmegaConf.structured(self.schema)
         self.problems: list[str] = []
@@ -115,25 +139,23 @@ class Merger(Generic[T]):
                 self._merge_section(target._get_node(name), defaults._get_node(name), node, source, f"{key}.")
             else:
                 self._add_problem(
-                    key, f"{source}: {key}={format_value(_plain(node))} must be {describe_type(types[name])}"
+                    key, f"{source}: {key}={short_value(_plain(node))} must be {describe_type(types[name])}"
                 )
 
     def _check_names(self, content: DictConfig, known: Sequence[str], source: str, prefix: str) -> None:
-        """One problem for all keys of `content` that are not `known` in this section."""
+        """One problem for all keys of `content` that are not `known` in this section, without their values: the file
+        may be another one than the user meant.
+        """
         unknown = [str(name) for name in content if str(name) not in known]
         if not unknown:
             return
-        nodes = {f"{prefix}{name}": content._get_node(name) for name in unknown}
-        texts = [
-            key if isinstance(node, DictConfig) else f"{key}={format_value(_plain(node))}"
-            for key, node in nodes.items()
-        ]
+        keys = [f"{prefix}{name}" for name in unknown]
         near = difflib.get_close_matches(unknown[0], known, n=1) if len(unknown) == 1 else []
         hint = f"; did you mean {prefix}{near[0]}?" if near else ""
 
         verb = "is not a known key" if len(unknown) == 1 else "are not known keys"
-        line = f"{source}: {', '.join(texts)} {verb} (accepted here: {', '.join(sorted(known))}){hint}"
-        self._wrong_keys |= nodes.keys()
+        line = f"{source}: {some_names(keys)} {verb} (accepted here: {', '.join(sorted(known))}){hint}"
+        self._wrong_keys |= set(keys)
         self.problems.append(line)
 
     def _set_value(self, target: DictConfig, name: str, node: Any, hint: Any, source: str, key: str) -> None:
@@ -156,7 +178,7 @@ class Merger(Generic[T]):
         if is_set:
             self._before[key] = before
         else:
-            self._add_problem(key, f"{source}: {key}={format_value(_plain(node))} must be {describe_type(hint)}")
+            self._add_problem(key, f"{source}: {key}={short_value(_plain(node))} must be {describe_type(hint)}")
 
     def _sections(self, items: ListConfig, schema: type, source: str, key: str) -> list[DictConfig]:
         """The items of a list of sections, each merged into the defaults of `schema`."""
@@ -167,7 +189,7 @@ class Merger(Generic[T]):
                 self._merge_section(section, copy.deepcopy(section), item, source, f"{key}[{index}].")
             else:
                 self._add_problem(
-                    f"{key}[{index}]", f"{source}: {key}[{index}]={format_value(item)} must be {describe_type(schema)}"
+                    f"{key}[{index}]", f"{source}: {key}[{index}]={short_value(item)} must be {describe_type(schema)}"
                 )
             sections.append(section)
         return sections
@@ -201,7 +223,14 @@ class Merger(Generic[T]):
                 elif node._is_interpolation():
                     section[name] = section[name]
             except OmegaConfBaseException as error:
-                self._add_problem(key, _unresolved(key, format_value(_plain(node)), describe_type(types[name]), error))
+                text = _plain(node)
+                variable = UNSET_VARIABLE.search(str(error))
+                if self._accepts_unset and variable is not None and types[name] is str:
+                    self._wrong_keys.add(key)
+                    self.unset.append(UnsetVariable(key, text, variable[1]))
+                    section[name] = text.replace("${", r"\${")  # the text itself, which nothing looks up again
+                    continue
+                self._add_problem(key, _unresolved(key, text, describe_type(types[name]), error))
                 section[name] = copy.deepcopy(defaults._get_node(name))
 
     def _check_rest(self, check: Callable[[T], Any]) -> None:
@@ -262,7 +291,7 @@ def parse_items(items: Sequence[str]) -> tuple[DictConfig, list[str]]:
             tree = OmegaConf.from_dotlist([*readable, item])
             readable.append(item)
         except (YAMLError, UnicodeError, OmegaConfBaseException) as error:
-            problems.append(f"{item!r} is not readable: {' '.join(str(error).split())}")
+            problems.append(f"{shortened(repr(item))} is not readable: {shortened(str(error))}")
     return tree, problems
 
 
@@ -273,13 +302,13 @@ def _plain(node: Any) -> Any:
     return node._value() if hasattr(node, "_value") else node
 
 
-def _unresolved(key: str, value: str, accepts: str, error: Exception) -> str:
+def _unresolved(key: str, value: Any, accepts: str, error: Exception) -> str:
     """The line about an interpolation without a value, or with one that does not fit."""
     text = str(error).split("\n")[0]
-    variable = re.search(r"Environment variable '(.*)' not found", text)
+    variable = UNSET_VARIABLE.search(text)
     if variable is not None:
-        return f"{key}={value}: the environment variable {variable[1]} is not set; source set_env_vars.sh or export it"
-    return f"{key}={value} must be {accepts} ({text})"
+        return unset_lines([UnsetVariable(key, value, variable[1])])[0]
+    return f"{key}={short_value(value)} must be {accepts} ({text})"
 
 
 def _unknown_components(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import types
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+MAX_VALUE = 80  # letters of a value, or of a name, that a message shows: a file may be no config at all
 SINGULAR = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 PLURAL = {bool: "true or false values", int: "whole numbers", float: "numbers", str: "texts"}
 
@@ -54,3 +56,20 @@ def format_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return repr(value)
+
+
+def short_value(value: Any) -> str:
+    """`format_value` for messages about what a user wrote: the beginning of a long one."""
+    return shortened(format_value(value))
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text, on one line; three dots stand for the rest."""
+    line = re.sub(r"\s*\n\s*", " ", text[: 2 * MAX_VALUE].strip())
+    return line if len(line) <= MAX_VALUE else f"{line[: MAX_VALUE - 3]}..."
+
+
+def some_names(names: Sequence[str], limit: int = 3) -> str:
+    """Names in a message: the first few, and how many others there are."""
+    others = len(names) - limit
+    return ", ".join(map(shortened, names[:limit])) + (f" and {others} more" if others > 0 else "")

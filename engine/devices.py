@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from engine.counts import counted
+from engine.installation import torch_hint
 from engine.messages import ConfigError
 
 DEVICES = ("auto", "cpu", "cuda")  # auto: a GPU where there is one
@@ -79,7 +81,7 @@ def gpu_failure() -> str:
     """Why torch sees no GPU on this machine, for people."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if torch.version.cuda is None and torch.version.hip is None:
-        return f"torch {torch.__version__} is a build for CPUs; install one for GPUs (bash env_install.sh)"
+        return f"torch {torch.__version__} is a build for CPUs; install one for GPUs ({torch_hint()})"
     if hidden is not None and hidden.strip() in ("", "-1"):
         return f"CUDA_VISIBLE_DEVICES={hidden!r} hides all of them"
     try:
@@ -123,10 +125,10 @@ def nccl_version() -> str | None:
 
 def device_line(device: torch.device, num_processes: int, precision: str, thread_reason: str = "") -> str:
     """What a run computes on, in one line: its first one. `thread_reason` says why it takes so many threads."""
-    processes = f"{num_processes} process(es)"
+    processes = counted(num_processes, "process", "processes")
     torch_version = f"torch {torch.__version__}"
     if not is_gpu(device):
-        threads = f"{torch.get_num_threads()} thread(s) each"
+        threads = f"{counted(torch.get_num_threads(), 'thread')} each"
         if thread_reason:
             threads += f" ({thread_reason})"
         return f"device: CPU, {processes}, {threads}; {torch_version}; precision {precision}"

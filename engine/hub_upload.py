@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.counts import counted
 from engine.hub import PREFIX, HubAddress, is_offline, one_line, parse_address, quiet_requests
 from engine.messages import UserError
 
@@ -29,7 +30,7 @@ class Repository:
         if self.commit is None:
             return f"{PREFIX}{self.name} (will be made, private)"
         visibility = "private" if self.is_private else "PUBLIC"
-        return f"{PREFIX}{self.name} ({visibility}, {len(self.files)} files)"
+        return f"{PREFIX}{self.name} ({visibility}, {counted(len(self.files), 'file')})"
 
 
 def look_up(text: str) -> Repository:

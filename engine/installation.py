@@ -50,6 +50,16 @@ def install_hint(*extras: str) -> str:
     return shlex.join(["pip", "install", *dict.fromkeys(names)])
 
 
+def torch_hint() -> str:
+    """The command that installs a build of torch for the GPUs of this machine."""
+    return "bash env_install.sh" if IS_CHECKOUT else "pip install --force-reinstall torch torchvision"
+
+
+def variable_hint() -> str:
+    """What sets an environment variable that a recipe needs. Only a checkout has a file with defaults."""
+    return "source set_env_vars.sh or export it" if IS_CHECKOUT else "export it"
+
+
 def commit() -> str:
     """The commit of the code that runs: that of the checkout, or the one that pip notes when it installs from git.
 

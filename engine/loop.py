@@ -153,7 +153,7 @@ def fit(
     start = _start(task, config, run, store, begin)
     end = config.last_step
     if start >= end:
-        run.finish(start, is_new=False)
+        run.finish(start, total=_early_end_of(config), is_new=False)
         return False
 
     batches = batches_from(start)
@@ -207,8 +207,7 @@ def fit(
                 origin = names_of(signals) or "a signal to another process"
                 run.log(f"stopped by {origin} after step {done}; the same command continues")
                 raise SystemExit(EXIT_STOPPED)
-    _log_early_end(config, run)
-    run.finish(end)
+    run.finish(end, total=_early_end_of(config))
     return stop
 
 
@@ -223,15 +222,13 @@ def _start(task: Task, config: LoopConfig, run: Run, store: CheckpointStore, beg
         run.log(f"resumed from step {start} of {config.steps}")
     if config.is_stopped_early:
         is_over = "; nothing is left to do" if start >= config.last_step else ""
-        run.log(f"ends after step {config.last_step} (loop.stop_at), with the schedules of {config.steps}{is_over}")
+        run.log(f"ends after step {config.last_step:,} (loop.stop_at), with the schedules of {config.steps:,}{is_over}")
     return start
 
 
-def _log_early_end(config: LoopConfig, run: Run) -> None:
-    """Says how a run goes on that has reached its `loop.stop_at`."""
-    if config.is_stopped_early:
-        reached = f"stopped after step {config.last_step} of {config.steps} (loop.stop_at)"
-        run.log(f"{reached}; a larger loop.stop_at, or 0, continues")
+def _early_end_of(config: LoopConfig) -> int:
+    """The steps of a training that ends before them; 0 for one that does not."""
+    return config.steps if config.is_stopped_early else 0
 
 
 def stop_problems(loop: LoopConfig, total: int) -> Iterator[Problem]:

@@ -9,9 +9,9 @@ Activations (estimate): bytes saved for backward, measured on fake tensors (whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from torch.utils.hooks import RemovableHandle
 
 from engine.arithmetic import ceil_div
 from engine.checkpoint.weights import num_parameters
+from engine.config_merge import UnsetVariable, unset_lines
+from engine.counts import counted
 from engine.loop import TrainLoopConfig
 from engine.parallel import parallel_blocks
 from engine.peak_memory import PeakMemory
@@ -228,9 +230,20 @@ def _settings(grad_accum: int) -> list[Setting]:
     return [Setting(strategy, checkpointing, grad_accum) for strategy in STRATEGIES for checkpointing in (False, True)]
 
 
+class Plan(NamedTuple):
+    """What a training needs per GPU, as a table for people, and whether that fits."""
+
+    text: str
+    fits: bool
+
+    def with_lines(self, *, before: str = "", after: str = "") -> Plan:
+        """The plan with a beginning of its first line, and with a last line."""
+        return Plan(f"{before}{self.text}" + (f"\n{after}" if after else ""), self.fits)
+
+
 def plan(
     module: nn.Module, forward: Forward, loop: TrainLoopConfig, batch: int, gpus: int, *, ema: bool, beside: int = 0
-) -> str:
+) -> Plan:
     """Reports what training `module` needs per GPU, whether that fits, and what to change.
 
     `module` is on the meta device; `batch` is the global batch size in images, on `gpus` GPUs of 80 GB (10^9 bytes).
@@ -240,13 +253,13 @@ def plan(
     return report(memory, loop, num_parameters(module))
 
 
-def report(memory: MemoryModel, loop: TrainLoopConfig, num_weights: int) -> str:
+def report(memory: MemoryModel, loop: TrainLoopConfig, num_weights: int) -> Plan:
     """`plan` of a training whose memory is measured; `num_weights` is the number of its parameters."""
     recipe = Setting(loop.strategy, loop.activation_checkpointing, loop.grad_accum)
 
     # One line for each alternative at the recipe's number of micro-batches.
-    size = f"{num_weights:,} parameters"
-    lines = [f"{size}, batch {memory.batch}, {recipe.grad_accum} part(s), {memory.gpus} GPUs: GB per GPU"]
+    parts, gpus = counted(recipe.grad_accum, "part"), counted(memory.gpus, "GPU")
+    lines = [f"{num_weights:,} parameters, batch {memory.batch}, {parts}, {gpus}: GB per GPU"]
     for setting in _settings(recipe.grad_accum):
         total, state = memory.total(setting) / 1e9, memory.state(setting) / 1e9
         lines.append(f"  {setting.title:30}{total:7.1f} = state {state:.1f} + activations {total - state:.1f}")
@@ -259,4 +272,16 @@ def report(memory: MemoryModel, loop: TrainLoopConfig, num_weights: int) -> str:
         fitting = memory.first_fitting()
         alternative = fitting.overrides() if fitting else "more GPUs, of a number that divides data.global_batch_size"
         lines.append(f"use {alternative}")
-    return "\n".join(lines)
+    return Plan("\n".join(lines), fits)
+
+
+def tell_plans(plans: Sequence[Plan], unset: Sequence[UnsetVariable]) -> NoReturn:
+    """Prints the plans of a training, one per phase, and the variables that its config lacks on this machine.
+
+    Raises SystemExit: 0 where all plans fit, otherwise 2, as a check that finds a problem does.
+    """
+    for plan in plans:
+        print(plan.text)
+    if unset:
+        print("\n".join(f"on this machine: {line}" for line in unset_lines(unset)))
+    raise SystemExit(0 if all(plan.fits for plan in plans) else 2)

@@ -32,6 +32,8 @@ from pathlib import Path
 from engine.arithmetic import ceil_div
 from engine.assets import AssetsConfig, find_asset, resolve
 from engine.checkpoint.manifest import checkpoint_folders, read_manifest
+from engine.config_merge import UnsetVariable, unset_lines
+from engine.counts import counted
 from engine.data.base import SourceConfig, Survey
 from engine.data.classes import Classes, labels_among
 from engine.data.sources import has_split, survey_source
@@ -56,12 +58,21 @@ class Preflight:
         self.ready: list[str] = []
         self.later: dict[Path, str] = {}  # what an earlier stage of a pipeline will write -> the name of that stage
         self._promised: dict[int, int] = {}  # disk -> bytes that all outputs so far need
+        self._unset: set[str] = set()  # texts of a config that need a variable which is not set
 
     # -------------------------------------------------------------------------------------------- collecting
     def problem(self, line: str) -> None:
         """Adds a problem; one that several needs have in common is told once."""
-        if line not in self.problems:
+        if line not in self.problems and not any(text in line for text in self._unset):
             self.problems.append(line)
+
+    def variables(self, unset: Sequence[UnsetVariable]) -> None:
+        """Adds environment variables that a config needs. What else is wrong with their texts is not told: nothing can
+        be there.
+        """
+        for line in unset_lines(unset):
+            self.problem(line)
+        self._unset |= {variable.text for variable in unset}
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -167,7 +178,7 @@ class Preflight:
         if problem is not None:
             self.problem(problem)
         else:
-            self.ready.append(f"device {name}: {count} process(es) on this machine")
+            self.ready.append(f"device {name}: {counted(count, 'process', 'processes')} on this machine")
 
     def assets(self, names: tuple[str, ...], config: AssetsConfig) -> None:
         """Pretrained weights, by their names in `engine.assets.ASSETS`."""
@@ -314,17 +325,23 @@ def require(args: argparse.Namespace, needs: Callable[[Preflight], None], *, sta
     """Looks for all that a command needs, before it starts. One that `starts_scripts` needs what these will.
 
     With --check it prints what was found and raises SystemExit(0). With --dry-run it prints what is missing, which
-    another machine may have, and raises SystemExit(0) as well. Otherwise it returns if nothing is missing.
+    another machine may have, and raises SystemExit(0) as well. Otherwise it returns if nothing is missing. Variables
+    that the config lacks (`unset` of the flags, see `engine.cli.parse_cli`) are always missing.
 
     Raises one UserError that lists all problems, but for a dry run.
     """
+    unset = getattr(args, "unset", ())
     if _joint:
+        _joint[-1].variables(unset)
         needs(_joint[-1])
         raise SystemExit(0)
     if _is_checked() and not args.check:
+        if unset:
+            raise UserError("; ".join(unset_lines(unset)))
         return
     is_dry_run = getattr(args, "dry_run", False) and not args.check
     preflight = Preflight(args.hash, for_scripts=args.check or is_dry_run or starts_scripts)
+    preflight.variables(unset)
     needs(preflight)
 
     if is_dry_run:

@@ -32,6 +32,7 @@ from engine.alerts import ALERTS, Alert, Record, alerts_for
 from engine.atomic_file import write_atomic
 from engine.checkpoint.manifest import newest_checkpoint, record_folders
 from engine.config import to_yaml
+from engine.counts import counted
 from engine.data import grids
 from engine.finite import NonFiniteValuesError
 from engine.folder_lock import FolderInUse, lock_folder
@@ -128,18 +129,28 @@ class Run:
             for tracker in self._trackers.values():
                 tracker.begin(step, records)
 
-    def finish(self, step: int, is_new: bool = True) -> None:
-        """Says at the end of a training where everything lies; the trackers get a summary, if this is its first end."""
+    def finish(self, step: int, *, total: int = 0, is_new: bool = True) -> None:
+        """Says at the end of a training how to go on and where everything lies; the trackers get a summary, if this is
+        its first end. `total` are the steps of its schedules where it ends earlier (`loop.stop_at`).
+        """
         if not self.world.is_main:
             return
+        ending = f"finished after {step:,} steps"
+        if total > step:
+            ending = (
+                f"stopped after step {step:,} of {total:,} (loop.stop_at); the same command with a larger "
+                "loop.stop_at, or 0, continues"
+            )
+
+        # Where everything lies.
         checkpoint = newest_checkpoint(self.dir)
         places = places_of(self.dir, checkpoint)
         if is_new:
-            summary = {"steps": step, "run_dir": str(self.dir), "state": "finished"}
+            summary = {"steps": step, "run_dir": str(self.dir), "state": ending.partition(" ")[0]}
             for name, tracker in self._trackers.items():
                 tracker.finish(summary, checkpoint)
                 places[name] = tracker.where()
-        self.log("\n".join([f"finished after {step:,} steps", *(f"  {n:11s} {text}" for n, text in places.items())]))
+        self.log("\n".join([ending, *(f"  {n:11s} {text}" for n, text in places.items())]))
 
     def log(self, text: str) -> None:
         """Writes one line (or table) for people, on the console and in log.txt."""
@@ -220,7 +231,7 @@ def places_of(run_dir: Path, checkpoint: Path | None) -> dict[str, str]:
         "metrics": str(run_dir / "metrics.jsonl"),
     }
     if grids:
-        places["samples"] = f"{run_dir / 'samples'} ({len(grids)} pictures)"
+        places["samples"] = f"{run_dir / 'samples'} ({counted(len(grids), 'picture')})"
     return {**places, "report": f"python -m evaluations.report {shlex.quote(str(run_dir))}"}
 
 

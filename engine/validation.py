@@ -21,7 +21,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from engine.config_types import format_value
+from engine.config_types import short_value
 from engine.messages import ConfigError, UserError
 
 _collecting: ContextVar[bool] = ContextVar("collecting", default=False)
@@ -38,7 +38,7 @@ class Problem:
     def text(self, prefix: str) -> str:
         """The line for people; `prefix` is the dotted key of the section, or empty."""
         key = f"{prefix}.{self.key}" if prefix else self.key
-        return f"{key}={format_value(self.value)} must be {self.accepted}"
+        return f"{key}={short_value(self.value)} must be {self.accepted}"
 
 
 class Section:

@@ -15,10 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from engine.config_types import short_value, shortened
 from engine.messages import ConfigError
 from engine.recipe_names import near_recipes, shipped_recipe
 
 BASE = "base"
+MAX_BYTES = 10**6  # of a config; those here have a hundredth of it, and a large file would be read for minutes
 
 Layer = tuple[str, DictConfig]  # the name of a source for messages, and its content
 
@@ -55,10 +57,11 @@ def read_own_layer(path: str | Path, used_by: Path | None = None) -> tuple[Path 
 
     base = tree._get_node(BASE)._value()
     if next(iter(tree)) != BASE:
-        raise ConfigError(f"{path}: base={base!r} must be the first key of the file")
+        raise ConfigError(f"{path}: base={short_value(base)} must be the first key of the file")
     if not isinstance(base, str) or not base:
         raise ConfigError(
-            f"{path}: base={base!r} must be the path of a YAML file, relative to {path.parent}, or the name of a recipe"
+            f"{path}: base={short_value(base)} must be the path of a YAML file, relative to {path.parent}, "
+            "or the name of a recipe"
         )
     del tree[BASE]
     return _base_file(path.parent, base), tree
@@ -80,10 +83,26 @@ def _read_file(path: Path, used_by: Path | None) -> DictConfig:
         role = f"the base of {used_by}," if used_by else "config file"
         raise ConfigError(f"{role} {path} does not exist{hint}")
 
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ConfigError(f"{path} is no config: it has {size:,} bytes, and a config has {MAX_BYTES:,} at most")
     try:
         node = OmegaConf.load(path)
     except (YAMLError, OSError, ValueError, OmegaConfBaseException) as error:  # OSError: a bare number, says OmegaConf
-        raise ConfigError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not readable YAML: {_reason(error)}") from error
     if not isinstance(node, DictConfig):
         raise ConfigError(f"{path} must hold a mapping of keys, not {type(node).__name__}")
     return node
+
+
+def _reason(error: Exception) -> str:
+    """Why a file is not readable: the place and the kind of the fault. What libraries quote of the content is left out,
+    for it may be a file of another kind, such as one with keys of an account.
+    """
+    if isinstance(error, OmegaConfBaseException):
+        key = f" of {shortened(str(error.full_key))}" if error.full_key else ""
+        return f"the value{key} cannot be read ({type(error).__name__})"
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return f"line {mark.line + 1}, column {mark.column + 1}: {shortened(getattr(error, 'problem', None) or '')}"
+    return shortened(str(error))

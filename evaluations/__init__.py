@@ -11,7 +11,7 @@ Speed         benchmarks/ (measured against plain formulations and the limits of
               forked (work whose memory is measured in a process of its own)
 Pipelines     pipelines/ (commands of other entries in a row), run_layout (where they put things)
 Own pictures  own_data/ (what is in a folder, and recipes for it)
-Costs         cost_model (of GPUs that are not here), workload (what a recipe asks for)
+Costs         cost_model (of GPUs that are not here), workload (what a recipe asks for), cost_report (as a table)
 Entries       reconstruction, generation, val_loss, search_cfg, measure, make_reference, compare, fingerprint, memory,
               estimate, data, init, linear_probe, ar_probe, classifier, visualize, quickstart, recipes, report, doctor,
               benchmarks, publish, ship, sweep, train_vq_and_eval, train_c2i_and_eval, eval_c2i, lin_probe_and_eval;

@@ -18,37 +18,32 @@ from engine.atomic_file import write_atomic
 from engine.cli import parse_cli, run_entry
 from engine.config import save_config
 from engine.json_text import to_json
-from engine.messages import ConfigError, logger
+from engine.messages import logger
 from engine.pipeline import run_stages
 from engine.preflight import Preflight, require
-from engine.recipe_names import recipe_file
-from evaluations.cli import SPLITS
 from evaluations.pipelines.ar_probe import ARProbeConfig, collect, stages_of
+from evaluations.pipelines.running import needs_of_stages
 from evaluations.results import numbers_text
-from tokenizer.loading import survey_tokenizer
+
+NO_PLAN = (
+    "AR probing is a series of commands, which --dry-run lists; its training has a memory plan by itself: "
+    "python -m autoregressive.train --config FILE --plan GPUS, with the files of gpt_configs"
+)
 
 
 def needs(config: ARProbeConfig, preflight: Preflight) -> None:
-    """Looks for what its stages start from: the tokenizer, its images, the reference, and the YAML files."""
-    with preflight.collecting():
-        if not config.tokenizer:
-            raise ConfigError("tokenizer is empty; it names the folder of a trained tokenizer")
-        tokenizer = survey_tokenizer(config.tokenizer, hashed=preflight.hashes)
-        preflight.ready.append(f"tokenizer: {config.tokenizer} ({tokenizer.num_tokens} tokens)")
-        preflight.training_images(tokenizer.provenance.config.data)
-    if config.reference not in SPLITS:
-        preflight.file(config.reference, "reference")
-    for path in (*config.gpt_configs, *config.probe_configs):
-        with preflight.collecting():
-            preflight.file(recipe_file(path), "gpt_configs, probe_configs")
-    preflight.output(config.run_dir, "run_dir")
+    """Looks for what its stages need that are left."""
+    if not config.tokenizer:
+        preflight.problem("tokenizer is empty; it names the folder of a trained tokenizer")
+        return
+    needs_of_stages(Path(config.run_dir), "run_dir", stages_of(config), preflight)
 
 
 def main() -> None:
-    config, args = parse_cli(ARProbeConfig, __doc__)
+    config, args = parse_cli(ARProbeConfig, __doc__, no_plan=NO_PLAN)
     if args.dry_run:
         print("\n".join(" ".join(stage.command) for stage in stages_of(config)))
-    require(args, lambda preflight: needs(config, preflight))
+    require(args, lambda preflight: needs(config, preflight), starts_scripts=True)
 
     run = Path(config.run_dir)
     run.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,14 @@ from engine.preflight import require
 from engine.training_world import training_world
 from evaluations.digits.training import ClassifierTrainConfig, train, training_needs, validate
 
+NO_PLAN = (
+    "the classifier of small images has no memory plan: it is made for a CPU. Recipes that train a tokenizer or a "
+    "generator have one (python -m tokenizer.train, python -m autoregressive.train); --dry-run checks this recipe"
+)
+
 
 def main() -> None:
-    config, args = parse_cli(ClassifierTrainConfig, __doc__, check=validate)
+    config, args = parse_cli(ClassifierTrainConfig, __doc__, no_plan=NO_PLAN, check=validate)
     validate(config)
     if args.dry_run:
         print("the config is valid")

@@ -21,6 +21,12 @@ from evaluations.probes.config import LinearProbeConfig, validate
 from evaluations.probes.features import network_needs
 from evaluations.probes.training import train
 
+NO_PLAN = (
+    "a linear probe has no memory plan: on each GPU it needs the forward pass of its frozen network, and one linear "
+    "layer per learning rate. Recipes that train a tokenizer or a generator have one (python -m tokenizer.train, "
+    "python -m autoregressive.train); --dry-run checks this recipe"
+)
+
 
 def needs(config: LinearProbeConfig, preflight: Preflight) -> None:
     """Looks for the networks, the images, and all that every training needs."""
@@ -30,7 +36,7 @@ def needs(config: LinearProbeConfig, preflight: Preflight) -> None:
 
 
 def main() -> None:
-    config, args = parse_cli(LinearProbeConfig, __doc__, check=validate)
+    config, args = parse_cli(LinearProbeConfig, __doc__, no_plan=NO_PLAN, check=validate)
     validate(config)
     if args.dry_run:
         print("the config is valid")

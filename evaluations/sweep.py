@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from autoregressive.training.build import network_on_meta
 from autoregressive.training.config import GPTTrainConfig
 from engine.cli import entry_parser, not_negative, positive, run_entry
 from engine.config import flatten, load_config
+from engine.config_merge import UnsetVariable
+from engine.counts import counted
 from engine.messages import ConfigError, UserError, logger
 from engine.pipeline import StageLog, config_flags
 from engine.preflight import Preflight, require
@@ -34,6 +36,7 @@ from evaluations.digits.training import ClassifierTrainConfig
 from evaluations.pipelines.sweep import (
     SweepRecord,
     Values,
+    distinct,
     grid_of,
     name_of,
     overrides_of,
@@ -119,31 +122,61 @@ def _require_unset(overrides: Sequence[str], varied: Sequence[str]) -> None:
             raise UserError(f"{override}: this sweep varies {key}; leave out one of the two")
 
 
-def check_runs(module: str, files: Sequence[Path], overrides: Sequence[str], runs: dict[str, Values]) -> None:
-    """Reads the config of every run. Raises ConfigError with the problems of all, each told once."""
-    schema, check = SCHEMAS[module]
-    problems: dict[str, list[str]] = {}
-    for name, values in runs.items():
-        try:
-            config = load_config(schema, files, [*overrides, *overrides_of(values)], check)
-            if check is not None:
-                check(config)
-        except ConfigError as error:
-            for problem in error.problems:
-                problems.setdefault(problem, []).append(name)
-    if problems:
-        lines = [f"{problem} ({len(names)} of {len(runs)} runs)" for problem, names in problems.items()]
-        raise ConfigError("\n  ".join(["runs of this sweep cannot be trained:", *lines[:MAX_LISTED]]), lines)
+class SweepConfigs:
+    """The configs of the runs of a sweep: what all share, with the values of each. `unset` are the environment
+    variables that they lack on this machine.
+    """
 
+    def __init__(self, module: str, files: Sequence[Path], overrides: Sequence[str]) -> None:
+        self.module = module
+        self.unset: list[UnsetVariable] = []
+        self._schema, self._check = SCHEMAS[module]
+        self._files, self._overrides = files, overrides
 
-def recipe_of(module: str, files: Sequence[Path], overrides: Sequence[str], runs: dict[str, Values]) -> dict[str, Any]:
-    """What all runs share: the trainer, and the config without the keys that are varied."""
-    schema, _ = SCHEMAS[module]
-    varied = {key for values in runs.values() for key in values}
-    (first, *_) = runs.values()
-    config = flatten(load_config(schema, files, [*overrides, *overrides_of(first)]))
-    shared = {key: value for key, value in config.items() if key not in varied and key != "loop.run_dir"}
-    return {"trainer": module, "config": shared}
+    def settings(self, values: Values, *, check: bool = False) -> dict[str, Any]:
+        """{dotted key: value} of the config of a run, without its folder. Raises ConfigError where it is wrong."""
+        unset: list[UnsetVariable] = []
+        asked = self._check if check else None
+        config = load_config(self._schema, self._files, [*self._overrides, *overrides_of(values)], asked, unset)
+        if asked is not None:
+            asked(config)
+        self.unset += [variable for variable in unset if variable not in self.unset]
+        settings = flatten(config)
+        settings.pop("loop.run_dir")
+        return settings
+
+    def checked(self, runs: dict[str, Values]) -> dict[str, dict[str, Any]]:
+        """{name: settings} of all runs. Raises ConfigError with the problems of all, each told once."""
+        settings: dict[str, dict[str, Any]] = {}
+        problems: dict[str, list[str]] = {}
+        for name, values in runs.items():
+            try:
+                settings[name] = self.settings(values, check=True)
+            except ConfigError as error:
+                for problem in error.problems:
+                    problems.setdefault(problem, []).append(name)
+        if problems:
+            lines = [f"{problem} ({len(names)} of {len(runs)} runs)" for problem, names in problems.items()]
+            raise ConfigError("\n  ".join(["runs of this sweep cannot be trained:", *lines[:MAX_LISTED]]), lines)
+        return settings
+
+    def recorded(self, record: SweepRecord, asked: Container[str]) -> dict[str, dict[str, Any]]:
+        """{name: settings} of the runs on record beside those `asked` for, as far as they can be trained now."""
+        settings = {}
+        for name, values in record.values().items():
+            try:
+                if name not in asked:
+                    settings[name] = self.settings(values)
+            except ConfigError:  # it is from another version, or of a recipe that was changed
+                continue
+        return settings
+
+    def recipe(self, runs: dict[str, Values]) -> dict[str, Any]:
+        """What all runs share: the trainer, and the config without the keys that are varied."""
+        varied = {key for values in runs.values() for key in values}
+        (first, *_) = runs.values()
+        shared = {key: value for key, value in self.settings(first).items() if key not in varied}
+        return {"trainer": self.module, "config": shared}
 
 
 def trainer_module(files: Sequence[str]) -> str:
@@ -171,23 +204,34 @@ class Plan:
         return trainer_module(self._args.config)
 
     @cached_property
+    def configs(self) -> SweepConfigs:
+        """Of all runs."""
+        return SweepConfigs(self.module, self.files, self._args.overrides)
+
+    @cached_property
     def runs(self) -> dict[str, Values]:
-        """{name: values}; all of them can be trained."""
-        runs = runs_of(self._args)
-        check_runs(self.module, self.files, self._args.overrides, runs)
+        """{name: values}; all of them can be trained, and no two are the same training. A run that is on record in
+        another spelling keeps its name.
+        """
+        asked = runs_of(self._args)
+        settings = self.configs.checked(asked)
+        runs, notes = distinct(asked, settings, self.configs.recorded(SweepRecord(self._args.folder), asked))
+        for note in notes:
+            logger.info("%s", note)
         return runs
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
         """What all runs share."""
-        return recipe_of(self.module, self.files, self._args.overrides, self.runs)
+        return self.configs.recipe(self.runs)
 
 
 def needs(args: argparse.Namespace, plan: Plan, preflight: Preflight) -> None:
     """Looks at all configs, and for a place for the sweep. What a run needs is looked for when it starts."""
     with preflight.collecting():
-        preflight.ready.append(f"{len(plan.runs)} runs of {plan.module}")
+        preflight.ready.append(f"{counted(len(plan.runs), 'run')} of {plan.module}")
         SweepRecord(args.folder).require_same_recipe(plan.recipe)
+        preflight.variables(plan.configs.unset)
     preflight.output(args.folder, "--folder")
 
 
@@ -222,7 +266,7 @@ def print_runs(folder: Path, runs: dict[str, Values]) -> None:
     for name, values in runs.items():
         mark = " (finished)" if done.done(name) else ""
         print(f"{name}{mark}: {' '.join(overrides_of(values))}")
-    print(f"{len(runs)} runs in {folder}")
+    print(f"{counted(len(runs), 'run')} in {folder}")
 
 
 def _write_page(folder: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from engine.config_types import some_names
 from engine.messages import ConfigError
 from engine.recipe_names import recipe_file
 from engine.yaml_files import read_layers, read_own_layer
@@ -42,7 +44,7 @@ def _has(tree: DictConfig, key: str) -> bool:
     return isinstance(parent, DictConfig) and name in parent
 
 
-def recipe_tree(files: Sequence[str]) -> DictConfig:
+def recipe_tree(files: Sequence[str | Path]) -> DictConfig:
     """The recipes and files of a command line as one tree; later ones win, and only the first brings its base along."""
     paths = [recipe_file(file) for file in files]
     trees = [tree for _, tree in read_layers(paths[0])] + [read_own_layer(path)[1] for path in paths[1:]]
@@ -59,7 +61,7 @@ def trainer_of(tree: DictConfig, name: str) -> tuple[Trainer, str]:
         if key is not None:
             return trainer, key
     accepted = "; ".join(f"{' or '.join(trainer.keys)} for {trainer.trains}" for trainer in TRAINERS)
-    sections = ", ".join(map(str, tree)) or "none"
+    sections = some_names([*map(str, tree)], limit=8) or "none"
     raise ConfigError(
         f"{name} does not say what it trains: it has the sections {sections}. One is needed of: {accepted}"
     )

@@ -15,13 +15,14 @@ from autoregressive.training import build as generator_build
 from autoregressive.training.config import GPTTrainConfig
 from autoregressive.training.sizes import with_sizes_of_present_codes
 from engine.checkpoint.weights import num_parameters
-from engine.config import load_config, read_yaml
+from engine.config import load_config
 from engine.flops import PartFlops
 from engine.loop import TrainLoopConfig
-from engine.memory_plan import MemoryModel
+from engine.memory_plan import MemoryModel, Plan, report
 from engine.messages import UserError
 from engine.parallel import parallel_blocks
 from evaluations.cost_model import Network
+from evaluations.trainers import recipe_tree
 from tokenizer.discriminators.base import Discriminator
 from tokenizer.losses.semantic import build_teacher
 from tokenizer.losses.terms import Term, active_terms
@@ -30,9 +31,6 @@ from tokenizer.training.checks import terms_of, validate
 from tokenizer.training.config import TokenizerTrainConfig
 from tokenizer.training.flops import step_flops
 from tokenizer.training.phases import phases_until_stop
-
-# Images are not looked for: what a recipe says of their places may depend on the environment.
-NO_IMAGES = ["data.root=unused", "data.val_root=unused", "data.held_out=''"]
 
 
 @dataclass(frozen=True)
@@ -59,25 +57,30 @@ class Workload:
         """Steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
+    def plan(self) -> Plan:
+        """The memory that it needs on the GPUs that it was planned for, as `--plan` says it."""
+        return report(self.memory, self.loop, self.network.parameters)
 
-def workloads_of(recipe: Path, overrides: Sequence[str], gpus: int) -> list[Workload]:
-    """The trainings of a YAML file that trains a tokenizer or a generator, one per phase.
 
-    `gpus` is the number of GPUs that the memory is planned for. Raises UserError for another YAML file, and for a
-    network that does not count its operations.
+def workloads_of(files: Sequence[Path], overrides: Sequence[str], gpus: int) -> list[Workload]:
+    """The trainings of YAML files (later ones win) that train a tokenizer or a generator, one per phase.
+
+    `gpus` is the number of GPUs that the memory is planned for. Images are not looked for, and their places may need
+    environment variables that are not set. Raises UserError for other YAML files, and for a network that does not count
+    its operations.
     """
-    tree = read_yaml(recipe)
+    tree = recipe_tree(files)
+    name = " and ".join(map(str, files))
     if "codes" in tree.get("data", {}) or set(tree.get("model", {})) & set(GENERATORS):
-        images = NO_IMAGES if tree.get("data", {}).get("tokenize") == "online" else []
-        config = load_config(GPTTrainConfig, [recipe], [*images, *overrides])
-        return [_generator_workload(config, str(recipe), gpus)]
+        config = load_config(GPTTrainConfig, files, overrides, unset=[])
+        return [_generator_workload(config, name, gpus)]
     if not {"model", "loss"} <= set(tree):
         raise UserError(
-            f"{recipe} trains neither a tokenizer nor a generator: it has no section `loss`, and no `data.codes`"
+            f"{name} trains neither a tokenizer nor a generator: it has no section `loss`, and no `data.codes`"
         )
-    config = load_config(TokenizerTrainConfig, [recipe], [*NO_IMAGES, *overrides], validate)
+    config = load_config(TokenizerTrainConfig, files, overrides, validate, unset=[])
     phases = phases_until_stop(config)
-    titles = [str(recipe)] if len(phases) == 1 else [f"{recipe} phase {n}" for n in range(1, len(phases) + 1)]
+    titles = [name] if len(phases) == 1 else [f"{name} phase {n}" for n in range(1, len(phases) + 1)]
     return [_tokenizer_workload(phase, title, gpus) for phase, title in zip(phases, titles, strict=True)]
 
 

@@ -145,7 +145,7 @@ count_processes() {
         visible=$(visible_gpus)
         asked=$((visible > 0 ? visible : 1))
         if [ "$visible" -gt 0 ]; then
-            echo "note: GPUS is not set: one process for each of the $visible visible GPU(s); GPUS=1 starts a single one" >&2
+            echo "note: GPUS is not set: one process per visible GPU, of which there are $visible; GPUS=1 starts a single one" >&2
         fi
     fi
     echo "$asked"

@@ -59,7 +59,7 @@ def plan_of(path: Path) -> Plan:
     module = ENTRIES[kind_of(path)][0]
     arguments, sys.argv = sys.argv, ["entry", "--config", config, "--plan", str(gpus), *overrides]
     try:
-        with contextlib.redirect_stdout(io.StringIO()) as output:
+        with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.suppress(SystemExit):
             module.main()
     finally:
         sys.argv = arguments

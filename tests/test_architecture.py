@@ -64,7 +64,7 @@ LAYERS = {
     "evaluations.pipelines": [
         "engine", "tokenizer.models.registry", "tokenizer.training",
         *(f"autoregressive.{name}" for name in ("guidance", "views", "loading", "models", "training")),
-        *(f"evaluations.{name}" for name in ("pipelines", "results", "run_layout", "trainers")),
+        *(f"evaluations.{name}" for name in ("pipelines", "results", "run_layout", "trainers", "cost_report", "workload")),
         "evaluations.metrics.extractors", "evaluations.report.run_folder",
     ],
     "evaluations.report": [

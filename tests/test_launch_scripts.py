@@ -128,7 +128,7 @@ def test_without_gpus_the_visible_ones_are_counted_and_said(copy, tmp_path, list
         )
     else:
         assert words[:3] == [".venv", "-m", "tokenizer.train"]
-    note = f"note: GPUS is not set: one process for each of the {count} visible GPU(s); GPUS=1 starts a single one"
+    note = f"note: GPUS is not set: one process per visible GPU, of which there are {count}; GPUS=1 starts a single one"
     assert (note in done.stderr) == (count > 0)
 
     for module, asked in (("tokenizer.train", {"GPUS": "1"}), ("evaluations.report", {})):

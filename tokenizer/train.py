@@ -18,6 +18,7 @@ from engine.checkpoint.manifest import order_version_of_run
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import num_parameters
 from engine.cli import parse_cli, run_entry
+from engine.counts import counted
 from engine.data.classes import Classes
 from engine.data.identity import facts_of
 from engine.data.order import NEWEST_ORDER
@@ -25,6 +26,7 @@ from engine.data.samples import decoding_stamp, training_item
 from engine.data.sources import ImageSource, open_source, summary_of
 from engine.data.stream import stream_opener
 from engine.loop import Batch, check_batch, fit
+from engine.memory_plan import Plan, tell_plans
 from engine.messages import ConfigError, logger
 from engine.preflight import require
 from engine.run_log import Run
@@ -133,7 +135,7 @@ def train_phase(
 def _log_start(run: Run, task: TokenizerTask, source: ImageSource, world: World, config: TokenizerTrainConfig) -> None:
     """Says what is trained, on what, and with which loss."""
     parameters = f"{num_parameters(task.tokenizer.module):,} parameters"
-    run.log(f"tokenizer: {parameters}; {summary_of(source)}; {world.size} process(es)")
+    run.log(f"tokenizer: {parameters}; {summary_of(source)}; {counted(world.size, 'process', 'processes')}")
     run.log(terms_table(task.terms, config.loop.steps))
     for name, stamp in task.frozen.stamps.items():
         run.log(f"frozen network {name}: {stamp}")
@@ -143,10 +145,12 @@ def _log_start(run: Run, task: TokenizerTask, source: ImageSource, world: World,
         run.log(f"warning: {warning}")
 
 
-def print_plan(config: TokenizerTrainConfig, gpus: int) -> None:
+def plans_of(config: TokenizerTrainConfig, gpus: int) -> list[Plan]:
     """The memory that each phase needs on `gpus` GPUs."""
-    for phase in phases_of(config):
-        print(f"{phase.loop.run_dir}: {memory_plan(phase, validate(phase), gpus)}")
+    return [
+        memory_plan(phase, network_on_meta(phase), gpus).with_lines(before=f"{phase.loop.run_dir}: ")
+        for phase in phases_of(config)
+    ]
 
 
 def print_dry_run(config: TokenizerTrainConfig, network: Tokenizer) -> None:
@@ -160,11 +164,10 @@ def print_dry_run(config: TokenizerTrainConfig, network: Tokenizer) -> None:
 
 
 def main() -> None:
-    config, args = parse_cli(TokenizerTrainConfig, __doc__, plan=True, check=validate)
+    config, args = parse_cli(TokenizerTrainConfig, __doc__, check=validate)
     network = validate(config)
     if args.plan:
-        print_plan(config, args.plan)
-        return
+        tell_plans(plans_of(config, args.plan), args.unset)
     if config.phases:
         logger.info("phases: they say steps and learning rates; loop.steps and optim.lr are not used")
     if args.dry_run:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from autoregressive.exporting.parts import Part, Run, Tensors
 from autoregressive.exporting.verification import Tolerance
+from engine.installation import install_hint
 from engine.messages import UserError
 
 EXAMPLE_ROWS = 3  # of the batch that a module is traced with; a batch of 1 would look like a fixed size
@@ -40,8 +41,7 @@ class ExportFormat(ABC):
         missing = [package for package in cls.packages if importlib.util.find_spec(package) is None]
         if missing:
             raise UserError(
-                f"--format {cls.name} needs {', '.join(missing)}: pip install {' '.join(cls.packages)} (they are the "
-                "extra `export`: bash env_install.sh --extras export)"
+                f"--format {cls.name} needs {', '.join(missing)} (the extra `export`); run: {install_hint('export')}"
             )
 
     @abstractmethod

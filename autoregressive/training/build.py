@@ -16,7 +16,7 @@ from autoregressive.training.task import GeneratorTask, HeldOut, Preview
 from engine.checkpoint.weights import num_parameters
 from engine.data.classes import Classes
 from engine.finite import NonFiniteValuesError
-from engine.memory_plan import MemoryModel, report
+from engine.memory_plan import MemoryModel, Plan, report
 from engine.messages import UserError
 from engine.parallel import build_device
 from engine.run_log import Run
@@ -77,11 +77,11 @@ def build_task(
     )
 
 
-def memory_plan(config: GPTTrainConfig, network: Generator, gpus: int) -> str:
+def memory_plan(config: GPTTrainConfig, network: Generator, gpus: int) -> Plan:
     """The memory that training `network` (on the meta device) needs; see `memory_model`."""
     tokenizer, note = tokenizer_of_plan(config)
-    text = report(memory_model(config, network, gpus, tokenizer), config.loop, num_parameters(network))
-    return f"{text}\n{note}" if note else text
+    plan = report(memory_model(config, network, gpus, tokenizer), config.loop, num_parameters(network))
+    return plan.with_lines(after=note)
 
 
 def tokenizer_of_plan(config: GPTTrainConfig) -> tuple[Tokenizer | None, str]:

@@ -25,6 +25,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from PIL import Image
 
+from engine.counts import counted
 from engine.data.decoding import DEFAULT_DECODING, Decoding
 from engine.messages import UserError
 
@@ -99,9 +100,9 @@ class Survey:
         """For people."""
         counts = []
         if self.num_images is not None:
-            counts.append(f"{self.num_images:,} images")
+            counts.append(counted(self.num_images, "image"))
         if self.class_names is not None:
-            counts.append(f"{len(self.class_names):,} class(es)")
+            counts.append(counted(len(self.class_names), "class", "classes"))
         return f"{self.name} ({', '.join(counts)})" if counts else self.name
 
 

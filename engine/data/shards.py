@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from engine.counts import counted
 from engine.data.base import PathKind, SourceConfig, Survey
 from engine.data.classes import UNLABELED
 from engine.data.folders import identity_of, version_of
@@ -201,7 +202,7 @@ class ShardSource(PathKind):
             raise UserError(f"{key}={root!r}: {empty[0]} is empty; fetch it again")
         if is_there(cache_path(paths, config.skip_broken)):
             return super().survey(config, split)
-        return Survey(f"{printable(root)}, {len(paths)} tar file(s)")
+        return Survey(f"{printable(root)}, {counted(len(paths), 'tar file')}")
 
     @classmethod
     def holds(cls, path: str | Path) -> bool:

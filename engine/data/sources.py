@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from engine.counts import counted
 from engine.data.base import ImageSource, PathKind, SourceConfig, SourceKind, Survey, class_counts, replaced_images
 from engine.data.decoding import DEFAULT_DECODING
 from engine.data.folders import FolderSource, LooseSource
@@ -116,11 +117,12 @@ def exact_pixel_problems(config: SourceConfig) -> Iterator[str]:
 def summary_of(source: Counted) -> str:
     """Says for a start line how many images and classes a source (or codes) has, and what is missing there."""
     num_hidden = getattr(source, "num_hidden", 0)  # sources without files have none
-    hidden = f" ({num_hidden:,} hidden names left out)" if num_hidden else ""
+    hidden = f" ({counted(num_hidden, 'hidden name')} left out)" if num_hidden else ""
     counts = class_counts(source.labels, len(source.class_names))
     empty = [str(source.class_names[label]) for label in np.flatnonzero(counts == 0)]
     without = f", {len(empty):,} of them without an image (such as {empty[0]})" if empty else ""
-    return f"{len(source):,} training images of {len(source.class_names):,} class(es){without}{hidden}"
+    images, classes = counted(len(source), "training image"), counted(len(source.class_names), "class", "classes")
+    return f"{images} of {classes}{without}{hidden}"
 
 
 def open_path(path: str | Path, key: str, skip_broken: bool = False) -> ImageSource:

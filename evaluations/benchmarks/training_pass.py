@@ -19,7 +19,6 @@ from engine.flops import ImageWork
 from engine.trained_model import TrainedModel
 from engine.world import World
 from evaluations.doctor.recipes import CONFIGS
-from evaluations.workload import NO_IMAGES
 from tokenizer.discriminators.gan_losses import DISCRIMINATOR_LOSSES
 from tokenizer.discriminators.registry import build_discriminator
 from tokenizer.losses.terms import weighted_sum
@@ -34,7 +33,7 @@ SETTINGS = ["loop.device=cpu", "loop.precision=fp32", "assets.random_stand_in=tr
 
 def training_config(recipe: str, overrides: Sequence[str]) -> TokenizerTrainConfig:
     """The config of a recipe below configs/, in float32 and with random weights in the networks of its loss."""
-    return load_config(TokenizerTrainConfig, [CONFIGS / recipe], [*NO_IMAGES, *SETTINGS, *overrides])
+    return load_config(TokenizerTrainConfig, [CONFIGS / recipe], [*SETTINGS, *overrides], unset=[])
 
 
 def least_work(work: ImageWork, images: int) -> dict[str, float]:

@@ -18,6 +18,7 @@ import argparse
 from pathlib import Path
 
 from engine.cli import entry_parser, positive, run_entry
+from engine.counts import counted
 from engine.messages import UserError
 from engine.preflight import Preflight, require
 from engine.recipe_names import recipe_file
@@ -66,13 +67,16 @@ def findings_of(run: RunEvidence, severities: dict[str, Severity]) -> list[Findi
     ]
 
 
+def _findings(count: int) -> str:
+    return counted(count, "finding") if count else "no findings"
+
+
 def print_run(run: RunEvidence, findings: list[Finding], severities: dict[str, Severity], show_all: bool) -> None:
     """One run for people; with `show_all` every check, also those that could not be judged and why."""
     recipe = f", recipe {run.recipes[0].title}" if run.recipes else ""
-    count = len(findings) or "no"
     stop_at = run.get("loop.stop_at")
     end = f" (loop.stop_at={stop_at})" if stop_at else ""
-    print(f"{run.dir}: step {run.step} of {run.get('loop.steps')}{end}{recipe}: {count} finding(s)")
+    print(f"{run.dir}: step {run.step} of {run.get('loop.steps')}{end}{recipe}: {_findings(len(findings))}")
     if show_all:
         for name, severity in severities.items():
             print(f"  {severity.ratio:8.2f} {name}: {severity.evidence}")
@@ -85,8 +89,7 @@ def print_run(run: RunEvidence, findings: list[Finding], severities: dict[str, S
 
 def print_machine(readings: list[Reading]) -> None:
     """The readings of a machine for people, with remedies where something is wrong."""
-    num_problems = sum(bool(reading.remedy) for reading in readings)
-    print(f"machine: {num_problems or 'no'} finding(s)")
+    print(f"machine: {_findings(sum(bool(reading.remedy) for reading in readings))}")
     for reading in readings:
         print(f"  {reading.name}: {reading.evidence}")
         if reading.remedy:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from engine.cores import usable_cores
+from engine.counts import counted
 from engine.devices import (
     device_problem,
     driver_version,
@@ -23,6 +24,7 @@ from engine.devices import (
     torch_build,
 )
 from engine.folder_lock import lock_folder
+from engine.installation import torch_hint
 from engine.messages import UserError
 from engine.preflight import num_local_processes
 
@@ -78,7 +80,8 @@ def gpus() -> Reading:
     count = num_local_processes(for_scripts=True)
     if names:
         remedy = device_problem("cuda", count) or ""
-        return Reading("GPUs", f"{len(names)} usable: {', '.join(sorted(set(names)))}; {count} process(es)", remedy)
+        processes = counted(count, "process", "processes")
+        return Reading("GPUs", f"{len(names)} usable: {', '.join(sorted(set(names)))}; {processes}", remedy)
     remedy = "mend that, or run with loop.device=cpu" if has_gpu_files() else ""
     return Reading("GPUs", f"none can be used: {gpu_failure()}", remedy)
 
@@ -88,7 +91,7 @@ def nccl() -> Reading:
     version = nccl_version()
     if version is not None:
         return Reading("NCCL", version)
-    remedy = "install a build of torch with NCCL (bash env_install.sh)" if gpu_names() else ""
+    remedy = f"install a build of torch with NCCL ({torch_hint()})" if gpu_names() else ""
     return Reading("NCCL", "not in this build of torch", remedy)
 
 
@@ -114,7 +117,8 @@ def threads() -> Reading:
     settings = ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"))
 
     evidence = (
-        f"{num_cores} core(s), {num_threads} per process, {num_processes} process(es), load {load:.1f}; {settings}"
+        f"{counted(num_cores, 'core')}, {counted(num_threads, 'thread')} per process, "
+        f"{counted(num_processes, 'process', 'processes')}, load {load:.1f}; {settings}"
     )
     remedy = ""
     if num_threads * num_processes > num_cores:

@@ -40,9 +40,9 @@ def fit_problems(stages: Sequence[Stage]) -> Iterator[str]:
 
     # Both networks, without memory for their weights.
     try:
-        tokenizer_config = load_config(TokenizerTrainConfig, *config_arguments(tokenizer_stage))
+        tokenizer_config = load_config(TokenizerTrainConfig, *config_arguments(tokenizer_stage), unset=[])
         tokenizer = tokenizer_on_meta(tokenizer_config)
-        generator_config = load_config(GPTTrainConfig, *config_arguments(generator_stage))
+        generator_config = load_config(GPTTrainConfig, *config_arguments(generator_stage), unset=[])
         sizes = DataSizes(tuple(tokenizer.quantizer.group_sizes), tokenizer.num_tokens, ANY_NUMBER)
         generator_config = replace(generator_config, model=completed(generator_config.model, sizes))
         generator = generator_on_meta(generator_config)

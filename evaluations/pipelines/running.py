@@ -15,21 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from engine.atomic_file import write_atomic
+from engine.counts import counted
 from engine.installation import REQUESTED_PROCESSES
 from engine.json_text import to_json
 from engine.messages import UserError, logger
 from engine.outputs import free_name
 from engine.pipeline import Stage, StageLog, run_stages
 from engine.preflight import Preflight, joint_preflight, num_local_processes, require
+from evaluations.cost_report import RECIPE_GPUS, Machines, assumptions, cost_report
 from evaluations.pipelines.fit import config_arguments, fit_problems
 from evaluations.pipelines.published_scripts import Script
 from evaluations.pipelines.requests import Request
 from evaluations.pipelines.stages import CODES
 from evaluations.report.run_folder import results_of
 from evaluations.results import numbers_text, scalars_of
+from evaluations.workload import workloads_of
 
 TRAINERS = ("tokenizer.train", "autoregressive.train")  # modules with a memory plan and an estimate of their cost
-RECIPE_GPUS = 8  # of the command in the header of every recipe
 COMMANDS = "commands.json"  # in the folder of a run: the commands of its stages
 
 
@@ -50,7 +52,11 @@ def run_script(args: argparse.Namespace, script_of: Callable[[Request], Script])
         logger.info("note: %s", note)
     if args.dry_run:
         print(_overview(script, log, is_tiny=request.is_tiny))
-    require(args, lambda preflight: _needs(script, log, preflight), starts_scripts=True)
+    require(
+        args,
+        lambda preflight: needs_of_stages(script.run, "--run-dir", script.stages, preflight),
+        starts_scripts=True,
+    )
 
     # The stages. The report is the last one, and shows the numbers of all others.
     _keep_commands(script, log)
@@ -62,11 +68,15 @@ def run_script(args: argparse.Namespace, script_of: Callable[[Request], Script])
 
 
 # ------------------------------------------------------------------------------------------------ before it starts
-def _needs(script: Script, log: StageLog, preflight: Preflight) -> None:
-    """Asks all stages that are left what they need. What an earlier one writes need not be there yet."""
+def needs_of_stages(run: Path, name: str, stages: Sequence[Stage], preflight: Preflight) -> None:
+    """Asks all stages of a pipeline that are left what they need. What an earlier one writes need not be there yet.
+
+    `run` is the folder of the pipeline, and `name` the flag or key that names it.
+    """
+    log = StageLog(run)
     stages_of: dict[str, list[str]] = {}  # problem -> the stages that have it
-    preflight.output(script.run, "--run-dir")
-    for stage in script.stages:
+    preflight.output(run, name)
+    for stage in stages:
         if stage.is_done(log) or stage.always:
             continue
         before = len(preflight.problems)
@@ -76,9 +86,10 @@ def _needs(script: Script, log: StageLog, preflight: Preflight) -> None:
         del preflight.problems[before:]
         preflight.later |= {path.absolute(): stage.name for path in _written_by(stage)}
 
+    # What is wrong with single stages, and with networks that do not fit together.
     for problem, names in stages_of.items():
         preflight.problem(f"{problem} (stage {', '.join(names)})")
-    for problem in fit_problems(script.stages):
+    for problem in fit_problems(stages):
         preflight.problem(problem)
     preflight.ready[:] = dict.fromkeys(preflight.ready)  # what several stages have in common is told once
 
@@ -159,7 +170,7 @@ def _command(stage: Stage) -> list[str]:
 # ------------------------------------------------------------------------------------------------ a dry run
 def _overview(script: Script, log: StageLog, *, is_tiny: bool) -> str:
     """The stages with their state and command, and what the trainings among them cost."""
-    lines = [f"{script.name}: {len(script.stages)} stages in {script.run}"]
+    lines = [f"{script.name}: {counted(len(script.stages), 'stage')} in {script.run}"]
     for number, stage in enumerate(script.stages, start=1):
         state = "done" if stage.is_done(log) else "to do"
         lines.append(f"  {number}. {stage.name} ({state})\n     {' '.join(stage.command)}")
@@ -171,25 +182,20 @@ def _overview(script: Script, log: StageLog, *, is_tiny: bool) -> str:
         gpus = RECIPE_GPUS
     for stage in script.stages:
         if stage.module in TRAINERS and not stage.is_done(log):
-            lines += [f"cost of the stage {stage.name} on {gpus} GPU(s):", *_cost(stage, gpus)]
+            lines += [f"cost of the stage {stage.name} on {counted(gpus, 'GPU')}:", *_cost(stage, gpus)]
     return "\n".join(lines)
 
 
 def _cost(stage: Stage, gpus: int) -> list[str]:
-    """The memory plan of a training, and an estimate of its time; why there is none, where there is none."""
+    """The memory plan of a training, and an estimate of its time, by phases; why there is none, where there is none."""
     files, overrides = config_arguments(stage)
-    commands = [
-        (stage.module, [*stage.arguments, "--plan", str(gpus)]),
-        ("evaluations.estimate", [files[0], "--gpus", str(gpus), *overrides]),
-    ]
-    texts = []
-    for module, arguments in commands[: 1 if len(files) > 1 else 2]:  # an estimate takes a single file
-        try:
-            _, output, errors = call_entry(module, arguments)
-        except UserError as error:
-            output, errors = "", f"{module}: {error}"
-        texts.append(output or errors)
-    return [f"  {line}" for text in texts for line in text.strip().splitlines()]
+    try:
+        workloads = workloads_of([Path(file) for file in files], overrides, gpus)
+    except UserError as error:
+        return [f"  {line}" for line in str(error).splitlines()]
+    machines = Machines()
+    texts = [text for load in workloads for text in (cost_report(load, machines, [gpus]), load.plan().text)]
+    return [f"  {line}" for text in [*texts, assumptions(machines.network_gbit)] for line in text.splitlines()]
 
 
 # ------------------------------------------------------------------------------------------------ results

@@ -157,6 +157,25 @@ def name_of(values: Values) -> str:
     return f"{readable[: MAX_NAME - 9].strip('_')}-{digest}"
 
 
+def distinct(
+    runs: Mapping[str, Values], settings: Mapping[str, Any], recorded: Mapping[str, Any]
+) -> tuple[dict[str, Values], list[str]]:
+    """({name: values} of the runs without those that train the same as an earlier one, what to say of those).
+
+    Values may be the same in two spellings: `1e-3` and `0.001`. `settings` are the configs of the runs, `recorded`
+    those of other runs that the sweep has already, whose names stay.
+    """
+    name_of_settings = {to_json(dict(config)): name for name, config in recorded.items()}
+    chosen: dict[str, Values] = {}
+    notes = []
+    for name, values in runs.items():
+        first = name_of_settings.setdefault(to_json(dict(settings[name])), name)
+        if first != name:
+            notes.append(f"{name} is the same training as {first}: it is trained once, as {first}")
+        chosen.setdefault(first, values)
+    return chosen, notes
+
+
 # ------------------------------------------------------------------------------------------------ the record
 class SweepRecord:
     """`sweep.json` of a folder: the recipe, and the runs with their values and failures."""
@@ -188,6 +207,12 @@ class SweepRecord:
             self.runs.setdefault(name, {"values": {key: _number_or_text(value) for key, value in values.items()}})
         self.write()
 
+    def values(self) -> dict[str, Values]:
+        """{name: values as one types them} of all runs."""
+        return {
+            name: {key: _as_typed(value) for key, value in run["values"].items()} for name, run in self.runs.items()
+        }
+
     def note(self, name: str, failure: str) -> None:
         """Writes down how a run ended; an empty text for one that ended well."""
         self.runs[name]["failure"] = failure
@@ -204,6 +229,11 @@ def _number_or_text(value: str) -> float | str:
         return float(value)
     except ValueError:
         return value
+
+
+def _as_typed(value: float | str) -> str:
+    """A value of the record on a command line: whole numbers without a point, which not every key takes."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 # ------------------------------------------------------------------------------------------------ training

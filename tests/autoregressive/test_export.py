@@ -18,6 +18,7 @@ from autoregressive.exporting.generator_parts import GENERATOR_PARTS
 from autoregressive.exporting.parts import CodeComparison, Comparison
 from autoregressive.exporting.tokenizer_parts import TOKENIZER_PARTS, DecodePart
 from autoregressive.exporting.verification import Tolerance, largest_difference, verify
+from engine import installation
 from engine.checkpoint.manifest import file_sha256
 from engine.messages import UserError
 from tokenizer import load_tokenizer
@@ -198,7 +199,11 @@ def test_wrong_flags_are_refused(case, networks, entry, tmp_path, monkeypatch):
 def test_a_missing_package_is_named(networks, entry, tmp_path, monkeypatch):
     monkeypatch.setattr(OnnxGraph, "packages", ("onnx", "no_such_package"))
     flags = [networks / "tokenizer", "--part", "encode", "--output", tmp_path / "x.onnx"]
-    assert "--format onnx needs no_such_package: pip install" in refused(entry(export.main, *flags))
+    for is_checkout, command in ((True, "bash env_install.sh --extras export"), (False, "pip install 'onnx>=")):
+        monkeypatch.setattr(installation, "IS_CHECKOUT", is_checkout)
+        monkeypatch.setattr(installation, "requires", lambda name: ['onnx>=1.17; extra == "export"'])
+        told = f"--format onnx needs no_such_package (the extra `export`); run: {command}"
+        assert told in refused(entry(export.main, *flags))
 
 
 # ------------------------------------------------------------------------------------------------ the comparison

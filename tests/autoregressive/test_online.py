@@ -239,7 +239,7 @@ def test_the_pre_flight_looks_for_tokenizer_and_images(image_folder, tokenizer_d
     training_needs(config, validate(config), preflight)
     assert not preflight.problems
     ready = "\n".join(preflight.ready)
-    for part in ("data.tokenizer: ", "(4 tokens)", "train images: ", "24 images, 2 class(es)", "val images: "):
+    for part in ("data.tokenizer: ", "(4 tokens)", "train images: ", "24 images, 2 classes", "val images: "):
         assert part in ready
 
     wrong = ["model.gpt={vocab_size: 17, num_classes: 3}", "data.image_size=16", f"data.root={tmp_path / 'nowhere'}"]
@@ -276,7 +276,7 @@ def test_a_plan_counts_the_tokenizer(image_folder, tokenizer_dir):
 
     for path, said in (("nowhere", "without the tokenizer, which is not ready here: "), ("", "is empty")):
         config.data.tokenizer = path
-        assert said in memory_plan(config, validate(config), 8)
+        assert said in memory_plan(config, validate(config), 8).text
 
 
 def test_an_estimate_counts_the_tokenizer(tokenizer_dir, tmp_path):
@@ -285,7 +285,7 @@ def test_an_estimate_counts_the_tokenizer(tokenizer_dir, tmp_path):
     recipe.write_text(tiny.GPT.replace("data: {", "data: {tokenize: online, root: '${oc.env:NOWHERE}', "), "utf-8")
     parts = {}
     for path in (str(tokenizer_dir), "nowhere"):
-        (workload,) = workloads_of(recipe, [f"data.tokenizer={path}"], 1)
+        (workload,) = workloads_of([recipe], [f"data.tokenizer={path}"], 1)
         parts[path] = {part.name for part in workload.stages[0].parts}
     added = parts[str(tokenizer_dir)] - parts["nowhere"]
     assert added == {f"tokenizer's {name}" for name in ("encoder", "transformer", "quantizer")}

@@ -84,7 +84,7 @@ def test_a_null_takes_back_what_a_base_set(chain, tmp_path):
         ("count: 1\nbase: a.yaml\n", r"d\.yaml: base='a\.yaml' must be the first key of the file"),
         ("base: aa.yaml\n", r"the base of .*d\.yaml, .*aa\.yaml does not exist; did you mean .*a\.yaml\?"),
         ("base: [a.yaml]\n", r"d\.yaml: base=.* must be the path of a YAML file, relative to "),
-        ("base: null\n", r"d\.yaml: base=None must be the path of a YAML file"),
+        ("base: null\n", r"d\.yaml: base=null must be the path of a YAML file"),
         ("base: d.yaml\n", r"the bases form a circle: .*d\.yaml -> .*d\.yaml$"),
         ("base: more/../e.yaml\n", r"the bases form a circle: .*d\.yaml -> .*e\.yaml -> .*d\.yaml$"),
     ],
@@ -99,7 +99,7 @@ def test_a_base_that_cannot_be_is_named(chain, tmp_path, text, expected):
 
 def test_a_problem_names_the_file_of_the_chain_that_has_it(chain):
     write(chain[0], "cuont: 1\n")
-    with pytest.raises(ConfigError, match=r"^[^ ]*a\.yaml: cuont=1 is not a known key .*; did you mean count\?$"):
+    with pytest.raises(ConfigError, match=r"^[^ ]*a\.yaml: cuont is not a known key .*; did you mean count\?$"):
         load_config(Root, [chain[2]])
 
 

@@ -128,8 +128,8 @@ def test_hidden_names_are_left_out_with_a_count(folder, caplog):
     assert source.class_names == ["a", "b"] and source.labels.tolist() == [0] * 4 + [1] * 4
     assert loose.paths == source.paths == clean.paths and source.identity() == clean.identity()
     assert source.num_hidden == loose.num_hidden == 6 and caplog.text.count("left out 6 hidden names") == 2
-    assert summary_of(source) == "8 training images of 2 class(es) (6 hidden names left out)"
-    assert summary_of(clean) == "8 training images of 2 class(es)"
+    assert summary_of(source) == "8 training images of 2 classes (6 hidden names left out)"
+    assert summary_of(clean) == "8 training images of 2 classes"
     assert kind_of(folder / "a") == "loose", "a hidden folder is no class"
 
 

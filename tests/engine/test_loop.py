@@ -151,9 +151,11 @@ def test_a_run_that_ends_early_is_the_beginning_of_the_whole_one(tmp_path, world
     for line in (
         "ends after step 2 (loop.stop_at), with the schedules of 6\n",
         "ends after step 2 (loop.stop_at), with the schedules of 6; nothing is left to do",
-        "stopped after step 5 of 6 (loop.stop_at); a larger loop.stop_at, or 0, continues",
+        "stopped after step 5 of 6 (loop.stop_at); the same command with a larger loop.stop_at, or 0, continues\n",
+        "finished after 6 steps\n",
     ):
         assert line in log
+    assert log.count("finished after") == 1 and log.count("stopped after step 2 of 6") == 2
 
     train(tmp_path / "b", world, **options)
     draws = [[r["draw"] for r in read_metrics(tmp_path / name) if "draw" in r] for name in "ab"]

@@ -8,6 +8,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import autoregressive.train
+import evaluations.ar_probe
+import evaluations.classifier
+import evaluations.linear_probe
 import tokenizer.train
 from engine.loop import TrainLoopConfig
 from engine.memory_plan import plan, saved_bytes, state_bytes
@@ -88,7 +91,7 @@ def text_of(batch: int, gpus: int, beside: float = 0, **loop) -> list[str]:
     def forward(images: int):
         return module(torch.zeros(images * 10**7, 4))
 
-    return plan(module, forward, TrainLoopConfig(**loop), batch, gpus, ema=False, beside=int(beside)).splitlines()
+    return plan(module, forward, TrainLoopConfig(**loop), batch, gpus, ema=False, beside=int(beside)).text.splitlines()
 
 
 @aside
@@ -116,6 +119,38 @@ def test_both_entries_plan_without_data_or_weights(tmp_path, entry):
         assert [line.split()[0] for line in out.splitlines()[1:7]] == ["ddp", "ddp", "hsdp", "hsdp", "fsdp", "fsdp"]
         assert not (tmp_path / "runs").exists()
         assert entry(main, "--config", tmp_path / name, "--plan", "eight")[0] == 2
+
+
+@aside
+def test_a_plan_that_does_not_fit_ends_as_a_check_that_fails(tmp_path, entry):
+    """With the same table; variables that are not set are told beside it."""
+    (tmp_path / "t").write_text(tiny.TOKENIZER.replace("data: {", "data: {root: '${oc.env:NO_SUCH_VARIABLE}', "))
+    codes, tables = [], []
+    for batch in (8, 8_000_000):
+        sizes = [f"data.global_batch_size={batch}", "loop.grad_accum=1"]
+        code, out, _ = entry(tokenizer.train.main, "--config", tmp_path / "t", "--plan", "1", *sizes)
+        codes.append(code)
+        tables.append(out)
+    assert codes == [0, 2] and "it fits" in tables[0] and "it does not fit" in tables[1]
+    assert all(table.count("the environment variable NO_SUCH_VARIABLE is not set") == 1 for table in tables)
+    assert [len(table.splitlines()) for table in tables] == [9, 10]
+
+
+@pytest.mark.parametrize(
+    ("main", "config", "said"),
+    [
+        (evaluations.linear_probe.main, "eval/linear_probe_gpt", ["a linear probe has no memory plan", "--dry-run"]),
+        (evaluations.classifier.main, "quickstart/classifier", ["has no memory plan", "python -m tokenizer.train"]),
+        (evaluations.ar_probe.main, "eval/ar_probe", ["gpt_configs", "python -m autoregressive.train --config FILE"]),
+    ],
+)
+def test_what_has_no_plan_says_why(entry, main, config, said):
+    """And what has one; not that there is no such flag."""
+    code, out, err = entry(main, "--config", config, "--plan", "8")
+    assert (
+        code == 2 and err.startswith("error: --plan 8: ") and not out and not [part for part in said if part not in err]
+    )
+    assert "--plan" not in entry(main, "--help")[1]
 
 
 @aside

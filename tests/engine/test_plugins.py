@@ -144,7 +144,7 @@ def test_its_values_are_checked_and_explained(plugin):
         load_config(Root, [], ["model.part.mine.speed=fast", "model.part.mine.sped=1", "model.part.name=other"])
     for part in (
         "model.part.mine.speed='fast' must be a number",
-        "model.part.mine.sped=1 is not a known key (accepted here: speed); did you mean model.part.mine.speed?",
+        "model.part.mine.sped is not a known key (accepted here: speed); did you mean model.part.mine.speed?",
         "model.part.name='other' is not known; choose one of: mine, one",
     ):
         assert part in str(caught.value)

@@ -261,17 +261,17 @@ def test_more_processes_than_gpus(monkeypatch, tmp_path):
     assert "8 processes need 8 GPUs, but 4 are visible" in preflight.problems[0]
     alone = Preflight()
     alone.device("auto")
-    assert not alone.problems and alone.ready == ["device auto: 1 process(es) on this machine"]
+    assert not alone.problems and alone.ready == ["device auto: 1 process on this machine"]
     assert device_problem("cuda", 4) is None
 
 
 def test_the_first_line_says_where_a_run_computes(monkeypatch, tmp_path):
     line = device_line(torch.device("cpu"), 2, "bf16")
-    assert line.startswith("device: CPU, 2 process(es)") and f"torch {torch.__version__}; precision bf16" in line
+    assert line.startswith("device: CPU, 2 processes") and f"torch {torch.__version__}; precision bf16" in line
     machine(monkeypatch, tmp_path, files=8, usable=8)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
     line = device_line(torch.device("cuda"), 1, "fp32")
-    assert line.startswith("device: NVIDIA H100, 1 process(es), 1 of 8 visible GPUs used")
+    assert line.startswith("device: NVIDIA H100, 1 process, 1 of 8 visible GPUs used")
 
 
 def test_a_run_begins_with_that_line(tmp_path, image_folder, entry):
@@ -281,5 +281,5 @@ def test_a_run_begins_with_that_line(tmp_path, image_folder, entry):
     (tmp_path / "t.yaml").write_text(tiny.TOKENIZER)
     options = [*tiny.folder_data(image_folder), f"loop.run_dir={tmp_path / 'run'}", "loop.steps=1"]
     code, _, err = entry(tokenizer.train.main, "--config", tmp_path / "t.yaml", *options)
-    assert code == 0 and err.startswith("device: CPU, 1 process(es)"), err
+    assert code == 0 and err.startswith("device: CPU, 1 process"), err
     assert "device: CPU" in Path(tmp_path / "run" / "log.txt").read_text().splitlines()[0]

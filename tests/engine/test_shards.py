@@ -167,7 +167,7 @@ def test_hidden_members_are_left_out_with_a_count_that_is_cached(shards, caplog)
             source = ShardSource(str(shards), "data.root")
         assert len(source) == len(before) + 1 and source.num_hidden == 3
         assert "left out 3 hidden names" in caplog.text
-    assert summary_of(source) == "11 training images of 2 class(es) (3 hidden names left out)"
+    assert summary_of(source) == "11 training images of 2 classes (3 hidden names left out)"
 
 
 def test_shards_are_decoded_as_the_config_says(shards):

@@ -135,7 +135,7 @@ def test_labels_that_begin_at_one_leave_a_class_empty_which_is_said(pack, caplog
                           ((".png", picture(i)), (".cls", str(i).encode()))})  # fmt: skip
     source = ShardSource(root, "data.root")
     assert "labels begin at 1, so the classes before it have no image; labels count from 0" in caplog.text
-    assert summary_of(source) == "2 training images of 3 class(es), 1 of them without an image (such as 0)"
+    assert summary_of(source) == "2 training images of 3 classes, 1 of them without an image (such as 0)"
 
 
 def test_sparse_files_are_refused_by_name(tmp_path):

@@ -78,7 +78,7 @@ def test_the_log_says_how_many_and_why(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(module, "busy_cores", lambda: 2.2)
     with caplog.at_level(logging.INFO), training_world(LoopConfig(run_dir=str(tmp_path), device="cpu")) as world:
         assert torch.get_num_threads() == 4 and torch.backends.cudnn.benchmark
-    assert "4 thread(s) each (others keep 2.2 cores busy: a new run with OMP_NUM_THREADS=2 may" in world.summary
+    assert "4 threads each (others keep 2.2 cores busy: a new run with OMP_NUM_THREADS=2 may" in world.summary
     assert world.summary in caplog.text and not torch.backends.cudnn.benchmark
     with training_world(LoopConfig(run_dir=str(tmp_path), device="cpu", deterministic=True)):
         assert not torch.backends.cudnn.benchmark

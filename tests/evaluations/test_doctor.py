@@ -133,7 +133,7 @@ def test_a_healthy_run_is_left_in_peace(place, entry):
     assert_healthy(place / "healthy")
     assert_healthy(place / "healthy", place / "recipe.yaml")
     code, out, _ = entry(evaluations.doctor.__main__.main, place, "--data", "--recipe", place / "recipe.yaml")
-    assert code == 0 and "step 60 of 60, recipe recipe.yaml: no finding(s)" in out and "perplexity" not in out
+    assert code == 0 and "step 60 of 60, recipe recipe.yaml: no findings" in out and "perplexity" not in out
     shown = entry(evaluations.doctor.__main__.main, place, "--all")[1]
     assert "codebook collapse: perplexity" in shown
     assert all(f" {name}: " in shown for name in CHECKS), "every check is judged, or said not to be"

@@ -30,7 +30,7 @@ def test_every_reading_is_shown_and_nothing_stays_on_the_disk(entry, tmp_path, m
     assert re.findall(r"^  (\S+): ", out, re.MULTILINE) == NAMES, out + err
     assert re.search(r"disk: writes [\d,]+ MB/s, reads [\d,]+ MB/s, [\d,.]+ GB free", out)
     assert f"torch {torch.__version__}" in out and "locks: by the file system" in out
-    assert code == 0 and "no finding(s)" in out and list(tmp_path.iterdir()) == []
+    assert code == 0 and "no findings" in out and list(tmp_path.iterdir()) == []
 
 
 def test_what_is_wrong_has_a_remedy_and_code_1(entry, tmp_path, monkeypatch):
@@ -39,7 +39,7 @@ def test_what_is_wrong_has_a_remedy_and_code_1(entry, tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "usable_cores", lambda: 1)
     monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 4)
     code, out, _ = entry(evaluations.doctor.__main__.main, "--machine", tmp_path)
-    assert code == 1 and "machine: 3 finding(s)" in out
+    assert code == 1 and "machine: 3 findings" in out
     for remedy in ("--shm-size", "OMP_NUM_THREADS=1", "loop.async_save=true"):
         assert remedy in out
 

@@ -288,7 +288,7 @@ def test_a_dry_run_tells_stages_cost_and_all_that_is_missing(bare, entry, monkey
     assert code == 0, err
     assert "train_vq_and_eval: 7 stages in runs/vq/tokenizer" in out and "7. report (to do)" in out
     for stage in ("tokenizer", "gpt"):
-        cost = out.partition(f"cost of the stage {stage} on 8 GPU(s):\n")[2]
+        cost = out.partition(f"cost of the stage {stage} on 8 GPUs:\n")[2]
         assert "this recipe needs" in cost and "GPU hours" in cost
     missing = out.partition("on this machine: ")[2]
     for part in ("no1", "no2", "reference.npz"):

@@ -125,6 +125,32 @@ def test_a_dry_run_lists_the_runs(recipe, tmp_path, entry):
     ]
 
 
+def test_equal_values_in_two_spellings_are_one_run(recipe, tmp_path, entry):
+    """By the configs, so that texts stay different; a run that is on record in another spelling keeps its name."""
+    command = ["--config", recipe, "--folder", tmp_path / "s", "--dry-run"]
+    grids = ["--grid", "optim.lr=1e-3,0.001,2e-3", "--grid", "data.random_crop=true,True"]
+    code, out, err = entry(sweep.main, *command, *grids)
+    assert code == 0 and [line.partition(":")[0] for line in out.splitlines()] == [
+        "lr_1e-3-random_crop_true", "lr_2e-3-random_crop_true", f"2 runs in {tmp_path / 's'}"
+    ]  # fmt: skip
+    assert "lr_0.001-random_crop_True is the same training as lr_1e-3-random_crop_true: it is trained once" in err
+
+    (tmp_path / "s").mkdir()
+    runs = {"lr_0.001-seed_1": {"optim.lr": "0.001", "loop.seed": "1"}, "lr_9-seed_1": {"optim.lr": "-9"}}
+    SweepRecord(tmp_path / "s").plan({}, runs)
+    _, out, err = entry(sweep.main, *command, "--grid", "optim.lr=1e-3,2e-3", "--grid", "loop.seed=1")
+    assert "\nlr_0.001-seed_1: optim.lr=1e-3 loop.seed=1\nlr_2e-3-seed_1: " in f"\n{out}", out + err
+
+
+def test_a_sweep_is_looked_at_where_variables_are_not_set(tmp_path, entry, monkeypatch):
+    monkeypatch.delenv("IMGNET_ROOT", raising=False)
+    command = ["--config", "vq/VQ_SS256", "--folder", tmp_path / "s", "--grid", "loop.seed=1,2"]
+    code, out, err = entry(sweep.main, *command, "--dry-run")
+    assert code == 0 and "2 runs in " in out and out.count("variable IMGNET_ROOT is not set") == 1, err
+    code, _, err = entry(sweep.main, *command)
+    assert code == 2 and "variable IMGNET_ROOT is not set" in err and not (tmp_path / "s").exists()
+
+
 def test_a_sweep_trains_goes_on_after_a_failure_and_is_continued(recipe, tmp_path, entry, monkeypatch):
     """Real trainings: one run ends with an error, is named with its state on the page, and is tried again."""
     monkeypatch.setenv("NPROC_PER_NODE", "1")
@@ -139,7 +165,7 @@ def test_a_sweep_trains_goes_on_after_a_failure_and_is_continued(recipe, tmp_pat
     code, _, err = entry(*command)
     assert code == 2 and "1 of 2 runs failed: lr_1e-3; the same command tries them again" in err
     page = (folder / "report.html").read_text()
-    assert "<h1>sweep</h1>" in page and "1 failed" in page and "lr_1e-3: exit code" in page
+    assert "<h1>sweep: sweep of 2 runs, begun 20" in page and "1 failed" in page and "lr_1e-3: exit code" in page
     assert (folder / "lr_2e-3" / "metrics.jsonl").is_file()
 
     blocked.unlink()

@@ -13,7 +13,7 @@ from engine.data.classes import Classes, labels_among
 from engine.data.identity import facts_of
 from engine.data.samples import center_batch, fixed_choice
 from engine.data.sources import SOURCES, ImageSource, has_split, open_source
-from engine.memory_plan import MemoryModel, report
+from engine.memory_plan import MemoryModel, Plan, report
 from engine.parallel import build_device
 from engine.run_log import Run
 from engine.seeds import torch_seed
@@ -110,7 +110,7 @@ def validation_images(config: TokenizerTrainConfig, classes: Classes) -> Validat
     return Validation(images, config.validation.batch_size, facts_of(source))
 
 
-def memory_plan(config: TokenizerTrainConfig, model: Tokenizer, gpus: int) -> str:
+def memory_plan(config: TokenizerTrainConfig, model: Tokenizer, gpus: int) -> Plan:
     """The memory that training `model` (on the meta device) needs; see `memory_model`."""
     return report(memory_model(config, model, gpus), config.loop, num_parameters(model))
 
