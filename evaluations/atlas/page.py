@@ -65,7 +65,7 @@ def render(title: str, summary: str, subjects: Sequence[Mapping[str, Any]], char
     """The whole page. `subjects` are what `gather` found; `charts` are curves as HTML, one text per subject."""
     # What the page says without its scripts.
     parts = [
-        page_start(title),
+        page_start(title, title),
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">',
         f"<style>{STYLE}{(FOLDER / 'atlas.css').read_text(encoding='utf-8')}</style><body>",
         f"<h1>{escape(title)}</h1><p>{escape(summary)}</p>",

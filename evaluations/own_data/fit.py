@@ -10,6 +10,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from engine.arithmetic import ceil_div
+from engine.counts import counted
 from engine.data.header import UPRIGHT
 from engine.messages import UserError
 from evaluations.own_data.scan import ORIENTATION
@@ -144,7 +145,8 @@ def _image_size(short_sides: np.ndarray, target: Target) -> Choice:
 def _batch(most: int, num_training: int) -> Choice:
     """A power of two, not above the number of images."""
     batch = min(most, 2 ** (max(1, num_training).bit_length() - 1))
-    return Choice(batch, "images per step" if batch == most else f"there are only {num_training:,} training images")
+    limit = f"no more than the {counted(num_training, 'training image')}"
+    return Choice(batch, "images per step" if batch == most else limit)
 
 
 def _steps(limits: tuple[int, int], passes: int, num_training: int, batch: int, limited_by: tuple[str, str]) -> Choice:

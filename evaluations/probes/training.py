@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from engine.checkpoint.store import CheckpointStore
+from engine.counts import counted
 from engine.data.classes import Classes, with_labels_of
 from engine.data.identity import facts_of
 from engine.data.samples import training_item
@@ -47,7 +48,8 @@ def steps_of(config: LinearProbeConfig, num_images: int) -> int:
     total = num_images // config.data.global_batch_size * config.probe.epochs
     if total == 0:
         raise ConfigError(
-            f"data.global_batch_size={config.data.global_batch_size}, but there are only {num_images} images"
+            f"data.global_batch_size={config.data.global_batch_size} is more than the data have: "
+            f"{counted(num_images, 'training image')}"
         )
     if config.loop.steps not in (LoopConfig().steps, total):
         raise ConfigError(
@@ -126,7 +128,8 @@ def train(config: LinearProbeConfig, world: World) -> None:
         torch.manual_seed(torch_seed(loop.seed))
         task = ProbeTask(network, lambda: features_of("val"), len(source.class_names), config, world)
         run.log(
-            f"probe of {network.facts}: {network.dim} features; {len(source):,} training images; {loop.steps} steps"
+            f"probe of {network.facts}: {network.dim} features; {counted(len(source), 'training image')}; "
+            f"{counted(loop.steps, 'step')}"
         )
 
         # Checkpoints, which belong to these features.

@@ -41,6 +41,7 @@ class Progress:
 
     step: int  # finished steps
     steps: int | None  # asked for; None where the folder has no config
+    total: int | None  # of the schedules: more than `steps` where the config ends the training early
     began: float | None  # seconds since 1970
     seconds: float  # spent by all starts together, up to their last records
     starts: int
@@ -73,6 +74,7 @@ def progress_of(path: Path) -> Progress:
     return Progress(
         step=int(max([steps_saved, *(record["step"] for record in records)])),
         steps=_last_step(loop),
+        total=int(loop["steps"]) if loop.get("steps") else None,
         began=began[0] if began else None,
         seconds=_seconds_spent(began, times),
         starts=len(starts),
@@ -104,6 +106,9 @@ def training_ending(path: Path) -> Ending:
         done += f" of {progress.steps:,}"
 
     if progress.steps is not None and progress.step >= progress.steps:
+        if progress.total is not None and progress.total > progress.steps:
+            done = f"{phase}after step {progress.step:,} of {progress.total:,}"
+            return Ending("stopped", f"{done}, as loop.stop_at says; a larger one, or 0, continues")
         return Ending("finished", f"{phase}all {progress.steps:,} steps are done")
     if is_locked(folder):
         return Ending("running", f"a process is training it: {done}")

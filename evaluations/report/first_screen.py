@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from engine.checkpoint.manifest import CheckpointError, newest_checkpoint
 from engine.checkpoint.weights import read_header
+from engine.counts import counted
 from engine.pipeline import StageLog
 from engine.run_log import read_metrics
 from evaluations.metrics.registry import headline_metrics, meaning, shown, title
@@ -194,7 +195,9 @@ def provenance(run: RunFolder) -> str:
             fact_list(facts_of_training(training)) if not run.is_training else "",
             details("command", f"<pre>{escape(chr(10).join(commands))}</pre>" if commands else ""),
             details("config", f"<pre>{escape(OmegaConf.to_yaml(config))}</pre>" if config else ""),
-            details(f"{len(warnings)} warning(s) in the log", _list(warnings[:MAX_WARNINGS]) if warnings else ""),
+            details(
+                f"{counted(len(warnings), 'warning')} in the log", _list(warnings[:MAX_WARNINGS]) if warnings else ""
+            ),
         ]
         heading = "" if run.is_training else f"<h3>{escape(training.title)}</h3>"
         parts.append(heading + "".join(content))

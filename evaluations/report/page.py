@@ -120,29 +120,36 @@ def note_list(text: str, lines: Sequence[str]) -> str:
     return f'<div class="note">{escape(text)}<ul>{items}</ul></div>'
 
 
-def page_start(title: str) -> str:
-    """How a page of this title begins, by which an earlier report of the same runs is known."""
+HEAD = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+
+
+def page_mark(runs: str) -> str:
+    """How every page of these runs begins, whatever its title says, by which an earlier one is known."""
+    return f'{HEAD}<meta name="runs" content="{escape(runs)}">'
+
+
+def page_start(runs: str, title: str) -> str:
+    """The head of a page: of which runs it is, by name, and its title."""
+    return f"{page_mark(runs)}<title>{escape(title)}</title>"
+
+
+def page(runs: str, title: str, body: Sequence[str]) -> str:
+    """The whole document."""
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title>"
+        f"{page_start(runs, title)}<style>{STYLE}</style><body>{''.join(body)}<script>{SCRIPT}</script></body></html>"
     )
 
 
-def page(title: str, body: Sequence[str]) -> str:
-    """The whole document."""
-    return f"{page_start(title)}<style>{STYLE}</style><body>{''.join(body)}<script>{SCRIPT}</script></body></html>"
+def claim_page(path: Path, runs: str, companion: Path | None = None) -> None:
+    """Checks that a page of these runs may be written to `path`, and a picture to `companion`.
 
-
-def claim_page(path: Path, title: str, companion: Path | None = None) -> None:
-    """Checks that a page may be written to `path`, and a picture to `companion`.
-
-    An earlier page of this title is replaced. Raises UserError for any other file.
+    An earlier page of the same runs is replaced. Raises UserError for any other file.
     """
     if path.is_dir():
         raise refuse(path, "--output", "is a folder")
     if path.is_file():
         content = path.read_text(encoding="utf-8", errors="replace")
-        if not content.startswith(page_start(title)):
+        if not content.startswith((page_mark(runs), f"{HEAD}<title>{escape(runs)}</title>")):  # older ones: by title
             raise refuse(path, "--output", "is no report of these runs")
     elif companion is not None and companion.exists():
         raise refuse(companion, "the picture", "belongs to no report")

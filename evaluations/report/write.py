@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.atomic_file import write_atomic
+from engine.counts import counted
 from engine.data.sources import attribution_of
 from engine.messages import UserError
 from evaluations.comparison import compare
-from evaluations.report.curves import overlaid_curves
+from evaluations.report.curves import overlaid_curves, trainings_of
+from evaluations.report.ending import date_text, starts_of
 from evaluations.report.first_screen import first_screen, provenance
 from evaluations.report.page import claim_page, details, note_list, page, section, table
 from evaluations.report.pictures import SAMPLES_PICTURE
@@ -102,36 +104,54 @@ def _names(runs: Sequence[RunFolder]) -> list[str]:
     ]
 
 
-def _page_of_one(title: str, run: RunFolder) -> str:
+def title_of(name: str, runs: Sequence[RunFolder], sweep: dict[str, Any]) -> str:
+    """What a page shows, in one line: the name, the kind of its runs, and the day on which the first one began."""
+    trainings = [training for run in runs for training in trainings_of(run) if training.exists]
+    if sweep:
+        names = {*sweep.get("runs", {}), *(run.path.name for run in runs)}
+        kind = f"sweep of {counted(len(names), 'run')}"
+    elif len(runs) != 1:
+        kind = f"comparison of {counted(len(runs), 'run')}"
+    elif runs[0].is_training:
+        kind = f"training of a {trainings[0].title}"
+    else:
+        kind = f"pipeline with {', '.join(training.title for training in trainings) or 'results only'}"
+    began = [start["time"] for training in trainings for start in starts_of(training.folder)[:1] if "time" in start]
+    return f"{name}: {kind}" + (f", begun {date_text(min(began)).partition(' ')[0]}" if began else "")
+
+
+def _page_of_one(name: str, run: RunFolder) -> str:
+    title = title_of(name, [run], {})
     parts = [*(make(run) for make in SECTIONS), provenance(run)]
     head = [f"<h1>{escape(title)}</h1>", first_screen(run), NOTE_PLACE, contents(parts)]
-    return page(title, [*head, *parts, attribution([run])])
+    return page(name, title, [*head, *parts, attribution([run])])
 
 
-def _page_of_several(title: str, runs: Sequence[RunFolder], sweep: dict[str, Any]) -> str:
+def _page_of_several(name: str, runs: Sequence[RunFolder], sweep: dict[str, Any]) -> str:
+    title = title_of(name, runs, sweep)
     planned = list(sweep.get("runs", {}))
 
-    def place(name: str) -> int:
+    def place(run_name: str) -> int:
         """Where a run stands in its sweep; others follow."""
-        return planned.index(name) if name in planned else len(planned)
+        return planned.index(run_name) if run_name in planned else len(planned)
 
     named = sorted(zip(_names(runs), runs, strict=True), key=lambda pair: place(pair[0]))
 
     # What compares them.
-    rows = [row_of(name, run, f"run-{number}") for number, (name, run) in enumerate(named)]
+    rows = [row_of(run_name, run, f"run-{number}") for number, (run_name, run) in enumerate(named)]
     rows += planned_rows(sweep, rows)
     rows.sort(key=lambda row: place(row.name))
     compared = [runs_table(rows), overlaid_curves(named), comparison(named)]
 
     # What each has to show.
     own_parts = []
-    for number, (name, run) in enumerate(named):
+    for number, (run_name, run) in enumerate(named):
         content = "".join([first_screen(run), *(make(run) for make in COMPARED_SECTIONS), provenance(run)])
         content = content.replace("<section id=", "<section data-part=")  # ids are of the page, not of a run
-        own_parts.append(f'<div id="run-{number}">{details(name, content, is_open=len(named) <= MAX_OPEN)}</div>')
+        own_parts.append(f'<div id="run-{number}">{details(run_name, content, is_open=len(named) <= MAX_OPEN)}</div>')
     parts = [*compared, section("Each run", "".join(own_parts), "each")]
     head = [f"<h1>{escape(title)}</h1>", first_screen_of(rows), NOTE_PLACE, contents(parts)]
-    return page(title, [*head, *parts, attribution(runs)])
+    return page(name, title, [*head, *parts, attribution(runs)])
 
 
 # ------------------------------------------------------------------------------------------------ the file
@@ -145,17 +165,17 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     sweep: dict[str, Any] = {}
     if len(folders) == 1:
         path = output or folders[0] / "report.html"
-        title = folders[0].resolve().name
+        name = folders[0].resolve().name
         sweep = sweep_of(folders[0])
     else:
         path = output or Path("comparison.html")
-        title = " / ".join(run.path.name for run in runs)
+        name = " / ".join(run.path.name for run in runs)
 
     # The page of one run may come with a picture beside it.
     is_one = len(runs) == 1 and not sweep
     has_picture = is_one and path.parent == runs[0].path
-    claim_page(path, title, companion=runs[0].path / SAMPLES_PICTURE if has_picture else None)
-    text = _page_of_one(title, runs[0]) if is_one else _page_of_several(title, runs, sweep)
+    claim_page(path, name, companion=runs[0].path / SAMPLES_PICTURE if has_picture else None)
+    text = _page_of_one(name, runs[0]) if is_one else _page_of_several(name, runs, sweep)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, fit_pictures(text))
     return path

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from engine.folder_lock import lock_folder
+from engine.messages import UserError
 from engine.pipeline import StageLog
 from evaluations.report.charts import thinned
-from evaluations.report.ending import duration_text, pipeline_ending, training_ending
+from evaluations.report.ending import Ending, duration_text, pipeline_ending, training_ending
 from evaluations.report.first_screen import command_text
 from evaluations.report.page import picture
 from evaluations.report.size import NOTE_PLACE, fit_pictures
@@ -137,19 +138,20 @@ def test_hostile_names_are_text(open_page, tmp_path):
     np.savez(results / "generation.npz", images=images, **facts)
     trained(run / "tokenizer", lr=f'"{HOSTILE}"', log=f"warning: {HOSTILE}\n")
     page = open_page(write_report([run]))
-    assert page.inner_text(".row h3") == HOSTILE and page.title() == "run"
+    assert page.inner_text(".row h3") == HOSTILE and page.title() == "run: pipeline with tokenizer, begun 1970-01-01"
     assert page.locator("td", has_text=HOSTILE).count() == 1
 
     trained(tmp_path / "other" / "tokenizer")
     page = open_page(write_report([run, tmp_path / "other"], tmp_path / "both.html"))
-    assert page.inner_text(".row h3") == HOSTILE and page.title() == "run / other"
+    title = "run / other: comparison of 2 runs, begun 1970-01-01"
+    assert page.inner_text(".row h3") == HOSTILE and page.title() == title
 
 
 # ------------------------------------------------------------------------------------------------ several runs
 def test_a_sweep_is_sorted_by_a_click(open_page, sweep):
     """Numbers as numbers, runs without a value last, the best of a column marked, failed runs named."""
     page = open_page(write_report([sweep]))
-    assert page.title() == "sweep"  # no name was run
+    assert page.title() == "sweep: sweep of 4 runs, begun 1970-01-01"  # no name was run
     heads = [head.strip() for head in page.locator("table.sortable th").all_inner_texts()]
     assert heads[:4] == ["run", "state", "lr", "step"]
     assert "The runs differ in optim.lr." in page.inner_text("#runs")
@@ -186,6 +188,24 @@ def test_runs_of_one_name_are_told_apart(sweep, tmp_path):
     assert ">sweep/a</a>" in text and ">other/a</a>" in text and str(tmp_path) not in text
 
 
+@pytest.mark.parametrize("old_title", ["run", None])
+def test_a_later_page_takes_the_place_of_an_earlier_one(tmp_path, old_title):
+    """Also where its title says something else by now, and for pages of older versions, known by their title alone."""
+    run = trained(tmp_path / "run")
+    path = write_report([run])
+    text = path.read_text()
+    assert "<title>run: training of a tokenizer, begun 1970-01-01</title>" in text
+    assert "<h1>run: training of a tokenizer, begun 1970-01-01</h1>" in text
+    head, _, rest = text.partition('<meta name="runs" content="run">')
+    old = f"{head}<title>{old_title}</title>{rest.partition('</title>')[2]}" if old_title else text
+    path.write_text(old)
+    (run / "starts.jsonl").unlink()
+    assert "<title>run: training of a tokenizer</title>" in write_report([run]).read_text()
+    path.write_text(old.replace(">run<", ">walk<").replace('content="run"', 'content="walk"'))
+    with pytest.raises(UserError, match="is no report of these runs"):
+        write_report([run])
+
+
 # ------------------------------------------------------------------------------------------------ how a run ended
 def test_every_way_to_end_is_told(tmp_path):
     """From the records, the lock and the last entry of the log."""
@@ -203,6 +223,12 @@ def test_every_way_to_end_is_told(tmp_path):
         assert training_ending(folder).state == state
     assert training_ending(ends["failed"]).text == "step 100 of 200: ValueError: <why>"
     assert "stopped by SIGTERM" in training_ending(ends["stopped"]).text
+
+    # All that was asked for is done, but not the whole training.
+    early = trained(tmp_path / "5", steps=100)
+    (early / "config.yaml").write_text(CONFIG.format(lr=1).replace("steps: 200", "steps: 200, stop_at: 100"))
+    said = "after step 100 of 200, as loop.stop_at says; a larger one, or 0, continues"
+    assert training_ending(early) == Ending("stopped", said)
 
     log = StageLog(tmp_path)
     log.note("tokenizer", 10.0, done=True)
