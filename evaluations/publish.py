@@ -28,6 +28,7 @@ from safetensors import safe_open
 
 from engine.checkpoint.manifest import file_sha256
 from engine.cli import add_weights_flag, entry_parser, run_entry
+from engine.counts import counted
 from engine.data.images import read_image
 from engine.hub import is_address
 from engine.messages import UserError, logger
@@ -167,7 +168,7 @@ def publish(args: argparse.Namespace) -> None:
         logger.info("%s  %s", digest, name)
     if args.license is None:
         logger.warning("the card says that no license is stated: --license NAME states one")
-    logger.info("published to %s with %d results; load it by this name", address, len(results))
+    logger.info("published to %s with %s; load it by this name", address, counted(len(results), "result"))
 
 
 def main() -> None:

@@ -64,8 +64,8 @@ LAYERS = {
     "evaluations.pipelines": [
         "engine", "tokenizer.models.registry", "tokenizer.training",
         *(f"autoregressive.{name}" for name in ("guidance", "views", "loading", "models", "training")),
-        *(f"evaluations.{name}" for name in ("pipelines", "results", "run_layout", "trainers", "cost_report", "workload")),
-        "evaluations.metrics.extractors", "evaluations.report.run_folder",
+        *(f"evaluations.{name}" for name in ("pipelines", "results", "run_layout", "trainers")),
+        *(f"evaluations.{name}" for name in ("cost_report", "workload", "metrics.extractors", "report.run_folder")),
     ],
     "evaluations.report": [
         "engine", "tokenizer.losses.terms", "tokenizer.models.registry", "evaluations.metrics.registry",

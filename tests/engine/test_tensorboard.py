@@ -81,7 +81,7 @@ def test_a_training_shows_its_metrics_pictures_and_config(tmp_path, image_folder
     assert {"val/psnr", "samples/val", "config/text_summary"} <= tags
 
     end = (tmp_path / "run/log.txt").read_text().partition("finished after 2 steps")[2]
-    for place in ("checkpoints/step_00000002", "metrics.jsonl", "samples (1 pictures)", "python -m evaluations.report"):
+    for place in ("checkpoints/step_00000002", "metrics.jsonl", "samples (1 picture)", "python -m evaluations.report"):
         assert place in end
     assert f"tensorboard --logdir {tmp_path / 'run' / 'tensorboard'}" in end
 

@@ -366,7 +366,7 @@ def test_terms_begin_and_end_where_the_steps_of_all_phases_say(tmp_path, image_f
     [
         ("[{steps: 5, lr: 1e-3}, {steps: 3, lr: 1e-4}]", "phase_1 ends at step 4, its phase has 5 steps, but"),
         ("[{steps: 3, lr: 1e-3}, {steps: 3, lr: 1e-4}]", "phase_1 ends at step 4, its phase has 3 steps, but"),
-        ("[{steps: 4, lr: 1e-3}]", "phase_2 was trained, but the config has 1 phases"),
+        ("[{steps: 4, lr: 1e-3}]", "phase_2 was trained, but the config has 1 phase;"),
         ("[]", "phase_2 was trained, but the config has 0 phases"),
     ],
 )

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.checkpoint.manifest import checkpoint_folders, phase_folders, read_manifest
+from engine.counts import counted
 from engine.loop import TrainLoopConfig
 from engine.messages import ConfigError
 from tokenizer.losses.terms import LossConfig
@@ -89,7 +90,7 @@ def check_trained_phases(config: TokenizerTrainConfig, phases: list[TokenizerTra
     folders = phase_folders(Path(config.loop.run_dir))
     if folders and len(folders) > len(config.phases):
         raise ConfigError(
-            f"{folders[-1]} was trained, but the config has {len(config.phases)} phases; use a new run_dir"
+            f"{folders[-1]} was trained, but the config has {counted(len(config.phases), 'phase')}; use a new run_dir"
         )
 
     # A phase that another one began from keeps its length.
