@@ -42,6 +42,7 @@ class SourceConfig(Protocol):
     skip_broken: bool
     fast_decode: bool
     decoding: Decoding  # how stored pixels become RGB
+    image_size: int  # pixels, side of the square crop: the size of images that a kind draws
 
 
 class ImageSource(Protocol):

@@ -23,6 +23,7 @@ from engine.data.nested_tar import NestedTarSource
 from engine.data.packaged import Mnist5k, Photos, Twemoji
 from engine.data.parquet import ParquetSource
 from engine.data.shards import ShardSource
+from engine.data.text_source import TextKind
 from engine.messages import UserError, logger
 from engine.registry import lookup, selected_section
 from engine.validation import raise_problems
@@ -37,6 +38,7 @@ SOURCES: dict[str, type[SourceKind]] = {
     "mnist5k": Mnist5k,
     "twemoji": Twemoji,
     "photos": Photos,
+    "text": TextKind,
 }
 
 

@@ -385,8 +385,10 @@ def test_a_foreign_kind_is_one_class_in_the_registry(folder, monkeypatch):
     assert len(open_source(data, "train")) == 5 and has_split(data, "val")
     with pytest.raises(ConfigError, match=r"data\.stripes is set, but data\.name='folder' does not use it"):
         open_source(load_config(DataConfig, overrides=[f"root={folder}", "stripes.count=5"]), "train")
-    assert source_names() == "folder, loose, mnist5k, nested_tar, pages, parquet, photos, shards, stripes, twemoji"
-    assert source_names(packaged_only=True) == "mnist5k, photos, stripes, twemoji"
+    assert (
+        source_names() == "folder, loose, mnist5k, nested_tar, pages, parquet, photos, shards, stripes, text, twemoji"
+    )
+    assert source_names(packaged_only=True) == "mnist5k, photos, stripes, text, twemoji"
     assert kind_of(folder) == "folder"
     (folder / "pages").write_text("")
     assert kind_of(folder) == "pages" and isinstance(open_path(folder, "--data-path"), Pages)
@@ -396,7 +398,7 @@ def test_what_may_be_assumed_of_a_kind():
     """Packaged sets need no path, and are small enough for cached features; loose images have no classes."""
     kinds = {"folder", "loose", "shards", "nested_tar", "parquet"}
     assert {name for name, kind in SOURCES.items() if kind.needs_root} == kinds
-    assert {name for name, kind in SOURCES.items() if kind.fits_memory} == {"mnist5k", "photos", "twemoji"}
+    assert {name for name, kind in SOURCES.items() if kind.fits_memory} == {"mnist5k", "photos", "text", "twemoji"}
     assert [name for name, kind in SOURCES.items() if not kind.has_classes] == ["loose"]
 
 
