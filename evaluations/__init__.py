@@ -3,7 +3,8 @@
 Measuring     metrics/ (what is computed), protocols/ (how), jobs/ (the evaluations behind the entries)
 Images        image_sets (files to measure), sample_stream (images that a generator draws)
 Results       results (files of numbers and facts), comparison (which may be ranked)
-Networks      probes/ (linear probes, principal components), digits/ (a classifier of digits)
+Networks      probes/ (linear probes, principal components), digits/ (a classifier of digits), readback/ (a reader of
+              drawn text, and what it reads after a tokenizer)
 Pages         report/, atlas/ (tokens, codebook and samples to explore by hand), doctor/ (looks for trouble in a run)
 Sharing       publication/ (networks, their model card, and where they go), shipping (small models that come with the
               program)
@@ -13,8 +14,9 @@ Pipelines     pipelines/ (commands of other entries in a row), run_layout (where
 Own pictures  own_data/ (what is in a folder, and recipes for it)
 Costs         cost_model (of GPUs that are not here), workload (what a recipe asks for), cost_report (as a table)
 Entries       reconstruction, generation, val_loss, search_cfg, measure, make_reference, compare, fingerprint, memory,
-              estimate, data, init, linear_probe, ar_probe, classifier, visualize, quickstart, recipes, report, doctor,
-              benchmarks, publish, ship, sweep, train_vq_and_eval, train_c2i_and_eval, eval_c2i, lin_probe_and_eval;
+              estimate, data, init, linear_probe, ar_probe, classifier, text_reader, text_readback, tokbench,
+              side_by_side, visualize, quickstart, recipes, report, doctor, benchmarks, publish, ship, sweep,
+              train_vq_and_eval, train_c2i_and_eval, eval_c2i, lin_probe_and_eval;
               cli holds shared flags, preset_flags those of --protocol; console is the command `vt`, trainers says what
               trains a recipe, recipe_headers what its header tells
 """

@@ -2,12 +2,13 @@
 
     bash scripts/quickstart.sh                       handwritten digits (mnist5k), 32 px, minutes on 2 CPU cores
     bash scripts/quickstart.sh --data twemoji        color emoji, 64 px, longer
+    bash scripts/quickstart.sh --data text           drawn words, 32 px
     bash scripts/quickstart.sh --system wetok        WeTok: two phases of the tokenizer, a GPT with a factorized head
     NPROC_PER_NODE=2 bash scripts/quickstart.sh      the same on two processes
     bash scripts/quickstart.sh --fresh               a new run beside the old one, which stays
     bash scripts/quickstart.sh --short               a few steps of everything, with all losses on: a test, not a result
     bash scripts/quickstart.sh --seed 2              other initial weights and another order: how far do numbers move?
-    bash scripts/quickstart.sh --complete            also guidance search, validation loss, both probes, AR probing
+    bash scripts/quickstart.sh --complete            also guidance search, validation loss, probes, text, AR probing
 
 Running the same command again continues the run: finished stages are skipped, and a killed one resumes from its last
 checkpoint.
@@ -70,7 +71,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--complete",
         action="store_true",
-        help="also run guidance search, validation loss, linear probes and AR probing",
+        help="also run guidance search, validation loss, linear probes, text_readback and AR probing",
     )
     return parser.parse_args()
 

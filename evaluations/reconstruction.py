@@ -1,4 +1,4 @@
-"""Measures the reconstruction quality of a tokenizer: rFID, PSNR, SSIM, LPIPS, codebook usage, compression.
+"""Measures the reconstruction quality of a tokenizer: rFID, PSNR, SSIM, LPIPS, codebook usage, compression, text.
 
     python -m evaluations.reconstruction --vq-ckpt runs/quickstart/tokenizer \\
         --output runs/quickstart/evaluations/reconstruction.json
@@ -12,17 +12,18 @@ center crop, uint8 rounding and TensorFlow's resize. --protocol wetok uses a bil
 for PSNR and SSIM, and unrounded images with PyTorch's resize for rFID. The distance is measured to the same held-out
 images, unless --reference names others. Without --protocol, images follow the rules of adm and the extractor works
 offline; with it, all of the published measurement is asked for (Inception, 256 px), and the result names every fact
-that is different. With --original-resolution, convolutional tokenizers take whole images, padded
-to a multiple of the tokenizer's factor.
+that is different. With --original-resolution, convolutional tokenizers take whole images, padded to a multiple of the
+tokenizer's factor. With --text-reader, drawn words are reconstructed and read as well (evaluations.text_readback).
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 
-from engine.cli import entry_parser, run_entry
+from engine.cli import entry_parser, positive, run_entry
 from engine.preflight import Preflight, require
 from engine.world import World
 from evaluations.cli import (
@@ -38,6 +39,8 @@ from evaluations.cli import (
 from evaluations.jobs.reconstruction import ReconstructionJob
 from evaluations.preset_flags import add_protocol_flag, parse_with_preset
 from evaluations.protocols.registry import DEFAULT_PROTOCOL, PROTOCOLS
+from evaluations.readback.model import reader_needs
+from evaluations.readback.pictures import PER_HEIGHT
 from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_to_check, tokenizer_needs
 from tokenizer.frozen.lpips import LPIPS_BACKBONES
 
@@ -59,6 +62,13 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="also compute LPIPS (its networks must be in PRETRAINED_DIR)",
     )
+    parser.add_argument(
+        "--text-reader", type=Path, help="also measure text_readback, with this reader (evaluations.text_reader)"
+    )
+    parser.add_argument(
+        "--text-pictures", type=positive, default=PER_HEIGHT,
+        help=f"pictures of words per height of letters (default {PER_HEIGHT})",
+    )  # fmt: skip
     add_metric_flags(parser)
     add_measure_flags(parser, reference="val", batch_size=50)
     add_published_flags(parser)
@@ -84,6 +94,8 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
         if data is not None:
             preflight.images(data, "val")
     measure_needs(args, data, preflight)
+    if args.text_reader is not None:
+        reader_needs(args.text_reader, "--text-reader", preflight)
     if args.with_lpips:
         backbones = PROTOCOLS[args.protocol].lpips_backbones.values()
         preflight.assets(tuple(LPIPS_BACKBONES[backbone] for backbone in backbones), assets_from(args))

@@ -17,6 +17,7 @@ class RunLayout:
         self.tokenizer = self.root / "tokenizer"
         self.generator = self.root / "gpt"
         self.classifier = self.root / "classifier"
+        self.text_reader = self.root / "text_reader"
         self.generator_probe = self.root / "linear_probe_gpt"
         self.tokenizer_probe = self.root / "linear_probe_tokenizer"
 

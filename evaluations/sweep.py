@@ -47,6 +47,7 @@ from evaluations.pipelines.sweep import (
     train_all,
 )
 from evaluations.probes.task import LinearProbeConfig
+from evaluations.readback.training import ReaderTrainConfig
 from evaluations.report.write import write_report
 from evaluations.trainers import recipe_tree, trainer_of
 from tokenizer.training.checks import validate
@@ -58,6 +59,7 @@ SCHEMAS: dict[str, tuple[type, Callable[[Any], Any] | None]] = {
     "autoregressive.train": (GPTTrainConfig, network_on_meta),
     "evaluations.linear_probe": (LinearProbeConfig, None),
     "evaluations.classifier": (ClassifierTrainConfig, None),
+    "evaluations.text_reader": (ReaderTrainConfig, None),
 }
 MAX_LISTED = 20  # problems of combinations that are told
 MAX_RUNS = 1000  # of one sweep

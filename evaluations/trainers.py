@@ -31,6 +31,7 @@ class Trainer:
 TRAINERS = (
     Trainer("evaluations.ar_probe", "AR probing of a tokenizer", ("gpt_configs", "probe_configs")),
     Trainer("evaluations.linear_probe", "a linear probe", ("probe", "network")),
+    Trainer("evaluations.text_reader", "a reader of drawn text", ("data.num_crops",)),
     Trainer("evaluations.classifier", "a classifier of digits", ("model.max_shift",)),
     Trainer("autoregressive.train", "a generator (GPT)", ("data.codes", "data.tokenizer", "data.tokenize")),
     Trainer("tokenizer.train", "a tokenizer", ("model.quantizer", "loss", "semantic", "phases")),

@@ -35,10 +35,13 @@ from evaluations.probes.pca import grid_features, images_of_class, principal_com
 from evaluations.results import claim_arrays, write_arrays
 from tokenizer.cli import (
     add_image_flags,
+    add_label_flag,
     add_tokenizer_flags,
+    flags_of_tokenizer,
     images_from,
     images_to_check,
     tokenizer_from,
+    tokenizer_labels,
     tokenizer_needs,
 )
 
@@ -47,9 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
     add_tokenizer_flags(parser, several=True)
     add_image_flags(parser)
-    parser.add_argument(
-        "--label", action="append", help="name in the figure, given once per tokenizer (default: its folder)"
-    )
+    add_label_flag(parser)
     parser.add_argument(
         "--class-name", help="name of the class, which is that of its folder (default: the first class)"
     )
@@ -58,16 +59,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="npz file to write; a PNG file is written beside it")
     add_device_flag(parser)
     return parser.parse_args()
-
-
-def flags_of_tokenizer(args: argparse.Namespace, number: int) -> argparse.Namespace:
-    """Makes the flags as if only tokenizer `number` was given.
-
-    The last --tok-config also serves all later tokenizers.
-    """
-    configs = args.tok_config or [None]
-    tok_config = configs[min(number, len(configs) - 1)]
-    return argparse.Namespace(**{**vars(args), "vq_ckpt": args.vq_ckpt[number], "tok_config": tok_config})
 
 
 def component_images(features: Tensor, size: int) -> Tensor:
@@ -80,9 +71,7 @@ def component_images(features: Tensor, size: int) -> Tensor:
 def visualize(args: argparse.Namespace) -> None:
     """Writes the npz file and the PNG."""
     device = pick_device(args.device)
-    labels = args.label or [Path(path).stem for path in args.vq_ckpt]
-    if len(labels) != len(args.vq_ckpt):
-        raise UserError(f"--label is given {len(labels)} times for {len(args.vq_ckpt)} tokenizers")
+    labels = tokenizer_labels(args)
 
     # Components of the same images under each tokenizer.
     rows: dict[str, Tensor] = {}

@@ -19,7 +19,8 @@ esac
 # modules that run on several processes: the work is shared among them
 SHARE_THEIR_WORK="tokenizer.train tokenizer.reconstruct autoregressive.train autoregressive.extract_codes autoregressive.sample
     evaluations.classifier evaluations.generation evaluations.linear_probe evaluations.make_reference evaluations.measure
-    evaluations.reconstruction evaluations.search_cfg evaluations.val_loss"
+    evaluations.reconstruction evaluations.search_cfg evaluations.text_readback evaluations.text_reader
+    evaluations.val_loss"
 SHARE_THEIR_WORK=$(xargs <<<"$SHARE_THEIR_WORK")
 
 if [ -f "$REPO_ROOT/set_env_vars.sh" ]; then . "$REPO_ROOT/set_env_vars.sh"; fi # a wheel has no defaults for paths

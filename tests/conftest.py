@@ -19,6 +19,7 @@ from compared import COMPARISONS, GOLDENS
 
 import tokenizer.train
 from engine.cli import run_entry
+from engine.config import load_config
 from engine.stopping import STOP_SIGNALS
 from engine.world import World
 from tokenizer import load_tokenizer
@@ -70,6 +71,21 @@ def networks(tmp_path_factory):
     root = tmp_path_factory.mktemp("networks")
     mini.export_networks(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def text_reader(tmp_path_factory, world):
+    """The folder of a small reader of drawn text in pictures of 64 px, trained in seconds. Read only."""
+    from evaluations.readback import training
+
+    folder = tmp_path_factory.mktemp("reader")
+    overrides = [
+        "model.width=16", "optim={lr: 1e-2, end_lr: 1e-5, warmup_steps: 30}", "loop={steps: 400, device: cpu}",
+        "data={num_crops: 3200, num_held_out: 200, picture_sizes: [64], global_batch_size: 32}",
+        f"loop.run_dir={folder}",
+    ]  # fmt: skip
+    training.train(load_config(training.ReaderTrainConfig, overrides=overrides), world)
+    return folder
 
 
 @pytest.fixture

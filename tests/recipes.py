@@ -6,13 +6,14 @@ from typing import Any
 from autoregressive import train as gpt_train
 from engine.config import load_config, read_yaml
 from engine.yaml_files import read_own_layer
-from evaluations import ar_probe, classifier, linear_probe
+from evaluations import ar_probe, classifier, linear_probe, text_reader
 from tokenizer import train as tokenizer_train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ENTRIES = {  # kind -> the module of its entry, its config, and the check that builds the model
     "tokenizer": (tokenizer_train, tokenizer_train.TokenizerTrainConfig, tokenizer_train.validate),
     "gpt": (gpt_train, gpt_train.GPTTrainConfig, gpt_train.network_on_meta),
+    "reader": (text_reader, text_reader.ReaderTrainConfig, lambda config: None),
     "classifier": (classifier, classifier.ClassifierTrainConfig, lambda config: None),
     "probe": (linear_probe, linear_probe.LinearProbeConfig, linear_probe.validate),
     "chain": (ar_probe, ar_probe.ARProbeConfig, lambda config: None),
@@ -40,6 +41,8 @@ def kind_of(path: Path) -> str:
         return "probe" if "probe" in tree else "chain"
     if "codes" in tree.get("data", {}) or "gpt" in tree.get("model", {}):
         return "gpt"
+    if "num_crops" in tree.get("data", {}):
+        return "reader"
     return "classifier" if "max_shift" in tree.get("model", {}) else "tokenizer"
 
 

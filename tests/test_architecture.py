@@ -56,9 +56,14 @@ LAYERS = {
         "engine", "tokenizer.models.base", "tokenizer.quantizers.base", "autoregressive.codes", "evaluations.protocols",
         "evaluations.metrics", "evaluations.digits", "evaluations.image_sets", "evaluations.results",
     ],
+    "evaluations.readback": [
+        "engine", "tokenizer.models.base",
+        *(f"evaluations.{name}" for name in ("readback", "protocols", "metrics", "image_sets", "results")),
+    ],
     "evaluations.jobs": [
         "engine", "tokenizer", "autoregressive", "evaluations.protocols", "evaluations.metrics", "evaluations.digits",
-        *(f"evaluations.{name}" for name in ("jobs", "cli", "image_sets", "preset_flags", "results", "sample_stream")),
+        *(f"evaluations.{name}" for name in ("jobs", "cli", "image_sets", "preset_flags", "readback", "results")),
+        "evaluations.sample_stream",
     ],
     "evaluations.run_layout": [],
     "evaluations.pipelines": [

@@ -4,6 +4,7 @@ The commands below are complete: each would run. `test_every_entry_is_here` comp
 `main`, so that a new entry without a check does not pass.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -42,6 +43,8 @@ def place(tmp_path_factory, image_folder, world):
     (root / "pair").mkdir()
     for part, name in {"tokenizer": "tokenizer", "gpt": "generator"}.items():
         (root / "pair" / part).symlink_to(root / name)
+    word = {"image": "1", "ratio": 0.05, "read": "A", "truth": "A"}
+    (root / "words.json").write_text(json.dumps([word]))
     for name in ("a", "b"):
         write_result(root / f"{name}.json", {"psnr": 1.0}, {"kind": "reconstruction"})
     return root
@@ -69,6 +72,14 @@ COMMANDS = {
     ),
     "evaluations.classifier": (
         f"{IMAGES} {SMALL} model.num_classes=2", "data.root={root}/no1 data.val_root={root}/no2", ["no1", "no2"]
+    ),
+    "evaluations.text_reader": (
+        "loop.run_dir={root}/new", "loop.run_dir={root}/a.json data.global_batch_size=3 loop.grad_accum=2",
+        ["a.json", "data.global_batch_size=3"],
+    ),
+    "evaluations.text_readback": (
+        "--draw {root}/new",
+        "--vq-ckpt {root}/no1 --text-reader {root}/no2 --output {root}/a.json/x.json", ["no1", "no2", "a.json"],
     ),
     "evaluations.linear_probe": (
         f"network.tokenizer={{root}}/tokenizer network.gpt={{root}}/generator {IMAGES} {SMALL}",
@@ -147,6 +158,16 @@ COMMANDS = {
         "--vq-ckpt {root}/tokenizer --vq-ckpt {root}/second --output {root}/new.npz",
         "--vq-ckpt {root}/no1 --vq-ckpt {root}/no2 --output {root}/new.npz",
         ["no1", "no2"],
+    ),
+    "evaluations.side_by_side": (
+        "--vq-ckpt {root}/tokenizer --vq-ckpt {root}/second --data-path {root}/images --sample-dir {root}/new",
+        "--vq-ckpt {root}/no1 --vq-ckpt {root}/no2 --data-path {root}/no3 --sample-dir {root}/a.json",
+        ["no1", "no2", "no3", "a.json"],
+    ),
+    "evaluations.tokbench": (
+        "--words {root}/words.json --setting 256 --read-by x --output {root}/new.json",
+        "--words {root}/no1 --setting 256 --read-by x --output {root}/a.json/x.json",
+        ["no1", "a.json"],
     ),
     "evaluations.compare": ("{root}/a.json {root}/b.json", "{root}/no1.json {root}/no2.json", ["no1", "no2"]),
     "evaluations.fingerprint": ("{root}/tokenizer", "{root}/no1", ["no1"]),

@@ -31,6 +31,7 @@ TRAINERS = {  # entry -> its config
     "tokenizer.train": "TokenizerTrainConfig",
     "autoregressive.train": "GPTTrainConfig",
     "evaluations.classifier": "ClassifierTrainConfig",
+    "evaluations.text_reader": "ReaderTrainConfig",
     "evaluations.ar_probe": "ARProbeConfig",
     "evaluations.linear_probe": "LinearProbeConfig",
 }

@@ -58,6 +58,8 @@ APART = {
     "engine.index_images": "looks up image files",
     "evaluations.ar_probe": "starts the entries below as processes; its plan is printed here",
     "evaluations.classifier": "trains its own small network on any image source",
+    "evaluations.tokbench": "scores words that another program has read",
+    "evaluations.text_reader": "trains its own small network on words that it draws",
     "evaluations.benchmarks": "measures parts against their plain formulations",
     "evaluations.data": "looks at files of images",
     "evaluations.init": "writes copies of shipped recipes",
@@ -174,9 +176,12 @@ def test_pictures_are_sampled_and_reconstructed(root, run):
     images = ["--data", "shapes", "--num-images", 2]
     run("tokenizer.reconstruct", "--vq-ckpt", root / "tokenizer", *images, "--sample-dir", root / "pairs")
     assert list((root / "samples").rglob("*.png")) and list((root / "pairs").rglob("*.png"))
+    figure = ["--data-path", root / "pairs", "--num-images", 2, "--sample-dir", root / "figure"]
+    run("evaluations.side_by_side", "--vq-ckpt", root / "tokenizer", *figure)
+    assert (root / "figure" / "side_by_side.png").is_file()
 
 
-def test_every_evaluation_measures_them(root, run):
+def test_every_evaluation_measures_them(root, run, text_reader):
     """With a foreign metric where one is asked for; the facts that a tokenizer adds are in the protocol."""
     results = root / "evaluations"
     tokenizer = ["--vq-ckpt", root / "tokenizer"]
@@ -187,6 +192,9 @@ def test_every_evaluation_measures_them(root, run):
     reconstruction = json.loads((results / "reconstruction.json").read_text())
     assert 0 < reconstruction["metrics"]["mean_error"] < 2
     assert reconstruction["protocol"]["tokenizer"]["patch"] == 4
+    words = ["--text-reader", text_reader, "--num-pictures", 2, "--output", results / "text_readback.json"]
+    run("evaluations.text_readback", *tokenizer, *words)
+    assert "8" in json.loads((results / "text_readback.json").read_text())["metrics"]["read_by_height"]
 
     sampling = ["--num-fid-samples", 8, "--per-proc-batch-size", 4]
     run(

@@ -77,6 +77,7 @@ def test_a_dry_run_imports_nothing_slow():
         "tokenizer.train": ["wetok/WeTok_f16_imagenet.yaml", "llamagen/VQ_16.yaml", "vq/VQ_XLXXL256.yaml"],
         "autoregressive.train": ["quickstart/gpt.yaml", "gpt/GPT_wetok_B.yaml", "llamagen/GPT_B_384.yaml"],
         "evaluations.classifier": ["quickstart/classifier.yaml"],
+        "evaluations.text_reader": ["quickstart/text_reader.yaml"],
         "evaluations.linear_probe": ["quickstart/linear_probe_gpt.yaml"],
     }
     commands = [[command.module, *command.arguments] for command in COMMANDS + MORE_COMMANDS]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from engine.cli import add_weights_flag, positive
 from engine.data.config import DataConfig
 from engine.data.sources import SOURCES, keys_without_use, kind_of, source_names
-from engine.messages import ConfigError
+from engine.messages import ConfigError, UserError
 from engine.preflight import Preflight
 from engine.registry import extended
 from tokenizer.loading import load_tokenizer, survey_tokenizer
@@ -48,6 +49,31 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False, 
     parser.add_argument(
         "--noise-seed", type=int, help="seed for the noise of the generative decoder (default: that of its config, 0)"
     )
+
+
+def flags_of_tokenizer(args: argparse.Namespace, number: int) -> argparse.Namespace:
+    """Makes the flags as if only tokenizer `number` of several was given.
+
+    The last --tok-config also serves all later tokenizers.
+    """
+    configs = args.tok_config or [None]
+    tok_config = configs[min(number, len(configs) - 1)]
+    return argparse.Namespace(**{**vars(args), "vq_ckpt": args.vq_ckpt[number], "tok_config": tok_config})
+
+
+def add_label_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds --label, which names several tokenizers in a figure."""
+    parser.add_argument(
+        "--label", action="append", help="name in the figure, given once per tokenizer (default: its folder)"
+    )
+
+
+def tokenizer_labels(args: argparse.Namespace) -> list[str]:
+    """The names of several tokenizers in a figure. Raises UserError where there are more or fewer of them."""
+    labels = args.label or [Path(path).stem for path in args.vq_ckpt]
+    if len(labels) != len(args.vq_ckpt):
+        raise UserError(f"--label is given {len(labels)} times for {len(args.vq_ckpt)} tokenizers")
+    return labels
 
 
 def add_image_size_flag(parser: argparse.ArgumentParser) -> None:

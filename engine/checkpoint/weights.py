@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,13 @@ def num_parameters(module: nn.Module) -> int:
 
 def fingerprint(module: nn.Module) -> str:
     """SHA-256 over names, shapes and bytes of all parameters: the identity of a network."""
+    return tensors_digest(module.named_parameters())
+
+
+def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, shapes and float32 bytes of named tensors, whatever their order."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.named_parameters()):
+    for name, value in sorted(named, key=lambda pair: pair[0]):
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()

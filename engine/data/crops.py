@@ -1,4 +1,4 @@
-"""Crops of the ADM code base (Dhariwal and Nichol, arXiv:2105.05233): center, random, and ten crops.
+"""Crops of the ADM code base (Dhariwal and Nichol, arXiv:2105.05233): center, random, and ten crops; and padding.
 
 All return PIL images of `size` x `size` pixels.
 """
@@ -32,6 +32,18 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     left = (width - size) // 2
     top = (height - size) // 2
     return resized_window(image, steps, (left, top, left + size, top + size))
+
+
+def pad_resized(image: Image.Image, size: int) -> Image.Image:
+    """The whole image, its long side resized to `size` (Lanczos), in the middle of a black square.
+
+    The rule of benchmarks of text in pictures of any shape (arXiv:2505.18142, by the released code of a user of it).
+    """
+    ratio = min(size / image.width, size / image.height)
+    width, height = (min(size, math.ceil(side * ratio)) for side in image.size)
+    square = Image.new("RGB", (size, size))
+    square.paste(image.resize((width, height), Image.Resampling.LANCZOS), ((size - width) // 2, (size - height) // 2))
+    return square
 
 
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator, min_scale: float = 0.8) -> Image.Image:

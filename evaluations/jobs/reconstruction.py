@@ -37,6 +37,9 @@ from evaluations.protocols.reconstruction_accumulators import (
 from evaluations.protocols.reference import Reference
 from evaluations.protocols.registry import PROTOCOLS
 from evaluations.protocols.trust import require_trust
+from evaluations.readback.measurement import TextReadback, through_codes
+from evaluations.readback.model import load_reader
+from evaluations.readback.pictures import DrawnPictures
 from evaluations.results import claim_result, write_arrays, write_result
 from tokenizer.cli import images_from, tokenizer_from
 from tokenizer.frozen.lpips import lpips_network
@@ -57,6 +60,7 @@ class ReconstructionJob:
     lpips_stamps: dict[str, str]
     scores: PairScores
     distances: ReconstructionDistances | None
+    text: TextReadback | None  # also measured, on pictures of its own
     preset: Preset | None = None  # which --protocol asked for
 
     @classmethod
@@ -81,6 +85,10 @@ class ReconstructionJob:
                 f"--lpips needs images of {MIN_LPIPS_SIZE} px or more, these have {reconstructor.eval_size}"
             )
         scores = all_scores(protocol.scores(lpips), plugin_metrics)
+        text = None
+        if args.text_reader is not None:
+            reader, reader_facts = load_reader(args.text_reader, world.device)
+            text = TextReadback(DrawnPictures(tokenizer.image_size, args.text_pictures), reader, reader_facts)
 
         # The images.
         data = images_from(args, tokenizer)
@@ -115,6 +123,7 @@ class ReconstructionJob:
             lpips_stamps=lpips_stamps,
             scores=PairScores(scores, len(source)),
             distances=distances,
+            text=text,
             preset=args.preset,
         )
 
@@ -155,6 +164,7 @@ class ReconstructionJob:
             "num_tokens": tokenizer.num_tokens,
             "precision": "fp32",
             "tokenizer": tokenizer.provenance.facts(),
+            **({"text_readback": self.text.facts()} if self.text is not None else {}),
         }
         extractor = self.distances.extractor if self.distances is not None else None
         resize = self.reconstructor.protocol.resize_name
@@ -165,6 +175,10 @@ class ReconstructionJob:
         protocol = self.protocol()
         claim_result(self.output, protocol)
         measurement = measure(self.batches(world), self.accumulators(), world)
+        if self.text is not None:
+            rounding = self.reconstructor.protocol.to_uint8
+            reconstruct = through_codes(self.reconstructor.tokenizer, rounding, world.device)
+            measurement.add(self.text.measure(reconstruct, self.batch_size, world))
         if world.is_main:
             write_result(self.output, measurement.metrics, protocol, unavailable=measurement.unavailable)
             write_arrays(self.output, **measurement.arrays)

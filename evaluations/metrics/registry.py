@@ -91,8 +91,32 @@ def distances(family: str, headline: bool = False) -> Iterator[Metric]:
     yield Metric(f"{family}_noise", f"{family}, uniform noise", depends_on=REFERENCE)
 
 
+# ------------------------------------------------------------------------------------------------ drawn text
+READBACK = ("text_readback",)  # what every reading depends on: pictures, fonts and the reader
+READINGS = ("read_exact", "read_ned")  # of words that the reader reads on the originals
+READ_BY_HEIGHT = "read_by_height"  # the table of a result with all readings, also of the anchors, by height of letters
+
+
+def readings() -> Iterator[Metric]:
+    """The means over all heights of drawn text, and what the two anchors have: they say nothing about a network."""
+    titles = {"read_exact": "drawn words read exactly", "read_ned": "drawn words, normalized edit likeness"}
+    for name, text in titles.items():
+        yield Metric(
+            name,
+            text,
+            better="higher",
+            depends_on=READBACK,
+            percent=True,
+            headline=name == READINGS[0],
+            meaning="words in reconstructions that a small network still reads",
+        )
+        yield Metric(f"{name}_blur", f"{text}, in blurred originals", depends_on=READBACK, percent=True)
+        yield Metric(f"{name}_jpeg", f"{text}, in JPEG files of originals", depends_on=READBACK, percent=True)
+
+
 # ------------------------------------------------------------------------------------------------ the metrics
 LPIPS = ("lpips_weights",)
+GIVEN = ("given_words",)  # what scores of words depend on that another program has read
 
 BUILT_IN = (  # in the order of a report's cards
     # Distances to reference images.
@@ -149,6 +173,9 @@ BUILT_IN = (  # in the order of a report's cards
     Metric("lpips_raw", "LPIPS of images that are not clamped", better="lower", depends_on=LPIPS),
     Metric("lpips_vgg", "LPIPS of VGG16", better="lower", depends_on=LPIPS),
     Metric("lpips_alex", "LPIPS of AlexNet", better="lower", depends_on=LPIPS),
+    *readings(),
+    Metric("t_acc", "T-ACC, words read exactly by another program", better="higher", depends_on=GIVEN, percent=True),
+    Metric("t_ned", "T-NED, edit likeness of words read so", better="higher", depends_on=GIVEN, percent=True),
     # Codes.
     Metric(
         "codebook_usage",
@@ -254,20 +281,22 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in BUILT_IN}
 
 # ------------------------------------------------------------------------------------------------ questions
 GROUP = re.compile(r"(?P<metric>.+)_group_(?P<group>\d+)")  # a metric of one group of the codebook
+HEIGHT = re.compile(r"(?P<metric>.+)_(?P<height>\d+)")  # a reading of letters of one height
 
 
 def find_metric(name: str) -> Metric | None:
     """The metric that a number of a result is, or None for an unknown name.
 
-    A part by group, such as `codebook_usage_group_3`, is the metric of the whole under its own name and title.
+    A part, such as `codebook_usage_group_3` or `read_exact_8`, is the metric of the whole under its own name and title.
     """
     if name in METRICS:
         return METRICS[name]
-    part = GROUP.fullmatch(name)
-    if part is None or part["metric"] not in METRICS:
-        return None
-    whole = METRICS[part["metric"]]
-    return replace(whole, name=name, title=f"{whole.title}, group {part['group']}", headline=False)
+    for pattern, noun, unit in ((GROUP, "group", ""), (HEIGHT, "height", " px")):
+        part = pattern.fullmatch(name)
+        whole = METRICS.get(part["metric"]) if part is not None else None
+        if whole is not None and (noun == "group" or whole.depends_on == READBACK):
+            return replace(whole, name=name, title=f"{whole.title}, {noun} {part[noun]}{unit}", headline=False)
+    return None
 
 
 def title(name: str) -> str:

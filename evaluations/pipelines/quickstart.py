@@ -13,7 +13,14 @@ from engine.messages import UserError
 from engine.pipeline import Stage, StageLog, config_flags, module_stage
 from engine.recipe_names import recipe_file, recipe_files
 from engine.run_log import read_metrics
-from evaluations.pipelines.stages import both_networks, codes_stage, probe_stage, search_stage, val_loss_stage
+from evaluations.pipelines.stages import (
+    both_networks,
+    codes_stage,
+    probe_stage,
+    search_stage,
+    text_stage,
+    val_loss_stage,
+)
 from evaluations.results import read_result
 from evaluations.run_layout import RunLayout
 from evaluations.trainers import recipe_tree
@@ -22,6 +29,8 @@ RECIPES = "quickstart"  # the folder of its recipes
 GUIDANCE_SCALE = 2.0
 NUM_SAMPLES = 1000  # generated images that are measured
 SHORT_SAMPLES = 120  # with --short: just enough for a distance of the 112 features of EfficientNet-Lite0
+TEXT_PICTURES = 200  # per height of drawn letters: small pictures hold few words
+SHORT_TEXT_PICTURES = 2  # with --short: no number is available
 SHORT_SEARCH_SAMPLES = 50  # with --short, at each guidance scale: too few, which is forced
 
 
@@ -36,7 +45,7 @@ class System:
 
 # The values of --system and --data; the first of each is the default. A folder of configs/quickstart has the recipes of
 # a system in place of the usual ones, or those of a data set over them.
-DATA = ("mnist5k", "twemoji")
+DATA = ("mnist5k", "twemoji", "text")
 SYSTEMS = {
     "gigatok": System(data=DATA, short_configs=(f"{RECIPES}/full",)),
     "wetok": System(
@@ -192,6 +201,8 @@ def _more_evaluations(args: Namespace, layout: RunLayout) -> list[Stage]:
         val_loss_stage(layout, networks, "--code-path", str(layout.codes)),
         _probe(layout.generator_probe, layout, probe_overrides, f"network.gpt={layout.generator}"),
         _probe(layout.tokenizer_probe, layout, probe_overrides),
+        _training(args, layout.text_reader, "evaluations.text_reader", short_steps=20),
+        text_stage(layout, SHORT_TEXT_PICTURES if args.short else TEXT_PICTURES),
         module_stage(
             "pca", "evaluations.visualize",
             "--vq-ckpt", str(layout.tokenizer), "--output", str(layout.arrays("pca")),

@@ -12,6 +12,7 @@ from evaluations.run_layout import RunLayout
 CODES = "codes"
 SEARCH = "search"
 VAL_LOSS = "val_loss"
+TEXT = "text_readback"
 REPORT = "report"
 
 
@@ -47,6 +48,14 @@ def val_loss_stage(layout: RunLayout, networks: Sequence[str], *flags: str) -> S
     """The validation loss of a generator. `networks` are flags that name both networks."""
     output = str(layout.result(VAL_LOSS))
     return module_stage(VAL_LOSS, "evaluations.val_loss", *networks, "--output", output, *flags)
+
+
+def text_stage(layout: RunLayout, num_pictures: int) -> Stage:
+    """What a reader, trained before, reads in drawn text after a tokenizer; `num_pictures` per height of letters."""
+    return module_stage(
+        TEXT, "evaluations.text_readback", "--vq-ckpt", str(layout.tokenizer), "--text-reader", str(layout.text_reader),
+        "--num-pictures", str(num_pictures), "--output", str(layout.result(TEXT)),
+    )  # fmt: skip
 
 
 def probe_stage(name: str, folder: Path, configs: Sequence[str | Path], *overrides: str) -> Stage:

@@ -21,6 +21,12 @@ class Measurement:
     unavailable: dict[str, str] = field(default_factory=dict)  # metric -> why it is missing
     arrays: dict[str, np.ndarray] = field(default_factory=dict)  # beside the result, for reports
 
+    def add(self, other: Measurement) -> None:
+        """Appends what else was measured."""
+        self.metrics |= other.metrics
+        self.unavailable |= other.unavailable
+        self.arrays |= other.arrays
+
 
 class Accumulator(Generic[B]):
     """Something that is measured over all batches of an evaluation.
@@ -44,8 +50,5 @@ def measure(batches: Iterable[B], accumulators: Sequence[Accumulator[B]], world:
 
     total = Measurement()
     for accumulator in accumulators:
-        measurement = accumulator.result(world)
-        total.metrics |= measurement.metrics
-        total.unavailable |= measurement.unavailable
-        total.arrays |= measurement.arrays
+        total.add(accumulator.result(world))
     return total

@@ -169,6 +169,7 @@ def trainings_of(run: RunFolder) -> list[Training]:
         Training("tokenizer", layout.tokenizer, tokenizer_charts()),
         Training("GPT", layout.generator, GPT_CHARTS),
         Training("classifier", layout.classifier, OTHER_CHARTS),
+        Training("reader of drawn text", layout.text_reader, OTHER_CHARTS),
         Training("linear probe GPT", layout.generator_probe, PROBE_CHARTS),
         Training("linear probe tokenizer", layout.tokenizer_probe, PROBE_CHARTS),
     ]

@@ -25,14 +25,15 @@ from tokenizer.published.registry import layout_rules
 CHECK_ONLY = {
     *(
         f"evaluations.{name}"
-        for name in ("ar_probe", "benchmarks", "classifier", "memory", "quickstart", "ship", "sweep")
+        for name in ("ar_probe", "benchmarks", "classifier", "memory", "quickstart", "ship", "sweep", "text_reader")
     ),
     *(f"evaluations.{name}" for name in ("train_vq_and_eval", "train_c2i_and_eval", "eval_c2i", "lin_probe_and_eval")),
     "engine.index_images",
     "evaluations.init",
     "evaluations.own_data.example",
 }  # fmt: skip - they take minutes, need more images than there are here, or write into the cache of the user
-TRAINERS = {"tokenizer.train", "autoregressive.train", "evaluations.linear_probe", "evaluations.classifier"}
+TRAINERS = {"tokenizer.train", "autoregressive.train", "evaluations.linear_probe", "evaluations.classifier",
+            "evaluations.text_reader"}  # fmt: skip
 
 
 def build(root: Path) -> None:
@@ -65,6 +66,8 @@ def build(root: Path) -> None:
     shutil.copytree(root / "tokenizer", root / "report" / "tokenizer")
     (root / "report" / "evaluations").mkdir()
     shutil.copy(root / "a.json", root / "report" / "evaluations" / "a.json")
+    word = {"image": "1", "ratio": 0.05, "read": "A", "truth": "A"}
+    (root / "words.json").write_text(json.dumps([word]))
     (root / "nan.json").write_text('{"metrics": {"psnr": NaN}, "protocol": {}}')
 
     # Published files, good and bad.
@@ -90,6 +93,7 @@ def build(root: Path) -> None:
 PATHS = [
     *("tokenizer", "gpt", "codes", "images", "images/train", "images/val", "squares", "empty_folder", "ünï cödé"),
     *("tokenizer.yaml", "gpt.yaml", "recipe.yaml", "samples.npz", "floats.npz", "a.json", "b.json", "nan.json"),
+    *("words.json", "words.json/x"),
     *("published.pt", "nan.pt", "published.safetensors", "page.pt", "torn.pt", "picture.png", "broken"),
     *("empty", "dead", "missing", "missing/x", "picture.png/x", "tokenizer/checkpoints/step_00000002", "~"),
     *("tokenizer/metrics.jsonl", "", ".", "x" * 300, "a\nb"),
@@ -109,6 +113,10 @@ COMMANDS = {
     "autoregressive.train": f"--config gpt.yaml | data.codes=codes | data.tokenizer=tokenizer | {RUN} | loop.steps=1",
     "evaluations.linear_probe": f"{FOLDERS} | {SIZES} | network.tokenizer=tokenizer | {PROBE} | {RUN}",
     "evaluations.classifier": f"{FOLDERS} | {SIZES} | model.num_classes=2 | {RUN} | loop.steps=1",
+    "evaluations.text_reader": f"data.num_crops=64 | data.num_held_out=64 | {RUN} | loop.steps=1 | loop.device=cpu",
+    "evaluations.text_readback": "--draw OUT/pictures | --image-size 32 | --num-pictures 1",
+    "evaluations.tokbench": "--words words.json | --setting 256 | --read-by x | --output OUT/t.json",
+    "evaluations.side_by_side": f"--vq-ckpt tokenizer | {PICTURES} | --num-images 2 | --sample-dir OUT/figure",
     "evaluations.ar_probe": "tokenizer=tokenizer | run_dir=OUT/run",
     "evaluations.quickstart": "--runs-dir OUT | --short",
     "evaluations.atlas": (

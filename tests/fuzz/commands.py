@@ -43,6 +43,7 @@ from engine.config import flatten
 from evaluations.digits.training import ClassifierTrainConfig
 from evaluations.pipelines.ar_probe import ARProbeConfig
 from evaluations.probes.task import LinearProbeConfig
+from evaluations.readback.training import ReaderTrainConfig
 from tokenizer.training.config import TokenizerTrainConfig
 
 TIME_LIMIT = 10  # seconds of this process per case
@@ -54,6 +55,7 @@ SCHEMAS = {
     "autoregressive.train": GPTTrainConfig,
     "evaluations.linear_probe": LinearProbeConfig,
     "evaluations.classifier": ClassifierTrainConfig,
+    "evaluations.text_reader": ReaderTrainConfig,
     "evaluations.ar_probe": ARProbeConfig,
 }
 SECRET = {"loop.trackers", "loop.wandb.project"}  # keys that would reach for a network
