@@ -26,7 +26,8 @@ from evaluations.protocols.reference import ReferenceImages, ReferenceSource
 from evaluations.protocols.reference_file import ReferenceFile
 from evaluations.protocols.trust import add_force_flags, require_trust
 
-SPLITS = ("val", "train")  # values of --reference that are images of the data, and values of --reference-kind
+SPLITS = ("val", "train")  # values of --reference that are images of the data
+REFERENCE_KINDS = (*SPLITS, "test")  # of files and folders; test: those of a benchmark, of no published FID
 
 
 # ------------------------------------------------------------------------------------------------ flags
@@ -61,7 +62,7 @@ def add_measure_flags(parser: argparse.ArgumentParser, reference: str | None, ba
         "--reference", "--gt-npz-path", default=reference, help=f"{data_help}an npz file in ADM's layout"
     )
     parser.add_argument(
-        "--reference-kind", choices=sorted(SPLITS), help="kind of a reference file that does not record it"
+        "--reference-kind", choices=sorted(REFERENCE_KINDS), help="kind of a reference file that does not record it"
     )
     add_force_flags(parser)
 

@@ -2,6 +2,7 @@
 
     bash scripts/val.sh --data-path $IMGNET_ROOT/ILSVRC2012_img_val --image-size 256 --output val_imagenet256.npz
     python -m evaluations.make_reference --data-path train/ --kind train --num-images 10000 --output train_256.npz
+    python -m evaluations.make_reference --data-path train/ --kind train --extractor dinov2_l --output train_dinov2.npz
 
 The file has ADM's layout (mu, sigma, mu_s, sigma_s, arr_0) and records the kind of its images (train or val), so that
 no reconstruction is measured against training images by mistake. `arr_0` holds --num-images crops, spread evenly over
@@ -46,6 +47,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--kind", default="val", choices=SPLITS, help="kind of the images (default val)")
 
     # What is stored of them.
+    parser.add_argument(
+        "--extractor", default=FILE_EXTRACTOR, choices=sorted(EXTRACTORS),
+        help=f"whose features the statistics are of (default {FILE_EXTRACTOR})",
+    )  # fmt: skip
     parser.add_argument("--image-size", type=positive, default=256)
     parser.add_argument("--num-images", type=positive, default=10000, help="number of crops to store (default 10000)")
     parser.add_argument(
@@ -92,6 +97,7 @@ def reference_arrays(images: SourceImages, kind: str, statistics: FeatureStatist
         "kind": np.array(kind),
         "extractor": np.array(statistics.extractor.metric),
         "extractor_weights": np.array(statistics.extractor.stamp),
+        **{name: np.array(fact) for name, fact in statistics.extractor.facts.items()},
         "image_size": np.array(images.image_size),
         "mu": mean,
         "sigma": cov,
@@ -106,7 +112,7 @@ def write(args: argparse.Namespace, world: World) -> None:
     require_absent(args.output, "--output")
     source = open_path(args.data_path, "--data-path", args.skip_broken)
     images = SourceImages(source, args.kind, args.image_size, args.skip_broken)
-    extractor = EXTRACTORS[FILE_EXTRACTOR](assets_from(args)).to(world.device)
+    extractor = EXTRACTORS[args.extractor](assets_from(args)).to(world.device)
     doubts = list(count_doubts("reference", len(images), extractor))
     if doubts and not args.force:
         raise UserError(untrusted_message(doubts))
@@ -132,9 +138,9 @@ def write(args: argparse.Namespace, world: World) -> None:
 
 
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
-    """Looks for the images, Inception's weights, and room for the stored crops."""
+    """Looks for the images, the extractor's weights, and room for the stored crops."""
     preflight.device(args.device)
-    preflight.assets(assets_of(EXTRACTORS[FILE_EXTRACTOR]), assets_from(args))
+    preflight.assets(assets_of(EXTRACTORS[args.extractor]), assets_from(args))
     num_crops = 0
     with preflight.collecting():
         data = DataConfig(name=kind_of(args.data_path), root=args.data_path, skip_broken=args.skip_broken)

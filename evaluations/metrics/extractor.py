@@ -31,6 +31,7 @@ class Extractor(nn.Module):
     spatial_dim: ClassVar[int | None] = None
     num_classes: ClassVar[int | None] = None
     capabilities: ClassVar[frozenset[str]] = frozenset()
+    file_statistics: ClassVar[tuple[str, str] | None] = None  # keys of mean and covariance in published files
     published_distance: ClassVar[str | None] = None  # where that is neither gFID nor rFID
     input_resize: ClassVar[str] = ""  # how images get the size of its input, for presets of protocols
     facts: ClassVar[Mapping[str, str]] = {}  # how images become features, for protocols

@@ -207,8 +207,7 @@ GPIC = replace(
     comparison="<",
     repeats=1,
     note="precision, recall, density and coverage over at most 10,000 random images of each set; no guidance",
-    reason="read in a port of its toolkit, which was not at hand itself",
-    missing="its reference file, of kind test, is not read here",
+    reason="read in a port of its toolkit, which was not at hand itself; nor was its reference file",
 )
 
 PRESETS: tuple[Preset, ...] = (

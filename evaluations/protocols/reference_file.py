@@ -3,9 +3,12 @@
     mu, sigma       pool features
     mu_s, sigma_s   spatial features
     arr_0           images, for precision and recall
-    kind, num_images, image_size, extractor, extractor_weights   written by evaluations.make_reference only
+    kind, num_images, image_size, extractor, extractor_weights, resize, positions
+                    written by evaluations.make_reference only
 
-A file with fewer keys makes some metrics unavailable, by name.
+A file with fewer keys makes some metrics unavailable, by name. Statistics are those of Inception, unless the file names
+another extractor, or has them under keys of that extractor's own published files. Of a file with statistics of another
+extractor only the images are used.
 """
 
 from __future__ import annotations
@@ -50,13 +53,12 @@ class ReferenceFile:
         """
         if not path.is_file():
             raise UserError(f"reference {path} does not exist")
-        if "published" not in extractor.capabilities:
-            accepted = " or ".join(extractors_with("published"))
-            raise UserError(f"reference {path} holds Inception statistics; use --extractor {accepted}")
-
         content = _read_content(path, kind, extractor)
         _require_extractor(path, content, extractor)
         if content.pool is None and not content.has_images:
+            if not content.fits:
+                accepted = " or ".join(extractors_with("published"))
+                raise UserError(f"reference {path} holds Inception statistics; use --extractor {accepted}")
             raise UserError(f"{path} has neither mu and sigma nor images (arr_0)")
 
         # What the file says; the number of images is that of mu and sigma.
@@ -114,6 +116,7 @@ class _Content(NamedTuple):
     """What a file says, but for its images."""
 
     kind: str
+    fits: bool  # whether its statistics are those of the extractor
     pool: Gaussian | None
     spatial: Gaussian | None
     has_images: bool
@@ -121,6 +124,7 @@ class _Content(NamedTuple):
     image_size: int | None
     extractor: str | None  # family of its features, and the stamp of the weights
     weights: str | None
+    facts: dict[str, str]  # those of the extractor that the file states
 
 
 def _read_content(path: Path, kind: str | None, extractor: Extractor) -> _Content:
@@ -128,15 +132,18 @@ def _read_content(path: Path, kind: str | None, extractor: Extractor) -> _Conten
     try:
         with np.load(path, allow_pickle=False) as stored:
             _require_layout(path, stored.files)
+            keys = _statistics_keys(stored.files, _text(stored, "extractor"), extractor)
             return _Content(
                 kind=_kind(path, _text(stored, "kind"), kind),
-                pool=_gaussian(path, stored, "mu", "sigma", extractor.dim),
-                spatial=_gaussian(path, stored, "mu_s", "sigma_s", extractor.spatial_dim),
+                fits=keys is not None,
+                pool=_gaussian(path, stored, *keys, extractor.dim) if keys is not None else None,
+                spatial=_gaussian(path, stored, "mu_s", "sigma_s", extractor.spatial_dim if keys is not None else None),
                 has_images="arr_0" in stored.files,
                 num_images=int(stored["num_images"]) if "num_images" in stored.files else "unknown",
                 image_size=int(stored["image_size"]) if "image_size" in stored.files else _size_in_name(path),
                 extractor=_text(stored, "extractor"),
                 weights=_text(stored, "extractor_weights"),
+                facts={name: _text(stored, name) for name in extractor.facts if name in stored.files},
             )
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         # UserError is a ValueError: those of the checks above have their message already.
@@ -147,13 +154,33 @@ def _read_content(path: Path, kind: str | None, extractor: Extractor) -> _Conten
 
 def _require_extractor(path: Path, content: _Content, extractor: Extractor) -> None:
     """Raises UserError where the features of a file, as far as it says so, are those of another extractor."""
+    if not content.fits:
+        return
     if content.extractor not in (None, extractor.metric):
         raise UserError(
             f"reference {path} holds {content.extractor} features, the extractor gives {extractor.metric} features; "
             "statistics of two extractors cannot be compared"
         )
     if content.weights not in (None, extractor.stamp):
-        raise UserError(f"{path} was made with the Inception weights {content.weights}, these are {extractor.stamp}")
+        raise UserError(
+            f"reference {path} was made with other weights of the extractor ({content.weights}), these are "
+            f"{extractor.stamp}"
+        )
+    for name, fact in content.facts.items():
+        if fact != extractor.facts[name]:
+            raise UserError(
+                f"reference {path} was made with another {name} ({fact}), that of the extractor is "
+                f"{extractor.facts[name]}"
+            )
+
+
+def _statistics_keys(keys: list[str], stored_extractor: str | None, extractor: Extractor) -> tuple[str, str] | None:
+    """The keys of mean and covariance of the extractor's features; None where a file has those of another one."""
+    if "published" in extractor.capabilities or stored_extractor == extractor.metric:
+        return "mu", "sigma"
+    if extractor.file_statistics is not None and set(extractor.file_statistics) <= set(keys):
+        return extractor.file_statistics
+    return None
 
 
 def _text(stored: np.lib.npyio.NpzFile, key: str) -> str | None:
@@ -189,7 +216,7 @@ def _kind(path: Path, file_kind: str | None, flag_kind: str | None) -> str:
     if kind is None:
         raise UserError(
             f"{path} does not say whose statistics it holds: add --reference-kind train (statistics of the training "
-            "images, for generation) or val (held-out images, for reconstruction)"
+            "images, for generation), val (held-out images, for reconstruction) or test (those of a benchmark)"
         )
     return kind
 

@@ -264,7 +264,10 @@ def test_a_file_says_its_kind_or_is_asked_for_it(tmp_path, world):
         ({"mu": np.full(4, np.nan), "sigma": np.eye(4)}, "mu or sigma holds NaN or infinity"),
         ({"mu": np.array([None] * 4, dtype=object), "sigma": np.eye(4)}, "cannot be read as reference statistics"),
         ({"other": np.zeros(3)}, "neither mu and sigma nor images"),
-        ({"extractor_weights": np.array("others"), "mu": np.zeros(4), "sigma": np.eye(4)}, "made with the Inception"),
+        (
+            {"extractor_weights": np.array("others"), "mu": np.zeros(4), "sigma": np.eye(4)},
+            "made with other weights of the extractor",
+        ),
     ],
 )
 def test_a_reference_that_does_not_fit_is_refused(tmp_path, content, message):
