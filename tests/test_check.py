@@ -196,6 +196,11 @@ COMMANDS = {
         ["no1", "no2", "a.json"],
     ),
     "evaluations.recipes": ("--show VQ_SS256", "--show {root}/no1.yaml", ["no1.yaml"]),
+    "evaluations.paper_tables": (
+        "wetok_3 --files {root} --images imagenet={root}",
+        "no1 --files {root}/no2 --images imagenet={root}/no3",
+        ["no1", "no2", "no3"],
+    ),
     "evaluations.sweep": (
         "--config {root}/tokenizer.yaml --folder {root}/new --grid optim.lr=1,2",
         "--config {root}/no1.yaml --folder {root}/a.json --grid optim.lr=1,2",

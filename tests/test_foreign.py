@@ -68,6 +68,7 @@ APART = {
     "evaluations.memory": "measures the entropy loss of sign codes",
     "evaluations.publish": "copies the weights and the config of any network",
     "evaluations.recipes": "lists the recipes that come with the program",
+    "evaluations.paper_tables": "prints tables and commands",
     "evaluations.quickstart": "starts the entries below on its own configs",
     "evaluations.ship": "starts entries below on the networks of a quick start",
     "evaluations.sweep": "starts the trainers as processes",

@@ -156,6 +156,7 @@ COMMANDS = {
     "evaluations.doctor": "tokenizer | --all",
     "evaluations.publish": "tokenizer | --to OUT/shared",
     "evaluations.recipes": "quickstart | --json",
+    "evaluations.paper_tables": "wetok_3 | --files images | --images imagenet=images/train | --commands",
     "evaluations.sweep": "--config tokenizer.yaml | --folder OUT/sweep | --grid optim.lr=1e-3,2e-3 | loop.steps=1",
     "evaluations.report": "report | --output OUT/page.html",
 }
