@@ -12,7 +12,7 @@ from torch import Tensor
 from autoregressive.generate import draw_tokens
 from autoregressive.guidance import Guidance
 from autoregressive.models.base import Generator
-from autoregressive.sampling import Draw, PerIndex, greedy, seeded_draw, setting_problems
+from autoregressive.sampling import Draw, PerIndex, greedy, seeded_draw, setting_problems, settings_text
 from engine.data.images import resize_for_evaluation, to_uint8
 from engine.devices import synchronize
 from engine.finite import numbered
@@ -35,6 +35,18 @@ class SamplerSettings(Section):
     def problems(self) -> Iterator[Problem]:
         yield from setting_problems(self.temperature, self.top_k, self.top_p)
         yield from seed_problems(self.seed)
+
+    def in_words(self) -> str:
+        """The settings in one line for people."""
+        return settings_text(
+            guidance_scale=self.guidance.scale,
+            guidance_schedule=self.guidance.schedule,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seed=self.seed,
+            greedy=self.greedy,
+        )
 
     def draw(self, sample_ids: Tensor, num_draws: int) -> Draw:
         """The random numbers of the samples `sample_ids` (B,), `num_draws` per image."""

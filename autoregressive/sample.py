@@ -135,14 +135,19 @@ def draw_class(
     return torch.cat([images for _, images in batches])
 
 
-def write_class(root: Path, samples: ClassSamples, images: Tensor) -> None:
+def caption_of(images: str, settings: SamplerSettings) -> str:
+    """What a grid shows, for whoever sees the picture alone."""
+    return f"Generated: {images}; not selected. {settings.in_words()}."
+
+
+def write_class(root: Path, samples: ClassSamples, images: Tensor, caption: str) -> None:
     """Writes each image as PNG, and at the end a grid of all, which says that the class is complete."""
     folder = root / samples.folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, image in zip(samples.files(), images, strict=True):
         to_pil(image).save(root / name)
     with atomic_file(folder / GRID) as temporary:
-        save_grid(temporary, to_float(images), GRID_COLUMNS)
+        save_grid(temporary, to_float(images), GRID_COLUMNS, caption=caption)
 
 
 def is_complete(root: Path, samples: ClassSamples) -> bool:
@@ -168,7 +173,8 @@ def sample_picture(args: argparse.Namespace, settings: SamplerSettings, world: W
     path = free_name(PICTURE) if PICTURE.exists() else PICTURE
     with atomic_file(path) as temporary:
         names = [known.shown_name(label) for label in labels]
-        save_grid(temporary, to_float(torch.cat(rows)), columns, row_names=names)
+        caption = caption_of(f"one class per row, the first {columns} samples of each", settings)
+        save_grid(temporary, to_float(torch.cat(rows)), columns, row_names=names, caption=caption)
     logger.info("%s: %d images by %s, rows: classes %s", path, len(labels) * columns, args.gpt_ckpt, labels)
     print(path.absolute())
 
@@ -179,7 +185,8 @@ def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) ->
     generator = gpt_from(args, tokenizer, world.device)
     classes = chosen_classes(args, generator)
     num_images = args.qual_num or DEFAULT_IMAGES
-    plan = plan_classes(classes, ceil_div(num_images, len(classes)), classes_of(generator))
+    known = classes_of(generator)
+    plan = plan_classes(classes, ceil_div(num_images, len(classes)), known)
     set_sampling(args, generator, settings, min(args.per_proc_batch_size, plan[0].count), world)
 
     # The folder, which may hold a part of the same samples.
@@ -207,15 +214,16 @@ def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) ->
     world.barrier()  # no rank writes before all have looked
     for samples in progress(missing[world.rank :: world.size], "classes", world):
         images = draw_class(generator, decoder, samples, settings, args.per_proc_batch_size)
-        write_class(root, samples, images)
+        first = f"samples {samples.first} to {samples.first + samples.count - 1} of class"
+        write_class(root, samples, images, caption_of(f"{first} {known.shown_name(samples.label)}", settings))
 
     # The grid of the folder shows one image of each class.
     output.finish(pictures)
     if world.is_main:
         overview = to_float(torch.stack([image_tensor(read_image(root / samples.files()[0])) for samples in plan]))
-        known = classes_of(generator)
         names = [known.shown_name(samples.label) for samples in plan]
-        save_grid(root / GRID, overview, GRID_COLUMNS, image_names=names)
+        caption = caption_of("the first sample of each class", settings)
+        save_grid(root / GRID, overview, GRID_COLUMNS, image_names=names, caption=caption)
         written = sum(samples.count for samples in missing)
         there = sum(samples.count for samples in plan) - written
         before = f"; {there} were there before" if there else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -47,6 +47,35 @@ def require_settings(temperature: PerIndex[float], top_k: PerIndex[int], top_p: 
 def _values(setting: PerIndex[T]) -> tuple[T, ...]:
     """The values of a setting that may be given per index."""
     return setting if isinstance(setting, tuple) else (setting,)
+
+
+def settings_text(
+    *,
+    guidance_scale: PerIndex[float],
+    guidance_schedule: str = "constant",
+    temperature: PerIndex[float] = 1.0,
+    top_k: PerIndex[int] = 0,
+    top_p: PerIndex[float] = 1.0,
+    seed: int = 0,
+    greedy: bool = False,
+) -> str:
+    """Settings of the sampler in one line for people: `seed 0, guidance scale 2, temperature 1`.
+
+    Filters are named where they filter. Lists, as a JSON file has them, may stand for tuples.
+    """
+
+    def said(value: Any) -> str:
+        return "/".join(f"{part:g}" for part in value) if isinstance(value, tuple | list) else f"{value:g}"
+
+    parts = [f"guidance scale {said(guidance_scale)}"]
+    if guidance_schedule != "constant":
+        parts[0] += f" ({guidance_schedule})"
+    if greedy:
+        return ", ".join(["always the most probable code", *parts])
+    parts = [f"seed {seed}", *parts, f"temperature {said(temperature)}"]
+    parts += [f"top-k {said(top_k)}"] if said(top_k) != "0" else []
+    parts += [f"top-p {said(top_p)}"] if said(top_p) != "1" else []
+    return ", ".join(parts)
 
 
 @dataclass(frozen=True)

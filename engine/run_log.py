@@ -194,8 +194,12 @@ class Run:
         for tracker in self._trackers.values():
             tracker.log(metrics, step)
 
-    def save_grid(self, name: str, images: Tensor, columns: int, row_names: Sequence[str] = ()) -> None:
-        """Writes an image grid to samples/<name>.png, with names beside its rows. Images (B,3,H,W) in [-1,1].
+    def save_grid(
+        self, name: str, images: Tensor, columns: int, row_names: Sequence[str] = (), caption: str = ""
+    ) -> None:
+        """Writes an image grid to samples/<name>.png, with names beside its rows and a caption above.
+
+        Images (B,3,H,W) in [-1,1].
 
         Where pixels are not finite, there is a warning and no picture.
         """
@@ -203,7 +207,7 @@ class Run:
             return
         path = self.dir / "samples" / f"{name}.png"
         try:
-            grids.save_grid(path, images, columns, row_names=row_names)
+            grids.save_grid(path, images, columns, row_names=row_names, caption=caption)
         except NonFiniteValuesError as error:
             self.log(f"warning: no picture {name}: {error}")
             return

@@ -107,7 +107,8 @@ def visualize(args: argparse.Namespace) -> None:
 
     # A picture for people: originals in the first row, one row per tokenizer below.
     images = to_float(torch.cat(list(rows.values())))
-    save_grid(picture, images, len(originals), row_names=["originals", *labels])
+    caption = f"Held-out images, not selected; below, as colors, three principal components. {note}"
+    save_grid(picture, images, len(originals), row_names=["originals", *labels], caption=caption)
     logger.info("%s (originals above, then %s)", picture, ", ".join(labels))
 
 

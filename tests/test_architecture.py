@@ -73,7 +73,8 @@ LAYERS = {
         *(f"evaluations.{name}" for name in ("cost_report", "workload", "metrics.extractors", "report.run_folder")),
     ],
     "evaluations.report": [
-        "engine", "tokenizer.losses.terms", "tokenizer.models.registry", "evaluations.metrics.registry",
+        "engine", "tokenizer.losses.terms", "tokenizer.models.registry", "autoregressive.models.registry",
+        "autoregressive.sampling", "evaluations.metrics.registry", "evaluations.digits",
         *(f"evaluations.{name}" for name in ("report", "results", "comparison", "run_layout")),
     ],
     "evaluations.publication": [

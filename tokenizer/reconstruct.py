@@ -112,7 +112,9 @@ def write_grid(path: Path, batches: list[tuple[Tensor, Tensor]]) -> None:
     rows = [
         torch.cat([originals, reconstructions]) for originals, reconstructions in batches if len(originals) == width
     ]
-    save_grid(path, to_float(torch.cat(rows)), width, row_names=["original", "reconstruction"] * len(rows))
+    names = ["original", "reconstruction"] * len(rows)
+    caption = "Originals above what their codes alone give back. The first images of each batch, not selected."
+    save_grid(path, to_float(torch.cat(rows)), width, row_names=names, caption=caption)
 
 
 def lpips_of(lpips: nn.Module, original: Tensor, reconstruction: Tensor, device: torch.device) -> float:

@@ -56,6 +56,7 @@ class Generator(PretrainedNetwork):
     """
 
     config_class: ClassVar[type]  # the dataclass of its section `model.<name>`
+    in_words: ClassVar[str] = ""  # what kind of network it is, for a page; without it the page has the name alone
     forward_methods = ("sample",)  # called from outside beside `forward`, also while the network is sharded
 
     num_classes: int

@@ -175,6 +175,7 @@ class GPT(Generator):
     """See the module docstring, and `Generator` for what is asked of it."""
 
     config_class = GPTConfig
+    in_words = "autoregressive transformer"
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

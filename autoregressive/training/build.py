@@ -8,7 +8,7 @@ from autoregressive.generate import draw_tokens
 from autoregressive.guidance import Guidance
 from autoregressive.models.base import Generator
 from autoregressive.models.registry import build_generator
-from autoregressive.sampling import seeded_draw
+from autoregressive.sampling import seeded_draw, settings_text
 from autoregressive.tokenized import Tokenization, tokens_of
 from autoregressive.training.config import GPTTrainConfig
 from autoregressive.training.sizes import surveyed_tokenizer
@@ -141,7 +141,9 @@ def preview_grid(
         try:
             tokens = draw_tokens(network, labels, draw=draw, guidance=guidance)
             names = [classes.shown_name(label) for label in range(num_classes)]
-            run.save_grid(name, tokenizer.decode_indices(tokens), PREVIEWS_PER_CLASS, names)
+            settings = settings_text(guidance_scale=guidance.scale, seed=config.loop.seed)
+            caption = f"Generated in training ({name}): one class per row, not selected. {settings}."
+            run.save_grid(name, tokenizer.decode_indices(tokens), PREVIEWS_PER_CLASS, names, caption)
         except NonFiniteValuesError as error:  # the training goes on: its own guard decides about updates
             run.log(f"warning: no preview {name}: {error}")
 

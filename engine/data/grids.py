@@ -1,4 +1,5 @@
-"""Grids of images as one picture for people: at a readable scale, with names beside rows and below images.
+"""Grids of images as one picture for people: at a readable scale, with a caption above, and with names beside rows and
+below images.
 
 Numbers never come from grids: readers of image folders leave them out (`engine.outputs.listed_images`).
 """
@@ -30,13 +31,17 @@ LINE_HEIGHT = 18
 MARGIN = 6
 ROW_NAME_WIDTH = 150  # at most
 MAX_LINES = 2  # of a name
+MAX_CAPTION_LINES = 6
+MIN_CAPTION_WIDTH = 360  # pixels; a narrower grid gets room at its right
 INK = (31, 41, 51)
 
 
 class GridWriter(Protocol):
-    """Writes a grid of images (B,3,H,W) in [-1,1] under a name, with names beside its rows."""
+    """Writes a grid of images (B,3,H,W) in [-1,1] under a name, with names beside its rows and a caption above."""
 
-    def __call__(self, name: str, images: Tensor, columns: int, row_names: Sequence[str] = ()) -> None: ...
+    def __call__(
+        self, name: str, images: Tensor, columns: int, row_names: Sequence[str] = (), caption: str = ""
+    ) -> None: ...
 
 
 def zoom_of(images: Tensor | np.ndarray) -> int:
@@ -69,12 +74,14 @@ def save_grid(
     *,
     row_names: Sequence[str] = (),
     image_names: Sequence[str] = (),
+    caption: str = "",
     zoom: int | None = None,
 ) -> None:
     """Writes a grid of images (B,3,H,W) in [-1,1] as PNG.
 
-    `row_names` stand at the left of the rows, `image_names` below the images; both may be shorter than the grid. Pixels
-    are repeated `zoom` times, by default as often as small images need (`zoom_of`).
+    `row_names` stand at the left of the rows, `image_names` below the images; both may be shorter than the grid. The
+    `caption` above it says what the images are, for whoever finds the picture without the page around it. Pixels are
+    repeated `zoom` times, by default as often as small images need (`zoom_of`).
 
     Raises NonFiniteValuesError for pixels that are not finite.
     """
@@ -93,6 +100,8 @@ def save_grid(
         rows = _with_names_beside(rows, row_names)
 
     grid = _stacked(rows, zoom * PADDING)
+    if caption:
+        grid = _with_caption(grid, caption)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     grid.save(path)
 
@@ -116,6 +125,22 @@ def _stacked(rows: Sequence[Image.Image], gap: int) -> Image.Image:
 
 
 # ------------------------------------------------------------------------------------------------ names
+def _with_caption(grid: Image.Image, caption: str) -> Image.Image:
+    """A grid with a caption above it, in as many lines as its width needs."""
+    from PIL import ImageDraw
+
+    font = _font()
+    width = max(grid.width, MIN_CAPTION_WIDTH)
+    lines = _lines(caption, width - 2 * MARGIN, font, MAX_CAPTION_LINES)
+    height = len(lines) * LINE_HEIGHT + 2 * MARGIN
+    picture = Image.new("RGB", (width, height + grid.height), "white")
+    picture.paste(grid, (0, height))
+    draw = ImageDraw.Draw(picture)
+    for number, line in enumerate(lines):
+        draw.text((MARGIN, MARGIN + number * LINE_HEIGHT), line, fill=INK, font=font)
+    return picture
+
+
 def _with_names_below(row: Image.Image, names: Sequence[str], tile_width: int, left: int) -> Image.Image:
     """A row of images with a strip for their names below it."""
     from PIL import ImageDraw
@@ -158,16 +183,18 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(FONT_SIZE if features.check("freetype2") else None)
 
 
-def _lines(name: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """A name in at most `MAX_LINES` lines of `width` pixels; what is left out becomes three dots."""
+def _lines(
+    name: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, max_lines: int = MAX_LINES
+) -> list[str]:
+    """A name in at most `max_lines` lines of `width` pixels; what is left out becomes three dots."""
     words = _drawable(name, font).split()
     lines: list[str] = []
-    while words and len(lines) < MAX_LINES:
+    while words and len(lines) < max_lines:
         # As many words as fit, but one at least.
         count = 1
         while count < len(words) and _width(" ".join(words[: count + 1]), font) <= width:
             count += 1
-        is_last = len(lines) == MAX_LINES - 1 and count < len(words)
+        is_last = len(lines) == max_lines - 1 and count < len(words)
         lines.append(_cut(" ".join(words[:count]), width, font, is_last))
         words = words[count:]
     return lines

@@ -1,7 +1,11 @@
 // The map of a codebook: a dot per code, its neighbors on click, and patches of images.
 
 const MAP_SIDE = 560; // pixels
+const MAP_LEFT = 44; // pixels, for the numbers and the name of the axis; as many below
+const MAP_TOP = 12; // pixels; as many at the right
+const MAP_PLOT = MAP_SIDE - MAP_LEFT - MAP_TOP;
 const MAP_STEPS = 4095;
+const MAP_TICKS = 4; // numbers along an axis, about
 const NEAR = 10; // pixels from the pointer to a dot
 
 class CodebookMap {
@@ -12,12 +16,14 @@ class CodebookMap {
     this.canvas = element("canvas", {width: MAP_SIDE, height: MAP_SIDE, className: "map"});
     this.readout = element("p", {className: "readout"});
     this.found = element("div");
+    this.measures = element("p", {className: "measures"});
+    this.key = element("ul", {className: "key"});
     this.group = element("select");
-    subject.codebooks.forEach((_, number) => this.group.append(element("option", {value: number}, `index ${number + 1} of a token`)));
+    subject.codebooks.forEach((_, number) => this.group.append(element("option", {value: number}, `index ${number} of a token`)));
     this.group.addEventListener("change", () => this.show(Number(this.group.value)));
-    const viewer = element("div", {className: "viewer"}, this.canvas);
+    const viewer = element("div", {className: "viewer"}, this.canvas, this.key);
     const detail = element("div", {className: "detail"}, ...(subject.codebooks.length > 1 ? [this.group] : []),
-      this.readout, this.found);
+      this.measures, this.readout, this.found);
     place.append(element("h3", {}, subject.title), element("div", {className: "pane"}, viewer, detail));
 
     this.canvas.addEventListener("mousemove", (event) => this.tell(this.nearest(event) ?? this.chosen));
@@ -30,12 +36,12 @@ class CodebookMap {
     this.book = this.subject.codebooks[group];
     this.total = this.book.counts.reduce((sum, count) => sum + count, 0);
     this.most = this.book.counts.reduce((most, count) => Math.max(most, count), 1);
+    this.explain();
     this.choose(null);
   }
 
   place(row) {
-    const usable = MAP_SIDE - 24;
-    return [12 + usable * this.book.x[row] / MAP_STEPS, 12 + usable * (1 - this.book.y[row] / MAP_STEPS)];
+    return [MAP_LEFT + MAP_PLOT * this.book.x[row] / MAP_STEPS, MAP_TOP + MAP_PLOT * (1 - this.book.y[row] / MAP_STEPS)];
   }
 
   nearest(event) {
@@ -55,15 +61,52 @@ class CodebookMap {
   draw() {
     const context = this.canvas.getContext("2d");
     context.clearRect(0, 0, MAP_SIDE, MAP_SIDE);
+    this.drawAxes(context);
 
     // Unused codes below, frequent ones above.
     const rows = this.book.codes.map((_, row) => row).sort((a, b) => this.book.counts[a] - this.book.counts[b]);
-    for (const row of rows) this.dot(context, row);
+    for (const row of rows) this.dot(context, ...this.place(row), this.book.counts[row]);
+    if (this.chosen !== null) this.drawNeighbors(context);
+  }
 
-    if (this.chosen === null) return;
+  // Numbers in the unit of the code vectors, and how much of the variance each direction holds.
+  drawAxes(context) {
+    const bottom = MAP_TOP + MAP_PLOT;
+    context.strokeStyle = pageColor("--line");
+    context.strokeRect(MAP_LEFT, MAP_TOP, MAP_PLOT, MAP_PLOT);
+    context.fillStyle = pageColor("--soft");
+    context.font = "12px system-ui, sans-serif";
+    const names = this.book.shares.map((share, number) => `direction ${number}: ${(100 * share).toFixed(0)} % of the variance`);
+
+    context.textAlign = "center";
+    for (const [value, share] of this.ticks(this.book.ends[0])) context.fillText(threeDigits(value), MAP_LEFT + MAP_PLOT * share, bottom + 16);
+    context.fillText(names[0], MAP_LEFT + MAP_PLOT / 2, bottom + 34);
+
+    context.save();
+    context.rotate(-Math.PI / 2);
+    for (const [value, share] of this.ticks(this.book.ends[1])) context.fillText(threeDigits(value), -(bottom - MAP_PLOT * share), MAP_LEFT - 8);
+    context.fillText(names[1], -(MAP_TOP + MAP_PLOT / 2), 14);
+    context.restore();
+    context.textAlign = "start";
+  }
+
+  // [value, fraction of the axis] of round numbers between two ends.
+  ticks([low, high]) {
+    const raw = (high - low) / MAP_TICKS;
+    if (!(raw > 0)) return [];
+    const unit = 10 ** Math.floor(Math.log10(raw));
+    const step = unit * [1, 2, 5, 10].find((factor) => unit * factor >= raw);
+    const ticks = [];
+    for (let number = Math.ceil(low / step); number * step <= high; number++) ticks.push([number * step, (number * step - low) / (high - low)]);
+    return ticks;
+  }
+
+  drawNeighbors(context) {
+    // Lines below the numbers of the codes.
     context.strokeStyle = "#e11d48";
     const [x, y] = this.place(this.chosen);
-    for (const neighbor of this.book.neighbors[this.chosen]) {
+    const neighbors = this.book.neighbors[this.chosen];
+    for (const neighbor of neighbors) {
       context.beginPath();
       context.moveTo(x, y);
       context.lineTo(...this.place(neighbor));
@@ -73,27 +116,58 @@ class CodebookMap {
     context.beginPath();
     context.arc(x, y, 8, 0, 2 * Math.PI);
     context.stroke();
+
+    // The number of each, readable over dots and lines.
+    context.font = "600 13px system-ui, sans-serif";
+    context.lineWidth = 4;
+    context.strokeStyle = pageColor("--card");
+    context.fillStyle = pageColor("--ink");
+    for (const row of [...neighbors, this.chosen]) {
+      const [left, top] = this.place(row);
+      context.textAlign = left > MAP_SIDE - 60 ? "end" : "start";
+      const at = [left + (left > MAP_SIDE - 60 ? -8 : 8), Math.max(top - 7, 14)];
+      context.strokeText(String(this.book.codes[row]), ...at);
+      context.fillText(String(this.book.codes[row]), ...at);
+    }
+    context.textAlign = "start";
     context.lineWidth = 1;
   }
 
-  dot(context, row) {
-    const count = this.book.counts[row];
+  dot(context, x, y, count) {
     const share = Math.sqrt(count / this.most);
     const small = this.book.codes.length > 2000 ? 0.5 : 1;
     context.beginPath();
-    context.arc(...this.place(row), count ? small * (2 + 5 * share) : small * 1.6, 0, 2 * Math.PI);
+    context.arc(x, y, count ? small * (2 + 5 * share) : small * 1.6, 0, 2 * Math.PI);
     context.fillStyle = count ? `rgb(${heat(0.25 + 0.75 * share).join(" ")} / .85)` : "rgb(128 128 128 / .45)";
     context.fill();
   }
 
+  // What sizes and colors mean, and over what codes are counted.
+  explain() {
+    const {numCounted, numCountedImages} = this.subject.tokens;
+    const counts = [...new Set([0, 1, Math.round(this.most / 4), this.most])];
+    const dots = counts.flatMap((count) => {
+      const canvas = element("canvas", {width: 16, height: 16, className: "dot"});
+      this.dot(canvas.getContext("2d"), 8, 8, count);
+      return [canvas, count === 0 ? " never " : count === 1 ? " once " : ` ${count.toLocaleString("en")} times `];
+    });
+    this.key.replaceChildren(
+      element("li", {}, `How often a code occurs in ${numCountedImages.toLocaleString("en")} counted images (${numCounted.toLocaleString("en")} tokens): `, ...dots),
+      element("li", {}, "Axes: coordinates along the directions of the map; 0 is the mean of the counted tokens."),
+    );
+    const {typicalDistance} = this.book;
+    this.measures.textContent = "Distances are Euclidean, between whole code vectors."
+      + (typicalDistance === null ? "" : ` The median distance of a code to its nearest neighbor is ${typicalDistance}.`);
+  }
+
   textOf(row) {
-    return `code ${this.book.codes[row]}: ${this.book.counts[row]} times among the counted tokens (${percent(this.book.counts[row], this.total)})`;
+    return `code ${this.book.codes[row]}: ${this.book.counts[row]} times among the counted tokens (${percent(this.book.counts[row], this.total)} of them)`;
   }
 
   tell(row) {
     this.readout.textContent = row === null
       ? `${this.book.numUsed.toLocaleString("en")} of ${this.book.size.toLocaleString("en")} codes are used; the map shows `
-        + `${this.book.codes.length.toLocaleString("en")} codes; its directions hold ${(100 * this.book.explained).toFixed(0)} % of the variance.`
+        + `${this.book.codes.length.toLocaleString("en")} codes; its two directions hold ${(100 * (this.book.shares[0] + this.book.shares[1])).toFixed(0)} % of the variance.`
       : this.textOf(row);
   }
 
@@ -108,7 +182,7 @@ class CodebookMap {
 
     // Neighbors as buttons, and patches where the code stands.
     const neighbors = this.book.neighbors[row].map((neighbor, rank) => {
-      const text = `${this.book.codes[neighbor]} (distance ${this.book.distances[row][rank]})`;
+      const text = `code ${this.book.codes[neighbor]}, distance ${this.book.distances[row][rank]}`;
       const button = element("button", {type: "button", className: "chip"}, text);
       button.addEventListener("click", () => this.choose(neighbor));
       return button;

@@ -28,21 +28,37 @@ MIN_COUNTED = 2  # occurrences of a code whose patches say something
 
 
 @dataclass(frozen=True)
+class Projection:
+    """Vectors on a plane: `places` int64 (P,2) in 0..MAP_STEPS.
+
+    `shares` are the fractions of the variance that lie in its two directions. `ends` are the coordinates of places 0
+    and MAP_STEPS along each of them, in the unit of the vectors, where 0 is the mean of the tokens.
+    """
+
+    places: Tensor
+    shares: tuple[float, float]
+    ends: tuple[tuple[float, float], tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class CodeMap:
     """The codebook of one index of a token: P of its codes.
 
-    Shapes    codes, counts int64 (P,)      places int64 (P,2) in 0..MAP_STEPS      neighbors int64 (P,k): rows of
-              `codes`, the nearest first      distances float32 (P,k)
+    Shapes    codes, counts int64 (P,)      neighbors int64 (P,k): rows of `codes`, the nearest first
+              distances float32 (P,k), Euclidean, between whole vectors
     """
 
     size: int  # codes of the whole codebook
     num_used: int  # of them in the counted images
     codes: Tensor
     counts: Tensor
-    places: Tensor
-    explained: float  # fraction of the variance of the counted tokens' vectors that lies in the map
+    projection: Projection
     neighbors: Tensor
     distances: Tensor
+
+    def typical_distance(self) -> float | None:
+        """The median distance of a code to its nearest neighbor; None for a single code."""
+        return self.distances[:, 0].median().item() if self.distances.shape[1] else None
 
 
 @dataclass(frozen=True)
@@ -93,16 +109,14 @@ def map_codebook(quantizer: Quantizer, group: int, rows: Tensor, limit: int) -> 
     counts = torch.where(used[place] == codes, times[place], counts)
 
     vectors = code_vectors(quantizer, group, codes)
-    places, explained = project(vectors, counts)
     neighbors, distances = nearest_neighbors(vectors, NEIGHBORS)
-    return CodeMap(size, len(used), codes, counts, places, explained, neighbors, distances)
+    return CodeMap(size, len(used), codes, counts, project(vectors, counts), neighbors, distances)
 
 
-def project(vectors: Tensor, counts: Tensor) -> tuple[Tensor, float]:
+def project(vectors: Tensor, counts: Tensor) -> Projection:
     """Vectors (P,D) on the two directions of largest variance of tokens that have them `counts` (P,) times.
 
-    Returns places int64 (P,2), and the fraction of the variance that lies in the two directions. Both coordinates have
-    one scale. The sign of a direction is such that its largest loading is positive.
+    Both coordinates have one scale. The sign of a direction is such that its largest loading is positive.
     """
     weights = counts.double() if counts.count_nonzero() > 1 else torch.ones(len(vectors), dtype=torch.float64)
     weights = weights / weights.sum()
@@ -117,8 +131,12 @@ def project(vectors: Tensor, counts: Tensor) -> tuple[Tensor, float]:
     extent = (high - low).max().clamp_min(1e-12)
     middle = (low + high) / 2
     places = ((coordinates - middle) / extent + 0.5) * MAP_STEPS
-    total = variances.clamp_min(0).sum().clamp_min(1e-12)
-    return places.round().clamp(0, MAP_STEPS).long(), (variances.clamp_min(0).flip(0)[:2].sum() / total).item()
+    ends = [(value - extent.item() / 2, value + extent.item() / 2) for value in middle.tolist()]
+
+    # Vectors of a single channel have no second direction.
+    variances = variances.clamp_min(0).flip(0)
+    shares = [*(variances / variances.sum().clamp_min(1e-12)).tolist(), 0.0]
+    return Projection(places.round().clamp(0, MAP_STEPS).long(), (shares[0], shares[1]), (ends[0], ends[1]))
 
 
 def nearest_neighbors(vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -55,10 +55,25 @@ function codeText(token) {
   return token.join(" · ");
 }
 
+// "0.55" for 0.5512, "12" for 12.
+function threeDigits(value) {
+  return String(Number(value.toPrecision(3)));
+}
+
 // Dark blue over teal to yellow for 0..1.
 const HEAT = [[30, 27, 75], [13, 110, 130], [250, 204, 21]];
 function heat(value) {
   const position = Math.min(Math.max(value, 0), 1) * (HEAT.length - 1);
   const low = Math.min(Math.floor(position), HEAT.length - 2);
   return HEAT[low].map((start, channel) => Math.round(start + (position - low) * (HEAT[low + 1][channel] - start)));
+}
+
+// The colors of `heat` as a bar.
+function heatStyle() {
+  return `background: linear-gradient(90deg, ${HEAT.map((color) => `rgb(${color.join(" ")})`).join(", ")})`;
+}
+
+// A color of the page's style, for drawings on a canvas.
+function pageColor(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }

@@ -21,7 +21,7 @@ from evaluations.atlas.codebook import (
 )
 from evaluations.atlas.counted_images import CountedImages, ImageChoice, count_images, decibels, reconstruct
 from evaluations.atlas.guided_samples import GuidedSamples, sample_scales
-from evaluations.atlas.notes import MAX_GROUPS_WITH_PATCHES, notes_of, summary_of
+from evaluations.atlas.notes import MAX_GROUPS_WITH_PATCHES, bits_per_image, notes_of, summary_of
 from evaluations.atlas.replacement import (
     Replacements,
     most_used_tokens,
@@ -96,6 +96,8 @@ def gather(subject: Subject, choice: ImageChoice, sizes: Sizes, world: World) ->
         "notes": notes_of(subject, tokens["positions"]),
         "imageSize": tokenizer.image_size,
         "numTokens": tokenizer.num_tokens,
+        "numIndices": tokenizer.quantizer.num_groups,
+        "bits": bits_per_image(tokenizer),
         "grid": tokenizer.token_grid,
         "tokens": tokens,
         "codebooks": gather_codebooks(subject, images),
@@ -137,6 +139,7 @@ def gather_tokens(
         "positions": positions,
         "tokenCounts": token_counts(candidates, counts),
         "numCounted": len(images.token_rows()),
+        "numCountedImages": len(images.images),
     }
     return facts, replacements
 
@@ -170,14 +173,17 @@ def gather_codebooks(subject: Subject, images: CountedImages) -> list[dict[str, 
     records = []
     for group in range(quantizer.num_groups):
         code_map = map_codebook(quantizer, group, images.token_rows(), limit)
+        projection, typical = code_map.projection, code_map.typical_distance()
         record = {
             "size": code_map.size,
             "numUsed": code_map.num_used,
-            "explained": round(code_map.explained, 4),
+            "shares": [round(share, 4) for share in projection.shares],
+            "ends": [[float(f"{end:.4g}") for end in ends] for ends in projection.ends],
+            "typicalDistance": None if typical is None else float(f"{typical:.3g}"),
             "codes": code_map.codes.tolist(),
             "counts": code_map.counts.tolist(),
-            "x": code_map.places[:, 0].tolist(),
-            "y": code_map.places[:, 1].tolist(),
+            "x": projection.places[:, 0].tolist(),
+            "y": projection.places[:, 1].tolist(),
             "neighbors": code_map.neighbors.tolist(),
             "distances": [[float(f"{value:.3g}") for value in row] for row in code_map.distances.tolist()],
         }

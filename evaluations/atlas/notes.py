@@ -7,20 +7,27 @@ from collections.abc import Iterator, Sequence
 from evaluations.atlas.codebook import points_per_map
 from evaluations.atlas.subject import Subject
 from evaluations.metrics.code_usage import compression
+from tokenizer.models.base import Tokenizer
 
 MAX_GROUPS_WITH_PATCHES = 4  # indices of a token whose codes have patches
+
+
+def bits_per_image(tokenizer: Tokenizer) -> float:
+    """The size of the tokens of one image."""
+    sizes = compression(tokenizer.quantizer, tokenizer.image_size**2, tokenizer.num_tokens)
+    return sizes["bits_per_image"]
 
 
 def summary_of(subject: Subject) -> str:
     """The sizes of the networks."""
     tokenizer = subject.tokenizer
     quantizer = tokenizer.quantizer
-    bits = compression(quantizer, tokenizer.image_size**2, tokenizer.num_tokens)["bits_per_image"]
     sizes = " x ".join(f"{size:,}" for size in quantizer.group_sizes[:8])
     if quantizer.num_groups > 8:
         sizes = f"{quantizer.num_groups} indices of up to {quantizer.codebook_size:,}"
     text = (
-        f"{tokenizer.num_tokens} tokens of {sizes} codes per image of {tokenizer.image_size} pixels, {bits:,.0f} bits"
+        f"{tokenizer.num_tokens} tokens of {sizes} codes per image of {tokenizer.image_size} pixels, "
+        f"{bits_per_image(tokenizer):,.0f} bits"
     )
     weights = "EMA weights" if tokenizer.provenance.is_average else "raw weights"
     step = tokenizer.provenance.stamp.get("step")

@@ -25,12 +25,14 @@ POLICY = (
 )
 
 TOKENS_TEXT = (
-    "Pick an image. Move the slider from the original to its reconstruction from tokens. Point at a token to read its "
-    "code; click one to see the image with the most used other codes in its place."
+    "Pick an image. The slider moves the border between the original and its reconstruction from tokens. Point at a "
+    "token to read its code; click one to see the image with the most used other codes in its place. Tokens, rows, "
+    "columns and codes are counted from 0, as in Python."
 )
 CODEBOOK_TEXT = (
     "Each dot is a code, placed along the two directions in which the codes of the counted images vary most (PCA). "
-    "Large bright dots occur often, gray ones never. Click a code for its nearest neighbors."
+    "Distances on the map are approximate, because it leaves out all other directions. Click a code for its nearest "
+    "neighbors, which are those of the whole vectors."
 )
 SAMPLES_TEXT = (
     "One class per row, one guidance scale per column. A row uses the same random numbers throughout: only the scale "

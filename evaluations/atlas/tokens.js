@@ -3,40 +3,50 @@
 const STAGE_SIDE = 448; // pixels of the large picture, or a bit more
 const STRIP_COLUMNS = 16;
 
+// Viewers that stand side by side share their mode: the border, the colors, and whether a token is replaced.
 class TokenViewer {
-  constructor(subject, place) {
+  constructor(subject, place, viewers) {
     this.subject = subject;
+    this.viewers = viewers;
     this.image = 0;
     this.position = null; // which of the replaced tokens is chosen, by its rank among them
+    this.isFollowing = false; // whether it was chosen because another viewer shows a replaced token
     this.code = 0;
     this.drawings = 0;
 
-    // The large picture, with the tokens over it or in a strip below it.
+    // The large picture, with the tokens over it or in a strip below it, and what each side of it is.
     const side = subject.imageSize * Math.max(1, Math.ceil(STAGE_SIDE / subject.imageSize));
     const sharpness = subject.imageSize < SMALL_SIDE ? "picture sharp" : "picture";
     this.canvas = element("canvas", {width: side, height: side, className: sharpness});
     this.grid = element("div", {className: subject.grid ? "cells" : "strip"});
     const columns = subject.grid ? subject.grid[1] : Math.min(STRIP_COLUMNS, subject.numTokens);
     this.grid.style.gridTemplateColumns = `repeat(${columns}, 1fr)`;
-    const stage = element("div", {className: "stage"}, this.canvas);
+    this.leftSide = element("span", {className: "side left"}, "original");
+    this.rightSide = element("span", {className: "side right"});
+    const stage = element("div", {className: "stage"}, this.canvas, this.leftSide, this.rightSide);
     if (subject.grid) stage.append(this.grid);
 
     // What is below it.
     this.split = element("input", {type: "range", min: 0, max: 100, value: 50, className: "split"});
-    this.split.setAttribute("aria-label", "from original to reconstruction");
-    this.split.addEventListener("input", () => this.draw());
-    const ends = element("div", {className: "ends"}, element("span", {}, "← reconstruction"), element("span", {}, "original →"));
+    this.split.setAttribute("aria-label", "border between the original and what is at its right");
+    this.split.addEventListener("input", () => this.share((viewer) => { viewer.split.value = this.split.value; }));
+    this.rightOnly = element("span");
+    const ends = element("div", {className: "ends"}, this.rightOnly, element("span", {}, "only the original"));
+    this.key = element("ul", {className: "key"});
+
+    // What is beside it.
+    this.measures = element("p", {className: "measures"});
     this.readout = element("p", {className: "readout"});
     this.influence = element("input", {type: "checkbox"});
-    this.influence.addEventListener("change", () => this.draw());
+    this.influence.addEventListener("change", () => this.share((viewer) => { viewer.influence.checked = this.influence.checked; }));
     this.back = element("button", {type: "button"}, "back to the reconstruction");
     this.back.addEventListener("click", () => this.choose(null));
     this.options = element("div", {className: "options"},
       element("label", {}, this.influence, " show where pixels change"), this.back);
-    this.codes = element("div", {className: "codes"});
-    const viewer = element("div", {className: "viewer"}, stage, ...(subject.grid ? [] : [this.grid]), this.split, ends);
+    this.codes = element("div");
+    const viewer = element("div", {className: "viewer"}, stage, ...(subject.grid ? [] : [this.grid]), this.split, ends, this.key);
     const detail = element("div", {className: "detail"}, this.readout, this.options, this.codes);
-    place.append(element("h3", {}, subject.title), element("div", {className: "pane"}, viewer, detail));
+    place.append(element("h3", {}, subject.title), this.measures, element("div", {className: "pane"}, viewer, detail));
 
     this.grid.addEventListener("mouseover", (event) => this.point(event.target.closest(".token")));
     this.grid.addEventListener("focusin", (event) => this.point(event.target.closest(".token")));
@@ -55,7 +65,7 @@ class TokenViewer {
     this.image = image;
     this.position = null;
     this.buildTokens();
-    this.choose(null);
+    this.take(null, false);
   }
 
   // One element per token; those that can be replaced are buttons.
@@ -86,32 +96,69 @@ class TokenViewer {
 
   textOf(token) {
     const {grid} = this.subject;
-    const where = grid ? ` (row ${Math.floor(token / grid[1]) + 1}, column ${token % grid[1] + 1})` : "";
+    const where = grid ? ` (row ${Math.floor(token / grid[1])}, column ${token % grid[1]})` : "";
     return `token ${token}${where}: code ${codeText(this.record.tokens[token])}`;
+  }
+
+  // How much an image changes where a token is replaced: the same words for every token and viewer.
+  changeText(rank) {
+    const {record, subject} = this;
+    const side = Math.round(subject.imageSize / record.influence.cell);
+    const place = side > 1 ? `${side} x ${side} pixels` : "pixel";
+    return `replaced by ${record.codes[rank].length} other codes in turn, it changes pixels by ${record.effect[rank]} of 255 `
+      + `levels on average over the image, and by ${record.strongest[rank]} in the most changed ${place}`;
+  }
+
+  // "code 72 → 181" of the token that is replaced now.
+  replacementText() {
+    const token = this.subject.tokens.positions[this.position];
+    return `code ${codeText(this.record.tokens[token])} → ${codeText(this.record.codes[this.position][this.code])}`;
   }
 
   point(node) {
     if (!node) return;
-    const rank = node.dataset.rank;
-    const effect = rank === undefined ? "" : `; replacing it changes pixels by ${this.record.effect[rank]} of 255 levels on average`;
-    this.readout.textContent = this.textOf(Number(node.dataset.token)) + effect;
+    const {rank, token} = node.dataset;
+    this.readout.textContent = this.textOf(Number(token)) + (rank === undefined ? "" : `; ${this.changeText(Number(rank))}`);
   }
 
   tell() {
     const {positions} = this.subject.tokens;
     if (this.position === null) {
-      const hint = positions.length ? " Click a token to replace it." : "";
-      this.readout.textContent = `${this.record.title}: PSNR of the reconstruction ${this.record.psnr} dB.${hint}`;
+      this.readout.textContent = `${this.record.title}.${positions.length ? " Click a token to replace it." : ""}`;
       return;
     }
-    const code = this.record.codes[this.position][this.code];
-    this.readout.textContent = `${this.textOf(positions[this.position])}, here replaced by ${codeText(code)}; `
-      + `over all replacements, the most changed part changes by ${this.record.strongest[this.position]} of 255 levels`;
+    const follows = this.isFollowing ? " Shown because a token is replaced in the other picture: the one that changes this image most." : "";
+    this.readout.textContent = `token ${positions[this.position]}, here replaced: ${this.replacementText()}; `
+      + `${this.changeText(this.position)}.${follows}`;
   }
 
-  // Chooses a token by its rank among those that can be replaced; null shows the reconstruction.
+  // Changes something in all viewers, and draws them again.
+  share(change) {
+    for (const viewer of this.viewers) {
+      change(viewer);
+      viewer.explain();
+      viewer.draw();
+    }
+  }
+
+  // Chooses a token by its rank among those that can be replaced; null shows the reconstruction. Other viewers follow.
   choose(rank) {
+    this.take(rank, false);
+    for (const viewer of this.viewers) {
+      if (viewer === this) continue;
+      if (rank === null) viewer.take(null, false);
+      else if (viewer.position === null && viewer.subject.tokens.positions.length) viewer.take(viewer.strongestRank(), true);
+    }
+  }
+
+  strongestRank() {
+    const {effect} = this.record;
+    return effect.indexOf(Math.max(...effect));
+  }
+
+  take(rank, isFollowing) {
     this.position = rank;
+    this.isFollowing = isFollowing;
     this.code = 0;
     for (const node of this.grid.querySelectorAll("button.token")) {
       node.setAttribute("aria-pressed", String(rank !== null && Number(node.dataset.rank) === rank));
@@ -120,6 +167,7 @@ class TokenViewer {
     if (rank !== null) this.split.value = 0;
     this.listCodes();
     this.tell();
+    this.explain();
     return this.draw();
   }
 
@@ -130,19 +178,52 @@ class TokenViewer {
     }
     const {tokenCounts, numCounted} = this.subject.tokens;
     const codes = this.record.codes[this.position];
-    this.codes.replaceChildren(...codes.map((code, number) => {
+    const buttons = codes.map((code, number) => {
       const button = element("button", {type: "button"},
         cellCanvas(this.record.sheet, this.position * codes.length + number, 96),
-        `${codeText(code)} (${percent(tokenCounts[code.join(",")], numCounted)})`);
+        element("b", {}, `code ${codeText(code)}`), element("br"),
+        `${percent(tokenCounts[code.join(",")], numCounted)} of tokens`);
       button.setAttribute("aria-pressed", String(number === this.code));
       button.addEventListener("click", () => {
         this.code = number;
         this.listCodes();
         this.tell();
+        this.explain();
         this.draw();
       });
       return button;
-    }));
+    });
+    const text = "The most used other codes, each with how many of the counted tokens have it:";
+    this.codes.replaceChildren(element("p", {}, text), element("div", {className: "codes"}, ...buttons));
+  }
+
+  // The words around the large picture: what each side of it is, and what colors, bars and boxes mean.
+  explain() {
+    const {subject, record} = this;
+    const isReplaced = this.position !== null;
+    const split = Number(this.split.value);
+    this.leftSide.hidden = split === 0;
+    this.rightSide.hidden = split === 100;
+    this.rightSide.textContent = isReplaced ? this.replacementText() : "reconstruction";
+    this.rightOnly.textContent = isReplaced ? "only the image with a replaced token" : "only the reconstruction";
+    this.measures.textContent = `PSNR of the reconstruction of this image ${record.psnr.toFixed(2)} dB; `
+      + `${subject.bits.toLocaleString("en")} bits per image (${subject.numTokens} tokens x ${Number((subject.bits / subject.numTokens).toFixed(2))} bits)`;
+
+    const lines = [isReplaced
+      ? [`Shown: token ${subject.tokens.positions[this.position]} replaced, ${this.replacementText()}; all other tokens stay.`]
+      : [`Shown: the reconstruction from all ${subject.numTokens} tokens.`]];
+    if (isReplaced && this.influence.checked) {
+      lines.push(["Colors: mean absolute change of the pixels over the codes tried, 0 ", element("i", {className: "heat", style: heatStyle()}),
+        ` ${record.strongest[this.position]} of 255 levels. Each token has its own scale.`]);
+    }
+    if (!subject.grid) {
+      const largest = record.effect ? Math.max(...record.effect) : 0;
+      lines.push(["Strip: one field per token; equal codes have equal colors. The dark part, from below, is how much replacing the "
+        + `token changes the image; a field that is dark to its top: ${largest} of 255 levels on average.`]);
+    }
+    lines.push([element("i", {className: "box pointed"}), " the token under the pointer, ", element("i", {className: "box chosen"}), " the one that is replaced."]);
+    if (subject.numIndices > 1) lines.push([`A token has ${subject.numIndices} indices, which are written with dots between them: ${codeText(record.tokens[0])}.`]);
+    this.key.replaceChildren(...lines.map((parts) => element("li", {}, ...parts)));
   }
 
   // The original at the left of the slider; at its right the reconstruction, or the image with a token replaced.
@@ -192,11 +273,12 @@ class TokenViewer {
 function buildTokens(place) {
   const thumbs = element("div", {className: "thumbs"});
   place.before(thumbs);
-  const viewers = atlas.subjects.map((subject) => {
+  const viewers = [];
+  for (const subject of atlas.subjects) {
     const column = element("div");
     place.append(column);
-    return new TokenViewer(subject, column);
-  });
+    viewers.push(new TokenViewer(subject, column, viewers));
+  }
   const show = (image) => {
     [...thumbs.children].forEach((button, number) => button.setAttribute("aria-pressed", String(number === image)));
     for (const viewer of viewers) viewer.show(image);

@@ -13,8 +13,8 @@ and over the pairs of a reconstruction with `pairs`; see `Metric`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor
@@ -44,6 +44,7 @@ class Metric:
     percent: bool = False  # a fraction in 0..1, shown in percent
     headline: bool = False  # a report shows it on a card
     meaning: str = ""  # what the number says, in a few words, for a reader who does not know it
+    anchors: Mapping[str, str] = field(default_factory=dict)  # {metric that gives its scale: what that is of}
     pairs: Callable[[Tensor, Tensor], Tensor] | None = None
     images: Callable[[Tensor], Tensor] | None = None
 
@@ -54,6 +55,8 @@ class Metric:
 
 
 # ------------------------------------------------------------------------------------------------ names of distances
+DISTANCE_OF_RECONSTRUCTIONS = "distance of reconstructions from real images, by their features; 0 for equal statistics"
+DISTANCE_OF_GENERATED = "distance of generated images from real ones, by their features; 0 for equal statistics"
 REFERENCE = ("reference",)  # what every distance depends on
 PUBLISHED_DISTANCE = {"generation": "gfid", "reconstruction": "rfid"}  # what is measured -> published name
 UNPUBLISHED_SUFFIX = {"generation": "generated", "reconstruction": "reconstruction"}  # of any other distance
@@ -70,13 +73,15 @@ def distance_name(family: str, measured: str, published: bool) -> str:
 
 def distances(family: str, headline: bool = False) -> Iterator[Metric]:
     """The distances of one extractor under its own name, for `METRICS`; also for that of a plug-in."""
+    anchors = {f"{family}_real": "held-out real images", f"{family}_noise": "uniform noise"}
     yield Metric(
         f"{family}_reconstruction",
         f"{family}, reconstructed",
         better="lower",
         depends_on=REFERENCE,
         headline=headline,
-        meaning="distance of reconstructions from real images; 0 is none",
+        meaning=DISTANCE_OF_RECONSTRUCTIONS,
+        anchors=anchors,
     )
     yield Metric(
         f"{family}_generated",
@@ -84,7 +89,8 @@ def distances(family: str, headline: bool = False) -> Iterator[Metric]:
         better="lower",
         depends_on=REFERENCE,
         headline=headline,
-        meaning="distance of generated images from real ones; 0 is none",
+        meaning=DISTANCE_OF_GENERATED,
+        anchors=anchors,
     )
     # These give the scale of the distance, and say nothing about a network.
     yield Metric(f"{family}_real", f"{family}, real images", depends_on=REFERENCE)
@@ -126,7 +132,7 @@ BUILT_IN = (  # in the order of a report's cards
         better="lower",
         depends_on=REFERENCE,
         headline=True,
-        meaning="distance of reconstructions from real images; 0 is none",
+        meaning=DISTANCE_OF_RECONSTRUCTIONS,
     ),
     Metric(
         "gfid",
@@ -134,7 +140,7 @@ BUILT_IN = (  # in the order of a report's cards
         better="lower",
         depends_on=REFERENCE,
         headline=True,
-        meaning="distance of generated images from real ones; 0 is none",
+        meaning=DISTANCE_OF_GENERATED,
     ),
     Metric("sfid", "sFID", better="lower", depends_on=REFERENCE),
     *distances("fid"),
@@ -168,7 +174,7 @@ BUILT_IN = (  # in the order of a report's cards
         better="lower",
         depends_on=LPIPS,
         headline=True,
-        meaning="perceived difference of reconstructions; 0 is none",
+        meaning="perceived difference of reconstructions; 0 for equal images",
     ),
     Metric("lpips_raw", "LPIPS of images that are not clamped", better="lower", depends_on=LPIPS),
     Metric("lpips_vgg", "LPIPS of VGG16", better="lower", depends_on=LPIPS),
@@ -188,10 +194,9 @@ BUILT_IN = (  # in the order of a report's cards
     Metric("codebook_usage_pooled", "codebook usage, groups pooled", better="higher", percent=True),
     Metric("codebook_perplexity", "codebook perplexity", better="higher"),
     Metric("distinct_codes", "distinct tokens", better="higher"),
-    Metric(
-        "bits_per_image", "bits per image", better="lower", headline=True, meaning="size of the tokens of one image"
-    ),
-    Metric("compression_ratio", "compression ratio", better="higher"),
+    # A budget that the config sets, and no score: fewer bits are better only at equal quality.
+    Metric("bits_per_image", "bits per image", headline=True, meaning="the budget of a reconstruction, not a score"),
+    Metric("compression_ratio", "compression ratio"),
     # Generated images.
     Metric(
         "inception_score",
@@ -226,7 +231,7 @@ BUILT_IN = (  # in the order of a report's cards
         depends_on=("classifier",),
         percent=True,
         headline=True,
-        meaning="generated images that show the class asked for",
+        meaning="generated images in which a classifier sees the class that was asked for",
     ),
     Metric(
         "distinct",
@@ -234,7 +239,7 @@ BUILT_IN = (  # in the order of a report's cards
         better="higher",
         percent=True,
         headline=True,
-        meaning="generated sequences that occur once",
+        meaning="generated sequences that differ from each other",
     ),
     Metric(
         "memorized",
@@ -243,7 +248,7 @@ BUILT_IN = (  # in the order of a report's cards
         depends_on=("training_codes",),
         percent=True,
         headline=True,
-        meaning="generated sequences that copy a training image",
+        meaning="generated sequences equal to the codes of a training image",
     ),
     Metric("seconds_per_image", "time per image", unit="s", better="lower"),
     Metric("decoding_share", "decoder's fraction of the time", percent=True),

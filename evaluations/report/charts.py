@@ -6,6 +6,7 @@ a click into its legend hides a line.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -24,6 +25,11 @@ FEW_POINTS = 12  # lines with fewer points than this also show each point as a d
 LOG_RATIO = 1e4  # of the largest to the smallest value, above which the vertical axis is logarithmic
 MAX_POINTS = 400  # of a line; a longer one is thinned
 MAX_LEGEND = 12  # lines that a legend names; where there are more, only the pointer does
+
+# A vertical axis that few points stretch is that of the others, on a chart that may zoom.
+ZOOM_QUANTILE = 0.05  # of all points, at most, lie outside at either end
+ZOOM_RATIO = 2.0  # of the range of all points to that between the quantiles, above which a chart zooms
+ZOOM_MARGIN = 0.15  # of the range between the quantiles, beyond them
 
 Points = Sequence[tuple[float, float]]  # (step, value)
 
@@ -75,14 +81,30 @@ def thinned(points: Points, limit: int = MAX_POINTS) -> Points:
     return [points[i] for i in sorted(chosen)]
 
 
-class Axes:
-    """The scales of a chart: from steps and values to SVG coordinates."""
+def central_range(values: Sequence[float]) -> tuple[float, float] | None:
+    """The range of most of the values, where few others stretch that of all; None where they do not."""
+    if len(values) < FEW_POINTS:
+        return None
+    ordered = sorted(values)
+    inner = max(1, round(ZOOM_QUANTILE * len(ordered)))
+    low, high = ordered[inner], ordered[-1 - inner]  # without the outermost ones, at least one at either end
+    if high <= low or ordered[-1] - ordered[0] <= ZOOM_RATIO * (high - low):
+        return None
+    margin = ZOOM_MARGIN * (high - low)
+    return max(ordered[0], low - margin), min(ordered[-1], high + margin)
 
-    def __init__(self, points: Points, x_name: str, y_name: str) -> None:
+
+class Axes:
+    """The scales of a chart: from steps and values to SVG coordinates.
+
+    `y_range` is that of the vertical axis, by default the range of the points.
+    """
+
+    def __init__(self, points: Points, x_name: str, y_name: str, y_range: tuple[float, float] | None = None) -> None:
         self.x_name = x_name
         self.y_name = y_name
         xs = [x for x, _ in points]
-        ys = [y for _, y in points]
+        ys = y_range or [y for _, y in points]
 
         # A single step stands at the left, and is the only one that is named.
         self.x_low = min(xs)
@@ -91,7 +113,7 @@ class Axes:
         self.x_ticks = [tick for tick in all_x_ticks if self.x_low <= tick <= self.x_high]
 
         # Values of very different sizes, such as those of a run that diverged, stand on a logarithmic axis.
-        self.is_log = min(ys) > 0 and max(ys) / min(ys) > LOG_RATIO
+        self.is_log = y_range is None and min(ys) > 0 and max(ys) / min(ys) > LOG_RATIO
         self.y_ticks = decade_ticks(min(ys), max(ys)) if self.is_log else nice_ticks(min(ys), max(ys))
         self.y_low = self.height(self.y_ticks[0])
         self.y_high = self.height(self.y_ticks[-1])
@@ -106,13 +128,18 @@ class Axes:
         down = TOP + (self.y_high - self.height(y)) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM)
         return round(right, 1), round(down, 1)
 
-    def draw(self) -> list[str]:
-        """Draws grid lines with the values at their left, steps below, and the names of both axes."""
+    def draw_values(self) -> str:
+        """Draws grid lines with the values at their left."""
         parts = []
         for tick in self.y_ticks:
             _, y = self.place(self.x_low, tick)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
             parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{tick_text(tick)}</text>')
+        return "".join(parts)
+
+    def draw_steps(self) -> str:
+        """Draws the steps below, and the names of both axes."""
+        parts = []
         for tick in self.x_ticks:
             x, _ = self.place(tick, self.y_ticks[0])
             parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick_text(tick)}</text>')
@@ -129,7 +156,7 @@ class Axes:
                 f'<text class="axis" transform="translate(12 {middle}) rotate(-90)" text-anchor="middle">'
                 f"{escape(name)}</text>"
             )
-        return parts
+        return "".join(parts)
 
 
 def _stroke(number: int) -> tuple[str, str]:
@@ -164,14 +191,31 @@ def _legend(series: Mapping[str, Points]) -> str:
     return f'<div class="legend">{"".join(entries)}</div>'
 
 
+def _outside_note(points: Points, axes: Axes, unit: str) -> str:
+    """How many points lie outside of a zoomed axis, and how far, with a button that shows them."""
+    low, high = axes.y_ticks[0], axes.y_ticks[-1]
+    outside = [y for _, y in points if not low <= y <= high]
+    ends = [f"down to {min(outside):.4g}"] if outside and min(outside) < low else []
+    ends += [f"up to {max(outside):.4g}"] if outside and max(outside) > high else []
+    count = f"{len(outside)} of {len(points)} points lie outside, {' and '.join(ends)} {unit}".strip()
+    return f'<p class="zoom">Zoomed: {escape(count)}. <button type="button" aria-pressed="false">show all</button></p>'
+
+
 def line_chart(
-    title: str, series: Mapping[str, Points], unit: str = "", x_name: str = "step", max_points: int = MAX_POINTS
+    title: str,
+    series: Mapping[str, Points],
+    unit: str = "",
+    x_name: str = "step",
+    max_points: int = MAX_POINTS,
+    *,
+    may_zoom: bool = False,
 ) -> str:
     """Draws one chart as HTML, with a legend that names the last value of each line.
 
     `series` are {name: [(x, value), ...]} by ascending x; `unit` names the vertical axis and `x_name` the horizontal
     one. A line of more than `max_points` is thinned. Values that are not finite are left out; without any point the
-    chart is empty text.
+    chart is empty text. With `may_zoom` the vertical axis shows the range of most points where few others stretch it,
+    which the chart then says; a click shows all.
     """
     # What can be drawn.
     finite = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
@@ -179,15 +223,31 @@ def line_chart(
     if not drawn:
         return ""
 
-    # The plot.
-    axes = Axes([point for points in drawn.values() for point in points], x_name, unit)
-    parts = axes.draw()
-    parts += [_draw_line(number, points, axes) for number, points in enumerate(drawn.values())]
+    # The axes, and a second vertical one where the chart is zoomed.
+    points = [point for points in drawn.values() for point in points]
+    full = axes = Axes(points, x_name, unit)
+    zoom = central_range([y for _, y in points]) if may_zoom and not full.is_log else None
+    if zoom is not None:
+        axes = Axes(points, x_name, unit, zoom)
+    is_zoomed = any(not axes.y_ticks[0] <= y <= axes.y_ticks[-1] for _, y in points)
+
+    # The plot. Lines of a zoomed one end at its frame.
+    lines = "".join(_draw_line(number, points, axes) for number, points in enumerate(drawn.values()))
+    values = axes.draw_values()
+    note = ""
+    if is_zoomed:
+        frame = f"clip-{hashlib.sha256(f'{title}{lines}'.encode()).hexdigest()[:12]}"
+        lines = (
+            f'<clipPath id="{frame}"><rect x="{LEFT - 4}" y="{TOP - 4}" width="{WIDTH - LEFT - RIGHT + 8}" '
+            f'height="{HEIGHT - TOP - BOTTOM + 8}"/></clipPath><g clip-path="url(#{frame})">{lines}</g>'
+        )
+        values = f'<g class="values-axis">{values}</g><g class="values-axis off">{full.draw_values()}</g>'
+        note = _outside_note(points, axes, unit)
 
     # What the script of the page needs: the scales, and the values with six digits.
     plot = {
         "x": [axes.x_low, axes.x_high], "y": [axes.y_low, axes.y_high], "isLog": axes.is_log, "xName": x_name,
-        "frame": [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM],
+        "otherY": [full.y_low, full.y_high], "frame": [LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM],
         "lines": [
             {"name": name, "color": _stroke(number)[0], "points": [[x, float(f"{y:.6g}")] for x, y in points]}
             for number, (name, points) in enumerate(drawn.items())
@@ -195,6 +255,6 @@ def line_chart(
     }  # fmt: skip
     return (
         f'<figure class="chart" data-plot="{escape(to_json(plot))}"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
-        f"{_legend(drawn)}</figure>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+        f"{values}{axes.draw_steps()}{lines}</svg>{note}{_legend(drawn)}</figure>"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.run_log import read_metrics
 from evaluations.report.charts import MAX_POINTS, Points, line_chart
 from evaluations.report.page import details, section
-from evaluations.report.records import Records
+from evaluations.report.records import VALUES, Records
 from evaluations.report.run_folder import RunFolder, is_training
 from tokenizer.losses.terms import MAIN_TERMS, QUANTIZER_TERMS, SHORTCUT_TERMS
 from tokenizer.models.registry import QUANTIZERS
@@ -54,13 +54,18 @@ class Chart:
     title: str
     unit: str
     series: Sequence[Series | Prefix]
+    percent: bool = False  # fractions in 0..1, shown in percent as on cards and in tables
 
     def draw(self, records: Records) -> str:
         """The chart as HTML; empty text if nothing of it was recorded."""
         lines: dict[str, Points] = {}
         for series in self.series:
-            lines |= series.lines(records)
+            lines |= {name: self.scaled(points) for name, points in series.lines(records).items()}
         return line_chart(self.title, lines, self.unit or "value")
+
+    def scaled(self, points: Points) -> Points:
+        """Recorded points in the unit of the vertical axis."""
+        return [(step, 100 * value) for step, value in points] if self.percent else points
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Training:
     title: str
     folder: Path
     charts: Sequence[Chart]
+    purpose: str = ""  # what the network is for, where its config names no kind
 
     @property
     def exists(self) -> bool:
@@ -114,7 +120,7 @@ GPT_CHARTS = [
 
 OTHER_CHARTS = [
     Chart("Loss", "", [Series("training", key="loss"), Series("held out", key="val/loss")]),
-    Chart("Accuracy", "fraction", [Series("held out", key="val/accuracy")]),
+    Chart("Accuracy", "% of images", [Series("held out", key="val/accuracy")], percent=True),
 ]
 
 
@@ -141,8 +147,9 @@ def tokenizer_charts() -> list[Chart]:
         Chart("Shortcut and discriminator losses", "", same_name([*SHORTCUT_TERMS, *DISCRIMINATOR_LOSSES])),
         Chart(
             "Codebook usage",
-            "fraction of codes",
+            "% of codes",
             [Series("training window", key="codebook_usage"), Series("held out", key="val/codebook_usage")],
+            percent=True,
         ),
         Chart("Assignment entropies", "nats", same_name(["sample_entropy", "codebook_entropy"])),
     ]
@@ -168,8 +175,8 @@ def trainings_of(run: RunFolder) -> list[Training]:
     return [
         Training("tokenizer", layout.tokenizer, tokenizer_charts()),
         Training("GPT", layout.generator, GPT_CHARTS),
-        Training("classifier", layout.classifier, OTHER_CHARTS),
-        Training("reader of drawn text", layout.text_reader, OTHER_CHARTS),
+        Training("classifier", layout.classifier, OTHER_CHARTS, "tells which class a generated image shows"),
+        Training("reader of drawn text", layout.text_reader, OTHER_CHARTS, "reads the words of reconstructed pictures"),
         Training("linear probe GPT", layout.generator_probe, PROBE_CHARTS),
         Training("linear probe tokenizer", layout.tokenizer_probe, PROBE_CHARTS),
     ]
@@ -229,7 +236,15 @@ def _overlaid_charts(trainings: Mapping[str, Training]) -> list[str]:
     max_points = max(MIN_POINTS, min(MAX_POINTS, MAX_PAGE_POINTS // max(1, len(lines) * len(records))))
     charts = []
     for chart, series in lines:
-        points = {name: points_of(of_run, series.key) for name, of_run in records.items()}
-        title = chart.title if series.name == series.key == "lr" else f"{chart.title}: {series.name}"
-        charts.append(line_chart(title, points, chart.unit or series.key, max_points=max_points))
+        points = {name: chart.scaled(points_of(of_run, series.key)) for name, of_run in records.items()}
+        title, unit = _title_of_record(chart, series), chart.unit or series.key
+        charts.append(line_chart(title, points, unit, max_points=max_points, may_zoom=True))
     return [chart for chart in charts if chart]
+
+
+def _title_of_record(chart: Chart, series: Series) -> str:
+    """The title of a chart of one record: as the table of runs calls it, where it has a column."""
+    if series.key in VALUES:
+        title = VALUES[series.key].title
+        return f"{title[0].upper()}{title[1:]}"
+    return chart.title if series.name == series.key == "lr" else f"{chart.title}: {series.name}"

@@ -10,8 +10,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from engine.checkpoint.manifest import CheckpointError, newest_checkpoint
-from engine.checkpoint.weights import read_header
 from engine.counts import counted
 from engine.pipeline import StageLog
 from engine.run_log import read_metrics
@@ -27,42 +25,14 @@ from evaluations.report.ending import (
     training_ending,
     warnings_of,
 )
+from evaluations.report.networks import network_facts, network_text
 from evaluations.report.page import Card, cards, details, section
 from evaluations.report.records import RECORDED_VALUES, best_step, newest_values
 from evaluations.report.run_folder import RunFolder, config_of
+from evaluations.report.scale import scale_of
 from evaluations.results import forced_mark, scalars_of
 
 MAX_WARNINGS = 30  # that are listed
-
-
-# ------------------------------------------------------------------------------------------------ what it is
-def network_text(training: Training) -> str:
-    """What was trained, on what: as in `tokenizer: hybrid, quantizer vq, mnist5k, 32 px, 1.8M weights`."""
-    config = config_of(training.folder)
-    model, data = config.get("model") or {}, config.get("data") or {}
-    facts = [str(model.get("name") or "")]
-    if model.get("quantizer"):
-        facts.append(f"quantizer {model.quantizer.get('name')}")
-    facts.append(str(data.get("name") or ""))
-    if data.get("image_size"):
-        facts.append(f"{data.image_size} px")
-    weights = num_weights(training)
-    if weights:
-        facts.append(f"{weights / 1e9:.2f}B weights" if weights >= 1e9 else f"{weights / 1e6:.2f}M weights")
-    text = ", ".join(fact for fact in facts if fact)
-    return f"{training.title}: {text}" if text else training.title
-
-
-def num_weights(training: Training) -> int:
-    """The numbers in the newest checkpoint's network, by the header of its file; 0 where there is none."""
-    folder = newest_checkpoint(training.folder)
-    if folder is None:
-        return 0
-    try:
-        tensors = read_header(folder / "model.safetensors")
-    except CheckpointError:  # missing or damaged; whoever loads it says so
-        return 0
-    return sum(tensor.numel() for tensor in tensors.values())
 
 
 # ------------------------------------------------------------------------------------------------ how it went
@@ -79,6 +49,12 @@ def ending_of(run: RunFolder) -> Ending:
             return Ending(ending.state, f"{training.title}: {ending.text}")
     counts = [(len(endings), "training"), (len(run.results), "result")]
     return Ending("finished", " and ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts))
+
+
+def network_list(lines: Sequence[str]) -> str:
+    """One line per network; empty text without any."""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<ul class="networks">{items}</ul>' if items else ""
 
 
 def badge(ending: Ending) -> str:
@@ -135,14 +111,15 @@ def command_text(arguments: Sequence[str]) -> str:
 def result_cards(run: RunFolder) -> list[Card]:
     """The most wanted numbers of the results. If several have one, the first counts; probes are told apart."""
     order = headline_metrics()
-    chosen: dict[tuple[str, str], str] = {}
+    chosen: dict[tuple[str, str], Card] = {}
     for name, result in run.results.items():
         for metric, value in scalars_of(result["metrics"]).items():
-            if metric in order:
-                where = f" ({name})" if metric == "top1" else ""
-                chosen.setdefault((metric, where), f"{shown(metric, value)}{forced_mark(metric, result)}")
-    keys = sorted(chosen, key=lambda key: order.index(key[0]))
-    return [Card(chosen[metric, where], title(metric) + where, meaning(metric)) for metric, where in keys]
+            where = f" ({name})" if metric == "top1" else ""
+            if metric in order and (metric, where) not in chosen:
+                number = f"{shown(metric, value)}{forced_mark(metric, result)}"
+                scale = scale_of(metric, result, run)
+                chosen[metric, where] = Card(number, title(metric) + where, meaning(metric), scale)
+    return [chosen[key] for key in sorted(chosen, key=lambda key: order.index(key[0]))]
 
 
 def training_cards(training: Training) -> list[Card]:
@@ -153,7 +130,7 @@ def training_cards(training: Training) -> list[Card]:
     for value in RECORDED_VALUES:
         if value.key not in newest:
             continue
-        text = value.meaning
+        text = value.explanation
         best = best_step(records, value) if value.is_validation else None
         if best is not None and best[1] != newest[value.key]:
             text += f"; best {value.text(best[1])} at step {best[0]:,}"
@@ -165,8 +142,8 @@ def training_cards(training: Training) -> list[Card]:
 def first_screen(run: RunFolder) -> str:
     """What the run is, how it ended, and its headline numbers."""
     trainings = [training for training in trainings_of(run) if training.exists]
-    lines = [f"<li>{escape(network_text(training))}</li>" for training in trainings]
-    parts = [f'<ul class="networks">{"".join(lines)}</ul>' if lines else "", badge(ending_of(run))]
+    parts = [network_list([network_text(training.title, network_facts(training)) for training in trainings])]
+    parts.append(badge(ending_of(run)))
     if run.is_training:
         parts.append(fact_list(facts_of_training(trainings[0])))
 
@@ -176,7 +153,10 @@ def first_screen(run: RunFolder) -> str:
         chosen = training_cards(trainings[0])
     parts.append(cards(chosen))
     if any("lite0" in card.name for card in chosen):
-        parts.append("<p>frechet_lite0 is a Frechet distance of EfficientNet-Lite0 features. It is not FID.</p>")
+        parts.append(
+            "<p>frechet_lite0 is a Frechet distance of EfficientNet-Lite0 features. It is not FID, and has no unit: "
+            "read it beside the values of real images and of noise. It depends on the number of images.</p>"
+        )
     return "".join(parts)
 
 

@@ -27,6 +27,7 @@ function followPointer(figure) {
   const placeX = (x) => left + ((x - plot.x[0]) / (plot.x[1] - plot.x[0])) * (right - left);
   const height = (y) => (plot.isLog ? Math.log10(y) : y);
   const placeY = (y) => top + ((plot.y[1] - height(y)) / (plot.y[1] - plot.y[0])) * (bottom - top);
+  const visibleY = (y) => Math.min(Math.max(placeY(y), top), bottom); // at the edge of a zoomed chart
 
   // What follows the pointer: a line, a dot per curve, and a box with the values.
   const guide = document.createElementNS(svg.namespaceURI, "line");
@@ -66,7 +67,7 @@ function followPointer(figure) {
     dots.replaceChildren(...named.map(({ line, point }) => {
       const dot = document.createElementNS(svg.namespaceURI, "circle");
       dot.setAttribute("cx", placeX(point[0]));
-      dot.setAttribute("cy", placeY(point[1]));
+      dot.setAttribute("cy", visibleY(point[1]));
       dot.setAttribute("r", 3.5);
       dot.setAttribute("fill", line.color);
       return dot;
@@ -90,15 +91,28 @@ function followPointer(figure) {
       box.append(rest);
     }
 
-    // On the side of the pointer where there is room.
+    // Below the plot, over the legend: there it hides no line.
     box.hidden = false;
-    const frame = figure.getBoundingClientRect();
-    const at = area.left - frame.left + placeX(step) / scale;
-    const isRight = at < frame.width / 2;
-    box.style.left = isRight ? `${at + 12}px` : "";
-    box.style.right = isRight ? "" : `${frame.width - at + 12}px`;
-    box.style.top = `${area.top - frame.top + 8}px`;
+    box.style.top = `${area.bottom - figure.getBoundingClientRect().top}px`;
   }
+
+  // A zoomed chart and all of it, by turns: the other vertical axis, and the lines on it.
+  function turnZoom(button) {
+    [plot.y, plot.otherY] = [plot.otherY, plot.y];
+    for (const axis of figure.querySelectorAll("g.values-axis")) axis.classList.toggle("off");
+    plot.lines.forEach((line, number) => {
+      const group = figure.querySelector(`g[data-line="${number}"]`);
+      const places = line.points.map(([x, y]) => [placeX(x), placeY(y)]);
+      group.querySelector("polyline").setAttribute("points", places.map((place) => place.join()).join(" "));
+      group.querySelectorAll("circle").forEach((dot, i) => dot.setAttribute("cy", places[i][1]));
+    });
+    const isAll = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", String(isAll));
+    button.textContent = isAll ? "zoom in" : "show all";
+  }
+
+  const zoomButton = figure.querySelector(".zoom button");
+  if (zoomButton) zoomButton.addEventListener("click", () => turnZoom(zoomButton));
 
   svg.addEventListener("pointermove", show);
   svg.addEventListener("pointerdown", show);

@@ -45,16 +45,21 @@ class Card:
     number: str
     name: str
     meaning: str = ""
+    scale: str = ""  # beside what the number should be seen
 
 
 def cards(numbers: Sequence[Card]) -> str:
     """Headline numbers side by side."""
     cells = "".join(
         f'<div class="card"><span class="name">{escape(card.name)}</span><b>{escape(card.number)}</b>'
-        f"<span>{escape(card.meaning)}</span></div>"
+        f"<span>{escape(card.meaning)}</span>{_scale_of(card)}</div>"
         for card in numbers
     )
     return f'<div class="cards">{cells}</div>' if cells else ""
+
+
+def _scale_of(card: Card) -> str:
+    return f'<span class="scale">{escape(card.scale)}</span>' if card.scale else ""
 
 
 def section(title: str, content: str, anchor: str = "") -> str:

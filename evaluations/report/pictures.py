@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from autoregressive.sampling import settings_text
 from engine.checkpoint.manifest import record_folders
 from engine.data.grids import save_grid, zoom_of
 from engine.data.images import to_float
@@ -24,6 +25,7 @@ from evaluations.report.run_folder import RunFolder
 
 SAMPLES_PICTURE = "samples.png"  # in the folder of a run
 SAMPLES_COLUMNS = 8
+SAMPLER_SETTINGS = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "seed", "greedy")
 DRAWN_GRID = "grid.png"  # all samples of autoregressive.sample, each class with its name
 MAP_SIDE = 224  # pixels, of the map of the codebook
 MAX_CURVE_POINTS = 200  # of the curve of code frequencies
@@ -73,7 +75,7 @@ def samples(run: RunFolder) -> str:
         return drawn_samples(run.layout.samples / DRAWN_GRID)
     images = stored["images"]
     labels = stored["labels"]
-    _write_samples(run.path / SAMPLES_PICTURE, stored)
+    _write_samples(run.path / SAMPLES_PICTURE, stored, caption_of(run))
 
     rows = []
     for label in np.unique(labels):
@@ -85,9 +87,9 @@ def samples(run: RunFolder) -> str:
         rows.append(f'<div class="row"><h3>{name}</h3><div class="pairs">{"".join(cells)}</div></div>')
     return section(
         "Generated images",
-        "<p>One class per row. Under each sample, faded: the nearest in pixels of "
-        f"{int(stored['num_candidates']):,} training images. A sample that equals its neighbor would be memorized.</p>"
-        + "".join(rows),
+        f"<p>{escape(caption_of(run))} Under each sample, faded: the nearest in pixels of "
+        f"{int(stored['num_candidates']):,} training images. A sample that looks like its neighbor is a near copy; how "
+        "many code sequences are memorized exactly is counted above.</p>" + "".join(rows),
         "samples",
     )
 
@@ -100,12 +102,20 @@ def drawn_samples(grid: Path) -> str:
     return section("Generated images", f"{text}{_grid_picture('generated images', grid)}", "samples")
 
 
-def _write_samples(path: Path, stored: Mapping[str, np.ndarray]) -> None:
+def caption_of(run: RunFolder) -> str:
+    """What the samples of a measured generation are, and the settings that they were drawn with."""
+    sampler = run.results.get("generation", {}).get("protocol", {}).get("sampler") or {}
+    known = {name: sampler[name] for name in SAMPLER_SETTINGS if name in sampler}
+    settings = f" {settings_text(**known)}." if "guidance_scale" in known else ""
+    return f"Generated: one class per row, the first samples of each class, not selected.{settings}"
+
+
+def _write_samples(path: Path, stored: Mapping[str, np.ndarray], caption: str) -> None:
     """Writes a grid of all samples, with the class of each row where a row has one."""
     labels = stored["labels"]
     rows = [labels[start : start + SAMPLES_COLUMNS] for start in range(0, len(labels), SAMPLES_COLUMNS)]
     names = [str(stored["class_names"][row[0]]) if len(set(row.tolist())) == 1 else "" for row in rows]
-    save_grid(path, to_float(torch.from_numpy(stored["images"])), SAMPLES_COLUMNS, row_names=names)
+    save_grid(path, to_float(torch.from_numpy(stored["images"])), SAMPLES_COLUMNS, row_names=names, caption=caption)
 
 
 # ------------------------------------------------------------------------------------------------ pictures by step

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from evaluations.report.number_text import fixed_texts
+
 Records = Sequence[Mapping[str, float]]
 
 
@@ -21,15 +23,25 @@ class RecordedValue:
     percent: bool = False  # a fraction in 0..1, shown in percent
     meaning: str = ""  # in a few words, for a card
     is_validation: bool = True  # of held-out images; a table of runs shows these first
+    is_of_codes: bool = False  # a fraction of the codes of a codebook
 
     @property
     def full_title(self) -> str:
         """The title with its unit, such as "PSNR, dB"."""
         return f"{self.title}, {self.unit}" if self.unit else self.title
 
+    @property
+    def explanation(self) -> str:
+        """What the value says, and which direction is better."""
+        return f"{self.meaning}; {self.better} is better" if self.better is not None else self.meaning
+
     def text(self, value: float) -> str:
         """The value as people read it, without the unit."""
-        return f"{value:.1%}" if self.percent else f"{value:.4g}"
+        return self.texts([value])[0]
+
+    def texts(self, values: Sequence[float]) -> list[str]:
+        """Several values as people read them in a column: with equally many decimals, without the unit."""
+        return [f"{value:.1%}" for value in values] if self.percent else fixed_texts(values)
 
     def best_of(self, values: Sequence[float]) -> float | None:
         """The best of several values; None where neither direction is better, or there is nothing to choose from."""
@@ -39,17 +51,45 @@ class RecordedValue:
         return min(finite) if self.better == "lower" else max(finite)
 
 
+# Averaged weights, which a training keeps beside those that it trains.
+EMA = "the average of the weights over the last steps (EMA)"
+
 # In the order of cards and columns.
 RECORDED_VALUES = (
-    RecordedValue("val/psnr", "PSNR", "higher", unit="dB", meaning="held-out pixels; 20 is coarse, 30 is close"),
+    RecordedValue(
+        "val/psnr", "validation PSNR", "higher", unit="dB", meaning="held-out pixels; 20 is coarse, 30 is close"
+    ),
     RecordedValue("val/loss", "validation loss", "lower", meaning="on held-out images"),
-    RecordedValue("val/accuracy", "accuracy", "higher", percent=True, meaning="held-out images classified correctly"),
-    RecordedValue("val_ema/psnr", "PSNR of the EMA", "higher", unit="dB", meaning="averaged weights, held-out pixels"),
-    RecordedValue("val_ema/loss", "validation loss of the EMA", "lower", meaning="averaged weights, held-out images"),
-    RecordedValue("val/codebook_usage", "codebook usage", "higher", percent=True, meaning="codes in held-out images"),
+    RecordedValue(
+        "val/accuracy",
+        "validation accuracy",
+        "higher",
+        percent=True,
+        meaning="held-out images classified correctly",
+    ),
+    RecordedValue(
+        "val_ema/psnr", "validation PSNR of the EMA", "higher", unit="dB", meaning=f"{EMA}, on held-out pixels"
+    ),
+    RecordedValue("val_ema/loss", "validation loss of the EMA", "lower", meaning=f"{EMA}, on held-out images"),
+    RecordedValue(
+        "val/codebook_usage",
+        "codebook usage",
+        "higher",
+        percent=True,
+        is_of_codes=True,
+        meaning="codes that occur in held-out images",
+    ),
     RecordedValue("loss", "training loss", "lower", meaning="sum of all weighted terms", is_validation=False),
-    RecordedValue("images_per_second", "images per second", meaning="speed of training", is_validation=False),
+    RecordedValue(
+        "images_per_second",
+        "images per second",
+        meaning="speed of training, of all processes together; it depends on the machine and what else runs there",
+        is_validation=False,
+    ),
 )
+
+# By their keys.
+VALUES = {value.key: value for value in RECORDED_VALUES}
 
 
 def newest_values(records: Records) -> dict[str, float]:

@@ -38,9 +38,14 @@ def is_training(path: Path) -> bool:
     return any((folder / "metrics.jsonl").is_file() for folder in (path, *phase_folders(path)))
 
 
+def config_file_of(path: Path) -> Path:
+    """The config file of a training, that of its first phase if it has any; it need not exist."""
+    return (*phase_folders(path), path)[0] / "config.yaml"
+
+
 def config_of(path: Path) -> DictConfig:
     """The config of a training, that of its first phase if it has any; empty where there is none."""
-    file = (*phase_folders(path), path)[0] / "config.yaml"
+    file = config_file_of(path)
     return read_yaml(file) if file.is_file() else OmegaConf.create()
 
 

@@ -1,189 +1,115 @@
-"""The table of several runs: one row per run with its state, the config keys in which the runs differ, and its numbers.
-
-The runs of a sweep that left no folder, because they failed at once or were not started yet, have a row too.
+"""The table of several runs: one row per run with its state, the config keys in which the runs differ, and its numbers;
+and above it who leads, as far as that can be said.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from engine.config import flatten
-from engine.config_types import format_value
-from engine.run_log import read_metrics
-from evaluations.metrics.registry import find_metric, headline_metrics, shown, title
-from evaluations.report.curves import Training, trainings_of
-from evaluations.report.ending import progress_of, starts_of
-from evaluations.report.first_screen import ending_of
+from evaluations.metrics.registry import find_metric, headline_metrics, title
+from evaluations.report.first_screen import network_list
+from evaluations.report.networks import network_text
+from evaluations.report.number_text import fixed_texts, setting_text
 from evaluations.report.page import Card, Cell, cards, note_list, section, sortable_table
-from evaluations.report.records import RECORDED_VALUES, RecordedValue, newest_values
-from evaluations.report.run_folder import RunFolder, config_of
-from evaluations.results import forced_mark, scalars_of
+from evaluations.report.ranking import SEED_KEY, Standing, code_of_runs, standings_of
+from evaluations.report.records import RecordedValue
+from evaluations.report.rows import (
+    Row,
+    differing_settings,
+    heading_of,
+    is_start_fact,
+    networks_of,
+    prefix_of,
+    recorded_columns,
+    short_name,
+)
 
 MAX_SETTINGS = 12  # columns of config keys
-MAX_SAID = 3  # settings of the best run that a card names
-MAX_TEXT = 60  # characters of a value of a config
-
-# What a start tells beside the config.
-START_FACTS = ("commit", "torch", "device", "processes")
-
-# Keys that name a run, and no property of it.
-NAMES_OF_RUNS = ("loop.run_dir", "loop.wandb.name")
+MAX_SAID = 3  # settings of a run that a card names
+MAX_CODES = 6  # versions of the code that a warning lists
+MAX_RUNS = 4  # runs that a warning names for each of them
 
 
-@dataclass(frozen=True)
-class Row:
-    """What the table shows of one run: texts and numbers by the name of their column."""
-
-    name: str
-    anchor: str  # the id of the run's own part of the page; empty where it has none
-    state: str
-    explanation: str  # of the state
-    steps: dict[str, int] = field(default_factory=dict)  # network -> finished steps
-    settings: dict[str, Any] = field(default_factory=dict)  # `network: config key or fact of the start` -> value
-    recorded: dict[str, float] = field(default_factory=dict)  # `network: key of RECORDED_VALUES` -> value
-    results: dict[str, float] = field(default_factory=dict)  # metric -> value
-    forced: tuple[str, ...] = ()  # metrics that should not be trusted
-
-
-def prefix_of(network: str) -> str:
-    """What stands before the keys of a network."""
-    return f"{network}: "
-
-
-# ------------------------------------------------------------------------------------------------ one run
-def row_of(name: str, run: RunFolder, anchor: str) -> Row:
-    """What the table shows of a run."""
-    ending = ending_of(run)
-    row = Row(name, anchor, ending.state, ending.text)
-    trainings = [training for training in trainings_of(run) if training.exists]
-    for training in trainings:
-        prefix = prefix_of(training.title)
-        row.steps[training.title] = progress_of(training.folder).step
-        row.settings.update({f"{prefix}{key}": value for key, value in settings_of(training).items()})
-        newest = newest_values(read_metrics(training.folder))
-        row.recorded.update({f"{prefix}{key}": value for key, value in newest.items()})
-
-    # Of several results with the same metric the first counts, as on the cards of a page.
-    wanted = headline_metrics()
-    forced = []
-    for result in run.results.values():
-        for metric, value in scalars_of(result["metrics"]).items():
-            if metric in wanted and metric not in row.results:
-                row.results[metric] = value
-                forced += [metric] if forced_mark(metric, result) else []
-    return replace(row, forced=tuple(forced))
-
-
-def settings_of(training: Training) -> dict[str, Any]:
-    """The config of a training by dotted key, and what it was started on. Paths into its own run are made equal."""
-    config = config_of(training.folder)
-    settings = {key: value for key, value in flatten(config).items() if key not in NAMES_OF_RUNS}
-
-    # The run folder, and the folder around it in a pipeline, differ between runs that are otherwise alike.
-    run_dir = str((config.get("loop") or {}).get("run_dir") or "")
-    around, _, _ = run_dir.rpartition("/")
-    for key, value in settings.items():
-        if isinstance(value, str) and around and value.startswith(f"{around}/"):
-            settings[key] = value.replace(around, "...", 1)
-
-    starts = starts_of(training.folder)
-    if starts:
-        newest = starts[-1]
-        device = newest.get("device") or {}
-        values = (
-            str((newest.get("git") or {}).get("sha", "unknown"))[:10],
-            (newest.get("versions") or {}).get("torch", "unknown"),
-            device.get("name") or device.get("type", "unknown"),
-            newest.get("processes", 1),
-        )
-        settings |= dict(zip(START_FACTS, values, strict=True))
-    return settings
-
-
-def planned_rows(sweep: Mapping[str, Any], rows: Sequence[Row]) -> list[Row]:
-    """The runs of a sweep (its record, `sweep.json`) that have no row yet: failed at once, or not started."""
-    names = {row.name for row in rows}
-    networks = networks_of(rows)
-    prefix = prefix_of(networks[0]) if networks else ""
-    planned = []
-    for name, run in sweep.get("runs", {}).items():
-        if name not in names:
-            state, explanation = ("failed", run["failure"]) if run.get("failure") else ("waiting", "not started yet")
-            settings = {f"{prefix}{key}": value for key, value in run.get("values", {}).items()}
-            planned.append(Row(name, "", state, explanation, settings=settings))
-    return planned
-
-
-# ------------------------------------------------------------------------------------------------ all runs
+# ------------------------------------------------------------------------------------------------ the first screen
 def first_screen_of(rows: Sequence[Row]) -> str:
-    """How many runs ended in which way, and the best of each validation with the run that has it."""
+    """What the runs have in common, how many ended in which way, and who leads by each validation."""
+    lines = [network_text(network, _common_facts(network, rows)) for network in networks_of(rows)]
     states = Counter(row.state for row in rows)
     counts = "".join(f'<span class="badge {state}">{count} {state}</span> ' for state, count in states.most_common())
-    settings = differing_settings(rows)
 
-    best = []
-    for value, key in recorded_columns(rows):
-        number = value.best_of([row.recorded[key] for row in rows if key in row.recorded])
-        winners = [row for row in rows if number is not None and row.recorded.get(key) == number]
-        if winners and value.is_validation:
-            name = f"best {short_name(key.removesuffix(value.key), rows)}{value.full_title}"
-            best.append(Card(value.text(number), name, _winner_text(winners, settings)))
-    return f'<p class="ending">{counts}</p>{cards(best)}'
-
-
-def _winner_text(winners: Sequence[Row], settings: Sequence[str]) -> str:
-    """Which run has the best value, with the settings that tell it apart and that its name does not say."""
-    if len(winners) > 1:
-        return f"{len(winners)} runs, {winners[0].name} among them"
-    (winner,) = winners
-    texts = {heading_of(key, settings): setting_cell(winner.settings.get(key)).text for key in settings}
-    said = [
-        f"{name} {text}" for name, text in texts.items() if name not in START_FACTS and f"{name}_" not in winner.name
+    columns = recorded_columns(rows)
+    standings = standings_of(columns, rows)
+    leaders = [
+        _leader_card(value, short_name(key.removesuffix(value.key), rows), standings[key], rows)
+        for value, key in columns
+        if value.is_validation and key in standings
     ]
-    return ", ".join([f"run {winner.name}", *said[:MAX_SAID]])
+    return f'{network_list(lines)}<p class="ending">{counts}</p>{_code_warning(rows)}{cards(leaders)}'
 
 
-def recorded_columns(rows: Sequence[Row]) -> list[tuple[RecordedValue, str]]:
-    """Which records some of the runs have, as (value, key in `Row.recorded`)."""
-    keys = dict.fromkeys(key for row in rows for key in row.recorded)
-    return [(value, key) for value in RECORDED_VALUES for key in keys if key.endswith(f": {value.key}")]
+def _common_facts(network: str, rows: Sequence[Row]) -> list[str]:
+    """What is true of a network in all runs that have it, in words."""
+    first, *others = [row.facts[network] for row in rows if network in row.facts]
+    return [fact for fact in first if all(fact in facts for facts in others)]
 
 
-def networks_of(rows: Sequence[Row]) -> list[str]:
-    """The kinds of networks that the runs have trained."""
-    return list(dict.fromkeys(network for row in rows for network in row.steps))
+def _code_warning(rows: Sequence[Row]) -> str:
+    """A warning where the runs were computed by different code: their differences may come from it."""
+    runs = code_of_runs(rows)
+    if len(runs) < 2:
+        return ""
+    lines = []
+    for code, of_code in list(runs.items())[:MAX_CODES]:
+        names = [row.label for row in of_code[:MAX_RUNS]]
+        more = f" and {len(of_code) - MAX_RUNS} more" if len(of_code) > MAX_RUNS else ""
+        lines.append(f"{code}: {'; '.join(names)}{more}")
+    if len(runs) > MAX_CODES:
+        lines.append(f"and {len(runs) - MAX_CODES} more")
+    text = (
+        f"Warning: these runs were computed by {len(runs)} different versions of the code, so that their differences "
+        "may come from the code. No best run is marked."
+    )
+    return note_list(text, lines)
 
 
-def short_name(key: str, rows: Sequence[Row]) -> str:
-    """A key without its network, where all runs are of one kind."""
-    networks = networks_of(rows)
-    return key.removeprefix(prefix_of(networks[0])) if len(networks) == 1 else key
+def _leader_card(value: RecordedValue, network: str, standing: Standing, rows: Sequence[Row]) -> Card:
+    """Who leads by one record, with what is known of the spread."""
+    what = "best" if standing.is_best else "highest" if value.better == "higher" else "lowest"
+    number, runner_up = value.texts([standing.value, standing.runner_up])
+    runs = len(standing.rows)
+    said = _leader_text(standing.rows, rows) + (f", mean of {runs} seeds" if runs > 1 else "")
+    if standing.spread is None:
+        scale = f"next {runner_up}; single runs, no spread known"
+    else:
+        verdict = "ahead by more than chance" if standing.is_best else "the lead may be chance"
+        scale = f"next {runner_up}; standard deviation between seeds {value.texts([standing.spread])[0]}: {verdict}"
+    return Card(number, f"{what} {network}{value.full_title}", said, scale)
 
 
-def heading_of(key: str, keys: Sequence[str]) -> str:
-    """The last part of a config key, with the part before it where another of the keys ends in the same."""
-    parts = key.rpartition(": ")[2].split(".")
-    endings = [other.rpartition(".")[2].rpartition(": ")[2] for other in keys]
-    return parts[-1] if endings.count(parts[-1]) == 1 else ".".join(parts[-2:])
+def _leader_text(leaders: Sequence[Row], rows: Sequence[Row]) -> str:
+    """A setting, by its run where it has one, and by the settings that the name of the run does not say."""
+    first = leaders[0]
+    keys = [key for key in differing_settings(rows) if not is_start_fact(key)]
+    said = [
+        f"{heading_of(key, keys)} {setting_text(first.settings[key])}"
+        for key in keys
+        if key in first.settings and not (key.endswith(SEED_KEY) and len(leaders) > 1)
+    ]
+    if len(leaders) > 1:
+        return ", ".join(said[:MAX_SAID]) or "one setting"
+    if first.label != first.name:  # it already consists of settings
+        return first.label
+    return ", ".join([f"run {first.name}", *said[:MAX_SAID]])
 
 
-def differing_settings(rows: Sequence[Row]) -> list[str]:
-    """The settings with several values among the runs that have them, in the order of the configs."""
-    values: dict[str, set[str]] = {}
-    for row in rows:
-        for key, value in row.settings.items():
-            values.setdefault(key, set()).add(repr(value))
-    return [key for key, different in values.items() if len(different) > 1]
-
-
+# ------------------------------------------------------------------------------------------------ the table
 def runs_table(rows: Sequence[Row]) -> str:
     """One row per run; a click on a heading sorts."""
     columns: list[tuple[str, list[Cell]]] = [
-        ("run", [Cell(row.name, link=row.anchor) for row in rows]),
+        ("run", [Cell(row.label, link=row.anchor) for row in rows]),
         ("state", [Cell(row.state, badge=row.state) for row in rows]),
     ]
     settings = differing_settings(rows)
@@ -194,65 +120,112 @@ def runs_table(rows: Sequence[Row]) -> str:
     # Steps and numbers.
     for network in networks_of(rows):
         name = short_name(f"{prefix_of(network)}step", rows)
-        columns.append((name, [_number_cell(row.steps.get(network), "{:,.0f}".format) for row in rows]))
-    columns += _recorded_cells(rows) + _result_cells(rows)
+        steps = [row.steps.get(network) for row in rows]
+        columns.append((name, [Cell("") if step is None else Cell(f"{step:,}", float(step)) for step in steps]))
+    recorded = recorded_columns(rows)
+    standings = standings_of(recorded, rows)
+    columns += _recorded_cells(rows, standings) + _result_cells(rows)
     cells = [list(row_cells) for row_cells in zip(*(cells for _, cells in columns), strict=True)]
     table = sortable_table([name for name, _ in columns], cells)
 
-    # Why those that did not finish did not.
-    notes = [f"{row.name}: {row.explanation}" for row in rows if row.state not in ("finished", "waiting")]
+    # What the columns say, and why those that did not finish did not.
+    notes = [f"{row.label}: {row.explanation}" for row in rows if row.state not in ("finished", "waiting")]
     explained = note_list("Not finished:", notes) if notes else ""
-    return section("Runs", _explained([short_name(key, rows) for key in settings]) + table + explained, "runs")
+    about = _explained([short_name(key, rows) for key in settings], _about_marks(rows, standings))
+    return section("Runs", about + table + _meanings([value for value, _ in recorded]) + explained, "runs")
 
 
-def _explained(settings: Sequence[str]) -> str:
-    """What the columns are, and in which settings beyond them the runs differ."""
+def _explained(settings: Sequence[str], about_marks: str) -> str:
+    """In which settings the runs differ, those without a column included, and what is marked."""
     differ = "The configs of these runs are equal."
     if settings:
         differ = f"The runs differ in {', '.join(settings[:MAX_SETTINGS])}."
     if len(settings) > MAX_SETTINGS:
         differ += f" They also differ in {', '.join(settings[MAX_SETTINGS:])}."
-    return f"<p>{escape(differ)} Marked: the best of a column. A click on a heading sorts.</p>"
+    return f"<p>{escape(differ)} {escape(about_marks)} A click on a heading sorts.</p>"
+
+
+def _about_marks(rows: Sequence[Row], standings: Mapping[str, Standing]) -> str:
+    """Which cells are marked, or why none is."""
+    if len(code_of_runs(rows)) > 1:
+        return "No best run is marked, because they were computed by different code."
+    if any(standing.is_best for standing in standings.values()):
+        return (
+            "Marked: settings that lead a column by more than chance (t test at 95 % with the spread between seeds; "
+            "not corrected for the number of settings)."
+        )
+    if any(standing.spread is not None for standing in standings.values()):
+        return "No best run is marked: no setting leads by more than the spread between seeds explains."
+    if standings:
+        return (
+            "No best run is marked: these are single runs, so that nobody knows how much runs with other seeds differ "
+            "(--grid loop.seed=0,1,2 tells)."
+        )
+    return "No best run is marked: there are no two finished runs to compare."
+
+
+def _meanings(values: Sequence[RecordedValue]) -> str:
+    """What the recorded columns say, one line each."""
+    names = {value.full_title: value.explanation for value in values}
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in names.items())
+    return f'<dl class="meanings">{items}</dl>' if items else ""
 
 
 def setting_cell(value: Any) -> Cell:
     """A value of a config; numbers are sorted as such."""
     if value is None:
         return Cell("")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return Cell(f"{value:.6g}" if isinstance(value, float) else str(value), float(value))
-    return Cell((value if isinstance(value, str) else format_value(value))[:MAX_TEXT])
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Cell(setting_text(value), float(value) if is_number else None)
 
 
-def _number_cell(value: float | None, text: Callable[[float], str], is_best: bool = False, mark: str = "") -> Cell:
-    return Cell("") if value is None else Cell(f"{text(value)}{mark}", float(value), is_best)
+def _number_cells(numbers: Sequence[float | None], texts: Sequence[str], best: Sequence[bool]) -> list[Cell]:
+    """Cells of numbers; `texts` are those of the numbers that there are."""
+    remaining = iter(texts)
+    return [
+        Cell("") if number is None else Cell(next(remaining), float(number), is_best)
+        for number, is_best in zip(numbers, best, strict=True)
+    ]
 
 
-def _recorded_cells(rows: Sequence[Row]) -> list[tuple[str, list[Cell]]]:
-    """The newest records of trainings, of all networks."""
+def _recorded_cells(rows: Sequence[Row], standings: Mapping[str, Standing]) -> list[tuple[str, list[Cell]]]:
+    """The newest records of trainings, of all networks; beside a usage of codebooks the number of codes."""
     columns = []
     for value, key in recorded_columns(rows):
-        best = value.best_of([row.recorded[key] for row in rows if key in row.recorded])
-        cells = [
-            _number_cell(number, value.text, number is not None and number == best)
-            for number in (row.recorded.get(key) for row in rows)
-        ]
-        columns.append((f"{short_name(key.removesuffix(value.key), rows)}{value.full_title}", cells))
+        network = key.removesuffix(value.key)
+        numbers = [row.recorded.get(key) for row in rows]
+        standing = standings.get(key)
+        best = [standing is not None and standing.is_best and row in standing.rows for row in rows]
+        texts = value.texts([number for number in numbers if number is not None])
+        columns.append((f"{short_name(network, rows)}{value.full_title}", _number_cells(numbers, texts, best)))
+        if value.is_of_codes and any(row.num_codes for row in rows):
+            totals = [row.num_codes.get(network.removesuffix(": ")) for row in rows]
+            cells = [_codes_cell(usage, total) for usage, total in zip(numbers, totals, strict=True)]
+            columns.append((f"{short_name(network, rows)}codes used", cells))
     return columns
+
+
+def _codes_cell(usage: float | None, total: int | None) -> Cell:
+    """How many codes occurred, of how many."""
+    if usage is None or total is None:
+        return Cell("")
+    count = round(usage * total)
+    return Cell(f"{count:,} of {total:,}", float(count))
 
 
 def _result_cells(rows: Sequence[Row]) -> list[tuple[str, list[Cell]]]:
     """The headline numbers of results. They are not ranked here: the comparison below knows their protocols."""
     columns = []
     for metric in headline_metrics():
-        if any(metric in row.results for row in rows) and find_metric(metric) is not None:
-            cells = [
-                _number_cell(
-                    row.results.get(metric),
-                    lambda number, name=metric: shown(name, number),
-                    mark=" (forced)" if metric in row.forced else "",
-                )
-                for row in rows
-            ]
-            columns.append((title(metric), cells))
+        known = find_metric(metric)
+        if known is None or not any(metric in row.results for row in rows):
+            continue
+        having = [row for row in rows if metric in row.results]
+        values = [row.results[metric] for row in having]
+        texts = [f"{value:.1%}" for value in values] if known.percent else fixed_texts(values)
+        marked = [
+            f"{text}{' (forced)' if metric in row.forced else ''}" for text, row in zip(texts, having, strict=True)
+        ]
+        numbers = [row.results.get(metric) for row in rows]
+        columns.append((title(metric), _number_cells(numbers, marked, [False] * len(rows))))
     return columns

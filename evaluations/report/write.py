@@ -18,8 +18,9 @@ from evaluations.report.ending import date_text, starts_of
 from evaluations.report.first_screen import first_screen, provenance
 from evaluations.report.page import claim_page, details, note_list, page, section, table
 from evaluations.report.pictures import SAMPLES_PICTURE
+from evaluations.report.rows import planned_rows, row_of, short_labels
 from evaluations.report.run_folder import RunFolder, runs_in
-from evaluations.report.runs_table import first_screen_of, planned_rows, row_of, runs_table
+from evaluations.report.runs_table import first_screen_of, runs_table
 from evaluations.report.sections import COMPARED_SECTIONS, SECTIONS
 from evaluations.report.size import NOTE_PLACE, fit_pictures
 from evaluations.run_layout import SWEEP_RECORD
@@ -137,18 +138,24 @@ def _page_of_several(name: str, runs: Sequence[RunFolder], sweep: dict[str, Any]
 
     named = sorted(zip(_names(runs), runs, strict=True), key=lambda pair: place(pair[0]))
 
-    # What compares them.
-    rows = [row_of(run_name, run, f"run-{number}") for number, (run_name, run) in enumerate(named)]
-    rows += planned_rows(sweep, rows)
+    # What compares them. The runs of a sweep are called by what sets them apart.
+    labels = short_labels(sweep)
+    labeled = [(labels.get(run_name, run_name), run) for run_name, run in named]
+    rows = [
+        row_of(run_name, run, f"run-{number}", labels.get(run_name, "")) for number, (run_name, run) in enumerate(named)
+    ]
+    rows += planned_rows(sweep, rows, labels)
     rows.sort(key=lambda row: place(row.name))
-    compared = [runs_table(rows), overlaid_curves(named), comparison(named)]
+    compared = [runs_table(rows), overlaid_curves(labeled), comparison(labeled)]
 
     # What each has to show.
     own_parts = []
     for number, (run_name, run) in enumerate(named):
         content = "".join([first_screen(run), *(make(run) for make in COMPARED_SECTIONS), provenance(run)])
         content = content.replace("<section id=", "<section data-part=")  # ids are of the page, not of a run
-        own_parts.append(f'<div id="run-{number}">{details(run_name, content, is_open=len(named) <= MAX_OPEN)}</div>')
+        label = labels.get(run_name, run_name)
+        heading = f"{label} (folder {run_name})" if label != run_name else run_name
+        own_parts.append(f'<div id="run-{number}">{details(heading, content, is_open=len(named) <= MAX_OPEN)}</div>')
     parts = [*compared, section("Each run", "".join(own_parts), "each")]
     head = [f"<h1>{escape(title)}</h1>", first_screen_of(rows), NOTE_PLACE, contents(parts)]
     return page(name, title, [*head, *parts, attribution(runs)])

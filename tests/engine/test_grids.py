@@ -57,6 +57,19 @@ def test_names_stand_beside_rows_and_below_images(tmp_path):
     assert [(place < 128).any().item() for place in places] == [True, False]
 
 
+def test_a_caption_stands_above_the_images(tmp_path):
+    """In as many lines as the width needs; the images keep their pixels, and a narrow grid gets room at its right."""
+    plain = written(tmp_path, IMAGES, 1)
+    words = "Generated: one class per row, the first samples of each class, not selected. seed 0, guidance scale 2."
+    named = written(tmp_path, IMAGES, 1, caption=words)
+    height = named.shape[1] - plain.shape[1]
+    assert named.shape[2] == grids.MIN_CAPTION_WIDTH > plain.shape[2]
+    assert height == 2 * grids.LINE_HEIGHT + 2 * grids.MARGIN and (named[:, :height] < 128).any()
+    assert torch.equal(named[:, height:, : plain.shape[2]], plain)
+    long = written(tmp_path, IMAGES, 1, caption="many words " * 200)
+    assert long.shape[1] - plain.shape[1] == grids.MAX_CAPTION_LINES * grids.LINE_HEIGHT + 2 * grids.MARGIN
+
+
 @pytest.mark.parametrize("name", ["", "<img src=x>", "\u732b", "\udce9 \n\t", "x" * 500, "many " * 100])
 def test_any_name_fits(tmp_path, name, monkeypatch):
     """Too long ones are cut; also with the small font of a Pillow without FreeType."""

@@ -344,10 +344,11 @@ def test_validation_follows_the_warm_up_and_needs_images(world):
 
 def test_an_image_grid_shows_originals_above_reconstructions(world):
     task, grids = task_of(world, "ema_decay=0.5"), {}
-    task.save_grid = lambda name, images, columns, row_names: grids.update({name: (images, columns, row_names)})
+    task.save_grid = lambda name, *grid, **named: grids.update({name: (*grid, *named.values())})
     task.evaluate(7)
     assert grids.keys() == {"val_00000007", "val_ema_00000007"}
-    images, columns, row_names = grids["val_00000007"]
+    images, columns, row_names, caption = grids["val_00000007"]
+    assert "reconstructions at step 7 (val)" in caption
     assert columns == 8 and len(images) == 16 and row_names == ("original", "reconstruction")
     assert torch.equal(to_uint8(images[:8]), HELD_OUT[:8])
     with torch.no_grad():

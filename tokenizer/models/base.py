@@ -78,6 +78,7 @@ class Tokenizer(PretrainedNetwork):
     """
 
     config_class: ClassVar[type]  # the dataclass of its section `model.<name>`
+    in_words: ClassVar[str] = ""  # what kind of network it is, for a page; without it the page has the name alone
     config: Any  # its section
     image_size: int  # pixels, side of the images it is trained for
     num_tokens: int  # tokens per image of that size

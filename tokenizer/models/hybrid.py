@@ -79,6 +79,7 @@ class HybridTokenizer(Tokenizer):
     """
 
     config_class = HybridConfig
+    in_words = "CNN and transformer"
 
     def __init__(self, config: HybridConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__()

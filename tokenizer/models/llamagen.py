@@ -32,6 +32,7 @@ class LlamaGenTokenizer(ConvTokenizer):
     """A convolutional tokenizer with a linear projection on either side of the quantizer."""
 
     config_class = LlamaGenConfig
+    in_words = "CNN"
 
     def __init__(self, config: LlamaGenConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__(config.cnn, quantizer, image_size)

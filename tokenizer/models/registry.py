@@ -80,12 +80,16 @@ class ModelConfig(Section):
         yield from one_of(self, "name", MODELS)
 
 
+def build_quantizer(config: QuantizerConfig) -> Quantizer:
+    """The quantizer that `config` describes, freshly initialized. Raises ConfigError as `build_tokenizer` does."""
+    section = selected_section(config, QUANTIZERS, "model.quantizer")
+    return QUANTIZERS[config.name](section)
+
+
 def build_tokenizer(config: ModelConfig, image_size: int) -> Tokenizer:
     """The tokenizer that `config` describes, freshly initialized, for images of `image_size` pixels.
 
     Raises ConfigError where sizes do not fit together, or a section is set that is not in use.
     """
     section = selected_section(config, MODELS, "model")
-    quantizer_section = selected_section(config.quantizer, QUANTIZERS, "model.quantizer")
-    quantizer = QUANTIZERS[config.quantizer.name](quantizer_section)
-    return MODELS[config.name](section, quantizer, image_size)
+    return MODELS[config.name](section, build_quantizer(config.quantizer), image_size)

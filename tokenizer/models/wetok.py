@@ -37,6 +37,7 @@ class WeTokTokenizer(ConvTokenizer):
     """See the module docstring. The quantizer's channels are the CNN's latent channels."""
 
     config_class = WeTokConfig
+    in_words = "CNN"
     min_cells = 2  # the adaptive norms take a variance over the grid
 
     def __init__(self, config: WeTokConfig, quantizer: Quantizer, image_size: int) -> None:

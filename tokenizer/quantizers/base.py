@@ -42,6 +42,7 @@ class Quantizer(nn.Module):
     """
 
     config_class: ClassVar[type]  # the dataclass of its section `model.quantizer.<name>`
+    in_words: ClassVar[str] = ""  # how it quantizes, for a page; without it the page has the name alone
     # Losses that it computes. `codebook`, `commitment` and `entropy` have weights of their own in the section `loss`;
     # others have the weight in `loss.quantizer_weights`, by default the one in `loss_weights`.
     loss_names: frozenset[str] = frozenset({"codebook", "commitment", "entropy"})

@@ -41,6 +41,7 @@ class FSQ(Quantizer):
     """See the module docstring."""
 
     config_class = FSQConfig
+    in_words = "rounded channels, without a learned codebook"
     loss_names = frozenset()
     levels: Tensor  # (D,) levels of each channel
     places: Tensor  # (D,) what a step of each channel adds to the index

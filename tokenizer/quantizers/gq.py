@@ -77,6 +77,7 @@ class GroupLFQ(Quantizer):
     """
 
     config_class = GQConfig
+    in_words = "signs of groups of channels, without a learned codebook"
     loss_names = frozenset({"commitment", "entropy"})
 
     def __init__(self, config: GQConfig) -> None:

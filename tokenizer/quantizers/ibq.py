@@ -84,6 +84,7 @@ class IBQ(VectorQuantizer):
     """See the module docstring."""
 
     config_class = IBQConfig
+    in_words = "most similar of learned code vectors"
 
     def forward(self, z: Tensor, *, quantize: bool = True, entropy: bool = False) -> Quantized:
         with full_precision(z.device):

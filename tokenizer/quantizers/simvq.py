@@ -30,6 +30,7 @@ class SimVQ(VectorQuantizer):
     """See the module docstring."""
 
     config_class = SimVQConfig
+    in_words = "nearest of code vectors that one learned matrix moves"
 
     def __init__(self, config: SimVQConfig) -> None:
         super().__init__(config)

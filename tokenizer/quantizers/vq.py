@@ -65,6 +65,7 @@ class VectorQuantizer(Quantizer):
     """Nearest-neighbor quantizer; see the module docstring."""
 
     config_class = VQConfig
+    in_words = "nearest of learned code vectors"
     replaced_buffers = Quantizer.replaced_buffers | {"recent_latents"}
     recent_latents: Tensor | None  # latents of the warm-up, for k-means
 

@@ -352,4 +352,6 @@ class TokenizerTask:
         with autocast(self.world.device, self.precision):
             reconstructions = network(images, quantize=quantize).reconstructions
         pictures = torch.cat([images, reconstructions])
-        self.save_grid(f"{prefix}_{step:08d}", pictures, len(images), row_names=("original", "reconstruction"))
+        name = f"{prefix}_{step:08d}"
+        caption = f"Held-out images, not selected, and their reconstructions at step {step:,} ({prefix})."
+        self.save_grid(name, pictures, len(images), row_names=("original", "reconstruction"), caption=caption)
