@@ -137,7 +137,7 @@ def draw_class(
 
 def caption_of(images: str, settings: SamplerSettings) -> str:
     """What a grid shows, for whoever sees the picture alone."""
-    return f"Generated: {images}; not selected. {settings.in_words()}."
+    return f"Generated: {images}; not selected; {settings.in_words()}."
 
 
 def write_class(root: Path, samples: ClassSamples, images: Tensor, caption: str) -> None:

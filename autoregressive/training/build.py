@@ -142,7 +142,7 @@ def preview_grid(
             tokens = draw_tokens(network, labels, draw=draw, guidance=guidance)
             names = [classes.shown_name(label) for label in range(num_classes)]
             settings = settings_text(guidance_scale=guidance.scale, seed=config.loop.seed)
-            caption = f"Generated in training ({name}): one class per row, not selected. {settings}."
+            caption = f"Generated in training ({name}): one class per row, not selected; {settings}."
             run.save_grid(name, tokenizer.decode_indices(tokens), PREVIEWS_PER_CLASS, names, caption)
         except NonFiniteValuesError as error:  # the training goes on: its own guard decides about updates
             run.log(f"warning: no preview {name}: {error}")

@@ -32,7 +32,7 @@ MARGIN = 6
 ROW_NAME_WIDTH = 150  # at most
 MAX_LINES = 2  # of a name
 MAX_CAPTION_LINES = 6
-MIN_CAPTION_WIDTH = 360  # pixels; a narrower grid gets room at its right
+MIN_CAPTION_WIDTH = 320  # pixels; a narrower grid gets room at its right
 INK = (31, 41, 51)
 
 

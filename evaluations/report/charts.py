@@ -13,6 +13,7 @@ from html import escape
 from itertools import pairwise
 
 from engine.json_text import to_json
+from evaluations.report.number_text import fixed_texts
 
 # Size of a chart and of the margins around its plot, in SVG units.
 WIDTH = 460
@@ -181,12 +182,14 @@ def _legend(series: Mapping[str, Points]) -> str:
     """The names of the lines with their last values."""
     if len(series) > MAX_LEGEND:
         return f'<div class="legend">{len(series)} lines; point at one to see its name</div>'
+    last = [points[-1][1] for points in series.values()]
+    texts = fixed_texts(last) if len(last) > 1 else [f"{last[0]:.4g}"]
     entries = []
-    for number, (name, points) in enumerate(series.items()):
+    for number, (name, text) in enumerate(zip(series, texts, strict=True)):
         color, _ = _stroke(number)
         entries.append(
             f'<button type="button" data-line="{number}" title="hide or show"><i style="background:{color}"></i>'
-            f"{escape(name)} <b>{points[-1][1]:.4g}</b></button>"
+            f"{escape(name)} <b>{text}</b></button>"
         )
     return f'<div class="legend">{"".join(entries)}</div>'
 

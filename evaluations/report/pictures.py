@@ -106,8 +106,8 @@ def caption_of(run: RunFolder) -> str:
     """What the samples of a measured generation are, and the settings that they were drawn with."""
     sampler = run.results.get("generation", {}).get("protocol", {}).get("sampler") or {}
     known = {name: sampler[name] for name in SAMPLER_SETTINGS if name in sampler}
-    settings = f" {settings_text(**known)}." if "guidance_scale" in known else ""
-    return f"Generated: one class per row, the first samples of each class, not selected.{settings}"
+    settings = f"; {settings_text(**known)}" if "guidance_scale" in known else ""
+    return f"Generated: one class per row, the first samples of each class, not selected{settings}."
 
 
 def _write_samples(path: Path, stored: Mapping[str, np.ndarray], caption: str) -> None:

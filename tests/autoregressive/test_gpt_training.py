@@ -195,7 +195,7 @@ def test_preview_shows_four_samples_of_each_class(given, world):
     tokens = generate(task.trained.module, labels, draw=draws, guidance=Guidance(scale=3))
     assert [name for name, *_ in grids] == ["val_00000012", "val_ema_00000012"]
     assert grids[0][2:4] == (4, ["cat", "dog"])
-    assert "one class per row, not selected. seed 7, guidance scale 3, temperature 1." in grids[0][4]
+    assert "one class per row, not selected; seed 7, guidance scale 3, temperature 1." in grids[0][4]
     assert torch.equal(grids[0][1], tokenizer.decode_indices(tokens))
     assert not torch.equal(grids[0][1], grids[1][1])
     config.validation.preview_classes = 0

@@ -64,7 +64,7 @@ def test_a_caption_stands_above_the_images(tmp_path):
     named = written(tmp_path, IMAGES, 1, caption=words)
     height = named.shape[1] - plain.shape[1]
     assert named.shape[2] == grids.MIN_CAPTION_WIDTH > plain.shape[2]
-    assert height == 2 * grids.LINE_HEIGHT + 2 * grids.MARGIN and (named[:, :height] < 128).any()
+    assert height == 3 * grids.LINE_HEIGHT + 2 * grids.MARGIN and (named[:, :height] < 128).any()
     assert torch.equal(named[:, height:, : plain.shape[2]], plain)
     long = written(tmp_path, IMAGES, 1, caption="many words " * 200)
     assert long.shape[1] - plain.shape[1] == grids.MAX_CAPTION_LINES * grids.LINE_HEIGHT + 2 * grids.MARGIN

@@ -6,6 +6,7 @@ import argparse
 import base64
 import io
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 
@@ -204,25 +205,54 @@ def test_a_token_is_clicked_and_the_picture_changes(tmp_path, entry, open_page):
 
     view.wait_for_function(f"{picture} !== document.createElement('canvas').toDataURL()")
     view.hover(".token >> nth=1")
-    assert "token 1 (row 1, column 2): code" in view.inner_text("#tokens .readout")
+    assert "token 1 (row 0, column 1): code" in view.inner_text("#tokens .readout")  # all counted from 0
+    assert view.locator(".side:visible").all_inner_texts() == ["original", "reconstruction"]
+    assert "bits per image (" in view.inner_text("#tokens .measures")
     before = view.evaluate(picture)
     view.click("button.token >> nth=1")
     view.wait_for_function(f"before => {picture} !== before", arg=before)
+    assert "levels on average over the image, and by" in view.inner_text("#tokens .readout")
+    (state,) = view.locator(".side:visible").all_inner_texts()
+    assert re.fullmatch(r"code [\d ·]+ → [\d ·]+", state) and state in view.inner_text("#tokens .key")
+    assert "of tokens" in view.inner_text(".codes button >> nth=0")
     replaced = view.evaluate(picture)
     view.click(".codes button >> nth=1")
     view.wait_for_function(f"before => {picture} !== before", arg=replaced)
     view.check("text=show where pixels change")
-    assert "here replaced by" in view.inner_text("#tokens .readout")
+    assert f"here replaced: {view.inner_text('.side.right')}" in view.inner_text("#tokens .readout")
+    subject = "JSON.parse(document.getElementById('atlas').textContent).subjects[0]"
+    strongest = view.evaluate(f"{subject}.tokens.images[0].strongest[1]")
+    assert f"{strongest:g} of 255 levels. Each token has its own scale." in view.inner_text("#tokens .key")
 
     # A class with a hostile name is text, and the map answers a click on a code.
     assert HOSTILE in view.get_attribute(".thumbs button >> nth=0", "title")
     assert view.locator("#samples th").all_inner_texts()[1] == "scale 1"
-    code = view.evaluate("(() => { const b = JSON.parse(document.getElementById('atlas').textContent).subjects[0]"
-                         ".codebooks[0]; return [b.x[0], b.y[0]]; })()")  # fmt: skip
+    code = view.evaluate(f"[{subject}.codebooks[0].x[0], {subject}.codebooks[0].y[0]]")
     box = view.locator("canvas.map").bounding_box()
-    x, y = (12 + 536 * code[0] / 4095) / 560, (12 + 536 * (1 - code[1] / 4095)) / 560
+    x, y = (44 + 504 * code[0] / 4095) / 560, (12 + 504 * (1 - code[1] / 4095)) / 560
     view.click("canvas.map", position={"x": x * box["width"], "y": y * box["height"]})
     assert view.locator(".chip").count() > 0
+    assert "8 counted images" in view.inner_text("#codebook .key") and "Euclidean" in view.inner_text(
+        "#codebook .measures"
+    )
+
+
+def test_two_viewers_are_in_the_same_mode(tmp_path, entry, open_page):
+    """Border and colors are shared; where a token is replaced in one, the other replaces its strongest, and says so."""
+    runs = [run_folder(tmp_path / "a", with_gpt=False), run_folder(tmp_path / "b", "wetok", "gq", with_gpt=False)]
+    assert entry(atlas.main, *runs, *SMALL, "--output", tmp_path / "atlas.html")[0] == 0
+    view = open_page(tmp_path / "atlas.html", 1300)
+    view.wait_for_selector("html[data-ready]")
+    view.locator(".split").first.fill("30")
+    assert [slider.input_value() for slider in view.locator(".split").all()] == ["30", "30"]
+    view.click(".cells button.token >> nth=0")
+    view.check(".options input >> nth=0")
+    assert all(box.is_checked() for box in view.locator(".options input").all())
+    sides = view.locator(".side:visible").all_inner_texts()
+    assert len(sides) == 2 and all("→" in text for text in sides)
+    assert "the one that changes this image most" in view.inner_text("#tokens .readout >> nth=0")
+    view.click("text=back to the reconstruction >> nth=1")
+    assert view.locator(".side:visible").all_inner_texts() == ["reconstruction"] * 2
 
 
 def test_without_data_the_generator_draws_the_images(tmp_path, make_page, monkeypatch):
@@ -297,10 +327,18 @@ def test_the_map_is_the_plane_of_largest_variance():
     rng = np.random.default_rng(0)
     flat = torch.from_numpy(rng.standard_normal((30, 2)) * np.array([3.0, 1.0]))
     turned = flat @ torch.linalg.qr(torch.from_numpy(rng.standard_normal((5, 5)))).Q[:2]
-    places, explained = project(turned, torch.ones(30, dtype=torch.long))
-    assert explained == pytest.approx(1.0) and places.min() == 0 and places.max() == 4095
+    projection = project(turned, torch.ones(30, dtype=torch.long))
+    places, (first, second) = projection.places, projection.shares
+    assert first + second == pytest.approx(1.0) and first > second > 0 and places.min() == 0 and places.max() == 4095
     ratio = torch.pdist(places.double()) / torch.pdist(flat)
     assert ratio.std() / ratio.mean() < 0.01
+
+    # The ends of the map are in the unit of the vectors, with the mean at 0; one channel has no second direction.
+    scale = (projection.ends[0][1] - projection.ends[0][0]) / 4095
+    assert 1 / ratio.mean() == pytest.approx(scale, rel=0.01)
+    middle = places.double().mean(0) * scale + torch.tensor([low for low, _ in projection.ends])
+    assert middle.abs().max() < scale
+    assert project(flat[:, :1], torch.ones(30, dtype=torch.long)).shares[1] == 0
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)

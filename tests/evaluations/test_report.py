@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from engine.checkpoint.weights import fingerprint
+from engine.config import load_config
 from engine.data.sources import SOURCES
 from engine.messages import UserError
 from engine.pipeline import StageLog
+from evaluations.digits.model import Classifier
+from evaluations.digits.training import ClassifierTrainConfig
 from evaluations.pipelines.quickstart import (
     check_flags,
     collect,
@@ -25,12 +29,16 @@ from evaluations.pipelines.quickstart import (
 )
 from evaluations.probes.pca import principal_components
 from evaluations.report.charts import line_chart, nice_ticks
+from evaluations.report.first_screen import result_cards
+from evaluations.report.run_folder import RunFolder
+from evaluations.report.scale import classifier_accuracy
 from evaluations.report.write import write_report
 from evaluations.results import read_result, write_result
 from evaluations.visualize import parse_args as parse_visualize
 from evaluations.visualize import visualize
 
-PROTOCOL = {"data": "mnist5k", "codebook_size": 256, "num_tokens": 16}
+PROTOCOL = {"data": "mnist5k", "codebook_size": 256, "num_tokens": 16, "num_images": 9}
+REFERENCE = {"split": "train", "num_images": 4500}
 
 
 @pytest.fixture
@@ -71,6 +79,44 @@ def test_results_have_exactly_the_promised_keys(finished):
     assert "21.00 dB" in results_table(results) and "95.0%" in results_table(results)
 
 
+def test_cards_say_what_a_number_should_be_seen_beside(finished):
+    """The images of a distance and values that give it a scale; tokens times bits; codes; the classifier itself."""
+    metrics = {"frechet_lite0_reconstruction": 90.0, "frechet_lite0_real": 4.0, "bits_per_image": 128.0}
+    protocol = {**PROTOCOL, "reference": REFERENCE}
+    write_result(finished / "evaluations" / "reconstruction.json", {**metrics, "codebook_usage": 0.5}, protocol)
+    metrics = {"frechet_lite0_generated": 95.0, "frechet_lite0_noise": 2000.0, "label_agreement": 0.95, "memorized": 0}
+    facts = {"num_images": 100, "reference": REFERENCE, "training_codes": {"num_images": 4500}, "classifier": None}
+    write_result(finished / "evaluations" / "generation.json", metrics, facts)
+    run = RunFolder(finished)
+    cards = {card.name: card for card in result_cards(run)}
+
+    scale = "for scale: held-out real images 4 (9), uniform noise 2000 (100)"
+    assert cards["frechet_lite0, generated"].scale == f"100 images against 4,500 real ones; {scale}"
+    assert cards["frechet_lite0, reconstructed"].scale == f"9 images against 4,500 real ones; {scale}"
+    assert cards["bits per image"].scale == "16 tokens x 8 bits" and "better" not in cards["bits per image"].meaning
+    assert cards["codebook usage"].scale == "of 9 images; 256 codes"
+    assert cards["memorized code sequences"].scale == "100 sequences against those of 4,500 training images"
+    assert "not on record" in cards["class accuracy"].scale
+
+    # Values of another reference give no scale.
+    other = {**PROTOCOL, "reference": {**REFERENCE, "num_images": 7}}
+    write_result(finished / "evaluations" / "reconstruction.json", {"frechet_lite0_real": 4.0}, other)
+    (of_generated,) = [card for card in result_cards(RunFolder(finished)) if card.name == "frechet_lite0, generated"]
+    assert "held-out real" not in of_generated.scale and "uniform noise 2000" in of_generated.scale
+
+
+def test_the_accuracy_of_a_classifier_is_that_of_the_weights_that_judged(finished):
+    """Those of the fingerprint in the protocol; of others, or of none, nothing is said."""
+    config = load_config(ClassifierTrainConfig, overrides=["data.name=mnist5k"])
+    network = Classifier(config.model)
+    shutil.rmtree(finished / "classifier")
+    mini.export(finished / "classifier", config, network)
+    (finished / "classifier" / "metrics.jsonl").write_text('{"step": 1, "val/accuracy": 0.98}\n')
+    run = RunFolder(finished)
+    assert classifier_accuracy(run, fingerprint(network)) == 0.98
+    assert classifier_accuracy(run, "another") is None and classifier_accuracy(run, None) is None
+
+
 def test_report_is_one_self_contained_page(finished):
     """Pictures are inside, no file or address is referred to, names are escaped, samples.png is written."""
     (finished / "results.json").write_text(json.dumps(collect(finished, StageLog(finished))))
@@ -79,6 +125,7 @@ def test_report_is_one_self_contained_page(finished):
     assert page.count("data:image/png;base64,") == 2 * 4 + 2 * 4 + 1, "pairs, samples above neighbors, the code map"
     assert "20.5 dB" in page and "4 codes over the held-out images; 1 never occur" in page
     assert "&lt;zero&gt;" in page and "<zero>" not in page
+    assert "the first samples of each class, not selected; seed 0, guidance scale 2, temperature 1." in page
     assert "It is not FID" in page and "MNIST digits" in page
     assert (finished / "samples.png").is_file()
 

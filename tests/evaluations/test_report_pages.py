@@ -10,10 +10,12 @@ from PIL import Image
 from engine.folder_lock import lock_folder
 from engine.messages import UserError
 from engine.pipeline import StageLog
-from evaluations.report.charts import thinned
+from evaluations.report.charts import central_range, thinned
 from evaluations.report.ending import Ending, duration_text, pipeline_ending, training_ending
 from evaluations.report.first_screen import command_text
+from evaluations.report.number_text import fixed_texts, setting_text
 from evaluations.report.page import picture
+from evaluations.report.rows import short_labels
 from evaluations.report.size import NOTE_PLACE, fit_pictures
 from evaluations.report.write import write_report
 from evaluations.results import write_result
@@ -61,7 +63,8 @@ def test_the_first_screen_says_what_a_run_is_how_it_ended_and_what_came_out(open
     """Without scrolling, in words; the commands name the module and not a path of the machine."""
     page = open_page(write_report([trained(tmp_path / "run")]), 1100, 700)
     seen = page.inner_text("body")
-    assert "tokenizer: hybrid, folder" in seen and "finished all 200 steps are done" in seen and "took\n3 min" in seen
+    assert 'tokenizer: CNN and transformer ("hybrid"); data folder' in seen
+    assert "finished all 200 steps are done" in seen and "took\n3 min" in seen
     card = page.locator(".card", has_text="PSNR, dB")
     assert "19.5" in card.inner_text() and "held-out pixels" in card.inner_text()
     assert card.bounding_box()["y"] < 700
@@ -82,7 +85,7 @@ def test_a_command_is_shown_as_it_can_be_typed(start, text):
 
 
 def test_curves_tell_their_values_and_name_their_axes(open_page, tmp_path):
-    """The pointer shows the record that is nearest; a click into the legend hides a line."""
+    """The pointer shows the record that is nearest, below the plot; a click into the legend hides a line."""
     page = open_page(write_report([trained(tmp_path / "run")]))
     chart = page.locator("figure.chart", has_text="Validation PSNR")
     assert [text.text_content() for text in chart.locator("text.axis").all()] == ["step", "dB"]
@@ -90,6 +93,7 @@ def test_curves_tell_their_values_and_name_their_axes(open_page, tmp_path):
     area = chart.locator("svg").bounding_box()
     page.mouse.move(area["x"] + area["width"] * 0.97, area["y"] + area["height"] / 2)
     assert chart.locator(".values").inner_text().split() == ["step", "200", "weights", "19.5"]
+    assert chart.locator(".values").bounding_box()["y"] >= area["y"] + area["height"] - 1
     page.mouse.move(area["x"] + area["width"] * 0.15, area["y"] + area["height"] / 2)
     assert chart.locator(".values").inner_text().split() == ["step", "20", "weights", "15"]
     chart.locator("button").click()
@@ -149,7 +153,7 @@ def test_hostile_names_are_text(open_page, tmp_path):
 
 # ------------------------------------------------------------------------------------------------ several runs
 def test_a_sweep_is_sorted_by_a_click(open_page, sweep):
-    """Numbers as numbers, runs without a value last, the best of a column marked, failed runs named."""
+    """Numbers as numbers, runs without a value last, failed runs named."""
     page = open_page(write_report([sweep]))
     assert page.title() == "sweep: sweep of 4 runs, begun 1970-01-01"  # no name was run
     heads = [head.strip() for head in page.locator("table.sortable th").all_inner_texts()]
@@ -162,14 +166,85 @@ def test_a_sweep_is_sorted_by_a_click(open_page, sweep):
             for row in page.locator("table.sortable tbody tr").all()
         ]
 
-    assert sorted(column("PSNR, dB")) == ["", "19.5", "21.5", "8.5"]
+    psnr = "validation PSNR, dB"
+    assert sorted(column(psnr)) == ["", "19.5", "21.5", "8.5"]
     page.click("th >> text=PSNR")
-    assert column("PSNR, dB") == ["8.5", "19.5", "21.5", ""] and column("run") == [HOSTILE, "a", "b", "d"]
+    assert column(psnr) == ["8.5", "19.5", "21.5", ""]
+    assert column("run") == [HOSTILE, "lr 1e-3", "b", f"lr {HOSTILE}"]  # those of sweep.json by what sets them apart
     page.click("th >> text=PSNR")
-    assert column("PSNR, dB") == ["21.5", "19.5", "8.5", ""]
-    assert page.locator("td.best").first.inner_text() == "21.5"
-    assert "d: exit code 2" in page.inner_text(".note") and column("state")[-1] == "failed"
-    assert "run b, lr 0.01" in page.inner_text(".card >> nth=0")
+    assert column(psnr) == ["21.5", "19.5", "8.5", ""]
+    assert f"lr {HOSTILE}: exit code 2" in page.inner_text(".note") and column("state")[-1] == "failed"
+    assert "held-out pixels; 20 is coarse, 30 is close; higher is better" in page.inner_text(".meanings")
+    assert 'tokenizer: CNN and transformer ("hybrid"); data folder' in page.inner_text(".networks")
+
+
+def test_single_runs_have_a_leader_and_no_best(open_page, sweep):
+    """Nobody knows how much runs with other seeds would differ; a page says so, and marks nothing."""
+    page = open_page(write_report([sweep]))
+    card = page.inner_text(".card >> nth=0")
+    assert "highest validation PSNR, dB" in card and "run b, lr 0.01" in card
+    assert "next 19.5; single runs, no spread known" in card
+    assert page.locator("td.best").count() == 0 and "these are single runs" in page.inner_text("#runs")
+
+
+@pytest.mark.parametrize(("spread", "is_best"), [(0.1, True), (9.0, False)])
+def test_the_best_of_repeated_runs_leads_by_more_than_their_spread(tmp_path, spread, is_best):
+    """Two settings, two seeds each: means of 20 and 22, once close together and once far apart."""
+    for lr, mean in ((0.001, 20.0), (0.01, 22.0)):
+        for seed, sign in ((0, -1), (1, 1)):
+            folder = trained(tmp_path / f"lr{lr}-seed{seed}", lr, mean + sign * spread)
+            config = (folder / "config.yaml").read_text()
+            (folder / "config.yaml").write_text(config.replace("steps: 200", f"steps: 200, seed: {seed}"))
+    text = write_report([tmp_path]).read_text()
+    assert text.count('class="n best"') == (2 if is_best else 0)  # both runs of the setting
+    assert ("best validation PSNR" in text) == is_best and "lr 0.01, mean of 2 seeds" in text
+    assert ("ahead by more than chance" if is_best else "the lead may be chance") in text
+
+
+def test_runs_of_different_code_are_not_ranked(open_page, sweep):
+    """The first screen warns of it, with the runs of each commit."""
+    for name, sha in (("a", "1" * 40), ("b", "2" * 40)):
+        start = {"time": 1000.0, "git": {"sha": sha, "dirty": name == "b"}, "processes": 1}
+        (sweep / name / "starts.jsonl").write_text(json.dumps(start) + "\n")
+    page = open_page(write_report([sweep]), 1100, 900)
+    note = page.locator(".note", has_text="Warning")
+    assert "different versions of the code" in note.inner_text() and note.bounding_box()["y"] < 900
+    assert "commit 1111111111" in note.inner_text() and "commit 2222222222 with changes" in note.inner_text()
+    assert page.locator("body > .cards").count() == 0 and page.locator("td.best").count() == 0
+    assert "No best run is marked" in page.inner_text("#runs")
+
+
+def test_usage_of_codebooks_is_counted_too(tmp_path):
+    """70 % of 10 codes are fewer than 50 % of 20; table and chart say both in percent."""
+    for size, usage in ((10, 0.7), (20, 0.5)):
+        folder = trained(tmp_path / f"size_{size}")
+        quantizer = f"model: {{name: hybrid, quantizer: {{name: vq, vq: {{codebook_size: {size}}}}}}}"
+        config = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(config.replace("model: {name: hybrid}", quantizer))
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 200, "time": 1200.0, "val/codebook_usage": usage}) + "\n")
+    text = write_report([tmp_path]).read_text()
+    assert ">7 of 10<" in text and ">10 of 20<" in text and ">70.0%<" in text and "<figcaption>Codebook usage<" in text
+    assert "% of codes" in text and "quantizer: nearest of learned code vectors (&quot;vq&quot;)" in text
+
+
+def test_a_bad_start_does_not_stretch_the_axis_of_all_runs(open_page, tmp_path):
+    """The chart zooms to most of the points, says which are outside, and shows all after a click."""
+    for name in "ab":
+        folder = trained(tmp_path / name)
+        records = [{"step": step, "time": 1000.0 + step, "val/psnr": 20 + step / 200} for step in range(20, 201, 20)]
+        records[0]["val/psnr"] = 19.9 if name == "a" else -50.0
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    page = open_page(write_report([tmp_path]))
+    chart = page.locator("#curves figure.chart", has_text="Validation PSNR")
+    assert "1 of 20 points lie outside, down to -50 dB" in chart.locator(".zoom").inner_text()
+    heights = "figure => [...figure.querySelectorAll('circle')].map(dot => Number(dot.getAttribute('cy')))"
+    zoomed = chart.evaluate(heights)
+    assert max(zoomed) > 250 and max(zoomed[:10]) - min(zoomed[:10]) > 100  # one far below, the others well apart
+    chart.locator(".zoom button").click()
+    everything = chart.evaluate(heights)
+    assert max(everything) < 210 and max(everything[:10]) - min(everything[:10]) < 20
+    assert "-60" in chart.locator("g.values-axis:not(.off) text").all_text_contents()
 
 
 def test_the_curves_of_a_sweep_lie_over_one_another_and_its_links_open_runs(open_page, sweep):
@@ -268,3 +343,28 @@ def test_a_long_line_is_thinned_without_losing_its_spikes():
     thin = thinned(points, 100)
     assert len(thin) <= 100 and (7_777, 100.0) in thin and thin[0] == points[0] and thin[-1] == points[-1]
     assert [x for x, _ in thin] == sorted(x for x, _ in thin) and thinned(points[:50], 100) == points[:50]
+
+
+# ------------------------------------------------------------------------------------------------ numbers and names
+def test_numbers_of_a_column_have_equally_many_decimals():
+    assert fixed_texts([13.25, 11.5]) == ["13.25", "11.50"] and fixed_texts([0.323, 0.3577]) == ["0.3230", "0.3577"]
+    assert fixed_texts([2.5]) == ["2.5"] and fixed_texts([19.5, 8.5]) == ["19.5", "8.5"]
+    assert fixed_texts([1e9, 0.25]) == ["1e+09", "0.25"] and fixed_texts([]) == []
+    assert [setting_text(value) for value in (0.002, 0.01, 256.0, 3, True)] == ["2e-3", "0.01", "256", "3", "true"]
+
+
+def test_runs_of_a_sweep_are_called_by_what_differs():
+    """A key that all have in common is left out; runs that values do not tell apart keep their names."""
+    runs = {"x": {"optim.lr": 0.002, "k": 1.0}, "y": {"optim.lr": 0.01, "k": 1.0}}
+    sweep = {"runs": {name: {"values": values} for name, values in runs.items()}}
+    assert short_labels(sweep) == {"x": "lr 2e-3", "y": "lr 0.01"}
+    sweep["runs"]["z"] = {"values": runs["x"]}
+    assert short_labels(sweep) == {"x": "x", "y": "lr 0.01", "z": "z"}
+    assert short_labels({}) == {}
+
+
+def test_a_range_leaves_out_few_points_or_none():
+    values = [20 + i / 100 for i in range(30)]
+    low, high = central_range([-50.0, *values])
+    assert 19.9 <= low <= 20.02 and 20.27 <= high <= 20.29
+    assert central_range(values) is None and central_range([0.0, 100.0]) is None and central_range([1.0] * 20) is None

@@ -66,7 +66,8 @@ def test_pairs_are_center_crops_and_their_reconstructions(exported, photos, tmp_
     tiles = torch.cat([torch.stack(column) for batch in (pairs[:2], pairs[2:4]) for column in zip(*batch, strict=True)])
     grid = read(samples / "grid.png")
     zoom = zoom_of(original)
-    grid = grid[:, ::zoom, (grid.shape[2] - zoom * (2 * 18 + 2)) :: zoom]  # without the names at the left
+    top, left = (side - zoom * (count * 18 + 2) for side, count in zip(grid.shape[1:], (4, 2), strict=True))
+    grid = grid[:, top::zoom, left::zoom]  # without the caption above and the names at the left
     assert all(any(torch.equal(window, tile) for window in windows(grid)) for tile in tiles)
 
 
