@@ -146,10 +146,11 @@ class CodebookMap {
   explain() {
     const {numCounted, numCountedImages} = this.subject.tokens;
     const counts = [...new Set([0, 1, Math.round(this.most / 4), this.most])];
-    const dots = counts.flatMap((count) => {
+    const dots = counts.map((count) => {
       const canvas = element("canvas", {width: 16, height: 16, className: "dot"});
       this.dot(canvas.getContext("2d"), 8, 8, count);
-      return [canvas, count === 0 ? " never " : count === 1 ? " once " : ` ${count.toLocaleString("en")} times `];
+      const times = count === 0 ? "never" : count === 1 ? "once" : `${count.toLocaleString("en")} times`;
+      return element("span", {className: "sample"}, canvas, ` ${times} `);
     });
     this.key.replaceChildren(
       element("li", {}, `How often a code occurs in ${numCountedImages.toLocaleString("en")} counted images (${numCounted.toLocaleString("en")} tokens): `, ...dots),

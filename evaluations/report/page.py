@@ -111,8 +111,8 @@ class Cell:
 
 
 def sortable_table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """A table with one row per run, which a click on a heading sorts."""
-    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    """A table with one row per run, which a click on a heading sorts. Headings may break after an underscore."""
+    top = "".join(f"<th>{escape(name).replace('_', '_<wbr>')}</th>" for name in head)
     body = "".join(f"<tr>{''.join(cell.draw() for cell in row)}</tr>" for row in rows)
     return (
         f'<div class="scroll"><table class="sortable"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

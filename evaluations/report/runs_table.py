@@ -129,7 +129,7 @@ def runs_table(rows: Sequence[Row]) -> str:
     table = sortable_table([name for name, _ in columns], cells)
 
     # What the columns say, and why those that did not finish did not.
-    notes = [f"{row.label}: {row.explanation}" for row in rows if row.state not in ("finished", "waiting")]
+    notes = [f"{row.name}: {row.explanation}" for row in rows if row.state not in ("finished", "waiting")]
     explained = note_list("Not finished:", notes) if notes else ""
     about = _explained([short_name(key, rows) for key in settings], _about_marks(rows, standings))
     return section("Runs", about + table + _meanings([value for value, _ in recorded]) + explained, "runs")

@@ -173,7 +173,7 @@ def test_a_sweep_is_sorted_by_a_click(open_page, sweep):
     assert column("run") == [HOSTILE, "lr 1e-3", "b", f"lr {HOSTILE}"]  # those of sweep.json by what sets them apart
     page.click("th >> text=PSNR")
     assert column(psnr) == ["21.5", "19.5", "8.5", ""]
-    assert f"lr {HOSTILE}: exit code 2" in page.inner_text(".note") and column("state")[-1] == "failed"
+    assert "d: exit code 2" in page.inner_text(".note") and column("state")[-1] == "failed"
     assert "held-out pixels; 20 is coarse, 30 is close; higher is better" in page.inner_text(".meanings")
     assert 'tokenizer: CNN and transformer ("hybrid"); data folder' in page.inner_text(".networks")
 
