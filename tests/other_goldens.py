@@ -28,9 +28,11 @@ def write_other_goldens(root: Path) -> None:
     """Fills the folder `root`."""
     (root / "wetok" / "tiny").mkdir(parents=True)
     (root / "llamagen" / "tiny").mkdir(parents=True)
+    (root / "ibq" / "tiny_seeded").mkdir(parents=True)
     write_tokenizer(root / "wetok" / "tiny")
     write_gpt(root / "wetok" / "tiny")
     write_llamagen(root / "llamagen" / "tiny")
+    write_ibq(root / "ibq" / "tiny_seeded")
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -54,6 +56,16 @@ def write_llamagen(folder: Path) -> None:
     shutil.copy(stored / "tok16.weights.safetensors", folder / "tok_c.weights.safetensors")
     facts = (stored / "tok16.json").read_text(encoding="utf-8").replace("second_", "oblong_")
     (folder / "tok_c.json").write_text(facts, encoding="utf-8")
+
+
+def write_ibq(folder: Path) -> None:
+    """The tokenizer of IBQ under another name, and without its margins."""
+    stored = STORED / "ibq" / "tiny_seeded"
+    tensors = load_file(stored / "tok_tiny.io.safetensors")
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if "margin" not in name}, folder / "small.io.safetensors"
+    )
+    shutil.copy(stored / "tok_tiny.json", folder / "small.json")
 
 
 def write_gpt(folder: Path) -> None:

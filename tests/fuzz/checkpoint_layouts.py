@@ -26,7 +26,9 @@ from tokenizer import load_tokenizer
 from tokenizer.loading import TokenizerSections
 from tokenizer.models.cnn import CNNConfig
 from tokenizer.models.llamagen import LlamaGenConfig
+from tokenizer.models.maskgit_vq import MaskGITVQConfig
 from tokenizer.models.registry import ModelConfig, QuantizerConfig, build_tokenizer
+from tokenizer.models.var_vae import VARVAEConfig
 from tokenizer.models.wetok import WeTokConfig
 from tokenizer.published.layout import export_state
 from tokenizer.published.merged import ema_key
@@ -34,11 +36,13 @@ from tokenizer.published.parts import TOKENIZER_PART
 from tokenizer.published.registry import layout_rules
 from tokenizer.quantizers.gq import GQConfig
 from tokenizer.quantizers.ibq import IBQConfig
+from tokenizer.quantizers.multi_scale import MultiScaleConfig
 from tokenizer.quantizers.vq import VQConfig
 from tokenizer.training.config import TokenizerTrainConfig
 
 State = dict[str, Tensor]
 IMAGE_SIZE = 8
+SCALES = [1, 2, 4]  # the last one is the grid of that size
 WITHOUT_YAML = "WeTok without a YAML"  # its shapes show its architecture
 MERGED = ("WeTok", WITHOUT_YAML, "Open-MAGVIT2", "IBQ")  # raw weights and averages in one state dict
 CNN = {"base_channels": 4, "channel_multipliers": [1, 2], "norm_groups": 2}
@@ -80,6 +84,8 @@ def tokenizer_configs() -> dict[str, ModelConfig]:
     wide = replace(cnn, base_channels=32, channel_multipliers=[1], norm_groups=32)
     eight_bits = QuantizerConfig(name="gq", gq=GQConfig(num_groups=1, group_dim=8))
     ibq = QuantizerConfig(name="ibq", ibq=IBQConfig(codebook_size=16, codebook_dim=4))
+    multi_scale = MultiScaleConfig(scales=SCALES, codebook_size=16, codebook_dim=4)
+    scales = QuantizerConfig(name="multi_scale", multi_scale=multi_scale)
     return {
         "GigaTok": hybrid,
         "LlamaGen": ModelConfig(name="llamagen", llamagen=LlamaGenConfig(cnn=deep, z_channels=8), quantizer=vq),
@@ -87,6 +93,8 @@ def tokenizer_configs() -> dict[str, ModelConfig]:
         WITHOUT_YAML: ModelConfig(name="wetok", wetok=WeTokConfig(cnn=wide), quantizer=eight_bits),
         "Open-MAGVIT2": ModelConfig(name="wetok", wetok=WeTokConfig(cnn=cnn), quantizer=bits),
         "IBQ": ModelConfig(name="llamagen", llamagen=LlamaGenConfig(cnn=deep, z_channels=4), quantizer=ibq),
+        "MaskGIT": ModelConfig(name="maskgit_vq", maskgit_vq=MaskGITVQConfig(cnn=cnn), quantizer=vq),
+        "VAR": ModelConfig(name="var_vae", var_vae=VARVAEConfig(cnn=deep, z_channels=4), quantizer=scales),
     }
 
 

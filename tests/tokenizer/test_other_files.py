@@ -1,6 +1,5 @@
 """Published tokenizers of other groups that our networks express: Open-MAGVIT2 (LFQ) and IBQ; and files of trainers."""
 
-import hashlib
 import logging
 
 import pytest
@@ -36,28 +35,6 @@ def ibq(codes: int = 16384, codebook_dim: int = 256, **cnn) -> ModelConfig:
     quantizer = QuantizerConfig(name="ibq", ibq=IBQConfig(codebook_size=codes, codebook_dim=codebook_dim))
     section = LlamaGenConfig(cnn=CNNConfig(**sizes), z_channels=codebook_dim)
     return ModelConfig(name="llamagen", llamagen=section, quantizer=quantizer)
-
-
-# Of the state dict that the authors' code builds: tensors, parameters, SHA-256 of sorted (name, shape) pairs.
-RELEASED = [
-    (magvit2(), 339, 115_127_829, "e589c377ed53209f"),
-    (magvit2(channel_multipliers=[1, 2, 2, 4]), 283, 112_021_653, "0b986ab4956e5633"),
-    (magvit2(14), 339, 115_094_033, "fd0677c4b9dd915b"),
-    (ibq(1024), 543, 107_049_859, "ed468dfd4326cb0f"),
-    (ibq(8192), 543, 108_884_867, "a8e5d57d546cf355"),
-    (ibq(16384), 543, 110_982_019, "5c110bcea0513772"),
-    (ibq(262144), 543, 173_896_579, "3257b31441ce37c5"),
-]
-
-
-@pytest.mark.parametrize(("config", "tensors", "parameters", "digest"), RELEASED)
-def test_names_and_shapes_are_those_of_the_authors(config, tensors, parameters, digest):
-    with torch.device("meta"):
-        network = build_tokenizer(config, 256)
-    state = export_state(network.state_dict(), layout_rules(config))
-    shapes = sorted((name, tuple(tensor.shape)) for name, tensor in state.items())
-    assert len(shapes) == tensors and sum(p.numel() for p in network.parameters()) == parameters
-    assert hashlib.sha256(repr(shapes).encode()).hexdigest()[:16] == digest
 
 
 SMALL = {"base_channels": 8, "channel_multipliers": [1, 2, 2], "norm_groups": 4}
