@@ -12,6 +12,7 @@ from engine.messages import UserError
 from evaluations.image_sets import AS_STORED, CENTER_CROP, ROUNDING
 from evaluations.metrics.dinov2 import DINOv2Extractor, EDM2Extractor
 from evaluations.metrics.inception import InceptionExtractor
+from evaluations.metrics.inception_resizes import AntialiasedInception, PillowInception
 from evaluations.protocols.ibq import IBQProtocol
 from evaluations.protocols.preset import Measured, Preset
 from evaluations.protocols.wetok import WeTokProtocol
@@ -152,27 +153,29 @@ PYTORCH_FID = replace(
     TORCH_FIDELITY,
     name="pytorch_fid",
     title="pytorch-fid",
+    extractor="inception_torch",
     resize=TORCH_RESIZE,
     k=None,
     comparison=None,
     note="one level of the folder",
     reason=ONLY_READ,
-    missing="files are not measured here with its resize",
 )
 CLEAN_FID = replace(
     PYTORCH_FID,
     name="clean_fid",
     title="clean-fid",
-    resize="Pillow bicubic per float channel to 299, not rounded",
-    reference="its own files of statistics",
-    note="",
+    extractor="inception_pillow",
+    resize=PillowInception.input_resize,
+    reference="its own files of statistics, or images",
+    note="its files of statistics are not read here",
 )
 TORCHMETRICS = replace(
     PYTORCH_FID,
     name="torchmetrics",
     title="torchmetrics since 2025",
     rounding="[0,1]: uint8(255 x)",
-    resize="torch bilinear to 299 with antialias",
+    extractor="inception_antialias",
+    resize=AntialiasedInception.input_resize,
     note="without antialias before 2025: the number changed with the version",
 )
 EDM2 = replace(

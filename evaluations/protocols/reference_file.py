@@ -30,6 +30,8 @@ from evaluations.metrics.extractors import extractors_with
 from evaluations.metrics.frechet import Gaussian
 from evaluations.protocols.reference import Reference, ReferenceImages, extractor_facts
 
+EXTRACTOR_FACTS = ("resize", "positions", "activation")  # of `Extractor.facts`, where the extractor has them
+
 # ADM's files, with the size of their images: statistics of the whole training set.
 TRAIN_STATISTICS = re.compile(r"VIRTUAL_imagenet(\d+)_labeled\.npz")
 
@@ -143,7 +145,7 @@ def _read_content(path: Path, kind: str | None, extractor: Extractor) -> _Conten
                 image_size=int(stored["image_size"]) if "image_size" in stored.files else _size_in_name(path),
                 extractor=_text(stored, "extractor"),
                 weights=_text(stored, "extractor_weights"),
-                facts={name: _text(stored, name) for name in extractor.facts if name in stored.files},
+                facts={name: str(stored[name]) for name in EXTRACTOR_FACTS if name in stored.files},
             )
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         # UserError is a ValueError: those of the checks above have their message already.
@@ -167,16 +169,15 @@ def _require_extractor(path: Path, content: _Content, extractor: Extractor) -> N
             f"{extractor.stamp}"
         )
     for name, fact in content.facts.items():
-        if fact != extractor.facts[name]:
-            raise UserError(
-                f"reference {path} was made with another {name} ({fact}), that of the extractor is "
-                f"{extractor.facts[name]}"
-            )
+        if fact != extractor.facts.get(name):
+            needed = extractor.facts.get(name, extractor.input_resize)
+            raise UserError(f"reference {path} was made with another {name} ({fact}), the extractor's is {needed}")
 
 
 def _statistics_keys(keys: list[str], stored_extractor: str | None, extractor: Extractor) -> tuple[str, str] | None:
     """The keys of mean and covariance of the extractor's features; None where a file has those of another one."""
-    if "published" in extractor.capabilities or stored_extractor == extractor.metric:
+    is_stated = stored_extractor == extractor.metric and set(extractor.facts) <= set(keys)
+    if "published" in extractor.capabilities or is_stated:
         return "mu", "sigma"
     if extractor.file_statistics is not None and set(extractor.file_statistics) <= set(keys):
         return extractor.file_statistics

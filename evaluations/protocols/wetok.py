@@ -15,6 +15,7 @@ from engine.data.resampling import Resize, resized_window
 from engine.image_metrics import ssim
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.extractors import extractors_with
+from evaluations.metrics.inception_resizes import TorchInception
 from evaluations.protocols.reconstruction import ReconstructionProtocol, Score, lpips_score, psnr_score
 
 
@@ -38,7 +39,7 @@ class WeTokProtocol(ReconstructionProtocol):
     name = "wetok"
     crop_name = "bilinear center"
     rounding = "uint8(255 (x + 1) / 2), truncated"
-    resize_name = "torch bilinear to 299, not antialiased"
+    resize_name = TorchInception.input_resize
     lpips_backbones = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
 
     def crop(self, image: Image.Image, size: int) -> Image.Image:

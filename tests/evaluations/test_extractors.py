@@ -14,17 +14,21 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
+from torchvision.transforms import functional
 
 from engine.assets import ASSETS, TIMM_VITS, Asset, AssetError, AssetsConfig
 from engine.checkpoint.manifest import file_sha256
-from engine.data.images import image_tensor, to_pil
+from engine.data.images import image_tensor, to_float, to_pil
 from evaluations.metrics.clip import CLIPExtractor
 from evaluations.metrics.dinov2 import DINOv2Extractor, EDM2Extractor, published_positions
 from evaluations.metrics.extractors import EXTRACTORS
+from evaluations.metrics.inception import InceptionExtractor
+from evaluations.metrics.inception_resizes import AntialiasedInception, PillowInception, TorchInception
 from evaluations.metrics.input_pixels import central_square, pil_bicubic
 from evaluations.metrics.lite0 import Lite0Extractor
 from evaluations.protocols.distances import published_name
 from evaluations.protocols.reference import extractor_facts
+from evaluations.protocols.wetok import WeTokProtocol
 from tokenizer.frozen.timm_vit import timm_vit
 
 RANDOM = AssetsConfig(random_stand_in=True)
@@ -219,6 +223,28 @@ def test_features_do_not_depend_on_the_batch(name, request):
         assert (parts - whole).abs().max() <= TOLERANCE * whole.abs().max()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(extractor(pictures)["pool"], whole)
+
+
+def test_inception_behind_the_resizes_of_other_evaluations():
+    """Pixels by their own libraries; the network is the one of FID, and gives pool features only."""
+    pictures = mini.random_images(2, 400)[:, :, :330]
+    scaled = F.interpolate(pictures / 255, size=(299, 299), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(TorchInception.network_input(pictures), 2 * scaled - 1)
+    channel = Image.fromarray(pictures[1, 2].float().numpy()).resize((299, 299), Image.Resampling.BICUBIC)
+    by_pillow = PillowInception.network_input(pictures)
+    torch.testing.assert_close(by_pillow[1, 2], (torch.from_numpy(np.array(channel)) - 128) / 128)
+    antialiased = functional.resize(pictures.float(), [299, 299], antialias=True)
+    torch.testing.assert_close(AntialiasedInception.network_input(pictures), (antialiased - 128) / 128)
+
+    inception, torch_inception = InceptionExtractor(RANDOM), TorchInception(RANDOM)
+    features = torch_inception(pictures)
+    assert features.keys() == {"pool"} and torch_inception.spatial_dim is torch_inception.num_classes is None
+    by_protocol = inception.features_of_floats(to_float(pictures))["pool"]  # as WeTok's protocol computes them
+    torch.testing.assert_close(features["pool"], by_protocol, rtol=1e-3, atol=1e-4)
+    assert published_name(torch_inception, "generation", "train") == "fid_generated"
+    assert EXTRACTORS["inception_torch"].facts["resize"] == WeTokProtocol.resize_name
+    with pytest.raises(ValueError, match="expected uint8 images"):
+        torch_inception(pictures.float())
 
 
 # ------------------------------------------------------------------------------------------------ what a result says

@@ -169,12 +169,17 @@ def test_a_preset_without_its_weights_is_unavailable_and_never_replaced(tmp_path
     code, text, result = measured(tmp_path, entry, "a", "--protocol", "edm2", "--force")
     assert (code, result) == (2, None) and "vit_large_patch14_dinov2.lvd142m.safetensors" in text
     code, text, result = measured(tmp_path, entry, "a", "--protocol", "clean_fid", "--force")
-    assert (code, result) == (2, None) and "--protocol clean_fid is unavailable: files are not measured" in text
+    assert (code, result) == (2, None) and "weights-inception-2015-12-05-6726825d.pth" in text
+    partly = tuple(dataclasses.replace(preset, missing="its crop is not computed here") for preset in PRESETS)
+    monkeypatch.setattr(presets, "PRESETS", partly)
+    code, text, result = measured(tmp_path, entry, "a", "--protocol", "clean_fid", "--force")
+    assert (code, result) == (2, None) and "--protocol clean_fid is unavailable: its crop is not computed here" in text
+    monkeypatch.setattr(presets, "PRESETS", PRESETS)
     network = ["--vq-ckpt", tmp_path, "--val-path", tmp_path, "--output", tmp_path / "r.json", "--device", "cpu"]
     code, _, err = entry(reconstruction.main, *network, "--protocol", "gigatok")
     assert code == 2 and "weights-inception-2015-12-05-6726825d.pth" in err
     reasons = {preset.name: preset.unavailable(AssetsConfig(pretrained_dir=str(tmp_path))) for preset in PRESETS}
-    assert all(reasons.values()) and "with its resize" in reasons["torchmetrics"]
+    assert all(reasons.values()) and "dinov2_l" in reasons["gpic"]
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -188,7 +193,7 @@ def test_the_command_prints_the_table_one_preset_two_or_json(tmp_path, entry, mo
     assert "unavailable: pretrained weights 'dinov2_l' are missing" in out
     rows = {line.split()[0]: line for line in out.splitlines() if line and not line.startswith(" ")}
     assert rows["adm"].endswith("available") and not rows["adm"].endswith("unavailable")
-    assert rows["clean_fid"].endswith("unavailable") and rows["gpic"].endswith("unavailable")
+    assert rows["edm2"].endswith("unavailable") and rows["gpic"].endswith("unavailable")
 
     records = json.loads(entry(command.main, "--json")[1])
     assert [record["name"] for record in records] == [preset.name for preset in PRESETS]

@@ -46,6 +46,13 @@ def test_of_a_file_of_inception_only_the_images_are_used(tmp_path, world):
         np.testing.assert_allclose(reference.pool[0], of_images["mu"], rtol=1e-6)
         np.testing.assert_allclose(reference.pool[1], of_images["sigma"], rtol=1e-6)
         assert not {"sfid"} & reference.missing.keys()
+    stated = {"extractor": np.array("frechet_other"), "mu": np.zeros(4), "sigma": np.eye(4)}
+    np.savez(tmp_path / "no_resize.npz", **stated)  # nobody knows how its images were resized
+    np.savez(tmp_path / "resized.npz", **{**stated, "extractor": np.array("fid")}, resize=np.array("as it is"))
+    with pytest.raises(UserError, match="holds Inception statistics"):
+        ReferenceFile.read(tmp_path / "no_resize.npz", "train", Other())
+    with pytest.raises(UserError, match=r"was made with another resize \(as it is\)"):
+        ReferenceFile.read(tmp_path / "resized.npz", "train", Tiny())
     np.savez(tmp_path / "alone.npz", **INCEPTION)
     with pytest.raises(UserError, match="holds Inception statistics; use --extractor inception"):
         ReferenceFile.read(tmp_path / "alone.npz", "train", Other())
@@ -87,4 +94,4 @@ def test_a_file_of_another_extractor_is_made_and_measured_against(tmp_path, entr
     assert result["metrics"]["frechet_other_generated"] == pytest.approx(0, abs=1e-9)
     assert result["protocol"]["reference"]["statistics"] == "stored"
     code, _, err = entry(measure.main, *flags, tmp_path / "b.json", "--extractor", "dinov2_l")
-    assert code == 2 and "was made with another resize (as it is), that of the extractor is made smaller" in err
+    assert code == 2 and "was made with another resize (as it is), the extractor's is made smaller" in err
