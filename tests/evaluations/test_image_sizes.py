@@ -112,7 +112,7 @@ def test_a_tokenizer_with_learned_positions_keeps_its_size(given, tmp_path, monk
     flags = ["--vq-ckpt", given / "hybrid", "--val-path", given / "val", "--extractor", "none"]
     with pytest.raises(ConfigError, match=r"--image-size 32, but the tokenizer .* is for 16"):
         evaluate(reconstruction, monkeypatch, world, tmp_path / "r.json", *flags, "--image-size", 32)
-    with pytest.raises(UserError, match="--original-resolution: this tokenizer has learned positions"):
+    with pytest.raises(UserError, match="--original-resolution: this tokenizer is for images of one size"):
         evaluate(reconstruction, monkeypatch, world, tmp_path / "r.json", *flags, "--original-resolution")
     flags[1] = given / "tokenizer"
     with pytest.raises(ConfigError, match=r"image_size=30 .* it must be a multiple of 4"):
