@@ -2,7 +2,7 @@
 
     bash scripts/quickstart.sh                       handwritten digits (mnist5k), 32 px, minutes on 2 CPU cores
     bash scripts/quickstart.sh --data twemoji        color emoji, 64 px, longer
-    bash scripts/quickstart.sh --data text           drawn words, 32 px
+    bash scripts/quickstart.sh --system text         drawn words, a part of which can be read back after the tokenizer
     bash scripts/quickstart.sh --system wetok        WeTok: two phases of the tokenizer, a GPT with a factorized head
     NPROC_PER_NODE=2 bash scripts/quickstart.sh      the same on two processes
     bash scripts/quickstart.sh --fresh               a new run beside the old one, which stays
@@ -34,7 +34,6 @@ from engine.preflight import Preflight, require
 from evaluations.metrics.extractors import EXTRACTORS, OFFLINE_EXTRACTOR
 from evaluations.pipelines.quickstart import (
     DATA,
-    DEFAULT_DATA,
     DEFAULT_SYSTEM,
     SYSTEMS,
     check_flags,
@@ -52,7 +51,8 @@ def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
 
     # What is trained, and where.
-    parser.add_argument("--data", default=DEFAULT_DATA, choices=DATA, help=f"data set (default {DEFAULT_DATA})")
+    own_data = ", ".join(f"{system.data[0]} of {name}" for name, system in SYSTEMS.items())
+    parser.add_argument("--data", choices=DATA, help=f"data set (default: {own_data})")
     parser.add_argument(
         "--system", default=DEFAULT_SYSTEM, choices=SYSTEMS, help=f"family of models (default {DEFAULT_SYSTEM})"
     )
@@ -73,7 +73,9 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="also run guidance search, validation loss, linear probes, text_readback and AR probing",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.data = args.data or SYSTEMS[args.system].data[0]
+    return args
 
 
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:

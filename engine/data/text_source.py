@@ -10,7 +10,7 @@ from PIL import Image
 from engine.data.base import SourceConfig, SourceKind, Survey
 from engine.data.text_pictures import Purpose, draw_picture, font_facts, heights_of
 
-NUM_TRAINING = 20_000  # pictures of the split `train`
+NUM_TRAINING = 6_000  # pictures of the split `train`
 NUM_HELD_OUT = 500  # pictures of the split `val`
 SEED = 0
 
@@ -53,7 +53,7 @@ class DrawnText:
 
 
 class TextKind(SourceKind):
-    """20,000 training and 500 held-out pictures of random words, drawn at `data.image_size`.
+    """6,000 training and 500 held-out pictures of random words, drawn at `data.image_size`.
 
     Heights of letters take turns: 6 to 32 px at 256 px and above, 8, 12 and 16 px below 128.
     """

@@ -43,17 +43,18 @@ class System:
     short_overrides: tuple[str, ...] = ()
 
 
-# The values of --system and --data; the first of each is the default. A folder of configs/quickstart has the recipes of
-# a system in place of the usual ones, or those of a data set over them.
+# The values of --system and --data. The first system is the default, and the first data set of each system is its own
+# default. A folder of configs/quickstart has the recipes of a system in place of the usual ones, or those of a data set
+# over them.
 DATA = ("mnist5k", "twemoji", "text")
 SYSTEMS = {
-    "gigatok": System(data=DATA, short_configs=(f"{RECIPES}/full",)),
+    "gigatok": System(data=DATA[:2], short_configs=(f"{RECIPES}/full",)),
     "wetok": System(
         data=DATA[:1],
         short_overrides=("phases=[{steps: 20, lr: 1e-3}, {steps: 10, lr: 1e-3, generative_decoder: true}]",),
     ),
+    "text": System(data=DATA[2:]),
 }
-DEFAULT_DATA = DATA[0]
 DEFAULT_SYSTEM = next(iter(SYSTEMS))
 
 
@@ -71,7 +72,7 @@ def run_name(args: Namespace) -> str:
     parts = ["quickstart"]
     if args.system != DEFAULT_SYSTEM:
         parts.append(args.system)
-    if args.data != DEFAULT_DATA:
+    if args.data != SYSTEMS[args.system].data[0]:
         parts.append(args.data)
     if args.seed:
         parts.append(f"seed{args.seed}")
@@ -102,7 +103,7 @@ def configs_of(args: Namespace, training: str) -> list[str]:
     of_system = f"{RECIPES}/{args.system}/{training}"
     of_data = f"{RECIPES}/{args.data}/{training}"
     configs = [of_system if of_system in recipe_files() else f"{RECIPES}/{training}"]
-    if of_data in recipe_files():
+    if of_data in recipe_files() and of_data not in configs:
         configs.append(of_data)
     if args.short and training == "tokenizer":
         configs += SYSTEMS[args.system].short_configs

@@ -85,7 +85,7 @@ def test_the_data_set_is_drawn_at_the_size_of_the_crop():
     """Labels are the heights; both splits differ; a look draws nothing but knows the classes."""
     config = DataConfig(name="text", image_size=32, random_crop=False)
     train, val = (open_source(config, split) for split in ("train", "val"))
-    assert (len(train), len(val)) == (20_000, 500) and train.class_names == ["8 px", "12 px", "16 px"]
+    assert (len(train), len(val)) == (6_000, 500) and train.class_names == ["8 px", "12 px", "16 px"]
     assert train.image(5).size == (32, 32)
     drawn = draw_picture("train", 0, 5, 32)
     assert np.array_equal(np.asarray(train.image(5)), pixels_of(drawn)) and drawn.height == 16 and train.labels[5] == 2
