@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,8 +14,10 @@ from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.labels import Labels, as_labels
 from autoregressive.models.base import Generator
 from autoregressive.sampling import Draw, PerIndex, require_settings, seeded_draw
-from engine.finite import FiniteCheck, is_whole
+from engine.arguments import require_callable, require_network, whole_numbers, wrong_argument
+from engine.finite import FiniteCheck
 from engine.messages import UserError
+from engine.validation import collecting, raise_problems
 
 
 def generate(
@@ -40,32 +45,70 @@ def generate(
     seed always looks the same, whatever the batch. Or `draw`, such as `autoregressive.sampling.greedy`. Settings may be
     given once or per index of a token; see `Generator.sample`.
 
-    Raises UserError for a class that the generator does not know and for settings that are out of range or said twice,
-    and NonFiniteValuesError, with the rows, where logits were not finite.
+    Raises UserError for anything but a generator in evaluation mode, for a class that it does not know and for settings
+    that are of another kind, out of range or said twice, and NonFiniteValuesError, with the rows, where logits were not
+    finite.
     """
+    _require_ready(generator)
+
     # Two ways to say the same are one too many.
     if guidance is not None and guidance_scale is not None:
         raise UserError("give guidance_scale or guidance, not both: a Guidance has a scale of its own")
     if draw is not None and (seed is not None or sample_ids is not None):
         raise UserError("give draw or seed (with sample_ids), not both: a draw has random numbers of its own")
-    if guidance is None:
-        guidance = UNGUIDED if guidance_scale is None else Guidance(scale=guidance_scale)
 
+    # What to draw, and from which random numbers.
     classes = as_labels(generator, labels)
     if draw is None:
         numbers = _sample_numbers(sample_ids, len(classes))
         draw = seeded_draw(0 if seed is None else seed, numbers, generator.num_draws)
+    require_callable(draw, "draw", "a function, such as greedy from autoregressive.sampling")
     return draw_tokens(
-        generator, classes, draw=draw, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p
+        generator,
+        classes,
+        draw=draw,
+        guidance=_guidance_of(guidance, guidance_scale),
+        temperature=_setting(temperature),
+        top_k=_setting(top_k),
+        top_p=_setting(top_p),
     )
+
+
+def _require_ready(generator: Generator) -> None:
+    """Raises UserError for anything but a generator in evaluation mode."""
+    accepted = 'a generator, such as GPT.from_pretrained("runs/quickstart")'
+    require_network(generator, Generator, "generator", accepted)
+    if generator.training:
+        raise UserError("the generator is in training mode, where it leaves out parts at random: call eval() first")
+
+
+def _guidance_of(guidance: Guidance | None, scale: PerIndex[float] | None) -> Guidance:
+    """The guidance that the caller gives, as a whole or by its scale. Raises UserError for other things."""
+    if guidance is not None:
+        if not isinstance(guidance, Guidance):
+            raise wrong_argument("guidance", guidance, "a Guidance (a scale alone is guidance_scale=2.0)")
+        return guidance
+    if scale is None:
+        return UNGUIDED
+    with collecting():
+        of_scale = Guidance(scale=_setting(scale))
+    raise_problems([replace(problem, key="guidance_scale").text("") for problem in of_scale.problems()])
+    return of_scale
+
+
+def _setting(value: Any) -> Any:
+    """A setting of the sampler as plain numbers: arrays, tensors and lists become a number, or a tuple of them."""
+    if isinstance(value, Tensor | np.ndarray):
+        value = value.tolist()
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _sample_numbers(sample_ids: Sequence[int] | Tensor | None, count: int) -> Tensor:
     """The numbers of `count` samples, int64 (B,). Raises UserError for another number of them, or negative ones."""
     if sample_ids is None:
         return torch.arange(count)
-    numbers = torch.as_tensor(sample_ids)
-    if numbers.ndim != 1 or len(numbers) != count or not is_whole(numbers) or (count and int(numbers.min()) < 0):
+    numbers = whole_numbers(sample_ids, "sample_ids").to(torch.int64)
+    if numbers.ndim != 1 or len(numbers) != count or int(numbers.min()) < 0:
         raise UserError(f"sample_ids must be {count} whole numbers from 0, one per label")
     return numbers
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.validation import Problem, Section, at_least, one_of
+from engine.validation import Problem, Section, at_least, is_number, one_of
 
 FIRST_TOKENS = ("full", "schedule")  # values of `Guidance.first_token`
 
@@ -30,13 +30,13 @@ class Guidance(Section):
 
     def problems(self) -> Iterator[Problem]:
         scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
-        if not all(1 <= scale < math.inf for scale in scales):
-            yield Problem("scale", self.scale, "1 (off) or more, and finite")
+        if not all(is_number(scale) and 1 <= scale < math.inf for scale in scales):
+            yield Problem("scale", self.scale, "1 (off) or more, and finite; or a tuple of such numbers")
         yield from one_of(self, "schedule", GUIDANCE_SCHEDULES)
-        if not math.isfinite(self.start):
+        if not (is_number(self.start) and math.isfinite(self.start)):
             yield Problem("start", self.start, "a finite number; above 1 guides no token but the first")
         yield from one_of(self, "first_token", FIRST_TOKENS)
-        if not 0 <= self.unguided_scale < math.inf:
+        if not (is_number(self.unguided_scale) and 0 <= self.unguided_scale < math.inf):
             yield Problem("unguided_scale", self.unguided_scale, "0 or more and finite; 1 is off")
         yield from at_least(self, "last_guided", -1)
 

@@ -10,14 +10,15 @@ import torch
 from autoregressive.models.base import Generator
 from autoregressive.models.registry import GeneratorConfig, build_generator
 from autoregressive.published import layout_of
+from engine.checkpoint.manifest import CheckpointError
 from engine.checkpoint.weights import fingerprint, load_strict, require_fit
 from engine.config import load_sections
 from engine.data.classes import Classes
+from engine.devices import usable_device
 from engine.messages import ConfigError
 from engine.without_storage import without_storage
-from tokenizer.loading import Provenance, load_folder
+from tokenizer.loading import Provenance, load_folder, reads_published
 from tokenizer.models.base import Tokenizer
-from tokenizer.published.files import is_published
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,13 +38,14 @@ def load_gpt(
 ) -> Generator:
     """Loads a generator in evaluation mode from a run, a checkpoint, an export (folders), or a published file.
 
-    A published file needs `config`: the YAML of its architecture, or a `GeneratorConfig`. `weights` is `ema`, `model`
-    or `auto`: the EMA weights of a run of this project, and `model` of a published file, as the published readers do
-    (averages where it has nothing else).
-    The result has a `provenance`. Another kind of network, another size, or a damaged file is an error; nothing loads
-    partly.
+    A published file needs `config`: the YAML of its architecture, or a `GeneratorConfig`; with any other source it is
+    an error. `weights` is `ema`, `model` or `auto`: the EMA weights of a run of this project, and `model` of a
+    published file, as the published readers do (averages where it has nothing else).
+    The result has a `provenance`. Another kind of network, another size, a device that is not there, or a damaged file
+    is an error; nothing loads partly.
     """
-    if is_published(path):
+    device = usable_device(device)
+    if reads_published(path, config, GeneratorConfig):
         generator, provenance = _load_published(Path(path), config, weights)
     else:
         generator, provenance = _load_folder(path, weights)
@@ -60,7 +62,7 @@ def survey_gpt(
     hashed: bool = False,
 ) -> Generator:
     """The generator that `load_gpt` would load, without storage: see `tokenizer.loading.survey_tokenizer`."""
-    if is_published(path):
+    if reads_published(path, config, GeneratorConfig):
         generator, provenance = _load_published(Path(path), config, weights, header_only=True)
     else:
         generator, provenance = _load_folder(path, weights, header_only=True, hashed=hashed)
@@ -84,8 +86,11 @@ def _load_published(
 ) -> tuple[Generator, Provenance]:
     """The generator in a published file; with `header_only` without storage, from names and shapes alone."""
     if config is None:
+        if not path.is_file():
+            raise CheckpointError(f"{path} does not exist")
         raise ConfigError(
-            f"{path} is a published file: name its architecture (--gpt-model GPT-B, or --gpt-config FILE)"
+            f"{path} is a published file: name its architecture (--gpt-model GPT-B, or --gpt-config FILE; in Python "
+            "config=FILE)"
         )
     model = config if isinstance(config, GeneratorConfig) else load_sections(GeneratorSections, config).model
     layout = layout_of(model)

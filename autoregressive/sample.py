@@ -220,7 +220,8 @@ def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) ->
     # The grid of the folder shows one image of each class.
     output.finish(pictures)
     if world.is_main:
-        overview = to_float(torch.stack([image_tensor(read_image(root / samples.files()[0])) for samples in plan]))
+        firsts = [read_image(root / samples.files()[0], hint="remove it: it is drawn again") for samples in plan]
+        overview = to_float(torch.stack([image_tensor(picture) for picture in firsts]))
         names = [known.shown_name(samples.label) for samples in plan]
         caption = caption_of("the first sample of each class", settings)
         save_grid(root / GRID, overview, GRID_COLUMNS, image_names=names, caption=caption)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from autoregressive.guidance import Guidance
 from engine.messages import ConfigError
 from engine.seeds import counter_rng, seed_problems
-from engine.validation import Problem, raise_problems
+from engine.validation import Problem, is_number, raise_problems
 
 T = TypeVar("T")
 PerIndex = T | tuple[T, ...]  # a setting: one value for all indices of a token, or one per index
@@ -31,11 +32,11 @@ SAMPLING_KEY = 0xD1CE  # keeps the random numbers of samples apart from others o
 # ---------------------------------------------------------------------------------------------- settings of a draw
 def setting_problems(temperature: PerIndex[float], top_k: PerIndex[int], top_p: PerIndex[float]) -> Iterator[Problem]:
     """What is wrong with settings of the sampler; NaN and infinity are."""
-    if not all(0 < value < math.inf for value in _values(temperature)):
+    if not all(is_number(value) and 0 < value < math.inf for value in _values(temperature)):
         yield Problem("temperature", temperature, "above 0 and finite")
-    if not all(isinstance(value, int | np.integer) and value >= 0 for value in _values(top_k)):
+    if not all(is_number(value) and isinstance(value, Integral) and value >= 0 for value in _values(top_k)):
         yield Problem("top_k", top_k, "0 (all) or more, a whole number")
-    if not all(0 < value <= 1 for value in _values(top_p)):
+    if not all(is_number(value) and 0 < value <= 1 for value in _values(top_p)):
         yield Problem("top_p", top_p, "in (0, 1]")
 
 
@@ -130,9 +131,8 @@ def per_index(value: PerIndex[T], num_indices: int, name: str) -> tuple[T, ...]:
     """
     values = value if isinstance(value, tuple) else (value,) * num_indices
     if len(values) != num_indices:
-        raise ConfigError(
-            f"{name} has {len(values)} values, but a token has {num_indices} indices; give 1 or {num_indices}"
-        )
+        accepted = f"{num_indices} indices; give 1 or {num_indices}" if num_indices > 1 else "1 index; give 1"
+        raise ConfigError(f"{name} has {len(values)} values, but a token has {accepted}")
     return values
 
 

@@ -3,7 +3,8 @@
 Reading configs    config (load, compare, write), yaml_files (files and their bases), config_merge (all problems),
                    aliases (old spellings), config_help (`--help-config`), recipe_names (shipped recipes)
 Config sections    validation (checks), config_types (types in words), registry (components by name), plugins
-Entries            cli, messages, counts (of things, in words), preflight (`--check`)
+Entries            cli, messages, counts (of things, in words), preflight (`--check`), arguments (of functions that
+                   are called from Python), near_names (suggestions)
 Processes          launcher (torchrun), stopping (signals), watchdog (hangs), time_limits, world, devices, cores,
                    parallel, sharding (FSDP2), without_storage (networks to look at), memory_plan (`--plan`),
                    saved_tensors (what a pass saves for backward), peak_memory (what one without gradients holds),

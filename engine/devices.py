@@ -21,6 +21,7 @@ from engine.installation import torch_hint
 from engine.messages import ConfigError
 
 DEVICES = ("auto", "cpu", "cuda")  # auto: a GPU where there is one
+ON_CPU = "loop.device=cpu (or --device cpu)"  # how the user of a command says that it runs on the CPU all the same
 FAKE_GPU_MEMORY = 80 * 2**30  # of a GPU that is not there
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 GPU_FILES = "/dev/nvidia[0-9]*"  # of the GPUs that a machine or a container has
@@ -45,8 +46,48 @@ def pick_device(name: str, local_rank: int = 0, tf32: bool = True) -> torch.devi
     return torch.device("cuda", local_rank)
 
 
-def device_problem(name: str, num_processes: int = 1) -> str | None:
+def usable_device(name: torch.device | str | int) -> torch.device:
+    """The device that a caller from Python names: as PyTorch names it, or `auto`, which takes a GPU where there is one.
+
+    Nothing of the process changes. Raises ConfigError with the reason if there is no such device, or it is not there.
+    """
+    on_cpu = 'device="cpu"'
+    if isinstance(name, str) and name in DEVICES:
+        problem = device_problem(name, on_cpu=on_cpu)
+        if problem is not None:
+            raise ConfigError(f"device={name!r}: {problem}")
+        is_cpu = name == "cpu" or (name == "auto" and not torch.cuda.is_available())
+        return torch.device("cpu" if is_cpu else "cuda")
+
+    # Another spelling, or a device by its number.
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"device={name!r} is not known; accepted: {', '.join(DEVICES)}, cuda:1, ...") from error
+    if device.type == "cuda":
+        problem = device_problem("cuda", (device.index or 0) + 1, on_cpu=on_cpu)
+    else:
+        problem = None if device.type == "cpu" else _failure_on(device)
+    if problem is not None:
+        raise ConfigError(f"device={str(device)!r}: {problem}")
+    return device
+
+
+def _failure_on(device: torch.device) -> str | None:
+    """Why nothing can be computed on a device of another kind than CPU and CUDA; None if it can."""
+    if device.type == "meta":
+        return "it holds no numbers"
+    try:
+        torch.zeros(1, device=device)
+    except Exception as error:  # whatever the backend raises that this build of torch does not have
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return None
+
+
+def device_problem(name: str, num_processes: int = 1, on_cpu: str = ON_CPU) -> str | None:
     """Why `num_processes` processes of this machine cannot run on the device `name`; None if they can.
+
+    `on_cpu` is what the user can say to have the CPU instead.
 
     `cuda` needs a usable GPU for each process. `auto` takes the CPU where the machine has no GPU, or the user has
     hidden them all, but never where GPUs are there and do not work: a run that is a hundred times slower than meant
@@ -61,7 +102,7 @@ def device_problem(name: str, num_processes: int = 1) -> str | None:
         are_hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
         if name == "auto" and (are_hidden or not has_gpu_files()):
             return None
-        return f"no GPU can be used: {gpu_failure()}. To run on the CPU all the same: loop.device=cpu (or --device cpu)"
+        return f"no GPU can be used: {gpu_failure()}. To run on the CPU all the same: {on_cpu}"
 
     visible = torch.cuda.device_count()
     if num_processes > visible:

@@ -3,7 +3,8 @@
 NaN and infinity must be refused before they become something that looks right: an index (argmin of NaN is 0), a pixel
 (NaN becomes a black one), a number in a result. Each of these borders is a stage with one check:
 
-    latents     `Tokenizer.encode`               pixels      `Tokenizer.decode_indices`, `engine.data.images.to_uint8`
+    images      `engine.data.image_input`        latents     `Tokenizer.encode`
+    pixels      `Tokenizer.decode_indices`, `engine.data.images.to_uint8`
     logits      `autoregressive.generate`        features    the statistics of evaluations
 
 A stage knows rows of its batch; who knows the numbers of samples or images names them with `numbered`. Training skips
@@ -23,20 +24,22 @@ from torch import Tensor
 from engine.messages import UserError
 
 SHOWN_ROWS = 3  # rows that a message names
+COMPUTED = "are the weights the right ones, and does the precision hold their values?"  # of what a network computed
 
 
 class NonFiniteValuesError(UserError):
-    """Values that are NaN or infinite: the `stage` that computed them, and the `rows` of its batch, from 0."""
+    """Values that are NaN or infinite: the `stage` that computed them, and the `rows` of its batch, from 0.
 
-    def __init__(self, stage: str, rows: Sequence[int], noun: str = "row") -> None:
+    `advice` says what to look at; by default, that the values come out of a network.
+    """
+
+    def __init__(self, stage: str, rows: Sequence[int], noun: str = "row", advice: str = COMPUTED) -> None:
         self.stage = stage
         self.rows = list(rows)
+        self.advice = advice
         shown = ", ".join(str(row) for row in self.rows[:SHOWN_ROWS])
         more = f" and {len(self.rows) - SHOWN_ROWS} more" if len(self.rows) > SHOWN_ROWS else ""
-        super().__init__(
-            f"{stage} are not finite (NaN or infinity) for {noun} {shown}{more}; are the weights the right ones, "
-            "and does the precision hold their values?"
-        )
+        super().__init__(f"{stage} are not finite (NaN or infinity) for {noun} {shown}{more}; {advice}")
 
 
 class FiniteCheck:
@@ -116,7 +119,7 @@ def numbered(noun: str, numbers: Tensor | Sequence[int]) -> Iterator[None]:
         yield
     except NonFiniteValuesError as error:
         named = dict.fromkeys(int(numbers[row]) for row in error.rows)
-        raise NonFiniteValuesError(error.stage, list(named), noun) from None
+        raise NonFiniteValuesError(error.stage, list(named), noun, error.advice) from None
 
 
 def spread_nan(values: Tensor) -> Tensor:

@@ -35,10 +35,12 @@ class PretrainedNetwork(nn.Module):
 
         `source`: the folder of a run, a checkpoint, or one that `save_pretrained` wrote; a published file, with its
         `config`, the YAML of its architecture, unless its shapes show it; an address of the hub,
-        `hf-hub:organization/name@revision`, which is fetched; or `shipped:NAME`. `weights`: `ema`, `model`, or `auto`.
-        The arguments are those of `tokenizer.load_tokenizer` and `autoregressive.load_gpt`.
+        `hf-hub:organization/name@revision`, which is fetched; or `shipped:NAME`. `config` goes with a published file
+        alone: all others bring their own. `weights`: `ema`, `model`, or `auto`. `device`: as PyTorch names it, or
+        `auto`. The arguments are those of `tokenizer.load_tokenizer` and `autoregressive.load_gpt`.
 
-        Raises UserError where there is no such network, its files are damaged, or it is of another class than `cls`.
+        Raises UserError where there is no such network or device, its files are damaged, or it is of another class than
+        `cls`.
         """
         network = cls._load(source, config=config, weights=weights, device=device)
         if not isinstance(network, cls):

@@ -5,15 +5,14 @@ vq/VQ_SS256    VQ_SS256    quickstart/gpt    configs/vq/VQ_SS256.yaml (from any 
 
 from __future__ import annotations
 
-import difflib
 from functools import lru_cache
 from pathlib import Path
 
 from engine.installation import CONFIGS
 from engine.messages import ConfigError, logger
+from engine.near_names import did_you_mean, near_names
 
 SUFFIX = ".yaml"
-MAX_SUGGESTIONS = 3
 # File names that published instructions use -> the recipe that they mean. Their folder does not matter.
 PUBLISHED_NAMES = {
     "VQ_BL256_dinodisc": "vq/VQ_BL256_dino_disc",
@@ -55,8 +54,7 @@ def recipe_file(text: str | Path) -> Path:
         return recipe_files()[matches[0]]
     if matches:
         raise ConfigError(f"recipe {name!r} could be any of: {', '.join(matches)}")
-    near = near_recipes(name)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = did_you_mean(near_recipes(name))
     raise ConfigError(f"{name!r} is neither a YAML file nor the name of a recipe{hint} (`vt recipes` lists all)")
 
 
@@ -70,7 +68,6 @@ def near_recipes(name: str) -> list[str]:
     """Recipes whose name, or the last part of it, looks like `name`."""
     candidates: dict[str, str] = {}
     for other in recipe_files():
-        candidates.setdefault(other.rpartition("/")[2].lower(), other)
-        candidates[other.lower()] = other
-    near = difflib.get_close_matches(name.lower(), candidates, n=MAX_SUGGESTIONS, cutoff=0.6)
-    return list(dict.fromkeys(candidates[key] for key in near))
+        candidates.setdefault(other.rpartition("/")[2], other)
+        candidates[other] = other
+    return list(dict.fromkeys(candidates[key] for key in near_names(name, candidates)))

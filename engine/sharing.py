@@ -19,11 +19,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from engine.arguments import path_text
 from engine.checkpoint.weights import export_folder
 from engine.config import flatten
 from engine.data.classes import STAMP as CLASSES
+from engine.hub import is_address
 from engine.messages import UserError, logger
 from engine.plugins import HASH_MARK
+from engine.shipped_models import is_shipped
 
 # Keys whose texts name places, wherever they stand in a config but in the section of the network, where the same keys
 # hold words: `init: kmeans`.
@@ -167,8 +170,12 @@ def save_network(network: nn.Module, folder: str | Path) -> None:
     """Writes a loaded network to a new folder: model.safetensors, with class names and other facts in its header, and
     config.yaml, both without places. The network says by `state_to_share` which numbers are its own.
 
-    Raises UserError where the folder exists, or the network was not loaded and so has no config.
+    Raises UserError where the folder exists or the name stands for none, and where the network was not loaded and so
+    has no config.
     """
+    path = path_text(folder, "folder", "the path of a new folder")
+    if is_address(path) or is_shipped(path):
+        raise UserError(f"folder={path!r} is no folder; to share a network on the hub: python -m evaluations.publish")
     provenance = network.provenance
     if provenance is None:
         raise UserError("only a network that was loaded can be saved: a fresh one has no config (train or load it)")
@@ -176,5 +183,5 @@ def save_network(network: nn.Module, folder: str | Path) -> None:
     if provenance.weights == "ema":
         stamp["weights"] = "ema"  # the file is called model.safetensors, because it is all that there is
     public = public_config(provenance.config)
-    export_folder(Path(folder), public, {"model": network.state_to_share()}, stamp)
+    export_folder(Path(path), public, {"model": network.state_to_share()}, stamp)
     say_left_out("config.yaml", provenance.config, public)

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
+from numbers import Real
 from typing import Any
 
 from engine.config_types import short_value
@@ -104,17 +105,25 @@ def raise_problems(lines: list[str], where: str = "") -> None:
 
 
 # ------------------------------------------------------------------------------------------------ common checks
+def is_number(value: Any) -> bool:
+    """Whether a value can be compared with numbers, also one of NumPy. A text, None and a truth value cannot.
+
+    Configs and flags have numbers where they must be; a section that is built by hand may hold anything.
+    """
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def at_least(section: Any, name: str, low: float) -> Iterator[Problem]:
     """`section.name` must be `low` or more. NaN is not."""
     value = getattr(section, name)
-    if not value >= low:
+    if not (is_number(value) and value >= low):
         yield Problem(name, value, f"{low} or more")
 
 
 def above(section: Any, name: str, low: float) -> Iterator[Problem]:
     """`section.name` must be greater than `low`. NaN is not."""
     value = getattr(section, name)
-    if not value > low:
+    if not (is_number(value) and value > low):
         yield Problem(name, value, f"above {low}")
 
 
@@ -123,8 +132,8 @@ def in_range(
 ) -> Iterator[Problem]:
     """`section.name` must lie in [low, high], without the ends that are open. NaN does not."""
     value = getattr(section, name)
-    above_low = value > low if open_left else value >= low
-    below_high = value < high if open_right else value <= high
+    above_low = is_number(value) and (value > low if open_left else value >= low)
+    below_high = is_number(value) and (value < high if open_right else value <= high)
     if not (above_low and below_high):
         left, right = "(" if open_left else "[", ")" if open_right else "]"
         yield Problem(name, value, f"in {left}{low}, {high}{right}")
@@ -133,5 +142,5 @@ def in_range(
 def one_of(section: Any, name: str, accepted: Collection[str]) -> Iterator[Problem]:
     """`section.name` must be one of the names `accepted`, such as the keys of a registry."""
     value = getattr(section, name)
-    if value not in accepted:
+    if not (isinstance(value, str) and value in accepted):
         yield Problem(name, value, f"one of: {', '.join(sorted(accepted))}")

@@ -17,6 +17,7 @@ from yaml import YAMLError
 
 from engine.config_types import short_value, shortened
 from engine.messages import ConfigError
+from engine.near_names import did_you_mean
 from engine.recipe_names import near_recipes, shipped_recipe
 
 BASE = "base"
@@ -79,7 +80,7 @@ def _read_file(path: Path, used_by: Path | None) -> DictConfig:
         names = [other.name for other in path.parent.glob("*.yaml")]
         near = [str(path.parent / name) for name in difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)]
         near = near or near_recipes(path.stem)[:1]
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(near)
         role = f"the base of {used_by}," if used_by else "config file"
         raise ConfigError(f"{role} {path} does not exist{hint}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +15,14 @@ from engine.data.sources import SOURCES, keys_without_use, kind_of, source_names
 from engine.messages import ConfigError, UserError
 from engine.preflight import Preflight
 from engine.registry import extended
-from tokenizer.loading import load_tokenizer, survey_tokenizer
+from tokenizer.loading import SOURCE, load_tokenizer, survey_tokenizer
 from tokenizer.models.base import Tokenizer
+from tokenizer.published.files import is_published
 
 
 def trained_network_help(kind: str, default: str | None = None) -> str:
     """The help of an argument that names a trained network of this kind."""
-    accepted = "a folder (run, checkpoint or export), a published file, hf-hub:organization/name, or shipped:NAME"
-    return f"{kind}: {accepted}" + (f" (default {default})" if default else "")
+    return f"{kind}: {SOURCE}" + (f" (default {default})" if default else "")
 
 
 def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False, default: str | None = None) -> None:
@@ -52,12 +53,8 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False, 
 
 
 def flags_of_tokenizer(args: argparse.Namespace, number: int) -> argparse.Namespace:
-    """Makes the flags as if only tokenizer `number` of several was given.
-
-    The last --tok-config also serves all later tokenizers.
-    """
-    configs = args.tok_config or [None]
-    tok_config = configs[min(number, len(configs) - 1)]
+    """Makes the flags as if only tokenizer `number` of several was given; its --tok-config is that of `config_among`."""
+    tok_config = config_among(args.tok_config or [], args.vq_ckpt, number)
     return argparse.Namespace(**{**vars(args), "vq_ckpt": args.vq_ckpt[number], "tok_config": tok_config})
 
 
@@ -74,6 +71,17 @@ def tokenizer_labels(args: argparse.Namespace) -> list[str]:
     if len(labels) != len(args.vq_ckpt):
         raise UserError(f"--label is given {len(labels)} times for {len(args.vq_ckpt)} tokenizers")
     return labels
+
+
+def config_among(configs: Sequence[str], networks: Sequence[str], number: int) -> str | None:
+    """The --tok-config of network `number`, of several `networks` and their `configs`; None where it has none.
+
+    The last config also serves all later networks. Where there are fewer configs than networks, they are for the
+    published files among them.
+    """
+    if not configs or (len(configs) < len(networks) and not is_published(networks[number])):
+        return None
+    return configs[min(number, len(configs) - 1)]
 
 
 def add_image_size_flag(parser: argparse.ArgumentParser) -> None:

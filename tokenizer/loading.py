@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from engine import plugins
+from engine.arguments import path_text
 from engine.averages import note_choice
 from engine.checkpoint.foreign.reader import read_checkpoint
 from engine.checkpoint.weights import (
@@ -24,6 +25,7 @@ from engine.checkpoint.weights import (
 from engine.config import load_sections
 from engine.data.classes import STAMP as CLASSES
 from engine.data.config import DataConfig
+from engine.devices import usable_device
 from engine.messages import ConfigError
 from engine.without_storage import without_storage
 from tokenizer.models.base import Tokenizer
@@ -35,6 +37,7 @@ from tokenizer.published.registry import config_of_state, layout_of
 
 C = TypeVar("C")
 N = TypeVar("N", bound=nn.Module)
+SOURCE = "a folder (run, checkpoint or export), a published file, hf-hub:organization/name, or shipped:NAME"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -94,11 +97,13 @@ def load_tokenizer(
 ) -> Tokenizer:
     """A tokenizer in evaluation mode from a run folder, a checkpoint, an exported folder, or a published file.
 
-    A published file needs `config`, the YAML of its architecture, unless its shapes show it. `weights`: `ema`,
-    `model`, or `auto` (the EMA where there is one). The result has a `provenance`. Raises ConfigError or
-    CheckpointError for another kind of network, another size, or a damaged file; nothing loads partly.
+    A published file needs `config`, the YAML of its architecture, unless its shapes show it; with any other source
+    `config` is an error. `weights`: `ema`, `model`, or `auto` (the EMA where there is one). The result has a
+    `provenance`. Raises ConfigError or CheckpointError for another kind of network, another size, a device that is not
+    there, or a damaged file; nothing loads partly.
     """
-    if is_published(path):
+    device = usable_device(device)
+    if reads_published(path, config):
         tokenizer, provenance = _load_published(Path(path), config, weights)
     else:
         tokenizer, provenance = _load_folder(path, weights)
@@ -115,12 +120,29 @@ def survey_tokenizer(
     With `hashed`, hashes on record are compared too, which reads whole files. Raises what `load_tokenizer` raises for
     files that are missing, damaged in their headers, or of another network. Its provenance has no fingerprint.
     """
-    if is_published(path):
+    if reads_published(path, config):
         tokenizer, provenance = _load_published(Path(path), config, weights, header_only=True)
     else:
         tokenizer, provenance = _load_folder(path, weights, header_only=True, hashed=hashed)
     tokenizer.provenance = provenance
     return tokenizer
+
+
+def reads_published(source: str | Path, config: Any, sections: type | None = None) -> bool:
+    """Whether a source is a published file, as opposed to one that brings its own config.
+
+    One rule for all sources: a config that is named is used, or refused. It is a path, the name of a recipe, or an
+    instance of `sections`. Raises UserError for a source or a config that is none, and for a config beside a source
+    that brings its own.
+    """
+    path_text(source, "source", SOURCE)
+    in_memory = sections is not None and isinstance(config, sections)
+    if config is not None and not in_memory:
+        path_text(config, "config", "the YAML file of an architecture, or the name of a recipe")
+    if config is None or is_published(source):
+        return is_published(source)
+    named = "another one" if in_memory else f"config {config}"
+    raise ConfigError(f"{source} brings its own config: {named} is for published files alone; leave it out")
 
 
 def _load_folder(
@@ -197,8 +219,8 @@ def _load_published(
         detected_config = config_of_state(state)
         if detected_config is None:
             raise ConfigError(
-                f"{path} is a published file: name the YAML of its architecture (--tok-config, --model-config), or "
-                "convert it into a folder once: python -m tokenizer.convert --help"
+                f"{path} is a published file: name the YAML of its architecture (--tok-config, --model-config; in "
+                "Python config=), or convert it into a folder once: python -m tokenizer.convert --help"
             )
         architecture = _Architecture(model=detected_config)
     layout = layout_of(architecture.model)

@@ -14,14 +14,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from engine.data.image_input import Fit, Picture, float_images
+from engine.arguments import require_network, whole_number, whole_numbers, wrong_argument
+from engine.data.image_input import Fit, Picture
 from engine.finite import require_finite
 from engine.messages import UserError
 from tokenizer.models.base import Tokenizer
-from tokenizer.models.code_input import Codes, as_codes
+from tokenizer.models.code_input import Codes, as_codes, as_grid, as_token
 
 Space = Literal["latents", "codes"]
 SPACES = ("latents", "codes")
+
+
+def _require_tokenizer(tokenizer: Tokenizer) -> None:
+    """Raises UserError for anything but a tokenizer."""
+    require_network(
+        tokenizer, Tokenizer, "tokenizer", 'a tokenizer, such as Tokenizer.from_pretrained("runs/quickstart")'
+    )
 
 
 # ------------------------------------------------------------------------------------------------ token maps
@@ -31,20 +39,25 @@ def token_map(tokenizer: Tokenizer, tokens: Codes, grid: tuple[int, int] | None 
     `grid` (rows, columns) is for images of another size than the usual one. Raises UserError for a tokenizer whose
     tokens have no places (1D tokenizers), and for another number of tokens.
     """
+    _require_tokenizer(tokenizer)
     codes = as_codes(tokens, tokenizer.quantizer.group_sizes, tokenizer.device)
-    rows, columns = grid or _grid_of(tokenizer)
+    rows, columns = _grid_of(tokenizer) if grid is None else as_grid(grid)
     if rows * columns != codes.shape[1]:
         raise UserError(f"{codes.shape[1]} tokens do not fill a grid of {rows} x {columns}; name another grid")
     return codes.unflatten(1, (rows, columns))
 
 
-def map_tokens(maps: Tensor) -> Tensor:
-    """Maps (B,rows,columns) or (B,rows,columns,G) as codes (B,N) or (B,N,G): the way back from `token_map`."""
-    if maps.ndim not in (3, 4):
+def map_tokens(maps: Codes) -> Tensor:
+    """Maps (B,rows,columns) or (B,rows,columns,G) as codes (B,N) or (B,N,G): the way back from `token_map`.
+
+    Raises UserError for other axes, and for what is no table of whole numbers.
+    """
+    codes = whole_numbers(maps, "token maps")
+    if codes.ndim not in (3, 4):
         raise UserError(
-            f"token maps have shape {tuple(maps.shape)}; accepted: (B, rows, columns), or with indices behind"
+            f"token maps have shape {tuple(codes.shape)}; accepted: (B, rows, columns), or with indices behind"
         )
-    return maps.flatten(1, 2)
+    return codes.flatten(1, 2)
 
 
 def _grid_of(tokenizer: Tokenizer) -> tuple[int, int]:
@@ -63,15 +76,19 @@ def replace_tokens(tokenizer: Tokenizer, tokens: Codes, replacements: Mapping[in
     """A copy of codes (B,N) or (B,N,G) in which token number `n` of every image is `replacements[n]`.
 
     A replacement is a code, or G codes where a token has G indices. Raises UserError for a token or a code that is not
-    there.
+    there, and for what is no mapping of whole numbers to codes.
     """
+    _require_tokenizer(tokenizer)
+    if not isinstance(replacements, Mapping):
+        raise wrong_argument("replacements", replacements, "a mapping of tokens to codes, such as {0: 7, 1: 7}")
     sizes = tokenizer.quantizer.group_sizes
     codes = as_codes(tokens, sizes, tokenizer.device).clone()
     for position, replacement in replacements.items():
-        if not 0 <= position < codes.shape[1]:
-            raise UserError(f"there is no token {position}; an image has 0..{codes.shape[1] - 1}")
-        one_token = [replacement] if len(sizes) == 1 else [list(replacement)]
-        codes[:, position] = as_codes(one_token, sizes, tokenizer.device)[:, 0]
+        token = whole_number(position, "token", "a whole number: the keys of replacements are numbers of tokens")
+        if not 0 <= token < codes.shape[1]:
+            raise UserError(f"there is no token {token}; an image has 0..{codes.shape[1] - 1}")
+        of_token = as_token(replacement, sizes, f"replacements[{token}]")
+        codes[:, token] = codes.new_tensor(of_token if len(sizes) > 1 else of_token[0])
     return codes
 
 
@@ -94,13 +111,16 @@ def interpolate(
 
     Raises UserError for fewer than two steps, another space, and for what `Tokenizer.tokenize` refuses.
     """
+    _require_tokenizer(tokenizer)
+    tokenizer.require_ready()
+    steps = whole_number(steps, "steps", "a whole number, 2 or more")
     if steps < 2:
         raise UserError(f"steps={steps} must be 2 or more: both ends are among them")
     if space not in SPACES:
         raise UserError(f"space={space!r} is not known; choose one of: {', '.join(SPACES)}")
 
     # Both ends.
-    pair = float_images([first, second], tokenizer.image_sizes, fit=fit, value_range=value_range).to(tokenizer.device)
+    pair = tokenizer.batch_of([first, second], fit=fit, value_range=value_range, names=("first", "second"))
     features = tokenizer.encode_features(pair)
     ends = tokenizer.latents(features)
     require_finite(ends, "latents of the tokenizer")

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from engine import hub
 from engine.checkpoint.manifest import CheckpointError, file_sha256, newest_checkpoint, read_manifest
+from engine.checkpoint.near_sources import near_sources
 from engine.checkpoint.stamp import header_of, read_stamp
 from engine.config import save_config
+from engine.messages import UserError
 from engine.outputs import require_absent
 from engine.parallel import shard_like
 from engine.shipped_models import is_shipped, shipped_folder
@@ -184,11 +186,17 @@ def write_weights(folder: Path, weights: WeightSets, config: Any, stamp: Mapping
 def export_folder(folder: Path, config: Any, weights: WeightSets, stamp: Mapping[str, Any] | None = None) -> None:
     """Writes weights and config.yaml to a folder that does not exist yet, all or nothing; see `write_weights`.
 
-    Raises UserError where the folder exists.
+    Raises UserError where the folder exists or cannot be made, as where a file is in the place of a folder above it.
     """
+    in_the_way = next((place for place in (folder, *folder.parents) if place.is_file()), None)
+    if in_the_way is not None:
+        raise UserError(f"{in_the_way} is a file, and a folder is needed there; nothing is overwritten: name another")
     require_absent(folder, "the folder")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")  # of this process, so that it may be removed
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}") from error
     try:
         write_weights(temporary, weights, config, stamp)
         temporary.rename(folder)
@@ -255,7 +263,7 @@ def find_weights(path: str | Path, prefer: str, what: str, *, hashed: bool = Tru
         weights = _weights_in(copy.folder, prefer, what, hashed)
         stamp = copy.stamp([weights.path, copy.folder / "config.yaml"] if hashed else [])
         return replace(weights, stamp={**weights.stamp, **stamp}, origin=copy.text())
-    return _weights_in(_weights_folder(Path(path), what), prefer, what, hashed)
+    return _weights_in(_weights_folder(path, what), prefer, what, hashed)
 
 
 def _weights_in(folder: Path, prefer: str, what: str, hashed: bool) -> WeightsFile:
@@ -281,18 +289,22 @@ def _weights_in(folder: Path, prefer: str, what: str, hashed: bool) -> WeightsFi
     return WeightsFile(folder, kind, manifest.get("stamp", {}))
 
 
-def _weights_folder(folder: Path, what: str) -> Path:
-    """`folder` itself if it holds weights, else the newest checkpoint of the run in it.
+def _weights_folder(path: str | Path, what: str) -> Path:
+    """The folder `path` itself if it holds weights, else the newest checkpoint of the run in it.
 
     Of a run in phases, the newest checkpoint of the last phase that has one.
     """
+    folder = Path(path)
     if folder.is_file():
         raise CheckpointError(
             f"{what} {folder} is a file, and a folder is needed; if it is a published checkpoint, convert it first "
             "(see docs/checkpoints.md)"
         )
     if not folder.is_dir():
-        raise CheckpointError(f"{what} {folder} is not a folder of weights (a run, a checkpoint, or an exported model)")
+        raise CheckpointError(
+            f"{what} {path} is not a folder of weights (a run, a checkpoint, or an exported model)"
+            f"{near_sources(str(path))}"
+        )
 
     # Weights right here, those of a run, or those of one network of several.
     if (folder / "model.safetensors").is_file():

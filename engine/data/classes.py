@@ -24,6 +24,7 @@ from PIL import Image
 from engine.data.base import ImageSource, Survey, replaced_images
 from engine.data.identity import Described
 from engine.messages import UserError, logger
+from engine.near_names import did_you_mean, near_names
 
 UNLABELED = ("all",)  # the names of a set whose images have no labels
 STAMP = "classes"  # key in the stamp of a network's weights
@@ -104,7 +105,8 @@ class Classes:
         if not words:
             raise UserError(f"{self.owner} does not know the names of its classes; give their numbers")
         if name not in words:
-            raise UserError(f"{self.owner} has no class {name!r}; it has {len(self)}: {_listed(words, 12)}")
+            near = did_you_mean(map(repr, near_names(name, words)))
+            raise UserError(f"{self.owner} has no class {name!r}; it has {len(self)}: {_listed(words, 12)}{near}")
         return words.index(name)
 
 

@@ -13,6 +13,7 @@ array (3,H,3) may have its channels in front or behind.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +25,20 @@ from PIL import Image
 from torch import Tensor
 
 from engine.data.crops import center_crop
-from engine.data.decoding import DEFAULT_DECODING, Decoding, PixelError, rgb_of
+from engine.data.decoding import DEFAULT_DECODING, Decoding, rgb_of
 from engine.data.images import image_tensor, read_image, to_float, to_pil, to_uint8
-from engine.finite import has_values
+from engine.finite import NonFiniteValuesError, finite_rows, has_values
 from engine.messages import UserError
+from engine.validation import is_number
 
 Picture = Image.Image | np.ndarray | Tensor | str | Path
 Fit = Literal["crop", "resize"]
 FITS = ("crop", "resize")
 CHANNELS = (1, 3)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MAX_PATH = 200  # characters of a path in a message
 RANGE_SLACK = 1e-3  # floats may leave their range by so much, which rounding does
+NOT_A_NUMBER = "pixels must be numbers: mend the images before"  # advice for pixels that are NaN or infinite
 
 
 @dataclass(frozen=True)
@@ -65,15 +70,16 @@ def float_images(
     fit: Fit | None = None,
     value_range: tuple[float, float] | None = None,
     decoding: Decoding = DEFAULT_DECODING,
+    names: Sequence[str] | None = None,
 ) -> Tensor:
     """Images of any accepted kind (see the module docstring) as float32 (B,3,H,W) in [-1,1]; a single one has B = 1.
 
     `fit` changes images of other than `sizes.size` pixels: `crop` as evaluations do (short side to the size, then the
     center), `resize` squeezes the whole picture into the square; both round floats to 8 bits. `value_range` says what
-    black and white are in floats.
+    black and white are in floats. `names` are those of the images of a list, for messages; by default their numbers.
 
     A float32 batch (B,3,H,W) that fits is returned as it is. Raises UserError for any other kind of input, for another
-    size, for values out of range, and for what could mean two things.
+    size, for values out of range, and for what could mean two things, and NonFiniteValuesError for NaN and infinity.
     """
     if fit is not None and fit not in FITS:
         raise UserError(f"fit={fit!r} is not known; choose one of: {', '.join(FITS)}, or None for images that fit")
@@ -86,10 +92,10 @@ def float_images(
         raise UserError("there are no images: the list is empty")
     batches = []
     for number, item in enumerate(items):
-        where = f"image {number}" if is_list else "images"
+        where = (names[number] if names else f"image {number}") if is_list else "images"
         batch = _batch_of(item, where, value_range, decoding)
         if is_list and len(batch) != 1:
-            raise UserError(f"{where} of the list is a batch of {len(batch)}; a list holds single images")
+            raise UserError(f"{where} is a batch of {len(batch)}; a list holds single images")
         batches.append(_fitted(batch, where, sizes, fit))
 
     # One size for all.
@@ -97,22 +103,17 @@ def float_images(
     if len(shapes) > 1:
         found = ", ".join(f"{height} x {width}" for height, width in sorted(shapes))
         raise UserError(f"images of one call must have one size, found {found} (height x width); give fit='crop'")
-    return batches[0] if len(batches) == 1 else torch.cat(batches)
+    return batches[0] if len(batches) == 1 else torch.cat([batch.to(batches[0].device) for batch in batches])
 
 
 def _batch_of(item: Picture, where: str, value_range: tuple[float, float] | None, decoding: Decoding) -> Tensor:
     """One item as float32 (b,3,H,W) in [-1,1]."""
     # Pictures, decoded as `decoding` says.
-    if isinstance(item, str | Path):
-        if not Path(item).is_file():
-            raise UserError(f"{where}: there is no image file {item}")
-        return to_float(image_tensor(read_image(item, decoding))[None])
+    if isinstance(item, str | os.PathLike):
+        _require_file(item, where)
+        return to_float(image_tensor(read_image(item, decoding, hint=""))[None])
     if isinstance(item, Image.Image):
-        try:
-            picture = rgb_of(item.copy, decoding)
-        except (PixelError, OSError) as error:
-            raise UserError(f"{where}: {error}") from error
-        return to_float(image_tensor(picture)[None])
+        return to_float(image_tensor(_decoded(item, where, decoding))[None])
 
     # Numbers.
     if isinstance(item, np.ndarray):
@@ -125,6 +126,29 @@ def _batch_of(item: Picture, where: str, value_range: tuple[float, float] | None
     return _in_range(_channels_in_front(item, where), where, value_range)
 
 
+def _require_file(path: str | os.PathLike, where: str) -> None:
+    """Raises UserError where a text is not the path of a file, with what it is instead."""
+    # os.path: a text that no file can have as its name is no file, and no error.
+    if os.path.isfile(path):  # noqa: PTH113
+        return
+    shown = str(path) if len(str(path)) <= MAX_PATH else f"{str(path)[:MAX_PATH]}..."
+    if "://" in shown:
+        raise UserError(f"{where}: {shown} is an address; images are not fetched, give files that are here")
+    if os.path.isdir(path):  # noqa: PTH112
+        raise UserError(f"{where}: {shown} is a folder; give its files, such as sorted(Path({shown!r}).glob('*.png'))")
+    raise UserError(f"{where}: there is no image file {shown}")
+
+
+def _decoded(picture: Image.Image, where: str, decoding: Decoding) -> Image.Image:
+    """A PIL image of any mode as RGB. Raises UserError where it has no pixels, or none of a known meaning."""
+    if 0 in picture.size:
+        raise UserError(f"{where}: a picture of {picture.width} x {picture.height} (width x height) holds no pixels")
+    try:
+        return rgb_of(picture.copy, decoding)
+    except Exception as error:  # a damaged or closed file is read only now: decoders raise whatever they meet
+        raise UserError(f"{where}: {str(error) or type(error).__name__}") from error
+
+
 def _tensor_of(array: np.ndarray, where: str) -> Tensor:
     """A numpy array as a tensor. Raises UserError for kinds of numbers that are no pixels."""
     is_float = np.issubdtype(array.dtype, np.floating)
@@ -132,6 +156,12 @@ def _tensor_of(array: np.ndarray, where: str) -> Tensor:
         raise UserError(_not_pixels(where, str(array.dtype)))
     # A copy: arrays of pictures are often not writable, and may have another order of bytes.
     return torch.from_numpy(array.astype(np.float32 if is_float else np.uint8, order="C"))
+
+
+def _kind_of(images: Tensor) -> str:
+    """The type of the numbers of a tensor, and how they are stored where that is unusual."""
+    stored = "" if images.layout == torch.strided else f" ({str(images.layout).removeprefix('torch.')})"
+    return f"{str(images.dtype).removeprefix('torch.')}{stored}"
 
 
 def _not_pixels(where: str, dtype: str) -> str:
@@ -171,7 +201,8 @@ def _require_range(value_range: tuple[float, float] | None) -> None:
     if value_range is None:
         return
     is_pair = isinstance(value_range, tuple | list) and len(value_range) == 2
-    if not is_pair or not all(math.isfinite(value) for value in value_range) or value_range[0] >= value_range[1]:
+    are_finite = is_pair and all(is_number(value) and math.isfinite(value) for value in value_range)
+    if not are_finite or value_range[0] >= value_range[1]:
         raise UserError(f"value_range={value_range!r} must be (black, white), such as (0, 1)")
 
 
@@ -181,8 +212,8 @@ def _in_range(images: Tensor, where: str, value_range: tuple[float, float] | Non
         if value_range is not None and tuple(value_range) != (0, 255):
             raise UserError(f"{where}: uint8 pixels lie in 0..255; value_range={value_range} is for floats")
         return to_float(images)
-    if not images.is_floating_point():
-        raise UserError(_not_pixels(where, str(images.dtype).removeprefix("torch.")))
+    if images.dtype not in FLOATS or images.layout != torch.strided:
+        raise UserError(_not_pixels(where, _kind_of(images)))
 
     _require_values(images, where, value_range)
     if value_range is None or tuple(value_range) == (-1, 1):
@@ -192,15 +223,15 @@ def _in_range(images: Tensor, where: str, value_range: tuple[float, float] | Non
 
 
 def _require_values(images: Tensor, where: str, value_range: tuple[float, float] | None) -> None:
-    """Raises UserError for floats outside of their range, or where nothing says whether they lie in [0,1] or [-1,1].
-
-    Values that are not finite are left to the tokenizer, which names their rows.
+    """Raises UserError for floats outside of their range, or where nothing says whether they lie in [0,1] or [-1,1],
+    and NonFiniteValuesError for those that are NaN or infinite.
     """
     if not has_values(images):
         return
-    low, high = (value.item() for value in images.detach().aminmax())
+    low, high = (value.item() for value in images.detach().aminmax())  # NaN if any number is
     if not (math.isfinite(low) and math.isfinite(high)):
-        return
+        rows = (~finite_rows(images)).nonzero().flatten().tolist()
+        raise NonFiniteValuesError(f"{where}: pixels", rows, advice=NOT_A_NUMBER)
 
     black, white = value_range or (-1.0, 1.0)
     slack = RANGE_SLACK * (white - black)

@@ -23,6 +23,8 @@ from engine.finite import require_finite
 from engine.messages import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+# What may be done about a broken image of a set.
+SKIP_HINT = "remove it, or skip such files (data.skip_broken=true, or --skip-broken of commands that have it)"
 
 
 class ImageError(UserError):
@@ -30,8 +32,10 @@ class ImageError(UserError):
 
 
 # ------------------------------------------------------------------------------------------------ decoding
-def decode_image(read: Callable[[], bytes], where: str, decoding: Decoding = DEFAULT_DECODING) -> Image.Image:
-    """Decodes the content of an image file as RGB; `where` names it in messages.
+def decode_image(
+    read: Callable[[], bytes], where: str, decoding: Decoding = DEFAULT_DECODING, hint: str = SKIP_HINT
+) -> Image.Image:
+    """Decodes the content of an image file as RGB; `where` names it in messages, which end with the `hint`.
 
     Raises ImageError if the file cannot be read, is truncated or no image, or holds pixels of unknown meaning.
     """
@@ -40,10 +44,8 @@ def decode_image(read: Callable[[], bytes], where: str, decoding: Decoding = DEF
         return rgb_of(lambda: open_content(content), decoding)
     except Exception as error:  # decoders of damaged files raise whatever they meet, MemoryError included
         reason = str(error) or type(error).__name__
-        raise ImageError(
-            f"{where} is not a readable image ({reason}); remove it, or skip such files "
-            "(data.skip_broken=true, or --skip-broken of commands that have it)"
-        ) from error
+        advice = f"; {hint}" if hint else ""
+        raise ImageError(f"{where} is not a readable image ({reason}){advice}") from error
 
 
 @lru_cache(maxsize=1)
@@ -64,9 +66,12 @@ def open_content(content: bytes) -> Image.Image:
         raise PixelError("its content is of no known image format") from error
 
 
-def read_image(path: str | Path, decoding: Decoding = DEFAULT_DECODING) -> Image.Image:
-    """Reads an image file as RGB. Raises ImageError if it cannot be decoded."""
-    return decode_image(Path(path).read_bytes, printable(path), decoding)
+def read_image(path: str | Path, decoding: Decoding = DEFAULT_DECODING, hint: str = SKIP_HINT) -> Image.Image:
+    """Reads an image file as RGB. Raises ImageError if it cannot be decoded, with the `hint` of what to do about it.
+
+    An image that was named by itself is in no set that could do without it: its hint is empty.
+    """
+    return decode_image(Path(path).read_bytes, printable(path), decoding, hint)
 
 
 def printable(name: str | Path) -> str:

@@ -33,7 +33,7 @@ from evaluations.atlas.gather import Sizes, SubjectPart, gather
 from evaluations.atlas.guided_samples import IMAGE_SCALE, drawn_images
 from evaluations.atlas.subject import Place, Subject, load_subject, place_of, subject_needs
 from evaluations.report.page import claim_page
-from tokenizer.cli import add_image_flags, images_from, images_to_check
+from tokenizer.cli import add_image_flags, config_among, images_from, images_to_check
 
 MAX_RUNS = 2
 DEFAULT_SCALES = "1,1.5,2,3,5"
@@ -102,8 +102,8 @@ def places_of(args: argparse.Namespace) -> list[Place]:
 
 
 def config_of(args: argparse.Namespace, number: int) -> str | None:
-    """The YAML of the architecture of RUN number `number`; the last one also serves the runs after it."""
-    return args.tok_config[min(number, len(args.tok_config) - 1)] if args.tok_config else None
+    """The YAML of the architecture of RUN number `number`; None where it has none."""
+    return config_among(args.tok_config, args.runs, number)
 
 
 def page_path(args: argparse.Namespace) -> Path:

@@ -152,8 +152,11 @@ def test_samples_are_named_by_their_numbers(gpt, tokenizer):
 def test_an_image_that_is_not_finite_has_no_codes(tokenizer, bad):
     images = to_float(mini.random_images(3))
     images[1, 0, 2, 2] = bad
-    with pytest.raises(NonFiniteValuesError, match="latents of the tokenizer") as caught:
+    with pytest.raises(NonFiniteValuesError, match=r"images: pixels .*; pixels must be numbers") as caught:
         tokenizer.tokenize(images)
+    assert caught.value.rows == [1]
+    with pytest.raises(NonFiniteValuesError, match=r"latents of the tokenizer .*; are the weights") as caught:
+        tokenizer.encode(images)
     assert caught.value.rows == [1]
 
 

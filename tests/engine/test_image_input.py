@@ -73,7 +73,7 @@ def test_the_range_of_floats_is_said_where_it_is_not_plain():
         (np.zeros((8, 8, 3), np.int64), "numbers of type int64 are no pixels"),
         (torch.zeros(8, 8, 3, dtype=torch.bool), "numbers of type bool are no pixels"),
         (np.zeros((9, 8, 3), np.uint8), r"9 x 8 pixels \(height x width\) do not fit; accepted: 8 x 8 pixels; fit="),
-        ([np.zeros((2, 8, 8, 3), np.uint8)], "image 0 of the list is a batch of 2"),
+        ([np.zeros((2, 8, 8, 3), np.uint8)], "image 0 is a batch of 2"),
         ([np.zeros((8, 8, 3), np.uint8), None], "image 1: NoneType is no image"),
     ],
 )

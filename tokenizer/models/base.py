@@ -24,7 +24,7 @@ from engine.flops import PartFlops
 from engine.messages import UserError
 from engine.pretrained import PretrainedNetwork
 from engine.validation import Problem
-from tokenizer.models.code_input import Codes, as_codes
+from tokenizer.models.code_input import Codes, as_codes, as_grid
 from tokenizer.models.picture_decoder import PictureDecoder
 from tokenizer.quantizers.base import Quantized, Quantizer
 
@@ -164,13 +164,38 @@ class Tokenizer(PretrainedNetwork):
         list. `fit` ("crop" or "resize") changes those of another size, `value_range` names what black and white are in
         floats; see `engine.data.image_input`. Code that has a batch of float images ready calls `encode`.
 
-        Raises UserError for what is no image, has another size, or could mean two things, and NonFiniteValuesError
-        where images or latents are not finite.
+        Raises UserError for what is no image, has another size, or could mean two things, for a network that is not
+        ready (`require_ready`), and NonFiniteValuesError where images or latents are not finite.
+        """
+        self.require_ready()
+        return self.encode(self.batch_of(images, fit=fit, value_range=value_range)).indices
+
+    def batch_of(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        fit: Fit | None = None,
+        value_range: tuple[float, float] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> Tensor:
+        """The images that `tokenize` takes as float32 (B,3,H,W) in [-1,1] on the device of the network, for `encode`.
+
+        Files and PIL images are decoded as in its training. `names` are those of the images of a list, for messages.
+        Raises UserError as `tokenize` does.
         """
         config = getattr(self.provenance, "config", None)
         decoding = config.data.decoding if config is not None else DEFAULT_DECODING
-        batch = float_images(images, self.image_sizes, fit=fit, value_range=value_range, decoding=decoding)
-        return self.encode(batch.to(self.device)).indices
+        batch = float_images(images, self.image_sizes, fit=fit, value_range=value_range, decoding=decoding, names=names)
+        return batch.to(self.device)
+
+    def require_ready(self) -> None:
+        """Raises UserError unless codes and images are what they are in evaluations: in evaluation mode, in float32."""
+        if self.training:
+            raise UserError("the tokenizer is in training mode, where other codes may come out: call eval() first")
+        dtype = next(self.parameters()).dtype
+        if dtype != torch.float32:
+            name = str(dtype).removeprefix("torch.")
+            raise UserError(f"the tokenizer is in {name}, and codes are computed in float32: call float() first")
 
     @overload
     def detokenize(
@@ -196,10 +221,12 @@ class Tokenizer(PretrainedNetwork):
         decoder gives them, which overshoot a bit. `grid` (rows, columns) is for images that are not square, of
         tokenizers that take any size.
 
-        Raises UserError for codes that are not in the codebook or not as many as the tokenizer takes, and
-        NonFiniteValuesError where pixels are not finite.
+        Raises UserError for codes that are not in the codebook or not as many as the tokenizer takes and for a network
+        that is not ready (`require_ready`), and NonFiniteValuesError where pixels are not finite.
         """
         require_output(output)
+        self.require_ready()
+        grid = None if grid is None else as_grid(grid)
         codes = as_codes(tokens, self.quantizer.group_sizes, self.device)
         self._require_count(codes.shape[1], grid)
         images = self.decode_indices(codes, grid)
