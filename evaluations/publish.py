@@ -6,9 +6,9 @@
     python -m evaluations.publish runs/VQ_SS256 --to hf-hub:my-organization/VQ_SS256 --check     (writes nothing)
 
 RUN is the folder of a run, a checkpoint or an exported network; of a pipeline such as the quick start, or a model that
-comes with the program (`shipped:NAME`), its tokenizer and its GPT. Results are taken from the run folder, or from
---results; numbers without the stamp of their protocol are refused. No file names a path, a user or a host; of the names
-in a run, those of classes are published.
+comes with the program (`shipped:NAME`), its tokenizer and its GPT. Results are taken from the run folder, from the card
+beside weights that were published before, or from --results; numbers without the stamp of their protocol are refused.
+No file names a path, a user or a host; of the names in a run, those of classes are published.
 
 A new repository of the hub is private, and an existing file is replaced only with --replace. You log in by the means of
 huggingface_hub (`hf auth login`, or HF_TOKEN); this program reads no token. `Tokenizer.from_pretrained` and
@@ -36,13 +36,12 @@ from engine.preflight import Preflight, require
 from engine.sharing import private_words
 from evaluations.publication.card import CardTexts, model_card
 from evaluations.publication.destination import Destination, destination_of
+from evaluations.publication.earlier_card import CARD_FILE, LICENSE_NAME, license_of
 from evaluations.publication.measured import chosen_results
 from evaluations.publication.networks import WEIGHTS_FILE, PublishedNetwork, Source, sources_of
 from evaluations.results import read_result
 
-CARD = "README.md"
 PICTURE = "picture.png"
-LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # names of SPDX, in lower case, as the hub wants them
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,7 +55,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--results", nargs="+", type=Path, default=[], metavar="FILE", help="result files (default: those of the run)"
     )
-    parser.add_argument("--license", help="license of the weights, as SPDX names it: mit, apache-2.0, cc-by-4.0, ...")
+    parser.add_argument(
+        "--license",
+        help="license of the weights, as SPDX names it: mit, apache-2.0, cc-by-4.0, ... (default: that of the card "
+        "beside weights that were published before)",
+    )
     parser.add_argument("--data-text", default="", metavar="TEXT", help="a sentence about the training images")
     parser.add_argument("--title", help="heading of the card (default: the name of the repository, or what it is)")
     parser.add_argument(
@@ -71,7 +74,7 @@ def parse_args() -> argparse.Namespace:
 def names_of(sources: Sequence[Source], args: argparse.Namespace) -> list[str]:
     """The files that will be written."""
     pictures = [PICTURE] if args.picture is not None else []
-    return [*(name for source in sources for name in source.names()), CARD, *pictures]
+    return [*(name for source in sources for name in source.names()), CARD_FILE, *pictures]
 
 
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
@@ -89,7 +92,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
             preflight.ready.append(f"--results: {path}")
     if args.picture is not None:
         preflight.file(args.picture, "--picture")
-    if args.license is not None and not LICENSE.fullmatch(args.license):
+    if args.license is not None and not re.fullmatch(LICENSE_NAME, args.license):
         preflight.problem(f"--license {args.license!r} must be a name of SPDX in lower case, such as mit or cc-by-4.0")
 
     # Where it goes.
@@ -102,7 +105,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
 # ------------------------------------------------------------------------------------------------ writing
 def write_picture(source: Path, target: Path) -> None:
     """Writes the pixels of an image file as PNG: no text, profile or camera data goes with them."""
-    picture = read_image(source)
+    picture = read_image(source, hint="")
     Image.frombytes("RGB", picture.size, picture.tobytes()).save(target, format="PNG")
 
 
@@ -144,6 +147,7 @@ def publish(args: argparse.Namespace) -> None:
     destination.require_free(names_of(sources, args), args.replace)
     networks = [source.load(args.weights) for source in sources]
     results = chosen_results(args.run, args.results, networks)
+    license_name = args.license or license_of(network.card for network in networks)
 
     with tempfile.TemporaryDirectory(prefix="publish-") as temporary:
         folder = Path(temporary)
@@ -158,15 +162,15 @@ def publish(args: argparse.Namespace) -> None:
         hashes = {name: file_sha256(file) for name, file in files.items()}
         title = title_of(args, networks, destination)
         picture = PICTURE if args.picture is not None else ""
-        texts = CardTexts(title, destination.address, args.license, args.data_text, picture)
-        files[CARD] = folder / CARD
-        files[CARD].write_text(model_card(networks, results, texts, hashes), encoding="utf-8")
+        texts = CardTexts(title, destination.address, license_name, args.data_text, picture)
+        files[CARD_FILE] = folder / CARD_FILE
+        files[CARD_FILE].write_text(model_card(networks, results, texts, hashes), encoding="utf-8")
         require_public(files)
         address = destination.write(files, title)
 
     for name, digest in hashes.items():
         logger.info("%s  %s", digest, name)
-    if args.license is None:
+    if license_name is None:
         logger.warning("the card says that no license is stated: --license NAME states one")
     logger.info("published to %s with %s; load it by this name", address, counted(len(results), "result"))
 

@@ -31,13 +31,13 @@ from evaluations.metrics.registry import shown, title
 from evaluations.pipelines.quickstart import evaluation_stages
 from evaluations.pipelines.stages import codes_stage
 from evaluations.publication.card import CardTexts, model_card
+from evaluations.publication.earlier_card import CARD_FILE
 from evaluations.publication.measured import MeasuredResult, problem_of
 from evaluations.publication.networks import CONFIG_FILE, WEIGHTS_FILE, PublishedNetwork, Source, sources_of
 from evaluations.results import read_result, scalars_of
 from evaluations.run_layout import RunLayout
 
-CARD = "README.md"
-FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD)
+FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
 LICENSE = "mit"  # of this program, and of the models that come with it
 DTYPE_NAME = str(STORED_DTYPE).removeprefix("torch.")
 STORAGE = f"as {DTYPE_NAME}, which become float32 when they are loaded"
@@ -168,7 +168,7 @@ def write_cards(name: str, run: Path, pair: list[ShippedNetwork], work: RunLayou
         words = sorted(set(private_words(card)))
         if words:
             raise UserError(f"the card of {folder} would tell {', '.join(map(repr, words))} of this machine")
-        with atomic_file(folder / CARD) as temporary:
+        with atomic_file(folder / CARD_FILE) as temporary:
             temporary.write_text(card, encoding="utf-8")
 
 

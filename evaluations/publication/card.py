@@ -6,7 +6,6 @@ a run or a flag is escaped: names of classes may be anything.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,10 +15,10 @@ from omegaconf import OmegaConf
 
 from autoregressive.models.base import Generator
 from engine.data.sources import attribution_of
-from evaluations.publication.measured import MeasuredResult
+from evaluations.publication.markdown import plain, table
+from evaluations.publication.measured import PublishedResult
 from evaluations.publication.networks import CONFIG_FILE, WEIGHTS_FILE, PublishedNetwork
 
-SPECIAL = re.compile(r"([\\`*_{}\[\]()#|~])")  # what Markdown reads as more than text
 SHOWN_CLASSES = 20
 NOT_FID = "frechet_lite0"  # how its numbers are called, so that nobody takes them for others
 TAGS = ("visual-tokenizer", "image-generation", "pytorch")
@@ -44,7 +43,10 @@ class CardTexts:
 
 
 def model_card(
-    networks: Sequence[PublishedNetwork], results: Sequence[MeasuredResult], texts: CardTexts, hashes: Mapping[str, str]
+    networks: Sequence[PublishedNetwork],
+    results: Sequence[PublishedResult],
+    texts: CardTexts,
+    hashes: Mapping[str, str],
 ) -> str:
     """The text of README.md; `hashes` are {file of the publication: SHA-256}."""
     parts = [_front_matter(texts), f"# {plain(texts.title)}"]
@@ -57,18 +59,6 @@ def model_card(
     parts.append(_license(texts.license))
     parts.append(_files(hashes, texts.storage))
     return "\n\n".join(parts) + "\n"
-
-
-def plain(text: object) -> str:
-    """A text as Markdown that shows it as it is, on one line."""
-    return SPECIAL.sub(r"\\\1", escape(" ".join(str(text).split())))
-
-
-def _table(rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; the first row is its head."""
-    lines = [f"| {' | '.join(map(plain, row))} |" for row in rows]
-    rule = f"|{'---|' * len(rows[0])}"
-    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 # ------------------------------------------------------------------------------------------------ its parts
@@ -101,9 +91,10 @@ def _description(network: PublishedNetwork) -> str:
 
     kind = "averaged (EMA)" if model.provenance.is_average else "raw"
     step = network.manifest.get("step")
-    rows.append(("weights", kind if step is None else f"{kind}, after {step:,} updates"))
+    state = network.told.get("weights", kind) if step is None else f"{kind}, after {step:,} updates"
+    rows.append(("weights", state))
     rows.append(("fingerprint", network.fingerprint))
-    return f"## {network.source.kind.capitalize()}\n\n{_table([('', ''), *rows])}"
+    return f"## {network.source.kind.capitalize()}\n\n{table([('', ''), *rows])}"
 
 
 def _classes(generator: Generator) -> str:
@@ -144,7 +135,7 @@ def _loading(networks: Sequence[PublishedNetwork], address: str) -> str:
 def _training(network: PublishedNetwork, texts: CardTexts) -> str:
     """How it was trained: recipe, data, the most wanted keys, pretrained networks."""
     config = network.config()
-    recipe = network.recipe or "not known, or not one of the packaged recipes"
+    recipe = network.recipe or network.told.get("recipe", "not known, or not one of the packaged recipes")
     rows: list[tuple[object, object]] = [("recipe", recipe), *_data_rows(network, texts)]
     phases = OmegaConf.select(config, "phases") or []
     rows += [(f"phase {n}", f"{p.steps:,} updates, learning rate {p.lr:g}") for n, p in enumerate(phases, start=1)]
@@ -153,7 +144,7 @@ def _training(network: PublishedNetwork, texts: CardTexts) -> str:
     rows += [(key, value) for key, value in selected.items() if value is not None]
     rows += [(f"pretrained: {name}", stamp) for name, stamp in network.stamp().get("networks", {}).items()]
     note = f"The whole config is in `{network.source.in_publication(CONFIG_FILE)}`."
-    return f"## Training of the {network.source.kind}\n\n{_table([('', ''), *rows])}\n\n{note}"
+    return f"## Training of the {network.source.kind}\n\n{table([('', ''), *rows])}\n\n{note}"
 
 
 def _data_rows(network: PublishedNetwork, texts: CardTexts) -> Iterator[tuple[str, object]]:
@@ -168,18 +159,20 @@ def _data_rows(network: PublishedNetwork, texts: CardTexts) -> Iterator[tuple[st
     facts = network.manifest.get("data") or {}
     for split, of_split in facts.items():
         yield f"images, {split}", f"{of_split['images']:,} in {len(of_split['classes']):,} classes"
+    if not facts:
+        yield from ((row, text) for row, text in network.told.items() if row.startswith("images, "))
 
 
-def _results(results: Sequence[MeasuredResult]) -> str:
+def _results(results: Sequence[PublishedResult]) -> str:
     """All numbers, each with the protocol by which it was measured."""
     if not results:
         return "## Results\n\nNo results were published with it."
     parts = ["## Results", "Measured on the weights of this repository. Compare numbers only where protocols agree."]
-    if any(name.startswith(NOT_FID) for measured in results for name in measured.result["metrics"]):
+    if any(row[0].startswith(NOT_FID) for measured in results for row in measured.rows()):
         parts.append(plain(f"{NOT_FID} is a Frechet distance of EfficientNet-Lite0 features. It is not FID."))
     for measured in results:
         protocol = "\n".join(escape(line) for line in measured.protocol())
-        parts.append(f"### {plain(measured.name)}\n\n{_table(measured.rows())}")
+        parts.append(f"### {plain(measured.name)}\n\n{table(measured.rows())}")
         parts += [plain(note) for note in measured.notes()]
         parts.append(f"<details><summary>protocol</summary>\n\n<pre>\n{protocol}\n</pre>\n\n</details>")
     return "\n\n".join(parts)
@@ -193,4 +186,4 @@ def _license(name: str | None) -> str:
 def _files(hashes: Mapping[str, str], storage: str) -> str:
     """The files with their hashes."""
     note = f"`{WEIGHTS_FILE}` holds the weights {storage}, and in its header their stamp."
-    return f"## Files\n\n{_table([('file', 'SHA-256'), *hashes.items()])}\n\n{note}"
+    return f"## Files\n\n{table([('file', 'SHA-256'), *hashes.items()])}\n\n{note}"

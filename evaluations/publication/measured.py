@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from engine.data.classes import STAMP as CLASSES
 from engine.facts import flat_facts
@@ -19,6 +19,21 @@ STDERR = "_stderr"  # suffix of the metric that is the standard error of another
 PLACES = ("path", "file", "data", "train_data")  # last parts of facts that name folders and files of the publisher
 # Sections of a result file that are no columns of numbers by metric.
 OTHER_SECTIONS = frozenset({"metrics", "protocol", "libraries", "plugins", "unavailable", "forced", "timing", "curve"})
+
+
+class PublishedResult(Protocol):
+    """A result on a card: from a result file, or from the card that lay beside the weights."""
+
+    name: str  # for the heading: what was measured
+
+    def rows(self) -> list[list[str]]:
+        """The table: a head, then metric, value and columns of errors."""
+
+    def notes(self) -> list[str]:
+        """What is missing, and what should not be trusted."""
+
+    def protocol(self) -> list[str]:
+        """How the numbers were made, one fact a line."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +97,8 @@ def _error_text(metric: str, value: Any) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ which results
-def chosen_results(run: Path, files: Sequence[Path], networks: Sequence[PublishedNetwork]) -> list[MeasuredResult]:
-    """The results in `files`, or those in the run folder where none are named.
+def chosen_results(run: Path, files: Sequence[Path], networks: Sequence[PublishedNetwork]) -> list[PublishedResult]:
+    """The results in `files`, or where none are named those in the run folder and on the cards beside the weights.
 
     Raises UserError for a named file that is no result, has no protocol, or was measured with other weights. Results of
     a run folder that were measured with other weights are left out, which the log says.
@@ -95,7 +110,8 @@ def chosen_results(run: Path, files: Sequence[Path], networks: Sequence[Publishe
             if problem is not None:
                 raise UserError(f"{path} {problem}")
         return chosen
-    return list(_results_of_run(run, networks))
+    of_run = list(_results_of_run(run, networks))
+    return [*of_run, *_results_of_cards(networks, {result.name for result in of_run})]
 
 
 def _results_of_run(run: Path, networks: Sequence[PublishedNetwork]) -> Iterator[MeasuredResult]:
@@ -106,6 +122,19 @@ def _results_of_run(run: Path, networks: Sequence[PublishedNetwork]) -> Iterator
             yield MeasuredResult(name, result)
         else:
             logger.info("result %s is left out: it %s", name, problem)
+
+
+def _results_of_cards(networks: Sequence[PublishedNetwork], known: Collection[str]) -> Iterator[PublishedResult]:
+    """The results on earlier cards of the published weights, without those whose name is `known`.
+
+    Networks that were published together share a card.
+    """
+    fingerprints = {network.fingerprint for network in networks}
+    for card in dict.fromkeys(network.card for network in networks if network.card is not None):
+        for result in card.results(fingerprints):
+            if result.name not in known:
+                logger.info("result %s is taken from the card beside the weights", result.name)
+                yield result
 
 
 def problem_of(result: Mapping[str, Any], networks: Sequence[PublishedNetwork]) -> str | None:

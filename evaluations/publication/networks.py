@@ -22,6 +22,7 @@ from engine.messages import UserError
 from engine.run_log import read_lines
 from engine.sharing import public_config, public_stamp, say_left_out
 from engine.shipped_models import is_shipped, shipped_folder
+from evaluations.publication.earlier_card import EarlierCard, card_of
 from evaluations.run_layout import RunLayout
 from tokenizer import load_tokenizer
 
@@ -56,7 +57,9 @@ class Source:
         load = load_gpt if self.is_generator else load_tokenizer
         network = load(self.path, weights=weights)
         manifest = read_manifest(self.folder) or {}
-        return PublishedNetwork(self, network, read_yaml(self.folder / CONFIG_FILE), manifest, recipe_of(self.folder))
+        config = read_yaml(self.folder / CONFIG_FILE)
+        card = card_of(self.folder, self.kind, network.provenance.fingerprint)
+        return PublishedNetwork(self, network, config, manifest, recipe_of(self.folder), card)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,12 @@ class PublishedNetwork:
     training_config: DictConfig
     manifest: Mapping[str, Any]  # of its checkpoint; empty for an exported folder
     recipe: str | None  # path below configs/, without the suffix
+    card: EarlierCard | None = None  # that lies beside these very weights
+
+    @property
+    def told(self) -> Mapping[str, str]:
+        """{row: text} of what an earlier card says of its training."""
+        return self.card.training_facts(self.source.kind) if self.card is not None else {}
 
     @property
     def fingerprint(self) -> str:

@@ -16,6 +16,8 @@ from engine.checkpoint.manifest import CheckpointError
 from engine.half_precision import as_stored
 from engine.messages import UserError
 from evaluations import publish, ship, shipping
+from evaluations.publication.earlier_card import card_of
+from evaluations.publication.markdown import plain, read_plain, read_table, table
 from evaluations.results import write_result
 from evaluations.run_layout import RunLayout
 from tokenizer import load_tokenizer
@@ -167,6 +169,46 @@ def test_a_pair_is_published_by_its_name(installed, entry, tmp_path):
     assert "it has: shipped:digits" in refused(entry(publish.main, "shipped:letters", "--to", tmp_path / "other"))
 
 
+def test_the_card_of_a_shipped_model_is_published_with_it(installed, entry, tmp_path):
+    """Its license, its results and what it knows of the training; and again from what was published."""
+    results = []
+    for source, target in (("shipped:digits", "once"), (tmp_path / "once", "twice")):
+        code, _, err = entry(publish.main, source, "--to", tmp_path / target)
+        assert code == 0 and "no license" not in err and "with 2 results" in err, err
+        card = (tmp_path / target / "README.md").read_text()
+        assert "license: mit\n---" in card and "## License\n\nmit\n" in card
+        results.append(card.partition("## Results")[2].partition("## License")[0])
+        for network in (load_tokenizer(source), load_gpt(source)):
+            assert f".fingerprint: {network.provenance.fingerprint}\n" in results[-1]
+    assert "### reconstruction" in results[0] and "| PSNR, dB | 21.5 |" in results[0] and "### generation" in results[0]
+    assert results[0] == results[1]
+
+    # A flag counts more, and a single network takes what is its own.
+    once = tmp_path / "once"
+    code, _, err = entry(publish.main, once / "gpt", "--to", tmp_path / "gpt", "--license", "cc-by-4.0")
+    card = (tmp_path / "gpt" / "README.md").read_text()
+    assert code == 0 and "license: cc-by-4.0" in card and "### generation" in card and "### reconstruction" not in card
+
+
+def test_a_card_of_other_weights_is_left_alone(installed, entry, tmp_path):
+    """Its numbers are not those of the weights beside it."""
+    shutil.copytree(installed / "digits", tmp_path / "pair")
+    for part in ("tokenizer", "gpt"):
+        path = tmp_path / "pair" / part / "README.md"
+        fingerprint = (load_tokenizer if part == "tokenizer" else load_gpt)(path.parent).provenance.fingerprint
+        path.write_text(path.read_text().replace(fingerprint, "0" * 64))
+    code, _, err = entry(publish.main, tmp_path / "pair", "--to", tmp_path / "out")
+    assert code == 0 and "no license is stated" in err and "with 0 results" in err, err
+    assert "No results were published with it." in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_what_a_card_shows_is_read_back():
+    """Whatever a name of a class or a metric is."""
+    texts = ["a | b", "c\\d", "<b>*x*</b>", "{[(_)]}", "# 1", "50 %", "&amp;", "`~`"]
+    assert [read_plain(plain(text)) for text in texts] == texts
+    assert read_table(table([texts, texts[::-1]]).splitlines()) == [texts, texts[::-1]]
+
+
 def test_an_unknown_name_is_told_what_exists(installed):
     with pytest.raises(UserError, match=r"shipped:letters is no model .* it has: shipped:digits"):
         load_tokenizer("shipped:letters")
@@ -219,3 +261,11 @@ def test_the_models_of_this_installation():
         for part, network in {"tokenizer": tokenizer, "gpt": generator}.items():
             card = (shipped_models.shipped_folder(name, part) / "README.md").read_text()
             assert network.provenance.fingerprint in card and "## Results" in card
+
+            # It is read as it is written: this is what a publication of the model tells.
+            kind = "tokenizer" if part == "tokenizer" else "generator"
+            earlier = card_of(shipped_models.shipped_folder(name, part), kind, network.provenance.fingerprint)
+            (result,) = earlier.results([network.provenance.fingerprint])
+            assert earlier.license == "mit" and len(result.rows()) > 4 and len(result.protocol()) > 20
+            told = earlier.training_facts(kind)
+            assert {"recipe", "images, train", "weights"} <= told.keys() and "updates" in told["weights"]
