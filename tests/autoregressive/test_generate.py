@@ -16,7 +16,7 @@ from autoregressive.image_sampler import SamplerSettings, sample_images
 from autoregressive.models.gpt import GPT, GPTConfig
 from autoregressive.sampling import filter_logits, greedy, probabilities, seeded_draw
 from engine.data.images import to_uint8
-from engine.messages import ConfigError
+from engine.messages import ConfigError, UserError
 
 NUM_TOKENS = 9
 
@@ -252,9 +252,14 @@ def test_random_numbers_of_positions_and_samples_are_independent():
 
 
 def test_generation_needs_evaluation_mode(gpt):
-    with pytest.raises(AssertionError, match="eval"):
-        generate(gpt.train(), LABELS, draw=greedy)
-    gpt.eval()
+    gpt.train()
+    try:
+        with pytest.raises(UserError, match="eval"):
+            generate(gpt, LABELS, draw=greedy)
+        with pytest.raises(AssertionError, match="eval"):
+            gpt.sample(LABELS, draw=greedy)
+    finally:
+        gpt.eval()
 
 
 # ---------------------------------------------------------------------------------------------- images and flags
