@@ -21,6 +21,7 @@ from engine.config import load_config
 from engine.data.images import to_float
 from engine.messages import UserError
 from tokenizer import Tokenizer, load_tokenizer
+from tokenizer.cli import config_among
 from tokenizer.models.registry import build_tokenizer
 from tokenizer.token_tools import interpolate, map_tokens, replace_tokens, token_map
 from tokenizer.training.config import TokenizerTrainConfig
@@ -380,6 +381,20 @@ def test_a_config_beside_a_source_that_brings_its_own_is_refused(networks, kind,
             load(path, config=config)
     with pytest.raises(UserError, match="brings its own config: another one is for"):
         load_gpt(networks, config=load_gpt(networks).provenance.config.model)
+
+
+def test_a_config_that_serves_several_networks_is_for_the_published_files():
+    """A folder among them brings its own; where each network has its config, so has the folder, which refuses it."""
+    assert [config_among(["a.yaml"], ["a.pt", "runs/b", "c.pt"], number) for number in range(3)] == [
+        "a.yaml",
+        None,
+        "a.yaml",
+    ]
+    assert [config_among(["a.yaml", "b.yaml"], ["a.pt", "runs/b"], number) for number in range(2)] == [
+        "a.yaml",
+        "b.yaml",
+    ]
+    assert config_among([], ["a.pt"], 0) is None
 
 
 def test_without_a_gpu_the_error_says_why(networks, monkeypatch):

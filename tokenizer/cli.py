@@ -53,7 +53,7 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False, 
 
 
 def flags_of_tokenizer(args: argparse.Namespace, number: int) -> argparse.Namespace:
-    """Makes the flags as if only tokenizer `number` of several was given; its --tok-config is that of `config_among`."""
+    """Makes the flags as if only tokenizer `number` of several was given, with the --tok-config of `config_among`."""
     tok_config = config_among(args.tok_config or [], args.vq_ckpt, number)
     return argparse.Namespace(**{**vars(args), "vq_ckpt": args.vq_ckpt[number], "tok_config": tok_config})
 
