@@ -32,19 +32,27 @@ class Standing:
 
 
 def code_of_runs(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """{code that computed them: runs}; a single entry where all are of the same code, or where nobody knows."""
+    """{code that computed them: runs}, in words that name what differs; runs that say nothing of it are left out.
+
+    There is a single entry where all are of the same code. The networks of a run may be of different code themselves.
+    """
+    codes = [(row, _code_of(row)) for row in rows]
+    known = [(row, code) for row, code in codes if code]
+    names = [name for name in CODE_FACTS if len({code.get(name) for _, code in known}) > 1]
     runs: dict[str, list[Row]] = {}
-    for row in rows:
-        facts = {key.rpartition(": ")[2]: value for key, value in row.settings.items() if is_code(key)}
-        if facts:
-            text = ", ".join(f"{name} {value}" for name, value in facts.items())
-            runs.setdefault(text, []).append(row)
+    for row, code in known:
+        runs.setdefault(", ".join(f"{name} {code[name]}" for name in names if name in code), []).append(row)
     return runs
 
 
-def is_code(key: str) -> bool:
-    """Whether a setting says which code computed a run."""
-    return key.rpartition(": ")[2] in CODE_FACTS
+def _code_of(row: Row) -> dict[str, str]:
+    """{fact of `CODE_FACTS`: its value in a run, or its values where its networks have several}."""
+    values: dict[str, dict[str, None]] = {}
+    for key, value in row.settings.items():
+        name = key.rpartition(": ")[2]
+        if name in CODE_FACTS:
+            values.setdefault(name, {})[str(value)] = None
+    return {name: " and ".join(several) for name, several in values.items()}
 
 
 def settings_of_runs(rows: Sequence[Row]) -> list[list[Row]]:

@@ -7,18 +7,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from autoregressive.models.registry import GENERATORS
 from engine.folder_lock import lock_folder
 from engine.messages import UserError
 from engine.pipeline import StageLog
 from evaluations.report.charts import central_range, thinned
 from evaluations.report.ending import Ending, duration_text, pipeline_ending, training_ending
 from evaluations.report.first_screen import command_text
+from evaluations.report.networks import named_in_words
 from evaluations.report.number_text import fixed_texts, setting_text
 from evaluations.report.page import picture
 from evaluations.report.rows import short_labels
 from evaluations.report.size import NOTE_PLACE, fit_pictures
 from evaluations.report.write import write_report
 from evaluations.results import write_result
+from tokenizer.models.registry import MODELS, QUANTIZERS
 
 HOSTILE = "<img src=x onerror=document.title='x'>"
 CONFIG = """\
@@ -71,6 +74,15 @@ def test_the_first_screen_says_what_a_run_is_how_it_ended_and_what_came_out(open
     page.click("summary >> text=command")
     assert page.inner_text("details[open] pre") == "python -m tokenizer.train --config a.yaml"
     assert "/home/x" not in page.content()
+
+
+def test_every_network_and_quantizer_says_what_it_is():
+    """In a few words, so that a page need not leave a reader with a name; plug-ins may do without."""
+    for name, component in {**MODELS, **QUANTIZERS, **GENERATORS}.items():
+        if component.__module__.startswith(("tokenizer.", "autoregressive.")):
+            assert component.__dict__.get("in_words"), name  # its own, not that of the class it derives from
+    assert named_in_words({"name": "gpt"}, GENERATORS, known_as="GPT") == GENERATORS["gpt"].in_words
+    assert named_in_words({"name": "foreign"}, MODELS) == "foreign" and named_in_words({}, MODELS) == ""
 
 
 @pytest.mark.parametrize(
@@ -209,7 +221,9 @@ def test_runs_of_different_code_are_not_ranked(open_page, sweep):
     page = open_page(write_report([sweep]), 1100, 900)
     note = page.locator(".note", has_text="Warning")
     assert "different versions of the code" in note.inner_text() and note.bounding_box()["y"] < 900
-    assert "commit 1111111111" in note.inner_text() and "commit 2222222222 with changes" in note.inner_text()
+    assert note.locator("li").all_inner_texts() == [
+        "commit 1111111111: lr 1e-3", f"commit unknown: {HOSTILE}", "commit 2222222222 with changes: b",
+    ]  # fmt: skip
     assert page.locator("body > .cards").count() == 0 and page.locator("td.best").count() == 0
     assert "No best run is marked" in page.inner_text("#runs")
 

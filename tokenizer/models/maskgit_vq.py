@@ -26,6 +26,7 @@ class MaskGITVQTokenizer(ConvTokenizer):
     """See the module docstring. The quantizer's channels are the CNN's latent channels."""
 
     config_class = MaskGITVQConfig
+    in_words = "CNN"
 
     def __init__(self, config: MaskGITVQConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__(config.cnn, quantizer, image_size)

@@ -33,6 +33,7 @@ class VARVAETokenizer(ConvTokenizer):
     """See the module docstring."""
 
     config_class = VARVAEConfig
+    in_words = "CNN"
 
     def __init__(self, config: VARVAEConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__(config.cnn, quantizer, image_size)

@@ -58,6 +58,7 @@ class MultiScaleVQ(Quantizer):
     """See the module docstring. A generator of scales reads `sums_of` and `next_inputs`."""
 
     config_class = MultiScaleConfig
+    in_words = "nearest of learned code vectors, from coarse to fine scales"
     loss_names = frozenset({"codebook", "commitment"})
 
     def __init__(self, config: MultiScaleConfig) -> None:
