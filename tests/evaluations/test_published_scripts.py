@@ -229,7 +229,8 @@ def check_tiny_scale(path: Path) -> None:
         assert (config.loss.perceptual, config.semantic) == (before.loss.perceptual, before.semantic)
     num_tokens = sum(side**2 for side in SCALES.get(name_of(path), [4]))
     assert network.num_tokens == num_tokens and config.loop.steps == 24
-    assert sum(p.numel() for p in network.parameters()) < 12e6
+    # The codes of a recipe may be many, the rest of the network is small.
+    assert sum(p.numel() for name, p in network.named_parameters() if not name.startswith("quantizer.")) < 12e6
 
 
 @pytest.mark.parametrize("name", QUICK)
