@@ -34,6 +34,11 @@ FAMILIES = {
         "quantizer: {name: gq, gq: {num_groups: 2, group_dim: 3}}}",
         "data={image_size: 16}",
     ],
+    "var_vae": [
+        f"model={{name: var_vae, var_vae: {{z_channels: 8, cnn: {{{CNN}, mid_blocks: 1, norm_groups: 1}}}}, "
+        "quantizer: {name: multi_scale, multi_scale: {scales: [1, 2, 4], codebook_size: 32, codebook_dim: 4}}}",
+        "data={image_size: 16}",
+    ],
 }
 
 
@@ -46,7 +51,10 @@ def images(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# That of VAR has more tokens than cells; it is a slow test, because others have most of its parts.
+@pytest.fixture(
+    scope="module", params=[pytest.param(n, marks=[pytest.mark.slow] if n == "var_vae" else []) for n in FAMILIES]
+)
 def trained(request, images, tmp_path_factory):
     """The flags of a tokenizer of this family and a GPT over its codes, and the folder of these codes."""
     root = tmp_path_factory.mktemp(request.param)
