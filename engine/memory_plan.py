@@ -174,16 +174,19 @@ class MemoryModel:
         *,
         ema: bool,
         beside: int,
+        others: Sequence[nn.Module] = (),
         before: tuple[nn.Module, Forward] | None = None,
     ) -> MemoryModel:
         """Measures `module`, which is on the meta device; `beside` bytes of other networks are on every GPU.
 
-        `before` is one of them, on the meta device too, and what it computes without gradients before a forward pass.
-        Both networks are fake ones afterwards.
+        `others` are those of them that take part in the forward pass. `before` is one, and what it computes without
+        gradients before a forward pass. Networks on the meta device are fake ones afterwards.
         """
         image_before = 0
         with FakeTensorMode(allow_non_fake_inputs=True):
             module.to_empty(device="cpu").train()
+            for other in others:
+                _give_storage(other)
             one = saved_bytes(module, forward, precision, 1)
             two = saved_bytes(module, forward, precision, 2)
             if before is not None:
@@ -223,6 +226,21 @@ class MemoryModel:
                 if self.total(setting) <= BUDGET:
                     return setting
         return None
+
+
+def _give_storage(network: nn.Module) -> None:
+    """Puts tensors of the CPU in the place of those on the meta device; in the mode of fake tensors, fake ones.
+
+    `to_empty` does not do for a network whose tensors somebody else holds too, as libraries do.
+    """
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                empty = torch.empty_like(parameter, device="cpu")
+                module._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
 
 
 def _settings(grad_accum: int) -> list[Setting]:

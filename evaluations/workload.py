@@ -102,7 +102,8 @@ def _tokenizer_workload(config: TokenizerTrainConfig, title: str, gpus: int) -> 
     # The networks of the loss, for their sizes alone.
     network = validate(config)
     terms = terms_of(config, network)
-    perceptual, discriminator = loss_networks(config, {term.name for term in terms})
+    networks = loss_networks(config, {term.name for term in terms})
+    perceptual, discriminator = networks
     teacher = None
     if config.semantic.enabled:
         with torch.device("meta"):
@@ -116,7 +117,7 @@ def _tokenizer_workload(config: TokenizerTrainConfig, title: str, gpus: int) -> 
 
     stages = tuple(Stage(last - first, parts(active_terms(terms, first))) for first, last in _intervals(terms, config))
     sizes = _sizes(config, network, other_parameters=num_parameters(discriminator))
-    memory = memory_model(config, network, gpus)
+    memory = memory_model(config, network, networks, gpus)
     return Workload(title, config.data.global_batch_size, config.loop, sizes, stages, memory)
 
 

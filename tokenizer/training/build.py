@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from engine.parallel import build_device
 from engine.run_log import Run
 from engine.seeds import torch_seed
 from engine.trained_model import TrainedModel
+from engine.without_storage import without_storage
 from engine.world import World
 from tokenizer.discriminators.registry import build_discriminator
 from tokenizer.losses.perceptual import PERCEPTUAL
@@ -112,30 +114,38 @@ def validation_images(config: TokenizerTrainConfig, classes: Classes) -> Validat
 
 def memory_plan(config: TokenizerTrainConfig, model: Tokenizer, gpus: int) -> Plan:
     """The memory that training `model` (on the meta device) needs; see `memory_model`."""
-    return report(memory_model(config, model, gpus), config.loop, num_parameters(model))
+    networks = loss_networks(config, {term.name for term in terms_of(config, model)})
+    return report(memory_model(config, model, networks, gpus), config.loop, num_parameters(model))
 
 
-def loss_networks(config: TokenizerTrainConfig, names: Collection[str]) -> tuple[nn.Module, nn.Module]:
-    """(perceptual network, discriminator) of a loss with the terms `names`, with random weights: for their sizes.
+class LossNetworks(NamedTuple):
+    """The networks in the loss of a training; what the loss does not need is an identity."""
 
-    What the loss does not need is an identity.
+    perceptual: nn.Module
+    discriminator: nn.Module
+
+
+def loss_networks(config: TokenizerTrainConfig, names: Collection[str]) -> LossNetworks:
+    """The networks of a loss with the terms `names`, for their sizes: the perceptual one on the meta device, the
+    discriminator with random weights.
     """
     assets = replace(config.assets, random_stand_in=True)
     perceptual: nn.Module = nn.Identity()
     discriminator: nn.Module = nn.Identity()
     if "perceptual" in names:
-        perceptual, _ = PERCEPTUAL[config.loss.perceptual](assets, False)
+        with without_storage():  # LPIPS draws 138M numbers, most of them for layers that it leaves out
+            perceptual, _ = PERCEPTUAL[config.loss.perceptual](assets, False)
     if "adversarial" in names:
         discriminator = build_discriminator(config.loss.discriminator, assets)
-    return perceptual, discriminator.eval().requires_grad_(False)
+    return LossNetworks(perceptual, discriminator.eval().requires_grad_(False))
 
 
-def memory_model(config: TokenizerTrainConfig, model: Tokenizer, gpus: int) -> MemoryModel:
-    """The memory that training `model` (on the meta device) needs on `gpus` GPUs, with the perceptual network and the
-    discriminator in its loss.
+def memory_model(config: TokenizerTrainConfig, model: Tokenizer, networks: LossNetworks, gpus: int) -> MemoryModel:
+    """The memory that training `model` (on the meta device) needs on `gpus` GPUs, with the networks in its loss. What
+    is on the meta device is fake afterwards.
     """
     names = {term.name for term in terms_of(config, model)}
-    perceptual, discriminator = loss_networks(config, names)
+    perceptual, discriminator = networks
 
     def forward(batch: int) -> list[object]:
         """A training pass with every term that is ever active; returns all that holds memory."""
@@ -155,4 +165,4 @@ def memory_model(config: TokenizerTrainConfig, model: Tokenizer, gpus: int) -> M
     # 4 bytes per frozen parameter; 16 with gradients and the two moments of AdamW.
     other_networks = 4 * num_parameters(perceptual) + 16 * num_parameters(discriminator)
     sizes = (config.loop.precision, config.data.global_batch_size, gpus)
-    return MemoryModel.measure(model, forward, *sizes, ema=config.ema_decay > 0, beside=other_networks)
+    return MemoryModel.measure(model, forward, *sizes, ema=config.ema_decay > 0, beside=other_networks, others=networks)
