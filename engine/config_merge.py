@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
@@ -57,8 +58,8 @@ class Merger(Generic[T]):
         self.schema = extended_schema(schema)
         self.unset: list[UnsetVariable] = []
         self._accepts_unset = accepts_unset
-        self.defaults = OmegaConf.structured(self.schema)
-        self.merged = OmegaConf.structured(self.schema)
+        self.defaults = _defaults_of(self.schema)
+        self.merged = copy.deepcopy(self.defaults)
         self.problems: list[str] = []
         self._wrong_keys: set[str] = set()
         self._out_of_range: list[str] = []  # those of them that were merged, because their type is right
@@ -261,6 +262,12 @@ class Merger(Generic[T]):
         return any(re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", line) for key in self._wrong_keys) or any(
             re.search(rf"(?<![\w.]){re.escape(section)}(?![\w.])", line) for section in sections
         )
+
+
+@functools.cache
+def _defaults_of(schema: type) -> DictConfig:
+    """The defaults of a schema as a tree, which nobody changes: to make it takes as long as all the rest of a merge."""
+    return OmegaConf.structured(schema)
 
 
 def _is_yaml_name(text: str) -> bool:
