@@ -14,7 +14,7 @@ from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
 from autoregressive.image_sampler import SamplerSettings, sample_images
 from autoregressive.models.gpt import GPT, GPTConfig
-from autoregressive.sampling import filter_logits, greedy, probabilities, seeded_draw
+from autoregressive.sampling import filter_logits, greedy, probabilities, seeded_draw, settings_text
 from engine.data.images import to_uint8
 from engine.messages import ConfigError, UserError
 
@@ -184,6 +184,20 @@ def test_ties_at_the_limit_of_top_k_stay():
     assert filter_logits(torch.tensor([[2.0, 1.0, 1.0, 0.0]]), top_k=2).isfinite().tolist() == [
         [True, True, True, False]
     ]
+
+
+def test_settings_are_said_in_one_line():
+    """Filters where they filter; one value, or one per index; a greedy draw has neither seed nor temperature."""
+    assert SamplerSettings(guidance=Guidance(scale=2.0)).in_words() == "seed 0, guidance scale 2, temperature 1"
+    settings = SamplerSettings(
+        guidance=Guidance(scale=(1.5, 3.0), schedule="step"), temperature=(1.0, 0.9), top_k=100, top_p=0.95, seed=7
+    )
+    expected = "seed 7, guidance scale 1.5/3 (step), temperature 1/0.9, top-k 100, top-p 0.95"
+    assert settings.in_words() == expected
+    assert settings_text(guidance_scale=[1.5, 3.0], guidance_schedule="step", temperature=[1.0, 0.9], top_k=100,
+                         top_p=0.95, seed=7) == expected  # as a JSON file has them  # fmt: skip
+    greedy_settings = SamplerSettings(guidance=Guidance(scale=2.0), greedy=True)
+    assert greedy_settings.in_words() == "always the most probable code, guidance scale 2"
 
 
 def test_temperature_scales_logits():
