@@ -8,6 +8,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import Tensor
+
 from autoregressive.codes import CodeStore
 from engine.assets import ASSETS, AssetsConfig, assets_of
 from engine.cli import add_device_flag, positive
@@ -19,13 +21,15 @@ from engine.messages import UserError, logger
 from engine.outputs import require_suffix
 from engine.preflight import Preflight
 from engine.world import World, distributed_world
-from evaluations.image_sets import SourceImages
+from evaluations.image_sets import SourceImages, open_images
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.extractors import EXTRACTORS, FILE_EXTRACTOR, OFFLINE_EXTRACTOR
-from evaluations.protocols.reference import ReferenceImages, ReferenceSource
+from evaluations.protocols.feature_numbers import DEFAULT_GROUPS, GROUPS
+from evaluations.protocols.reference import ReferenceImages, ReferenceSource, features_of
 from evaluations.protocols.reference_file import ReferenceFile
 from evaluations.protocols.trust import add_force_flags, require_trust
 
+ALL, NONE = "all", "none"  # values of --numbers beside the names of groups
 SPLITS = ("val", "train")  # values of --reference that are images of the data
 REFERENCE_KINDS = (*SPLITS, "test")  # of files and folders; test: those of a benchmark, of no published FID
 
@@ -66,7 +70,17 @@ def add_measure_flags(parser: argparse.ArgumentParser, reference: str | None, ba
     )
     add_force_flags(parser)
 
-    # How it is computed, and where it goes.
+    # Which numbers, and how they are computed.
+    meanings = "; ".join(f"{name}: {group.meaning}" for name, group in GROUPS.items())
+    parser.add_argument(
+        "--numbers", nargs="+", choices=[*GROUPS, ALL, NONE], default=list(DEFAULT_GROUPS), metavar="NAME",
+        help=f"numbers of features beside the distance (default: {' '.join(DEFAULT_GROUPS)}; or {ALL}, {NONE}). "
+        f"{meanings}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--held-out", metavar="PATH",
+        help="npz file or folder of images that were not trained on: the scale of numbers of copied training images",
+    )  # fmt: skip
     parser.add_argument(
         "--fp16-emulation", action="store_true", help="also compute precision and recall with TensorFlow's rounding"
     )
@@ -109,6 +123,35 @@ def take_data_path_as_held_out(args: argparse.Namespace) -> None:
     if args.val_path is None:
         args.val_path = args.data_path
         args.data_path = None
+
+
+def numbers_from(args: argparse.Namespace) -> tuple[str, ...]:
+    """The groups of numbers that --numbers names. Raises UserError for `none` or `all` beside others."""
+    names = tuple(dict.fromkeys(args.numbers))
+    for word, groups in ((ALL, tuple(GROUPS)), (NONE, ())):
+        if names == (word,):
+            return groups
+        if word in names:
+            raise UserError(f"--numbers {' '.join(args.numbers)}: {word} stands alone")
+    return names
+
+
+def held_out_features(
+    args: argparse.Namespace, image_size: int | None, extractor: Extractor, world: World
+) -> Tensor | None:
+    """Features (n,D) of the images that --held-out names, None without it. A collective.
+
+    Raises UserError for images of another size than those that are measured.
+    """
+    if args.held_out is None:
+        return None
+    images = open_images(args.held_out, "--held-out")
+    if image_size is not None and images.image_size != image_size:
+        raise UserError(
+            f"--held-out {args.held_out}: images of {images.image_size} px, the others have {image_size} px"
+        )
+    statistics = features_of(images, extractor, world, keep_features=True, title="held-out features")
+    return statistics.all_features(world)
 
 
 def assets_from(args: argparse.Namespace) -> AssetsConfig:

@@ -6,6 +6,10 @@ The networks may differ, since they are what is compared, and so may batch sizes
 in the protocol should be equal: crop, rounding, sampler settings, number of images. A difference in a section that only
 some metrics depend on (reference, LPIPS weights, ...) unranks those metrics; any other unranks all. Differences are
 printed, and the exit code is then 3.
+
+Beside a number stands half of its 95 % interval, which speaks of the sampling of images. A metric is ranked only where
+the interval of the difference excludes 0. The differences of numbers over the same images are `paired`: what their
+images have in common cancels. Numbers without an error are shown, and not ranked.
 """
 
 from __future__ import annotations
@@ -57,6 +61,11 @@ def main() -> None:
     if comparison.presets:
         print("\npublished protocols that were followed:")
         print("\n".join(f"  {line}" for line in comparison.presets))
+
+    if comparison.gaps:
+        print("\ndifferences, with 95 % intervals:")
+        print("\n".join(f"  {line}" for line in comparison.gaps))
+
     if comparison.forced:
         print("\nforced, not to be trusted and never ranked:")
         print("\n".join(f"  {line}" for line in comparison.forced))
@@ -64,7 +73,7 @@ def main() -> None:
         print("\nnot ranked where the protocols differ from that of the first result:")
         print("\n".join(f"  {difference}" for difference in comparison.differences))
         raise SystemExit(NOT_COMPARABLE)
-    print("\n* best; the protocols are equal")
+    print("\n* best by more than the interval of the difference; the protocols are equal")
 
 
 if __name__ == "__main__":

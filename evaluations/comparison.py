@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from evaluations.metrics.registry import find_metric
+from evaluations.result_intervals import difference_in, half_width_in
 from evaluations.results import (
     PRESET,
+    changed_definitions,
     changed_for_all,
     changed_for_some,
     changed_plugins,
@@ -28,15 +30,20 @@ class Row:
 
     metric: str
     values: list[float | None]
+    half_widths: list[float | None]  # of their 95 % intervals; None where none is known
     marks: list[str]  # one behind each value: empty, or that it was forced
     best: float | None  # None where the results are not ranked by it
 
     def cells(self) -> list[str]:
-        """The values as text, with * at the best, and a mark at those that were forced."""
-        return [
-            "-" if value is None else f"{value:.5g}{'*' if value == self.best else ''}{mark}"
-            for value, mark in zip(self.values, self.marks, strict=True)
-        ]
+        """The values as text with their intervals, with * at the best, and a mark at those that were forced."""
+        cells = []
+        for value, half_width, mark in zip(self.values, self.half_widths, self.marks, strict=True):
+            if value is None:
+                cells.append("-")
+                continue
+            interval = "" if half_width is None else f" ± {half_width:.2g}"
+            cells.append(f"{value:.5g}{interval}{'*' if value == self.best else ''}{mark}")
+        return cells
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class Comparison:
     forced: list[str]  # which numbers should not be trusted, and why
     facts: list[FactRow]
     presets: list[str]  # which published protocol each result follows, of those that were asked to
+    gaps: list[str]  # how far numbers with errors are from those of the first result
 
     def table(self) -> list[tuple[str, list[str]]]:
         """(name, cells) of every row: the metrics, then the facts."""
@@ -76,7 +84,11 @@ class Comparison:
 
 
 def compare(named: Sequence[tuple[str, dict[str, Any]]]) -> Comparison:
-    """Compares (name, result) pairs; what is ranked depends on how their protocols differ from the first."""
+    """Compares (name, result) pairs; what is ranked depends on how their protocols differ from the first.
+
+    A metric is ranked only where the best value differs from every other one by more than the 95 % interval of the
+    difference. One without an error is shown, and not ranked.
+    """
     results = [result for _, result in named]
     protocols = [result["protocol"] for result in results]
     numbers = [scalars_of(result["metrics"]) for result in results]
@@ -86,21 +98,55 @@ def compare(named: Sequence[tuple[str, dict[str, Any]]]) -> Comparison:
     differences = [
         f"{name}: {fact}" for name, result in named[1:] for fact in changed_for_all(protocols[0], result["protocol"])
     ]
-    changed_sections = changed_for_some(protocols)
+    changed_sections = {**changed_for_some(protocols), **changed_definitions(results)}
     if any(is_computed_by_plugin(name) for name in names):
         changed_sections["plugins"] = changed_plugins(results)
     all_metrics_may_rank = len(results) > 1 and not differences
     differences += sorted({f"only for some metrics: {f}" for facts in changed_sections.values() for f in facts})
 
     # One row per metric that any of the results has as a number.
-    rows = []
+    rows, gaps = [], []
     for metric in names:
         values = [of_result.get(metric) for of_result in numbers]
+        half_widths = [half_width_in(result["metrics"], metric) for result in results]
         marks = [forced_mark(metric, result) for result in results]
         may_rank = all_metrics_may_rank and None not in values and not any(marks)
         best = best_value(metric, values, changed_sections) if may_rank else None
-        rows.append(Row(metric, values, marks, best))
-    return Comparison(rows, differences, forced_numbers(named), step_rows(results), followed_presets(named))
+        if best is not None:
+            gaps += gap_lines(metric, named)
+            best = best if is_certain(metric, results, values.index(best)) else None
+        rows.append(Row(metric, values, half_widths, marks, best))
+    return Comparison(
+        rows=rows,
+        differences=differences,
+        forced=forced_numbers(named),
+        facts=step_rows(results),
+        presets=followed_presets(named),
+        gaps=gaps,
+    )
+
+
+def is_certain(metric: str, results: Sequence[Mapping[str, Any]], best: int) -> bool:
+    """Whether the result number `best` differs from every other one by more than the interval of the difference."""
+    differences = [
+        difference_in(results[best], result, metric) for number, result in enumerate(results) if number != best
+    ]
+    return all(difference is not None and difference.excludes_zero for difference in differences)
+
+
+def gap_lines(metric: str, named: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """How far a number with an error is from that of the first result, one line per other result."""
+    (first_name, first), *others = named
+    lines = []
+    for name, result in others:
+        difference = difference_in(first, result, metric)
+        if difference is None:
+            continue
+        kind = "paired" if difference.is_paired else "independent"
+        outcome = "" if difference.excludes_zero else ": not told apart"
+        size = f"{difference.value:+.4g} ± {difference.half_width:.2g}"
+        lines.append(f"{metric}: {name} - {first_name} = {size} ({kind}){outcome}")
+    return lines
 
 
 def step_rows(results: Sequence[dict[str, Any]]) -> list[FactRow]:
@@ -148,7 +194,7 @@ def best_value(name: str, values: Sequence[float], changed_sections: Mapping[str
     if metric is None or metric.better is None:
         return None
     sections = (*metric.depends_on, "plugins") if metric.is_computed_by_plugin else metric.depends_on
-    if any(changed_sections.get(section) for section in sections):
+    if any(changed_sections.get(section) for section in (name, *sections)):
         return None
     return min(values) if metric.better == "lower" else max(values)
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from engine.checkpoint.manifest import file_sha256
+from engine.checkpoint.manifest import file_sha256, json_digest
 from engine.data.decoding import Decoding
 from engine.data.folders import LooseSource
 from engine.data.images import ImageError, image_tensor, printable
@@ -89,6 +89,11 @@ def with_bar(batches: Iterator[B], count: int, title: str, world: World) -> Iter
             bar.update(len(batch[0]) * world.size)
 
 
+def numbered_ids(count: int) -> str:
+    """What a result says about images that have numbers and no names, in their order."""
+    return f"images 0 to {count - 1}"
+
+
 class SourceImages:
     """Center crops of a data set, or with `image_size=None` its images as they are, all of one size."""
 
@@ -141,6 +146,12 @@ class FolderImages(SourceImages):
     def __init__(self, source: LooseSource, skip_broken: bool) -> None:
         super().__init__(source, "folder", None, skip_broken)
         self.paths = source.paths
+        self.folder = source.folder
+
+    def ids(self) -> str:
+        """What a result says about which images these are: by their names, which sorted are their order."""
+        names = [str(path.relative_to(self.folder)) for path in self.paths]
+        return f"{len(names)} names, {json_digest(names)[:16]}"
 
     def labels(self) -> Tensor | None:
         """The classes of the images (n,) by their folders, in the order of the images; None where all are in one."""
@@ -197,6 +208,10 @@ class NpzImages:
                 if labels.shape == (len(self),) and np.issubdtype(labels.dtype, np.integer):
                     return torch.from_numpy(labels.astype(np.int64))
         return None
+
+    def ids(self) -> str:
+        """What a result says about which images these are: rows of a file have numbers."""
+        return numbered_ids(len(self))
 
     def file_format(self) -> str:
         """In which format the images are stored."""

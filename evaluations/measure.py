@@ -28,7 +28,9 @@ from evaluations.cli import (
     assets_from,
     extractor_from,
     extractor_name,
+    held_out_features,
     measure_needs,
+    numbers_from,
     output_needs,
     output_path,
     reference_path,
@@ -106,13 +108,25 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     claim_result(output, protocol)
 
     # The numbers.
-    keep_features = "published" in extractor.capabilities
+    numbers = numbers_from(args)
+    with_manifold = "published" in extractor.capabilities
+    keep_features = with_manifold or bool(numbers)
+    held_out = held_out_features(args, images.image_size, extractor, world)
     reference = opened.reference(output.parent, world, keep_features)
     statistics = features_of(images, extractor, world, keep_features, "features", args.per_proc_batch_size)
-    measurement = compute_metrics(statistics, reference, world, args.measured, args.fp16_emulation)
+    measurement = compute_metrics(
+        statistics,
+        reference,
+        world,
+        args.measured,
+        numbers=numbers,
+        with_manifold=with_manifold,
+        emulate_fp16=args.fp16_emulation,
+        held_out=held_out,
+    )
 
     if world.is_main:
-        write_result(output, measurement.metrics, protocol, unavailable=measurement.unavailable)
+        write_result(output, measurement.metrics, protocol, ids=images.ids(), **measurement.sections())
 
 
 def sample_order(images: NpzImages | FolderImages, extractor: Extractor) -> dict[str, str]:

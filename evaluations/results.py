@@ -23,7 +23,15 @@ from engine.json_text import to_json
 from engine.messages import UserError, logger
 from engine.outputs import changed_settings, refuse
 from engine.run_record import library_versions
+from evaluations.metrics.intervals import Estimate
 from evaluations.metrics.registry import protocol_sections, sections_of
+from evaluations.result_intervals import (
+    SECTION,
+    half_width_in,
+    interval_section,
+    is_part_of_interval,
+    with_errors,
+)
 
 # Sections that may differ between two results: networks and samples are what is compared.
 TRAINED_SECTIONS = ("tokenizer", "gpt")
@@ -67,6 +75,19 @@ def changed_for_some(protocols: Sequence[Mapping[str, Any]]) -> dict[str, list[s
     return changed
 
 
+def changed_definitions(results: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """{metric: differences from the first result} of the settings that single metrics depend on."""
+    names = dict.fromkeys(name for result in results for name in result.get("definitions", {}))
+    changed: dict[str, list[str]] = {}
+    for name in names:
+        holders = [result for result in results if name in result["metrics"]]
+        first, *others = ({name: result.get("definitions", {}).get(name)} for result in holders)
+        differences = [text for other in others for text in changed_facts(first, other).values()]
+        if differences:
+            changed[name] = differences
+    return changed
+
+
 def changed_plugins(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """The differences of the plug-ins from those of the first result."""
     first, *others = ({"plugins": result.get("plugins")} for result in results)
@@ -75,8 +96,12 @@ def changed_plugins(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------ numbers
 def scalars_of(facts: Mapping[str, Any]) -> dict[str, float]:
-    """The entries that are single numbers, as opposed to tables such as `top1_per_lr`."""
-    return {name: value for name, value in facts.items() if isinstance(value, int | float)}
+    """The entries that are single numbers, as opposed to tables such as `top1_per_lr`, and to errors of others."""
+    return {
+        name: value
+        for name, value in facts.items()
+        if isinstance(value, int | float) and not is_part_of_interval(name, facts)
+    }
 
 
 def training_steps(result: Mapping[str, Any]) -> dict[str, str]:
@@ -114,26 +139,41 @@ def forced_mark(metric: str, result: Mapping[str, Any]) -> str:
 
 def numbers_text(metrics: Mapping[str, Any], result: Mapping[str, Any], digits: int = 5) -> str:
     """The single numbers among `metrics` as one line for a log, with those marked that `result` calls forced."""
-    numbers = scalars_of(metrics).items()
-    return "  ".join(f"{name} {value:.{digits}g}{forced_mark(name, result)}" for name, value in numbers)
+    texts = []
+    for name, value in scalars_of(metrics).items():
+        half_width = half_width_in(metrics, name)
+        interval = "" if half_width is None else f" ± {half_width:.2g}"
+        texts.append(f"{name} {value:.{digits}g}{interval}{forced_mark(name, result)}")
+    return "  ".join(texts)
 
 
 # ------------------------------------------------------------------------------------------------ files
-def write_result(path: Path, metrics: dict[str, Any], protocol: dict[str, Any], **more: dict[str, Any]) -> None:
+def write_result(
+    path: Path,
+    metrics: dict[str, Any],
+    protocol: dict[str, Any],
+    errors: Mapping[str, Estimate] | None = None,
+    ids: str = "",
+    **more: dict[str, Any],
+) -> None:
     """Writes `{metrics, protocol, libraries}` as JSON, atomically, and logs the numbers.
 
-    A metric that is NaN or infinite is no result: it is listed as unavailable instead.
+    A metric that is NaN or infinite is no result: it is listed as unavailable instead. `errors` are those of metrics,
+    over images that `ids` names; they are written beside the metrics and as the section `intervals`.
 
     `plugins` ({name: SHA-256}) is there too, where any are loaded.
-    `more` are further sections, left out where empty: `unavailable` ({metric: why it is missing}), `timing`.
+    `more` are further sections, left out where empty: `unavailable` ({metric: why it is missing}), `definitions`
+    ({metric: settings that it depends on}), `timing`.
     `forced` ({metric: why it should not be trusted}) follows from the facts of the reference.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     metrics, reasons = _finite_metrics(metrics)
+    errors = {name: error for name, error in (errors or {}).items() if name in metrics and math.isfinite(error.se)}
+    metrics = with_errors(metrics, errors)
     more = {**more, "unavailable": {**more.get("unavailable", {}), **reasons}}
 
     result = {"metrics": metrics, "protocol": protocol, "libraries": library_versions(), **plugins.stamp()}
-    more = {"forced": forced_metrics(metrics, protocol), **more}
+    more = {"forced": forced_metrics(scalars_of(metrics), protocol), SECTION: interval_section(errors, ids), **more}
     result |= {name: section for name, section in more.items() if section}
     write_atomic(path, to_json(result, indent=1))
 

@@ -38,6 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max-scale", type=float, default=math.inf)
     parser.add_argument("--scales", help='measure exactly these scales instead, such as "1,1.5,2"')
     parser.set_defaults(cfg_scale=None)  # None: the published start
+    parser.set_defaults(numbers=["frechet"])  # the error of what is searched; the rest is for the best scale alone
     return parse_with_preset(parser, "generation")
 
 

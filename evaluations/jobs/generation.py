@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoregressive.cli import gpt_from, set_sampling, settings_of
 from autoregressive.codes import CodeStore
@@ -23,8 +23,9 @@ from engine.data.sources import has_split, open_source
 from engine.facts import without_facts
 from engine.messages import UserError, logger
 from engine.world import World
-from evaluations.cli import extractor_from, open_reference, output_path
+from evaluations.cli import extractor_from, held_out_features, numbers_from, open_reference, output_path
 from evaluations.digits.model import load_classifier
+from evaluations.image_sets import numbered_ids
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.registry import Metric, metrics_to_compute
 from evaluations.metrics.sequences import NEAREST_CANDIDATES, nearest_training
@@ -62,6 +63,8 @@ class GenerationJob:
     data: DataConfig
     extractor: Extractor | None
     reference: Reference | None  # with an extractor
+    numbers: tuple[str, ...]  # groups of evaluations.protocols.feature_numbers
+    held_out: Tensor | None  # features
     emulate_fp16: bool
     plugin_metrics: list[Metric]
     classifier: nn.Module | None
@@ -111,15 +114,20 @@ class GenerationJob:
             export = EXPORTS[args.export](args.sample_dir, stream.labels, stream.image_size, sampled, world)
 
         # The reference comes last: its statistics may take long.
-        reference = None
+        reference, held_out = None, None
+        numbers = numbers_from(args)
         if opened is not None:
-            reference = opened.reference(output.parent, world, keep_features="published" in extractor.capabilities)
+            held_out = held_out_features(args, stream.image_size, extractor, world)
+            keep_features = "published" in extractor.capabilities or bool(numbers)
+            reference = opened.reference(output.parent, world, keep_features)
         return cls(
             output=output,
             stream=stream,
             data=data,
             extractor=extractor,
             reference=reference,
+            numbers=numbers,
+            held_out=held_out,
             emulate_fp16=args.fp16_emulation,
             plugin_metrics=plugin_metrics,
             classifier=classifier,
@@ -137,7 +145,8 @@ class GenerationJob:
 
         # Distances.
         if self.extractor is not None:
-            accumulators.append(GenerationDistances(self.extractor, self.reference, count, self.emulate_fp16, device))
+            settings = (self.emulate_fp16, device, self.numbers, self.held_out)
+            accumulators.append(GenerationDistances(self.extractor, self.reference, count, *settings))
             if "published" not in self.extractor.capabilities:
                 accumulators.append(NoiseDistance(self.extractor, self.reference, count, device))
 
@@ -178,8 +187,9 @@ class GenerationJob:
             self.output,
             measurement.metrics,
             protocol,
-            unavailable=measurement.unavailable,
+            ids=numbered_ids(len(self.stream.labels)),
             timing=timing,
+            **measurement.sections(),
         )
         write_arrays(self.output, **measurement.arrays)
 

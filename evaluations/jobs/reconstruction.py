@@ -13,8 +13,15 @@ from torch import nn
 from engine.data.sources import ImageSource, open_source
 from engine.messages import UserError
 from engine.world import World
-from evaluations.cli import assets_from, extractor_from, open_reference, output_path
-from evaluations.image_sets import decoding_facts, with_bar
+from evaluations.cli import (
+    assets_from,
+    extractor_from,
+    held_out_features,
+    numbers_from,
+    open_reference,
+    output_path,
+)
+from evaluations.image_sets import decoding_facts, numbered_ids, with_bar
 from evaluations.metrics.registry import Metric, metrics_to_compute
 from evaluations.preset_flags import preset_section
 from evaluations.protocols.accumulators import Accumulator, measure
@@ -99,6 +106,7 @@ class ReconstructionJob:
 
         # The reference comes last: its statistics may take long.
         distances = None
+        numbers = numbers_from(args)
         if extractor is not None:
             # The images themselves, unless the flags name others.
             reference: Reference | None = None
@@ -109,9 +117,19 @@ class ReconstructionJob:
                 size = reconstructor.eval_size
                 opened = open_reference(args, "reconstruction", len(source), data, size, extractor)
                 facts = opened.facts
-                reference = opened.reference(output.parent, world, args.precision_recall)
+                keep_features = args.precision_recall or bool(numbers)
+                reference = opened.reference(output.parent, world, keep_features)
+            size = None if reconstructor.whole else reconstructor.eval_size
             distances = ReconstructionDistances(
-                protocol, extractor, facts, reference, len(source), args.precision_recall, args.fp16_emulation
+                protocol,
+                extractor,
+                facts,
+                reference,
+                len(source),
+                args.precision_recall,
+                args.fp16_emulation,
+                numbers,
+                held_out_features(args, size, extractor, world),
             )
         return cls(
             output=output,
@@ -180,7 +198,8 @@ class ReconstructionJob:
             reconstruct = through_codes(self.reconstructor.tokenizer, rounding, world.device)
             measurement.add(self.text.measure(reconstruct, self.batch_size, world))
         if world.is_main:
-            write_result(self.output, measurement.metrics, protocol, unavailable=measurement.unavailable)
+            ids = numbered_ids(len(self.source))
+            write_result(self.output, measurement.metrics, protocol, ids=ids, **measurement.sections())
             write_arrays(self.output, **measurement.arrays)
 
 

@@ -19,13 +19,15 @@ from engine.json_text import as_read_back, to_json
 from engine.messages import UserError, logger
 from engine.outputs import changed_settings, refuse
 from engine.world import World
-from evaluations.cli import extractor_from, open_reference, output_path
+from evaluations.cli import extractor_from, numbers_from, open_reference, output_path
+from evaluations.image_sets import numbered_ids
 from evaluations.metrics.extractor import Extractor
 from evaluations.preset_flags import preset_section
 from evaluations.protocols.accumulators import Measurement, measure
 from evaluations.protocols.generation_accumulators import GenerationDistances
 from evaluations.protocols.preset import Preset
 from evaluations.protocols.reference import Reference
+from evaluations.result_intervals import SECTION, interval_section, with_errors
 from evaluations.results import MOVABLE_FACTS, forced_metrics, numbers_text, read_result, write_result
 from evaluations.sample_stream import SampleStream
 from tokenizer.cli import images_from, tokenizer_from
@@ -131,7 +133,8 @@ class Curve:
         self.path = path
         self.world = world
         self.settings = as_read_back(settings)
-        self.rows: dict[float, dict[str, float]] = {}  # scale -> metrics
+        self.rows: dict[float, dict[str, float]] = {}  # scale -> metrics, with their errors
+        self.sections: dict[float, dict[str, Any]] = {}  # scale -> what the result says about them beside that
         self.missing: dict[str, str] = {}  # metric -> why it is unavailable
         if not path.is_file():
             return
@@ -143,11 +146,17 @@ class Curve:
         result = path.with_name(path.name.replace(PARTIAL_SUFFIX, ".json"))
         require_settings(result, stored["settings"], self.settings, "a search that was begun")
         self.missing = stored.get("unavailable", {})
-        self.rows = {row["guidance_scale"]: row["metrics"] for row in stored["rows"]}
+        for row in stored["rows"]:
+            scale = row.pop("guidance_scale")
+            self.rows[scale] = row.pop("metrics")
+            self.sections[scale] = row
 
     def add(self, scale: float, measurement: Measurement) -> None:
         """Keeps what was measured at a scale."""
-        self.rows[scale] = measurement.metrics
+        self.rows[scale] = with_errors(measurement.metrics, measurement.errors)
+        intervals = interval_section(measurement.errors, numbered_ids(self.settings.get("num_images", 0)))
+        sections = {SECTION: intervals, "definitions": measurement.definitions}
+        self.sections[scale] = {name: section for name, section in sections.items() if section}
         self.missing |= measurement.unavailable
         if self.world.is_main:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +165,10 @@ class Curve:
 
     def table(self) -> list[dict[str, Any]]:
         """The rows by scale, for files."""
-        return [{"guidance_scale": scale, "metrics": self.rows[scale]} for scale in sorted(self.rows)]
+        return [
+            {"guidance_scale": scale, "metrics": self.rows[scale], **self.sections[scale]}
+            for scale in sorted(self.rows)
+        ]
 
 
 def require_settings(path: Path, stored: Mapping[str, Any], settings: Mapping[str, Any], what: str) -> None:
@@ -177,6 +189,7 @@ class SearchJob:
     extractor: Extractor
     reference: Reference
     emulate_fp16: bool
+    numbers: tuple[str, ...]  # groups of evaluations.protocols.feature_numbers, at every scale
     curve: Curve
     preset: Preset | None = None  # which --protocol asked for
 
@@ -213,8 +226,10 @@ class SearchJob:
         curve = Curve(output.with_suffix(PARTIAL_SUFFIX), facts, world)
 
         # The reference comes last: its statistics may take long.
-        reference = opened.reference(output.parent, world, keep_features="published" in extractor.capabilities)
-        return cls(output, plan, stream, extractor, reference, args.fp16_emulation, curve, args.preset)
+        numbers = numbers_from(args)
+        keep_features = "published" in extractor.capabilities or bool(numbers)
+        reference = opened.reference(output.parent, world, keep_features)
+        return cls(output, plan, stream, extractor, reference, args.fp16_emulation, numbers, curve, args.preset)
 
     def settings(self) -> dict[str, Any]:
         """All that a finished search must have been made with to be this one."""
@@ -245,7 +260,7 @@ class SearchJob:
         stream = self.stream.at(scale)
         world = stream.world
         distances = GenerationDistances(
-            self.extractor, self.reference, len(stream.labels), self.emulate_fp16, world.device
+            self.extractor, self.reference, len(stream.labels), self.emulate_fp16, world.device, self.numbers
         )
         return measure(stream.batches(f"guidance {scale:g}"), [distances], world)
 
@@ -267,6 +282,7 @@ class SearchJob:
                 protocol | preset_section(self.preset, protocol, self.extractor),
                 curve=self.curve.table(),
                 unavailable=self.curve.missing,
+                **self.curve.sections[best],
                 settings=self.settings(),
             )
             self.curve.path.unlink()

@@ -88,29 +88,75 @@ class Moments:
         """(mean, covariance)."""
         return self.mean(), self.covariance()
 
+    def plus(self, other: Moments, sign: int = 1) -> Moments:
+        """The moments with the vectors of `other` added, which have the same center; with `sign=-1` without them."""
+        moments = Moments(self.dim, self.count + sign * other.count, self.center)
+        moments.total = self.total + sign * other.total
+        moments.outer = self.outer + sign * other.outer
+        return moments
+
+
+@dataclass(frozen=True)
+class FrechetTerms:
+    """A squared Frechet distance by what it consists of."""
+
+    means: float  # |mu_a - mu_b|^2
+    trace_a: float
+    trace_b: float
+    cross: float  # tr (A B)^1/2
+
+    @property
+    def covariances(self) -> float:
+        """tr(A + B - 2 (A B)^1/2): the part of the distance that the means leave."""
+        return self.trace_a + self.trace_b - 2 * self.cross
+
+    @property
+    def distance(self) -> float:
+        """The squared distance."""
+        return self.means + self.trace_a + self.trace_b - 2 * self.cross
+
+
+class FrechetAnchor:
+    """A Gaussian from which distances to others are taken; the root of its covariance is computed once."""
+
+    def __init__(self, gaussian: Gaussian) -> None:
+        self.mean, self.covariance = (np.asarray(part, np.float64) for part in gaussian)
+        self.root = _root(self.covariance)
+
+    def terms(self, other: Gaussian) -> FrechetTerms:
+        """The distance to another Gaussian by its terms, in float64 (Heusel et al., 2017, Eq. 6).
+
+        |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^1/2). With A = R R^T the eigenvalues of A B are those of R^T B R, which is
+        symmetric: tr (A B)^1/2 is the sum of their roots, real and stable also for singular covariances.
+
+        Raises ValueError for Gaussians of different sizes.
+        """
+        mean, covariance = (np.asarray(part, np.float64) for part in other)
+        if self.mean.shape != mean.shape or self.covariance.shape != covariance.shape:
+            raise ValueError(
+                "statistics of different sizes: "
+                f"{self.mean.shape} {self.covariance.shape} and {mean.shape} {covariance.shape}"
+            )
+
+        # Rounding may leave tiny negative eigenvalues.
+        values = np.linalg.eigvalsh(self.root.T @ covariance @ self.root)
+        cross = np.sqrt(values.clip(min=0)).sum()
+
+        difference = self.mean - mean
+        return FrechetTerms(
+            means=float(difference @ difference),
+            trace_a=float(np.trace(self.covariance)),
+            trace_b=float(np.trace(covariance)),
+            cross=float(cross),
+        )
+
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """Squared Frechet distance of two Gaussians (Heusel et al., 2017, Eq. 6), in float64.
-
-    |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^1/2). With A = R R^T the eigenvalues of A B are those of R^T B R, which is
-    symmetric: tr (A B)^1/2 is the sum of their roots, real and stable also for singular covariances.
+    """Squared Frechet distance of two Gaussians, in float64; see `FrechetAnchor.terms`.
 
     Raises ValueError for Gaussians of different sizes.
     """
-    mean_a, cov_a = (np.asarray(part, np.float64) for part in a)
-    mean_b, cov_b = (np.asarray(part, np.float64) for part in b)
-    if mean_a.shape != mean_b.shape or cov_a.shape != cov_b.shape:
-        raise ValueError(
-            f"statistics of different sizes: {mean_a.shape} {cov_a.shape} and {mean_b.shape} {cov_b.shape}"
-        )
-
-    # Rounding may leave tiny negative eigenvalues.
-    root = _root(cov_a)
-    values = np.linalg.eigvalsh(root.T @ cov_b @ root)
-    cross = np.sqrt(values.clip(min=0)).sum()
-
-    difference = mean_a - mean_b
-    return float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+    return FrechetAnchor(a).terms(b).distance
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:

@@ -39,6 +39,10 @@ class FeatureSet:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def of_rows(self, indices: Tensor) -> FeatureSet:
+        """Some of its rows (k,)."""
+        return FeatureSet(self.rows[indices], self.norms[indices])
+
     def tiles(self, num_others: int) -> Iterator[FeatureSet]:
         """Its rows, cut so that the distances of a tile to `num_others` rows are at most `TILE_ELEMENTS`."""
         size = max(1, TILE_ELEMENTS // num_others)

@@ -95,6 +95,44 @@ def distances(family: str, headline: bool = False) -> Iterator[Metric]:
     # These give the scale of the distance, and say nothing about a network.
     yield Metric(f"{family}_real", f"{family}, real images", depends_on=REFERENCE)
     yield Metric(f"{family}_noise", f"{family}, uniform noise", depends_on=REFERENCE)
+    yield from feature_metrics(family)
+
+
+PUBLISHED_FAMILY = "fid"  # that of the extractor whose numbers have plain names, such as `kid`
+FAMILY_PREFIXES = ("frechet_", "fd_")  # what precedes the name of the features in that of a distance
+
+
+def number_name(number: str, family: str) -> str:
+    """The key of a number of features, such as `kid`, or of the features of another family `kid_lite0`."""
+    if family == PUBLISHED_FAMILY:
+        return number
+    for prefix in FAMILY_PREFIXES:
+        family = family.removeprefix(prefix)
+    return f"{number}_{family}"
+
+
+def feature_metrics(family: str) -> Iterator[Metric]:
+    """The other numbers of the features of one extractor (`evaluations.protocols.feature_numbers`)."""
+    for number, title, better, meaning in FEATURE_NUMBERS:
+        name = number_name(number, family)
+        where = "" if family == PUBLISHED_FAMILY else f" ({family})"
+        yield Metric(name, f"{title}{where}", better=better, depends_on=REFERENCE, meaning=meaning)
+
+
+FEATURE_NUMBERS: tuple[tuple[str, str, Literal["lower", "higher"] | None, str], ...] = (
+    ("kid", "KID", "lower", "kernel distance from real images, without bias; 0 is none"),
+    ("kid_subsets", "KID over random subsets", "lower", "as torch-fidelity computes it"),
+    ("kid_subsets_std", "spread of one subset of KID", None, "not the error of the mean"),
+    ("mind", "MIND", "lower", "distance from real images along random directions; 0 is none"),
+    ("precision_k5", "precision, 5 neighbors", "higher", "generated images that lie among real ones"),
+    ("recall_k5", "recall, 5 neighbors", "higher", "real images that generation covers"),
+    ("density", "density", "higher", "how densely generated images lie among real ones; 1 for real images"),
+    ("coverage", "coverage", "higher", "real images with a generated one nearby"),
+    ("authpct", "AuthPct", None, "generated images that are no near copies, in percent; see its held-out value"),
+    ("authpct_held_out", "AuthPct of held-out images", None, "the scale of AuthPct"),
+    ("closer_than_held_out", "images closer to training images than held-out ones", None, "0.001 without copies"),
+    ("copying_z", "copying Z", None, "far below 0: copies; above 0: underfitting"),
+)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ drawn text
@@ -143,6 +181,13 @@ BUILT_IN = (  # in the order of a report's cards
         meaning=DISTANCE_OF_GENERATED,
     ),
     Metric("sfid", "sFID", better="lower", depends_on=REFERENCE),
+    Metric(
+        "cmmd",
+        "CMMD",
+        better="lower",
+        depends_on=REFERENCE,
+        meaning="kernel distance from real images in features of CLIP; 0 is none",
+    ),
     *distances("fid"),
     Metric(
         "fd_dinov2",
@@ -205,6 +250,13 @@ BUILT_IN = (  # in the order of a report's cards
         depends_on=(*REFERENCE, "sample_order"),
         headline=True,
         meaning="generated images are distinct and varied; 1 is lowest",
+    ),
+    Metric(
+        "inception_score_all",
+        "Inception Score in one chunk",
+        better="higher",
+        depends_on=REFERENCE,
+        meaning="the score of all images at once, whatever their order",
     ),
     Metric(
         "precision",
@@ -288,11 +340,21 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in BUILT_IN}
 GROUP = re.compile(r"(?P<metric>.+)_group_(?P<group>\d+)")  # a metric of one group of the codebook
 HEIGHT = re.compile(r"(?P<metric>.+)_(?P<height>\d+)")  # a reading of letters of one height
 
+# What follows the name of a Frechet distance -> (what it says, whether it is ranked).
+DISTANCE_PARTS = {
+    "means": ("its part of the means", False),
+    "covariances": ("its part of the covariances", False),
+    "infinity": ("for infinitely many images", True),
+    "infinity_subsets": ("for infinitely many images, by random subsets", True),
+    "infinity_subsets_slope": ("its slope over 1/N of random subsets", False),
+}
+
 
 def find_metric(name: str) -> Metric | None:
     """The metric that a number of a result is, or None for an unknown name.
 
-    A part, such as `codebook_usage_group_3` or `read_exact_8`, is the metric of the whole under its own name and title.
+    A part, such as `codebook_usage_group_3` or `read_exact_8`, is the metric of the whole under its own name and title;
+    so is a number that belongs to a Frechet distance, such as `gfid_infinity`.
     """
     if name in METRICS:
         return METRICS[name]
@@ -301,6 +363,16 @@ def find_metric(name: str) -> Metric | None:
         whole = METRICS.get(part["metric"]) if part is not None else None
         if whole is not None and (noun == "group" or whole.depends_on == READBACK):
             return replace(whole, name=name, title=f"{whole.title}, {noun} {part[noun]}{unit}", headline=False)
+    return _part_of_distance(name)
+
+
+def _part_of_distance(name: str) -> Metric | None:
+    """The metric of a number that belongs to a Frechet distance, or None."""
+    for suffix, (text, is_ranked) in DISTANCE_PARTS.items():
+        whole = METRICS.get(name.removesuffix(f"_{suffix}"))
+        if whole is not None and name.endswith(f"_{suffix}"):
+            better = whole.better if is_ranked else None
+            return replace(whole, name=name, title=f"{whole.title}, {text}", better=better, headline=False, meaning="")
     return None
 
 

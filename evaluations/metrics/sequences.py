@@ -25,14 +25,14 @@ def fraction_distinct(tokens: np.ndarray) -> float:
     return len(set(sequence_keys(tokens))) / len(tokens)
 
 
-def fraction_memorized(tokens: np.ndarray, training: np.ndarray) -> float:
-    """The fraction of code sequences (n,N) that occur among those of the training images (images,views,N)."""
+def memorized_sequences(tokens: np.ndarray, training: np.ndarray) -> np.ndarray:
+    """Which code sequences (n,N) occur among those of the training images (images,views,N): (n,) bool."""
     sequences = sequence_keys(tokens)
     distinct = set(sequences)
     known: set[bytes] = set()
     for views in training:  # one image at a time: the training codes may be larger than memory
         known |= distinct.intersection(sequence_keys(views))
-    return sum(sequence in known for sequence in sequences) / len(sequences)
+    return np.array([sequence in known for sequence in sequences])
 
 
 def nearest_training(images: Tensor, training: Tensor) -> Tensor:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from engine.world import World
+from evaluations.metrics.blocks import block_numbers
+from evaluations.metrics.intervals import Estimate, of_images
 
 B = TypeVar("B")
 
@@ -20,6 +23,41 @@ class Measurement:
     metrics: dict[str, Any] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)  # metric -> why it is missing
     arrays: dict[str, np.ndarray] = field(default_factory=dict)  # beside the result, for reports
+    errors: dict[str, Estimate] = field(default_factory=dict)  # of those metrics whose error is known
+    definitions: dict[str, dict[str, Any]] = field(default_factory=dict)  # metric -> settings that it depends on
+
+    def add(self, other: Measurement) -> None:
+        """Takes what another one has."""
+        self.metrics |= other.metrics
+        self.unavailable |= other.unavailable
+        self.arrays |= other.arrays
+        self.errors |= other.errors
+        self.definitions |= other.definitions
+
+    def sections(self) -> dict[str, Any]:
+        """What `evaluations.results.write_result` takes beside the metrics and the protocol."""
+        return {"errors": self.errors, "unavailable": self.unavailable, "definitions": self.definitions}
+
+    def add_estimate(self, name: str, estimate: Estimate, **definition: Any) -> None:
+        """Takes a metric with its error, and what it depends on beside the facts of the protocol."""
+        self.metrics[name] = estimate.value
+        self.errors[name] = estimate
+        if definition:
+            self.definitions[name] = definition
+
+
+def mean_of_images(names: Iterable[str], table: Tensor) -> Measurement:
+    """The means of per-image values (metrics, count) float64, each row in the order of the image numbers.
+
+    Their errors are sd/sqrt(count), where there are two images or more.
+    """
+    count = table.shape[1]
+    measurement = Measurement(dict(zip(names, table.mean(1).tolist(), strict=True)))
+    if count >= 2:
+        blocks = block_numbers(count).numpy()
+        for (name, mean), values in zip(measurement.metrics.items(), table, strict=True):
+            measurement.errors[name] = of_images(values.numpy(), blocks).around(mean)
+    return measurement
 
     def add(self, other: Measurement) -> None:
         """Appends what else was measured."""

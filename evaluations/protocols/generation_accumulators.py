@@ -20,8 +20,8 @@ from evaluations.image_sets import NpzWriter
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.feature_statistics import FeatureStatistics
 from evaluations.metrics.registry import Metric
-from evaluations.metrics.sequences import fraction_distinct, fraction_memorized, noise_images
-from evaluations.protocols.accumulators import Accumulator, Measurement
+from evaluations.metrics.sequences import fraction_distinct, memorized_sequences, noise_images
+from evaluations.protocols.accumulators import Accumulator, Measurement, mean_of_images
 from evaluations.protocols.distances import compute_metrics, pool_distance
 from evaluations.protocols.reference import Reference
 
@@ -36,21 +36,43 @@ class GeneratedBatch(NamedTuple):
 
 
 class GenerationDistances(Accumulator[GeneratedBatch]):
-    """Metrics of generated images against a reference; precision and recall of a published extractor only."""
+    """Metrics of generated images against a reference; ADM's precision and recall of a published extractor only.
+
+    `numbers` are groups of `evaluations.protocols.feature_numbers`.
+    """
 
     def __init__(
-        self, extractor: Extractor, reference: Reference, count: int, emulate_fp16: bool, device: torch.device
+        self,
+        extractor: Extractor,
+        reference: Reference,
+        count: int,
+        emulate_fp16: bool,
+        device: torch.device,
+        numbers: Sequence[str] = (),
+        held_out: Tensor | None = None,
     ) -> None:
         self.extractor = extractor
         self.reference = reference
         self.emulate_fp16, self.device = emulate_fp16, device
-        self.statistics = FeatureStatistics(extractor, count, keep_features="published" in extractor.capabilities)
+        self.numbers = numbers
+        self.held_out = held_out
+        self.with_manifold = "published" in extractor.capabilities
+        self.statistics = FeatureStatistics(extractor, count, keep_features=self.with_manifold or bool(numbers))
 
     def update(self, batch: GeneratedBatch) -> None:
         self.statistics.update(batch.ids, self.extractor(batch.images.to(self.device)))
 
     def result(self, world: World) -> Measurement:
-        return compute_metrics(self.statistics, self.reference, world, "generation", self.emulate_fp16)
+        return compute_metrics(
+            self.statistics,
+            self.reference,
+            world,
+            "generation",
+            numbers=self.numbers,
+            with_manifold=self.with_manifold,
+            emulate_fp16=self.emulate_fp16,
+            held_out=self.held_out,
+        )
 
 
 class NoiseDistance(Accumulator[GeneratedBatch]):
@@ -88,8 +110,8 @@ class ImageScores(Accumulator[GeneratedBatch]):
             row[batch.ids] = values
 
     def result(self, world: World) -> Measurement:
-        means = world.sum(self.table.to(world.device)).cpu().mean(1).tolist()
-        return Measurement({metric.name: mean for metric, mean in zip(self.metrics, means, strict=True)})
+        table = world.sum(self.table.to(world.device)).cpu()
+        return mean_of_images([metric.name for metric in self.metrics], table)
 
 
 class ClassAgreement(Accumulator[GeneratedBatch]):
@@ -97,14 +119,14 @@ class ClassAgreement(Accumulator[GeneratedBatch]):
 
     def __init__(self, classifier: nn.Module, count: int) -> None:
         self.classifier = classifier
-        self.count = count
-        self.num_right = torch.zeros(1, dtype=torch.float64)
+        self.is_right = torch.zeros(count, dtype=torch.float64)
 
     def update(self, batch: GeneratedBatch) -> None:
-        self.num_right += (classify(self.classifier, batch.images) == batch.labels).sum()
+        self.is_right[batch.ids] = (classify(self.classifier, batch.images) == batch.labels).double()
 
     def result(self, world: World) -> Measurement:
-        return Measurement({"label_agreement": world.sum(self.num_right.to(world.device)).item() / self.count})
+        is_right = world.sum(self.is_right.to(world.device)).cpu()
+        return mean_of_images(["label_agreement"], is_right[None])
 
 
 class CodeSequences(Accumulator[GeneratedBatch]):
@@ -121,10 +143,11 @@ class CodeSequences(Accumulator[GeneratedBatch]):
         tokens = world.sum(self.tokens.to(world.device)).cpu().flatten(1).numpy()
         if not world.is_main:
             return Measurement()  # reading all training codes takes long; one rank does it
-        metrics = {"distinct": fraction_distinct(tokens)}
+        measurement = Measurement({"distinct": fraction_distinct(tokens)})
         if self.training_codes is not None:
-            metrics["memorized"] = fraction_memorized(tokens, self.training_codes.codes)
-        return Measurement(metrics)
+            is_memorized = torch.from_numpy(memorized_sequences(tokens, self.training_codes.codes))
+            measurement.add(mean_of_images(["memorized"], is_memorized[None].double()))
+        return measurement
 
 
 class Checksums(Accumulator[GeneratedBatch]):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.finite import numbered, require_finite
 from engine.world import World
+from evaluations.metrics.blocks import NUM_BLOCKS, block_numbers
 from evaluations.metrics.code_usage import CodeUsage, compression, not_counted, usage_metrics
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.feature_statistics import FeatureStatistics
+from evaluations.metrics.intervals import jackknife
 from evaluations.metrics.registry import Metric
-from evaluations.protocols.accumulators import Accumulator, Measurement
+from evaluations.protocols.accumulators import Accumulator, Measurement, mean_of_images
 from evaluations.protocols.distances import compute_metrics, pool_distance
 from evaluations.protocols.reconstruction import ReconstructedBatch, ReconstructionProtocol, Score
 from evaluations.protocols.reference import Reference, extractor_facts
@@ -44,9 +47,9 @@ class PairScores(Accumulator[ReconstructedBatch]):
 
     def result(self, world: World) -> Measurement:
         table = world.sum(self.table.to(world.device)).cpu()
-        means = dict(zip(self.scores, table.mean(1).tolist(), strict=True))
-        arrays = {f"score_{name}": row.numpy() for name, row in zip(self.scores, table, strict=True)}
-        return Measurement(means, arrays=arrays)
+        measurement = mean_of_images(self.scores, table)
+        measurement.arrays = {f"score_{name}": row.numpy() for name, row in zip(self.scores, table, strict=True)}
+        return measurement
 
 
 class CodebookUsage(Accumulator[ReconstructedBatch]):
@@ -77,9 +80,22 @@ class Compression(Accumulator[ReconstructedBatch]):
         self.num_tokens[batch.ids] = float(batch.indices.shape[1])
 
     def result(self, world: World) -> Measurement:
-        num_pixels = world.sum(self.num_pixels.to(world.device)).mean().item()
-        num_tokens = world.sum(self.num_tokens.to(world.device)).mean().item()
-        return Measurement(compression(self.quantizer, num_pixels, num_tokens))
+        num_pixels = world.sum(self.num_pixels.to(world.device)).cpu()
+        num_tokens = world.sum(self.num_tokens.to(world.device)).cpu()
+        measurement = Measurement(compression(self.quantizer, num_pixels.mean().item(), num_tokens.mean().item()))
+
+        # The same without each block of images: exactly the same number where all images have one size.
+        blocks = block_numbers(len(num_pixels))
+        if len(num_pixels) >= 2 * NUM_BLOCKS:
+            without = [
+                compression(
+                    self.quantizer, num_pixels[blocks != i].mean().item(), num_tokens[blocks != i].mean().item()
+                )
+                for i in range(NUM_BLOCKS)
+            ]
+            for name, value in measurement.metrics.items():
+                measurement.errors[name] = jackknife(value, [part[name] for part in without])
+        return measurement
 
 
 def own_reference_facts(originals: Mapping[str, Any], count: int, extractor: Extractor) -> dict[str, Any]:
@@ -92,7 +108,7 @@ class ReconstructionDistances(Accumulator[ReconstructedBatch]):
     """Metrics of reconstructions against a reference, or without one against their own originals.
 
     With a reference the distance of the originals to it is measured too, as the scale of the other. `facts` are those
-    of the reference or of the originals.
+    of the reference or of the originals; `numbers` are groups of `evaluations.protocols.feature_numbers`.
     """
 
     def __init__(
@@ -104,14 +120,20 @@ class ReconstructionDistances(Accumulator[ReconstructedBatch]):
         count: int,
         precision_recall: bool,
         emulate_fp16: bool,
+        numbers: Sequence[str] = (),
+        held_out: Tensor | None = None,
     ) -> None:
         self.protocol = protocol
         self.extractor = extractor
         self.facts = facts
         self.reference = reference
+        self.precision_recall = precision_recall
         self.emulate_fp16 = emulate_fp16
-        self.reconstructions = FeatureStatistics(extractor, count, precision_recall)
-        self.originals = FeatureStatistics(extractor, count, precision_recall and reference is None)
+        self.numbers = numbers
+        self.held_out = held_out
+        keep_features = precision_recall or bool(numbers)
+        self.reconstructions = FeatureStatistics(extractor, count, keep_features)
+        self.originals = FeatureStatistics(extractor, count, keep_features and reference is None)
 
     def update(self, batch: ReconstructedBatch) -> None:
         self.reconstructions.update(batch.ids, self.protocol.features(self.extractor, batch.reconstructions))
@@ -121,7 +143,16 @@ class ReconstructionDistances(Accumulator[ReconstructedBatch]):
         reference = self.reference
         if reference is None:
             reference = self._originals_as_reference(world)
-        measurement = compute_metrics(self.reconstructions, reference, world, "reconstruction", self.emulate_fp16)
+        measurement = compute_metrics(
+            self.reconstructions,
+            reference,
+            world,
+            "reconstruction",
+            numbers=self.numbers,
+            with_manifold=self.precision_recall,
+            emulate_fp16=self.emulate_fp16,
+            held_out=self.held_out,
+        )
         if self.reference is not None:
             measurement.metrics[f"{self.extractor.metric}_real"] = pool_distance(self.originals, reference, world)
         return measurement

@@ -24,7 +24,7 @@ from engine.messages import UserError, logger
 from engine.world import World
 from evaluations.image_sets import ImageSequence, with_bar
 from evaluations.metrics.extractor import Extractor
-from evaluations.metrics.feature_statistics import FeatureStatistics
+from evaluations.metrics.feature_statistics import FeatureStatistics, require_features
 from evaluations.metrics.frechet import Gaussian
 from evaluations.protocols.trust import FORCED
 from evaluations.results import write_arrays
@@ -39,8 +39,9 @@ class Reference:
     facts: dict[str, Any]  # for protocols: which images, their kind, how many, which extractor
     pool: Gaussian
     spatial: Gaussian | None = None
-    features: Tensor | None = None  # pool features (n,D) of the images, for precision and recall
+    features: Tensor | None = None  # pool features (n,D) float32 of the images, for numbers of single images
     missing: dict[str, str] = field(default_factory=dict)  # metric -> why this reference cannot give it
+    no_features: str = "features of the reference images were not kept"  # why there are none, where there are none
 
 
 class ReferenceSource(Protocol):
@@ -89,7 +90,7 @@ class ReferenceImages:
     def reference(self, cache_dir: Path, world: World, keep_features: bool = False) -> Reference:
         """The statistics, from the cache where the same ones were computed before. A collective.
 
-        `keep_features`: features of the images too, for precision and recall.
+        `keep_features`: features of the images too, for numbers of single images.
         """
         # The name of the file is a hash of everything that the statistics depend on.
         images = {name: fact for name, fact in self.facts.items() if name != FORCED}
@@ -126,7 +127,11 @@ def _read_statistics(path: Path, facts: dict[str, Any], keep_features: bool) -> 
             pool = stored["pool_mean"], stored["pool_cov"]
             has_spatial = "spatial_mean" in stored.files
             spatial = (stored["spatial_mean"], stored["spatial_cov"]) if has_spatial else None
-            features = torch.from_numpy(stored["features"]) if keep_features else None
+            features = None
+            if keep_features:
+                features = require_features(torch.from_numpy(stored["features"]), str(path))
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"the kept statistics {path} are damaged ({error}); remove the file") from error
     return Reference(facts, pool, spatial, features)

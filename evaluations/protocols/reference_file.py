@@ -94,7 +94,7 @@ class ReferenceFile:
         """The statistics of the file. What it lacks is computed from its images, or missing, with the reason.
 
         Statistics are taken from mu and sigma where the file has them (the published rule), else computed from its
-        images. `keep_features`: features of its images, for precision and recall.
+        images. `keep_features`: features of its images, for numbers of single images.
         """
         reference = Reference(self.facts, self.pool, self.spatial)
         if self.images is not None and (keep_features or self.pool is None):
@@ -110,6 +110,7 @@ class ReferenceFile:
         if self.images is None:
             reason = f"{self.path.name} has no images (arr_0)"
             reference.missing |= {"precision": reason, "recall": reason}
+            reference.no_features = reason
         logger.info("reference: %s", ", ".join(f"{key} {value}" for key, value in reference.facts.items()))
         return reference
 

@@ -13,12 +13,14 @@ from engine.messages import UserError, logger
 from evaluations.metrics.registry import shown, title
 from evaluations.publication.networks import PublishedNetwork
 from evaluations.report.run_folder import results_of
+from evaluations.result_intervals import SECTION, STDERR, half_width_in, half_width_text
 from evaluations.results import TRAINED_SECTIONS, forced_mark, read_result, scalars_of
 
-STDERR = "_stderr"  # suffix of the metric that is the standard error of another one
 PLACES = ("path", "file", "data", "train_data")  # last parts of facts that name folders and files of the publisher
 # Sections of a result file that are no columns of numbers by metric.
-OTHER_SECTIONS = frozenset({"metrics", "protocol", "libraries", "plugins", "unavailable", "forced", "timing", "curve"})
+OTHER_SECTIONS = frozenset(
+    {"metrics", "protocol", "libraries", "plugins", "unavailable", "forced", "timing", "curve", "definitions", SECTION}
+)
 
 
 class PublishedResult(Protocol):
@@ -66,6 +68,10 @@ class MeasuredResult:
         }
         if of_metrics:
             columns["standard error"] = of_metrics
+        half_widths = {name: half_width_in(self.result["metrics"], name) for name in numbers}
+        intervals = {name: f"± {half_width_text(name, half)}" for name, half in half_widths.items() if half is not None}
+        if intervals:
+            columns["95 % interval"] = intervals
         for section, values in self.result.items():
             if section not in OTHER_SECTIONS and isinstance(values, Mapping) and values.keys() & numbers.keys():
                 cells = {metric: _error_text(metric, value) for metric, value in values.items() if metric in numbers}

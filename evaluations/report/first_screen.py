@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from engine.counts import counted
 from engine.pipeline import StageLog
 from engine.run_log import read_metrics
-from evaluations.metrics.registry import headline_metrics, meaning, shown, title
+from evaluations.metrics.registry import headline_metrics, meaning, title
 from evaluations.report.curves import Training, trainings_of
 from evaluations.report.ending import (
     Ending,
@@ -30,6 +30,7 @@ from evaluations.report.page import Card, cards, details, section
 from evaluations.report.records import RECORDED_VALUES, best_step, newest_values
 from evaluations.report.run_folder import RunFolder, config_of
 from evaluations.report.scale import scale_of
+from evaluations.result_intervals import value_text
 from evaluations.results import forced_mark, scalars_of
 
 MAX_WARNINGS = 30  # that are listed
@@ -113,10 +114,10 @@ def result_cards(run: RunFolder) -> list[Card]:
     order = headline_metrics()
     chosen: dict[tuple[str, str], Card] = {}
     for name, result in run.results.items():
-        for metric, value in scalars_of(result["metrics"]).items():
+        for metric in scalars_of(result["metrics"]):
             where = f" ({name})" if metric == "top1" else ""
             if metric in order and (metric, where) not in chosen:
-                number = f"{shown(metric, value)}{forced_mark(metric, result)}"
+                number = f"{value_text(result['metrics'], metric)}{forced_mark(metric, result)}"
                 scale = scale_of(metric, result, run)
                 chosen[metric, where] = Card(number, title(metric) + where, meaning(metric), scale)
     return [chosen[key] for key in sorted(chosen, key=lambda key: order.index(key[0]))]

@@ -8,13 +8,14 @@ from html import escape
 from typing import Any
 
 from engine.json_text import to_json
-from evaluations.metrics.registry import find_metric, shown, title
+from evaluations.metrics.registry import find_metric, title
 from evaluations.report.charts import line_chart
 from evaluations.report.curves import curves
 from evaluations.report.drawn_text import drawn_text
 from evaluations.report.page import details, section, table
 from evaluations.report.pictures import codebook, components, reconstructions, samples, training_pictures
 from evaluations.report.run_folder import RunFolder
+from evaluations.result_intervals import value_text
 from evaluations.results import forced_mark, scalars_of, steps_title, training_steps
 
 
@@ -29,7 +30,7 @@ def guidance(run: RunFolder) -> str:
     charts = []
     for name, result in run.results.items():
         rows = result.get("curve", [])
-        metrics = {metric for row in rows for metric in row["metrics"] if is_drawn(metric)}
+        metrics = {metric for row in rows for metric in scalars_of(row["metrics"]) if is_drawn(metric)}
         for metric in sorted(metrics):
             points = [(row["guidance_scale"], row["metrics"][metric]) for row in rows if metric in row["metrics"]]
             mark = forced_mark(metric, result)
@@ -54,9 +55,8 @@ def probes(run: RunFolder) -> str:
 def _result(result_name: str, result: Mapping[str, Any]) -> str:
     """One result: its metrics, what is missing and why, and the whole file on demand."""
     numbers = scalars_of(result["metrics"]) | result.get("timing", {})
-    rows = [
-        [title(metric), f"{shown(metric, value)}{forced_mark(metric, result)}"] for metric, value in numbers.items()
-    ]
+    values = {**result["metrics"], **numbers}
+    rows = [[title(metric), f"{value_text(values, metric)}{forced_mark(metric, result)}"] for metric in numbers]
     rows += [[steps_title(network), steps] for network, steps in training_steps(result).items()]
     notes = [f"{metric} is missing: {reason}" for metric, reason in result.get("unavailable", {}).items()]
     notes += [f"{metric} should not be trusted: {reason}" for metric, reason in result.get("forced", {}).items()]

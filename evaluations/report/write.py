@@ -75,7 +75,7 @@ def comparison(runs: Sequence[tuple[str, RunFolder]]) -> str:
         head = ["metric", *(run_name for run_name, _ in results)]
 
         # What the ranking is worth.
-        note = "<p>* best; the protocols are equal.</p>"
+        note = "<p>* best by more than the 95 % interval of the difference; the protocols are equal.</p>"
         if compared.differences:
             note = note_list("Not ranked where the protocols differ.", compared.differences[:MAX_DIFFERENCES])
         if compared.forced:
