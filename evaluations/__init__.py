@@ -2,7 +2,7 @@
 
 Measuring     metrics/ (what is computed), protocols/ (how), jobs/ (the evaluations behind the entries)
 Images        image_sets (files to measure), sample_stream (images that a generator draws)
-Results       results (files of numbers and facts), comparison (which may be ranked)
+Results       results (files of numbers and facts), result_intervals (their errors), comparison (which may be ranked)
 Networks      probes/ (linear probes, principal components), digits/ (a classifier of digits), readback/ (a reader of
               drawn text, and what it reads after a tokenizer)
 Pages         report/, atlas/ (tokens, codebook and samples to explore by hand), doctor/ (looks for trouble in a run)

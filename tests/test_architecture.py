@@ -49,8 +49,15 @@ LAYERS = {
                                 "tokenizer.models.base"],
     "autoregressive": ["engine", "autoregressive", *PUBLIC_TOKENIZER],
     "evaluations.metrics": ["engine", "tokenizer.frozen", "tokenizer.quantizers", "evaluations.metrics"],
-    "evaluations.results": ["engine", "evaluations.metrics.registry"],
-    "evaluations.comparison": ["engine", "evaluations.metrics.registry", "evaluations.results"],
+    "evaluations.result_intervals": [
+        "evaluations.metrics.registry", "evaluations.metrics.intervals", "evaluations.metrics.blocks",
+    ],
+    "evaluations.results": [
+        "engine", "evaluations.metrics.registry", "evaluations.metrics.intervals", "evaluations.result_intervals",
+    ],
+    "evaluations.comparison": [
+        "engine", "evaluations.metrics.registry", "evaluations.results", "evaluations.result_intervals",
+    ],
     "evaluations.image_sets": ["engine", "evaluations.results"],
     "evaluations.protocols": [
         "engine", "tokenizer.models.base", "tokenizer.quantizers.base", "autoregressive.codes", "evaluations.protocols",
@@ -63,7 +70,7 @@ LAYERS = {
     "evaluations.jobs": [
         "engine", "tokenizer", "autoregressive", "evaluations.protocols", "evaluations.metrics", "evaluations.digits",
         *(f"evaluations.{name}" for name in ("jobs", "cli", "image_sets", "preset_flags", "readback", "results")),
-        "evaluations.sample_stream",
+        "evaluations.sample_stream", "evaluations.result_intervals",
     ],
     "evaluations.run_layout": [],
     "evaluations.pipelines": [
@@ -75,12 +82,12 @@ LAYERS = {
     "evaluations.report": [
         "engine", "tokenizer.losses.terms", "tokenizer.models.registry", "autoregressive.models.registry",
         "autoregressive.sampling", "evaluations.metrics.registry", "evaluations.digits",
-        *(f"evaluations.{name}" for name in ("report", "results", "comparison", "run_layout")),
+        *(f"evaluations.{name}" for name in ("report", "results", "result_intervals", "comparison", "run_layout")),
     ],
     "evaluations.publication": [
         "engine", "tokenizer.load_tokenizer", "autoregressive.loading", "autoregressive.models",
         "evaluations.metrics.registry", "evaluations.report.run_folder",
-        *(f"evaluations.{name}" for name in ("publication", "results", "run_layout")),
+        *(f"evaluations.{name}" for name in ("publication", "results", "result_intervals", "run_layout")),
     ],
     "evaluations.atlas": [
         "engine", "tokenizer", "autoregressive", "evaluations.metrics",

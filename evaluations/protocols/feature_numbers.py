@@ -68,9 +68,9 @@ class FeatureTables:
         """Why the sets do not suffice for numbers of `least` images each; None where they do."""
         if self.reference is None:
             return self.reference_reason
-        return (
-            None if self.smaller >= least else f"each set needs {least} or more images, the smaller has {self.smaller}"
-        )
+        if self.smaller >= least:
+            return None
+        return f"each set needs {least} or more images, the smaller has {self.smaller}"
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,6 @@ def _manifold(tables: FeatureTables) -> Measurement:
         "comparison": "<",
         "reference_images": len(reference),
         "measured_images": len(generated),
-        "reference_duplicates": duplicates.reference,
-        "measured_duplicates": duplicates.generated,
     }
     measurement = Measurement()
     for number, estimate in estimates.items():
@@ -218,6 +216,8 @@ def _manifold(tables: FeatureTables) -> Measurement:
         if number == "coverage":
             more["of_equal_laws"] = expected_coverage(len(reference), len(generated))
         measurement.add_estimate(tables.name(MANIFOLD_METRICS[number]), estimate, **definition, **more)
+    measurement.metrics[tables.name("reference_duplicates")] = duplicates.reference
+    measurement.metrics[tables.name("measured_duplicates")] = duplicates.generated
     if duplicates.reference:
         logger.warning(
             "%d reference images have %d or more exact copies: no image lies in their balls",

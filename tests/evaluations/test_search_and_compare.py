@@ -5,6 +5,7 @@ import os
 import sys
 from types import SimpleNamespace
 
+import mini
 import numpy as np
 import pytest
 from PIL import Image
@@ -204,7 +205,7 @@ PROTOCOL = {
 
 def write(folder, name, metrics, **changes):
     path = folder / f"{name}.json"
-    write_result(path, metrics, PROTOCOL | changes)
+    write_result(path, metrics, PROTOCOL | changes, errors=mini.no_errors(metrics))
     return path
 
 
@@ -216,10 +217,10 @@ def test_equal_protocols_are_ranked(tmp_path):
     compared = compare([(p.stem, read_result(p)) for p in (a, b)])
     assert not compared.differences
     assert {row.metric: row.cells() for row in compared.rows} == {
-        "gfid": ["3", "2*"], "inception_score": ["100*", "90"], "recall": ["-", "0.5"],
+        "gfid": ["3 ± 0", "2 ± 0*"], "inception_score": ["100 ± 0*", "90 ± 0"], "recall": ["-", "0.5 ± 0"],
     }  # fmt: skip
     header, first, *_ = compared.text(["a", "b"]).splitlines()
-    assert header.split() == ["metric", "a", "b"] and first.split() == ["gfid", "3", "2*"]
+    assert header.split() == ["metric", "a", "b"] and first.split() == ["gfid", *"3 ± 0".split(), *"2 ± 0*".split()]
     assert len(header) == len(first)
 
 

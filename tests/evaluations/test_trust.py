@@ -18,7 +18,7 @@ from evaluations.protocols.trust import least_images, require_trust
 from evaluations.report.first_screen import first_screen
 from evaluations.report.run_folder import RunFolder
 from evaluations.report.sections import numbers
-from evaluations.results import read_result, write_result
+from evaluations.results import read_result, scalars_of, write_result
 
 
 class Pixels(Extractor):
@@ -83,7 +83,7 @@ def test_a_number_that_should_not_be_trusted_is_refused_or_forced(case, tmp_path
     assert (code, result) == (2, None) and reason in text and "marked as forced: --force" in text
 
     code, text, result = measured(tmp_path, entry, images(count, size), "--force", **reference)
-    assert code == 0 and result["metrics"].keys() == result["forced"].keys()
+    assert code == 0 and scalars_of(result["metrics"]).keys() == result["forced"].keys()
     assert all(reason in told for told in result["forced"].values()) and " (forced)" in text
     assert reason in result["protocol"]["reference"]["forced"][0]
 
@@ -145,7 +145,9 @@ def test_statistics_of_another_extractor_are_refused(tmp_path, entry):
 def result(folder, name, gfid, *, forced):
     reference = {"kind": "train", "num_images": 50, **({"forced": ["4 images"]} if forced else {})}
     path = folder / f"{name}.json"
-    write_result(path, {"gfid": gfid, "distinct": gfid / 10}, {"kind": "generation", "reference": reference})
+    metrics = {"gfid": gfid, "distinct": gfid / 10}
+    protocol = {"kind": "generation", "reference": reference}
+    write_result(path, metrics, protocol, errors=mini.no_errors({"distinct": gfid / 10}))
     return path
 
 
@@ -153,7 +155,7 @@ def test_forced_numbers_are_never_ranked(tmp_path, monkeypatch, capsys):
     """Neither against others nor among themselves; what does not depend on the reference is."""
     both = [result(tmp_path, "a", 3.0, forced=True), result(tmp_path, "b", 2.0, forced=True)]
     rows = compare([(path.stem, read_result(path)) for path in both]).rows
-    assert [row.cells() for row in rows] == [["3 (forced)", "2 (forced)"], ["0.3*", "0.2"]]
+    assert [row.cells() for row in rows] == [["3 (forced)", "2 (forced)"], ["0.3 ± 0*", "0.2 ± 0"]]
 
     mixed = [both[0], result(tmp_path, "c", 1.0, forced=False)]
     monkeypatch.setattr(sys, "argv", ["compare", *map(str, mixed)])
