@@ -19,10 +19,6 @@ from evaluations.metrics.intervals import Estimate, jackknife
 SCORE_CHUNK = 5000  # consecutive images of one score; the metric is the mean of these scores
 
 
-SORTED_RATIO = 5  # consecutive images look alike this many times as often as in random order: they are sorted
-SORTED_SHARE = 0.3  # and this often at least
-
-
 class InceptionScore:
     """Class probabilities summed over chunks of consecutive image numbers, for `count` images in all."""
 
@@ -32,12 +28,11 @@ class InceptionScore:
         self.negative_entropies = torch.zeros(num_chunks, dtype=torch.float64)  # of p(y|x), in nats, summed
         self.counts = torch.zeros(num_chunks, dtype=torch.float64)
 
-        # The same by chunk and block, for the values without a block; and the most likely class of each image.
+        # The same by chunk and block, for the values without a block.
         self.blocks = block_numbers(count)
         self.block_sums = torch.zeros(num_chunks * NUM_BLOCKS, num_classes, dtype=torch.float64)
         self.block_negative_entropies = torch.zeros(num_chunks * NUM_BLOCKS, dtype=torch.float64)
         self.block_counts = torch.zeros(num_chunks * NUM_BLOCKS, dtype=torch.float64)
-        self.classes = torch.zeros(count, dtype=torch.int64)
 
     def update(self, ids: Tensor, logits: Tensor) -> None:
         """Adds the logits (B,num_classes) of the images number `ids` (B,).
@@ -58,7 +53,6 @@ class InceptionScore:
         self.block_sums.index_add_(0, cells, p)
         self.block_negative_entropies.index_add_(0, cells, negative_entropies)
         self.block_counts.index_add_(0, cells, ones)
-        self.classes[ids] = p.argmax(1)
 
     def value(self, world: World) -> float:
         """The score over the images of all ranks. A collective: every rank calls it."""
@@ -72,8 +66,8 @@ class InceptionScore:
 
         Raises ValueError for fewer images than two per block.
         """
-        if len(self.classes) < 2 * NUM_BLOCKS:
-            raise ValueError(f"{NUM_BLOCKS} blocks need {2 * NUM_BLOCKS} or more images, found {len(self.classes)}")
+        if len(self.blocks) < 2 * NUM_BLOCKS:
+            raise ValueError(f"{NUM_BLOCKS} blocks need {2 * NUM_BLOCKS} or more images, found {len(self.blocks)}")
         sums = world.sum(self.block_sums.to(world.device)).cpu().unflatten(0, (-1, NUM_BLOCKS))
         negative_entropies = world.sum(self.block_negative_entropies.to(world.device)).cpu().view(-1, NUM_BLOCKS)
         counts = world.sum(self.block_counts.to(world.device)).cpu().view(-1, NUM_BLOCKS)
@@ -88,22 +82,6 @@ class InceptionScore:
             chunked.append(_scores(*parts).mean().item())
             of_all.append(_scores(*(part.sum(0, keepdim=True) for part in parts)).item())
         return jackknife(chunked[0], chunked[1:]), jackknife(of_all[0], of_all[1:])
-
-    def order_problem(self, world: World) -> str | None:
-        """What to say where the images seem to be sorted by class; None where they do not. A collective."""
-        classes = world.sum(self.classes.to(world.device)).cpu()
-        if len(classes) < 2:
-            return None
-        frequencies = classes.bincount().double() / len(classes)
-        expected = frequencies.square().sum().item()
-        share = (classes[1:] == classes[:-1]).double().mean().item()
-        if share < SORTED_SHARE or share < SORTED_RATIO * expected:
-            return None
-        return (
-            f"the images seem to be sorted by class: {share:.0%} of consecutive ones have the same most likely class, "
-            f"{expected:.1%} in random order; inception_score, which is over chunks of {SCORE_CHUNK} images, is then "
-            "too low, and inception_score_all is right"
-        )
 
 
 def _scores(sums: Tensor, negative_entropies: Tensor, counts: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from engine.messages import logger
 from engine.world import World
 from evaluations.metrics.blocks import NUM_BLOCKS, NUM_FOLDS, block_order
 from evaluations.metrics.extractor import Extractor
@@ -108,9 +107,6 @@ def _add_scores(measurement: Measurement, statistics: FeatureStatistics, world: 
         chunked, of_all = statistics.score.without_blocks(world)
         measurement.errors["inception_score"] = chunked
         measurement.add_estimate("inception_score_all", of_all)
-    problem = statistics.score.order_problem(world)
-    if problem is not None and world.is_main:
-        logger.warning("%s", problem)
 
 
 def _add_manifold(measurement: Measurement, tables: FeatureTables, emulate_fp16: bool) -> None:
