@@ -59,12 +59,6 @@ def mean_of_images(names: Iterable[str], table: Tensor) -> Measurement:
             measurement.errors[name] = of_images(values.numpy(), blocks).around(mean)
     return measurement
 
-    def add(self, other: Measurement) -> None:
-        """Appends what else was measured."""
-        self.metrics |= other.metrics
-        self.unavailable |= other.unavailable
-        self.arrays |= other.arrays
-
 
 class Accumulator(Generic[B]):
     """Something that is measured over all batches of an evaluation.

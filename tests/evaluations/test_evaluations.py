@@ -78,7 +78,9 @@ def run(module, monkeypatch, world, output, *flags, force=("--force",)):
     monkeypatch.setattr(sys, "argv", ["entry", "--output", str(output), "--device", "cpu", *force, *map(str, flags)])
     module.evaluate(module.parse_args(), world)
     result = read_result(output)
-    assert all(find_metric(name) for name in scalars_of(result["metrics"])), "every number that is written is a known metric"
+    assert all(find_metric(name) for name in scalars_of(result["metrics"])), (
+        "every number that is written is a known metric"
+    )
     return result
 
 
