@@ -37,7 +37,8 @@ def _of_result(run: RunFolder, name: str, result: Mapping[str, Any]) -> str:
     ]
     return (
         "<p>Random words, drawn and turned into codes and back, as a small network reads them. Only words count that "
-        "it reads on the originals. Blurred originals and JPEG files of them show what the numbers mean.</p>"
+        "it reads on the originals. Blurred originals and JPEG files of them show what the numbers mean. "
+        "Behind ± stand standard errors.</p>"
         f'<div class="charts">{"".join(charts)}</div>{_table(by_height, anchors)}{_examples(run, name)}'
     )
 
