@@ -46,5 +46,6 @@ def order_problem(classes: Tensor, chunk: int, kind: str) -> str | None:
         return None
     return (
         f"sorted by class: {order.share:.1%} of consecutive images have the same {kind}, {order.expected:.1%} in "
-        f"random order; inception_score, which is the mean over chunks of {chunk:,} images in this order, is too low"
+        f"random order; inception_score, which is the mean over chunks of {chunk:,} images in this order, is too "
+        "low, and inception_score_all is not"
     )

@@ -14,6 +14,7 @@ from engine.arithmetic import ceil_div
 from engine.finite import require_finite
 from engine.world import World
 from evaluations.metrics.blocks import NUM_BLOCKS, block_numbers
+from evaluations.metrics.class_order import order_problem
 from evaluations.metrics.intervals import Estimate, jackknife
 
 SCORE_CHUNK = 5000  # consecutive images of one score; the metric is the mean of these scores
@@ -33,6 +34,7 @@ class InceptionScore:
         self.block_sums = torch.zeros(num_chunks * NUM_BLOCKS, num_classes, dtype=torch.float64)
         self.block_negative_entropies = torch.zeros(num_chunks * NUM_BLOCKS, dtype=torch.float64)
         self.block_counts = torch.zeros(num_chunks * NUM_BLOCKS, dtype=torch.float64)
+        self.classes = torch.zeros(count, dtype=torch.int64)  # the most likely one of each image
 
     def update(self, ids: Tensor, logits: Tensor) -> None:
         """Adds the logits (B,num_classes) of the images number `ids` (B,).
@@ -53,6 +55,11 @@ class InceptionScore:
         self.block_sums.index_add_(0, cells, p)
         self.block_negative_entropies.index_add_(0, cells, negative_entropies)
         self.block_counts.index_add_(0, cells, ones)
+        self.classes[ids] = p.argmax(1)
+
+    def order_problem(self, world: World) -> str | None:
+        """What to say of the score over chunks where the images seem to be sorted by class. A collective."""
+        return order_problem(world.sum(self.classes.to(world.device)).cpu(), SCORE_CHUNK, "most likely class")
 
     def value(self, world: World) -> float:
         """The score over the images of all ranks. A collective: every rank calls it."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from engine.messages import logger
 from engine.world import World
 from evaluations.metrics.blocks import NUM_BLOCKS, NUM_FOLDS, block_order
 from evaluations.metrics.extractor import Extractor
@@ -107,6 +108,13 @@ def _add_scores(measurement: Measurement, statistics: FeatureStatistics, world: 
         chunked, of_all = statistics.score.without_blocks(world)
         measurement.errors["inception_score"] = chunked
         measurement.add_estimate("inception_score_all", of_all)
+
+    # Also where nobody has told the classes.
+    problem = statistics.score.order_problem(world)
+    if problem is not None:
+        measurement.definitions["inception_score"] = {"order": problem}
+        if world.is_main:
+            logger.warning("the images are %s", problem)
 
 
 def _add_manifold(measurement: Measurement, tables: FeatureTables, emulate_fp16: bool) -> None:

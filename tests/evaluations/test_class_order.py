@@ -62,7 +62,7 @@ def test_the_order_changes_the_score_over_chunks(world):
 def measured(tmp_path, entry, name, **arrays):
     """(log, result) of samples with these arrays beside the images."""
     samples = tmp_path / f"{name}_samples.npz"
-    np.savez(samples, arr_0=images(40), **arrays)
+    np.savez(samples, **{"arr_0": images(40), **arrays})
     np.savez(tmp_path / "reference.npz", arr_0=images(20, seed=1), kind=np.array("train"))
     flags = ["--samples", samples, "--gt-npz-path", tmp_path / "reference.npz", "--device", "cpu"]
     code, _, err = entry(measure.main, *flags, "--output", tmp_path / f"{name}.json")
@@ -84,6 +84,26 @@ def test_sorted_samples_are_warned_of_and_stamped(tmp_path, entry, key):
     assert code == 3 and "only for some metrics: sample_order: 'sorted by class" in out
     rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
     assert "*" not in rows["inception_score"]
+
+
+def test_samples_without_labels_are_known_by_their_most_likely_class(tmp_path, entry):
+    """Inception sees the order as well. Both scores are told; the one over chunks says that it is wrong."""
+
+    def pictures(classes: np.ndarray) -> np.ndarray:
+        made = images(40) // 8
+        made[np.arange(40), 0, classes, 0] = 255  # the number that is the logit of the class
+        return made
+
+    results = {}
+    for name, classes in {"sorted": SORTED, "shuffled": SHUFFLED}.items():
+        log, results[name] = measured(tmp_path, entry, name, arr_0=pictures(classes))
+        assert ("the images are sorted by class: 92.3% of consecutive" in log) == (name == "sorted")
+    scores = {name: result["metrics"] for name, result in results.items()}
+    assert scores["sorted"]["inception_score"] < 1.1 < 3 < scores["shuffled"]["inception_score"]
+    for name in scores:
+        assert scores[name]["inception_score_all"] == pytest.approx(scores["shuffled"]["inception_score_all"], rel=0.1)
+    assert "inception_score" in results["sorted"]["definitions"]
+    assert "inception_score" not in results["shuffled"].get("definitions", {})
 
 
 def test_folders_of_classes_are_sorted(tmp_path):
