@@ -224,6 +224,7 @@ COMMANDS = {
         "--code-path {root}/no1 --vq-ckpt {root}/no2",
         ["no1", "no2"],
     ),
+    "evaluations.protocols": ("adm", "no1 adm", ["no1"]),
     "evaluations.report": ("{root}", "{root}/no1 {root}/no2", ["no1", "no2"]),
     "evaluations.atlas": (
         "{root}/tokenizer {root}/second --gpt-ckpt {root}/generator --output {root}/new.html",
