@@ -6,23 +6,18 @@ times the time, with a tenth for what a measurement varies by. Fixed costs make 
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Connection
 
 import torch
-import torch.multiprocessing as mp
 
-from engine.world import distributed_world
 from evaluations.benchmarks.cases import OURS, Case, Target
+from evaluations.benchmarks.step_processes import TOKENIZER, StepProcesses
 from evaluations.benchmarks.training_pass import TrainingPass, least_work, training_config
 
 SMALLER = "smaller step"
 MARGIN = 1.1  # of the growth of the operations
 NUM_CODES = {"quick": (256, 4096), "default": (1024, 16384), "long": (16384, 131072)}
 
-TOKENIZER = "quickstart/tokenizer.yaml"
 LARGER_TOKENIZER = (
     "model.hybrid.encoder={width: 256, layers: 4, heads: 4}",
     "model.hybrid.decoder={width: 256, layers: 4, heads: 4}",
@@ -79,7 +74,7 @@ def processes_case() -> Case:
 
     With two free cores half of the time is the best; what the processes exchange comes on top.
     """
-    one, two = Processes(1), Processes(2)
+    one, two = StepProcesses(1, 4 * BATCH), StepProcesses(2, 4 * BATCH)
     return Case(
         "training step, 1 to 2 processes of one thread",
         {OURS: two.step, SMALLER: one.step},
@@ -88,54 +83,3 @@ def processes_case() -> Case:
         facts={"images per step": 4 * BATCH},
         where_missed="it needs two cores that nobody else uses",
     )
-
-
-class Processes:
-    """Processes that wait with a network each, and take a step together when asked to; they end with this one."""
-
-    def __init__(self, size: int) -> None:
-        context = mp.get_context("spawn")
-        port = _free_port()
-        self._pipes: list[Connection] = []
-        for rank in range(size):
-            here, there = context.Pipe()
-            context.Process(target=_serve, args=(rank, size, port, there), daemon=True).start()
-            self._pipes.append(here)
-        for pipe in self._pipes:
-            pipe.recv()
-
-    def step(self) -> None:
-        """One step of all processes."""
-        for pipe in self._pipes:
-            pipe.send(True)
-        for pipe in self._pipes:
-            pipe.recv()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _serve(rank: int, size: int, port: int, pipe: Connection) -> None:
-    """One process: builds its network, says so, and takes steps until the pipe is closed."""
-    # One thread, and its place among the processes as torchrun would tell it.
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-
-    # Steps on request.
-    with distributed_world("cpu") as world:
-        training = TrainingPass(training_config(TOKENIZER, []), 4 * BATCH // size, world.device, world)
-        task = training.task(checkpointing=False)
-        pipe.send(True)
-        while True:
-            try:
-                pipe.recv()
-            except EOFError:  # the benchmark has ended
-                return
-            training.run(task)
-            pipe.send(True)

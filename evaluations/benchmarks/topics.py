@@ -16,6 +16,7 @@ from evaluations.benchmarks import (
     quantizers,
     sampler,
     startup,
+    threads,
     training,
 )
 from evaluations.benchmarks.cases import Measurable
@@ -41,5 +42,6 @@ TOPICS: dict[str, Topic] = {
     "training": Topic("Training steps", training.cases),
     "memory": Topic("Memory of a training step", memory_of_training.cases),
     "growth": Topic("Growth of a training step", growth.cases),
+    "threads": Topic("Threads of a CPU", threads.cases),
     "journey": Topic("The whole quick start", journey.cases),
 }
