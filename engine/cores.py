@@ -35,7 +35,7 @@ def thread_settings() -> dict[str, str]:
     if num_cores < len(os.sched_getaffinity(0)):
         settings["OMP_NUM_THREADS"] = str(num_cores)
     if not os.environ.get("OMP_WAIT_POLICY"):
-        settings |= {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+        settings |= {"GOMP_SPINCOUNT": "5000", "KMP_BLOCKTIME": "0"}
     return {name: value for name, value in settings.items() if not os.environ.get(name)}
 
 

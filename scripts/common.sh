@@ -124,8 +124,8 @@ control_group() { echo "${CONTROL_GROUP:-/sys/fs/cgroup$(sed -n 's/^0:://p' /pro
 # For $1 processes: threads that fit the cores, and that give a core back while they wait. Values of the user win.
 #
 # A thread that waits for others spins for milliseconds by default (GNU) or 200 ms (Intel, LLVM). With more threads than
-# free cores, it spins in the place of the thread that it waits for, and a training becomes many times slower. 1,000 turns
-# is what GNU's library itself takes where it knows that threads are more than cores.
+# free cores, it spins in the place of the thread that it waits for, and a training becomes many times slower. 5,000 turns
+# cost nothing on idle cores, and are still short beside a program or four per core (docs/costs.md).
 share_cores() {
     local cores
     cores=$(usable_cores)
@@ -134,7 +134,7 @@ share_cores() {
         export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 0 ? cores : 1))}"
     fi
     if [ -z "${OMP_WAIT_POLICY:-}" ]; then
-        export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}" KMP_BLOCKTIME="${KMP_BLOCKTIME:-0}"
+        export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-5000}" KMP_BLOCKTIME="${KMP_BLOCKTIME:-0}"
     fi
 }
 

@@ -28,7 +28,7 @@ PROGRAMS_PER_CORE = (1, 4)  # others that compute all the time
 START_SECONDS = 0.5  # until such programs run
 
 # How threads wait: that of the scripts, and none of it (the default of the library).
-SCRIPTS: dict[str, str | None] = {"OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+SCRIPTS: dict[str, str | None] = {"OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": "5000", "KMP_BLOCKTIME": "0"}
 DEFAULT: dict[str, str | None] = dict.fromkeys(SCRIPTS)
 
 
