@@ -67,6 +67,7 @@ APART = {
     "evaluations.estimate": "costs of recipes, of networks that count their operations",
     "evaluations.memory": "measures the entropy loss of sign codes",
     "evaluations.publish": "copies the weights and the config of any network",
+    "evaluations.protocols": "prints how the numbers of papers were measured",
     "evaluations.recipes": "lists the recipes that come with the program",
     "evaluations.paper_tables": "prints tables and commands",
     "evaluations.quickstart": "starts the entries below on its own configs",

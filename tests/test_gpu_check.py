@@ -15,7 +15,7 @@ from gpu_check import PIECES, Piece
 from evaluations.benchmarks.topics import TOPICS
 
 ROOT = Path(__file__).parents[1]
-HOST_TOPICS = ("data", "startup", "journey")  # of the benchmark, which no GPU makes faster
+HOST_TOPICS = ("data", "startup", "threads", "journey")  # of the benchmark, which no GPU makes faster
 TEST = """
 import pytest
 @pytest.mark.gpu

@@ -122,7 +122,7 @@ def test_a_killed_extraction_continues_where_it_stopped(tokenizer, tmp_path, wor
         kill_after(patch, blocks)
         with pytest.raises(Killed):
             extract(tokenizer, tmp_path / "killed", world)
-    with pytest.raises(CodesError, match=r"holds an unfinished extraction; run: .*extract_code_c2i\.sh"):
+    with pytest.raises(CodesError, match=r"holds an unfinished extraction; run: python -m .*extract_codes"):
         CodeStore(tmp_path / "killed", "train")
     encoded, encode = [], tokenizer.encode
     monkeypatch.setattr(tokenizer, "encode", lambda images: (encoded.append(len(images)), encode(images))[1])
@@ -410,7 +410,7 @@ def cut(path, keep):
         (lambda f: (f / "labels.npy").unlink(), r"is damaged: .*labels\.npy"),
         (lambda f: np.save(f / "labels.npy", np.zeros(5, np.int64)), "manifest.json says"),
         (lambda f: np.save(f / "codes.npy", np.zeros((6, 1, 8), np.uint16)), r"shape \(6, 1, 8\), manifest.json says"),
-        (lambda f: (f / "manifest.json").unlink(), "holds no codes; run: bash scripts/extract_code_c2i.sh"),
+        (lambda f: (f / "manifest.json").unlink(), "holds no codes; run: python -m autoregressive.extract_codes"),
     ],
 )
 def test_damaged_codes_are_one_clear_error(tmp_path, spoil, message):

@@ -232,7 +232,7 @@ def test_a_model_for_other_codes_names_every_key(given, tmp_path, world):
     [
         ("", "tokenizer", "data.codes and data.tokenizer must name"),
         ("codes", "", "data.codes and data.tokenizer must name"),
-        ("nowhere", "tokenizer", r"holds no codes; run: bash scripts/extract_code_c2i\.sh"),
+        ("nowhere", "tokenizer", r"holds no codes; run: python -m autoregressive\.extract_codes"),
         ("codes", "nowhere", "is not a folder of weights"),
         ("codes", "codes", "holds neither model.safetensors nor a finished checkpoint"),
     ],

@@ -18,7 +18,10 @@ from engine.yaml_files import read_layers
 
 BEFORE = json.loads((Path(__file__).parents[1] / "goldens" / "resolved_configs.json").read_text(encoding="utf-8"))
 # Folders of YAML files that were never read without a base.
-ADDED_LATER = ("tiny/", "open_magvit2/", "ibq/", "maskgit/", "var/", "f16/")
+ADDED_LATER = (
+    "tiny/", "open_magvit2/", "ibq/", "maskgit/", "var/", "f16/",
+    "quickstart/text/", "quickstart/text_reader.yaml", "eval/text_reader.yaml",
+)  # fmt: skip
 
 
 @dataclass(kw_only=True, slots=True)

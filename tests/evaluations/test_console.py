@@ -111,7 +111,7 @@ def test_a_file_that_is_here_counts_first(tmp_path, monkeypatch):
 
 
 def test_names_that_stand_for_no_recipe_are_told():
-    with pytest.raises(ConfigError, match=r"'gpt' could be any of: .*quickstart/gpt, quickstart/twemoji/gpt"):
+    with pytest.raises(ConfigError, match=r"'gpt' could be any of: .*quickstart/gpt, .*quickstart/twemoji/gpt"):
         recipe_file("gpt")
     with pytest.raises(ConfigError, match=r"'VQ_S256' is neither .* did you mean vq/VQ_SS256"):
         recipe_file("VQ_S256")

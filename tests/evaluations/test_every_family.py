@@ -99,7 +99,8 @@ def test_every_evaluation_runs(trained, images, tmp_path, monkeypatch, world):
 
     samples = [*gpt, *train, "--num-fid-samples", 6, "--force"]
     metrics = call(generation, "g.json", *samples, "--code-path", codes)
-    assert {"distinct", "memorized", "frechet_lite0_generated", "frechet_lite0_noise"} == metrics.keys()
+    values = {name for name in metrics if not name.endswith(("_se", "_low", "_high"))}
+    assert {"distinct", "memorized", "frechet_lite0_generated", "frechet_lite0_noise"} == values
 
     metrics = call(search_cfg, "s.json", *samples, "--scales", "1,2", evaluate="search")
     assert metrics["best_guidance_scale"] in (1, 2)

@@ -356,7 +356,7 @@ def test_what_does_not_fit_is_refused(refused, probed, monkeypatch):
     )
     refused("data.name=folder", "data.root=x", says="data.val_root is empty: the probe is measured on held-out images")
     refused("data.image_size=32", says="data.image_size=32, but the tokenizer is for 16")
-    refused("data.global_batch_size=32", says="but there are only 24 images")
+    refused("data.global_batch_size=32", says="size=32 is more than the data have: 24 training images")
     refused("data.global_batch_size=1", says="data.global_batch_size must be 2 or more")
     refused("loop.steps=5", says="loop.steps=5: leave it out; probe.epochs=2 are 6 steps")
     refused("probe.base_lrs=[]", says="probe.base_lrs=[] must be different learning rates above 0")

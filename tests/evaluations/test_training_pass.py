@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from evaluations.benchmarks.cases import OURS
-from evaluations.benchmarks.growth import SMALLER, Processes, growth_case
+from evaluations.benchmarks.growth import SMALLER, growth_case
 from evaluations.benchmarks.memory_of_training import NARROW, RECIPE, Shape, checkpointing_case, saved_by_part
+from evaluations.benchmarks.step_processes import StepProcesses
 from evaluations.benchmarks.timing import tensor_memory
 from evaluations.benchmarks.training_pass import TrainingPass, least_work, training_config
 
@@ -83,7 +84,7 @@ def test_operations_by_the_limit_that_binds_them(training):
 @pytest.mark.slow
 def test_processes_take_a_step_together():
     """Two processes that wait between steps."""
-    processes = Processes(2)
+    processes = StepProcesses(2, 16)
     processes.step()
     processes.step()
 

@@ -117,7 +117,10 @@ COMMANDS = {
     "evaluations.text_readback": "--draw OUT/pictures | --image-size 32 | --num-pictures 1",
     "evaluations.tokbench": "--words words.json | --setting 256 | --read-by x | --output OUT/t.json",
     "evaluations.side_by_side": f"--vq-ckpt tokenizer | {PICTURES} | --num-images 2 | --sample-dir OUT/figure",
-    "evaluations.ar_probe": "tokenizer=tokenizer | run_dir=OUT/run",
+    "evaluations.ar_probe": (
+        "--config quickstart/ar_probe | tokenizer=tokenizer | run_dir=OUT/run | "
+        f"probe_overrides=[{','.join([*FOLDERS.split(' | '), *SIZES.split(' | ')])}]"
+    ),
     "evaluations.quickstart": "--runs-dir OUT | --short",
     "evaluations.atlas": (
         "tokenizer | --gpt-ckpt gpt | --val-path images/val | --images 2 | --tokens 2 | --codes 2 | "
@@ -156,6 +159,7 @@ COMMANDS = {
     "evaluations.doctor": "tokenizer | --all",
     "evaluations.publish": "tokenizer | --to OUT/shared",
     "evaluations.recipes": "quickstart | --json",
+    "evaluations.protocols": "adm | --json",
     "evaluations.paper_tables": "wetok_3 | --files images | --images imagenet=images/train | --commands",
     "evaluations.sweep": "--config tokenizer.yaml | --folder OUT/sweep | --grid optim.lr=1e-3,2e-3 | loop.steps=1",
     "evaluations.report": "report | --output OUT/page.html",
