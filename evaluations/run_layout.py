@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+REPORT_STAGE = "report"  # of every pipeline; it writes the page while it runs itself
 SWEEP_RECORD = "sweep.json"  # in the folder of a sweep: its runs with their values
 
 

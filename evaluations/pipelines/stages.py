@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.pipeline import Stage, config_flags, module_stage
-from evaluations.run_layout import RunLayout
+from evaluations.run_layout import REPORT_STAGE, RunLayout
 
 CODES = "codes"
 SEARCH = "search"
 VAL_LOSS = "val_loss"
 TEXT = "text_readback"
-REPORT = "report"
 
 
 def both_networks(tokenizer: str | Path, generator: str | Path) -> list[str]:
@@ -65,7 +64,7 @@ def probe_stage(name: str, folder: Path, configs: Sequence[str | Path], *overrid
 
 def report_stage(run: Path) -> Stage:
     """The report, always rerun: it is cheap, and picks up new results. It needs one process only."""
-    return replace(on_one_process(module_stage(REPORT, "evaluations.report", str(run))), always=True)
+    return replace(on_one_process(module_stage(REPORT_STAGE, "evaluations.report", str(run))), always=True)
 
 
 def on_one_process(stage: Stage) -> Stage:

@@ -18,6 +18,7 @@ from engine.config import read_yaml
 from engine.folder_lock import is_locked
 from engine.pipeline import StageLog
 from engine.run_log import read_lines, read_metrics
+from evaluations.run_layout import REPORT_STAGE
 
 State = Literal["finished", "running", "stopped", "failed", "unfinished"]
 
@@ -149,15 +150,19 @@ def warnings_of(path: Path) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------ a pipeline
 def pipeline_ending(path: Path) -> Ending | None:
-    """How a pipeline ended, by its log of stages; None where there is none."""
+    """How a pipeline ended, by its log of stages; None where there is none.
+
+    The stage of the report does not count: it is running while its page is written.
+    """
     log = StageLog(path)
-    if not log.stages:
+    stages = [name for name in log.stages if name != REPORT_STAGE]
+    if not stages:
         return None
-    unfinished = [name for name in log.stages if not log.done(name)]
+    unfinished = [name for name in stages if not log.done(name)]
     if unfinished:
         return Ending("unfinished", f"stage {', '.join(unfinished)} is not finished; the same command continues")
-    seconds = sum(log.seconds().values())
-    return Ending("finished", f"all {len(log.stages)} stages are done, in {duration_text(seconds)}")
+    seconds = sum(log.seconds()[name] for name in stages)
+    return Ending("finished", f"all {len(stages)} stages are done, in {duration_text(seconds)}")
 
 
 # ------------------------------------------------------------------------------------------------ times

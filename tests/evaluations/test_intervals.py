@@ -147,3 +147,9 @@ def test_numbers_of_other_settings_are_not_ranked(tmp_path):
     second = written(tmp_path, "bb", 0.05, definitions={"psnr": {"measured_images": 300}})
     compared = compare([first, second])
     assert row(compared, "psnr").best is None and any("measured_images" in text for text in compared.differences)
+
+
+def test_values_that_are_all_equal_have_no_error():
+    """None of 20 images is memorized: that is no proof that none ever is."""
+    measured = mean_of_images(["memorized", "psnr"], torch.stack([torch.zeros(20), torch.arange(20.0)]).double())
+    assert measured.metrics == {"memorized": 0.0, "psnr": 9.5} and measured.errors.keys() == {"psnr"}
