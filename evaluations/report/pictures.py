@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def reconstructions(run: RunFolder) -> str:
 
 # ------------------------------------------------------------------------------------------------ generated images
 def samples(run: RunFolder) -> str:
-    """Generated images by class, the nearest training image under each. Also writes samples.png.
+    """Generated images by class, the nearest training image under each.
 
     Where none were measured, those that the run's last command drew.
     """
@@ -75,7 +75,6 @@ def samples(run: RunFolder) -> str:
         return drawn_samples(run.layout.samples / DRAWN_GRID)
     images = stored["images"]
     labels = stored["labels"]
-    _write_samples(run.path / SAMPLES_PICTURE, stored, caption_of(run))
 
     rows = []
     for label in np.unique(labels):
@@ -110,12 +109,16 @@ def caption_of(run: RunFolder) -> str:
     return f"Generated: one class per row, the first samples of each class, not selected{settings}."
 
 
-def _write_samples(path: Path, stored: Mapping[str, np.ndarray], caption: str) -> None:
-    """Writes a grid of all samples, with the class of each row where a row has one."""
+def write_samples_picture(run: RunFolder) -> None:
+    """Writes samples.png with all measured samples, where there are some, and the class of each row that has one."""
+    stored = run.arrays("generation", "images")
+    if not stored:
+        return
     labels = stored["labels"]
     rows = [labels[start : start + SAMPLES_COLUMNS] for start in range(0, len(labels), SAMPLES_COLUMNS)]
     names = [str(stored["class_names"][row[0]]) if len(set(row.tolist())) == 1 else "" for row in rows]
-    save_grid(path, to_float(torch.from_numpy(stored["images"])), SAMPLES_COLUMNS, row_names=names, caption=caption)
+    images = to_float(torch.from_numpy(stored["images"]))
+    save_grid(run.path / SAMPLES_PICTURE, images, SAMPLES_COLUMNS, row_names=names, caption=caption_of(run))
 
 
 # ------------------------------------------------------------------------------------------------ pictures by step

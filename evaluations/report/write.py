@@ -17,7 +17,7 @@ from evaluations.report.curves import overlaid_curves, trainings_of
 from evaluations.report.ending import date_text, starts_of
 from evaluations.report.first_screen import first_screen, provenance
 from evaluations.report.page import claim_page, details, note_list, page, section, table
-from evaluations.report.pictures import SAMPLES_PICTURE
+from evaluations.report.pictures import SAMPLES_PICTURE, write_samples_picture
 from evaluations.report.rows import planned_rows, row_of, short_labels
 from evaluations.report.run_folder import RunFolder, runs_in
 from evaluations.report.runs_table import first_screen_of, runs_table
@@ -185,4 +185,6 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     text = _page_of_one(name, runs[0]) if is_one else _page_of_several(name, runs, sweep)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, fit_pictures(text))
+    if has_picture:  # behind the page: a picture without one would belong to nobody if this process is killed
+        write_samples_picture(runs[0])
     return path

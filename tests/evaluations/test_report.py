@@ -132,6 +132,26 @@ def test_report_is_one_self_contained_page(finished):
     assert (finished / "samples.png").is_file()
 
 
+def test_a_report_that_was_killed_is_written_again(finished, monkeypatch):
+    """The page comes first, so that the picture always belongs to one; a picture of the user's stays."""
+
+    def killed(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    picture = finished / "samples.png"
+    for cut in ("write_atomic", "write_samples_picture"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(f"evaluations.report.write.{cut}", killed)
+            write_report([finished])
+        assert not picture.exists()
+    write_report([finished])
+    assert picture.is_file()
+
+    (finished / "report.html").unlink()
+    with pytest.raises(UserError, match="belongs to no report"):
+        write_report([finished])
+
+
 def test_report_shows_what_is_there(finished):
     """Parts without data are left out, metrics that are unavailable are named with the reason."""
     (finished / "evaluations" / "generation.npz").unlink()
