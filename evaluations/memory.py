@@ -20,11 +20,10 @@ import torch
 
 from engine.atomic_file import write_atomic
 from engine.cli import entry_parser, positive, run_entry
-from engine.devices import held_at_most
 from engine.json_text import to_json
 from engine.messages import ConfigError
 from engine.preflight import Preflight, require
-from evaluations.forked import in_fork
+from evaluations.forked import CLEAR_REFS, added_here, in_fork
 from tokenizer.quantizers.gq import GQConfig, GroupLFQ
 
 GROUP = 8  # channels per group of GQ
@@ -77,23 +76,12 @@ def parse_args() -> argparse.Namespace:
 
 
 # ------------------------------------------------------------------------------------------------ one measurement
-def peak_mb() -> float:
-    """Reads the most memory that this process has held so far, in MiB."""
-    return held_at_most(torch.device("cpu")) / 2**20
-
-
 def measure(config: GQConfig, batch_size: int) -> dict[str, float | str]:
     """{"mb": MiB that one training pass adds to this process, a forked one}, or {"refused": why}."""
-    torch.set_num_threads(1)
     quantizer = GroupLFQ(config).train()
     z = (torch.randn(batch_size, NUM_LATENTS, quantizer.codebook_dim) * 0.05).requires_grad_()
-
-    # What autograd needs for itself is allocated before the reading.
-    torch.ones(1, requires_grad=True).exp().backward()
-    before = peak_mb()
     try:
-        quantizer.entropies(z)["entropy"].backward()
-        return {"mb": max(0.0, peak_mb() - before)}
+        return {"mb": added_here(lambda: quantizer.entropies(z)["entropy"].backward())}
     except ConfigError as error:
         return {"refused": str(error)}
 
@@ -131,6 +119,10 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
 def main() -> None:
     args = parse_args()
     require(args, lambda preflight: needs(args, preflight))
+    if not CLEAR_REFS.exists():
+        raise ConfigError(
+            f"there is no {CLEAR_REFS} on this system, and only Linux says what a process held at its peak"
+        )
     if any(channels % GROUP for channels in args.channels):
         raise ConfigError(f"--channels {args.channels} must be multiples of {GROUP}, the size of a group of GQ")
 

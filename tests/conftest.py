@@ -30,6 +30,9 @@ for number in STOP_SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
+OF_PYTEST = "PYTEST_CURRENT_TEST"  # pytest itself changes this one during a test
+
+
 @pytest.fixture(scope="session", autouse=True)
 def single_thread():
     """Tiny tensors are fastest on one thread, and a forked process group needs it."""
@@ -39,6 +42,16 @@ def single_thread():
     # pretends to have a GPU, for whose threads no later test could fork.
     if not torch.cuda.is_available():
         torch.zeros((), requires_grad=True).backward()
+
+
+@pytest.fixture(autouse=True)
+def environment_of_before():
+    """Takes back what a test has changed in the environment: a command that ran in this process may have set it."""
+    before = dict(os.environ)
+    yield
+    mine = os.environ.get(OF_PYTEST)
+    os.environ.clear()
+    os.environ.update(before if mine is None else {**before, OF_PYTEST: mine})
 
 
 @pytest.fixture(scope="session")

@@ -33,8 +33,7 @@ from engine.data.shards import COLUMNS, ShardSource, cache_path
 from engine.data.stream import position_rng
 from engine.json_text import to_json
 from evaluations.benchmarks.cases import OURS, Case, Measurable, Reading, Target
-from evaluations.benchmarks.timing import process_mib
-from evaluations.forked import in_fork
+from evaluations.forked import in_fork, process_mib
 
 BATCH, BATCHES = 256, 8  # codes in a batch, batches in a repetition
 VIEWS, TOKENS, CODES = 10, 256, 16384

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from engine.devices import is_gpu, peak_memory, start_peak_memory, synchronize
-from evaluations.forked import in_fork
+from evaluations.forked import CLEAR_REFS, added_here, in_fork
 
 MIB = 2**20
-CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux alone
 Form = Callable[[], object]  # does the whole work once
 
 
@@ -67,7 +63,7 @@ def added_memory(form: Form, device: torch.device) -> float | None:
     if not CLEAR_REFS.exists():
         return None
     try:
-        return in_fork(lambda: _added_here(form))
+        return in_fork(lambda: added_here(form))
     except RuntimeError:
         return None  # the process was killed, as for lack of memory
 
@@ -90,26 +86,3 @@ def tensor_memory(form: Form, device: torch.device) -> float:
         alive += change.nbytes()
         peak = max(peak, alive)
     return peak / MIB
-
-
-def _added_here(form: Form) -> float:
-    """The MiB that `form` adds to this process, a forked one."""
-    # A fork has no threads of OpenMP; and what autograd needs for itself is not the form's.
-    torch.set_num_threads(1)
-    torch.ones(1, requires_grad=True).exp().backward()
-
-    # Memory that was freed before and kept by the allocator would serve the form unseen.
-    with contextlib.suppress(AttributeError):  # of glibc alone
-        ctypes.CDLL(None).malloc_trim(0)
-
-    CLEAR_REFS.write_text("5")  # the high-water mark falls to what is held now
-    held = process_mib("status", "VmRSS")
-    form()
-    return max(0.0, process_mib("status", "VmHWM") - held)
-
-
-def process_mib(file: str, key: str) -> float:
-    """What /proc/self/`file` says of this process in KiB, in MiB (Linux)."""
-    lines = Path("/proc/self", file).read_text(encoding="utf-8").splitlines()
-    values = dict(line.split(":", 1) for line in lines)
-    return int(values[key].split()[0]) / 1024
