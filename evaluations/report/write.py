@@ -121,10 +121,17 @@ def title_of(name: str, runs: Sequence[RunFolder], sweep: dict[str, Any]) -> str
     return f"{name}: {kind}" + (f", begun {date_text(min(began)).partition(' ')[0]}" if began else "")
 
 
+def _heading(title: str) -> str:
+    """The title as a heading, whose last line never begins in the middle of the date."""
+    text, begun, day = title.rpartition(", begun ")
+    whole = f'{escape(text)}, <span class="whole">begun {escape(day)}</span>' if begun else escape(title)
+    return f"<h1>{whole}</h1>"
+
+
 def _page_of_one(name: str, run: RunFolder) -> str:
     title = title_of(name, [run], {})
     parts = [*(make(run) for make in SECTIONS), provenance(run)]
-    head = [f"<h1>{escape(title)}</h1>", first_screen(run), NOTE_PLACE, contents(parts)]
+    head = [_heading(title), first_screen(run), NOTE_PLACE, contents(parts)]
     return page(name, title, [*head, *parts, attribution([run])])
 
 
@@ -157,7 +164,7 @@ def _page_of_several(name: str, runs: Sequence[RunFolder], sweep: dict[str, Any]
         heading = f"{label} (folder {run_name})" if label != run_name else run_name
         own_parts.append(f'<div id="run-{number}">{details(heading, content, is_open=len(named) <= MAX_OPEN)}</div>')
     parts = [*compared, section("Each run", "".join(own_parts), "each")]
-    head = [f"<h1>{escape(title)}</h1>", first_screen_of(rows), NOTE_PLACE, contents(parts)]
+    head = [_heading(title), first_screen_of(rows), NOTE_PLACE, contents(parts)]
     return page(name, title, [*head, *parts, attribution(runs)])
 
 

@@ -165,7 +165,8 @@ def test_a_sweep_trains_goes_on_after_a_failure_and_is_continued(recipe, tmp_pat
     code, _, err = entry(*command)
     assert code == 2 and "1 of 2 runs failed: lr_1e-3; the same command tries them again" in err
     page = (folder / "report.html").read_text()
-    assert "<h1>sweep: sweep of 2 runs, begun 20" in page and "1 failed" in page and "lr_1e-3: exit code" in page
+    assert '<h1>sweep: sweep of 2 runs, <span class="whole">begun 20' in page
+    assert "1 failed" in page and "lr_1e-3: exit code" in page
     assert (folder / "lr_2e-3" / "metrics.jsonl").is_file()
 
     blocked.unlink()
