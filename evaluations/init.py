@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from engine.atomic_file import atomic_file
@@ -29,6 +28,7 @@ from evaluations.own_data.recipes import Plan, commands_of, other_files, recipe_
 from evaluations.own_data.scan import scan_folder
 from evaluations.own_data.split import DEFAULT_SHARE, RULE, held_out_names
 from evaluations.own_data.survey import Survey
+from evaluations.pipelines.stages import report_stage
 
 HELD_OUT = "held_out.txt"
 
@@ -138,8 +138,8 @@ def main() -> None:
 
     if args.run:
         commands = commands_of(plans[CPU])
-        stages = [module_stage(command.module, command.module, *command.arguments) for command in commands]
-        run_stages(plans[CPU].run.root, [*stages[:-1], replace(stages[-1], always=True)])  # the page is cheap
+        stages = [module_stage(command.module, command.module, *command.arguments) for command in commands[:-1]]
+        run_stages(plans[CPU].run.root, [*stages, report_stage(plans[CPU].run.root)])
 
 
 if __name__ == "__main__":

@@ -21,8 +21,17 @@ MANY = 10**6  # degrees of freedom where a result does not say how many
 
 
 # ------------------------------------------------------------------------------------------------ writing
+def informative(errors: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """The errors above 0.
+
+    Parts that are all equal say nothing of an error: 0 of 1,000 images is not 0 for certain.
+    """
+    return {name: error for name, error in errors.items() if error.se > 0}
+
+
 def with_errors(metrics: Mapping[str, Any], errors: Mapping[str, Estimate]) -> dict[str, Any]:
     """The metrics, with its error and interval behind each that has one."""
+    errors = informative(errors)
     entries: dict[str, Any] = {}
     for name, value in metrics.items():
         entries[name] = value
@@ -34,12 +43,12 @@ def with_errors(metrics: Mapping[str, Any], errors: Mapping[str, Estimate]) -> d
 
 def interval_section(errors: Mapping[str, Estimate], ids: str) -> dict[str, Any]:
     """The section `intervals` of a result; empty where no error is known. `ids` says which images were divided."""
-    if not errors:
-        return {}
     parts = {
         name: {"form": error.form, "freedom": error.freedom, "values": list(error.parts)}
-        for name, error in errors.items()
+        for name, error in informative(errors).items()
     }
+    if not parts:
+        return {}
     return {"confidence": CONFIDENCE, "blocks": RULE, "ids": ids, "parts": parts}
 
 

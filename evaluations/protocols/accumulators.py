@@ -49,17 +49,14 @@ class Measurement:
 def mean_of_images(names: Iterable[str], table: Tensor) -> Measurement:
     """The means of per-image values (metrics, count) float64, each row in the order of the image numbers.
 
-    Their errors are sd/sqrt(count), where there are two images or more whose values differ: values that are all equal
-    say nothing of their error, and 0 of 1,000 images is not 0 for certain.
+    Their errors are sd/sqrt(count), where there are two images or more.
     """
     count = table.shape[1]
     measurement = Measurement(dict(zip(names, table.mean(1).tolist(), strict=True)))
     if count >= 2:
         blocks = block_numbers(count).numpy()
         for (name, mean), values in zip(measurement.metrics.items(), table, strict=True):
-            error = of_images(values.numpy(), blocks)
-            if error.se > 0:
-                measurement.errors[name] = error.around(mean)
+            measurement.errors[name] = of_images(values.numpy(), blocks).around(mean)
     return measurement
 
 

@@ -19,7 +19,7 @@ from evaluations.metrics.intervals import (
     student_quantile,
 )
 from evaluations.protocols.accumulators import mean_of_images
-from evaluations.result_intervals import difference_in, estimate_in, value_text
+from evaluations.result_intervals import difference_in, estimate_in, interval_section, value_text, with_errors
 from evaluations.results import read_result, scalars_of, write_result
 
 
@@ -150,6 +150,10 @@ def test_numbers_of_other_settings_are_not_ranked(tmp_path):
 
 
 def test_values_that_are_all_equal_have_no_error():
-    """None of 20 images is memorized: that is no proof that none ever is."""
+    """None of 20 images is memorized: that is no proof that none ever is. Every image has the same bits."""
     measured = mean_of_images(["memorized", "psnr"], torch.stack([torch.zeros(20), torch.arange(20.0)]).double())
-    assert measured.metrics == {"memorized": 0.0, "psnr": 9.5} and measured.errors.keys() == {"psnr"}
+    measured.add_estimate("bits_per_image", jackknife(1024.0, [1024.0] * 10))
+    entries = with_errors(measured.metrics, measured.errors)
+    assert entries.keys() == {"memorized", "psnr", "psnr_se", "psnr_low", "psnr_high", "bits_per_image"}
+    assert interval_section(measured.errors, "images 0 to 19")["parts"].keys() == {"psnr"}
+    assert interval_section({"bits_per_image": measured.errors["bits_per_image"]}, "images 0 to 19") == {}
