@@ -22,6 +22,7 @@ from engine.world import distributed_world
 from tokenizer.train import train as train_tokenizer
 from tokenizer.training.config import TokenizerTrainConfig
 
+pytestmark = pytest.mark.slow  # 95 s and 4 GB
 SMALL_RUN = ["loop.steps=1", "loop.device=cpu", "loop.precision=fp32", "data.num_workers=0"]
 
 
