@@ -25,6 +25,7 @@ from engine.checkpoint.manifest import CheckpointError, file_sha256, newest_chec
 from engine.checkpoint.near_sources import near_sources
 from engine.checkpoint.stamp import header_of, read_stamp
 from engine.config import save_config
+from engine.json_text import to_json
 from engine.messages import UserError
 from engine.outputs import require_absent
 from engine.parallel import shard_like
@@ -43,8 +44,16 @@ def num_parameters(module: nn.Module) -> int:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of all parameters: the identity of a network."""
-    return tensors_digest(module.named_parameters())
+    """SHA-256 over names, shapes and bytes of all parameters: the identity of a network.
+
+    A network whose results depend on settings that leave no trace in its parameters has a method `code_settings`: what
+    that returns enters too, unless it is empty.
+    """
+    of_parameters = tensors_digest(module.named_parameters())
+    settings = module.code_settings() if hasattr(module, "code_settings") else {}
+    if not settings:
+        return of_parameters
+    return hashlib.sha256(f"{of_parameters}{to_json(settings, sort_keys=True)}".encode()).hexdigest()
 
 
 def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:

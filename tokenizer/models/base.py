@@ -304,6 +304,10 @@ class Tokenizer(PretrainedNetwork):
         """What `encode` computes for one image, by part; None, the default, where the network does not count it."""
         return None
 
+    def code_settings(self) -> dict[str, Any]:
+        """What its fingerprint depends on beside its parameters; see `Quantizer.code_settings`."""
+        return self.quantizer.code_settings()
+
     def facts(self) -> dict[str, Any]:
         """What a result says about this network beside its provenance, such as the seed of its noise."""
         return {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,13 @@ class Quantizer(nn.Module):
         equal. The default is the squared distance.
         """
         return (z.float() - self.decode_indices(indices)).square().sum(-1)
+
+    def code_settings(self) -> dict[str, Any]:
+        """Options, as JSON, on which the codes of a latent or their values depend without a trace in the weights.
+
+        They are part of a tokenizer's identity, so that codes made with others are refused; empty for the defaults.
+        """
+        return {}
 
     def finish_warmup(self) -> bool:
         """Called once, on all ranks, when quantization begins. Returns whether it changed parameters."""
