@@ -1,7 +1,8 @@
 """Honest evaluation: metrics in PyTorch, every number stamped with how it was made.
 
 Measuring     metrics/ (what is computed), protocols/ (how), jobs/ (the evaluations behind the entries)
-Images        image_sets (files to measure), sample_stream (images that a generator draws)
+Images        image_sets (files to measure), image_pairs (originals and reconstructions of other programs),
+              sample_stream (images that a generator draws)
 Results       results (files of numbers and facts), result_intervals (their errors), comparison (which may be ranked)
 Networks      probes/ (linear probes, principal components), digits/ (a classifier of digits), readback/ (a reader of
               drawn text, and what it reads after a tokenizer)

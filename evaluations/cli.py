@@ -21,13 +21,16 @@ from engine.messages import UserError, logger
 from engine.outputs import require_suffix
 from engine.preflight import Preflight
 from engine.world import World, distributed_world
-from evaluations.image_sets import SourceImages, open_images
+from evaluations.image_sets import SourceImages, open_images, survey_images
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.extractors import EXTRACTORS, FILE_EXTRACTOR, OFFLINE_EXTRACTOR
 from evaluations.protocols.feature_numbers import DEFAULT_GROUPS, GROUPS
 from evaluations.protocols.reference import ReferenceImages, ReferenceSource, features_of
 from evaluations.protocols.reference_file import ReferenceFile
+from evaluations.protocols.registry import PROTOCOLS
 from evaluations.protocols.trust import add_force_flags, require_trust
+from evaluations.readback.model import reader_needs
+from tokenizer.frozen.lpips import LPIPS_BACKBONES
 
 ALL, NONE = "all", "none"  # values of --numbers beside the names of groups
 SPLITS = ("val", "train")  # values of --reference that are images of the data
@@ -94,6 +97,23 @@ def add_output_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
     parser.add_argument("--per-proc-batch-size", type=positive, default=batch_size)
     parser.add_argument("--output", type=Path, help="result file (JSON); arrays are written beside it as .npz")
     add_device_flag(parser)
+
+
+def add_pair_metric_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of everything that measures reconstructions beside their originals; `pair_metric_needs` belongs to them."""
+    parser.add_argument(
+        "--precision-recall", action="store_true", help="also compute precision and recall (slow without a GPU)"
+    )
+    parser.add_argument(
+        "--lpips",
+        dest="with_lpips",
+        action="store_true",
+        help="also compute LPIPS (its networks must be in PRETRAINED_DIR)",
+    )
+    parser.add_argument(
+        "--text-reader", type=Path, help="also measure text_readback, with this reader (evaluations.text_reader)"
+    )
+    add_metric_flags(parser)
 
 
 def add_published_flags(parser: argparse.ArgumentParser) -> None:
@@ -209,6 +229,20 @@ def reference_path(args: argparse.Namespace) -> Path | None:
     return None if args.reference in SPLITS else Path(args.reference).expanduser()
 
 
+def open_named_reference(
+    path: Path, kind: str | None, extractor: Extractor, skip_broken: bool = False
+) -> ReferenceSource:
+    """The reference in an npz file, or the images of a folder as one.
+
+    Raises UserError where its kind is not known.
+    """
+    if path.suffix == ".npz":
+        return ReferenceFile.read(path, kind, extractor)
+    if kind is None:
+        raise UserError(f"say whose images {path} holds: --reference-kind train or val")
+    return ReferenceImages(open_images(path, "--reference", skip_broken), kind, extractor)
+
+
 def open_reference(
     args: argparse.Namespace,
     measured: str,
@@ -270,6 +304,33 @@ def measure_needs(
             preflight.classes(preflight.images(data, args.reference), classes)
     elif preflight.file(path, "--reference") and not zipfile.is_zipfile(path):
         preflight.problem(f"--reference: {path} is not an npz file")
+
+
+def named_reference_needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """The weights of the feature extractor, and the reference that is a file or a folder of images."""
+    if not Path(args.reference).is_dir():
+        measure_needs(args, None, preflight)
+        return
+    images_needs(args.reference, "--reference", args.skip_broken, preflight)
+    extractor = extractor_name(args)
+    if extractor != "none":
+        preflight.assets(assets_of(EXTRACTORS[extractor]), assets_from(args))
+
+
+def images_needs(path: str | Path, flag: str, skip_broken: bool, preflight: Preflight) -> None:
+    """Looks for the images of an npz file or a folder."""
+    with preflight.collecting():
+        count = survey_images(path, flag, skip_broken)
+        preflight.ready.append(f"{flag}: {count:,} images in {path}")
+
+
+def pair_metric_needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """The reader of drawn text and the networks of LPIPS, where the flags ask for them."""
+    if args.text_reader is not None:
+        reader_needs(args.text_reader, "--text-reader", preflight)
+    if args.with_lpips:
+        backbones = PROTOCOLS[args.protocol].lpips_backbones.values()
+        preflight.assets(tuple(LPIPS_BACKBONES[backbone] for backbone in backbones), assets_from(args))
 
 
 def run_evaluation(args: argparse.Namespace, evaluate: Callable[[argparse.Namespace, World], None]) -> None:

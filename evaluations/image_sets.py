@@ -140,6 +140,22 @@ class SourceImages:
         return image_tensor(image)
 
 
+class StoredHeader(NamedTuple):
+    """What the header of an image file says."""
+
+    format: str  # such as PNG, by the content of the file, not its name
+    size: tuple[int, int]  # width and height in pixels, as stored
+
+
+def stored_header(path: Path) -> StoredHeader:
+    """Reads the header of an image file, and no more of it. Raises ImageError where it cannot be read."""
+    try:
+        with Image.open(path) as file:
+            return StoredHeader(str(file.format), file.size)
+    except Exception as error:  # decoders raise whatever they meet
+        raise ImageError(f"{printable(path)} is not a readable image ({error})") from error
+
+
 class FolderImages(SourceImages):
     """All image files under a folder, as they are."""
 
@@ -164,12 +180,10 @@ class FolderImages(SourceImages):
         formats = set()
         for path in self.paths:
             try:
-                with Image.open(path) as file:  # reads the header only
-                    formats.add(str(file.format))
-            except Exception as error:  # decoders raise whatever they meet
-                if self.skip_broken:
-                    continue
-                raise ImageError(f"{printable(path)} is not a readable image ({error})") from error
+                formats.add(stored_header(path).format)
+            except ImageError:
+                if not self.skip_broken:
+                    raise
         return ", ".join(sorted(formats))
 
 
@@ -280,7 +294,7 @@ def open_images(path: str | Path, key: str = "--samples", skip_broken: bool = Fa
     `key` names the flag in errors.
     """
     path = Path(path)
-    return NpzImages(path) if _is_npz(path, key) else FolderImages(_listed_source(path, key, skip_broken), skip_broken)
+    return NpzImages(path) if is_npz(path, key) else FolderImages(listed_source(path, key, skip_broken), skip_broken)
 
 
 def survey_images(path: str | Path, key: str = "--samples", skip_broken: bool = False) -> int:
@@ -289,17 +303,17 @@ def survey_images(path: str | Path, key: str = "--samples", skip_broken: bool = 
     No image is decoded, and no file read as a whole. Raises UserError where nothing is there that can be opened.
     """
     path = Path(path)
-    return len(NpzImages(path) if _is_npz(path, key) else _listed_source(path, key, skip_broken))
+    return len(NpzImages(path) if is_npz(path, key) else listed_source(path, key, skip_broken))
 
 
-def _is_npz(path: Path, key: str) -> bool:
+def is_npz(path: Path, key: str) -> bool:
     """Whether a path names an npz file, as opposed to a folder. Raises UserError for one that does not exist."""
     if path.suffix == ".npz" and not path.is_file():
         raise UserError(f"{key}: {path} does not exist")
     return path.suffix == ".npz"
 
 
-def _listed_source(path: Path, key: str, skip_broken: bool) -> LooseSource:
+def listed_source(path: Path, key: str, skip_broken: bool) -> LooseSource:
     """The images of a folder, of one that this program filled those of the set: no grids, and no originals beside
     reconstructions. Only names are read.
     """

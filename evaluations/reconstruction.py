@@ -19,7 +19,6 @@ tokenizer's factor. With --text-reader, drawn words are reconstructed and read a
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 
@@ -28,21 +27,19 @@ from engine.preflight import Preflight, require
 from engine.world import World
 from evaluations.cli import (
     add_measure_flags,
-    add_metric_flags,
+    add_pair_metric_flags,
     add_published_flags,
-    assets_from,
     measure_needs,
     output_needs,
+    pair_metric_needs,
     run_evaluation,
     take_data_path_as_held_out,
 )
 from evaluations.jobs.reconstruction import ReconstructionJob
 from evaluations.preset_flags import add_protocol_flag, parse_with_preset
-from evaluations.protocols.registry import DEFAULT_PROTOCOL, PROTOCOLS
-from evaluations.readback.model import reader_needs
+from evaluations.protocols.registry import DEFAULT_PROTOCOL
 from evaluations.readback.pictures import PER_HEIGHT
 from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_to_check, tokenizer_needs
-from tokenizer.frozen.lpips import LPIPS_BACKBONES
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,23 +50,11 @@ def parse_args() -> argparse.Namespace:
     # What is measured.
     add_protocol_flag(parser, "reconstruction", DEFAULT_PROTOCOL)
     parser.add_argument("--original-resolution", action="store_true", help="take whole images, one at a time, padded")
-    parser.add_argument(
-        "--precision-recall", action="store_true", help="also compute precision and recall (slow without a GPU)"
-    )
-    parser.add_argument(
-        "--lpips",
-        dest="with_lpips",
-        action="store_true",
-        help="also compute LPIPS (its networks must be in PRETRAINED_DIR)",
-    )
-    parser.add_argument(
-        "--text-reader", type=Path, help="also measure text_readback, with this reader (evaluations.text_reader)"
-    )
+    add_pair_metric_flags(parser)
     parser.add_argument(
         "--text-pictures", type=positive, default=PER_HEIGHT,
         help=f"pictures of words per height of letters (default {PER_HEIGHT})",
     )  # fmt: skip
-    add_metric_flags(parser)
     add_measure_flags(parser, reference="val", batch_size=50)
     add_published_flags(parser)
 
@@ -94,11 +79,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
         if data is not None:
             preflight.images(data, "val")
     measure_needs(args, data, preflight)
-    if args.text_reader is not None:
-        reader_needs(args.text_reader, "--text-reader", preflight)
-    if args.with_lpips:
-        backbones = PROTOCOLS[args.protocol].lpips_backbones.values()
-        preflight.assets(tuple(LPIPS_BACKBONES[backbone] for backbone in backbones), assets_from(args))
+    pair_metric_needs(args, preflight)
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ LAYERS = {
     "evaluations.jobs": [
         "engine", "tokenizer", "autoregressive", "evaluations.protocols", "evaluations.metrics", "evaluations.digits",
         *(f"evaluations.{name}" for name in ("jobs", "cli", "image_sets", "preset_flags", "readback", "results")),
-        "evaluations.sample_stream", "evaluations.result_intervals",
+        *(f"evaluations.{name}" for name in ("image_pairs", "sample_stream", "result_intervals")),
     ],
     "evaluations.run_layout": [],
     "evaluations.pipelines": [

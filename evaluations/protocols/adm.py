@@ -25,6 +25,7 @@ class ADMProtocol(ReconstructionProtocol):
     crop_name = CENTER_CROP
     rounding = ROUNDING
     lpips_backbones = {"lpips": "vgg"}
+    unclamped_scores = frozenset({"lpips_raw"})
 
     def crop(self, image: Image.Image, size: int) -> Image.Image:
         return center_crop(image, size)

@@ -35,6 +35,7 @@ class ReconstructionProtocol:
     rounding: ClassVar[str]  # in results
     resize_name: ClassVar[str | None] = None  # how images get the size of the extractor; None: by the extractor's rule
     lpips_backbones: ClassVar[dict[str, str]]  # metric -> backbone of the lpips package
+    unclamped_scores: ClassVar[frozenset[str]] = frozenset()  # scores of floats as decoded, beyond [-1,1] too
 
     def crop(self, image: Image.Image, size: int) -> Image.Image:
         """The part (size,size) of an image that counts."""
@@ -64,7 +65,7 @@ class ReconstructedBatch:
     ids: Tensor  # (B,) int64, numbers of the images
     originals: Tensor  # (B,3,H,W) float in [-1,1]; beyond where they were resized
     reconstructions: Tensor  # (B,3,H,W) float, not clamped
-    indices: Tensor  # (B,N) or (B,N,G)
+    indices: Tensor | None  # (B,N) or (B,N,G); None where they did not come from codes
     num_pixels: int  # per original image, before any resize
     is_resized: bool  # both were resized for the measurement
     protocol: ReconstructionProtocol

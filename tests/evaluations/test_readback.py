@@ -19,7 +19,7 @@ from engine.data.images import image_tensor
 from engine.data.text_pictures import ALPHABET, Word, draw_picture
 from engine.messages import UserError
 from engine.run_log import read_metrics
-from evaluations import compare, reconstruction, text_readback, text_reader
+from evaluations import compare, measure, reconstruction, text_readback, text_reader
 from evaluations.metrics.registry import find_metric
 from evaluations.readback import score
 from evaluations.readback.crops import CROP_HEIGHT, CROP_WIDTH, cut_words, standardized
@@ -321,7 +321,17 @@ def test_pictures_for_another_program_go_out_and_come_back(text_reader, few_word
     (given / files[-1].name).write_bytes(files[-1].read_bytes())
     code, _, err = entry(text_readback.main, *flags, "--output", tmp_path / "r.json")
     assert code == 0, err
-    assert read_result(tmp_path / "r.json")["metrics"]["read_exact"] == 1
+    alone = read_result(tmp_path / "r.json")
+    assert alone["metrics"]["read_exact"] == 1
+
+    # In the same result as the scores of pairs; the pictures may be pairs as well.
+    pairs = ["--originals", drawn, "--reconstructions", given, "--extractor", "none"]
+    text = ["--text-originals", drawn, "--text-reconstructions", given, "--text-reader", text_reader]
+    code, _, err = entry(measure.main, *pairs, *text, "--output", tmp_path / "pairs.json")
+    assert code == 0, err
+    together = read_result(tmp_path / "pairs.json")
+    assert together["metrics"]["psnr"] == 100 and together["metrics"]["read_exact"] == 1
+    assert together["protocol"]["text_readback"] == alone["protocol"]["text_readback"]
 
 
 @pytest.mark.parametrize(
