@@ -38,6 +38,14 @@ QUANTIZERS = {  # overrides; each but FSQ has an entropy loss
     "bsq": ["model.quantizer={name: gq, gq: {num_groups: 4, group_dim: 1, l2_norm: true}}", "loss.entropy_weight=0.05"],
     "fsq": ["model.quantizer={name: fsq, fsq: {levels: [4, 3, 3]}}", "loss.entropy_weight=0"],
     "ibq": ["model.quantizer={name: ibq, ibq: {codebook_size: 16, codebook_dim: 4}}", "loss.entropy_weight=0.05"],
+    "rvq": [
+        "model.quantizer={name: rvq, rvq: {levels: 3, codebook_size: 8, codebook_dim: 4, level_dropout: 0.5}}",
+        "loss.entropy_weight=0.05",
+    ],
+    "mcq": [
+        "model.quantizer={name: mcq, mcq: {groups: 2, codebook_size: 8, codebook_dim: 2}}",
+        "loss.entropy_weight=0.05",
+    ],
     "simvq": ["model.quantizer={name: simvq, simvq: {codebook_size: 16, codebook_dim: 4}}", "loss.entropy_weight=0.05"],
 }
 BLOCKS = "encoder_res_blocks: 1, decoder_res_blocks: 1, mid_blocks: 0"

@@ -32,6 +32,12 @@ def _require_tokenizer(tokenizer: Tokenizer) -> None:
     )
 
 
+def _codes_of(tokenizer: Tokenizer, tokens: Codes) -> Tensor:
+    """Codes (B,N) or (B,N,G) of `tokenizer` as people hold them. Raises UserError as `Tokenizer.detokenize`."""
+    quantizer = tokenizer.quantizer
+    return as_codes(tokens, quantizer.group_sizes, tokenizer.device, quantizer.lowest_index)
+
+
 # ------------------------------------------------------------------------------------------------ token maps
 def token_map(tokenizer: Tokenizer, tokens: Codes, grid: tuple[int, int] | None = None) -> Tensor:
     """Codes (B,N) or (B,N,G) as maps (B,rows,columns) or (B,rows,columns,G), each code at its place in the image.
@@ -40,7 +46,7 @@ def token_map(tokenizer: Tokenizer, tokens: Codes, grid: tuple[int, int] | None 
     tokens have no places (1D tokenizers), and for another number of tokens.
     """
     _require_tokenizer(tokenizer)
-    codes = as_codes(tokens, tokenizer.quantizer.group_sizes, tokenizer.device)
+    codes = _codes_of(tokenizer, tokens)
     rows, columns = _grid_of(tokenizer) if grid is None else as_grid(grid)
     if rows * columns != codes.shape[1]:
         raise UserError(f"{codes.shape[1]} tokens do not fill a grid of {rows} x {columns}; name another grid")
@@ -82,7 +88,7 @@ def replace_tokens(tokenizer: Tokenizer, tokens: Codes, replacements: Mapping[in
     if not isinstance(replacements, Mapping):
         raise wrong_argument("replacements", replacements, "a mapping of tokens to codes, such as {0: 7, 1: 7}")
     sizes = tokenizer.quantizer.group_sizes
-    codes = as_codes(tokens, sizes, tokenizer.device).clone()
+    codes = _codes_of(tokenizer, tokens).clone()
     for position, replacement in replacements.items():
         token = whole_number(position, "token", "a whole number: the keys of replacements are numbers of tokens")
         if not 0 <= token < codes.shape[1]:

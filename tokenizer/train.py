@@ -22,7 +22,7 @@ from engine.counts import counted
 from engine.data.classes import Classes
 from engine.data.identity import facts_of
 from engine.data.order import NEWEST_ORDER
-from engine.data.samples import decoding_stamp, training_item
+from engine.data.samples import decoding_stamp, training_item, with_random_bits
 from engine.data.sources import ImageSource, open_source, summary_of
 from engine.data.stream import stream_opener
 from engine.loop import Batch, check_batch, fit
@@ -116,6 +116,8 @@ def train_phase(
 
         # The loop, over a stream of samples.
         item = training_item(source, config.data, config.loop.seed)
+        if task.takes_random_bits:
+            item = with_random_bits(item, config.loop.seed)
         stream_from = stream_opener(
             item, len(source), config.data, config.loop, world, source.where, order_version=lambda: store.order_version
         )

@@ -17,11 +17,16 @@ from engine.data.fast_decode import fast_center_crop, fast_random_crop, fast_sou
 from engine.data.images import image_tensor
 from engine.data.sources import ImageSource, read_source
 from engine.data.stream import position_rng
+from engine.seeds import counter_rng
 
 COMPARED_IMAGES = 16  # of fast and exact decoding
+RANDOM_BITS_KEY = 0xB175  # keeps the random numbers of networks apart from those of crops
+NUM_RANDOM_BITS = 31
+
+Item = Callable[[int, int], dict[str, Tensor]]  # (index, position) -> sample
 
 
-def training_item(source: ImageSource, config: DataConfig, seed: int) -> Callable[[int, int], dict[str, Tensor]]:
+def training_item(source: ImageSource, config: DataConfig, seed: int) -> Item:
     """Returns `item(index, position)`, which makes a training sample of image `index`.
 
     `position` is its place in the order of the run. Crop and flip depend on (seed, position) only, through
@@ -47,6 +52,21 @@ def training_item(source: ImageSource, config: DataConfig, seed: int) -> Callabl
         }
 
     return item
+
+
+def with_random_bits(item: Item, seed: int) -> Item:
+    """Returns `item` with an entry more in its samples, for choices at random inside of a network:
+
+        random_bits       int64 (): a whole number below 2^31
+
+    It depends on (seed, position) only.
+    """
+
+    def extended(index: int, position: int) -> dict[str, Tensor]:
+        bits = int(counter_rng(seed, RANDOM_BITS_KEY, position).integers(2**NUM_RANDOM_BITS))
+        return item(index, position) | {"random_bits": torch.tensor(bits)}
+
+    return extended
 
 
 # In both, the order of the draws is part of the recipe: crop size, left, top, flip.

@@ -143,10 +143,11 @@ class RunEvidence:
         steps = step - self.quantizer_section.get("warmup_steps", 0)
         num_tokens = steps * self.get("data.global_batch_size") * self.tokenizer.num_tokens
         window = window[max(0, len(window) - num_tokens) :]
-        tokens = window[(window >= 0).all(1)]
 
+        # Of each group the indices that were chosen: some quantizers leave indices out in training.
+        indices = [column[column >= 0] for column in window.unbind(1)]
         return {
-            group: torch.bincount(tokens[:, group], minlength=size).double()
+            group: torch.bincount(indices[group], minlength=size).double()
             for group, size in enumerate(quantizer.group_sizes)
-            if len(tokens) >= size
+            if len(indices[group]) >= size
         }

@@ -20,6 +20,11 @@ from tokenizer import load_tokenizer
 # Exact only without what looks at a whole batch: batch norm, the entropy loss; and without dropout.
 EXACT = {
     "gan": [*tiny.GAN],
+    "residual codes with level dropout": [
+        "model.quantizer={vq: null, name: rvq}",
+        "model.quantizer.rvq={levels: 3, codebook_size: 8, codebook_dim: 4, level_dropout: 0.8}",
+        "model.quantizer.rvq={warmup_steps: 3, init: kmeans}",
+    ],
     "warm-up, k-means, shortcut": ["model.quantizer.vq={warmup_steps: 3, init: kmeans}", "loss.shortcut.end_step=5"],
 }
 EVERYWHERE = ["loop.eval_every=3", "data.global_batch_size=8", "optim.eps=1e-3"]  # a small eps amplifies rounding

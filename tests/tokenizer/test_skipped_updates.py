@@ -80,6 +80,8 @@ SECTIONS = {
     "simvq": "{codebook_size: 16, codebook_dim: 4}",
     "gq": "{num_groups: 2, group_dim: 2}",
     "fsq": "{levels: [3, 4]}",
+    "rvq": "{levels: 2, codebook_size: 16, codebook_dim: 4, level_dropout: 0.5, warmup_steps: 2, init: kmeans}",
+    "mcq": "{groups: 2, codebook_size: 16, codebook_dim: 2}",
     "multi_scale": small_networks.QUANTIZERS["multi_scale"],
     "averaged": "{}",
 }
@@ -105,7 +107,7 @@ def task_of(world, quantizer: str, judge: str) -> TokenizerTask:
 
 def batch(seed: int) -> dict[str, Tensor]:
     pixels = torch.from_numpy(SOURCE.images)[4 * seed : 4 * seed + 4].permute(0, 3, 1, 2).contiguous()
-    return {"images_u8": pixels, "skipped_images": torch.zeros(4)}
+    return {"images_u8": pixels, "skipped_images": torch.zeros(4), "random_bits": torch.arange(4) * 2**29}
 
 
 def everything(task: TokenizerTask) -> dict[str, Tensor]:

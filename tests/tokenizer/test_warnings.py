@@ -18,6 +18,7 @@ QUANTIZERS = {
     "vq": ["model.quantizer.name=vq"],
     "simvq": ["model.quantizer={vq: null, name: simvq, simvq: {codebook_size: 16, codebook_dim: 4}}"],
     "ibq": ["model.quantizer={vq: null, name: ibq, ibq: {codebook_size: 16, codebook_dim: 4}}"],
+    "rvq": ["model.quantizer={vq: null, name: rvq, rvq: {levels: 2, codebook_size: 16, codebook_dim: 4}}"],
     "gq": ["model.quantizer={vq: null, name: gq, gq: {num_groups: 2, group_dim: 2}}"],
 }
 PROJECTION = ["projection.weight", "projection.bias"]
@@ -41,6 +42,8 @@ def unmoved(*overrides: str) -> list[str]:
         ("simvq", ["loss.codebook_weight=0"], PROJECTION),
         ("ibq", ["loss.codebook_weight=0"], []),  # the decoder's gradient reaches its codes
         ("ibq", ["loss.codebook_weight=0", "loss.l2_weight=0"], ["codebook"]),
+        ("rvq", [], []),
+        ("rvq", ["loss.codebook_weight=0"], ["books.0.codebook", "books.1.codebook"]),
         ("gq", ["loss.commitment_weight=0"], []),  # it has no parameters
     ],
 )

@@ -97,8 +97,13 @@ class Tokenizer(PretrainedNetwork):
         entropy: bool = False,
         shortcut: bool = False,
         semantic: bool = False,
+        random_bits: Tensor | None = None,
     ) -> TokenizerOutput:
-        """A training pass. `quantize=False` passes latents through; the others ask for what their loss terms need."""
+        """A training pass. `quantize=False` passes latents through; the others ask for what their loss terms need.
+
+        `random_bits` (B,) are for a quantizer that takes them (`Quantizer.takes_random_bits`), and are given for no
+        other; `quantize_latents` passes them on.
+        """
         raise NotImplementedError
 
     def encode_features(self, images: Tensor) -> Tensor:
@@ -115,6 +120,13 @@ class Tokenizer(PretrainedNetwork):
         `grid` (rows, columns) is for tokenizers that take any size; by default the image is square.
         """
         raise NotImplementedError
+
+    def quantize_latents(
+        self, latents: Tensor, *, quantize: bool, entropy: bool, random_bits: Tensor | None = None
+    ) -> Quantized:
+        """The quantizer's part of `forward`, with the arguments of it."""
+        further = {} if random_bits is None else {"random_bits": random_bits}
+        return self.quantizer(latents, quantize=quantize, entropy=entropy, **further)
 
     # ------------------------------------------------------------------------------------------------ its use
     def encode(self, images: Tensor) -> Quantized:
@@ -219,7 +231,7 @@ class Tokenizer(PretrainedNetwork):
 
         `output`: "float", "uint8" (a tensor in 0..255) or "pil" (a list of pictures). `clamp=False` gives floats as the
         decoder gives them, which overshoot a bit. `grid` (rows, columns) is for images that are not square, of
-        tokenizers that take any size.
+        tokenizers that take any size. A code of -1 adds nothing, where the quantizer takes it (`lowest_index`).
 
         Raises UserError for codes that are not in the codebook or not as many as the tokenizer takes and for a network
         that is not ready (`require_ready`), and NonFiniteValuesError where pixels are not finite.
@@ -227,7 +239,7 @@ class Tokenizer(PretrainedNetwork):
         require_output(output)
         self.require_ready()
         grid = None if grid is None else as_grid(grid)
-        codes = as_codes(tokens, self.quantizer.group_sizes, self.device)
+        codes = as_codes(tokens, self.quantizer.group_sizes, self.device, self.quantizer.lowest_index)
         self._require_count(codes.shape[1], grid)
         images = self.decode_indices(codes, grid)
         return images_as(images.clamp(-1, 1) if clamp else images, output)

@@ -17,11 +17,12 @@ Codes = Tensor | np.ndarray | Sequence
 GRID = "(rows, columns), two whole numbers from 1 up"
 
 
-def as_codes(tokens: Codes, group_sizes: Sequence[int], device: torch.device) -> Tensor:
+def as_codes(tokens: Codes, group_sizes: Sequence[int], device: torch.device, lowest: int = 0) -> Tensor:
     """Codes int64 (B,N), or (B,N,G) where a token has G indices; those of one image may come without the batch axis.
 
-    Tensors, arrays and nested lists of whole numbers are accepted. Raises UserError for other numbers, for other axes,
-    for a code that the codebook of `group_sizes` does not have, and where there are no codes at all.
+    Tensors, arrays and nested lists of whole numbers are accepted. `lowest` is the lowest code that there is. Raises
+    UserError for other numbers, for other axes, for a code that the codebook of `group_sizes` does not have, and where
+    there are no codes at all.
     """
     codes = whole_numbers(tokens, "tokens", " (are these images?)" if isinstance(tokens, Tensor) else "")
     shape = tuple(codes.shape)
@@ -34,7 +35,7 @@ def as_codes(tokens: Codes, group_sizes: Sequence[int], device: torch.device) ->
         raise UserError(f"tokens have shape {shape}; accepted: {accepted}")
 
     codes = codes.to(device=device, dtype=torch.int64)
-    _require_known(codes, group_sizes)
+    _require_known(codes, group_sizes, lowest)
     return codes
 
 
@@ -72,14 +73,14 @@ def as_grid(grid: Any) -> tuple[int, int]:
     return rows, columns
 
 
-def _require_known(codes: Tensor, group_sizes: Sequence[int]) -> None:
+def _require_known(codes: Tensor, group_sizes: Sequence[int], lowest: int) -> None:
     """Raises UserError that names the first code which the codebook does not have, and where there are no codes."""
     if not has_values(codes):
         return
     if codes.numel() == 0:
         raise UserError(f"there are no tokens: they have shape {tuple(codes.shape)}")
     sizes = torch.tensor(group_sizes if len(group_sizes) > 1 else group_sizes[0], device=codes.device)
-    bad = ((codes < 0) | (codes >= sizes)).nonzero()
+    bad = ((codes < lowest) | (codes >= sizes)).nonzero()
     if len(bad) == 0:
         return
 
@@ -87,5 +88,6 @@ def _require_known(codes: Tensor, group_sizes: Sequence[int]) -> None:
     size = group_sizes[group[0]] if group else group_sizes[0]
     of_group = f", index {group[0]}" if group else ""
     raise UserError(
-        f"the code {codes[tuple(bad[0])].item()} (image {image}, token {token}{of_group}) is not in 0..{size - 1}"
+        f"the code {codes[tuple(bad[0])].item()} (image {image}, token {token}{of_group}) is not in "
+        f"{lowest}..{size - 1}"
     )

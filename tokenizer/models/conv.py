@@ -78,6 +78,7 @@ class ConvTokenizer(Tokenizer):
         entropy: bool = False,
         shortcut: bool = False,
         semantic: bool = False,
+        random_bits: Tensor | None = None,
     ) -> TokenizerOutput:
         """A full pass. Raises ValueError for `shortcut` and `semantic`.
 
@@ -86,7 +87,8 @@ class ConvTokenizer(Tokenizer):
         if shortcut or semantic:
             raise ValueError("a convolutional tokenizer has neither a shortcut nor a semantic head")
         features = self.encode_features(images)
-        quantized = self.quantizer(self.latents(features), quantize=quantize, entropy=entropy)
+        latents = self.latents(features)
+        quantized = self.quantize_latents(latents, quantize=quantize, entropy=entropy, random_bits=random_bits)
         decoded = self.decoder_input(quantized.z_q, features.shape[2:])
         return TokenizerOutput(
             reconstructions=self.decode_features(decoded),

@@ -134,6 +134,7 @@ class HybridTokenizer(Tokenizer):
         entropy: bool = False,
         shortcut: bool = False,
         semantic: bool = False,
+        random_bits: Tensor | None = None,
     ) -> TokenizerOutput:
         """A full pass.
 
@@ -141,7 +142,8 @@ class HybridTokenizer(Tokenizer):
         `shortcut` also decodes the CNN encoder's features; `semantic` also runs the semantic head.
         """
         features = self.encode_features(images)
-        quantized = self.quantizer(self.latents(features), quantize=quantize, entropy=entropy)
+        latents = self.latents(features)
+        quantized = self.quantize_latents(latents, quantize=quantize, entropy=entropy, random_bits=random_bits)
         decoded, semantic_features = self.query_decoder(self.post_quant_proj(quantized.z_q), semantic)
         return TokenizerOutput(
             reconstructions=self.decoder(decoded),

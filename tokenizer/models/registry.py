@@ -18,7 +18,9 @@ from tokenizer.quantizers.base import Quantizer
 from tokenizer.quantizers.fsq import FSQ, FSQConfig
 from tokenizer.quantizers.gq import GQConfig, GroupLFQ
 from tokenizer.quantizers.ibq import IBQ, IBQConfig
+from tokenizer.quantizers.mcq import MCQConfig, ProductVQ
 from tokenizer.quantizers.multi_scale import MultiScaleConfig, MultiScaleVQ
+from tokenizer.quantizers.rvq import ResidualVQ, RVQConfig
 from tokenizer.quantizers.simvq import SimVQ, SimVQConfig
 from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 
@@ -29,6 +31,8 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "ibq": IBQ,
     "simvq": SimVQ,
     "multi_scale": MultiScaleVQ,
+    "rvq": ResidualVQ,
+    "mcq": ProductVQ,
 }
 MODELS: dict[str, type[Tokenizer]] = {
     "hybrid": HybridTokenizer,
@@ -45,13 +49,15 @@ class QuantizerConfig(Section):
 
     REGISTRY: ClassVar[Mapping[str, Any]] = QUANTIZERS
 
-    name: str = "vq"  # vq | gq (LFQ and BSQ are cases of it) | fsq | ibq | simvq | multi_scale
+    name: str = "vq"  # vq | gq (LFQ and BSQ are cases of it) | fsq | ibq | simvq | multi_scale | rvq | mcq
     vq: VQConfig = field(default_factory=VQConfig)
     gq: GQConfig = field(default_factory=GQConfig)
     fsq: FSQConfig = field(default_factory=FSQConfig)
     ibq: IBQConfig = field(default_factory=IBQConfig)
     simvq: SimVQConfig = field(default_factory=SimVQConfig)
     multi_scale: MultiScaleConfig = field(default_factory=MultiScaleConfig)
+    rvq: RVQConfig = field(default_factory=RVQConfig)
+    mcq: MCQConfig = field(default_factory=MCQConfig)
 
     def problems(self) -> Iterator[Problem]:
         yield from one_of(self, "name", QUANTIZERS)

@@ -1,8 +1,8 @@
 """The contract of all quantizers, and the window of recent indices that every one of them keeps.
 
 Shapes    z, z_q (B,N,D) float32      indices int64: (B,N) with one index per token (`num_groups` 1), (B,N,G) with G of
-          them; index g lies in [0, group_sizes[g]). An image has as many tokens as latents, where a quantizer does not
-          say otherwise (`num_indices`)
+          them; index g lies in [0, group_sizes[g]), or is -1 where nothing was chosen (`lowest_index`). An image has as
+          many tokens as latents, where a quantizer does not say otherwise (`num_indices`)
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ class Quantizer(nn.Module):
     loss_weights: ClassVar[Mapping[str, float]] = {}
     # Buffers that are replaced and never written into; see `engine.buffers`.
     replaced_buffers: ClassVar[frozenset[str]] = frozenset({"recent_indices"})
+    # -1: `decode_indices` takes an index of -1, which adds nothing to the latent.
+    lowest_index: ClassVar[int] = 0
+    # Whether `forward` takes a further argument `random_bits` in training: int64 (B,), 31 random bits of each image for
+    # choices at random, which are the same for any number of processes and micro-batches.
+    takes_random_bits: bool = False
 
     # Cells per side of the square grid whose latents, row by row, are the only ones that it takes; None: any latents.
     grid_side: int | None = None
@@ -56,7 +61,9 @@ class Quantizer(nn.Module):
     num_groups: int
     codebook_size: int  # the largest of the group sizes
     codebook_dim: int  # channels of a latent, all groups together
-    recent_indices: Tensor  # the window, (USAGE_WINDOW,) or (USAGE_WINDOW, num_groups)
+    # The window, (USAGE_WINDOW,) or (USAGE_WINDOW, num_groups); None in a part of another quantizer, which has one for
+    # all of its parts.
+    recent_indices: Tensor | None
 
     def __init__(self, group_sizes: Sequence[int], codebook_dim: int, unseen: int = -1) -> None:
         """`unseen` fills the window before training; a negative value is not counted."""
@@ -140,12 +147,16 @@ class Quantizer(nn.Module):
     # ------------------------------------------------------------------------------------------------ the window
     def empty_windows(self) -> dict[str, Tensor]:
         """The values that windows have before training, by the name of their buffer."""
+        if self.recent_indices is None:
+            return {}
         shape = self.recent_indices.shape
         return {"recent_indices": torch.full(shape, self.unseen, dtype=self.recent_indices.dtype)}
 
     @torch.no_grad()
     def remember(self, indices: Tensor) -> None:
         """Adds the indices of one batch, of all ranks, to the window."""
+        if self.recent_indices is None:
+            return
         new = gather_rows(indices.flatten(0, 1).to(self.recent_indices.dtype))[-USAGE_WINDOW:]
         self.recent_indices = torch.cat([self.recent_indices[len(new) :], new])
 

@@ -194,13 +194,22 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def init_from_latents(self) -> None:
-        """Sets the codebook to `KMEANS_ROUNDS` rounds of k-means on the recent latents.
+        """Sets the codebook by k-means on the latents of the warm-up; see `init_from`."""
+        self.init_from(self.warmup_latents())
+
+    def warmup_latents(self) -> Tensor:
+        """The recent latents (n,D) of the warm-up, with `init=kmeans`."""
+        is_filled = self.recent_latents.abs().sum(1) > 0
+        return self.recent_latents[is_filled]
+
+    @torch.no_grad()
+    def init_from(self, latents: Tensor) -> Tensor:
+        """Sets the codebook to `KMEANS_ROUNDS` rounds of k-means on latents (n,D); returns its codes (K,D), on the CPU.
 
         Raises ConfigError where there are fewer latents than codes.
         """
         # On the CPU and with a fixed seed: the same bits on every rank.
-        is_filled = self.recent_latents.abs().sum(1) > 0
-        points = self.recent_latents[is_filled].float().cpu()
+        points = latents.float().cpu()
         self._require_points(len(points))
         generator = torch.Generator().manual_seed(0)
         chosen_points = torch.randperm(len(points), generator=generator)[: self.codebook_size]
@@ -214,3 +223,4 @@ class VectorQuantizer(Quantizer):
             centers = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centers)
             centers = self._normalize(centers)
         self.codebook.copy_(shard_like(centers, self.codebook))
+        return centers

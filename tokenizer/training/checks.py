@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -145,6 +146,14 @@ def _quantizer_problems(config: TokenizerTrainConfig, network: Tokenizer) -> Ite
             quantizer.require_memory(network.num_tokens)
         except ConfigError as error:
             yield str(error)
+
+    # Random choices, whose numbers come with the images.
+    passed_on = inspect.signature(network.forward).parameters
+    if quantizer.takes_random_bits and "random_bits" not in passed_on:
+        yield (
+            f"{name} takes random numbers of each image in training, which the tokenizer {config.model.name} does not "
+            "pass on; switch that off in the quantizer's section"
+        )
 
     # Losses that the quantizer names itself.
     named_losses = sorted(quantizer.loss_names - set(QUANTIZER_TERMS))

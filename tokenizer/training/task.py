@@ -111,6 +111,11 @@ class TokenizerTask:
             self._works[active] = ImageWork(network.num_tokens, parts)
         return self._works[active]
 
+    @property
+    def takes_random_bits(self) -> bool:
+        """Whether training batches need an entry `random_bits`; see `engine.data.samples.with_random_bits`."""
+        return self.tokenizer.module.quantizer.takes_random_bits
+
     # ------------------------------------------------------------------------------------------------ one update
     def train_step(self, micro_batches: list[Batch], step: int) -> Scalars:
         if self.warmup_steps > 0 and step == self.warmup_steps:
@@ -157,7 +162,7 @@ class TokenizerTask:
         for batch in self.tokenizer.micro_batches(micro_batches, beside=judges):
             images = to_float(batch["images_u8"])
             with autocast(self.world.device, self.precision):
-                output = network(images, **self.requested_outputs(step))
+                output = network(images, **self.requested_outputs(step), **self._random_bits(batch))
                 values = self.term_values(output, images, step, batch.get("index"))
             total = weighted_sum(self.terms, values, step)
             (total / count).backward()
@@ -197,6 +202,10 @@ class TokenizerTask:
 
         info = self.discriminator.step(step, {"discriminator": metrics["discriminator"]})
         return metrics | {"grad_norm_discriminator": info["grad_norm"]}
+
+    def _random_bits(self, batch: Batch) -> dict[str, Tensor]:
+        """The argument with the random bits of a training batch, where the quantizer takes them."""
+        return {"random_bits": batch["random_bits"]} if self.takes_random_bits else {}
 
     # ------------------------------------------------------------------------------------------------ loss terms
     def requested_outputs(self, step: int) -> dict[str, bool]:
