@@ -20,11 +20,6 @@ from tokenizer import load_tokenizer
 # Exact only without what looks at a whole batch: batch norm, the entropy loss; and without dropout.
 EXACT = {
     "gan": [*tiny.GAN],
-    "residual codes with level dropout": [
-        "model.quantizer={vq: null, name: rvq}",
-        "model.quantizer.rvq={levels: 3, codebook_size: 8, codebook_dim: 4, level_dropout: 0.8}",
-        "model.quantizer.rvq={warmup_steps: 3, init: kmeans}",
-    ],
     "warm-up, k-means, shortcut": ["model.quantizer.vq={warmup_steps: 3, init: kmeans}", "loss.shortcut.end_step=5"],
 }
 EVERYWHERE = ["loop.eval_every=3", "data.global_batch_size=8", "optim.eps=1e-3"]  # a small eps amplifies rounding
@@ -59,6 +54,22 @@ def test_tokenizer_training_does_not_depend_on_processes(variant, tmp_path, imag
     on_ranks(2, tmp_path / "a", train_tokenizer, tmp_path / "two", image_folder, *options)
     on_ranks(2, tmp_path / "b", train_tokenizer, tmp_path / "both", image_folder, *options, "loop.grad_accum=2")
     for other in ("accumulated", "two", "both"):
+        assert_close_runs(tmp_path / "one", tmp_path / other)
+
+
+def test_level_dropout_does_not_depend_on_processes(tmp_path, image_folder, world):
+    """The levels that an image keeps belong to its position: 1 process = micro-batches on 2 = shards on 2."""
+    options = [
+        "model.quantizer={vq: null, name: rvq}",
+        "model.quantizer.rvq={levels: 3, codebook_size: 8, codebook_dim: 4, level_dropout: 0.8, zero_code: true}",
+        "model.quantizer.rvq={warmup_steps: 3, init: kmeans}",
+        "ema_decay=0.9",
+        *EVERYWHERE,
+    ]
+    train_tokenizer(world, tmp_path / "one", image_folder, *options)
+    on_ranks(2, tmp_path / "a", train_tokenizer, tmp_path / "two", image_folder, *options, "loop.grad_accum=2")
+    on_ranks(2, tmp_path / "b", train_tokenizer, tmp_path / "shards", image_folder, *options, "loop.strategy=fsdp")
+    for other in ("two", "shards"):
         assert_close_runs(tmp_path / "one", tmp_path / other)
 
 
