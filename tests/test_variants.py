@@ -61,6 +61,8 @@ ALLOWED = {
     ("evaluations/pipelines/quickstart.py", "mnist5k"): "value of the published flag --data, and a folder's name",
     ("evaluations/pipelines/quickstart.py", "twemoji"): "value of the published flag --data, and a folder's name",
     ("evaluations/pipelines/quickstart.py", "text"): "value of the published flag --data, and a folder's name",
+    ("evaluations/pipelines/quickstart.py", "rvq"): "value of the published flag --system, and a folder's name",
+    ("evaluations/pipelines/quickstart.py", "mcq"): "value of the published flag --system, and a folder's name",
     ("evaluations/pipelines/quickstart.py", "wetok"): "value of the published flag --system, and a folder's name",
     ("autoregressive/models/weight_layouts.py", "plain"): "name of a layout of weights, not the head",
     ("evaluations/sample_stream.py", "gpt"): "key of result files: the network that generated",
