@@ -1,4 +1,4 @@
-"""Multi-codebook quantization of UniTok (arXiv:2502.20321, section 3.2): product codes with learned codebooks.
+"""Multi-codebook quantization of UniTok (arXiv:2502.20321): product codes with learned codebooks.
 
 The D channels of a latent are split into G chunks of neighbors, and each chunk takes the nearest code of a codebook of
 its own: K^G different tokens from G * K codes. Distances, gradients, entropies and k-means are those of `vq.py`, chunk

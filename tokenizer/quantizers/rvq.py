@@ -6,7 +6,7 @@ A latent is approximated by a sum of codes, one per level. With the rest r_0 = z
 
 so that z = z_q + r_levels. The gradient of z_q is copied to z once, for the whole sum.
 
-Level dropout (RVQ-GAN, arXiv:2306.06546, section 3.3): in training, a fraction of the images keeps a number of first
+Level dropout (RVQGAN, arXiv:2306.06546): in training, a fraction of the images keeps a number of first
 levels that is uniform in 1..levels. The others add nothing to z_q and to the losses of these images, and their indices
 are -1. The choice is made from 31 random bits of each image (`Quantizer.takes_random_bits`), so that it depends neither
 on the number of processes nor on micro-batches. Rests go on through all levels: entropies see them as without dropout.
