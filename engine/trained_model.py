@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from engine.buffers import BufferSnapshot, Place, buffer_places
 from engine.messages import ConfigError
 from engine.optim import OptimConfig
-from engine.parallel import ParallelConfig, gradient_sync, is_sharded, local_part, parallelize, whole
+from engine.parallel import ParallelConfig, gradient_sync, is_sharded, local_part, parallelize, shard_like, whole
 from engine.schedules import learning_rate
 from engine.skipped_updates import NonFiniteError, SkippedUpdates
 from engine.world import World
 
 T = TypeVar("T")
+# Called with the scalar `is_bad` once weights are updated; returns the rows (bool) of parameters that it has set anew.
+AfterUpdate = Callable[[Tensor], Mapping[nn.Parameter, Tensor]]
 
 
 class TrainedModel:
@@ -83,6 +85,7 @@ class TrainedModel:
         # What every step looks at, found once: to walk through a deep network takes as long as a layer of it.
         self._parameters = list(module.parameters())
         self._averages = [] if self.ema is None else list(self.ema.parameters())
+        self._average_of = dict(zip(self._parameters, self._averages, strict=False))  # empty without an EMA
         self._average_places = [] if self.ema is None else buffer_places(self.ema)
         self._places: dict[nn.Module, list[Place]] = {self.module: buffer_places(self.module)}
 
@@ -122,15 +125,20 @@ class TrainedModel:
             with gradient_sync(self.wrapped, last=number == len(batches)):
                 yield batch
 
-    def step(self, step: int, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def step(
+        self, step: int, terms: Mapping[str, Tensor], after_update: AfterUpdate | None = None
+    ) -> dict[str, Tensor]:
         """Updates weights and EMA from the gradients that backward left, if they are finite.
 
         If they are not, the update is skipped and leaves no trace: buffers are as they were before `micro_batches`.
         The host does not wait for the device: what depends on the gradients is decided there, and too many skipped
         updates in a row are found by `require_progress`.
 
-        `terms` are the values of the loss terms, to name a non-finite one. Returns the learning rate, the gradient norm
-        before clipping, and the number of updates skipped since the start of the run.
+        `terms` are the values of the loss terms, to name a non-finite one. `after_update` may change buffers and rows
+        of parameters before the EMA follows: such rows lose their moments, and become their own averages.
+
+        Returns the learning rate, the gradient norm before clipping, and the number of updates skipped since the start
+        of the run.
         """
         if not self.config.lr_after_step:
             self._set_lr(step)
@@ -146,7 +154,9 @@ class TrainedModel:
         if self._before_step is not None:
             self._before_step.restore(is_bad)
             self._before_step = None
+        new_rows = {} if after_update is None else after_update(is_bad)
         self._update_ema(is_bad)
+        self._start_anew(new_rows)
         self.skipped.note(is_bad, step, terms)
 
         if self.config.lr_after_step:
@@ -179,6 +189,21 @@ class TrainedModel:
         for averaged, current in zip(self._average_places, self._places[self.module], strict=True):
             if current.tensor is not None:
                 averaged.tensor.copy_(current.tensor)
+
+    @torch.no_grad()
+    def _start_anew(self, new_rows: Mapping[nn.Parameter, Tensor]) -> None:
+        """Forgets the moments of rows that no gradient has set, and copies these rows into the EMA."""
+        for parameter, is_new in new_rows.items():
+            # This process may hold some of the rows only.
+            of_values = is_new.to(parameter.dtype).view(-1, *[1] * (parameter.ndim - 1)).expand(parameter.shape)
+            is_new_here = local_part(shard_like(of_values.contiguous(), parameter)) > 0
+
+            moments = self.optimizer.state.get(parameter, {})
+            for name in moments.keys() & {"exp_avg", "exp_avg_sq"}:
+                local_part(moments[name]).masked_fill_(is_new_here, 0.0)
+            if parameter in self._average_of:
+                average = local_part(self._average_of[parameter])
+                average.copy_(torch.where(is_new_here, local_part(parameter), average))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, under the same names for any number of processes."""

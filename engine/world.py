@@ -120,6 +120,23 @@ def gather_rows(tensor: Tensor) -> Tensor:
     return gathered
 
 
+def rank_and_size() -> tuple[int, int]:
+    """The number of this process and how many there are; (0, 1) without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sums over all ranks, without a gradient: the same bits on all of them.
+
+    Without a process group it returns the tensor itself.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     """Averages over all ranks and lets gradients through.
 

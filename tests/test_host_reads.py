@@ -78,6 +78,15 @@ def test_a_step_of_a_tokenizer_does_not_wait(quantizer, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+@pytest.mark.parametrize("restart", ["random", "nearest"])
+def test_codes_that_start_anew_do_not_wait(update, restart, device):
+    section = f"model.quantizer.vq={{update: {update}, restart: {restart}, decay: 0.5}}"
+    task = step_on_images(mini.tokenizer_config(section, "ema_decay=0.9", f"loop.device={device}"), device)
+    assert task.inspect()["restarted_codes"] > 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("model", "quantizer"), [("maskgit_vq", "vq"), *(("var_vae", name) for name in OF_GRIDS)])
 def test_a_step_of_a_network_without_transformer_does_not_wait(model, quantizer, device):
     terms = [term for term in ALL_TERMS if not term.startswith(("semantic", "model.hybrid", "loss.shortcut"))]

@@ -33,8 +33,12 @@ VARIANTS = {  # what is switched on -> overrides of the tiny tokenizer
     "micro-batches and loaders": [*tiny.GAN, "loop.grad_accum=2", "data.num_workers=2"],
     "bf16": ["loop.precision=bf16", *tiny.GAN],
     "lecam": [*tiny.GAN, "loss.discriminator.lecam_weight=0.1", "loss.discriminator.generator_loss=non_saturating"],
+    "averages and random restarts": [
+        "model.quantizer.vq={update: ema, restart: random, restart_threshold: 0.5, decay: 0.6}", "ema_decay=0.9",
+    ],
+    "nearest restarts": ["model.quantizer.vq={restart: nearest}", "ema_decay=0.9", "loop.grad_accum=2"],
     "rate after the step": ["optim.lr_after_step=true", "optim.warmup_steps=4"],
-}
+}  # fmt: skip
 
 
 def full_state(run_dir, tmp_path) -> dict:

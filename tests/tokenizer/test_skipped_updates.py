@@ -84,6 +84,8 @@ SECTIONS = {
     "mcq": "{groups: 2, codebook_size: 16, codebook_dim: 2}",
     "multi_scale": small_networks.QUANTIZERS["multi_scale"],
     "averaged": "{}",
+    "vq by averages": "{codebook_size: 16, codebook_dim: 4, update: ema, restart: random, decay: 0.6}",
+    "vq with restarts": "{codebook_size: 16, codebook_dim: 4, restart: nearest}",
 }
 SLOW = pytest.mark.slow  # a ViT at 224 pixels
 JUDGES = {"patchgan": "{base_channels: 4, num_layers: 2, norm: batch}", "dino": "{}", "pooled": "{}"}
@@ -99,8 +101,9 @@ def task_of(world, quantizer: str, judge: str) -> TokenizerTask:
     if quantizer in small_networks.OF_GRIDS:
         config = small_networks.tokenizer_config("var_vae", quantizer, *training)
     else:
-        unused = [] if quantizer == "vq" else ["model.quantizer.vq=null"]
-        section = f"model.quantizer={{name: {quantizer}, {quantizer}: {SECTIONS[quantizer]}}}"
+        name = quantizer.split()[0]
+        unused = [] if name == "vq" else ["model.quantizer.vq=null"]
+        section = f"model.quantizer={{name: {name}, {name}: {SECTIONS[quantizer]}}}"
         config = mini.tokenizer_config(*unused, section, *training)
     return build_task(config, world, mini.SILENT, SOURCE, None)
 

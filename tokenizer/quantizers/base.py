@@ -118,6 +118,16 @@ class Quantizer(nn.Module):
         """Called once, on all ranks, when quantization begins. Returns whether it changed parameters."""
         return False
 
+    def after_update(self, step: int, seed: int, is_skipped: Tensor) -> Mapping[nn.Parameter, Tensor]:
+        """Called once after the optimizer's update `step`, on all ranks; `seed` is that of the run.
+
+        For state that depends on all latents of an update, over ranks and micro-batches. Random choices come from
+        (seed, step) and are equal on all ranks. Where the scalar `is_skipped` is true nothing may change; the host must
+        not read it. Returns which rows of parameters, bool (rows,), were set to values that no gradient gave: the
+        optimizer forgets their moments, and the averaged network takes them over.
+        """
+        return {}
+
     def require_warmup(self, num_latents: int) -> None:
         """Raises ConfigError where a warm-up of `num_latents` latents, over all ranks, is too short for its end."""
 
@@ -135,6 +145,11 @@ class Quantizer(nn.Module):
     def training_flops(self, num_latents: int, entropy: bool) -> int:
         """Operations of `forward` and its backward pass (see `engine.flops`); 0 without products that count."""
         return 0
+
+    @property
+    def can_restart_codes(self) -> bool:
+        """Whether its section has an option `restart`, for codes that nobody uses, that is off."""
+        return False
 
     def health(self) -> dict[str, float]:
         """What the doctor needs to judge a run; a key that has no meaning for a quantizer is left out.
@@ -161,7 +176,7 @@ class Quantizer(nn.Module):
         self.recent_indices = torch.cat([self.recent_indices[len(new) :], new])
 
     def usage(self) -> dict[str, Tensor]:
-        """`code_usage` of the window."""
+        """`code_usage` of the window, and what else a record should tell of the codes."""
         return code_usage(self.recent_indices, self.group_sizes)
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,8 @@ from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 @dataclass(kw_only=True, slots=True)
 class IBQConfig(VQConfig):
     """As `VQConfig`. Latents and codes are compared by their product."""
+
+    MOVABLE: ClassVar[bool] = False
 
     codebook_dim: int = 256
     l2_norm: bool = False

@@ -19,6 +19,7 @@ class SimVQConfig(VQConfig):
     """As `VQConfig`, with the paper's plain distances and straight-through gradients."""
 
     LEARNED: ClassVar[bool] = False
+    MOVABLE: ClassVar[bool] = False
 
     codebook_size: int = 65536
     codebook_dim: int = 128

@@ -6,6 +6,9 @@ optional entropy loss. Everything here runs in float32, also inside a bf16 regio
 6 % of the nearest codes change.
 
 Losses    codebook: mean |q - sg z|^2      commitment: mean |sg q - z|^2      entropies: nats (entropy_assignment.py)
+
+The codebook is trained by its loss, or by averages of the latents (`update=ema`, without a codebook loss), and codes
+that nobody uses may start anew (`restart`): codebook_updates.py. Both happen in `after_update`, once per update.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ from torch import Tensor, nn
 
 from engine.devices import full_precision
 from engine.messages import ConfigError
-from engine.parallel import shard_like
-from engine.validation import Problem, Section, above, at_least
+from engine.parallel import shard_like, whole
+from engine.validation import Problem, Section, above, at_least, in_range
 from engine.world import gather_rows
 from tokenizer.quantizers.affinity import Affinity, PlainDistance, SquaredDistance, nearest_codes
 from tokenizer.quantizers.base import Quantized, Quantizer, entropy_terms
+from tokenizer.quantizers.codebook_updates import MAX_PENDING, CodebookState, Followed
 from tokenizer.quantizers.entropy_assignment import assignment_entropies, rows_per_chunk
 from tokenizer.quantizers.gradients import rotation_trick, straight_through
 
@@ -39,6 +43,7 @@ class VQConfig(Section):
     """A codebook of `codebook_size` vectors of `codebook_dim` channels."""
 
     LEARNED: ClassVar[bool] = True  # whether the codebook itself is trained, so that k-means can initialize it
+    MOVABLE: ClassVar[bool] = True  # whether codes move one by one, so that `update` and `restart` can be chosen
 
     codebook_size: int = 16384
     codebook_dim: int = 8
@@ -49,6 +54,10 @@ class VQConfig(Section):
     entropy_statistics: Literal["local", "global"] = "local"  # over this rank's batch as released, or over all ranks
     warmup_steps: int = 0  # steps at the start in which latents pass through unquantized
     init: Literal["random", "kmeans"] = "random"  # kmeans: on the latents at the end of the warm-up
+    update: Literal["gradient", "ema"] = "gradient"  # ema: codes are averages of their latents, without a codebook loss
+    decay: float = 0.99  # per update, of the averages of `ema` and of the use of codes that `restart` reads
+    restart: Literal["none", "random", "nearest"] = "none"  # unused codes: become random latents, or the nearest (CVQ)
+    restart_threshold: float = 0.1  # of the mean use of a code: with `random`, codes below this start anew
 
     def problems(self) -> Iterator[Problem]:
         yield from at_least(self, "codebook_size", 2)
@@ -59,6 +68,14 @@ class VQConfig(Section):
             yield Problem("init", self.init, "random: this codebook is not learned")
         elif self.init == "kmeans" and self.warmup_steps < 1:
             yield Problem("init", self.init, "random without warmup_steps: k-means needs latents of a warm-up")
+        yield from in_range(self, "decay", 0, 1, open_right=True)
+        yield from in_range(self, "restart_threshold", 0, 1, open_left=True)
+        if not self.MOVABLE:
+            for name, default in (("update", "gradient"), ("restart", "none")):
+                if getattr(self, name) != default:
+                    yield Problem(
+                        name, getattr(self, name), f"{default}: every update moves all codes of this quantizer"
+                    )
 
 
 class VectorQuantizer(Quantizer):
@@ -66,7 +83,9 @@ class VectorQuantizer(Quantizer):
 
     config_class = VQConfig
     in_words = "nearest of learned code vectors"
-    replaced_buffers = Quantizer.replaced_buffers | {"recent_latents"}
+    replaced_buffers = Quantizer.replaced_buffers | {
+        "recent_latents", "cluster_size", "cluster_sum", "usage_ema", "num_restarts"
+    }  # fmt: skip
     recent_latents: Tensor | None  # latents of the warm-up, for k-means
 
     def __init__(self, config: VQConfig) -> None:
@@ -82,6 +101,25 @@ class VectorQuantizer(Quantizer):
         if config.init == "kmeans":
             window = torch.zeros(KMEANS_LATENTS_PER_CODE * self.codebook_size, self.codebook_dim)
         self.register_buffer("recent_latents", window)
+        self._prepare_updates()
+
+    def _prepare_updates(self) -> None:
+        """The statistics that `update` and `restart` need; without them the network has no other state."""
+        config = self.config
+        self._followed: list[tuple[Tensor, Tensor]] = []  # latents and codes of the update under way
+        if config.update == "ema":
+            self.loss_names = self.loss_names - {"codebook"}
+            self.codebook.requires_grad_(False)
+            self.register_buffer("cluster_size", torch.ones(self.codebook_size))
+            self.register_buffer("cluster_sum", self.codebook.detach().clone())
+
+        # CVQ begins without use, so that it places all codes that the first latents do not choose.
+        if config.restart == "nearest":
+            self.register_buffer("usage_ema", torch.zeros(self.codebook_size))
+        elif config.restart == "random" and config.update == "gradient":
+            self.register_buffer("usage_ema", torch.full((self.codebook_size,), 1 / self.codebook_size))
+        if config.restart != "none":
+            self.register_buffer("num_restarts", torch.zeros((), dtype=torch.long))
 
     def _normalize(self, vectors: Tensor) -> Tensor:
         """Vectors (...,D), of unit length with `l2_norm`."""
@@ -100,6 +138,8 @@ class VectorQuantizer(Quantizer):
             indices = self.nearest(latents, codes).view(z.shape[:-1])
             if self.training:
                 self._update_windows(indices, latents, quantize)
+                if quantize:
+                    self._follow(latents, indices)
 
             # Warm-up: the latents themselves. The zero keeps the codebook in the graph of data-parallel training.
             if not quantize:
@@ -112,6 +152,8 @@ class VectorQuantizer(Quantizer):
                 "codebook": (z_q - z.detach()).square().mean(),
                 "commitment": (z_q.detach() - z).square().mean(),
             }
+            if self.config.update == "ema":
+                del losses["codebook"]
             if entropy:
                 losses |= self._entropies(latents, codes)
 
@@ -149,15 +191,84 @@ class VectorQuantizer(Quantizer):
         return F.embedding(indices.long(), self.codes())
 
     def training_flops(self, num_latents: int, entropy: bool) -> int:
-        """One table of products with all codes for the choice; for the entropies two, and two gradients."""
+        """One table of products with all codes for the choice; for the entropies two, and two gradients; for the
+        nearest latent of each code one.
+        """
         table = 2 * num_latents * self.codebook_size * self.codebook_dim
-        return 5 * table if entropy else table
+        tables = (5 if entropy else 1) + (self.config.restart == "nearest")
+        return tables * table
 
     def health(self) -> dict[str, float]:
         facts = {"max_sample_entropy": math.log(self.codebook_size)}
         if self.config.l2_norm:
             facts["code_power"] = 1 / self.codebook_dim
         return facts
+
+    # ------------------------------------------------------------------------------------------------ the update
+    def _follow(self, latents: Tensor, indices: Tensor) -> None:
+        """Keeps the latents of a micro-batch (n,D) and their codes for `after_update`."""
+        if self.config.update == "gradient" and self.config.restart == "none":
+            return
+        if len(self._followed) == MAX_PENDING:
+            raise RuntimeError(f"{MAX_PENDING} training passes without an update: call quantizer.after_update")
+        self._followed.append((latents.detach(), indices.flatten()))
+
+    @torch.no_grad()
+    def after_update(self, step: int, seed: int, is_skipped: Tensor) -> dict[nn.Parameter, Tensor]:
+        """Moves the codes as codebook_updates.py says; see `Quantizer.after_update`."""
+        if not self._followed:
+            return {}
+        followed = Followed.of_parts(self._followed)
+        self._followed.clear()
+
+        # The update, of whole tensors that are equal on all ranks.
+        with full_precision(followed.latents.device):
+            before = self._update_state()
+            after = self._updated(followed, step, seed)
+
+        # What changed is put in its place, unless the step was skipped.
+        self.codebook.copy_(shard_like(torch.where(is_skipped, before.codes, after.codes), self.codebook))
+        for name in ("cluster_size", "cluster_sum", "usage_ema"):
+            if getattr(before, name) is not None:
+                setattr(self, name, torch.where(is_skipped, getattr(before, name), getattr(after, name)))
+        is_restarted = after.is_restarted & ~is_skipped
+        if self.config.restart != "none":
+            self.num_restarts = self.num_restarts + is_restarted.sum()
+        return {
+            self.codebook: is_restarted if self.config.update == "gradient" else ~is_skipped.expand_as(is_restarted)
+        }
+
+    def _update_state(self) -> CodebookState:
+        """The codebook and its statistics as they are."""
+        codes = whole(self.codebook.detach()).float()
+        statistics = [getattr(self, name, None) for name in ("cluster_size", "cluster_sum", "usage_ema")]
+        return CodebookState(codes, *statistics, is_restarted=codes.new_zeros(len(codes), dtype=torch.bool))
+
+    def _updated(self, followed: Followed, step: int, seed: int) -> CodebookState:
+        """What they become by the latents of an update."""
+        config = self.config
+        state = self._update_state()
+        counts, sums = followed.statistics(self.codebook_size)
+        if state.cluster_size is not None:
+            state.average(counts, sums, config.decay, self._normalize)
+        if state.usage_ema is not None:
+            state.note_usage(counts, config.decay)
+
+        # Codes that nobody uses.
+        if config.restart == "random":
+            state.restart_at(followed.drawn(self.codebook_size, seed, step), counts, config.restart_threshold)
+        elif config.restart == "nearest":
+            state.approach(followed.nearest(self._normalize(state.codes), self.nearest), config.decay)
+        return state
+
+    @property
+    def can_restart_codes(self) -> bool:
+        return self.config.MOVABLE and self.config.restart == "none"
+
+    def usage(self) -> dict[str, Tensor]:
+        """Also `restarted_codes`, with `restart`: how many codes started anew since the start of the run."""
+        restarts = {} if self.config.restart == "none" else {"restarted_codes": self.num_restarts.double()}
+        return super().usage() | restarts
 
     # ------------------------------------------------------------------------------------------------ the warm-up
     @torch.no_grad()
@@ -223,4 +334,7 @@ class VectorQuantizer(Quantizer):
             centers = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], centers)
             centers = self._normalize(centers)
         self.codebook.copy_(shard_like(centers, self.codebook))
+        if self.config.update == "ema":
+            self.cluster_size = torch.ones_like(self.cluster_size)
+            self.cluster_sum = centers.to(self.cluster_sum)
         return centers

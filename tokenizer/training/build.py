@@ -81,6 +81,7 @@ def build_task(
         save_grid=run.save_grid,
         discriminator_config=config.loss.discriminator,
         warmup_steps=config.warmup_steps,
+        seed=config.loop.seed,
     )
 
 

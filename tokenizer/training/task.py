@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class TokenizerTask:
     """The networks, the terms of the loss, and how they meet. See `engine.loop.Task`.
 
     `save_grid` writes an image grid, or is None. For `warmup_steps` steps latents pass through
-    the quantizer. Steps are counted from 0.
+    the quantizer. `seed` is that of the run. Steps are counted from 0.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class TokenizerTask:
         save_grid: GridWriter | None = None,
         discriminator_config: DiscriminatorConfig | None = None,
         warmup_steps: int = 0,
+        seed: int = 0,
     ) -> None:
         self.tokenizer = tokenizer
         self.discriminator = discriminator
@@ -80,6 +81,7 @@ class TokenizerTask:
         self.validation = validation
         self.save_grid = save_grid
         self.warmup_steps = warmup_steps
+        self.seed = seed
         self.skipped_images = torch.zeros((), device=world.device)  # replaced ones, on this rank, in this process
 
         self._works: dict[frozenset[str], ImageWork] = {}  # names of active terms -> what their step does
@@ -172,7 +174,8 @@ class TokenizerTask:
                 metrics[name] = metrics.get(name, 0.0) + value.detach() / count
 
         # The update, and what describes it. A rank's count times the world size: its mean over ranks is the sum.
-        metrics |= self.tokenizer.step(step, metrics)
+        after_update = partial(self.tokenizer.module.quantizer.after_update, step, self.seed)
+        metrics |= self.tokenizer.step(step, metrics, after_update)
         metrics["skipped_images"] = self.skipped_images * self.world.size
         return metrics, pairs
 
