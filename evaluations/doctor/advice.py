@@ -44,6 +44,11 @@ def has_other_init(run: RunEvidence) -> bool:
     return run.quantizer_section.get("init", KMEANS_INIT) != KMEANS_INIT
 
 
+def has_codes_to_restart(run: RunEvidence) -> bool:
+    """Whether the run's quantizer could restart codes that nobody uses, and does not."""
+    return run.tokenizer is not None and run.tokenizer.quantizer.can_restart_codes
+
+
 def has_dropout(run: RunEvidence) -> bool:
     """Whether the run's model has a dropout rate."""
     return any("dropout" in key for key in flatten(run.get("model", {})))
@@ -56,6 +61,7 @@ def is_not_fp32(run: RunEvidence) -> bool:
 
 # ------------------------------------------------------------------------------------------------ used more than once
 KMEANS = Advice("warm up the quantizer with init=kmeans", fits=has_other_init)
+RESTART = Advice("restart unused codes (the quantizer's restart=nearest)", fits=has_codes_to_restart)
 ADD_ENTROPY = Advice("add entropy loss", fits=quantizer_computes("entropy"))
 LOWER_LR = Advice("lower optim.lr", fits=has_key("optim.lr"))
 LOWER_PROBE_LRS = Advice("lower probe.base_lrs", fits=has_key("probe.base_lrs"))

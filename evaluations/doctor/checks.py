@@ -11,6 +11,7 @@ from evaluations.doctor.advice import (
     KMEANS,
     LOWER_LR,
     LOWER_PROBE_LRS,
+    RESTART,
     Advice,
     has_dropout,
     has_key,
@@ -59,12 +60,12 @@ SAME_RECIPE = "a recipe with the same model and this key; --recipe names one"
 CHECKS = {
     "codebook collapse": Check(
         codebook_collapse,
-        [KMEANS, LOWER_LR, ADD_ENTROPY],
+        [KMEANS, RESTART, LOWER_LR, ADD_ENTROPY],
         needs="a tokenizer's checkpoint with at least as many recent tokens as codes",
     ),
     "dead codes": Check(
         dead_codes,
-        [KMEANS, ADD_ENTROPY, Advice("use fewer codes")],
+        [KMEANS, RESTART, ADD_ENTROPY, Advice("use fewer codes")],
         needs="a tokenizer's checkpoint after a tenth of its run, with four recent tokens per code",
     ),
     "commitment imbalance": Check(

@@ -151,6 +151,7 @@ def tokenizer_charts() -> list[Chart]:
             [Series("training window", key="codebook_usage"), Series("held out", key="val/codebook_usage")],
             percent=True,
         ),
+        Chart("Restarted codes", "since the start of the run", same_name(["restarted_codes"])),
         Chart("Assignment entropies", "nats", same_name(["sample_entropy", "codebook_entropy"])),
     ]
 

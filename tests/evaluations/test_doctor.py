@@ -449,7 +449,9 @@ def test_remedies_name_only_what_the_run_has(place, tmp_path, image_folder, worl
     tokenizer.train.train(config, world)
     runs = {"vq": RunEvidence(place / "healthy"), "fsq": RunEvidence(tmp_path / "fsq")}
     dead = {name: CHECKS["dead codes"].remedy(run) for name, run in runs.items()}
-    assert dead["vq"] == "add entropy loss; use fewer codes", "k-means it has already"
+    restart = "restart unused codes (the quantizer's restart=nearest)"
+    assert dead["vq"] == f"{restart}; add entropy loss; use fewer codes", "k-means it has already"
+    assert restart in CHECKS["codebook collapse"].remedy(runs["vq"])
     assert dead["fsq"] == "use fewer codes"
     runs["vq"].config.model.quantizer.vq.init = "random"
     assert CHECKS["dead codes"].remedy(runs["vq"]).startswith("warm up the quantizer with init=kmeans; ")

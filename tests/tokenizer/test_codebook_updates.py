@@ -1,5 +1,6 @@
 """Codebooks of averages, and codes that start anew: closed forms, another program, ranks, micro-batches, the EMA."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from engine.trained_model import TrainedModel
 from engine.world import World
 from tokenizer.quantizers import codebook_updates
 from tokenizer.quantizers.ibq import IBQConfig
+from tokenizer.quantizers.mcq import MCQConfig, ProductVQ
+from tokenizer.quantizers.rvq import ResidualVQ, RVQConfig
 from tokenizer.quantizers.simvq import SimVQConfig
 from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 
@@ -284,6 +287,35 @@ def test_passes_without_updates_are_an_error_and_not_a_leak(monkeypatch):
     assert codebook_updates.MAX_PENDING > 1000
 
 
+@EACH_RULE
+@pytest.mark.parametrize("kind", [RVQConfig, MCQConfig])
+def test_several_codebooks_are_updated_each(kind, rule):
+    """As a codebook alone that sees the latents of its level or group; restarts are added up."""
+    torch.manual_seed(0)
+    sizes = {"levels": 2, "codebook_dim": 4} if kind is RVQConfig else {"groups": 2, "codebook_dim": 2}
+    network = {RVQConfig: ResidualVQ, MCQConfig: ProductVQ}[kind](kind(codebook_size=16, **sizes, **rule)).train()
+    alone = copy.deepcopy(network.books[1])
+    for step in range(4):
+        z = batch(step)
+        if kind is RVQConfig:
+            rest = z - network.books[0].eval()(z).z_q
+            network.train()
+        else:
+            rest = z[..., 2:]
+        network(z)
+        alone(rest)
+        rows = network.after_update(step, 3, GOOD)
+        alone.after_update(step, 4, GOOD)
+        assert len(rows) == 2
+    assert same(state(network.books[1]), state(alone))
+    assert ("codebook" in network.loss_names) == (rule["update"] == "gradient")
+    if rule["restart"] != "none":
+        counts = [book.restarts()["restarted_codes"] for book in (network.books[0], alone)]
+        assert network.usage()["restarted_codes"] == sum(counts) > counts[0] and not network.can_restart_codes
+    else:
+        assert "restarted_codes" not in network.usage() and network.can_restart_codes
+
+
 # ---------------------------------------------------------------------------------------------- optimizer and EMA
 def trained(world: World, rule: dict, parallel: TrainLoopConfig | None = None, steps: int = 4) -> TrainedModel:
     """A quantizer after some updates with AdamW and averaged weights, and its last restarts."""
@@ -357,6 +389,7 @@ def test_without_an_option_there_is_no_state():
     [
         (VQConfig, {"update": "ema", "decay": 1.0}, r"decay=1.0 must be in \[0, 1\)"),
         (VQConfig, {"restart": "random", "restart_threshold": 0.0}, r"restart_threshold=0.0 must be in \(0, 1\]"),
+        (RVQConfig, {"shared": True, "restart": "random"}, "restart='random' must be nearest or none with shared"),
         (IBQConfig, {"update": "ema"}, "update='ema' must be gradient: every update moves all codes"),
         (SimVQConfig, {"restart": "nearest"}, "restart='nearest' must be none: every update moves all codes"),
     ],

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.seeds import NUM_SEEDS
 from tokenizer.quantizers.base import Quantizer
 from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 
@@ -62,6 +63,23 @@ class SeveralCodebooks(Quantizer):
     def idle_gradient(self) -> Tensor:
         """Zero, with a gradient of zero for every parameter: data-parallel training waits for all of them."""
         return 0.0 * sum(parameter.sum() for parameter in self.parameters())
+
+    # ------------------------------------------------------------------------------------------------ the update
+    def after_update(self, step: int, seed: int, is_skipped: Tensor) -> Mapping[nn.Parameter, Tensor]:
+        """That of each codebook, with random numbers of its own."""
+        new_rows: dict[nn.Parameter, Tensor] = {}
+        for number, book in enumerate(self.books):
+            new_rows |= book.after_update(step, (seed + number) % NUM_SEEDS, is_skipped)
+        return new_rows
+
+    def usage(self) -> dict[str, Tensor]:
+        """Also the restarted codes of all codebooks, where they restart."""
+        restarts = [book.restarts() for book in self.books]
+        return super().usage() | {name: sum(each[name] for each in restarts) for name in restarts[0]}
+
+    @property
+    def can_restart_codes(self) -> bool:
+        return self.books[0].can_restart_codes
 
     # ------------------------------------------------------------------------------------------------ what others ask
     def require_warmup(self, num_latents: int) -> None:

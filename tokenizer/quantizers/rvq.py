@@ -57,6 +57,8 @@ class RVQConfig(VQConfig):
             yield Problem("l2_norm", self.l2_norm, "false: a sum of codes has no length of its own")
         if self.shared and self.init == "kmeans":
             yield Problem("init", self.init, "random with shared: k-means serves the rests of one level")
+        if self.shared and self.restart == "random":
+            yield Problem("restart", self.restart, "nearest or none with shared: rests of several levels have no order")
 
 
 class _Level(VectorQuantizer):

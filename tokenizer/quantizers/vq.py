@@ -266,9 +266,12 @@ class VectorQuantizer(Quantizer):
         return self.config.MOVABLE and self.config.restart == "none"
 
     def usage(self) -> dict[str, Tensor]:
-        """Also `restarted_codes`, with `restart`: how many codes started anew since the start of the run."""
-        restarts = {} if self.config.restart == "none" else {"restarted_codes": self.num_restarts.double()}
-        return super().usage() | restarts
+        """Also `restarts`."""
+        return super().usage() | self.restarts()
+
+    def restarts(self) -> dict[str, Tensor]:
+        """`restarted_codes`, with `restart`: how many codes started anew since the start of the run."""
+        return {} if self.config.restart == "none" else {"restarted_codes": self.num_restarts.double()}
 
     # ------------------------------------------------------------------------------------------------ the warm-up
     @torch.no_grad()
