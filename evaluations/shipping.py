@@ -27,13 +27,14 @@ from engine.outputs import refuse
 from engine.pipeline import run_stages
 from engine.sharing import private_words
 from engine.shipped_models import PREFIX
-from evaluations.metrics.registry import shown, title
+from evaluations.metrics.registry import title
 from evaluations.pipelines.quickstart import evaluation_stages
 from evaluations.pipelines.stages import codes_stage
 from evaluations.publication.card import CardTexts, model_card
 from evaluations.publication.earlier_card import CARD_FILE
 from evaluations.publication.measured import MeasuredResult, problem_of
 from evaluations.publication.networks import CONFIG_FILE, WEIGHTS_FILE, PublishedNetwork, Source, sources_of
+from evaluations.result_intervals import value_text
 from evaluations.results import read_result, scalars_of
 from evaluations.run_layout import RunLayout
 
@@ -188,13 +189,12 @@ def _rounding(run: Path, network: ShippedNetwork, result: Mapping[str, Any], wor
     before = RunLayout(run).result(network.result_name)
     if not before.is_file():
         return
-    old = scalars_of(read_result(before)["metrics"])
-    new = scalars_of(result["metrics"])
+    old, new = read_result(before)["metrics"], result["metrics"]
     yield ""
     yield "| metric | rounded | as trained |"
     yield "|---|---|---|"
-    for metric in (metric for metric in new if metric in old):
-        yield f"| {title(metric)} | {shown(metric, new[metric])} | {shown(metric, old[metric])} |"
+    for metric in (metric for metric in scalars_of(new) if metric in scalars_of(old)):
+        yield f"| {title(metric)} | {value_text(new, metric)} | {value_text(old, metric)} |"
 
 
 # ------------------------------------------------------------------------------------------------ put in place

@@ -19,6 +19,7 @@ from evaluations.report.networks import network_facts, num_codes
 from evaluations.report.number_text import setting_text
 from evaluations.report.records import RECORDED_VALUES, RecordedValue, newest_values
 from evaluations.report.run_folder import RunFolder, config_of
+from evaluations.result_intervals import half_width_in
 from evaluations.results import forced_mark, scalars_of
 
 # What a start tells beside the config; the first two say which code computed a run.
@@ -44,6 +45,7 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)  # `network: config key or fact of the start` -> value
     recorded: dict[str, float] = field(default_factory=dict)  # `network: key of RECORDED_VALUES` -> value
     results: dict[str, float] = field(default_factory=dict)  # metric -> value
+    half_widths: dict[str, float] = field(default_factory=dict)  # metric -> half of its 95 % interval, where known
     forced: tuple[str, ...] = ()  # metrics that should not be trusted
 
 
@@ -76,6 +78,8 @@ def row_of(name: str, run: RunFolder, anchor: str, label: str = "") -> Row:
         for metric, value in scalars_of(result["metrics"]).items():
             if metric in wanted and metric not in row.results:
                 row.results[metric] = value
+                half_width = half_width_in(result["metrics"], metric)
+                row.half_widths.update({metric: half_width} if half_width is not None else {})
                 forced += [metric] if forced_mark(metric, result) else []
     return replace(row, forced=tuple(forced))
 

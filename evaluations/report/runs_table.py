@@ -26,6 +26,8 @@ from evaluations.report.rows import (
     recorded_columns,
     short_name,
 )
+from evaluations.result_intervals import half_width_text
+from evaluations.results import FORCED_MARK
 
 MAX_SETTINGS = 12  # columns of config keys
 MAX_SAID = 3  # settings of a run that a card names
@@ -214,7 +216,10 @@ def _codes_cell(usage: float | None, total: int | None) -> Cell:
 
 
 def _result_cells(rows: Sequence[Row]) -> list[tuple[str, list[Cell]]]:
-    """The headline numbers of results. They are not ranked here: the comparison below knows their protocols."""
+    """The headline numbers of results, with half of their 95 % intervals where these are known.
+
+    They are not ranked here: the comparison below knows their protocols.
+    """
     columns = []
     for metric in headline_metrics():
         known = find_metric(metric)
@@ -223,9 +228,14 @@ def _result_cells(rows: Sequence[Row]) -> list[tuple[str, list[Cell]]]:
         having = [row for row in rows if metric in row.results]
         values = [row.results[metric] for row in having]
         texts = [f"{value:.1%}" for value in values] if known.percent else fixed_texts(values)
-        marked = [
-            f"{text}{' (forced)' if metric in row.forced else ''}" for text, row in zip(texts, having, strict=True)
-        ]
+        marked = [_text_of_result(text, metric, row) for text, row in zip(texts, having, strict=True)]
         numbers = [row.results.get(metric) for row in rows]
         columns.append((title(metric), _number_cells(numbers, marked, [False] * len(rows))))
     return columns
+
+
+def _text_of_result(text: str, metric: str, row: Row) -> str:
+    """A number of a result with its interval, and a mark where it was forced."""
+    half_width = row.half_widths.get(metric)
+    interval = "" if half_width is None else f" ± {half_width_text(metric, half_width)}"
+    return f"{text}{interval}{FORCED_MARK if metric in row.forced else ''}"

@@ -11,6 +11,7 @@ from autoregressive.models.registry import GENERATORS
 from engine.folder_lock import lock_folder
 from engine.messages import UserError
 from engine.pipeline import StageLog
+from evaluations.metrics.intervals import Estimate
 from evaluations.report.charts import central_range, thinned
 from evaluations.report.ending import Ending, duration_text, pipeline_ending, training_ending
 from evaluations.report.first_screen import command_text
@@ -275,6 +276,16 @@ def test_runs_of_one_name_are_told_apart(sweep, tmp_path):
     trained(tmp_path / "other" / "a")
     text = write_report([sweep / "a", tmp_path / "other" / "a"], tmp_path / "page.html").read_text()
     assert ">sweep/a</a>" in text and ">other/a</a>" in text and str(tmp_path) not in text
+
+
+def test_the_table_of_runs_shows_intervals_and_what_was_forced(tmp_path):
+    """Half of the 95 % interval stands behind a number that has one."""
+    for name, error in (("a", {"psnr": Estimate(21.5, 0.1, 9, "blocks", ())}), ("b", {})):
+        metrics = {"psnr": 21.5, "rfid": 7.0}
+        protocol = {"kind": "reconstruction", "reference": {"forced": ["too few"] if name == "b" else []}}
+        write_result(tmp_path / name / "evaluations" / "reconstruction.json", metrics, protocol, error)
+    text = write_report([tmp_path]).read_text().partition('id="runs"')[2].partition("</section>")[0]
+    assert re.findall(r"<td[^>]*>(21.5[^<]*|7[^<]*)</td>", text) == ["7", "21.5 ± 0.23", "7 (forced)", "21.5"]
 
 
 @pytest.mark.parametrize("old_title", ["run", None])

@@ -16,6 +16,7 @@ from engine.checkpoint.manifest import CheckpointError
 from engine.half_precision import as_stored
 from engine.messages import UserError
 from evaluations import publish, ship, shipping
+from evaluations.metrics.intervals import Estimate
 from evaluations.publication.earlier_card import card_of
 from evaluations.publication.markdown import plain, read_plain, read_table, table
 from evaluations.results import write_result
@@ -30,7 +31,8 @@ def stand_in_results(run, pair, num_samples):
     numbers = {"reconstruction": {"psnr": 21.5}, "generation": {"distinct": 1.0}}
     for name, metrics in numbers.items():
         protocol = {"tokenizer": tokenizer} | ({"gpt": generator} if name == "generation" else {})
-        write_result(work.result(name), metrics, protocol)
+        errors = {metric: Estimate(value, 0.1, 9, "blocks", ()) for metric, value in metrics.items()}
+        write_result(work.result(name), metrics, protocol, errors)
     return work
 
 
@@ -99,7 +101,7 @@ def test_a_pair_is_rounded_and_loads_as_float32(run, installed):
 def test_the_cards_tell_the_results_of_the_rounded_weights(shipped):
     card = (shipped / "digits" / "tokenizer" / "README.md").read_text()
     assert 'Tokenizer.from_pretrained("shipped:digits")' in card
-    assert "| 21.5 | 22.25 |" in card  # rounded, as trained
+    assert "| 21.5 ± 0.23 | 22.25 |" in card  # rounded, with its interval; as trained, by a result without one
     assert "rounded to float16" in card and "holds the weights as float16" in card
     assert "SHA-256" in card and str(shipped) not in card
     assert "distinct" in (shipped / "digits" / "gpt" / "README.md").read_text().lower()
