@@ -84,6 +84,11 @@ LAYERS = {
         "autoregressive.sampling", "evaluations.metrics.registry", "evaluations.digits",
         *(f"evaluations.{name}" for name in ("report", "results", "result_intervals", "comparison", "run_layout")),
     ],
+    "evaluations.scaling": [
+        "engine", "tokenizer.loading", "tokenizer.models.base", "evaluations.metrics.registry",
+        *(f"evaluations.{name}" for name in ("scaling", "report", "results", "result_intervals", "comparison")),
+        *(f"evaluations.{name}" for name in ("run_layout", "workload", "metrics.rank_correlation")),
+    ],
     "evaluations.publication": [
         "engine", "tokenizer.load_tokenizer", "autoregressive.loading", "autoregressive.models",
         "evaluations.metrics.registry", "evaluations.report.run_folder",

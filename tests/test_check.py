@@ -47,6 +47,9 @@ def place(tmp_path_factory, image_folder, world):
     (root / "words.json").write_text(json.dumps([word]))
     for name in ("a", "b"):
         write_result(root / f"{name}.json", {"psnr": 1.0}, {"kind": "reconstruction"})
+    write_result(
+        root / "measured.json", {"psnr": 1.0}, {"tokenizer": {"path": f"{root}/tokenizer", "fingerprint": "x"}}
+    )
     return root
 
 
@@ -205,6 +208,10 @@ COMMANDS = {
         "--config {root}/tokenizer.yaml --folder {root}/new --grid optim.lr=1,2",
         "--config {root}/no1.yaml --folder {root}/a.json --grid optim.lr=1,2",
         ["no1.yaml", "a.json"],
+    ),
+    "evaluations.scaling": (
+        "{root}/measured.json --plot psnr:parameters --output {root}/new",
+        "{root}/no1.json --output {root}/a.json/x", ["no1.json", "a.json"],
     ),
     # The published scripts: at --scale tiny all is here, but for a place to write to.
     **{

@@ -72,6 +72,7 @@ APART = {
     "evaluations.paper_tables": "prints tables and commands",
     "evaluations.quickstart": "starts the entries below on its own configs",
     "evaluations.ship": "starts entries below on the networks of a quick start",
+    "evaluations.scaling": "draws numbers of results, and sizes of any network that can be loaded",
     "evaluations.sweep": "starts the trainers as processes",
     **{
         f"evaluations.{name}": "starts the entries below as processes; its --check runs theirs"

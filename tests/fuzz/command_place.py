@@ -63,6 +63,8 @@ def build(root: Path) -> None:
     for name, value in (("a", 1.5), ("b", 2.5)):
         result = {"metrics": {"psnr": value}, "protocol": {"kind": "reconstruction", "num_images": 6}}
         (root / f"{name}.json").write_text(json.dumps(result))
+    measured = {"kind": "reconstruction", "tokenizer": {"path": "tokenizer", "fingerprint": "x"}}
+    (root / "measured.json").write_text(json.dumps({"metrics": {"psnr": 1.5}, "protocol": measured}))
     shutil.copytree(root / "tokenizer", root / "report" / "tokenizer")
     (root / "report" / "evaluations").mkdir()
     shutil.copy(root / "a.json", root / "report" / "evaluations" / "a.json")
@@ -162,6 +164,7 @@ COMMANDS = {
     "evaluations.protocols": "adm | --json",
     "evaluations.paper_tables": "wetok_3 | --files images | --images imagenet=images/train | --commands",
     "evaluations.sweep": "--config tokenizer.yaml | --folder OUT/sweep | --grid optim.lr=1e-3,2e-3 | loop.steps=1",
+    "evaluations.scaling": "measured.json | --plot psnr:parameters | --mixed | --output OUT/scaling",
     "evaluations.report": "report | --output OUT/page.html",
 }
 
