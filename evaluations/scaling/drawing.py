@@ -6,8 +6,9 @@ the page, in a file those of a white sheet.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -22,9 +23,13 @@ HEIGHT = 300  # in SVG units, without the names of series
 TOP = 16
 LEGEND_LINE = 18  # height of a line of names of series
 LOG_RATIO = 2.5  # of the largest to the smallest size, above which its axis is logarithmic
+MAX_TICKS = 7  # of a logarithmic axis
+TICK_FACTORS = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 MARGIN = 0.07  # of the range of an axis, beyond its outermost values
 MAX_LABELS = 14  # points that are named; of more, only the pointer tells
 MAX_LABEL = 26  # letters of the name of a point
+AXIS_SIZE, AXIS_LETTER = 11.5, 6.0  # of the name of an axis: the size of its font, and the width of a letter
+LINE_STEP = 12.0  # between two places of a line that names of points should not hide
 CAP = 3.5  # half of the width of the end of an error bar
 SIZE_UNITS = ((1e9, "B"), (1e6, "M"), (1e4, "k"))  # of counts beside an axis; k for ten thousand and more
 MAX_COUNT = 1e12  # above which a count is written as a power of ten
@@ -61,14 +66,14 @@ def value_text(quantity: Quantity, value: Value) -> str:
 
 # ------------------------------------------------------------------------------------------------ axes
 def log_ticks(low: float, high: float) -> list[float]:
-    """The numbers 1, 2 and 5 times a power of ten in a positive range; powers alone where these are many."""
+    """Round numbers in a positive range: the densest series of `TICK_FACTORS` of which seven or fewer lie in it."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1, 2, 5), (1, 3), (1,)):
+    for factors in TICK_FACTORS:
         ticks = [factor * 10.0**exponent for exponent in exponents for factor in factors]
         inside = [tick for tick in ticks if low <= tick <= high]
-        if len(inside) <= 7:
+        if len(inside) <= MAX_TICKS:
             break
-    return inside if len(inside) > 1 else [tick for tick in nice_ticks(low, high) if low <= tick <= high]
+    return inside
 
 
 @dataclass(frozen=True)
@@ -125,16 +130,18 @@ def _draw_axes(panel: Panel, x: Scale, y: Scale) -> str:
         parts.append(f'<line class="grid" x1="{place}" x2="{place}" y1="{top}" y2="{bottom}"/>')
         parts.append(f'<text x="{place}" y="{bottom + 16}" text-anchor="middle">{x.text(tick)}</text>')
 
-    log = ", logarithmic" if x.is_log else ""
-    parts.append(
-        f'<text class="axis" x="{(LEFT + right) / 2}" y="{bottom + BOTTOM - 8}" text-anchor="middle">'
-        f"{escape(panel.x.title + log)}</text>"
-    )
-    parts.append(
-        f'<text class="axis" transform="translate(12 {(top + bottom) / 2}) rotate(-90)" text-anchor="middle">'
-        f"{escape(panel.y.title)}</text>"
-    )
+    name = f"{panel.x.title}, logarithmic" if x.is_log else panel.x.title
+    parts.append(_axis_name(name, f'x="{(LEFT + right) / 2}" y="{bottom + BOTTOM - 8}"', right - LEFT))
+    turned = f'transform="translate(12 {(top + bottom) / 2}) rotate(-90)"'
+    parts.append(_axis_name(panel.y.title, turned, bottom - top + TOP))
     return "".join(parts)
+
+
+def _axis_name(name: str, place: str, room: float) -> str:
+    """The name of an axis in its middle, in smaller letters where it has little room."""
+    size = min(AXIS_SIZE, AXIS_SIZE * room / (AXIS_LETTER * len(name)))
+    style = f' style="font-size:{size:.1f}px"' if size < AXIS_SIZE else ""
+    return f'<text class="axis" {place} text-anchor="middle"{style}>{escape(name)}</text>'
 
 
 # ------------------------------------------------------------------------------------------------ points
@@ -159,9 +166,14 @@ def _draw_dot(panel: Panel, dot: Dot, x: Scale, y: Scale, number: int) -> str:
     )
 
 
+def joined(dots: Sequence[Dot]) -> list[Dot]:
+    """The points of a series that a line joins: those that may be compared, in the order of x."""
+    return sorted((dot for dot in dots if dot.is_comparable), key=lambda dot: dot.x.number)
+
+
 def _draw_line(dots: Sequence[Dot], x: Scale, y: Scale, number: int) -> str:
-    """The points of a series that may be compared, joined in the order of x."""
-    ordered = sorted((dot for dot in dots if dot.is_comparable), key=lambda dot: dot.x.number)
+    """The line of a series."""
+    ordered = joined(dots)
     if len(ordered) < 2:
         return ""
     path = " ".join(f"{x.place(dot.x.number)},{y.place(dot.y.number)}" for dot in ordered)
@@ -178,16 +190,31 @@ def _draw_labels(panel: Panel, x: Scale, y: Scale) -> str:
         for label in (dot.point.label for dot in panel.dots)
     ]
     places = [(x.place(dot.x.number), y.place(dot.y.number)) for dot in panel.dots]
-    bars = [
-        Box(across - CAP, y.place(dot.y.high), across + CAP, y.place(dot.y.low))
-        for dot, (across, _) in zip(panel.dots, places, strict=True)
-    ]
-    labels = place_labels(names, places, Box(LEFT, y.end, x.end, y.start), bars)
+    labels = place_labels(names, places, Box(LEFT, y.end, x.end, y.start), [*_drawn_room(panel, x, y)])
     return "".join(
         f'<text class="name" x="{label.x:.1f}" y="{label.y:.1f}" text-anchor="{label.anchor}">'
         f"{escape(label.text)}</text>"
         for label in labels
     )
+
+
+def _drawn_room(panel: Panel, x: Scale, y: Scale) -> Iterator[Box]:
+    """The room of error bars and of lines between points."""
+    for dot in panel.dots:
+        across, down = x.place(dot.x.number), y.place(dot.y.number)
+        yield Box(across - CAP, y.place(dot.y.high), across + CAP, y.place(dot.y.low))
+        yield Box(x.place(dot.x.low), down - CAP, x.place(dot.x.high), down + CAP)
+    if not panel.is_trend:
+        return
+    for name in panel.series:
+        line = joined([dot for dot in panel.dots if dot.point.series == name])
+        for first, second in itertools.pairwise(line):
+            start = x.place(first.x.number), y.place(first.y.number)
+            end = x.place(second.x.number), y.place(second.y.number)
+            steps = max(1, round(math.dist(start, end) / LINE_STEP))
+            for step in range(steps + 1):
+                across, down = (a + (b - a) * step / steps for a, b in zip(start, end, strict=True))
+                yield Box(across - 3, down - 3, across + 3, down + 3)
 
 
 def _draw_legend(names: Sequence[str]) -> tuple[str, int]:

@@ -90,11 +90,12 @@ def _figure(panel: Panel) -> str:
 
 
 def _numbers(panels: Sequence[Panel]) -> str:
-    """One row per tokenizer, one column per quantity."""
+    """One row per tokenizer, in the order of the first picture, and one column per quantity."""
     quantities = list(dict.fromkeys(quantity for panel in panels for quantity in (panel.x, panel.y)))
+    order = list(dict.fromkeys(dot.point.series for panel in panels for dot in panel.dots))
     rows: dict[int, tuple[Point, dict[Quantity, Cell]]] = {}
     for panel in panels:
-        for dot in panel.dots:
+        for dot in sorted(panel.dots, key=lambda dot: dot.x.number):
             _, cells = rows.setdefault(id(dot.point), (dot.point, {}))
             for quantity, value in ((panel.x, dot.x), (panel.y, dot.y)):
                 cells[quantity] = Cell(value_text(quantity, value), value.number)
@@ -108,7 +109,7 @@ def _numbers(panels: Sequence[Panel]) -> str:
             Cell(point.label),
             *(cells.get(quantity, Cell("")) for quantity in quantities),
         ]
-        for point, cells in rows.values()
+        for point, cells in sorted(rows.values(), key=lambda row: order.index(row[0].series))
     ]
     return sortable_table(head, body)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from engine.counts import counted
 from engine.messages import UserError
 from evaluations.metrics.rank_correlation import MIN_POINTS, RankCorrelation, rank_correlation
 from evaluations.scaling.quantities import Quantity, Value, why_not_comparable
@@ -160,8 +161,8 @@ class Agreement:
         if not self.are_independent:
             return f"{value}. Checkpoints of one training are not independent, so there is no interval."
         interval = f"95 % interval {found.low:+.2f} to {found.high:+.2f}"
-        chance = f"{found.p_value:.2g} of all orders agree as much"
-        return f"{value}; {interval}; {chance}."
+        chance = f"a random order agrees or disagrees as much with probability {found.p_value:.2g}"
+        return f"{value}, {interval}; {chance}."
 
 
 def agreements(panel: Panel) -> list[Agreement]:
@@ -178,7 +179,7 @@ def agreements(panel: Panel) -> list[Agreement]:
 def _agreement(name: str, dots: Sequence[Dot]) -> Agreement:
     """The rank correlation of some points."""
     if len(dots) < MIN_POINTS:
-        return Agreement(name, None, f"{len(dots)} comparable points; it takes {MIN_POINTS}")
+        return Agreement(name, None, f"{counted(len(dots), 'comparable point')}, and it takes {MIN_POINTS}")
     trainings = {dot.point.training for dot in dots}
     try:
         correlation = rank_correlation([dot.x.number for dot in dots], [dot.y.number for dot in dots])

@@ -102,8 +102,10 @@ def read_points(series: Mapping[str, Sequence[Path]]) -> tuple[list[Point], list
             point.results.append(measured)
             if folder is not None and folder not in point.folders:
                 point.folders.append(folder)
-    for point, label in zip(points.values(), _labels(list(points.values())), strict=True):
-        point.label = label
+    for name in series:
+        of_series = [point for point in points.values() if point.series == name]
+        for point, label in zip(of_series, _labels(of_series), strict=True):
+            point.label = label
     return list(points.values()), left_out
 
 
@@ -137,19 +139,19 @@ def _name_of(run: RunFolder, name: str, result: Mapping[str, Any]) -> str:
 
 # ------------------------------------------------------------------------------------------------ names for people
 def _labels(points: Sequence[Point]) -> list[str]:
-    """A short name of each tokenizer, none twice: its run, with the step or the folder around it where needed."""
+    """A short name of each tokenizer of a series, none twice: its run; where several have it, also the step of the
+    checkpoint, or the folder around the run, whatever tells them apart.
+    """
     names = [_name_of_training(point) for point in points]
-    with_step = [
-        name if point.step is None or names.count(name) == 1 else f"{name}, step {point.step:,}"
-        for name, point in zip(names, points, strict=True)
-    ]
-    around = [
-        label if with_step.count(label) == 1 else f"{point.training.parent.name}/{label}"
-        for label, point in zip(with_step, points, strict=True)
-    ]
+    labels = []
+    for point, name in zip(points, names, strict=True):
+        alike = [other for other, its_name in zip(points, names, strict=True) if its_name == name]
+        steps, folders = [other.step for other in alike], [other.training.parent.name for other in alike]
+        with_step = f"{name}, step {point.step:,}" if point.step is not None and len(set(steps)) > 1 else name
+        labels.append(f"{point.training.parent.name}/{with_step}" if len(set(folders)) > 1 else with_step)
     return [
-        label if around.count(label) == 1 else f"{label} ({str(point.facts['fingerprint'])[:8]})"
-        for label, point in zip(around, points, strict=True)
+        label if labels.count(label) == 1 else f"{label} ({str(point.facts['fingerprint'])[:8]})"
+        for label, point in zip(labels, points, strict=True)
     ]
 
 
