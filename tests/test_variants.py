@@ -61,6 +61,7 @@ ALLOWED = {
     ("evaluations/pipelines/quickstart.py", "mnist5k"): "value of the published flag --data, and a folder's name",
     ("evaluations/pipelines/quickstart.py", "twemoji"): "value of the published flag --data, and a folder's name",
     ("evaluations/pipelines/quickstart.py", "text"): "value of the published flag --data, and a folder's name",
+    ("evaluations/pipelines/quickstart.py", "fsq"): "value of the published flag --system, and a folder's name",
     ("evaluations/pipelines/quickstart.py", "rvq"): "value of the published flag --system, and a folder's name",
     ("evaluations/pipelines/quickstart.py", "mcq"): "value of the published flag --system, and a folder's name",
     ("evaluations/pipelines/quickstart.py", "wetok"): "value of the published flag --system, and a folder's name",

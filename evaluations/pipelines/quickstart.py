@@ -54,6 +54,8 @@ SYSTEMS = {
         short_overrides=("phases=[{steps: 20, lr: 1e-3}, {steps: 10, lr: 1e-3, generative_decoder: true}]",),
     ),
     "text": System(data=DATA[2:]),
+    "fsq": System(data=DATA[:1]),
+    "ema": System(data=DATA[:1]),
     "rvq": System(data=DATA[:1], short_overrides=("model.quantizer.rvq.warmup_steps=20",)),
     "mcq": System(data=DATA[:1], short_overrides=("model.quantizer.mcq.warmup_steps=20",)),
 }
