@@ -123,7 +123,7 @@ def check_split(store: CodeStore, args: argparse.Namespace, tokenizer: Tokenizer
         return
 
     # The images must be those of the codes, before they are encoded.
-    store.require(tokenizer.provenance.fingerprint, args.vq_ckpt)
+    store.require(tokenizer.code_maker(), args.vq_ckpt)
     data = images_from(args, tokenizer)
     source = open_source(data, store.manifest.split)
     if len(source) != len(store):

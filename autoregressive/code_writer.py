@@ -21,7 +21,9 @@ from torch import Tensor
 
 from autoregressive.codes import CodesError, CodesManifest, code_dtype, read_manifest
 from engine.atomic_file import sync_to_disk, write_atomic
+from engine.checkpoint.code_maker import CodeMaker
 from engine.data.identity import changes, text_of
+from engine.facts import without_facts
 from engine.json_text import to_json
 from engine.messages import logger
 from engine.outputs import free_name
@@ -141,6 +143,9 @@ class CodeWriter:
         # The tokenizer may have been moved. Older files lack facts that were added later, and that are empty for them.
         facts_now = asdict(self.manifest)
         images_now = facts_now.pop("image_facts")
+        maker_then = CodeMaker(present.get("fingerprint", ""), present.get("codes_fingerprint", ""))
+        if self.manifest.maker.makes_codes_of(maker_then):
+            facts_now = without_facts(facts_now, {"fingerprint", "codes_fingerprint"})  # perhaps another decoder
         changed = [
             f"{key}: {present.get(key)!r} there, {value!r} now"
             for key, value in facts_now.items()

@@ -23,6 +23,7 @@ from torch import Tensor
 from autoregressive.views import VIEWS
 from engine.aliases import current_manifest
 from engine.arithmetic import ceil_div
+from engine.checkpoint.code_maker import CodeMaker
 from engine.data.classes import Classes, labels_among
 from engine.data.identity import digest_of
 from engine.data.stream import AUGMENTATION_KEY, Batch, position_rng
@@ -58,6 +59,12 @@ class CodesManifest:
     classes_are_named: bool = True  # False: the names of the classes are only numbers
     image_facts: dict[str, Any] = field(default_factory=dict)  # which images; see engine.data.identity
     decoding: str = ""  # how stored pixels became RGB, as far as it is not the default
+    codes_fingerprint: str = ""  # SHA-256 of the tokenizer's encoder and quantizer; empty in older files
+
+    @property
+    def maker(self) -> CodeMaker:
+        """The tokenizer that made the codes."""
+        return CodeMaker(self.fingerprint, self.codes_fingerprint)
 
     @property
     def index_sizes(self) -> tuple[int, ...]:
@@ -118,12 +125,16 @@ class CodeStore:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def require(self, fingerprint: str, tokenizer: str) -> None:
-        """Raises CodesError unless these codes were made by the tokenizer with this fingerprint."""
-        if self.manifest.fingerprint != fingerprint:
+    def require(self, maker: CodeMaker, tokenizer: str) -> None:
+        """Raises CodesError unless these codes are those of the tokenizer `maker`, whose path is `tokenizer`.
+
+        The decoder may be another one than that of the tokenizer that made them.
+        """
+        if not maker.makes_codes_of(self.manifest.maker):
             raise CodesError(
                 f"{self.folder} holds codes of another tokenizer: theirs {self.manifest.fingerprint[:16]} "
-                f"({self.manifest.tokenizer}), given {fingerprint[:16]} ({tokenizer}); extract codes with that one"
+                f"({self.manifest.tokenizer}), given {maker.fingerprint[:16]} ({tokenizer}); extract codes with that "
+                "one"
             )
 
     def contents(self) -> dict[str, str]:

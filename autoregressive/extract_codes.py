@@ -85,6 +85,7 @@ def manifest_of(tokenizer: Tokenizer, source: ImageSource, split: str, views: st
         format=FORMAT,
         # The tokenizer, and the sizes of its codes.
         fingerprint=tokenizer.provenance.fingerprint,
+        codes_fingerprint=tokenizer.codes_fingerprint(),
         tokenizer=tokenizer.provenance.path,
         image_size=tokenizer.image_size,
         num_tokens=tokenizer.num_tokens,

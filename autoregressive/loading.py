@@ -10,6 +10,7 @@ import torch
 from autoregressive.models.base import Generator
 from autoregressive.models.registry import GeneratorConfig, build_generator
 from autoregressive.published import layout_of
+from engine.checkpoint.code_maker import CodeMaker
 from engine.checkpoint.manifest import CheckpointError
 from engine.checkpoint.weights import fingerprint, load_strict, require_fit
 from engine.config import load_sections
@@ -108,16 +109,15 @@ def _load_published(
 
 
 def require_pair(generator: Generator, tokenizer: Tokenizer) -> None:
-    """Raises ConfigError unless `generator` was trained on codes of `tokenizer` (both loaded).
+    """Raises ConfigError unless `generator` was trained on codes of `tokenizer` (both loaded), whatever its decoder.
 
     Where the generator does not say what it was trained on, its tokens must at least have the tokenizer's sizes.
     """
-    trained_on = generator.provenance.stamp.get("tokenizer_fingerprint")
-    fingerprint_now = tokenizer.provenance.fingerprint
-    if trained_on is not None and trained_on != fingerprint_now:
+    trained_on = CodeMaker.of_stamp(generator.provenance.stamp)
+    if trained_on is not None and not tokenizer.code_maker().makes_codes_of(trained_on):
         raise ConfigError(
-            f"the generator {generator.provenance.path} was trained on codes of tokenizer {trained_on[:16]}, "
-            f"but {tokenizer.provenance.path} is {fingerprint_now[:16]}"
+            f"the generator {generator.provenance.path} was trained on codes of tokenizer "
+            f"{trained_on.fingerprint[:16]}, but {tokenizer.provenance.path} is {tokenizer.provenance.fingerprint[:16]}"
         )
 
     require_sizes(generator, tokenizer)

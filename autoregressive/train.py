@@ -6,11 +6,15 @@
     python -m autoregressive.train --config configs/quickstart/gpt.yaml --dry-run
 
 The same command continues a run that was stopped. Numbers of codes, tokens and classes that the config leaves open are
-those of the codes; others must agree with them. Codes that were not made by the tokenizer `data.tokenizer` are refused.
+those of the codes; others must agree with them. Codes of another encoder or quantizer than those of the tokenizer
+`data.tokenizer` are refused.
 `--config` may be repeated, and later files win. `key=value` overrides any key, and `--print-config` shows all keys.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
 
 from autoregressive.models.base import Generator
 from autoregressive.training.build import build_task, memory_plan, network_on_meta
@@ -19,6 +23,8 @@ from autoregressive.training.data import check_data, open_data, require_names
 from autoregressive.training.needs import training_needs
 from autoregressive.training.sizes import with_sizes_of_present_codes
 from engine.averages import average_warnings
+from engine.checkpoint.code_maker import TOKENIZER_FINGERPRINT, CodeMaker
+from engine.checkpoint.manifest import checkpoint_folders, read_manifest
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.weights import num_parameters
 from engine.cli import parse_cli, run_entry
@@ -31,6 +37,7 @@ from engine.run_log import Run
 from engine.training_world import training_world
 from engine.world import World
 from tokenizer import load_tokenizer
+from tokenizer.models.base import Tokenizer
 
 
 def train(config: GPTTrainConfig, world: World) -> None:
@@ -66,12 +73,12 @@ def train(config: GPTTrainConfig, world: World) -> None:
             config,
             frozen_sections=("model", "data.tokenize"),
             stamp={
-                "tokenizer_fingerprint": tokenizer.provenance.fingerprint,
+                **_maker_of_codes(run.dir, tokenizer).stamp(),
                 "tokenizer": tokenizer.provenance.stamp,
                 **data.classes.stamp(),
                 **data.stamp(),
             },
-            frozen_stamps=("tokenizer_fingerprint",),
+            frozen_stamps=(TOKENIZER_FINGERPRINT,),
             data=data.facts(),
             accept_changed_data=config.data.accept_changed,
             asynchronous=config.loop.async_save,
@@ -80,6 +87,18 @@ def train(config: GPTTrainConfig, world: World) -> None:
         # The loop, over a stream of codes or of images.
         stream = data.stream(config, generator.class_dropout_prob, world, lambda: checkpoints.order_version)
         fit(task, stream, config.loop, run, world, checkpoints, work=task.work, clocks=task.clocks)
+
+
+def _maker_of_codes(run_dir: Path, tokenizer: Tokenizer) -> CodeMaker:
+    """The tokenizer that the checkpoints of a run name: `tokenizer`, or where the run has begun with one that makes the
+    same codes, that one.
+    """
+    maker = tokenizer.code_maker()
+    newest = checkpoint_folders(run_dir)
+    begun_with = CodeMaker.of_stamp(read_manifest(newest[-1]).get("stamp", {})) if newest else None
+    if begun_with is None or not maker.makes_codes_of(begun_with):
+        return maker
+    return replace(maker, fingerprint=begun_with.fingerprint)
 
 
 def validate(config: GPTTrainConfig) -> Generator:

@@ -89,7 +89,7 @@ def rounded_pair(run: Path) -> list[ShippedNetwork]:
 
     shipped_tokenizer = _rounded(tokenizer, {})
     of_tokenizer = {
-        "tokenizer_fingerprint": shipped_tokenizer.fingerprint,
+        **shipped_tokenizer.published.network.code_maker().stamp(),
         "trained_on_codes_of": shipped_tokenizer.trained_fingerprint,
     }
     return [shipped_tokenizer, _rounded(generator, of_tokenizer)]

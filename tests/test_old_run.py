@@ -49,7 +49,7 @@ def test_networks_and_codes_are_read(old_run):
     network, gpt = load_tokenizer("tokenizer"), load_gpt("gpt")
     for split, size in (("train", 4500), ("val", 500)):
         store = CodeStore("codes", split)
-        store.require(network.provenance.fingerprint, "tokenizer")
+        store.require(network.code_maker(), "tokenizer")
         assert store.manifest.shape == (size, 1, 4, 2) and store.tokens(0, 0).shape == (4, 2)
         assert VIEWS[store.manifest.views].center == 0
     require_pair(gpt, network)

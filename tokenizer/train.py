@@ -42,7 +42,7 @@ from tokenizer.training.config import TokenizerTrainConfig
 from tokenizer.training.frozen_networks import FROZEN_STAMPS
 from tokenizer.training.needs import training_needs
 from tokenizer.training.phases import check_trained_phases, phases_of, phases_until_stop, steps_done
-from tokenizer.training.start import start_from
+from tokenizer.training.start import decoder_stamp, start_from
 from tokenizer.training.task import TokenizerTask
 
 SHOWN_METRICS = ("loss", "reconstruction_l2", "reconstruction_l1", "codebook_usage", "lr")  # on the console
@@ -106,7 +106,12 @@ def train_phase(
             config.loop,
             world,
             config,
-            stamp=task.frozen.checkpoint_facts() | decoding_stamp(source, config.data, config.loop.seed),
+            frozen_sections=("model", "train_parts"),
+            stamp={
+                **task.frozen.checkpoint_facts(),
+                **decoding_stamp(source, config.data, config.loop.seed),
+                **decoder_stamp(config, network_on_meta(config)),
+            },
             frozen_stamps=FROZEN_STAMPS,
             data=data,
             accept_changed_data=config.data.accept_changed,

@@ -30,12 +30,13 @@ class StoredCodes:
         """Raises CodesError for codes that `tokenizer` did not make."""
         folder = config.data.codes
         self.source = CodeStore(folder, "train")
-        self.source.require(tokenizer.provenance.fingerprint, config.data.tokenizer)
+        maker = tokenizer.code_maker()
+        self.source.require(maker, config.data.tokenizer)
 
         self.held_out: CodeStore | None = None
         if (Path(folder) / "val").is_dir():
             self.held_out = CodeStore(folder, "val")
-            self.held_out.require(tokenizer.provenance.fingerprint, config.data.tokenizer)
+            self.held_out.require(maker, config.data.tokenizer)
             self.held_out.take_labels_of(self.source.classes)
 
     @staticmethod

@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from engine.checkpoint.code_maker import CODES_FINGERPRINT, DECODER_OF, TOKENIZER_FINGERPRINT
 from engine.checkpoint.manifest import CheckpointError
 from engine.data.classes import STAMP as CLASSES
 from engine.json_text import to_json
@@ -55,6 +56,7 @@ def _is_sound(stamp: Mapping[str, Any]) -> bool:
     """Whether the facts that others read have the right form: anybody may have written the file."""
     classes = stamp.get(CLASSES, {"names": [], "are_named": True})
     plugins = stamp.get("plugins", {})
+    decoder_of = stamp.get(DECODER_OF, [])
     return (
         isinstance(classes, dict)
         and isinstance(classes.get("names"), list)
@@ -62,5 +64,7 @@ def _is_sound(stamp: Mapping[str, Any]) -> bool:
         and isinstance(classes.get("are_named"), bool)
         and isinstance(plugins, dict)
         and all(isinstance(value, str) for value in plugins.values())
-        and isinstance(stamp.get("tokenizer_fingerprint", ""), str)
+        and all(isinstance(stamp.get(key, ""), str) for key in (TOKENIZER_FINGERPRINT, CODES_FINGERPRINT))
+        and isinstance(decoder_of, list)
+        and all(isinstance(value, str) for value in decoder_of)
     )

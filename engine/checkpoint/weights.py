@@ -49,8 +49,13 @@ def fingerprint(module: nn.Module) -> str:
     A network whose results depend on settings that leave no trace in its parameters has a method `code_settings`: what
     that returns enters too, unless it is empty.
     """
-    of_parameters = tensors_digest(module.named_parameters())
     settings = module.code_settings() if hasattr(module, "code_settings") else {}
+    return digest_with(module.named_parameters(), settings)
+
+
+def digest_with(named: Iterable[tuple[str, Tensor]], settings: Mapping[str, Any]) -> str:
+    """SHA-256 over named tensors (`tensors_digest`), and over settings unless these are empty."""
+    of_parameters = tensors_digest(named)
     if not settings:
         return of_parameters
     return hashlib.sha256(f"{of_parameters}{to_json(settings, sort_keys=True)}".encode()).hexdigest()

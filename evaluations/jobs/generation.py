@@ -101,7 +101,7 @@ class GenerationJob:
         training_codes = None
         if args.code_path is not None:
             training_codes = CodeStore(args.code_path, "train")
-            training_codes.require(tokenizer.provenance.fingerprint, args.vq_ckpt)
+            training_codes.require(tokenizer.code_maker(), args.vq_ckpt)
             training_codes.take_labels_of(classes)
         data = images_from(args, tokenizer)
         opened = None

@@ -102,7 +102,7 @@ class ValLossJob:
         classes = classes_of(generator)
         if args.code_path is not None:
             codes = StoredCodes(args.code_path, classes)
-            codes.store.require(tokenizer.provenance.fingerprint, args.vq_ckpt)
+            codes.store.require(tokenizer.code_maker(), args.vq_ckpt)
         else:
             codes = CodesOfImages(images_from(args, tokenizer), tokenizer, classes, world.device)
 

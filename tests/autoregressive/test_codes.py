@@ -15,6 +15,7 @@ from autoregressive.code_writer import CodeWriter, Progress
 from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, code_batch, code_dtype, drawn_at
 from autoregressive.extract_codes import extract_split, views_of
 from autoregressive.views import VIEWS
+from engine.checkpoint.code_maker import CodeMaker
 from engine.checkpoint.weights import fingerprint
 from engine.data.crops import center_crop
 from engine.data.folders import FolderSource
@@ -84,6 +85,7 @@ def test_codes_are_those_of_each_view_encoded_alone(tokenizer, source, tmp_path,
     assert store.manifest == CodesManifest(
         format=FORMAT,
         fingerprint=tokenizer.provenance.fingerprint,
+        codes_fingerprint=tokenizer.codes_fingerprint(),
         tokenizer="tokenizer 0",
         split="train",
         data="mnist5k",
@@ -387,9 +389,9 @@ def test_the_array_stays_on_disk(tmp_path):
 
 def test_codes_of_another_tokenizer_are_refused(tmp_path):
     store, _ = written(tmp_path)
-    store.require("f" * 64, "anything")
+    store.require(CodeMaker("f" * 64), "anything")
     with pytest.raises(CodesError) as caught:
-        store.require("e" * 64, "runs/mine")
+        store.require(CodeMaker("e" * 64), "runs/mine")
     for part in (str(tmp_path / "train"), "another tokenizer", "f" * 16, "e" * 16, "runs/mine"):
         assert part in str(caught.value)
 

@@ -28,6 +28,7 @@ class DiscriminatorConfig(Section):
     patchgan: PatchGANConfig = field(default_factory=PatchGANConfig)
     dino: DINOConfig = field(default_factory=DINOConfig)
     start_step: int = 20000  # first update, counted from 1 as in the log, that trains and uses it
+    warmup_steps: int = 0  # updates from there on that train it alone; the tokenizer, which waits, meets it after them
     weight: float = 0.5  # weight of the generator's term
     generator_loss: str = "hinge"  # hinge | non_saturating (WeTok: on the mean logit of an image)
     discriminator_loss: str = "hinge"
@@ -38,6 +39,7 @@ class DiscriminatorConfig(Section):
     def problems(self) -> Iterator[Problem]:
         yield from one_of(self, "name", {OFF, *DISCRIMINATORS})
         yield from at_least(self, "start_step", 1)
+        yield from at_least(self, "warmup_steps", 0)
         yield from at_least(self, "weight", 0)
         yield from one_of(self, "generator_loss", GENERATOR_LOSSES)
         yield from one_of(self, "discriminator_loss", DISCRIMINATOR_LOSSES)
@@ -48,6 +50,15 @@ class DiscriminatorConfig(Section):
     def enabled(self) -> bool:
         """Whether there is a discriminator at all."""
         return self.name != OFF and self.weight > 0
+
+    @property
+    def first_judged_step(self) -> int:
+        """The first update, counted from 1, in which the tokenizer's loss has the adversarial term."""
+        return self.start_step + self.warmup_steps
+
+    def is_warmup(self, step: int) -> bool:
+        """Whether update `step`, counted from 0, trains the discriminator alone."""
+        return self.enabled and self.start_step <= step + 1 < self.first_judged_step
 
 
 def build_discriminator(config: DiscriminatorConfig, assets: AssetsConfig) -> Discriminator:

@@ -118,11 +118,11 @@ def loss_terms(
     weights |= {name: loss.quantizer_weights.get(name, defaults.get(name, 0.0)) for name in named_by_quantizer}
     terms += [Term(name, weight, warmup_steps) for name, weight in weights.items() if name in quantizer_losses]
 
-    # Semantic regularization, and the generator's part of the adversarial loss. `start_step` counts updates from 1,
-    # terms count them from 0.
+    # Semantic regularization, and the generator's part of the adversarial loss. Configs count updates from 1, terms
+    # count them from 0.
     terms.append(Term("semantic", semantic_weight))
     adversarial_weight = loss.discriminator.weight if loss.discriminator.enabled else 0.0
-    terms.append(Term("adversarial", adversarial_weight, loss.discriminator.start_step - 1))
+    terms.append(Term("adversarial", adversarial_weight, loss.discriminator.first_judged_step - 1))
 
     # The shortcut trick, at the start. `end_step` counts from 1 and is the first update without it: the last one with
     # it is `end_step - 1`, and one less counted from 0.

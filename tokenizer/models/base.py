@@ -7,21 +7,23 @@ Shapes    images (B,3,H,W) float32 in [-1,1]      z, z_q (B,N,codebook_dim) floa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, overload
+from typing import Any, ClassVar, Literal, Self, overload
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from engine.checkpoint.code_maker import DECODER_OF, CodeMaker
+from engine.checkpoint.weights import digest_with
 from engine.data.decoding import DEFAULT_DECODING
 from engine.data.image_input import Fit, ImageSizes, Picture, float_images
 from engine.data.image_output import Output, images_as, require_output
 from engine.finite import require_finite
 from engine.flops import PartFlops
-from engine.messages import UserError
+from engine.messages import ConfigError, UserError
 from engine.pretrained import PretrainedNetwork
 from engine.validation import Problem
 from tokenizer.models.code_input import Codes, as_codes, as_grid
@@ -83,6 +85,11 @@ class Tokenizer(PretrainedNetwork):
     image_size: int  # pixels, side of the images it is trained for
     num_tokens: int  # tokens per image of that size
     quantizer: Quantizer
+
+    # Names of the children that only decoding uses, which `train_parts=decoder` trains: codes depend on the others.
+    # Empty, the default, where decoding cannot be trained alone.
+    decoder_parts: ClassVar[tuple[str, ...]] = ()
+    trains_decoder_alone: bool = False  # whether `train_decoder_alone` was called
 
     semantic_grid: int  # with "semantic": cells per side
     factor: int  # with "any_size": pixels per cell
@@ -289,7 +296,7 @@ class Tokenizer(PretrainedNetwork):
     @property
     def trained_quantizer_losses(self) -> frozenset[str]:
         """Names of the quantizer's losses that training uses; none where the quantizer is frozen."""
-        return self.quantizer.loss_names
+        return frozenset() if self.trains_decoder_alone else self.quantizer.loss_names
 
     @property
     def token_grid(self) -> tuple[int, int] | None:
@@ -339,6 +346,48 @@ class Tokenizer(PretrainedNetwork):
     def decode_with_noise(self, z_q: Tensor, noise: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """With "noise": `decode` with given numbers, of the shape that `decoding_noise` has."""
         raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------------ codes and decoder
+    def codes_fingerprint(self) -> str:
+        """SHA-256 of all that its codes depend on, encoder and quantizer: the same for every decoder.
+
+        Two tokenizers that share it make the same codes of an image, and a generator of the one is a generator of the
+        other. It is that of the whole network where `decoder_parts` is empty.
+        """
+        return digest_with(self.code_parameters(self.named_parameters()), self.code_settings())
+
+    def code_maker(self) -> CodeMaker:
+        """What it is compared by, once it is loaded, with the maker of codes and with that of a generator's codes."""
+        decoder_of = tuple(self.provenance.stamp.get(DECODER_OF, ()))
+        return CodeMaker(self.provenance.fingerprint, self.codes_fingerprint(), decoder_of)
+
+    @classmethod
+    def code_parameters(cls, named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Those of the named parameters of a network that its codes depend on."""
+        return ((name, value) for name, value in named if name.split(".")[0] not in cls.decoder_parts)
+
+    def train_decoder_alone(self) -> None:
+        """Freezes what codes depend on: it gets no gradients, and stays in evaluation mode.
+
+        Raises ConfigError where the network does not say what decodes.
+        """
+        if not self.decoder_parts:
+            raise ConfigError(
+                f"train_parts=decoder: {type(self).__name__} does not say which of its parts decode (decoder_parts)"
+            )
+        self.trains_decoder_alone = True
+        for _, parameter in self.code_parameters(self.named_parameters()):
+            parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the training mode; what `train_decoder_alone` has frozen stays in evaluation mode."""
+        super().train(mode)
+        if self.trains_decoder_alone:
+            for name, child in self.named_children():
+                if name not in self.decoder_parts:
+                    child.eval()
+        return self
 
     # ------------------------------------------------------------------------------------------------ phases
     @classmethod

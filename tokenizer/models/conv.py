@@ -31,6 +31,7 @@ class ConvTokenizer(Tokenizer):
 
     encoder: nn.Module
     decoder: nn.Module
+    decoder_parts = ("decoder",)
 
     def __init__(self, cnn: CNNConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__()

@@ -80,6 +80,7 @@ class HybridTokenizer(Tokenizer):
 
     config_class = HybridConfig
     in_words = "CNN and transformer"
+    decoder_parts = ("post_quant_proj", "query_decoder", "decoder")
 
     def __init__(self, config: HybridConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__()
@@ -190,12 +191,16 @@ class HybridTokenizer(Tokenizer):
     def training_flops(
         self, *, entropy: bool = False, shortcut: bool = False, semantic: bool = False
     ) -> tuple[PartFlops, ...]:
-        projections = sum(linear_flops(layer, self.num_tokens) for layer in (self.quant_proj, self.post_quant_proj))
-        transformers = self.query_encoder.flops() + self.query_decoder.flops(semantic) + projections
+        to_codes = self.query_encoder.flops() + linear_flops(self.quant_proj, self.num_tokens)
+        from_codes = self.query_decoder.flops(semantic) + linear_flops(self.post_quant_proj, self.num_tokens)
+        if self.trains_decoder_alone:
+            encoder, transformers = self.encoder.flops(self.image_size), to_codes + TRAINED * from_codes
+        else:
+            encoder, transformers = self.encoder.training_flops(self.image_size), TRAINED * (to_codes + from_codes)
         decodings = 2 if shortcut else 1
         return (
-            PartFlops("encoder", "convolution", self.encoder.training_flops(self.image_size), recomputed=True),
-            PartFlops("transformers", "matrix", TRAINED * transformers, recomputed=True),
+            PartFlops("encoder", "convolution", encoder, recomputed=not self.trains_decoder_alone),
+            PartFlops("transformers", "matrix", transformers, recomputed=True),
             PartFlops("quantizer", "matrix", self.quantizer.training_flops(self.num_tokens, entropy), True),
             PartFlops("decoder", "convolution", TRAINED * decodings * self.decoder.flops(self.grid), recomputed=True),
         )

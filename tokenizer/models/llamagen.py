@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from engine.flops import TRAINED, PartFlops, linear_flops
+from engine.flops import FORWARD, TRAINED, PartFlops, linear_flops
 from engine.validation import Problem, Section, at_least
 from tokenizer.models.cnn import LLAMAGEN, CNNConfig, CNNDecoder, CNNEncoder
 from tokenizer.models.conv import ConvTokenizer
@@ -33,6 +33,7 @@ class LlamaGenTokenizer(ConvTokenizer):
 
     config_class = LlamaGenConfig
     in_words = "CNN"
+    decoder_parts = ("post_quant_proj", "decoder")
 
     def __init__(self, config: LlamaGenConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__(config.cnn, quantizer, image_size)
@@ -51,8 +52,9 @@ class LlamaGenTokenizer(ConvTokenizer):
     def training_flops(
         self, *, entropy: bool = False, shortcut: bool = False, semantic: bool = False
     ) -> tuple[PartFlops, ...]:
-        layers = (self.quant_proj, self.post_quant_proj)
-        projections = TRAINED * sum(linear_flops(layer, self.num_tokens) for layer in layers)
+        to_codes = FORWARD if self.trains_decoder_alone else TRAINED
+        projections = to_codes * linear_flops(self.quant_proj, self.num_tokens)
+        projections += TRAINED * linear_flops(self.post_quant_proj, self.num_tokens)
         parts = super().training_flops(entropy=entropy, shortcut=shortcut, semantic=semantic)
         return (*parts, PartFlops("projections", "matrix", projections))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from engine.flops import TRAINED, PartFlops, conv_flops
+from engine.flops import FORWARD, TRAINED, PartFlops, conv_flops
 from engine.validation import Problem, Section, at_least
 from tokenizer.models.cnn import VAR, CNNConfig, CNNDecoder, CNNEncoder
 from tokenizer.models.conv import ConvTokenizer
@@ -34,6 +34,7 @@ class VARVAETokenizer(ConvTokenizer):
 
     config_class = VARVAEConfig
     in_words = "CNN"
+    decoder_parts = ("post_quant_proj", "decoder")
 
     def __init__(self, config: VARVAEConfig, quantizer: Quantizer, image_size: int) -> None:
         super().__init__(config.cnn, quantizer, image_size)
@@ -52,8 +53,9 @@ class VARVAETokenizer(ConvTokenizer):
     def training_flops(
         self, *, entropy: bool = False, shortcut: bool = False, semantic: bool = False
     ) -> tuple[PartFlops, ...]:
-        layers = (self.quant_proj, self.post_quant_proj)
-        projections = TRAINED * sum(conv_flops(layer, self.num_cells) for layer in layers)
+        to_codes = FORWARD if self.trains_decoder_alone else TRAINED
+        projections = to_codes * conv_flops(self.quant_proj, self.num_cells)
+        projections += TRAINED * conv_flops(self.post_quant_proj, self.num_cells)
         parts = super().training_flops(entropy=entropy, shortcut=shortcut, semantic=semantic)
         return (*parts, PartFlops("projections", "convolution", projections))
 

@@ -54,16 +54,7 @@ class WeTokTokenizer(ConvTokenizer):
 
         # A generative decoder is trained alone.
         if config.generative_decoder:
-            self.encoder.requires_grad_(False)
-            self.quantizer.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> WeTokTokenizer:
-        """Sets the training mode; with a generative decoder, encoder and quantizer stay in evaluation mode."""
-        super().train(mode)
-        if self.config.generative_decoder:
-            self.encoder.eval()
-            self.quantizer.eval()
-        return self
+            self.train_decoder_alone()
 
     def decode_features(self, features: Tensor) -> Tensor:
         if not self.config.generative_decoder:
@@ -87,10 +78,6 @@ class WeTokTokenizer(ConvTokenizer):
     def capabilities_of(cls, section: WeTokConfig) -> frozenset[str]:
         noise = {"noise"} if section.generative_decoder else set()
         return super().capabilities_of(section) | noise
-
-    @property
-    def trained_quantizer_losses(self) -> frozenset[str]:
-        return frozenset() if self.config.generative_decoder else super().trained_quantizer_losses
 
     def facts(self) -> dict[str, Any]:
         return {"noise_seed": self.config.noise_seed} if self.config.generative_decoder else {}

@@ -25,8 +25,7 @@ from tokenizer.discriminators.registry import build_discriminator
 from tokenizer.losses.perceptual import PERCEPTUAL
 from tokenizer.losses.terms import outputs_needed
 from tokenizer.models.base import Tokenizer
-from tokenizer.models.registry import build_tokenizer
-from tokenizer.training.checks import network_on_meta, terms_of
+from tokenizer.training.checks import build_network, network_on_meta, terms_of
 from tokenizer.training.config import TokenizerTrainConfig
 from tokenizer.training.frozen_networks import FrozenNetworks, build_frozen_networks, cached_features
 from tokenizer.training.task import TokenizerTask, Validation
@@ -49,7 +48,7 @@ def build_task(
     # the quantizer that no term moves are frozen: it would wait for their gradients, because their loss is computed.
     has_semantic_loss = any(term.name == "semantic" for term in terms)
     with build_device(world, config.loop):
-        network = build_tokenizer(config.model, config.data.image_size)
+        network = build_network(config)
     for name in unmoved_parameters(config, meta_network, terms):
         network.quantizer.get_parameter(name).requires_grad_(False)
     tokenizer = TrainedModel(

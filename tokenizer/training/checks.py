@@ -28,7 +28,15 @@ from tokenizer.training.unmoved import unmoved_warnings
 def network_on_meta(config: TokenizerTrainConfig) -> Tokenizer:
     """The network of a run without storage, to ask what it needs. Draws no random numbers."""
     with without_storage():
-        return build_tokenizer(config.model, config.data.image_size)
+        return build_network(config)
+
+
+def build_network(config: TokenizerTrainConfig) -> Tokenizer:
+    """The network of a run; what the run does not train is frozen. Raises ConfigError where that cannot be."""
+    network = build_tokenizer(config.model, config.data.image_size)
+    if config.train_parts == "decoder":
+        network.train_decoder_alone()
+    return network
 
 
 def terms_of(config: TokenizerTrainConfig, network: Tokenizer) -> list[Term]:
@@ -76,6 +84,8 @@ def warnings_of(config: TokenizerTrainConfig) -> list[str]:
 def _check_phase(config: TokenizerTrainConfig) -> tuple[list[str], Tokenizer | None]:
     """(problems, network on the meta device) of one training; None where the network cannot be built."""
     problems = [*unused_keys(config.data), *_discriminator_problems(config)]
+    if config.train_parts == "decoder" and not config.init:
+        problems.append("train_parts=decoder needs a trained encoder and quantizer: name a tokenizer as init")
     if config.model.name in MODELS:
         problems += [*_section_problems(config), *_capability_problems(config)]
     network = None
@@ -192,13 +202,20 @@ def _shape_problems(quantizer: Quantizer, name: str) -> Iterator[str]:
 
 
 def _late_start_problems(discriminator: DiscriminatorConfig, total_steps: int) -> Iterator[str]:
-    """A discriminator that never starts."""
-    if discriminator.enabled and discriminator.start_step > total_steps:
+    """A discriminator that never starts, or never meets the tokenizer."""
+    if not discriminator.enabled or discriminator.first_judged_step <= total_steps:
+        return
+    if discriminator.start_step > total_steps:
         yield (
             f"loss.discriminator.start_step={discriminator.start_step}, but the training ends after {total_steps} "
             f"steps: the discriminator {discriminator.name} never starts; lower start_step, or set "
             "loss.discriminator.name=none"
         )
+        return
+    yield (
+        f"loss.discriminator.warmup_steps={discriminator.warmup_steps} from update {discriminator.start_step} on: the "
+        f"training ends after {total_steps} steps, before the tokenizer meets the discriminator; use fewer"
+    )
 
 
 def _discriminator_problems(config: TokenizerTrainConfig) -> Iterator[str]:

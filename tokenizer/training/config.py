@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from engine.assets import AssetsConfig
 from engine.data.config import DataConfig
@@ -48,15 +48,19 @@ class ValidationConfig(Section):
         yield from at_least(self, "batch_size", 1)
 
 
+TrainParts = Literal["all", "decoder"]
+
+
 @dataclass(kw_only=True, slots=True)
 class PhaseConfig(Section):
     """One training phase. It starts from the previous phase's weights and EMA; optimizers, discriminator and LeCam
-    state carry over if the network is unchanged.
+    state carry over if the network, and what is trained of it, are unchanged.
     """
 
     steps: int
     lr: float
     generative_decoder: bool = False  # a frozen encoder and quantizer; the decoder is widened when it becomes true
+    train_parts: TrainParts | None = None  # null = as for the whole training
 
     def problems(self) -> Iterator[Problem]:
         yield from at_least(self, "steps", 1)
@@ -76,6 +80,9 @@ class TokenizerTrainConfig(Section):
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     loop: TrainLoopConfig = field(default_factory=TrainLoopConfig)
     assets: AssetsConfig = field(default_factory=AssetsConfig)
+    # all, or the decoder alone: what codes depend on stays as `init` (or an earlier phase) has it, EMA weights before
+    # raw ones, so that codes and generators made with that stay valid.
+    train_parts: TrainParts = "all"
     init: str = ""  # checkpoint (or run, or exported folder) to initialize from; skips quantizer warm-up
     phases: list[PhaseConfig] = field(default_factory=list)  # instead of loop.steps and optim.lr; empty = one training
     plugins: list[str] = field(default_factory=list)  # modules or .py files that register components

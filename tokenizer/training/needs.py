@@ -11,6 +11,7 @@ from tokenizer.losses.semantic import TEACHERS
 from tokenizer.models.base import Tokenizer
 from tokenizer.training.config import TokenizerTrainConfig
 from tokenizer.training.phases import phases_until_stop
+from tokenizer.training.start import initial_weights
 
 
 def training_needs(config: TokenizerTrainConfig, network: Tokenizer, preflight: Preflight) -> None:
@@ -19,7 +20,8 @@ def training_needs(config: TokenizerTrainConfig, network: Tokenizer, preflight: 
     preflight.assets(pretrained_assets(config), config.assets)
     if config.init:
         with preflight.collecting():
-            weights = find_weights(config.init, "model", "init: tokenizer", hashed=preflight.hashes)
+            kind = initial_weights(config.train_parts)
+            weights = find_weights(config.init, kind, "init: tokenizer", hashed=preflight.hashes)
             header = read_header(weights.path)
             preflight.ready.append(f"init: {weights.path} ({len(header)} tensors)")
 

@@ -35,6 +35,7 @@ def phases_of(config: TokenizerTrainConfig) -> list[TokenizerTrainConfig]:
                 optim=replace(config.optim, lr=phase.lr),
                 model=_model_of_phase(previous.model if previous else config.model, phase, number),
                 loss=_loss_after(steps_before, config.loss),
+                train_parts=phase.train_parts or config.train_parts,
             )
         )
     return phases or [config]
@@ -70,7 +71,9 @@ def _model_of_phase(model: ModelConfig, phase: PhaseConfig, number: int) -> Mode
 
 def _loss_after(steps: int, loss: LossConfig) -> LossConfig:
     """The loss of a phase that begins after `steps` updates: where terms begin and end counts over all phases."""
-    discriminator = replace(loss.discriminator, start_step=max(1, loss.discriminator.start_step - steps))
+    start_step = max(1, loss.discriminator.start_step - steps)
+    warmup_steps = max(0, loss.discriminator.first_judged_step - steps - start_step)
+    discriminator = replace(loss.discriminator, start_step=start_step, warmup_steps=warmup_steps)
     shortcut = replace(loss.shortcut, end_step=max(0, loss.shortcut.end_step - steps))
     return replace(loss, discriminator=discriminator, shortcut=shortcut)
 

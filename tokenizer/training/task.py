@@ -103,6 +103,8 @@ class TokenizerTask:
 
     def work(self, step: int) -> ImageWork:
         """What update `step`, counted from 0, does for one image."""
+        if self.discriminator_config.is_warmup(step):
+            return ImageWork(self.tokenizer.module.num_tokens, None)  # a rate of these few updates would tell nothing
         active = active_terms(self.terms, step)
         if active not in self._works:
             network: Tokenizer = self.tokenizer.module
@@ -122,6 +124,8 @@ class TokenizerTask:
     def train_step(self, micro_batches: list[Batch], step: int) -> Scalars:
         if self.warmup_steps > 0 and step == self.warmup_steps:
             self._finish_warmup()
+        if self.discriminator_config.is_warmup(step):
+            return self.warm_up_discriminator(micro_batches, step)
         metrics, pairs = self.update_tokenizer(micro_batches, step)
         if "adversarial" in active_terms(self.terms, step):
             metrics |= self.update_discriminator(pairs, step)
@@ -178,6 +182,22 @@ class TokenizerTask:
         metrics |= self.tokenizer.step(step, metrics, after_update)
         metrics["skipped_images"] = self.skipped_images * self.world.size
         return metrics, pairs
+
+    def warm_up_discriminator(self, micro_batches: list[Batch], step: int) -> Scalars:
+        """One update of the discriminator alone, so that a trained tokenizer does not meet an untrained judge.
+
+        The tokenizer reconstructs in evaluation mode. Nothing in it changes: weights, moments, averages, windows.
+        """
+        network = self.tokenizer.module.eval()
+        quantize = self.requested_outputs(step)["quantize"]
+        pairs: list[RealAndFake] = []
+        for batch in micro_batches:
+            images = to_float(batch["images_u8"])
+            with torch.no_grad(), autocast(self.world.device, self.precision):
+                pairs.append((images, network(images, quantize=quantize).reconstructions))
+            self.skipped_images += batch["skipped_images"].sum()
+        metrics = self.update_discriminator(pairs, step)
+        return metrics | {"skipped_images": self.skipped_images * self.world.size}
 
     def update_discriminator(self, pairs: list[RealAndFake], step: int) -> Scalars:
         """One update of the discriminator on the images that the tokenizer saw and reconstructed in this step."""
