@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from engine.yaml_files import read_own_layer
 
 PREFIX = "hf-hub:"
 ADDRESS = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+# One folder of a repository of another program: organization/name/folder@revision.
+FOLDER_ADDRESS = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)/(?P<folder>[\w.-]+)(@(?P<revision>[\w./-]+))?")
 FETCHED = ("config.yaml", "*.safetensors", "README.md")  # nothing else of a repository is ever fetched
 SHA256_NAME = re.compile(r"[0-9a-f]{64}")  # name that the cache gives to a large file
 HTTP_LOGGERS = ("httpx", "httpx2")  # of the library's HTTP client, in its versions
@@ -50,10 +52,12 @@ class HubCopy:
     repository: str
     commit: str
     folder: Path  # in the cache of the library
+    part: str = ""  # the folder of the repository that was asked for
 
     def text(self) -> str:
         """The address of exactly these files."""
-        return HubAddress(self.repository, self.commit).text()
+        part = f"/{self.part}" if self.part else ""
+        return HubAddress(f"{self.repository}{part}", self.commit).text()
 
     def stamp(self, files: list[Path]) -> dict[str, Any]:
         """What the stamp of loaded weights says of where they came from, with the SHA-256 of `files`.
@@ -81,6 +85,11 @@ def parse_address(text: str) -> HubAddress:
     if match is None or ".." in text:
         raise UserError(f"{text} is no address of the hub, which are {PREFIX}organization/name, or with @revision")
     return HubAddress(match["repository"], match["revision"])
+
+
+def has_folder(text: str) -> bool:
+    """Whether an address names one folder of a repository."""
+    return FOLDER_ADDRESS.fullmatch(text.removeprefix(PREFIX)) is not None and ".." not in text
 
 
 def is_offline() -> bool:
@@ -125,6 +134,25 @@ def fetch(text: str, part: str | None = None) -> HubCopy:
     return HubCopy(address.repository, commit, folder)
 
 
+def fetch_files(text: str, names: Sequence[str]) -> HubCopy:
+    """Fetches those of the named files that a repository has, or one of its folders: of networks of other programs.
+
+    `text` is `hf-hub:organization/name@revision`, or `hf-hub:organization/name/folder@revision`. Raises UserError as
+    `fetch` does; which of the files must be there is the caller's to say.
+    """
+    match = FOLDER_ADDRESS.fullmatch(text.removeprefix(PREFIX)) if has_folder(text) else None
+    address = parse_address(text) if match is None else HubAddress(match["repository"], match["revision"])
+    part = "" if match is None else match["folder"]
+    quiet_requests()
+    offline = is_offline()
+    resolved = None if offline else _resolve(address)
+    prefix = f"{part}/" if part else ""
+    snapshot = _snapshot(address, offline, part=prefix, ignored=f"{prefix}*/*", names=names)
+    if resolved not in (None, snapshot.name):
+        raise UserError(f"{text} changed while it was fetched; start the same command again")
+    return HubCopy(address.repository, snapshot.name, snapshot / part, part)
+
+
 def _resolve(address: HubAddress) -> str:
     """The commit that a revision stands for now. Raises UserError where it cannot be had."""
     from huggingface_hub import HfApi
@@ -143,7 +171,9 @@ def _resolve(address: HubAddress) -> str:
         raise UserError(f"{address.text()} cannot be reached: {one_line(error)}") from error
 
 
-def _snapshot(address: HubAddress, offline: bool, *, part: str = "", ignored: str) -> Path:
+def _snapshot(
+    address: HubAddress, offline: bool, *, part: str = "", ignored: str, names: Sequence[str] = FETCHED
+) -> Path:
     """The folder of the cache with the files of a repository, or of its folder `part`; missing files are fetched."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -152,7 +182,7 @@ def _snapshot(address: HubAddress, offline: bool, *, part: str = "", ignored: st
         folder = snapshot_download(
             address.repository,
             revision=address.revision,
-            allow_patterns=[part + name for name in FETCHED],
+            allow_patterns=[part + name for name in names],
             ignore_patterns=[ignored],
             local_files_only=offline,
         )

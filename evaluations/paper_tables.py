@@ -7,7 +7,8 @@
     python -m evaluations.paper_tables wetok_4 --json         the same facts for programs
 
 With --commands it prints a command for every row whose file is in the folder published: pipe them into bash.
-A row without a network here says why. Printed numbers are copied from the paper; none was measured with this code.
+A row without a network here says why. Networks of other programs need no recipe; the command of one that brings code
+is a comment. Printed numbers are copied from the paper; none was measured with this code.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ MEASURED = {"rFID": "rfid", "PSNR": "psnr", "SSIM": "ssim"}  # printed metric ->
 FORMATS = {"rFID": "{:.2f}", "PSNR": "{:.2f}", "SSIM": "{:.2f}"}
 COMMAND = ("python", "-m", "evaluations.reconstruction")
 DETAILS = {"tokens": "tokens", "codes": "codes", "ratio": "times smaller"}  # key of a row -> what follows its value
+TRUST = "--trust-jit"  # of a file that brings code: its command is printed as a comment, for the user to decide
 PUBLISHED_FILE = re.compile(r"\[([^\]]+)\]\(|`([^`]+)`")  # in the line `Released` of a recipe
 
 
@@ -55,9 +57,10 @@ class Row:
 
     method: str
     details: str  # tokens, codes or compression ratio, as printed
-    recipe: str | None  # the name of its recipe
-    missing: str  # why there is none
-    file: str  # its published file, as the header of the recipe names it
+    recipe: str | None  # the name of its recipe; None for a network of another program, which needs none
+    missing: str  # why it cannot be measured
+    file: str  # its published file, as the header of the recipe names it, or folder
+    flags: str  # of evaluations.reconstruction, for a network without a recipe
     numbers: dict[str, dict[str, str]]  # column -> printed metric -> number
 
 
@@ -92,43 +95,54 @@ def _row(facts: Mapping[str, Any]) -> Row:
     if facts["recipe"] is not None and not file:
         ((_, cell), *_) = facts_of(recipe_file(facts["recipe"])).released
         file = next(filter(None, PUBLISHED_FILE.search(cell).groups()))
-    return Row(facts["method"], details, facts["recipe"], facts.get("missing", ""), file, facts["numbers"])
+    return Row(
+        method=facts["method"],
+        details=details,
+        recipe=facts["recipe"],
+        missing=facts.get("missing", ""),
+        file=file,
+        flags=facts.get("flags", ""),
+        numbers=facts["numbers"],
+    )
 
 
 # ------------------------------------------------------------------------------------------------ measuring
 def result_path(folder: Path, table: Table, row: Row, column: Column) -> Path:
     """Where the result of a row and column is, or will be."""
     name = Path(row.file).with_suffix("").as_posix()
-    return folder / table.name / f"{row.recipe}-{name}-{column.name}.json".replace("/", "-")
+    kind = row.recipe or row.method
+    return folder / table.name / f"{kind}-{name}-{column.name}.json".replace("/", "-").replace(" ", "_")
 
 
 def commands(table: Table, args: argparse.Namespace) -> Iterator[str]:
     """The command of every row and column whose file and images are there; a comment for each of the others."""
     images = images_of(args.images)
     for row in table.rows:
-        if row.recipe is None:
+        if row.missing:
             yield f"# {row.method} ({row.details}): {row.missing}"
             continue
         file = args.files / row.file
-        if not file.is_file():
+        if not file.exists():
             yield f"# {row.method} ({row.details}): {file} is not there"
             continue
         for column in (column for column in table.columns if column.name in row.numbers):
             if column.images not in images:
                 yield f"# {row.method}, {column.title}: name its images, --images {column.images}=FOLDER"
                 continue
-            yield shlex.join(
-                [*COMMAND, *measuring_flags(table, row, column, file, images[column.images], args.results)]
-            )
+            flags = measuring_flags(table, row, column, file, images[column.images], args.results)
+            command = shlex.join([*COMMAND, *flags])
+            is_program = TRUST in row.flags
+            yield f"# {row.method} brings code; if you trust its publisher: {command}" if is_program else command
 
 
 def measuring_flags(table: Table, row: Row, column: Column, file: Path, images: Path, results: Path) -> Iterator[str]:
     """The flags of evaluations.reconstruction that measure a row as its column asks for."""
-    of_recipe = shlex.split(facts_of(recipe_file(row.recipe)).measure)
-    if "--original-resolution" in column.flags and "--image-size" in of_recipe:  # whole images have sizes of their own
-        place = of_recipe.index("--image-size")
-        del of_recipe[place : place + 2]
-    yield from ("--vq-ckpt", str(file), "--tok-config", row.recipe, *of_recipe, *column.flags)
+    flags = shlex.split(facts_of(recipe_file(row.recipe)).measure if row.recipe is not None else row.flags)
+    if "--original-resolution" in column.flags and "--image-size" in flags:  # whole images have sizes of their own
+        place = flags.index("--image-size")
+        del flags[place : place + 2]
+    architecture = ("--tok-config", row.recipe) if row.recipe is not None else ()
+    yield from ("--vq-ckpt", str(file), *architecture, *flags, *column.flags)
     output = result_path(results, table, row, column)
     yield from ("--val-path", str(images), "--extractor", FILE_EXTRACTOR, "--output", str(output))
 
@@ -144,7 +158,7 @@ def images_of(items: Sequence[str]) -> dict[str, Path]:
 
 def measured(table: Table, row: Row, column: Column, results: Path | None) -> dict[str, float]:
     """The metrics of the result of a row and column, by their printed names; empty where there is none yet."""
-    if results is None or row.recipe is None:
+    if results is None or row.missing:
         return {}
     path = result_path(results, table, row, column)
     if not path.is_file():
@@ -158,7 +172,7 @@ def text_of(table: Table, results: Path | None) -> str:
     """A table for people: printed numbers, measured ones behind them, and the file of each row."""
     lines = [table.title]
     for row in table.rows:
-        source = f"{row.recipe}, {row.file}" if row.recipe is not None else row.missing
+        source = row.missing or ", ".join(filter(None, (row.recipe, row.file)))
         lines.append(f"{row.method} ({row.details}): {source}")
         for column in (column for column in table.columns if column.name in row.numbers):
             here = measured(table, row, column, results)

@@ -4,6 +4,7 @@
         --output runs/quickstart/evaluations/reconstruction.json
     bash scripts/reconstruction.sh --vq-ckpt runs/VQ_SS256 --val-path $IMGNET_ROOT/ILSVRC2012_img_val \\
         --extractor inception --lpips --output results/VQ_SS256.json
+    python -m evaluations.reconstruction --vq-ckpt sdxl-vae/ --image-size 256 --val-path val --output results/sdxl.json
     python -m evaluations.reconstruction --vq-ckpt runs/WeTok --val-path coco/val2017 --protocol wetok \\
         --original-resolution --extractor inception --output results/WeTok_coco.json
 
@@ -14,6 +15,9 @@ images, unless --reference names others. Without --protocol, images follow the r
 offline; with it, all of the published measurement is asked for (Inception, 256 px), and the result names every fact
 that is different. With --original-resolution, convolutional tokenizers take whole images, padded to a multiple of the
 tokenizer's factor. With --text-reader, drawn words are reconstructed and read as well (evaluations.text_readback).
+
+--vq-ckpt may also be an autoencoder of diffusers (a folder, or an address of the hub) or, with --trust-jit, a program
+in TorchScript: see docs/checkpoints.md. Images then go through its latents, and there are no numbers of codes.
 """
 
 from __future__ import annotations
@@ -39,12 +43,12 @@ from evaluations.jobs.reconstruction import ReconstructionJob
 from evaluations.preset_flags import add_protocol_flag, parse_with_preset
 from evaluations.protocols.registry import DEFAULT_PROTOCOL
 from evaluations.readback.pictures import PER_HEIGHT
-from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_to_check, tokenizer_needs
+from tokenizer.cli import add_image_flags, add_reconstructing_flags, images_to_check, reconstructing_needs
 
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
-    add_tokenizer_flags(parser)
+    add_reconstructing_flags(parser)
     add_image_flags(parser)
 
     # What is measured.
@@ -72,7 +76,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for the tokenizer, the images, the reference and the networks that measure."""
     output_needs(args, "reconstruction", preflight)
-    tokenizer = tokenizer_needs(args, preflight)
+    tokenizer = reconstructing_needs(args, preflight)
     data = None
     with preflight.collecting():
         data = images_to_check(args, tokenizer)

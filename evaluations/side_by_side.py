@@ -40,14 +40,14 @@ from engine.progress import progress
 from engine.world import World
 from tokenizer.cli import (
     add_label_flag,
+    add_reconstructing_flags,
     add_skip_flag,
-    add_tokenizer_flags,
     flags_of_tokenizer,
-    tokenizer_from,
+    reconstructing_from,
+    reconstructing_needs,
     tokenizer_labels,
-    tokenizer_needs,
 )
-from tokenizer.models.base import Tokenizer
+from tokenizer.models.reconstructing import Reconstructing
 from tokenizer.pair_names import ORIGINAL, pair_names
 
 FIGURE = "side_by_side.png"
@@ -56,7 +56,7 @@ FITS: dict[str, Callable[[Image.Image, int], Image.Image]] = {"crop": center_cro
 
 def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
-    add_tokenizer_flags(parser, several=True)
+    add_reconstructing_flags(parser, several=True)
     add_label_flag(parser)
 
     # The pictures.
@@ -81,13 +81,13 @@ def squares(source: LooseSource, count: int, size: int, fit: str, skip_broken: b
     return [image_tensor(FITS[fit](read_source(source, number, skip_broken)[0], size)) for number in range(count)]
 
 
-def reconstructed(tokenizer: Tokenizer, images: Sequence[Tensor], title: str, world: World) -> list[Tensor]:
+def reconstructed(tokenizer: Reconstructing, images: Sequence[Tensor], title: str, world: World) -> list[Tensor]:
     """Each picture uint8 (3,S,S) to codes and back, one at a time: large ones need memory."""
     reconstructions = []
     for number, image in enumerate(progress(images, title, world, "image")):
         with numbered("image", [number]):
-            codes = tokenizer.encode(to_float(image[None]).to(world.device)).indices
-            reconstructions.append(to_uint8(tokenizer.decode_indices(codes))[0].cpu())
+            decoded = tokenizer.reconstruct(to_float(image[None]).to(world.device)).images
+            reconstructions.append(to_uint8(decoded)[0].cpu())
     return reconstructions
 
 
@@ -107,7 +107,7 @@ def draw(args: argparse.Namespace) -> None:
     names = pair_names(source, count)
 
     # Everything that may not fit comes before the first file.
-    tokenizers = [tokenizer_from(flags_of_tokenizer(args, number), world.device) for number in range(len(labels))]
+    tokenizers = [reconstructing_from(flags_of_tokenizer(args, number), world.device) for number in range(len(labels))]
     sizes = {tokenizer.image_size for tokenizer in tokenizers}
     if len(sizes) > 1:
         raise UserError(
@@ -159,7 +159,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for all tokenizers, the pictures, and a place for the figure."""
     preflight.device(args.device)
     for number in range(len(args.vq_ckpt)):
-        tokenizer_needs(flags_of_tokenizer(args, number), preflight)
+        reconstructing_needs(flags_of_tokenizer(args, number), preflight)
     with preflight.collecting():
         images = LooseSource(args.data_path, "--data-path", args.skip_broken)
         preflight.ready.append(f"--data-path: {len(images):,} images in {args.data_path}")

@@ -33,7 +33,7 @@ from engine.world import World
 from evaluations.cli import add_output_flags, output_needs, output_path, run_evaluation
 from evaluations.image_sets import ROUNDING
 from evaluations.protocols.registry import DEFAULT_PROTOCOL, PROTOCOLS
-from evaluations.readback.measurement import Reconstruct, TextReadback, through_codes
+from evaluations.readback.measurement import Reconstruct, TextReadback, through_network
 from evaluations.readback.model import load_reader, reader_needs
 from evaluations.readback.pictures import (
     PER_HEIGHT,
@@ -43,7 +43,7 @@ from evaluations.readback.pictures import (
     write_pictures,
 )
 from evaluations.results import claim_result, write_arrays, write_result
-from tokenizer.cli import add_tokenizer_flags, tokenizer_from, tokenizer_needs
+from tokenizer.cli import add_reconstructing_flags, reconstructing_from, reconstructing_needs
 
 DRAWN_SIZE = 256  # pixels, of --draw
 
@@ -52,7 +52,7 @@ def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
 
     # What is read: the reconstructions of a tokenizer, or files.
-    add_tokenizer_flags(parser, default="none")
+    add_reconstructing_flags(parser, default="none")
     parser.add_argument("--text-reader", type=Path, help="folder of a reader trained with evaluations.text_reader")
     parser.add_argument(
         "--draw", type=Path, metavar="FOLDER", help="write the pictures and their words, and measure nothing"
@@ -99,10 +99,10 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     reader, reader_facts = load_reader(args.text_reader, world.device)
     reconstruct: Reconstruct
     if args.vq_ckpt is not None:
-        tokenizer = tokenizer_from(args, world.device)
+        tokenizer = reconstructing_from(args, world.device)
         pictures = drawn_pictures(args, tokenizer.image_size)
         rules = PROTOCOLS[DEFAULT_PROTOCOL]()
-        reconstruct = through_codes(tokenizer, rules.to_uint8, world.device)
+        reconstruct = through_network(tokenizer, rules.to_uint8, world.device)
         made_by: dict[str, Any] = {"tokenizer": tokenizer.provenance.facts(), "rounding": rules.rounding}
     else:
         pictures = StoredPictures(args.originals, "--originals")
@@ -131,7 +131,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     output_needs(args, "text_readback", preflight)
     reader_needs(args.text_reader, "--text-reader", preflight)
     if args.vq_ckpt is not None:
-        tokenizer_needs(args, preflight)
+        reconstructing_needs(args, preflight)
         return
     with preflight.collecting():
         pictures = StoredPictures(args.originals, "--originals")

@@ -15,6 +15,7 @@ PICKLES = {"pickle", "pickletools", "cPickle", "_pickle", "dill", "cloudpickle",
 RENAMERS = {  # the places that rename: one file that is complete; whole folders
     "engine.atomic_file", "engine.checkpoint.store", "engine.checkpoint.weights", "engine.folder_lock",
 }  # fmt: skip
+RUNS_PROGRAMS = "tokenizer.autoencoders.torchscript"  # the one place that runs code of a file, where the user trusts it
 CUDA_MODULES = ("engine.devices", "engine.world", "engine.parallel")
 
 # Loading tokenizers, under their own and under published names: what later layers may see of `tokenizer`.
@@ -60,11 +61,12 @@ LAYERS = {
     ],
     "evaluations.image_sets": ["engine", "evaluations.results"],
     "evaluations.protocols": [
-        "engine", "tokenizer.models.base", "tokenizer.quantizers.base", "autoregressive.codes", "evaluations.protocols",
+        "engine", "tokenizer.models.reconstructing", "tokenizer.quantizers.base", "autoregressive.codes",
+        "evaluations.protocols",
         "evaluations.metrics", "evaluations.digits", "evaluations.image_sets", "evaluations.results",
     ],
     "evaluations.readback": [
-        "engine", "tokenizer.models.base",
+        "engine", "tokenizer.models.reconstructing",
         *(f"evaluations.{name}" for name in ("readback", "protocols", "metrics", "image_sets", "results")),
     ],
     "evaluations.jobs": [
@@ -134,6 +136,7 @@ LEAF_ONLY = {
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "diffusers",
 }  # imported inside functions
 
 
@@ -213,6 +216,12 @@ def call_problems(node: ast.Call) -> list[str]:
     return problems
 
 
+def program_problems(module: str, node: ast.Call) -> list[str]:
+    """Files that bring code, loaded elsewhere than behind --trust-jit."""
+    name = ast.unparse(node.func)
+    return [f"{name}() runs a program"] if name.endswith("jit.load") and module != RUNS_PROGRAMS else []
+
+
 def rename_problems(module: str, node: ast.Call) -> list[str]:
     """Files that are written under another name first by other code than the one for it (`engine.atomic_file`)."""
     name = ast.unparse(node.func)
@@ -246,7 +255,7 @@ def code_problems(module: str, source: str) -> list[str]:
         elif isinstance(node, ast.Import | ast.ImportFrom):
             told = unpickling_problems(module, node)
         elif isinstance(node, ast.Call):
-            told = call_problems(node) + rename_problems(module, node)
+            told = call_problems(node) + program_problems(module, node) + rename_problems(module, node)
         elif isinstance(node, ast.Attribute):
             told = attribute_problems(module, node)
         problems += [f"line {node.lineno}: {problem}" for problem in told]
@@ -395,6 +404,7 @@ def test_an_allowed_import_is_not_found(module, source):
         ("from dill import load", "dill is imported"),
         ("pickle.load(file)", "unpickles"),
         ("np.load(path, allow_pickle=True)", "unpickles"),
+        ("torch.jit.load(path)", "runs a program"),
         ("torch.hub.load_state_dict_from_url(url)", "unpickles"),
         ("yaml.load(text)", "builds objects"),
         ("yaml.unsafe_load(text)", "builds objects"),

@@ -15,7 +15,8 @@ from evaluations.benchmarks.startup import COMMANDS, MORE_COMMANDS
 SLOW = [
     "torch.distributed.tensor", "torch.distributed.fsdp", "torch.distributed.checkpoint", "torch.distributed.run",
     "torch._dynamo", "torch._inductor", "torch.onnx", "sympy", "triton", "torchvision", "timm", "lpips", "scipy",
-    "torch_fidelity", "webdataset", "wandb", "matplotlib", "tensorboardX", "PIL.PngImagePlugin", "PIL.JpegImagePlugin",
+    "torch_fidelity", "diffusers", "webdataset", "wandb", "matplotlib", "tensorboardX",
+    "PIL.PngImagePlugin", "PIL.JpegImagePlugin",
 ]  # fmt: skip
 
 # Runs entries in one process and tells, as JSON, which slow modules each of them was the first to import.

@@ -5,7 +5,7 @@ Public face: `from tokenizer import Tokenizer, build_tokenizer, load_tokenizer`.
 Networks     models/ (tokenizers), quantizers/, discriminators/, frozen/ (pretrained networks)
 Codes        token_tools (maps, replaced tokens, pictures between pictures)
 Training     losses/ (terms of the loss), training/ (config, checks, phases, task)
-Files        loading (trained tokenizers), published/ (layouts of published files)
+Files        loading (trained tokenizers), published/ (layouts of published files), autoencoders/ (of other programs)
 Entries      train, reconstruct (its files: pair_names), convert; cli holds the flags that entries share
 """
 

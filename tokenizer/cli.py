@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,8 +16,11 @@ from engine.data.sources import SOURCES, keys_without_use, kind_of, source_names
 from engine.messages import ConfigError, UserError
 from engine.preflight import Preflight
 from engine.registry import extended
+from tokenizer.autoencoders.loading import load_reconstructing, survey_reconstructing
+from tokenizer.autoencoders.torchscript import AUTO, DTYPES
 from tokenizer.loading import SOURCE, load_tokenizer, survey_tokenizer
 from tokenizer.models.base import Tokenizer
+from tokenizer.models.reconstructing import Reconstructing
 from tokenizer.published.files import is_published
 
 
@@ -50,6 +54,23 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser, several: bool = False, 
     parser.add_argument(
         "--noise-seed", type=int, help="seed for the noise of the generative decoder (default: that of its config, 0)"
     )
+
+
+def add_reconstructing_flags(
+    parser: argparse.ArgumentParser, several: bool = False, default: str | None = None
+) -> None:
+    """Adds the flags of `add_tokenizer_flags`, where an autoencoder of another program may take the place of a
+    tokenizer.
+    """
+    add_tokenizer_flags(parser, several, default)
+    parser.add_argument(
+        "--trust-jit", action="store_true",
+        help="run the code that a TorchScript file given as --vq-ckpt brings: only for publishers that you trust",
+    )  # fmt: skip
+    parser.add_argument(
+        "--jit-dtype", default=AUTO, choices=[AUTO, *DTYPES],
+        help="type of numbers that such a file is given images in (default: that of its parameters)",
+    )  # fmt: skip
 
 
 def flags_of_tokenizer(args: argparse.Namespace, number: int) -> argparse.Namespace:
@@ -103,6 +124,37 @@ def tokenizer_from(args: argparse.Namespace, device: torch.device | str) -> Toke
     return tokenizer
 
 
+def reconstructing_from(args: argparse.Namespace, device: torch.device | str) -> Reconstructing:
+    """Loads what the flags name to reconstruct with: a tokenizer, or an autoencoder of another program.
+
+    Raises ConfigError for a flag that it has no use for.
+    """
+    network = load_reconstructing(
+        args.vq_ckpt, config=args.tok_config, weights=args.weights, device=device, **_trust(args)
+    )
+    _apply_flags(args, network)
+    return network
+
+
+def reconstructing_needs(args: argparse.Namespace, preflight: Preflight) -> Reconstructing | None:
+    """Looks for what `reconstructing_from` would load; returns it without storage, or None where it is not there."""
+    if preflight.comes_later(args.vq_ckpt, "--vq-ckpt"):
+        return None
+    with preflight.collecting():
+        network = survey_reconstructing(
+            args.vq_ckpt, config=args.tok_config, weights=args.weights, hashed=preflight.hashes, **_trust(args)
+        )
+        _apply_flags(args, network)
+        preflight.ready.append(f"--vq-ckpt: {args.vq_ckpt} ({network.summary()})")
+        return network
+    return None
+
+
+def _trust(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say of files that bring code."""
+    return {"trust_jit": args.trust_jit, "jit_dtype": args.jit_dtype}
+
+
 def tokenizer_needs(args: argparse.Namespace, preflight: Preflight) -> Tokenizer | None:
     """Looks for the tokenizer that the flags name; returns it without storage, or None where it is not there."""
     if preflight.comes_later(args.vq_ckpt, "--vq-ckpt"):
@@ -112,22 +164,25 @@ def tokenizer_needs(args: argparse.Namespace, preflight: Preflight) -> Tokenizer
             args.vq_ckpt, config=args.tok_config, weights=args.weights, hashed=preflight.hashes
         )
         _apply_flags(args, tokenizer)
-        preflight.ready.append(f"--vq-ckpt: {args.vq_ckpt} ({tokenizer.num_tokens} tokens, {tokenizer.image_size} px)")
+        preflight.ready.append(f"--vq-ckpt: {args.vq_ckpt} ({tokenizer.summary()})")
         return tokenizer
     return None
 
 
-def _apply_flags(args: argparse.Namespace, tokenizer: Tokenizer) -> None:
-    """Sets what flags change. Raises ConfigError for a flag that this tokenizer has no use for."""
+def _apply_flags(args: argparse.Namespace, tokenizer: Reconstructing) -> None:
+    """Sets what flags change. Raises ConfigError for a flag that this network has no use for, or that it needs."""
     if args.noise_seed is not None:
         if "noise" not in tokenizer.capabilities:
             raise ConfigError(f"--noise-seed {args.noise_seed}: the tokenizer {args.vq_ckpt} has no generative decoder")
         tokenizer.set_noise_seed(args.noise_seed)
 
     set_image_size(tokenizer, args.image_size, args.vq_ckpt)
+    is_whole = getattr(args, "original_resolution", False) and args.text_reader is None  # then no size is needed
+    if tokenizer.image_size is None and not is_whole:
+        raise ConfigError(f"--image-size is missing: {args.vq_ckpt} does not say for which size it was trained")
 
 
-def set_image_size(tokenizer: Tokenizer, image_size: int | None, path: str) -> None:
+def set_image_size(tokenizer: Reconstructing, image_size: int | None, path: str) -> None:
     """Makes the size that --image-size names, if any, that of the tokenizer from `path`.
 
     Raises ConfigError for a tokenizer that takes its own size only.
@@ -163,15 +218,16 @@ def add_skip_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def images_from(args: argparse.Namespace, tokenizer: Tokenizer) -> DataConfig:
+def images_from(args: argparse.Namespace, tokenizer: Reconstructing) -> DataConfig:
     """The images that the flags name, at the tokenizer's size.
 
     What no flag says is as in the tokenizer's own config. Raises ConfigError for a path of images that need none.
     """
-    return _images(args, tokenizer.provenance.config.data, tokenizer.image_size)
+    trained_on = tokenizer.provenance.config.data
+    return _images(args, trained_on, tokenizer.image_size or trained_on.image_size)
 
 
-def images_to_check(args: argparse.Namespace, tokenizer: Tokenizer | None) -> DataConfig | None:
+def images_to_check(args: argparse.Namespace, tokenizer: Reconstructing | None) -> DataConfig | None:
     """The images that the flags name for a tokenizer that may be missing; None where only that would name them."""
     if tokenizer is not None:
         return images_from(args, tokenizer)

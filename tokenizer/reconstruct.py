@@ -38,10 +38,10 @@ from engine.preflight import Preflight, require
 from engine.progress import progress
 from engine.registry import extended
 from engine.world import World, distributed_world
-from tokenizer.cli import add_skip_flag, add_tokenizer_flags, tokenizer_from, tokenizer_needs
+from tokenizer.cli import add_reconstructing_flags, add_skip_flag, reconstructing_from, reconstructing_needs
 from tokenizer.frozen.lpips import lpips_network
 from tokenizer.losses.perceptual import LPIPSLoss
-from tokenizer.models.base import Tokenizer
+from tokenizer.models.reconstructing import Reconstructing
 from tokenizer.pair_names import ORIGINAL, pair_names
 
 GRID_BATCHES = 4  # batches whose first images are in the grid
@@ -52,7 +52,7 @@ def parse_args() -> argparse.Namespace:
     parser = entry_parser(__doc__)
 
     # What is reconstructed.
-    add_tokenizer_flags(parser)
+    add_reconstructing_flags(parser)
     parser.add_argument("--data-path", type=Path, help="folder to search for images")
     packaged = source_names(packaged_only=True)
     add_skip_flag(parser)
@@ -144,7 +144,7 @@ def names_of_set(names: Sequence[str], scores: dict[int, float] | None, world: W
 
 
 def reconstruct(
-    tokenizer: Tokenizer,
+    tokenizer: Reconstructing,
     source: ImageSource,
     image_ids: range,
     names: Sequence[str],
@@ -158,11 +158,10 @@ def reconstruct(
     Returns (originals, reconstructions), uint8 (B,3,H,W) on the CPU, and {number of an image: LPIPS}, empty without
     `lpips`.
     """
-    # Images -> codes -> images.
+    # Images -> codes, or latents -> images.
     originals = center_batch(source, tokenizer.image_size, image_ids, skip_broken)
     with numbered("image", image_ids):
-        codes = tokenizer.encode(to_float(originals).to(device)).indices
-        reconstructions = to_uint8(tokenizer.decode_indices(codes)).cpu()
+        reconstructions = to_uint8(tokenizer.reconstruct(to_float(originals).to(device)).images).cpu()
 
     # One pair of files per image.
     scores: dict[int, float] = {}
@@ -176,7 +175,7 @@ def reconstruct(
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for the tokenizer, the images, and a place for the pictures."""
     preflight.device(args.device)
-    tokenizer_needs(args, preflight)
+    reconstructing_needs(args, preflight)
     with preflight.collecting():
         if args.data is not None and args.data_path is None:
             preflight.images(extended(DataConfig(name=args.data)), "val")
@@ -192,7 +191,7 @@ def main() -> None:
     require(args, lambda preflight: needs(args, preflight))
     source = open_images(args)
     with distributed_world(args.device) as world:
-        tokenizer = tokenizer_from(args, world.device)
+        tokenizer = reconstructing_from(args, world.device)
         if isinstance(source, LooseSource):
             source.decoding = tokenizer.provenance.config.data.decoding
         lpips = lpips_or_none(world.device) if args.lpips else None

@@ -44,12 +44,13 @@ from evaluations.protocols.reconstruction_accumulators import (
 from evaluations.protocols.reference import Reference
 from evaluations.protocols.registry import PROTOCOLS
 from evaluations.protocols.trust import require_trust
-from evaluations.readback.measurement import TextReadback, through_codes
+from evaluations.readback.measurement import TextReadback, through_network
 from evaluations.readback.model import load_reader
 from evaluations.readback.pictures import DrawnPictures
 from evaluations.results import claim_result, write_arrays, write_result
-from tokenizer.cli import images_from, tokenizer_from
+from tokenizer.cli import images_from, reconstructing_from
 from tokenizer.frozen.lpips import lpips_network
+from tokenizer.models.reconstructing import Reconstructing
 
 MIN_LPIPS_SIZE = 32  # pixels; smaller images vanish in its network
 
@@ -83,7 +84,7 @@ class ReconstructionJob:
         protocol = PROTOCOLS[args.protocol]()
         lpips, lpips_stamps = lpips_networks(args, protocol, world)
         extractor = extractor_from(args, world)
-        tokenizer = tokenizer_from(args, world.device)
+        tokenizer = reconstructing_from(args, world.device)
         reconstructor = Reconstructor(tokenizer, protocol, args.image_size_eval, args.original_resolution)
         for problem in protocol.problems(extractor, args.reference):
             raise UserError(f"--protocol {protocol.name} {problem}")
@@ -149,11 +150,9 @@ class ReconstructionJob:
         """Everything that is measured, in the order of the result file."""
         quantizer = self.reconstructor.tokenizer.quantizer
         count = len(self.source)
-        accumulators: list[Accumulator[ReconstructedBatch]] = [
-            self.scores,
-            CodebookUsage(quantizer),
-            Compression(quantizer, count),
-        ]
+        accumulators: list[Accumulator[ReconstructedBatch]] = [self.scores]
+        if quantizer is not None:
+            accumulators += [CodebookUsage(quantizer), Compression(quantizer, count)]
         if self.distances is not None:
             accumulators.append(self.distances)
         if not self.reconstructor.whole:
@@ -178,8 +177,7 @@ class ReconstructionJob:
             **self.reconstructor.facts(),
             "reference": self.distances.facts if self.distances is not None else None,
             "lpips_weights": self.lpips_stamps,
-            "codebook_size": tokenizer.quantizer.codebook_size,
-            "num_tokens": tokenizer.num_tokens,
+            **code_facts(tokenizer),
             "precision": "fp32",
             "tokenizer": tokenizer.provenance.facts(),
             **({"text_readback": self.text.facts()} if self.text is not None else {}),
@@ -195,12 +193,19 @@ class ReconstructionJob:
         measurement = measure(self.batches(world), self.accumulators(), world)
         if self.text is not None:
             rounding = self.reconstructor.protocol.to_uint8
-            reconstruct = through_codes(self.reconstructor.tokenizer, rounding, world.device)
+            reconstruct = through_network(self.reconstructor.tokenizer, rounding, world.device)
             measurement.add(self.text.measure(reconstruct, self.batch_size, world))
         if world.is_main:
             ids = numbered_ids(len(self.source))
             write_result(self.output, measurement.metrics, protocol, ids=ids, **measurement.sections())
             write_arrays(self.output, **measurement.arrays)
+
+
+def code_facts(tokenizer: Reconstructing) -> dict[str, int]:
+    """What a protocol says about the codes between the images; nothing where there are none."""
+    if tokenizer.quantizer is None:
+        return {}
+    return {"codebook_size": tokenizer.quantizer.codebook_size, "num_tokens": tokenizer.num_tokens}
 
 
 def lpips_networks(

@@ -24,7 +24,7 @@ from engine.messages import UserError
 from engine.world import World
 from evaluations.image_sets import RESIZE, ImageBatch, rank_batches
 from evaluations.metrics.extractor import Extractor
-from tokenizer.models.base import Tokenizer
+from tokenizer.models.reconstructing import Reconstructing
 
 
 class ReconstructionProtocol:
@@ -119,14 +119,14 @@ def pad_to(images: Tensor, factor: int, min_cells: int = 1) -> tuple[Tensor, tup
 
 
 class Reconstructor:
-    """Images through a tokenizer and its codes, under the rules of a protocol.
+    """Images through a tokenizer and its codes (or an autoencoder), under the rules of a protocol.
 
     `eval_size`: measured at this size (default: that of the tokenizer). `whole`: whole images, one at a time, padded to
     the tokenizer's factor.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, protocol: ReconstructionProtocol, eval_size: int | None, whole: bool
+        self, tokenizer: Reconstructing, protocol: ReconstructionProtocol, eval_size: int | None, whole: bool
     ) -> None:
         self.tokenizer = tokenizer
         self.protocol = protocol
@@ -165,8 +165,8 @@ class Reconstructor:
             if self.whole:
                 reconstructions, indices = self._whole_images(originals)
             else:
-                indices = self.tokenizer.encode(originals).indices
-                reconstructions = resize_for_evaluation(self.tokenizer.decode_indices(indices), self.eval_size)
+                decoded, indices = self.tokenizer.reconstruct(originals)
+                reconstructions = resize_for_evaluation(decoded, self.eval_size)
                 originals = resize_for_evaluation(originals, self.eval_size)
 
         return ReconstructedBatch(
@@ -179,10 +179,8 @@ class Reconstructor:
             protocol=self.protocol,
         )
 
-    def _whole_images(self, originals: Tensor) -> tuple[Tensor, Tensor]:
-        """(reconstructions without the margins, indices)."""
-        factor = self.tokenizer.factor
-        padded, window = pad_to(originals, factor, self.tokenizer.min_cells)
-        grid = (padded.shape[2] // factor, padded.shape[3] // factor)
-        indices = self.tokenizer.encode(padded).indices
-        return self.tokenizer.decode_indices(indices, grid)[:, :, *window], indices
+    def _whole_images(self, originals: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(reconstructions without the margins, indices or None)."""
+        padded, window = pad_to(originals, self.tokenizer.factor, self.tokenizer.min_cells)
+        reconstructions, indices = self.tokenizer.reconstruct(padded)
+        return reconstructions[:, :, *window], indices

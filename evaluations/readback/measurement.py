@@ -20,18 +20,19 @@ from evaluations.readback.degradation import ANCHOR_TITLES, ANCHORS
 from evaluations.readback.model import read_words
 from evaluations.readback.pictures import TextSet
 from evaluations.readback.score import LEAST_READABLE, LEAST_WORDS, TOKENIZER, ReadingTable
-from tokenizer.models.base import Tokenizer
+from tokenizer.models.reconstructing import Reconstructing
 
 Reconstruct = Callable[[Tensor, Tensor], Tensor]  # (numbers (B,), uint8 (B,3,S,S)) -> uint8 (B,3,S,S) on the CPU
 
 
-def through_codes(tokenizer: Tokenizer, rounding: Callable[[Tensor], Tensor], device: torch.device) -> Reconstruct:
-    """Pictures to codes and back; `rounding` turns floats in [-1,1] or beyond into uint8."""
+def through_network(
+    tokenizer: Reconstructing, rounding: Callable[[Tensor], Tensor], device: torch.device
+) -> Reconstruct:
+    """Pictures to codes, or latents, and back; `rounding` turns floats in [-1,1] or beyond into uint8."""
 
     def reconstruct(numbers: Tensor, originals: Tensor) -> Tensor:
         with numbered("picture", numbers):
-            codes = tokenizer.encode(to_float(originals.to(device))).indices
-            return rounding(tokenizer.decode_indices(codes)).cpu()
+            return rounding(tokenizer.reconstruct(to_float(originals.to(device))).images).cpu()
 
     return reconstruct
 

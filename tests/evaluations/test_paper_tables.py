@@ -19,7 +19,7 @@ ROWS = [(table, row) for table in TABLES for row in table.rows]
 def test_both_tables_are_there():
     assert [(table.name, len(table.rows)) for table in TABLES] == [("wetok_3", 25), ("wetok_4", 22)]
     for table, row in ROWS:
-        assert (row.recipe is None) == bool(row.missing), row
+        assert bool(row.file) != bool(row.missing) and bool(row.flags) == (row.recipe is None and not row.missing), row
         assert row.numbers.keys() <= {column.name for column in table.columns} and any(row.numbers.values())
         assert {name for numbers in row.numbers.values() for name in numbers} <= command.MEASURED.keys()
         assert row.recipe is None or (row.recipe in recipe_files() and row.file)
@@ -89,6 +89,26 @@ def test_whole_images_have_no_size(printed, tmp_path):
     calls = [line for line in text.splitlines() if not line.startswith("#")]
     assert len(calls) == 3 and sum("--original-resolution" in line for line in calls) == 1
     assert "# Open-MAGVIT2-I-PT, ImageNet, whole images: name its images, --images imagenet=FOLDER" in text
+
+
+def test_networks_of_other_programs_need_no_recipe(printed, tmp_path, monkeypatch):
+    """A folder of diffusers has a command of its own; one that brings code is for the user to decide."""
+    (tmp_path / "FLUX.1-dev" / "vae").mkdir(parents=True)
+    (tmp_path / "Cosmos-0.1-Tokenizer-DI16x16").mkdir()
+    (tmp_path / "Cosmos-0.1-Tokenizer-DI16x16" / "autoencoder.jit").touch()
+    shown = printed("wetok_4", "--files", tmp_path, "--images", f"coco={tmp_path}", "--commands").splitlines()
+    (call,) = (line for line in shown if not line.startswith("#"))
+    program, dash, module, *flags = shlex.split(call)
+    assert (program, dash, module) == command.COMMAND and "--tok-config" not in flags
+    monkeypatch.setattr("sys.argv", ["entry", *flags])
+    args = reconstruction.parse_args()
+    assert (args.image_size, args.protocol, args.trust_jit) == (256, "wetok", False)
+    assert args.output.name == "FLUX-VAE-FLUX.1-dev-vae-coco_256.json"
+    programs = [line for line in shown if line.startswith("# Cosmos brings code; if you trust its publisher: python")]
+    assert len(programs) == 2 and all("--trust-jit" in line for line in programs)
+    assert [("--image-size 256" in line, "--original-resolution" in line) for line in programs] == [
+        (True, False), (False, True),
+    ]  # fmt: skip
 
 
 def test_measured_numbers_stand_beside_printed_ones(printed, tmp_path):

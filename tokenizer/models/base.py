@@ -28,6 +28,7 @@ from engine.pretrained import PretrainedNetwork
 from engine.validation import Problem
 from tokenizer.models.code_input import Codes, as_codes, as_grid
 from tokenizer.models.picture_decoder import PictureDecoder
+from tokenizer.models.reconstructing import Reconstruction
 from tokenizer.quantizers.base import Quantized, Quantizer
 
 State = Mapping[str, Tensor]  # a state dict
@@ -150,6 +151,17 @@ class Tokenizer(PretrainedNetwork):
         images = self.decode(self.quantizer.decode_indices(indices), grid)
         require_finite(images, "pixels decoded by the tokenizer")
         return images
+
+    def reconstruct(self, images: Tensor) -> Reconstruction:
+        """Images -> codes -> images, and the codes. Raises as `encode` and `decode_indices` do."""
+        indices = self.encode(images).indices
+        height, width = images.shape[-2:]
+        grid = None if height == width else (height // self.factor, width // self.factor)
+        return Reconstruction(self.decode_indices(indices, grid), indices)
+
+    def summary(self) -> str:
+        """What it is, in a few words, for people."""
+        return f"{self.num_tokens} tokens, {self.image_size} px"
 
     def picture_decoder(self) -> PictureDecoder:
         """A faster `decode_indices`, in bfloat16: for pictures to look at, never for codes, metrics or training."""

@@ -137,6 +137,19 @@ def _read_zip(path: Path) -> tuple[Any, dict[str, Place]]:
     return tree, places
 
 
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript program, by the names of its records; nothing in it is read or run."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return False
+    try:
+        _require_small_directory(path)
+        with zipfile.ZipFile(path) as archive:
+            return any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist())
+    except (CheckpointError, zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False  # damaged: its reader says how
+
+
 def _require_small_directory(path: Path) -> None:
     """Raises CheckpointError where a zip file's list of records is huge: `zipfile` would read it whole."""
     end_record, large_end_record = b"PK\x05\x06", b"PK\x06\x06"
