@@ -2,7 +2,8 @@
 
     bash scripts/torture.sh [--kills N] [--seed S] [--runs-dir DIR]
 
-The runs are tiny: a tokenizer (GAN, EMA, entropy, LeCam), WeTok (the same in two phases), a GPT and a linear probe.
+The runs are tiny: a tokenizer (GAN, EMA, entropy, LeCam; with learned codes, averaged ones and ones that start anew),
+WeTok (the same in two phases), a GPT and a linear probe.
 They run in one process and in two, as copies and as shards (FSDP2), with blocking saves and with saves in a thread.
 They receive SIGKILL at random wall-clock times. Some kills wait for the next checkpoint write (a folder `.writing_*`)
 and come at a random moment inside it. Of two processes, one or both are killed. The same command then starts the run
@@ -55,6 +56,7 @@ LIMIT = 120  # seconds for a start; a rank that outlives its killed partner for 
 PARTNER = 20
 STEPS = 40
 EARLY = 0.05  # share of kills that may fall before the first checkpoint
+AVERAGED = "model.quantizer.vq={update: ema, restart: random, decay: 0.6, restart_threshold: 0.5}"
 PORTS = range(12_000, 32_000)  # below those that the system gives to sockets of any process
 
 
@@ -209,6 +211,9 @@ def prepare(root: Path, torchrun: bool) -> list[Case]:
         Case("wetok fsdp x2", "tokenizer.train", (*wetok, shards), 2),
         Case("gpt async x1", "autoregressive.train", (*gpt, thread)),
         Case("tokenizer fsdp async x2", "tokenizer.train", (*image, shards, thread), 2),
+        Case("averaged codebook x1", "tokenizer.train", (*image, AVERAGED)),
+        Case("averaged codebook fsdp x2", "tokenizer.train", (*image, AVERAGED, shards), 2),
+        Case("restarted codes x2", "tokenizer.train", (*image, "model.quantizer.vq.restart=nearest"), 2),
     ]
     return [*cases, Case("tokenizer torchrun x2", "tokenizer.train", image, 2, torchrun=True)] if torchrun else cases
 
