@@ -48,6 +48,16 @@ QUANTIZERS = {  # overrides; each but FSQ has an entropy loss
     ],
     "simvq": ["model.quantizer={name: simvq, simvq: {codebook_size: 16, codebook_dim: 4}}", "loss.entropy_weight=0.05"],
 }
+FORMS = {  # further forms of a quantizer, each with a tokenizer
+    "fsq under two indices": (
+        "hybrid 2d",
+        ["model.quantizer={name: fsq, fsq: {levels: [4, 3, 2], even: symmetric, index_levels: [2, 1]}}"],
+    ),
+    "vq by averages": (
+        "cnn",
+        ["model.quantizer={name: vq, vq: {codebook_size: 16, codebook_dim: 4, update: ema, restart: nearest}}"],
+    ),
+}
 BLOCKS = "encoder_res_blocks: 1, decoder_res_blocks: 1, mid_blocks: 0"
 CNN = f"{{base_channels: 4, channel_multipliers: [1, 2], norm_groups: 2, {BLOCKS}}}"
 WIDTHS = "{width: 16, layers: 1, heads: 2}"
@@ -70,10 +80,14 @@ loop: {device: cpu, steps: 3, log_every: 1, eval_every: 0, save_every: 100}
 
 
 def config_of(run, images, network: str, quantizer: str, *more: str):
-    return tiny.tokenizer_config(run, images, TOKENIZERS[network], *QUANTIZERS[quantizer], *more, base=TRAINING)
+    own = FORMS[quantizer][1] if quantizer in FORMS else QUANTIZERS[quantizer]
+    return tiny.tokenizer_config(run, images, TOKENIZERS[network], *own, *more, base=TRAINING)
 
 
-@pytest.mark.parametrize(("network", "quantizer"), list(itertools.product(TOKENIZERS, QUANTIZERS)))
+@pytest.mark.parametrize(
+    ("network", "quantizer"),
+    [*itertools.product(TOKENIZERS, QUANTIZERS), *((network, name) for name, (network, _) in FORMS.items())],
+)
 def test_every_quantizer_in_every_tokenizer_under_its_head(network, quantizer, tmp_path, image_folder, world):
     """Trains three steps; codes of the stored images decode to the tokenizer's own reconstruction; a GPT on the store
     trains three steps and its samples decode.
