@@ -16,6 +16,7 @@ from tokenizer.models.registry import QUANTIZERS
 
 MAX_PAGE_POINTS = 60_000  # of all lines of a page that lays runs over one another, which is about 1 MB
 MIN_POINTS = 40  # of a line of such a page
+MAX_INDICES = 8  # of a token, each of which has a line of its own
 FIRST_CHARTS = 4  # of a network, that such a page shows at once; the others open by a click
 
 # What the records of a discriminator call its losses.
@@ -36,13 +37,16 @@ class Series:
 
 @dataclass(frozen=True)
 class Prefix:
-    """One line for each key that is `prefix` and a number, in the order of the numbers."""
+    """One line for each key that is `prefix` and a number, in the order of the numbers; none of more than `most`."""
 
     prefix: str
+    most: int | None = None
 
     def lines(self, records: Records) -> dict[str, Points]:
         """{key: [(step, value), ...]}."""
         keys = {key for record in records for key in record if key.startswith(self.prefix)}
+        if self.most is not None and len(keys) > self.most:
+            return {}
         ordered = sorted(keys, key=lambda key: float(key.removeprefix(self.prefix)))
         return {key: points_of(records, key) for key in ordered}
 
@@ -151,6 +155,8 @@ def tokenizer_charts() -> list[Chart]:
             [Series("training window", key="codebook_usage"), Series("held out", key="val/codebook_usage")],
             percent=True,
         ),
+        Chart("Codebook usage by index", "% of codes", [Prefix("codebook_usage_group_", most=MAX_INDICES)], True),
+        Chart("Rest after each level", "fraction of latents", [Prefix("rest_level_", most=MAX_INDICES)]),
         Chart("Restarted codes", "since the start of the run", same_name(["restarted_codes"])),
         Chart("Assignment entropies", "nats", same_name(["sample_entropy", "codebook_entropy"])),
     ]

@@ -13,6 +13,9 @@ from engine.config import load_config
 from engine.data.samples import NUM_RANDOM_BITS, training_item, with_random_bits
 from engine.messages import ConfigError, UserError
 from engine.run_log import read_metrics
+from evaluations.doctor.evidence import RunEvidence
+from evaluations.report.curves import curves
+from evaluations.report.run_folder import RunFolder
 from tokenizer import load_tokenizer, train
 from tokenizer.quantizers.base import Quantizer
 from tokenizer.quantizers.mcq import MCQConfig, ProductVQ
@@ -117,9 +120,11 @@ def test_losses_are_means_over_levels_and_the_gradient_passes_the_sum_once():
     quantizer, z = residual().train(), latents().requires_grad_()
     out = quantizer(z)
     rest, expected = z.detach(), 0.0
-    for book, column in zip(quantizer.books, out.indices.unbind(-1), strict=True):
-        rest = rest - F.embedding(column, book.codebook.detach())
+    for level, column in enumerate(out.indices.unbind(-1)):
+        rest = rest - F.embedding(column, quantizer.books[level].codebook.detach())
         expected += rest.square().mean() / 4
+        left = rest.square().sum() / z.detach().square().sum()
+        torch.testing.assert_close(out.losses[f"rest_level_{level}"], left)
     for name, reached, other in (
         ("codebook", [*quantizer.parameters()], z),
         ("commitment", [z], quantizer.books[0].codebook),
@@ -374,8 +379,16 @@ def test_a_run_with_level_dropout_goes_on_bit_for_bit(tmp_path, image_folder, wo
         assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
     record = read_metrics(tmp_path / "whole")[-1]
     names = {f"{prefix}codebook_usage_group_{level}" for prefix in ("", "val/", "val_ema/") for level in range(3)}
+    names |= {"rest_level_0", "val/rest_level_2"}
     assert names <= {name for record in read_metrics(tmp_path / "whole") for name in record}
     assert record["step"] == 6
     window = one["quantizer.recent_indices"]
     counts = (window >= 0).sum(0)
     assert counts[0] > counts[1] > counts[2] > 0, "no level was dropped"
+
+    # The doctor counts what each level has; the report draws a line per level.
+    of_levels = RunEvidence(tmp_path / "whole").code_counts
+    quantized = (window[-4 * 4 * 4 :] >= 0).sum(0)  # four steps after the warm-up, of four images with four tokens
+    assert [of_levels[level].sum() for level in range(3)] == quantized.tolist()
+    page = curves(RunFolder(tmp_path / "whole"))
+    assert "Codebook usage by index" in page and "Rest after each level" in page and "rest_level_2" in page

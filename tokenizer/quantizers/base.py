@@ -22,7 +22,10 @@ USAGE_WINDOW = 65_536  # recent training tokens, over all ranks, that usage and 
 
 @dataclass
 class Quantized:
-    """The result of a quantizer. `losses` are unweighted scalars, only those that were asked for."""
+    """The result of a quantizer.
+
+    `losses` are unweighted scalars, only those that were asked for; a training also records what else is among them.
+    """
 
     z_q: Tensor
     indices: Tensor

@@ -6,14 +6,16 @@ A latent is approximated by a sum of codes, one per level. With the rest r_0 = z
 
 so that z = z_q + r_levels. The gradient of z_q is copied to z once, for the whole sum.
 
-Level dropout (RVQGAN, arXiv:2306.06546): in training, a fraction of the images keeps a number of first
-levels that is uniform in 1..levels. The others add nothing to z_q and to the losses of these images, and their indices
-are -1. The choice is made from 31 random bits of each image (`Quantizer.takes_random_bits`), so that it depends neither
-on the number of processes nor on micro-batches. Rests go on through all levels: entropies see them as without dropout.
+Level dropout (SoundStream; of a fraction of the examples: RVQGAN, arXiv:2306.06546): in training, a fraction of the
+images keeps a number of first levels that is uniform in 1..levels. The others add nothing to z_q and to the losses of
+these images, and their indices are -1. The choice is made from 31 random bits of each image
+(`Quantizer.takes_random_bits`), so that it depends neither on the number of processes nor on micro-batches. Rests go on
+through all levels: entropies, averages of latents (`update=ema`) and restarts see them as without dropout.
 
 Shapes    z, z_q (B,N,D) float32      indices (B,N,levels), or (B,N) for one level; -1 adds nothing
 Losses    codebook: mean |code - sg r_k|^2      commitment: mean |sg code - r_k|^2      entropies: those of `vq.py`
           all averaged over levels
+Records   rest_level_k (from 0, with several levels): mean |r_{k+1}|^2 / mean |z|^2, what is left after level k
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from tokenizer.quantizers.gradients import rotation_trick, straight_through
 from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 
 RANDOM_BITS = 31  # of each image
+LEAST_POWER = 1e-20  # that is divided by
 
 
 @dataclass(kw_only=True, slots=True)
@@ -105,7 +108,7 @@ class ResidualVQ(SeveralCodebooks):
             z = z.float()
             kept = self._kept_levels(random_bits) if quantize else None
             rest = z
-            columns, codes, losses = [], [], []
+            columns, codes, losses, rests = [], [], [], []
             for level, book in enumerate(self.book_of_index):
                 chosen = book(rest, quantize=quantize, entropy=entropy)
                 code = book.decode_indices(chosen.indices)
@@ -114,6 +117,7 @@ class ResidualVQ(SeveralCodebooks):
                 codes.append(code if is_kept is None else code.where(is_kept[..., None], 0.0))
                 losses.append(chosen.losses if is_kept is None else _kept_losses(chosen.losses, rest, code, is_kept))
                 rest = rest - code.detach()
+                rests.append(rest)
 
             # Indices of dropped levels are -1, which usage does not count.
             indices = self.join(columns)
@@ -124,7 +128,8 @@ class ResidualVQ(SeveralCodebooks):
 
             # A gradient for the encoder.
             gradient_copy = rotation_trick if self.config.rotation_trick else straight_through
-            return Quantized(gradient_copy(z, _total(codes)), indices, self.mean_losses(losses))
+            values = self.mean_losses(losses) | _fractions_left(z, rests)
+            return Quantized(gradient_copy(z, _total(codes)), indices, values)
 
     def _kept_levels(self, random_bits: Tensor | None) -> Tensor | None:
         """How many first levels each image keeps, int64 (B,), from whole numbers below 2^31; None: all of them."""
@@ -179,6 +184,15 @@ def _total(codes: list[Tensor]) -> Tensor:
     for code in codes[1:]:
         total = total + code
     return total
+
+
+@torch.no_grad()
+def _fractions_left(z: Tensor, rests: list[Tensor]) -> dict[str, Tensor]:
+    """The power of the rest after each level, as a fraction of that of the latents; nothing for a single level."""
+    if len(rests) == 1:
+        return {}
+    power = z.square().mean().clamp_min(LEAST_POWER)
+    return {f"rest_level_{level}": rest.square().mean() / power for level, rest in enumerate(rests)}
 
 
 def _kept_losses(losses: dict[str, Tensor], rest: Tensor, code: Tensor, is_kept: Tensor) -> dict[str, Tensor]:
