@@ -209,6 +209,13 @@ COMMANDS = {
         "--config {root}/no1.yaml --folder {root}/a.json --grid optim.lr=1,2",
         ["no1.yaml", "a.json"],
     ),
+    "evaluations.probe_checkpoints": (
+        "{root}/tokenizer --output {root}/new --probes linear_probe,ar_probe "
+        "--linear-probe quickstart/linear_probe_tokenizer --ar-probe quickstart/ar_probe "
+        f"--ar-probe-set probe_overrides=[{','.join([*IMAGES.split(), *SMALL.split()])}] "
+        + " ".join(f"--linear-probe-set {item}" for item in [*IMAGES.split(), *SMALL.split()]),
+        "{root}/no1 --output {root}/new", ["no1"],
+    ),
     "evaluations.scaling": (
         "{root}/measured.json --plot psnr:parameters --output {root}/new",
         "{root}/no1.json --output {root}/a.json/x", ["no1.json", "a.json"],

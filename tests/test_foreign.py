@@ -70,6 +70,7 @@ APART = {
     "evaluations.protocols": "prints how the numbers of papers were measured",
     "evaluations.recipes": "lists the recipes that come with the program",
     "evaluations.paper_tables": "prints tables and commands",
+    "evaluations.probe_checkpoints": "starts entries below as processes, on each checkpoint",
     "evaluations.quickstart": "starts the entries below on its own configs",
     "evaluations.ship": "starts entries below on the networks of a quick start",
     "evaluations.scaling": "draws numbers of results, and sizes of any network that can be loaded",

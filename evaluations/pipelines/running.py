@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import importlib
 import io
-import json
 import logging
 import os
 import sys
@@ -19,10 +18,10 @@ from engine.counts import counted
 from engine.installation import REQUESTED_PROCESSES
 from engine.json_text import to_json
 from engine.messages import UserError, logger
-from engine.outputs import free_name
 from engine.pipeline import Stage, StageLog, run_stages
 from engine.preflight import Preflight, joint_preflight, num_local_processes, require
 from evaluations.cost_report import RECIPE_GPUS, Machines, assumptions, cost_report
+from evaluations.pipelines.commands import keep_commands
 from evaluations.pipelines.fit import config_arguments, fit_problems
 from evaluations.pipelines.published_scripts import Script
 from evaluations.pipelines.requests import Request
@@ -32,7 +31,6 @@ from evaluations.results import numbers_text, scalars_of
 from evaluations.workload import workloads_of
 
 TRAINERS = ("tokenizer.train", "autoregressive.train")  # modules with a memory plan and an estimate of their cost
-COMMANDS = "commands.json"  # in the folder of a run: the commands of its stages
 
 
 def run_script(args: argparse.Namespace, script_of: Callable[[Request], Script]) -> None:
@@ -59,7 +57,7 @@ def run_script(args: argparse.Namespace, script_of: Callable[[Request], Script])
     )
 
     # The stages. The report is the last one, and shows the numbers of all others.
-    _keep_commands(script, log)
+    keep_commands(script.run, "--run-dir", script.stages, log)
     log = run_stages(script.run, script.stages)
     results = _collect(script.run, log)
     results_file = script.run / "results.json"
@@ -133,38 +131,6 @@ def call_entry(module: str, arguments: Sequence[str]) -> tuple[int, str, str]:
         sys.argv = arguments_before
         logger.setLevel(level)
     return code, output.getvalue(), errors.getvalue()
-
-
-def _keep_commands(script: Script, log: StageLog) -> None:
-    """Writes down the commands of all stages.
-
-    Raises UserError where a finished stage was made by another command: its results would pass for those of this one.
-    """
-    # Without the path of the run, so that a moved one has the same commands.
-    path = script.run / COMMANDS
-    root = str(script.run)
-    commands = {stage.name: [part.replace(root, "{run}") for part in _command(stage)] for stage in script.stages}
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-    # A finished stage must have been this one.
-    for stage in script.stages:
-        name = stage.name
-        if name in earlier and log.done(name) and not stage.always and earlier[name] != commands[name]:
-            changed = [part for part in commands[name] if part not in earlier[name]]
-            missing = [part for part in earlier[name] if part not in commands[name]]
-            raise UserError(
-                f"--run-dir {script.run}: its stage {name!r} is finished, by another command (now "
-                f"{' '.join(changed) or 'nothing'} in the place of {' '.join(missing) or 'nothing'}). For other "
-                f"settings, give another folder, such as --run-dir {free_name(script.run)}"
-            )
-
-    # Stages of an earlier script in the same folder stay on record.
-    script.run.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, to_json(earlier | commands, indent=1))
-
-
-def _command(stage: Stage) -> list[str]:
-    return [stage.module, *stage.arguments]
 
 
 # ------------------------------------------------------------------------------------------------ a dry run

@@ -24,10 +24,16 @@ from evaluations.results import (
     changed_for_some,
     changed_plugins,
 )
+from evaluations.run_layout import RunLayout
 from evaluations.scaling.readings import AR_PROBE, Measured, Point
 from evaluations.scaling.sizes import SIZES, SizedTokenizer
 
 SEARCHED = "best_guidance_scale"  # the metric of results whose guidance scale was searched for
+IN_WORDS = {  # first part of a pattern -> what its results are about
+    AR_PROBE: "AR probing",
+    RunLayout("").tokenizer_probe.name: "of the tokenizer",
+    RunLayout("").generator_probe.name: "of the generator",
+}
 SCALE = "sampler.guidance_scale"  # the fact of a protocol that a search has as its outcome
 
 
@@ -89,7 +95,7 @@ class Quantity:
     @property
     def _where(self) -> str:
         """Where a metric comes from, in words."""
-        return "AR probing" if self.pattern.split("/")[0] == AR_PROBE else self.pattern
+        return IN_WORDS.get(self.pattern.split("/")[0], self.pattern)
 
     def read(self, point: Point, sized: SizedTokenizer) -> Value:
         """The number of a point.

@@ -25,7 +25,17 @@ from tokenizer.published.registry import layout_rules
 CHECK_ONLY = {
     *(
         f"evaluations.{name}"
-        for name in ("ar_probe", "benchmarks", "classifier", "memory", "quickstart", "ship", "sweep", "text_reader")
+        for name in (
+            "ar_probe",
+            "probe_checkpoints",
+            "benchmarks",
+            "classifier",
+            "memory",
+            "quickstart",
+            "ship",
+            "sweep",
+            "text_reader",
+        )
     ),
     *(f"evaluations.{name}" for name in ("train_vq_and_eval", "train_c2i_and_eval", "eval_c2i", "lin_probe_and_eval")),
     "engine.index_images",
@@ -122,6 +132,9 @@ COMMANDS = {
     "evaluations.ar_probe": (
         "--config quickstart/ar_probe | tokenizer=tokenizer | run_dir=OUT/run | "
         f"probe_overrides=[{','.join([*FOLDERS.split(' | '), *SIZES.split(' | ')])}]"
+    ),
+    "evaluations.probe_checkpoints": (
+        "tokenizer | --output OUT/probed | --probes reconstruction | --reconstruction-flags=--extractor=none"
     ),
     "evaluations.quickstart": "--runs-dir OUT | --short",
     "evaluations.atlas": (
