@@ -3,7 +3,8 @@
     bash scripts/torture.sh [--kills N] [--seed S] [--runs-dir DIR]
 
 The runs are tiny: a tokenizer (GAN, EMA, entropy, LeCam; with learned codes, averaged ones and ones that start anew),
-WeTok (the same in two phases), a GPT and a linear probe.
+WeTok (the same in two phases), a decoder that is trained alone after a warm start of its discriminator, a GPT and a
+linear probe.
 They run in one process and in two, as copies and as shards (FSDP2), with blocking saves and with saves in a thread.
 They receive SIGKILL at random wall-clock times. Some kills wait for the next checkpoint write (a folder `.writing_*`)
 and come at a random moment inside it. Of two processes, one or both are killed. The same command then starts the run
@@ -188,6 +189,10 @@ def prepare(root: Path, torchrun: bool) -> list[Case]:
     half = STEPS // 2
     phases = f"phases=[{{steps: {half}, lr: 1e-3}}, {{steps: {half}, lr: 1e-4, generative_decoder: true}}]"
     wetok = ("--config", str(root / "wetok.yaml"), *data, *saves, phases)
+    # the decoder alone, after a warm start of its discriminator
+    phases = f"phases=[{{steps: {half}, lr: 1e-3}}, {{steps: {half}, lr: 1e-3, train_parts: decoder}}]"
+    warm = (f"loss.discriminator.start_step={half + 1}", "loss.discriminator.warmup_steps=9")
+    decoder = ("--config", str(root / "tokenizer.yaml"), *data, *gan, *saves, phases, *warm)
     # in this process: what torch and timm import late, at the first update, is then there for all that are forked
     train_config = tiny.tokenizer_config(root / "tokenizer", root / "images", *tiny.GAN, "loop.steps=2")
     tokenizer.train.train(train_config, World(0, 1, 0, torch.device("cpu")))
@@ -209,6 +214,8 @@ def prepare(root: Path, torchrun: bool) -> list[Case]:
     cases += [
         Case("wetok x1", "tokenizer.train", wetok),
         Case("wetok fsdp x2", "tokenizer.train", (*wetok, shards), 2),
+        Case("decoder x1", "tokenizer.train", decoder),
+        Case("decoder fsdp x2", "tokenizer.train", (*decoder, shards), 2),
         Case("gpt async x1", "autoregressive.train", (*gpt, thread)),
         Case("tokenizer fsdp async x2", "tokenizer.train", (*image, shards, thread), 2),
         Case("averaged codebook x1", "tokenizer.train", (*image, AVERAGED)),

@@ -31,6 +31,7 @@ NUM_SAMPLES = 1000  # generated images that are measured
 SHORT_SAMPLES = 120  # with --short: just enough for a distance of the 112 features of EfficientNet-Lite0
 TEXT_PICTURES = 200  # per height of drawn letters: small pictures hold few words
 SHORT_TEXT_PICTURES = 2  # with --short: no number is available
+EARLIER = "_earlier"  # ends the names of stages and results of an earlier phase of the tokenizer
 SHORT_SEARCH_SAMPLES = 50  # with --short, at each guidance scale: too few, which is forced
 
 
@@ -41,6 +42,7 @@ class System:
     data: tuple[str, ...]  # that it has settings for
     short_configs: tuple[str, ...] = ()  # of the tokenizer's training with --short, over the others
     short_overrides: tuple[str, ...] = ()
+    earlier_phase: str = ""  # of the tokenizer: makes the codes of the generator, and is measured beside the last one
 
 
 # The values of --system and --data. The first system is the default, and the first data set of each system is its own
@@ -56,6 +58,15 @@ SYSTEMS = {
     "text": System(data=DATA[2:]),
     "fsq": System(data=DATA[:1]),
     "ema": System(data=DATA[:1]),
+    "decoder": System(
+        data=DATA[:1],
+        short_overrides=(
+            "phases=[{steps: 20, lr: 8e-4}, {steps: 10, lr: 4e-4, train_parts: decoder}]",
+            "model.quantizer.vq.warmup_steps=10",
+            "loss.discriminator={start_step: 21, warmup_steps: 4}",
+        ),
+        earlier_phase="phase_1",
+    ),
     "rvq": System(data=DATA[:1], short_overrides=("model.quantizer.rvq.warmup_steps=20",)),
     "mcq": System(data=DATA[:1], short_overrides=("model.quantizer.mcq.warmup_steps=20",)),
 }
@@ -128,46 +139,56 @@ def has_classifier(args: Namespace) -> bool:
 def stages_of(args: Namespace, run: Path) -> list[Stage]:
     """The commands of the journey; each can be typed by hand."""
     layout = RunLayout(run)
+    earlier_phase = SYSTEMS[args.system].earlier_phase
+    makes_codes = layout.tokenizer / earlier_phase
     classifier_stages: list[Stage] = []
     if has_classifier(args):
         classifier_stages = [_training(args, layout.classifier, "evaluations.classifier", short_steps=30)]
 
     stages = [
         _training(args, layout.tokenizer, "tokenizer.train", short_steps=50),
-        codes_stage(layout.tokenizer, layout.codes),
+        codes_stage(makes_codes, layout.codes),
         _training(
             args, layout.generator, "autoregressive.train",
-            f"data.codes={layout.codes}", f"data.tokenizer={layout.tokenizer}", short_steps=30,
+            f"data.codes={layout.codes}", f"data.tokenizer={makes_codes}", short_steps=30,
         ),
         *classifier_stages,
-        *evaluation_stages(
-            layout, layout.classifier if classifier_stages else None, SHORT_SAMPLES if args.short else NUM_SAMPLES
-        ),
     ]  # fmt: skip
+    classifier = layout.classifier if classifier_stages else None
+    num_samples = SHORT_SAMPLES if args.short else NUM_SAMPLES
+    if earlier_phase:
+        stages += evaluation_stages(layout, classifier, num_samples, makes_codes, EARLIER)
+    stages += evaluation_stages(layout, classifier, num_samples)
     if args.complete:
         stages += _more_evaluations(args, layout)
     return stages
 
 
-def evaluation_stages(layout: RunLayout, classifier: Path | None, num_samples: int) -> list[Stage]:
-    """What every quick start measures: reconstructions, and generated images with a classifier where there is one."""
+def evaluation_stages(
+    layout: RunLayout, classifier: Path | None, num_samples: int, tokenizer: Path | None = None, suffix: str = ""
+) -> list[Stage]:
+    """What every quick start measures: reconstructions, and generated images with a classifier where there is one.
+
+    `tokenizer` is another one than that of the run, of the same codes; `suffix` tells its stages and results apart.
+    """
+    tokenizer = tokenizer or layout.tokenizer
     classifier_flags = ["--classifier", str(classifier)] if classifier is not None else []
     return [
         # Held-out images through the tokenizer.
         module_stage(
-            "reconstruction", "evaluations.reconstruction",
-            "--vq-ckpt", str(layout.tokenizer), "--reference", "train",
-            "--output", str(layout.result("reconstruction")),
+            f"reconstruction{suffix}", "evaluations.reconstruction",
+            "--vq-ckpt", str(tokenizer), "--reference", "train",
+            "--output", str(layout.result(f"reconstruction{suffix}")),
         ),
         # Images that the generator draws.
         module_stage(
-            "generation", "evaluations.generation",
-            *both_networks(layout.tokenizer, layout.generator),
+            f"generation{suffix}", "evaluations.generation",
+            *both_networks(tokenizer, layout.generator),
             "--code-path", str(layout.codes), *classifier_flags,
             "--cfg-scale", str(GUIDANCE_SCALE),
             "--num-fid-samples", str(num_samples),
             "--per-proc-batch-size", "50",
-            "--output", str(layout.result("generation")),
+            "--output", str(layout.result(f"generation{suffix}")),
         ),
     ]  # fmt: skip
 
@@ -266,6 +287,26 @@ def collect(run: Path, log: StageLog) -> dict[str, Any]:
         "guidance_scale": generation["protocol"]["sampler"]["guidance_scale"],
         "seconds": log.seconds(),
         **({"forced": forced} if forced else {}),
+        **_earlier_numbers(layout),
+    }
+
+
+def _earlier_numbers(layout: RunLayout) -> dict[str, Any]:
+    """Those of the tokenizer's earlier phase with the same codes and samples, where it was measured."""
+    if not layout.result(f"generation{EARLIER}").is_file():
+        return {}
+    reconstructed, generated = (
+        read_result(layout.result(f"{name}{EARLIER}"))["metrics"] for name in ("reconstruction", "generation")
+    )
+    return {
+        "earlier": {
+            "psnr": reconstructed["psnr"],
+            "frechet_lite0": {
+                "reconstruction": reconstructed["frechet_lite0_reconstruction"],
+                "generated": generated["frechet_lite0_generated"],
+            },
+            "label_agreement": generated.get("label_agreement"),
+        }
     }
 
 
@@ -293,6 +334,16 @@ def results_table(results: dict[str, Any]) -> str:
         ("seconds, all stages", f"{sum(results['seconds'].values()):.0f}"),
     ]
 
+    if "earlier" in results:
+        earlier = results["earlier"]
+        rows += [
+            ("before the decoder was trained alone: PSNR", f"{earlier['psnr']:.2f} dB"),
+            (
+                "                           frechet_lite0 reconstructed",
+                f"{earlier['frechet_lite0']['reconstruction']:.1f}",
+            ),
+            ("                           frechet_lite0 generated", f"{earlier['frechet_lite0']['generated']:.1f}"),
+        ]
     if "forced" in results:
         rows.append(("forced, not to be trusted", ", ".join(results["forced"])))
 

@@ -1,7 +1,7 @@
 """The `base` of a YAML, and what every command over the shipped configs resolves to."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from autoregressive.training.config import GPTTrainConfig
 from engine.config import differences, load_config, load_sections, read_yaml
 from engine.messages import ConfigError
 from engine.yaml_files import read_layers
+from tokenizer.training.config import PhaseConfig
 
 BEFORE = json.loads((Path(__file__).parents[1] / "goldens" / "resolved_configs.json").read_text(encoding="utf-8"))
 # Folders of YAML files that were never read without a base.
 ADDED_LATER = (
     "tiny/", "open_magvit2/", "ibq/", "maskgit/", "var/", "f16/",
     "quickstart/fsq/", "quickstart/ema/", "quickstart/rvq/", "quickstart/mcq/",
-    "quickstart/text/", "quickstart/text_reader.yaml", "eval/text_reader.yaml",
+    "quickstart/decoder/", "quickstart/text/", "quickstart/text_reader.yaml", "eval/text_reader.yaml",
 )  # fmt: skip
 
 
@@ -124,6 +125,8 @@ def test_a_command_resolves_as_before(name, monkeypatch):
     schema, files = ENTRIES[kind][1], [CONFIGS / file for file in name.split(" + ")]
     saved = OmegaConf.create()
     for key, value in (BEFORE["defaults"][kind] | changed).items():
+        if key == "phases":  # keys that phases have got since then
+            value = [asdict(PhaseConfig(**phase)) for phase in value]
         OmegaConf.update(saved, key, value, force_add=True)
     assert differences(saved, with_default_sizes(load_config(schema, files))) == {}
 
