@@ -6,43 +6,16 @@ written to, a published file; everything else works without.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor
-
-from autoregressive.models.base import Generator
 from autoregressive.models.gpt import SIZES, GPTConfig
 from autoregressive.models.registry import GeneratorConfig
-from engine.checkpoint.foreign.reader import Weights, read_checkpoint
+from autoregressive.published_adaln import AdaLNGPTLayout
+from autoregressive.published_layout import PublishedLayout, RuledLayout
 from engine.messages import ConfigError
-from tokenizer.published.layout import Rule, export_state, import_state, name_in_file
-from tokenizer.published.parts import GPT_PART, is_gpt, select_submodule
+from tokenizer.published.layout import Rule
 
 PUBLISHED_SIZES = {f"GPT-{size.upper()}": size for size in SIZES}  # as the published commands name them
-
-
-# ---------------------------------------------------------------------------------------------- the contract
-class PublishedLayout(Protocol):
-    """How the published files of a generator look. It is built as `Class(section)`, with the generator's section."""
-
-    def read(self, path: Path, weights: str, *, header_only: bool = False) -> Weights:
-        """The generator's weights of a file, under published names; `weights` is auto, ema or model.
-
-        With `header_only` the tensors are on the meta device.
-        Raises ConfigError if the file holds no such generator.
-        """
-
-    def import_state(self, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A published state dict under our names; `own` is a state dict of the generator."""
-
-    def export(self, generator: Generator) -> dict[str, dict[str, Tensor]]:
-        """The content of a published file: {key: state dict under published names}."""
-
-    def name_in_file(self, weights: Weights) -> Callable[[str], str]:
-        """The function that gives the name of a tensor in the file, for messages."""
 
 
 def layout_of(config: GeneratorConfig) -> PublishedLayout:
@@ -79,11 +52,9 @@ TWO_TABLES: tuple[Rule, ...] = (
     Rule(r"head\.tables\.1\.weight", "post_emb.weight", "same"),
 )
 
-IGNORED = ("freqs_cis", ".kv_cache.")  # tables and caches that published files may hold beside the weights
-
 
 def has_factorized_head(config: GPTConfig) -> bool:
-    """Whether a GPT is of WeTok's family."""
+    """Whether a GPT is of the family of WeTok and Open-MAGVIT2."""
     return config.head_name == "factorized"
 
 
@@ -96,38 +67,13 @@ def layout_rules(config: GPTConfig) -> tuple[Rule, ...]:
     return WETOK_NAMES
 
 
-class GPTLayout:
-    """Files of GigaTok and LlamaGen (`model`), and of WeTok (`state_dict`, with the tokenizer in the same file)."""
+class GPTLayout(RuledLayout):
+    """Files of GigaTok and LlamaGen (`model`), and of WeTok and Open-MAGVIT2 (`state_dict`, with their tokenizer)."""
 
     def __init__(self, config: GPTConfig) -> None:
-        self.config = config
-        self.rules = layout_rules(config)
-
-    def read(self, path: Path, weights: str, *, header_only: bool = False) -> Weights:
-        # WeTok's files hold raw weights of a GPT alone; `weights` then speaks of the tokenizer beside it.
-        preferred = "auto" if has_factorized_head(self.config) else weights
-        contents = read_checkpoint(path, prefer=preferred, order=("model", "ema"), header_only=header_only)
-        state = select_submodule(contents.state, GPT_PART)
-        if not is_gpt(state):
-            raise ConfigError(f"{path} holds no GPT (it has no tok_embeddings.weight); is it a tokenizer?")
-        return replace(contents, state={name: tensor for name, tensor in state.items() if not _is_ignored(name)})
-
-    def import_state(self, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return import_state(state, own, self.rules)
-
-    def name_in_file(self, weights: Weights) -> Callable[[str], str]:
-        return name_in_file(weights.file_names, self.rules, GPT_PART)
-
-    def export(self, generator: Generator) -> dict[str, dict[str, Tensor]]:
-        state = export_state(generator.state_dict(), self.rules)
-        if not has_factorized_head(self.config):
-            return {"model": state}
-        return {"state_dict": {GPT_PART + name: tensor for name, tensor in state.items()}}
-
-
-def _is_ignored(name: str) -> bool:
-    """Whether a published tensor is not a weight."""
-    return any(part in name for part in IGNORED)
+        is_factorized = has_factorized_head(config)
+        file_key = "state_dict" if is_factorized else "model"
+        super().__init__(layout_rules(config), file_key=file_key, holds_tokenizer=is_factorized)
 
 
 def published_config(size: str, codebook_size: int, num_tokens: int, rotary: bool) -> GeneratorConfig:
@@ -141,4 +87,4 @@ def published_config(size: str, codebook_size: int, num_tokens: int, rotary: boo
     return GeneratorConfig(name="gpt", gpt=section)
 
 
-LAYOUTS: dict[str, Any] = {"gpt": GPTLayout}
+LAYOUTS: dict[str, Any] = {"gpt": GPTLayout, "adaln_gpt": AdaLNGPTLayout}

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
-from autoregressive.models.gpt import GPT, GPTConfig, next_token_loss
+from autoregressive.models.gpt import GPT, GPTConfig
+from autoregressive.models.token_by_token import next_token_loss
 from autoregressive.published import WETOK_NAMES
 from autoregressive.sampling import greedy
 from tokenizer.published.layout import export_state

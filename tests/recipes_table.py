@@ -40,10 +40,12 @@ RECIPE_TABLES = {  # table -> pattern of its YAML files under configs/
     "recipes-llamagen-gpt": "llamagen/GPT_*.yaml",
     "recipes-wetok": "wetok/*.yaml",
     "recipes-wetok-ablation": "wetok/ablation/*.yaml",
-    "recipes-open-magvit2": "open_magvit2/*.yaml",
-    "recipes-ibq": "ibq/*.yaml",
+    "recipes-open-magvit2": "open_magvit2/[!A]*.yaml",
+    "recipes-ibq": "ibq/[!A]*.yaml",
     "recipes-maskgit": "maskgit/*.yaml",
     "recipes-var": "var/*.yaml",
+    "recipes-open-magvit2-gpt": "open_magvit2/AR_*.yaml",
+    "recipes-ibq-gpt": "ibq/AR_*.yaml",
     "recipes-f16": "f16/*.yaml",
 }
 TOKENIZER_COLUMNS = ["tokenizer", "config", "parameters", "rFID", "LPIPS", "file"]

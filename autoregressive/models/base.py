@@ -7,11 +7,12 @@ Shapes    labels (B,) int64 in [0, num_classes]; the last one is the null class,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -66,6 +67,7 @@ class Generator(PretrainedNetwork):
     class_dropout_prob: float = 0.0  # training: fraction of labels that the data stream replaces by the null class
     published_size: str | None = None  # name of a published size; published defaults of the sampler depend on it
     weight_facts: Mapping[str, Any] = {}  # what a result says about weights that are not the trained ones as they are
+    any_order: bool = False  # `sample` takes an `order`
     record_steps: bool = False  # on a GPU, `sample` may record CUDA graphs: the weights stay where they are from now on
 
     # ------------------------------------------------------------------------------------------------ its files
@@ -153,6 +155,26 @@ class Generator(PretrainedNetwork):
         rows = zip(outputs, tokens, strict=True)
         return torch.stack([self.loss(image_outputs[None], image_tokens[None]) for image_outputs, image_tokens in rows])
 
+    def training_choices(self) -> Callable[[np.random.Generator], dict[str, Tensor]] | None:
+        """What draws the random choices of one training sample, beside its crop and the loss of its class.
+
+        It gets the random numbers of the sample, which depend on (seed, position) alone, and returns tensors of fixed
+        shapes; they are stacked into the batch under their names. It may be copied to other processes: it must not hold
+        the network. None, the default, where nothing is left to chance.
+        """
+        return None
+
+    def training_inputs(self, batch: Mapping[str, Tensor], progress: float) -> dict[str, Any]:
+        """Further arguments of `forward` in training, from the choices in `batch`.
+
+        `progress` in [0, 1) is the finished fraction of the run.
+        """
+        return {}
+
+    def loss_groups(self, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
+        """Groups of samples, (B,) bool by name, whose mean loss a run also logs, as `loss_<name>`."""
+        return {}
+
     def training_flops(self) -> tuple[PartFlops, ...] | None:
         """What `forward` and its backward pass compute for one image, by part (see `engine.flops`).
 
@@ -175,6 +197,8 @@ class Generator(PretrainedNetwork):
         `draw(p, position)` picks an index for each row of the probabilities p (B,V); `position` counts the draws of an
         image from 0 to `num_draws` - 1. All random numbers come from it, so that a sample does not depend on its batch.
         Settings may be given once or per index of a token. Raises ConfigError if there is another number of them.
+
+        A generator with `any_order` also takes `order` (N,): the cells in the order in which they are drawn.
         """
         raise NotImplementedError
 

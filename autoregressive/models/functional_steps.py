@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from autoregressive.models.kv_cache import KVCache
-
 
 class FunctionalStep(nn.Module):
     """See `autoregressive.models.base.Generator.functional_step`."""
@@ -29,7 +27,7 @@ class FunctionalStep(nn.Module):
         embedded = torch.where(is_first, gpt.class_embedding(labels), gpt.head.embed(tokens))
 
         # The caller's keys and values stay as they are.
-        cache = KVCache(keys.clone(), values.clone())
+        cache = gpt.cache_of(keys.clone(), values.clone(), labels)
         hidden = gpt.decode_embedded(embedded, position, cache)
         if len(gpt.codebook_sizes) > 1:
             return hidden, cache.keys, cache.values

@@ -11,25 +11,24 @@ Shapes    labels (B,) int64, `num_classes` is the null class      tokens (B,N) i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from functools import partial
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoregressive.guidance import UNGUIDED, Guidance
-from autoregressive.models.base import DataSizes, Generator
-from autoregressive.models.decode_steps import DecodeSteps, RecordedStepsByRows, StaticSteps, StepFunctions, Steps
+from autoregressive.models.base import DataSizes
+from autoregressive.models.decode_steps import StepFunctions
 from autoregressive.models.functional_steps import FunctionalHead, FunctionalStep
 from autoregressive.models.heads import HEADS, HeadSettings, default_head
 from autoregressive.models.kv_cache import KVCache, Position
 from autoregressive.models.layers import Layer
+from autoregressive.models.random_order import OrderConfig, in_order, in_raster, input_rows
 from autoregressive.models.rope import NoRope, Rope2D
-from autoregressive.sampling import DecodingSettings, Draw, IndexSettings, PerIndex, probabilities
-from engine.devices import is_gpu
-from engine.finite import spread_nan
+from autoregressive.models.token_by_token import TokenByToken, decoding_rows
 from engine.flops import TRAINED, PartFlops
 from engine.messages import ConfigError
 from engine.validation import Problem, Section, at_least, in_range, one_of
@@ -52,6 +51,8 @@ class GPTConfig(Section):
     published file) takes those of most published models.
     """
 
+    SIZES: ClassVar[Mapping[str, tuple[int, int, int]]] = SIZES  # name -> width, layers, heads
+
     size: str | None = None  # b | l | xl | xxl | 3b
     width: int | None = None
     layers: int | None = None
@@ -64,6 +65,8 @@ class GPTConfig(Section):
     num_classes: int | None = None  # null: as many as data.codes has (else 1000)
     positions: Literal["learned", "rope2d"] = "learned"  # rope2d: num_tokens is a square grid, row-major
     qk_norm: bool = False  # layer norm of queries and keys of each head; no published model has it
+    target_positions: bool = False  # a second table: each input also says which cell it predicts (for any order)
+    order: OrderConfig = field(default_factory=OrderConfig)  # training: random orders of prediction
     class_dropout_prob: float = 0.1  # training: fraction of labels replaced by the null class
     token_dropout: float = 0.1  # training: after the embeddings
     residual_dropout: float = 0.1  # training: after attention and after the MLP
@@ -76,6 +79,8 @@ class GPTConfig(Section):
         for name in ("class_dropout_prob", "token_dropout", "residual_dropout"):
             yield from in_range(self, name, 0, 1)
         yield from self._head_problems()
+        if self.order.is_random and not self.target_positions:
+            yield Problem("target_positions", False, "true with random orders (order.random_end above 0)")
         if self.positions == "rope2d" and self.num_tokens is not None and self.num_tokens >= 1:
             yield from self._rope_problems()
 
@@ -86,7 +91,7 @@ class GPTConfig(Section):
             if explicit_names:
                 yield Problem("size", self.size, f"null where {', '.join(explicit_names)} is given")
             else:
-                yield from one_of(self, "size", SIZES)
+                yield from one_of(self, "size", self.SIZES)
             return
 
         # Nothing at all is the section of a model that is not in use; `dims` refuses to build it.
@@ -156,26 +161,19 @@ class GPTConfig(Section):
     def dims(self) -> tuple[int, int, int]:
         """(width, layers, heads). Raises ConfigError where neither they nor a size are given."""
         if self.size is not None:
-            return SIZES[self.size]
+            return self.SIZES[self.size]
         if self.width is None:
-            raise ConfigError(f"model.gpt: give size (one of {', '.join(SIZES)}) or width, layers and heads")
+            raise ConfigError(f"the model: give size (one of {', '.join(self.SIZES)}) or width, layers and heads")
         return self.width, self.layers, self.heads
 
 
-def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Cross entropy in nats, mean over all tokens, summed over the indices of a token.
-
-    Logits (B,N,V) and tokens (B,N), or (B,N,k,V) and (B,N,k).
-    """
-    num_indices = tokens.shape[2] if tokens.ndim == 3 else 1
-    return num_indices * F.cross_entropy(logits.flatten(0, -2), tokens.flatten())
-
-
-class GPT(Generator):
+class GPT(TokenByToken):
     """See the module docstring, and `Generator` for what is asked of it."""
 
     config_class = GPTConfig
     in_words = "autoregressive transformer"
+    layer_class: ClassVar[type[Layer]] = Layer
+    head_norms: ClassVar[bool] = True  # the head norms the states of the last layer; a subclass may do it itself
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -188,7 +186,8 @@ class GPT(Generator):
         self.codebook_sizes = config.index_sizes
         self.class_dropout_prob = config.class_dropout_prob
         self.published_size = config.size
-        self._recorded_steps: RecordedStepsByRows | None = None
+        self.order = config.order
+        self.has_target_positions = config.target_positions
 
         # Do not reorder: the order fixes random initialization and optimizer state.
         self.rope = Rope2D(math.isqrt(self.num_tokens), width // heads) if config.positions == "rope2d" else NoRope()
@@ -203,6 +202,7 @@ class GPT(Generator):
             dropout=config.residual_dropout,
             qk_norm=config.qk_norm,
             rope=self.rope,
+            final_norm=self.head_norms,
         )
         self.head = HEADS[config.head_name](head_settings)
         self.head.add_input(self)
@@ -211,8 +211,11 @@ class GPT(Generator):
         self.positional_embedding = None
         if config.positions == "learned":
             self.positional_embedding = nn.Parameter(torch.randn(config.num_tokens + 1, width) * width**-0.5)
+        self.target_embedding = nn.Parameter(torch.zeros(config.num_tokens, width)) if config.target_positions else None
         self.token_dropout = nn.Dropout(config.token_dropout)
-        self.layers = nn.ModuleList(Layer(width, heads, config.residual_dropout, config.qk_norm) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            self.layer_class(width, heads, config.residual_dropout, config.qk_norm) for _ in range(layers)
+        )
         self.head.add_output(self)
 
         # Initial values.
@@ -237,30 +240,56 @@ class GPT(Generator):
         return [module for module in self.modules() if isinstance(module, nn.Linear)]
 
     # ---------------------------------------------------------------------------------------- all tokens at once
-    def forward(self, labels: Tensor, tokens: Tensor, drop: Tensor | None = None) -> Tensor:
-        """Teacher-forced logits of all tokens. Rows where `drop` (B,) is true lose their class."""
+    def forward(
+        self, labels: Tensor, tokens: Tensor, drop: Tensor | None = None, order: Tensor | None = None
+    ) -> Tensor:
+        """Teacher-forced logits of all tokens, in raster. Rows where `drop` (B,) is true lose their class.
+
+        Place p of the output chain predicts the token of cell order[p], for an `order` (B,N); raster without it.
+        """
         if drop is not None:
             labels = torch.where(drop, self.null_class, labels)
-        return self.head.logits(self.features(labels, tokens, self.num_layers), tokens)
+        hidden = self.finished(self.features(labels, tokens, self.num_layers, order), labels)
+        if order is not None:
+            hidden = in_raster(hidden, order)
+        return self.head.logits(hidden, tokens)
 
-    def features(self, labels: Tensor, tokens: Tensor, layer: int) -> Tensor:
-        """Hidden states (B,N,C) after layer number `layer`, counted from 1, without the final norm."""
-        x = self.embed(labels, tokens[:, :-1])
-        rope = self.rope.rows(0, x.shape[1], x.device)
+    def features(self, labels: Tensor, tokens: Tensor, layer: int, order: Tensor | None = None) -> Tensor:
+        """Hidden states (B,N,C) after layer number `layer`, counted from 1, without the final norm.
+
+        With an `order` (B,N) they are those of the places of the output chain.
+        """
+        if order is None:
+            x = self.embed(labels, tokens[:, :-1])
+            rope = self.rope.rows(0, x.shape[1], x.device)
+        else:
+            x = self.embed(labels, in_order(tokens, order)[:, :-1], order)
+            rope = self.rope.rows_at(input_rows(order))
+        return self.pass_layers(x, rope, labels, layer)
+
+    def pass_layers(self, x: Tensor, rope: Tensor | None, labels: Tensor, layer: int) -> Tensor:
+        """Inputs (B,n,C) through the first `layer` layers."""
         for block in self.layers[:layer]:
             x = block(x, rope)
         return x
 
-    def embed(self, labels: Tensor, tokens: Tensor) -> Tensor:
-        """[class, tokens], with learned positions where the model has them: (B,), (B,n) -> (B,n+1,C)."""
+    def finished(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """What the head reads, from the states (B,N,C) after the last layer."""
+        return hidden
+
+    def embed(self, labels: Tensor, tokens: Tensor, order: Tensor | None = None) -> Tensor:
+        """[class, tokens], with the tables of positions that the model has: (B,), (B,n) -> (B,n+1,C).
+
+        With an `order` (B,N), of n+1 = N cells, tokens are in that order.
+        """
         x = torch.cat([self.class_embedding(labels)[:, None], self.head.embed(tokens)], dim=1)
         if self.positional_embedding is not None:
-            x = x + self.positional_embedding[: x.shape[1]]
+            table = self.positional_embedding
+            x = x + (table[: x.shape[1]] if order is None else F.embedding(input_rows(order), table))
+        if self.target_embedding is not None:
+            table = self.target_embedding
+            x = x + (table[: x.shape[1]] if order is None else F.embedding(order, table))
         return self.token_dropout(x)
-
-    def loss(self, outputs: Tensor, tokens: Tensor) -> Tensor:
-        """`next_token_loss` of the logits of `forward`."""
-        return next_token_loss(outputs, tokens)
 
     def training_flops(self) -> tuple[PartFlops, ...] | None:
         head = self.head.flops(self.num_tokens)
@@ -270,119 +299,46 @@ class GPT(Generator):
         return PartFlops("layers", "matrix", layers, recomputed=True), PartFlops("head", "matrix", TRAINED * head)
 
     # ---------------------------------------------------------------------------------------- token by token
-    @torch.inference_mode()
-    def sample(
-        self,
-        labels: Tensor,
-        *,
-        draw: Draw,
-        guidance: Guidance = UNGUIDED,
-        temperature: PerIndex[float] = 1.0,
-        top_k: PerIndex[int] = 0,
-        top_p: PerIndex[float] = 1.0,
-    ) -> Tensor:
-        """Tokens (B,N) or (B,N,k) for class `labels` (B,); see `Generator.sample`.
-
-        With guidance the batch is doubled, conditional rows first; as soon as no later token needs them, the
-        unconditional rows are dropped.
-        """
-        assert not self.training, "sampling needs evaluation mode: call eval() first"
-        batch = len(labels)
-        settings = DecodingSettings(
-            self.num_tokens,
-            len(self.codebook_sizes),
-            guidance=guidance,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-        )
-
-        # The first input is the class. Unconditional rows follow where any token is guided.
-        inputs = labels
-        if settings.num_guided > 0:
-            inputs = torch.cat([labels, torch.full_like(labels, self.null_class)])
-        steps = self.decode_steps(len(inputs))
-
-        tokens = []
-        for position in range(self.num_tokens):
-            if position == settings.num_guided and len(inputs) > batch:
-                inputs = inputs[:batch]
-                steps = steps.keep_rows(batch)
-
-            # Both halves of a guided batch go on with the same token.
-            token = self.next_token(steps, inputs, position, settings.at(position), draw, batch)
-            tokens.append(token)
-            inputs = torch.cat([token] * (len(inputs) // batch))
-        return torch.stack(tokens, dim=1)
-
-    def next_token(
-        self, steps: Steps, inputs: Tensor, position: int, settings: list[IndexSettings], draw: Draw, batch: int
-    ) -> Tensor:
-        """One decode step: draws the indices of the token at `position`, one after the other: (batch,) or (batch,k).
-
-        `inputs` are class labels at position 0, then the tokens before: `batch` conditional rows, and as many
-        unconditional ones after them where the token is guided.
-        """
-        hidden = steps.hidden(inputs, position)
-        previous_index = None
-        indices = []
-        for number, options in enumerate(settings):
-            logits = steps.logits(hidden, previous_index, number)
-            guided = logits[:batch]
-            if options.guidance_scale != 1:
-                unconditional = logits[batch:]
-                guided = unconditional + (guided - unconditional) * options.guidance_scale
-
-            # A logit of -inf is no impossible code here: it overflowed, and the draw must see that.
-            p = probabilities(spread_nan(guided), options.temperature, options.top_k, options.top_p)
-            index = draw(p, position * len(settings) + number)
-            indices.append(index)
-            previous_index = torch.cat([index] * (len(hidden) // batch))
-        return torch.stack(indices, dim=-1).reshape(batch, *self.token_shape[1:])
-
-    def decode_steps(self, rows: int) -> Steps:
-        """The steps of a new batch of `rows` rows: attention over what is filled on a CPU, static shapes on a GPU."""
-        if not is_gpu(self.device):
-            return DecodeSteps(self._step_functions(), rows)
-        if not self.record_steps:
-            return StaticSteps(self._step_functions(), rows)
-        if self._recorded_steps is None:
-            self._recorded_steps = RecordedStepsByRows(self._step_functions())
-        return self._recorded_steps.of(rows)
-
     def functional_step(self) -> FunctionalStep:
         return FunctionalStep(self)
 
     def functional_head(self) -> FunctionalHead | None:
         return FunctionalHead(self) if len(self.codebook_sizes) > 1 else None
 
-    def _step_functions(self) -> StepFunctions:
+    def step_functions(self, order: Tensor | None = None) -> StepFunctions:
         return StepFunctions(
-            hidden=self.decode_hidden,
+            hidden=self.decode_hidden if order is None else partial(self.decode_hidden, order=order),
             logits=self.head.next_logits,
             new_cache=self.new_cache,
             new_head_cache=lambda rows: self.head.new_cache(rows, self.dtype, self.device),
         )
 
-    def decode_hidden(self, inputs: Tensor, position: Position, cache: KVCache) -> Tensor:
-        """Hidden state (B,C) at `position`. `inputs`: class labels (B,) at the number 0, else the token before.
+    def decode_hidden(self, inputs: Tensor, position: Position, cache: KVCache, order: Tensor | None = None) -> Tensor:
+        """What the head reads (B,C) at `position`. `inputs`: class labels (B,) at the number 0, else the token before.
 
-        A position that is a tensor is never 0.
+        A position that is a tensor is never 0. An `order` (N,) says which cell each position predicts.
         """
         is_first = isinstance(position, int) and position == 0
         embedded = self.class_embedding(inputs) if is_first else self.head.embed(inputs)
-        return self.decode_embedded(embedded, position, cache)
+        return self.decode_embedded(embedded, position, cache, order)
 
-    def decode_embedded(self, embedded: Tensor, position: Position, cache: KVCache) -> Tensor:
+    def decode_embedded(
+        self, embedded: Tensor, position: Position, cache: KVCache, order: Tensor | None = None
+    ) -> Tensor:
         """As `decode_hidden`, with the embedding (B,C) of the input. The position may be any tensor, also of 0."""
         x = embedded[:, None]
+        row, cell = decoding_rows(order, position)
         if self.positional_embedding is not None:
-            x = x + self.positional_embedding[position]
+            x = x + self.positional_embedding[row]
+        if self.target_embedding is not None:
+            x = x + self.target_embedding[cell]
+        return self.decode_layers(x, self.rope.row(row, x.device), position, cache)[:, 0]
 
-        rope = self.rope.row(position, x.device)
+    def decode_layers(self, x: Tensor, rope: Tensor | None, position: Position, cache: KVCache) -> Tensor:
+        """One input (B,1,C) through all layers, to what the head reads (B,1,C)."""
         for layer, cached in zip(self.layers, cache.step(position), strict=True):
             x = layer(x, rope, cached)
-        return x[:, 0]
+        return x
 
     def new_cache(self, batch_size: int) -> KVCache:
         """An empty cache for `decode_hidden`."""
@@ -390,3 +346,24 @@ class GPT(Generator):
         return KVCache.empty(
             layers, batch_size, heads, self.num_tokens, width // heads, dtype=self.dtype, device=self.device
         )
+
+    def cache_of(self, keys: Tensor, values: Tensor, labels: Tensor) -> KVCache:
+        """A cache of given keys and values, for images of the classes `labels` (B,)."""
+        return KVCache(keys, values)
+
+    # ---------------------------------------------------------------------------------------- tables of positions
+    @torch.no_grad()
+    def with_merged_positions(self) -> GPT:
+        """The same network for the raster order alone, with one table of positions: the sum of both.
+
+        It computes the same raster logits, up to rounding. Raises ConfigError without two learned tables.
+        """
+        if self.positional_embedding is None or self.target_embedding is None:
+            raise ConfigError("only positions=learned with target_positions=true has two tables to merge")
+        merged = type(self)(replace(self.config, target_positions=False, order=OrderConfig()))
+        state = self.state_dict()
+        targets = state.pop("target_embedding")
+        state["positional_embedding"] = state["positional_embedding"].clone()
+        state["positional_embedding"][: len(targets)] += targets  # the last row is of a token that is no input
+        merged.load_state_dict(state)
+        return merged.to(self.device, self.dtype).train(self.training)

@@ -30,6 +30,7 @@ class HeadSettings:
     dropout: float
     qk_norm: bool
     rope: Rope
+    final_norm: bool = True  # whether the states of the last layer are still to be normed
 
 
 class Head:
@@ -92,13 +93,14 @@ class PlainHead(Head):
     def __init__(self, settings: HeadSettings) -> None:
         (self.codebook_size,) = settings.codebook_sizes
         self.width = settings.width
+        self.has_norm = settings.final_norm
 
     def add_input(self, gpt: nn.Module) -> None:
         self.embedding = nn.Embedding(self.codebook_size, self.width)
         gpt.token_embedding = self.embedding
 
     def add_output(self, gpt: nn.Module) -> None:
-        self.norm = RMSNorm(self.width)
+        self.norm = RMSNorm(self.width) if self.has_norm else nn.Identity()
         self.output = nn.Linear(self.width, self.codebook_size, bias=False)
         gpt.norm = self.norm
         gpt.output = self.output

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from autoregressive.models.adaln_gpt import AdaLNGPT, AdaLNGPTConfig
 from autoregressive.models.base import DataSizes, Generator
 from autoregressive.models.gpt import GPT, GPTConfig
 from engine.registry import selected_section
 
-GENERATORS: dict[str, type[Generator]] = {"gpt": GPT}
+GENERATORS: dict[str, type[Generator]] = {"gpt": GPT, "adaln_gpt": AdaLNGPT}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -21,6 +22,7 @@ class GeneratorConfig:
 
     name: str = "gpt"
     gpt: GPTConfig = field(default_factory=GPTConfig)
+    adaln_gpt: AdaLNGPTConfig = field(default_factory=AdaLNGPTConfig)
 
 
 def build_generator(config: GeneratorConfig) -> Generator:

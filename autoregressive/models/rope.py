@@ -18,6 +18,9 @@ class NoRope:
     def rows(self, first: int, count: int, device: torch.device) -> None:
         """Nothing to rotate by."""
 
+    def rows_at(self, rows: Tensor) -> None:
+        """Nothing to rotate by."""
+
     def row(self, position: Position, device: torch.device) -> None:
         """Nothing to rotate by."""
 
@@ -32,6 +35,10 @@ class Rope2D:
     def rows(self, first: int, count: int, device: torch.device) -> Tensor:
         """The rows of `count` positions from `first` on, (count, head_dim / 2, 2)."""
         return rope2d_table(self.grid, self.head_dim, device)[first : first + count]
+
+    def rows_at(self, rows: Tensor) -> Tensor:
+        """The given rows (B,N) of each sequence, (B,1,N,head_dim/2,2): the same for all heads."""
+        return rope2d_table(self.grid, self.head_dim, rows.device)[rows][:, None]
 
     def row(self, position: Position, device: torch.device) -> Tensor:
         """The row of the token that is decoded at `position`, (1, head_dim / 2, 2)."""

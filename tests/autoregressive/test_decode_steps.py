@@ -66,7 +66,7 @@ def recorded(monkeypatch):
     monkeypatch.setattr(Replayed, "count", 0)
 
     def prepare(gpt: GPT) -> RecordedStepsByRows:
-        by_rows = RecordedStepsByRows(gpt._step_functions())
+        by_rows = RecordedStepsByRows(gpt.step_functions())
         monkeypatch.setattr(gpt, "decode_steps", by_rows.of)
         return by_rows
 
@@ -81,7 +81,7 @@ def test_static_and_recorded_steps_give_the_tokens_of_slices(variant, guidance, 
     gpt = gpt_of(variant)
     expected = tokens_of(gpt, guidance=guidance)
 
-    monkeypatch.setattr(gpt, "decode_steps", lambda rows: StaticSteps(gpt._step_functions(), rows))
+    monkeypatch.setattr(gpt, "decode_steps", lambda rows, order=None: StaticSteps(gpt.step_functions(), rows))
     assert torch.equal(tokens_of(gpt, guidance=guidance), expected)
 
     recorded(gpt)
@@ -92,7 +92,7 @@ def test_static_and_recorded_steps_give_the_tokens_of_slices(variant, guidance, 
 @torch.inference_mode()
 def test_static_shapes_change_hidden_states_by_rounding_only(variant):
     gpt = gpt_of(variant)
-    steps = gpt.decode_steps(3), StaticSteps(gpt._step_functions(), 3)
+    steps = gpt.decode_steps(3), StaticSteps(gpt.step_functions(), 3)
     inputs = torch.arange(3)
     for position in range(NUM_TOKENS):
         sliced, static = (s.hidden(inputs, position) for s in steps)

@@ -18,8 +18,8 @@ from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
 from autoregressive.loading import require_pair
-from autoregressive.models.gpt import next_token_loss
 from autoregressive.models.registry import build_generator
+from autoregressive.models.token_by_token import next_token_loss
 from autoregressive.sampling import seeded_draw
 from autoregressive.train import train
 from autoregressive.training.build import preview_grid

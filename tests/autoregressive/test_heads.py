@@ -14,8 +14,9 @@ from autoregressive.code_writer import CodeWriter
 from autoregressive.codes import FORMAT, CodesError, CodesManifest, CodeStore, code_dtype
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
-from autoregressive.models.gpt import GPT, GPTConfig, next_token_loss
+from autoregressive.models.gpt import GPT, GPTConfig
 from autoregressive.models.heads import HEADS
+from autoregressive.models.token_by_token import next_token_loss
 from autoregressive.sampling import greedy, probabilities, seeded_draw
 from autoregressive.training.sizes import check_codes
 from engine.messages import ConfigError

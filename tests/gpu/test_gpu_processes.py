@@ -8,7 +8,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from autoregressive.models.gpt import GPT, GPTConfig, next_token_loss
+from autoregressive.models.gpt import GPT, GPTConfig
+from autoregressive.models.token_by_token import next_token_loss
 from engine.loop import TrainLoopConfig
 from engine.optim import OptimConfig
 from engine.parallel import _data_parallel, gradient_sync

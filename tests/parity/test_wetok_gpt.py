@@ -13,8 +13,9 @@ from torch import Tensor
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
 from autoregressive.loading import GeneratorSections
-from autoregressive.models.gpt import GPT, GPTConfig, next_token_loss
+from autoregressive.models.gpt import GPT, GPTConfig
 from autoregressive.models.rope import rope2d_table
+from autoregressive.models.token_by_token import next_token_loss
 from autoregressive.published import WETOK_NAMES
 from autoregressive.sampling import greedy, probabilities
 from engine.checkpoint.weights import load_strict

@@ -1,0 +1,206 @@
+"""Generators of the published baselines from golden cases, and their outputs under the names of the goldens.
+
+A case of a part of a golden folder is a generator if its outputs have an `argmax`. Its json tells the family's sizes,
+how its weights are drawn, and with which settings the published sampler ran; each draw took the most probable code.
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import suppress
+
+import goldens
+import torch
+from torch import Tensor
+
+from autoregressive.guidance import UNGUIDED, Guidance
+from autoregressive.models.adaln_gpt import AdaLNGPTConfig
+from autoregressive.models.base import Generator
+from autoregressive.models.gpt import GPTConfig
+from autoregressive.models.registry import GeneratorConfig, build_generator
+from autoregressive.models.token_by_token import next_token_loss
+from autoregressive.published import layout_of
+from autoregressive.sampling import greedy
+from engine.checkpoint.weights import load_strict
+from engine.without_storage import without_storage
+from tokenizer.published.layout import export_state
+
+SETS = ("tiny_seeded", "real_seeded")
+WEIGHTS = "llamagen"  # whose generator of seeded weights is that of these goldens too
+NEAR_TIE = 1e-4  # a code whose margin is below this may be another one
+LOWEST_LOG_P, LARGEST_MARGIN = -20, 9  # stored numbers are clipped there
+
+
+def cases(which: str) -> list[tuple[str, str]]:
+    """(folder, case) of all generators of a set."""
+    folders = [f"{part}/{which}" for part in CONFIG_OF]
+    return [
+        (folder, case)
+        for folder in folders
+        for case in goldens.cases(folder, "")
+        if any(name.startswith("argmax") for name in goldens.names(folder, case))
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ configs
+def magvit2_config(meta: dict) -> GeneratorConfig:
+    """Open-MAGVIT2: WeTok's GPT, over codes that are cut into two indices."""
+    params = meta["params"]
+    assert params["token_factorization"] and params["cond_dim"] == params["dim"]
+    gpt = GPTConfig(
+        width=params["dim"],
+        layers=params["spatial_n_layer"],
+        heads=params["n_head"],
+        codebook_sizes=[2**bits for bits in params["factorized_bits"]],
+        head_layers=params["factorized_n_layer"],
+        num_tokens=params["block_size"],
+        num_classes=params["class_num"],
+        positions="rope2d",
+    )
+    return GeneratorConfig(name="gpt", gpt=gpt)
+
+
+def ibq_config(meta: dict) -> GeneratorConfig:
+    """IBQ: the GPT that the class modulates."""
+    params = meta["params"]
+    assert params["cond_dim"] == params["n_embd"] and not params["drop_path_rate"]
+    gpt = AdaLNGPTConfig(
+        width=params["n_embd"],
+        layers=params["n_layer"],
+        heads=params["n_head"],
+        vocab_size=params["vocab_size"],
+        num_tokens=params["block_size"],
+        num_classes=params["class_num"],
+        positions="rope2d",
+    )
+    return GeneratorConfig(name="adaln_gpt", adaln_gpt=gpt)
+
+
+CONFIG_OF: dict[str, Callable[[dict], GeneratorConfig]] = {"open_magvit2": magvit2_config, "ibq": ibq_config}
+
+
+def config_of(folder: str, case: str) -> GeneratorConfig:
+    """Our config of a case, by the family of its folder."""
+    return CONFIG_OF[folder.split("/")[0]](goldens.meta(folder, case))
+
+
+# ------------------------------------------------------------------------------------------------ networks and inputs
+def seeded_state(folder: str, case: str, network: Generator) -> dict[str, Tensor]:
+    """The weights of a case under their published names."""
+    meta = goldens.meta(folder, case)
+    draw = goldens.seeded_weights(WEIGHTS).seeded_tensor
+    rules = layout_of(config_of(folder, case)).rules
+    state = {}
+    for name, tensor in export_state(network.state_dict(), rules).items():
+        assert not any(part in name for part in meta["skip"])
+        factor = next((factor for part, factor in meta["rescale"] if part in name), 1.0)
+        state[name] = draw(name, tensor.shape, meta["seed"]) * factor
+    return state
+
+
+def generator_of(folder: str, case: str) -> Generator:
+    """A case with its weights, in evaluation mode."""
+    config = config_of(folder, case)
+    with without_storage():
+        network = build_generator(config)
+    state = layout_of(config).import_state(seeded_state(folder, case, network), network.state_dict())
+    load_strict(network, state, case, assign=True)
+    return network.to(goldens.DEVICE).eval().requires_grad_(False)
+
+
+def tokens_of(io: dict[str, Tensor], prefix: str = "ids") -> Tensor:
+    """Tokens (B,N), or (B,N,2) where their two indices are stored apart."""
+    if prefix in io:
+        return io[prefix]
+    return torch.stack([io[f"{prefix}_{part}"] for part in ("pre", "post")], dim=-1)
+
+
+# ------------------------------------------------------------------------------------------------ outputs
+@functools.cache
+@torch.inference_mode()
+def outputs(folder: str, case: str) -> dict[str, Tensor]:
+    """All outputs of a case under the names of its io file, not strided, and of its json; the network is not kept."""
+    meta, io = goldens.meta(folder, case), goldens.tensors(folder, case)
+    network, tokens = generator_of(folder, case), tokens_of(io)
+    labels = torch.tensor(meta["labels"], device=goldens.DEVICE)
+    null = torch.full_like(labels, network.null_class)
+
+    # Teacher-forced logits, each index by itself.
+    logits = network(labels, tokens)
+    without_class = network(null, tokens)
+    found = {"loss": next_token_loss(logits, tokens), "n_params": torch.tensor(goldens.parameter_count(network))}
+    if tokens.ndim == 3:
+        for i, part in enumerate(("pre", "post")):
+            size = network.codebook_sizes[i]
+            found |= of_logits(f"_{part}", logits[:, :, i, :size])
+            found |= of_logits(f"_uncond_{part}", without_class[:, :, i, :size])
+            found[f"loss_{part}"] = next_token_loss(logits[:, :, i, :size], tokens[:, :, i])
+    else:
+        found |= of_logits("", logits) | of_logits("_uncond", without_class)
+
+    if any(name.startswith("block0") for name in io):
+        first = network.layers[0]
+        found["block0_modulation"] = first.modulations(network.class_embedding(labels)).unflatten(1, (6, -1))
+        found["block0_out"] = network.features(labels, tokens, 1)
+    for tag, run in meta["greedy"].items():
+        found |= greedy_run(network, labels, tag, run)
+    return {name: tensor.cpu() for name, tensor in found.items()}
+
+
+def of_logits(suffix: str, logits: Tensor) -> dict[str, Tensor]:
+    """Logits (B,N,V) with their most probable codes and how far ahead these are."""
+    best = logits.topk(2, dim=-1)
+    return {
+        f"logits{suffix}": logits,
+        f"argmax{suffix}": best.indices[..., 0],
+        f"argmax_margin{suffix}": best.values[..., 0] - best.values[..., 1],
+    }
+
+
+class EnoughError(Exception):
+    """Ends a sampling."""
+
+
+def greedy_run(network: Generator, labels: Tensor, tag: str, run: dict) -> dict[str, Tensor]:
+    """The first steps of our sampler, always with the most probable code; see `guidance_of`."""
+    count = len(network.codebook_sizes)
+    log_p: list[Tensor] = []
+    drawn: list[Tensor] = []
+
+    def draw(p: Tensor, position: int) -> Tensor:
+        if position == count * run["steps"]:
+            raise EnoughError
+        log_p.append(p.log())
+        drawn.append(greedy(p, position))
+        return drawn[-1]
+
+    temperature = run["temperature"]
+    temperature = tuple(temperature) if isinstance(temperature, list) else temperature
+    with suppress(EnoughError):
+        network.sample(labels, draw=draw, guidance=guidance_of(run), temperature=temperature)
+
+    best = [values.topk(2, dim=-1).values for values in log_p]
+    margins = torch.stack([values[:, 0] - values[:, 1] for values in best], dim=1).clamp_max(LARGEST_MARGIN)
+    clipped = [values.clamp_min(LOWEST_LOG_P) for values in log_p]
+    if count == 1:
+        return {
+            f"greedy_{tag}": torch.stack(drawn, dim=1),
+            f"greedy_{tag}_margin": margins,
+            f"greedy_{tag}_logp_first": clipped[0],
+            f"greedy_{tag}_logp_last": clipped[-1],
+        }
+    return {
+        f"greedy_{tag}_pre": torch.stack(drawn[::2], dim=1),
+        f"greedy_{tag}_post": torch.stack(drawn[1::2], dim=1),
+        f"greedy_{tag}_margin": margins.unflatten(1, (-1, count)),
+        f"greedy_{tag}_logp_first_pre": clipped[0],
+        f"greedy_{tag}_logp_last_post": clipped[-1],
+    }
+
+
+def guidance_of(run: dict) -> Guidance:
+    """The guidance of a greedy run; a scale of 0 stands for none, and 1.000001 for one that the published code runs."""
+    scale = run["scale"]
+    if isinstance(scale, list):
+        scale = tuple(scale)
+        return UNGUIDED if max(scale) == 0 else Guidance(scale=scale)
+    return UNGUIDED if scale == 0 else Guidance(scale=scale)
