@@ -1,11 +1,12 @@
 """Image generation over codes. Public face: `from autoregressive import GPT, generate, load_gpt`.
 
-Networks     models/ (generators, their heads and layers)
+Networks     models/ (generators, their heads and layers; random orders of tokens)
 Sampling     guidance, sampling (logits -> index), labels (names of classes), generate (labels -> tokens),
              image_sampler (labels -> images), sampling_weights (layout of the weights)
 Training     views (crops that become codes), codes, code_writer (store of codes), tokenized (images as tokens, made
              when they are asked for), training/ (config, data, build, task)
-Files        loading (trained generators), published (layouts of published files), exporting/ (for other programs)
+Files        loading (trained generators), published, published_layout, published_adaln, published_rar (layouts of
+             published files), published_samplers (settings of their authors), exporting/ (for other programs)
 Entries      extract_codes, check_codes, train, sample, convert, export; cli holds the flags that entries share
 """
 

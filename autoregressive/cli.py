@@ -14,6 +14,7 @@ from autoregressive.models.base import Generator
 from autoregressive.models.registry import GeneratorConfig
 from autoregressive.models.weight_layouts import PLAIN, WEIGHT_LAYOUTS
 from autoregressive.published import PUBLISHED_SIZES, published_config
+from autoregressive.published_samplers import add_published_sampler_flag
 from autoregressive.sampling_weights import AUTO, set_weight_layout
 from engine.checkpoint.weights import WEIGHT_CHOICES
 from engine.devices import is_gpu
@@ -41,6 +42,8 @@ def per_index_type(kind: Callable[[str], float]) -> Callable[[str], float | tupl
 
 def add_sampler_flags(parser: argparse.ArgumentParser, *, is_demo: bool = False) -> None:
     """Adds the documented flags of the sampler. A demo may choose the layout of weights by measuring, a result not."""
+    add_published_sampler_flag(parser)
+
     # Classifier-free guidance.
     parser.add_argument(
         "--cfg-scale",
@@ -57,13 +60,19 @@ def add_sampler_flags(parser: argparse.ArgumentParser, *, is_demo: bool = False)
         help="with --cfg-schedule step: fraction of tokens before guidance starts (default 0.18)",
     )
     parser.add_argument(
+        "--cfg-power",
+        type=float,
+        default=1.0,
+        help="with --cfg-schedule power_cosine: larger powers begin to guide later (default 1)",
+    )
+    parser.add_argument(
         "--cfg-interval", type=int, default=-1, help="no guidance after this decoding step; -1 = no such limit"
     )
     parser.add_argument(
         "--guidance-first-token",
         default="full",
         choices=FIRST_TOKENS,
-        help="scale of the first token: the full one (as released), or that of the schedule",
+        help="scale of the first token: the full one (as released), or that of the schedule; power_cosine has its own",
     )
     parser.add_argument(
         "--unguided-scale", type=float, default=1.0, help="scale where a schedule is off (released code: 1.0001)"
@@ -105,6 +114,7 @@ def settings_of(args: argparse.Namespace) -> SamplerSettings:
             scale=args.cfg_scale,
             schedule=args.cfg_schedule,
             start=args.step_start_ratio,
+            power=args.cfg_power,
             first_token=args.guidance_first_token,
             unguided_scale=args.unguided_scale,
             last_guided=args.cfg_interval,

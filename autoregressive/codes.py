@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from autoregressive.views import VIEWS
 from engine.aliases import current_manifest
@@ -29,8 +30,10 @@ from engine.data.identity import digest_of
 from engine.data.stream import AUGMENTATION_KEY, Batch, position_rng
 from engine.messages import UserError
 from engine.philox import bounded, first_words, fractions
+from engine.seeds import counter_rng
 
 FORMAT = 1
+CHOICES_KEY = 0xC401CE  # keeps the random choices of a generator apart from views and dropped labels
 COMPARED_IMAGES = 2048  # at most so many images enter the identity of a store with their codes
 
 
@@ -172,26 +175,42 @@ class CodeStore:
         return torch.from_numpy(rows.take(indices * num_views + views, axis=0).astype(np.int64))
 
 
-def code_batch(store: CodeStore, seed: int, class_dropout_prob: float) -> Callable[[np.ndarray, range], Batch]:
+# The random choices of one sample beside its view and label; see `Generator.training_choices`.
+Choices = Callable[[np.random.Generator], dict[str, Tensor]]
+
+
+def code_batch(
+    store: CodeStore, seed: int, class_dropout_prob: float, choices: Choices | None = None
+) -> Callable[[np.ndarray, range], Batch]:
     """Returns `read(indices, positions)`, which makes the batch of images `indices` (B,) at `positions`:
 
         tokens   int64 (B, num_tokens[, k]): a random view of each image
         labels   int64 (B,)
         drop     bool (B,): whether the label is dropped
+        ...      what `choices` draws, stacked
 
-    View and drop depend on (seed, position) only: they are the first two draws of `position_rng`.
+    All depends on (seed, position) only: view and drop are the first two draws of `position_rng`, and `choices` have
+    random numbers of their own (`choices_at`).
     """
     num_views = store.manifest.num_views
 
     def read(indices: np.ndarray, positions: range) -> Batch:
         views, chances = drawn_at(seed, positions, num_views)
-        return {
+        batch = {
             "tokens": store.gather(indices, views),
             "labels": torch.from_numpy(store.labels[indices]),
             "drop": torch.from_numpy(chances < class_dropout_prob),
         }
+        if choices is not None:
+            batch |= default_collate([choices_at(seed, position, choices) for position in positions])
+        return batch
 
     return read
+
+
+def choices_at(seed: int, position: int, choices: Choices | None) -> dict[str, Tensor]:
+    """What `choices` draws for the sample at a position; nothing without it."""
+    return {} if choices is None else choices(counter_rng(seed, CHOICES_KEY, position))
 
 
 def drawn_at(seed: int, positions: range, num_views: int) -> tuple[np.ndarray, np.ndarray]:

@@ -32,6 +32,7 @@ def generate(
     temperature: PerIndex[float] = 1.0,
     top_k: PerIndex[int] = 0,
     top_p: PerIndex[float] = 1.0,
+    order: Sequence[int] | Tensor | None = None,
 ) -> Tensor:
     """Draws tokens (B,N) or (B,N,k) int64 for classes, on the device of a generator in evaluation mode.
 
@@ -44,6 +45,9 @@ def generate(
     can be set. `seed` (0 by default) and `sample_ids` (0, 1, 2, ... by default) fix the random numbers: sample i of a
     seed always looks the same, whatever the batch. Or `draw`, such as `autoregressive.sampling.greedy`. Settings may be
     given once or per index of a token; see `Generator.sample`.
+
+    `order`: the cells 0..N-1 in the order in which they are drawn, for a generator that was trained for any order
+    (`generator.any_order`).
 
     Raises UserError for anything but a generator in evaluation mode, for a class that it does not know and for settings
     that are of another kind, out of range or said twice, and NonFiniteValuesError, with the rows, where logits were not
@@ -71,7 +75,17 @@ def generate(
         temperature=_setting(temperature),
         top_k=_setting(top_k),
         top_p=_setting(top_p),
+        order=_order_of(generator, order),
     )
+
+
+def _order_of(generator: Generator, order: Sequence[int] | Tensor | None) -> Tensor | None:
+    """The order of drawing, int64 (N,). Raises UserError where the generator knows none, or for another length."""
+    if order is None:
+        return None
+    if not generator.any_order:
+        raise UserError("order: this generator draws its tokens in one order only; it has no positions of targets")
+    return whole_numbers(order, "order").to(torch.int64)
 
 
 def _require_ready(generator: Generator) -> None:
@@ -122,6 +136,7 @@ def draw_tokens(
     temperature: PerIndex[float] = 1.0,
     top_k: PerIndex[int] = 0,
     top_p: PerIndex[float] = 1.0,
+    order: Tensor | None = None,
 ) -> Tensor:
     """Draws tokens (B,N) or (B,N,k) int64 for class `labels` (B,) that are on the generator's device already.
 
@@ -138,8 +153,9 @@ def draw_tokens(
         check.note(p)
         return draw(p, position)
 
+    in_order = {} if order is None else {"order": order}
     tokens = generator.sample(
-        labels, draw=checked_draw, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p
+        labels, draw=checked_draw, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p, **in_order
     )
     check.require()
     return tokens

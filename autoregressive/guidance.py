@@ -18,7 +18,9 @@ class Guidance(Section):
 
     `constant`: s everywhere. `step`: s from ratio `start` on, `unguided_scale` before. `linear`: rises from
     `unguided_scale` by s - 1. The ratio of token t of N is t / (N - 1). As released, the first token has the full scale
-    under every schedule (`first_token`).
+    under these schedules (`first_token`).
+
+    `power_cosine` (RAR, arXiv:2411.00776): 1 + (s - 1) (1 - cos(pi (t / N)^power)) / 2. Its first token is not guided.
     """
 
     scale: float | tuple[float, ...] = 1.0  # or one per index of a token
@@ -26,6 +28,7 @@ class Guidance(Section):
     start: float = 0.18  # step only
     first_token: Literal["full", "schedule"] = "full"
     unguided_scale: float = 1.0  # the released code uses 1.0001
+    power: float = 1.0  # power_cosine only: larger ones begin later
     last_guided: int = -1  # number of the last guided token, minus 1, as `--cfg-interval` counts; -1 = all are guided
 
     def problems(self) -> Iterator[Problem]:
@@ -38,6 +41,8 @@ class Guidance(Section):
         yield from one_of(self, "first_token", FIRST_TOKENS)
         if not (is_number(self.unguided_scale) and 0 <= self.unguided_scale < math.inf):
             yield Problem("unguided_scale", self.unguided_scale, "0 or more and finite; 1 is off")
+        if not (is_number(self.power) and 0 < self.power < math.inf):
+            yield Problem("power", self.power, "above 0 and finite")
         yield from at_least(self, "last_guided", -1)
 
     def scales(self, num_tokens: int) -> list[float]:
@@ -46,28 +51,39 @@ class Guidance(Section):
             return [1.0] * num_tokens
 
         schedule = GUIDANCE_SCHEDULES[self.schedule]
-        scales = [schedule(self, token / max(1, num_tokens - 1)) for token in range(num_tokens)]
-        if self.first_token == "full":
+        scales = [schedule(self, token, num_tokens) for token in range(num_tokens)]
+        if self.first_token == "full" and self.schedule not in FIRST_UNGUIDED:
             scales[0] = self.scale
         if self.last_guided > -1:
             scales = [scale if t <= self.last_guided + 1 else 1.0 for t, scale in enumerate(scales)]
         return scales
 
 
-def _constant(guidance: Guidance, ratio: float) -> float:
+def _ratio(token: int, num_tokens: int) -> float:
+    """Where a token stands in its image: 0 for the first, 1 for the last."""
+    return token / max(1, num_tokens - 1)
+
+
+def _constant(guidance: Guidance, token: int, num_tokens: int) -> float:
     return guidance.scale
 
 
-def _step(guidance: Guidance, ratio: float) -> float:
-    return guidance.scale if guidance.start <= ratio else guidance.unguided_scale
+def _step(guidance: Guidance, token: int, num_tokens: int) -> float:
+    return guidance.scale if guidance.start <= _ratio(token, num_tokens) else guidance.unguided_scale
 
 
-def _linear(guidance: Guidance, ratio: float) -> float:
-    return guidance.unguided_scale + (guidance.scale - 1) * ratio
+def _linear(guidance: Guidance, token: int, num_tokens: int) -> float:
+    return guidance.unguided_scale + (guidance.scale - 1) * _ratio(token, num_tokens)
 
 
-GUIDANCE_SCHEDULES: dict[str, Callable[[Guidance, float], float]] = {
-    "constant": _constant, "step": _step, "linear": _linear
+def _power_cosine(guidance: Guidance, token: int, num_tokens: int) -> float:
+    angle = math.pi * (token / num_tokens) ** guidance.power
+    return 1 + (guidance.scale - 1) * (1 - math.cos(angle)) / 2
+
+
+GUIDANCE_SCHEDULES: dict[str, Callable[[Guidance, int, int], float]] = {
+    "constant": _constant, "step": _step, "linear": _linear, "power_cosine": _power_cosine
 }  # fmt: skip
+FIRST_UNGUIDED = {"power_cosine"}  # schedules that leave the first token alone, whatever `first_token` says
 
 UNGUIDED = Guidance()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,13 @@ class SamplerSettings(Section):
     def problems(self) -> Iterator[Problem]:
         yield from setting_problems(self.temperature, self.top_k, self.top_p)
         yield from seed_problems(self.seed)
+
+    def facts(self) -> dict[str, Any]:
+        """All settings, for a file; without those that other schedules of guidance do not have."""
+        facts = asdict(self)
+        if self.guidance.power == 1:
+            del facts["guidance"]["power"]
+        return facts
 
     def in_words(self) -> str:
         """The settings in one line for people."""

@@ -12,6 +12,7 @@ from autoregressive.models.gpt import SIZES, GPTConfig
 from autoregressive.models.registry import GeneratorConfig
 from autoregressive.published_adaln import AdaLNGPTLayout
 from autoregressive.published_layout import PublishedLayout, RuledLayout
+from autoregressive.published_rar import RARLayout
 from engine.messages import ConfigError
 from tokenizer.published.layout import Rule
 
@@ -87,4 +88,4 @@ def published_config(size: str, codebook_size: int, num_tokens: int, rotary: boo
     return GeneratorConfig(name="gpt", gpt=section)
 
 
-LAYOUTS: dict[str, Any] = {"gpt": GPTLayout, "adaln_gpt": AdaLNGPTLayout}
+LAYOUTS: dict[str, Any] = {"gpt": GPTLayout, "adaln_gpt": AdaLNGPTLayout, "rar": RARLayout}

@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from autoregressive.cli import add_gpt_flags, add_sampler_flags, gpt_from, gpt_n
 from autoregressive.image_sampler import SamplerSettings, sample_images
 from autoregressive.loading import classes_of
 from autoregressive.models.base import Generator
+from autoregressive.published_samplers import parse_with_sampler
 from engine.arithmetic import ceil_div
 from engine.atomic_file import atomic_file
 from engine.cli import add_device_flag, entry_parser, positive, run_entry
@@ -200,7 +201,7 @@ def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) ->
         "noise_seed": args.noise_seed,
         "classes": classes,
         "images_per_class": plan[0].count,
-        "sampler": asdict(settings),
+        "sampler": settings.facts(),
         **generator.weight_facts,
     }
     if args.decode_precision == FAST_PIXELS:
@@ -273,7 +274,7 @@ def parse_args() -> argparse.Namespace:
     add_device_flag(parser)
     add_sampler_flags(parser, is_demo=True)
 
-    args = parser.parse_args()
+    args = parse_with_sampler(parser)
     take_default_pair(parser, args)
     return args
 

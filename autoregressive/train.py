@@ -85,7 +85,7 @@ def train(config: GPTTrainConfig, world: World) -> None:
         )
 
         # The loop, over a stream of codes or of images.
-        stream = data.stream(config, generator.class_dropout_prob, world, lambda: checkpoints.order_version)
+        stream = data.stream(config, generator, world, lambda: checkpoints.order_version)
         fit(task, stream, config.loop, run, world, checkpoints, work=task.work, clocks=task.clocks)
 
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from autoregressive.published_samplers import parse_with_sampler
 from engine.messages import UserError
 from evaluations.metrics.extractor import Extractor
 from evaluations.protocols.preset import Measured, Preset, extractor_name, weights_fact
@@ -34,14 +35,14 @@ def parse_with_preset(
     What was typed wins over the preset. `rules` are the default ones of a reconstruction, and `protocol` is then the
     name of the rules. Raises UserError for a preset that is not computed here.
     """
-    args = parser.parse_args()
+    args = parse_with_sampler(parser)
     asked = measured or getattr(args, "measured", None)
     preset = presets_for(asked).get(args.protocol) or presets_for(measured).get(args.protocol)
     if preset is not None:
         if preset.missing:
             raise UserError(f"--protocol {preset.name} is unavailable: {preset.missing}")
         parser.set_defaults(**preset_defaults(preset, vars(args)))
-        args = parser.parse_args()
+        args = parse_with_sampler(parser)
     args.preset = preset
     if rules is not None:
         args.protocol = rules_of(args.protocol, preset, rules)

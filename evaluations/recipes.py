@@ -37,6 +37,7 @@ FAMILIES = {
     "open_magvit2/": "Open-MAGVIT2",
     "ibq/": "IBQ",
     "maskgit/": "MaskGIT",
+    "rar/": "RAR",
     "var/": "VAR",
     "f16/": "quantizers at factor 16",
     "quickstart/": "quick start",

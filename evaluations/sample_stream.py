@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ GUIDANCE_NAMES = {  # field of `Guidance` -> its name in a protocol; the other f
     "schedule": "guidance_schedule",
     "start": "guidance_start",
     "first_token": "guidance_first_token",
+    "power": "guidance_power",
 }
 
 
@@ -150,7 +151,7 @@ class SampleStream:
     def protocol(self, reference_facts: dict[str, Any] | None) -> dict[str, Any]:
         """How a number that is measured over these samples, perhaps against a reference, was made."""
         # The sampler, with its guidance among its other settings.
-        settings = asdict(self.settings)
+        settings = self.settings.facts()
         guidance = settings.pop("guidance")
         guidance_facts = {GUIDANCE_NAMES.get(name, name): value for name, value in guidance.items()}
 

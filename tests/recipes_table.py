@@ -26,7 +26,7 @@ from tokenizer.training.phases import phases_of
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FAMILIES = (  # in tables of checkpoints
     "vq/", "gpt/GPT_B", "gpt/GPT_X", "llamagen/", "wetok/", "gpt/GPT_wetok",
-    "open_magvit2/", "ibq/", "maskgit/", "var/",
+    "open_magvit2/", "ibq/", "maskgit/", "rar/", "var/",
 )  # fmt: skip
 RECIPE_COLUMNS = [
     "config", "what it is", "parameters", "batch", "steps", "GPUs", "GB",
@@ -46,6 +46,7 @@ RECIPE_TABLES = {  # table -> pattern of its YAML files under configs/
     "recipes-var": "var/*.yaml",
     "recipes-open-magvit2-gpt": "open_magvit2/AR_*.yaml",
     "recipes-ibq-gpt": "ibq/AR_*.yaml",
+    "recipes-rar": "rar/*.yaml",
     "recipes-f16": "f16/*.yaml",
 }
 TOKENIZER_COLUMNS = ["tokenizer", "config", "parameters", "rFID", "LPIPS", "file"]

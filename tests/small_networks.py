@@ -48,7 +48,10 @@ GENERATORS = {  # kind of generator -> its settings
     "rotary": "vocab_size: 32, positions: rope2d",
     "factorized": "codebook_sizes: [8, 8]",
     "factorized, rotary": "codebook_sizes: [8, 8], positions: rope2d",
+    "modulated": "vocab_size: 32, positions: rope2d",
+    "any order": "vocab_size: 32, mlp_width: 32",
 }
+GENERATOR_NAMES = {"modulated": "adaln_gpt", "any order": "rar"}  # kinds that are no plain GPT
 
 
 def tokenizer_config(model: str, quantizer: str, *overrides: str) -> TokenizerTrainConfig:
@@ -64,9 +67,10 @@ def tokenizer_config(model: str, quantizer: str, *overrides: str) -> TokenizerTr
 
 
 def generator(kind: str) -> tuple[GPTTrainConfig, Generator]:
-    """A small GPT for 4 tokens and 4 classes, and its config."""
+    """A small generator for 4 tokens and 4 classes, and its config."""
+    name = GENERATOR_NAMES.get(kind, "gpt")
     sizes = f"{{width: 16, layers: 2, heads: 2, num_tokens: 4, num_classes: 4, {GENERATORS[kind]}}}"
-    config = load_config(GPTTrainConfig, overrides=[f"model.gpt={sizes}"])
+    config = load_config(GPTTrainConfig, overrides=[f"model.name={name}", f"model.{name}={sizes}"])
     return config, build_generator(config.model)
 
 

@@ -164,6 +164,8 @@ SAMPLERS = {  # (kind of generator, settings of its sampler)
     "rotary": ("rotary", {"guidance": Guidance(scale=1.5, schedule="step", last_guided=5)}),
     "factorized": ("factorized", {"guidance": Guidance(scale=(1.5, 2.0)), "temperature": (1.0, 0.9)}),
     "factorized, rotary": ("factorized, rotary", {"guidance": Guidance(scale=1.5)}),
+    "modulated": ("modulated", {"guidance": Guidance(scale=1.5, last_guided=1)}),
+    "any order": ("any order", {"guidance": Guidance(scale=4.0, schedule="power_cosine", power=2.0)}),
 }
 TOKENIZER_OF = {1: ("llamagen", "vq"), 2: ("wetok", "gq")}  # indices per token -> a tokenizer with so many
 

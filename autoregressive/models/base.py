@@ -155,6 +155,10 @@ class Generator(PretrainedNetwork):
         rows = zip(outputs, tokens, strict=True)
         return torch.stack([self.loss(image_outputs[None], image_tokens[None]) for image_outputs, image_tokens in rows])
 
+    def sample_losses(self, outputs: Any, tokens: Tensor) -> Tensor:
+        """As `image_losses`, up to rounding, for what each step of a training logs (`loss_groups`)."""
+        return self.image_losses(outputs, tokens)
+
     def training_choices(self) -> Callable[[np.random.Generator], dict[str, Tensor]] | None:
         """What draws the random choices of one training sample, beside its crop and the loss of its class.
 

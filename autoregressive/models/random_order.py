@@ -49,7 +49,10 @@ class OrderConfig(Section):
 def draw_order(num_tokens: int, rng: np.random.Generator) -> dict[str, Tensor]:
     """A uniform order of the cells (N,), and the number in [0, 1) that decides whether its sample takes it."""
     order = rng.permutation(num_tokens)
-    return {"order": torch.from_numpy(order.astype(np.int64)), "order_chance": torch.tensor(rng.random())}
+    return {
+        "order": torch.from_numpy(order.astype(np.int64)),
+        "order_chance": torch.tensor(rng.random(), dtype=torch.float64),
+    }
 
 
 def takes_random(chances: Tensor, share: float) -> Tensor:

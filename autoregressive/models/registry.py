@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 from autoregressive.models.adaln_gpt import AdaLNGPT, AdaLNGPTConfig
 from autoregressive.models.base import DataSizes, Generator
 from autoregressive.models.gpt import GPT, GPTConfig
+from autoregressive.models.rar import RAR, RARConfig
 from engine.registry import selected_section
 
-GENERATORS: dict[str, type[Generator]] = {"gpt": GPT, "adaln_gpt": AdaLNGPT}
+GENERATORS: dict[str, type[Generator]] = {"gpt": GPT, "adaln_gpt": AdaLNGPT, "rar": RAR}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,6 +24,7 @@ class GeneratorConfig:
     name: str = "gpt"
     gpt: GPTConfig = field(default_factory=GPTConfig)
     adaln_gpt: AdaLNGPTConfig = field(default_factory=AdaLNGPTConfig)
+    rar: RARConfig = field(default_factory=RARConfig)
 
 
 def build_generator(config: GeneratorConfig) -> Generator:

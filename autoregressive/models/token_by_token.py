@@ -63,6 +63,11 @@ class TokenByToken(Generator):
         """`next_token_loss` of the logits of `forward`."""
         return next_token_loss(outputs, tokens)
 
+    def sample_losses(self, outputs: Tensor, tokens: Tensor) -> Tensor:
+        """As `image_losses`, for all samples at once."""
+        losses = F.cross_entropy(outputs.flatten(0, -2), tokens.flatten(), reduction="none")
+        return losses.view(len(tokens), self.num_tokens, -1).sum(-1).mean(-1)
+
     @property
     def any_order(self) -> bool:
         return self.has_target_positions

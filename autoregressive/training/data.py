@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+from autoregressive.models.base import Generator
 from autoregressive.tokenized import Tokenization
 from autoregressive.training.config import GPTTrainConfig, data_problems
 from autoregressive.training.online_codes import OnlineCodes
@@ -41,12 +42,12 @@ class TrainingData(Protocol):
         """What the weights say of the data beside their tokenizer and classes."""
 
     def stream(
-        self, config: GPTTrainConfig, class_dropout_prob: float, world: World, order_version: Callable[[], int]
+        self, config: GPTTrainConfig, generator: Generator, world: World, order_version: Callable[[], int]
     ) -> Callable[[int], Iterator[Batch]]:
         """Batches of a completed config from a step on; see `engine.data.stream.stream_opener`.
 
-        A batch has `labels` (B,), `drop` (B,), whether a label is dropped, and either `tokens` (B, *token_shape) or
-        `images_u8` (B,3,H,W).
+        A batch has `labels` (B,), `drop` (B,), whether a label is dropped, either `tokens` (B, *token_shape) or
+        `images_u8` (B,3,H,W), and the random choices of the generator.
         """
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoregressive.codes import Choices, choices_at
 from autoregressive.models.base import Generator
 from autoregressive.tokenized import RememberedTokens, Tokenization
 from autoregressive.training.build import network_on_meta
@@ -33,7 +34,11 @@ DROP_KEY = 0xD209  # keeps the random numbers of label dropout apart from those 
 
 
 def image_item(
-    source: ImageSource, data: GeneratorDataConfig, seed: int, class_dropout_prob: float
+    source: ImageSource,
+    data: GeneratorDataConfig,
+    seed: int,
+    class_dropout_prob: float,
+    choices: Choices | None = None,
 ) -> Callable[[int, int], Batch]:
     """Returns `item(index, position)`, which makes a sample of image `index`:
 
@@ -41,6 +46,7 @@ def image_item(
         labels           int64 ()
         drop             bool (): whether the label is dropped
         skipped_images   int64 (): broken images that were passed
+        ...              what `choices` draws (`autoregressive.codes.choices_at`)
 
     All of it depends on (seed, position) only.
     """
@@ -50,7 +56,8 @@ def image_item(
         sample = crop(index, position)
         chance = counter_rng(seed, DROP_KEY, position).random()
         drop: Tensor = torch.tensor(chance < class_dropout_prob)
-        return {name: sample[name] for name in ("images_u8", "labels", "skipped_images")} | {"drop": drop}
+        own = {name: sample[name] for name in ("images_u8", "labels", "skipped_images")}
+        return own | {"drop": drop} | choices_at(seed, position, choices)
 
     return item
 
@@ -106,10 +113,10 @@ class OnlineCodes:
         return decoding_stamp(self.source, self.data, self.seed)
 
     def stream(
-        self, config: GPTTrainConfig, class_dropout_prob: float, world: World, order_version: Callable[[], int]
+        self, config: GPTTrainConfig, generator: Generator, world: World, order_version: Callable[[], int]
     ) -> Callable[[int], Iterator[Batch]]:
         return stream_opener(
-            image_item(self.source, self.data, self.seed, class_dropout_prob),
+            image_item(self.source, self.data, self.seed, generator.class_dropout_prob, generator.training_choices()),
             len(self.source),
             config.data,
             config.loop,

@@ -78,10 +78,10 @@ class StoredCodes:
         return {}
 
     def stream(
-        self, config: GPTTrainConfig, class_dropout_prob: float, world: World, order_version: Callable[[], int]
+        self, config: GPTTrainConfig, generator: Generator, world: World, order_version: Callable[[], int]
     ) -> Callable[[int], Iterator[Batch]]:
         return stream_opener(
-            code_batch(self.source, config.loop.seed, class_dropout_prob),
+            code_batch(self.source, config.loop.seed, generator.class_dropout_prob, generator.training_choices()),
             len(self.source),
             config.data,
             config.loop,

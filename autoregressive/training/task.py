@@ -34,6 +34,30 @@ class HeldOut(Protocol):
         """Numbers of images (B,) -> tokens (B, *token_shape) and labels (B,), on any device."""
 
 
+class GroupLosses:
+    """The mean losses of groups of samples in one step, over micro-batches and ranks; see `Generator.loss_groups`."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}  # name -> (sum of losses, number of samples)
+
+    @torch.no_grad()
+    def add(self, generator: Generator, outputs: Any, tokens: Tensor, groups: Mapping[str, Tensor]) -> None:
+        """Adds the samples of a micro-batch. Without groups nothing is computed."""
+        if not groups:
+            return
+        losses = generator.sample_losses(outputs, tokens)
+        for name, members in groups.items():
+            found = torch.stack([torch.where(members, losses, 0).sum(), members.sum()])
+            self.sums[name] = self.sums.get(name, 0) + found
+
+    def means(self, world: World) -> dict[str, Tensor]:
+        """`loss_<name>` of each group, NaN where it has no sample. A collective where there are groups."""
+        if not self.sums:
+            return {}
+        totals = world.sum(torch.stack(list(self.sums.values())))
+        return {f"loss_{name}": total / count for name, (total, count) in zip(self.sums, totals, strict=True)}
+
+
 class GeneratorTask:
     """Trains and validates one generator; see `engine.loop.Task`.
 
@@ -93,21 +117,25 @@ class GeneratorTask:
         network = self.trained.train_mode()
         generator: Generator = self.trained.module
         total = torch.zeros((), device=self.world.device)
+        progress = step / self.trained.total_steps
+        groups = GroupLosses()
 
         # Gradients add up over the micro-batches; processes exchange them at the last one. A loss of tokens of latents
         # that were not finite is NaN, so that the update is skipped.
         terms: dict[str, Tensor] = {}
         for batch in self.trained.micro_batches(micro_batches):
             tokens = batch["tokens"] if self.tokenization is None else self._tokenize(batch, terms)
+            inputs = generator.training_inputs(batch, progress)
             with autocast(self.world.device, self.precision):
-                outputs = network(batch["labels"], tokens, batch["drop"])
+                outputs = network(batch["labels"], tokens, batch["drop"], **inputs)
             loss = generator.loss(outputs, tokens)
+            groups.add(generator, outputs, tokens, generator.loss_groups(batch, progress))
             if LATENTS in terms:
                 loss = loss * terms[LATENTS]
             (loss / len(micro_batches)).backward()
             total = total + loss.detach() / len(micro_batches)
 
-        metrics = {"loss": total, **self.trained.step(step, {**terms, "loss": total})}
+        metrics = {"loss": total, **self.trained.step(step, {**terms, "loss": total}), **groups.means(self.world)}
         if self.tokenization is not None:  # a rank's count times the world size: its mean over ranks is the sum
             metrics["skipped_images"] = self.skipped_images * self.world.size
         return metrics

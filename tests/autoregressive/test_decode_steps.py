@@ -9,8 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
 from autoregressive.models import decode_steps, rope
+from autoregressive.models.adaln_gpt import AdaLNGPT
 from autoregressive.models.decode_steps import RecordedStepsByRows, StaticSteps
-from autoregressive.models.gpt import GPT, GPTConfig
+from autoregressive.models.gpt import GPT
+from autoregressive.models.rar import RAR
+from autoregressive.models.token_by_token import TokenByToken
 from autoregressive.sampling import SAMPLING_KEY, SeededDraw, seeded_draw
 from engine.seeds import counter_rng
 
@@ -20,21 +23,30 @@ VARIANTS = {
     "rope2d": {"vocab_size": 32, "positions": "rope2d", "qk_norm": True},
     "factorized": {"codebook_sizes": [5, 7, 3]},
     "factorized, rope2d": {"codebook_sizes": [4, 4], "positions": "rope2d"},
+    "modulated": {"vocab_size": 32, "positions": "rope2d"},
+    "any order": {"vocab_size": 32, "mlp_width": 32},
 }
+CLASSES = {"modulated": AdaLNGPT, "any order": RAR}  # variants that are no plain GPT
 # Guided to the end, and with unconditional rows that are dropped on the way.
 GUIDANCES = {"guided": Guidance(scale=2.0), "dropped": Guidance(scale=2.0, last_guided=3), "unguided": Guidance()}
 
 
-def gpt_of(variant: str) -> GPT:
+def new_gpt(variant: str) -> TokenByToken:
+    kind = CLASSES.get(variant, GPT)
+    sizes = {"width": 16, "layers": 2, "heads": 2, "num_tokens": NUM_TOKENS, "num_classes": 5}
+    return kind(kind.config_class(**sizes, **VARIANTS[variant]))
+
+
+def gpt_of(variant: str) -> TokenByToken:
     torch.manual_seed(0)
-    gpt = GPT(GPTConfig(width=16, layers=2, heads=2, num_tokens=NUM_TOKENS, num_classes=5, **VARIANTS[variant]))
+    gpt = new_gpt(variant)
     with torch.no_grad():
         for parameter in gpt.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
     return gpt.eval()
 
 
-def tokens_of(gpt: GPT, count: int = 4, guidance: Guidance = GUIDANCES["dropped"]) -> torch.Tensor:
+def tokens_of(gpt: TokenByToken, count: int = 4, guidance: Guidance = GUIDANCES["dropped"]) -> torch.Tensor:
     labels = torch.arange(count) % 5
     return generate(gpt, labels, draw=seeded_draw(0, torch.arange(count), gpt.num_draws), guidance=guidance)
 
@@ -65,9 +77,9 @@ def recorded(monkeypatch):
     monkeypatch.setattr(decode_steps, "RecordedFunction", Replayed)
     monkeypatch.setattr(Replayed, "count", 0)
 
-    def prepare(gpt: GPT) -> RecordedStepsByRows:
+    def prepare(gpt: TokenByToken) -> RecordedStepsByRows:
         by_rows = RecordedStepsByRows(gpt.step_functions())
-        monkeypatch.setattr(gpt, "decode_steps", by_rows.of)
+        monkeypatch.setattr(gpt, "decode_steps", lambda rows, order=None: by_rows.of(rows))
         return by_rows
 
     return prepare
@@ -88,7 +100,7 @@ def test_static_and_recorded_steps_give_the_tokens_of_slices(variant, guidance, 
     assert torch.equal(tokens_of(gpt, guidance=guidance), expected)
 
 
-@pytest.mark.parametrize("variant", ["learned", "factorized, rope2d"])
+@pytest.mark.parametrize("variant", ["learned", "factorized, rope2d", "modulated", "any order"])
 @torch.inference_mode()
 def test_static_shapes_change_hidden_states_by_rounding_only(variant):
     gpt = gpt_of(variant)
@@ -163,8 +175,7 @@ def test_a_gpu_gets_one_copy_per_batch(variant, monkeypatch):
     """
     monkeypatch.setattr(rope, "rope2d_table", rope._rope2d_table)  # the held one is of real memory
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.device("cuda"):
-        gpt = GPT(GPTConfig(width=16, layers=2, heads=2, num_tokens=NUM_TOKENS, num_classes=5, **VARIANTS[variant]))
-        gpt.eval()
+        gpt = new_gpt(variant).eval()
         labels = torch.zeros(3, dtype=torch.long)
         table = mode.from_tensor(torch.rand(3, gpt.num_draws, dtype=torch.float64, device="cpu"))
         with HostReads() as reads, Transfers() as transfers:

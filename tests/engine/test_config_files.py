@@ -20,7 +20,7 @@ from tokenizer.training.config import PhaseConfig
 BEFORE = json.loads((Path(__file__).parents[1] / "goldens" / "resolved_configs.json").read_text(encoding="utf-8"))
 # Folders of YAML files that were never read without a base.
 ADDED_LATER = (
-    "tiny/", "open_magvit2/", "ibq/", "maskgit/", "var/", "f16/",
+    "tiny/", "open_magvit2/", "ibq/", "maskgit/", "rar/", "var/", "f16/",
     "quickstart/fsq/", "quickstart/ema/", "quickstart/rvq/", "quickstart/mcq/",
     "quickstart/decoder/", "quickstart/text/", "quickstart/text_reader.yaml", "eval/text_reader.yaml",
 )  # fmt: skip

@@ -16,6 +16,8 @@ from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.models.adaln_gpt import AdaLNGPTConfig
 from autoregressive.models.base import Generator
 from autoregressive.models.gpt import GPTConfig
+from autoregressive.models.random_order import in_order
+from autoregressive.models.rar import RARConfig
 from autoregressive.models.registry import GeneratorConfig, build_generator
 from autoregressive.models.token_by_token import next_token_loss
 from autoregressive.published import layout_of
@@ -75,7 +77,26 @@ def ibq_config(meta: dict) -> GeneratorConfig:
     return GeneratorConfig(name="adaln_gpt", adaln_gpt=gpt)
 
 
-CONFIG_OF: dict[str, Callable[[dict], GeneratorConfig]] = {"open_magvit2": magvit2_config, "ibq": ibq_config}
+def rar_config(meta: dict) -> GeneratorConfig:
+    """RAR over the codes of MaskGIT-VQ."""
+    sizes, codes = meta["config"]["generator"], meta["config"]["vq_model"]
+    rar = RARConfig(
+        width=sizes["hidden_size"],
+        layers=sizes["num_hidden_layers"],
+        heads=sizes["num_attention_heads"],
+        mlp_width=sizes["intermediate_size"],
+        vocab_size=codes["codebook_size"],
+        num_tokens=sizes["image_seq_len"],
+        num_classes=sizes["condition_num_classes"],
+    )
+    return GeneratorConfig(name="rar", rar=rar)
+
+
+CONFIG_OF: dict[str, Callable[[dict], GeneratorConfig]] = {
+    "open_magvit2": magvit2_config,
+    "ibq": ibq_config,
+    "rar": rar_config,
+}
 
 
 def config_of(folder: str, case: str) -> GeneratorConfig:
@@ -134,6 +155,11 @@ def outputs(folder: str, case: str) -> dict[str, Tensor]:
             found |= of_logits(f"_{part}", logits[:, :, i, :size])
             found |= of_logits(f"_uncond_{part}", without_class[:, :, i, :size])
             found[f"loss_{part}"] = next_token_loss(logits[:, :, i, :size], tokens[:, :, i])
+    elif "orders" in io:
+        permuted = in_order(network(labels, tokens, order=io["orders"]), io["orders"])
+        found |= of_logits("_raster", logits) | of_logits("_uncond_raster", without_class)
+        found |= of_logits("_permuted", permuted) | {"loss_raster": found["loss"]}
+        found["loss_permuted"] = next_token_loss(permuted, in_order(tokens, io["orders"]))
     else:
         found |= of_logits("", logits) | of_logits("_uncond", without_class)
 
@@ -203,4 +229,8 @@ def guidance_of(run: dict) -> Guidance:
     if isinstance(scale, list):
         scale = tuple(scale)
         return UNGUIDED if max(scale) == 0 else Guidance(scale=scale)
-    return UNGUIDED if scale == 0 else Guidance(scale=scale)
+    if scale == 0:
+        return UNGUIDED
+    if "power" in run:
+        return Guidance(scale=scale, schedule="power_cosine", power=run["power"])
+    return Guidance(scale=scale)

@@ -1,4 +1,4 @@
-"""The generators of Open-MAGVIT2 and IBQ give the numbers of the published code, on seeded weights.
+"""The generators of Open-MAGVIT2, IBQ and RAR give the numbers of the published code, on seeded weights.
 
 Tolerances are those stated with the goldens: 5e-5 of the largest value, 1e-4 for losses; most probable codes and drawn
 ones are exact, but for those whose margin is below 1e-4 and what follows them.
@@ -24,7 +24,7 @@ TINY, FULL = (baselines.cases(which) for which in baselines.SETS)
 # Full-size networks take half a minute each: their arithmetic is that of the small ones.
 CASES = [*TINY, *(pytest.param(*case, marks=pytest.mark.slow) for case in FULL)]
 GIVEN = ("ids", "orders", "labels_permuted")  # inputs
-RECIPES = {"open_magvit2/real_seeded": "open_magvit2", "ibq/real_seeded": "ibq"}
+RECIPES = {f"{family}/real_seeded": family for family in ("open_magvit2", "ibq", "rar")}
 
 
 @pytest.mark.parametrize(("folder", "case"), CASES)

@@ -19,8 +19,9 @@ from tokenizer.published.layout import export_state
 from tokenizer.published.registry import layout_of, layout_rules
 from tokenizer.published.var_vae import HITS
 
+CUT = "_6_12"  # end of the name of a recipe whose codes are cut into indices; its network is that of the file
 PREFIXES = {"open_magvit2": "magvit2_", "ibq": "ibq_", "maskgit": "", "var": ""}  # folder -> of its manifests' names
-RECIPES = [path for folder in PREFIXES for path in recipes.recipes(folder)]
+RECIPES = [path for folder in PREFIXES for path in recipes.recipes(folder) if recipes.kind_of(path) == "tokenizer"]
 PARAMETERS = {  # as published with the files, or counted in the authors' network
     "imagenet_256_L": 115_127_829, "imagenet_128_L": 112_021_653, "pretrain256_16384": 115_094_033,
     "imagenet256_1024": 107_049_859, "imagenet256_262144": 173_896_579,
@@ -34,7 +35,7 @@ def manifests() -> dict[str, dict]:
 
 
 def manifest_name(path) -> str:
-    return PREFIXES[path.parent.name] + path.stem
+    return PREFIXES[path.parent.name] + path.stem.removesuffix(CUT)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=recipes.name_of)

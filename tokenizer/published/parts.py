@@ -8,7 +8,9 @@ from torch import Tensor
 
 TOKENIZER_PART = "first_stage_model."  # prefix of a tokenizer inside the file of its GPT
 GPT_PART = "transformer."  # prefix of that GPT
-GPT_MARKS = frozenset({"tok_embeddings.weight", "class_emb.embedding_table.weight"})  # tensors that only GPTs have
+GPT_MARKS = frozenset(
+    {"tok_embeddings.weight", "class_emb.embedding_table.weight", "timesteps_embeddings"}
+)  # tensors that only GPTs have
 WITHOUT_WEIGHTS = ("loss.", "model_ema.loss", "model_ema.decay", "model_ema.num_updates")  # prefixes of training state
 
 

@@ -1,0 +1,283 @@
+"""Random orders of prediction (RAR): closed forms, chain rules, equalities, and exact training in any arrangement."""
+
+import itertools
+import shutil
+from dataclasses import replace
+
+import mini
+import numpy as np
+import pytest
+import tiny
+import torch
+from ranks import on_ranks
+from torch import Tensor
+
+from autoregressive import load_gpt
+from autoregressive.codes import CHOICES_KEY, CodeStore, choices_at, code_batch
+from autoregressive.generate import generate
+from autoregressive.models.adaln_gpt import AdaLNGPT, AdaLNGPTConfig
+from autoregressive.models.gpt import GPT, GPTConfig
+from autoregressive.models.random_order import OrderConfig, in_order, in_raster, input_rows, mixed_orders
+from autoregressive.models.rar import RAR, RARConfig
+from autoregressive.models.token_by_token import TokenByToken
+from autoregressive.sampling import greedy
+from autoregressive.train import train
+from engine.messages import ConfigError, UserError
+from engine.run_log import read_metrics
+from engine.seeds import counter_rng
+from engine.world import World
+from tokenizer import load_tokenizer
+
+SIZES = {"width": 16, "layers": 2, "heads": 2, "num_classes": 3}
+KINDS = {
+    "gpt": lambda **sizes: GPT(GPTConfig(**SIZES, target_positions=True, **sizes)),
+    "rotary": lambda **sizes: GPT(GPTConfig(**SIZES, target_positions=True, positions="rope2d", **sizes)),
+    "adaln": lambda **sizes: AdaLNGPT(AdaLNGPTConfig(**SIZES, target_positions=True, positions="rope2d", **sizes)),
+    "rar": lambda **sizes: RAR(RARConfig(**SIZES, mlp_width=32, **sizes)),
+}
+named = pytest.mark.parametrize("kind", KINDS)
+
+
+def network(kind: str, *, num_tokens: int = 4, vocab_size: int = 5, seed: int = 0) -> TokenByToken:
+    """A small generator in evaluation mode, all of whose parameters matter."""
+    generator = KINDS[kind](num_tokens=num_tokens, vocab_size=vocab_size)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+    return generator.eval()
+
+
+def inputs(generator: TokenByToken, batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels with the null class among them, tokens, and an order for each sample."""
+    random = torch.Generator().manual_seed(1)
+    labels = torch.arange(batch) % (generator.num_classes + 1)
+    tokens = torch.randint(generator.codebook_sizes[0], (batch, *generator.token_shape), generator=random)
+    orders = torch.stack([torch.randperm(generator.num_tokens, generator=random) for _ in range(batch)])
+    return labels, tokens, orders
+
+
+# ------------------------------------------------------------------------------------------------ orders
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (0.5, 0.75, [1.0, 1.0, 1.0, 0.5, 0.0]),
+        (0.0, 1.0, [1.0, 0.75, 0.5, 0.375, 0.25]),
+        (0.0, 0.0, [0.0, 0.0, 0.0, 0.0, 0.0]),
+        (1.0, 1.0, [1.0, 1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_the_share_of_random_orders_falls_as_published(start, end, expected):
+    """All up to `random_start`, none from `random_end` on, linear between."""
+    order = OrderConfig(random_start=start, random_end=end)
+    assert [order.share(progress) for progress in (0.0, 0.25, 0.5, 0.625, 0.75)] == pytest.approx(expected)
+    assert order.is_random == (end > 0)
+
+
+def test_values_go_into_an_order_and_back():
+    order = torch.tensor([[2, 0, 1], [0, 1, 2]])
+    values = torch.tensor([[10, 11, 12], [20, 21, 22]])
+    assert in_order(values, order).tolist() == [[12, 10, 11], [20, 21, 22]]
+    assert torch.equal(in_raster(in_order(values, order), order), values)
+    assert input_rows(order).tolist() == [[0, 3, 1], [0, 1, 2]]
+    deep = torch.randn(2, 3, 4)
+    assert torch.equal(in_raster(in_order(deep, order), order), deep)
+    assert mixed_orders(order, torch.tensor([False, True])).tolist() == [[0, 1, 2], [0, 1, 2]]
+
+
+# ------------------------------------------------------------------------------------------------ networks
+@named
+def test_the_raster_order_is_the_plain_pass_bit_for_bit(kind):
+    """Also where the table of targets is zero, which is how the GPT begins: then it is the GPT without one."""
+    generator = network(kind)
+    labels, tokens, orders = inputs(generator)
+    raster = torch.arange(4).expand_as(orders)
+    assert torch.equal(generator(labels, tokens, order=raster), generator(labels, tokens))
+    if kind != "rar":
+        torch.nn.init.zeros_(generator.target_embedding)
+        plain = type(generator)(replace(generator.config, target_positions=False)).eval()
+        plain.load_state_dict({n: t for n, t in generator.state_dict().items() if n != "target_embedding"})
+        assert torch.equal(generator(labels, tokens, order=raster), plain(labels, tokens))
+        assert not KINDS[kind](num_tokens=4, vocab_size=5).target_embedding.any()
+
+
+@named
+def test_probabilities_of_all_sequences_sum_to_one_in_any_order(kind):
+    """The chain rule: 3 codes on 4 cells are 81 sequences, in raster and in two other orders."""
+    generator = network(kind, vocab_size=3).double()
+    tokens = torch.tensor(list(itertools.product(range(3), repeat=4)))
+    labels = torch.ones(len(tokens), dtype=torch.int64)
+    for order in (None, [2, 0, 3, 1], [3, 2, 1, 0]):
+        orders = None if order is None else torch.tensor(order).expand(len(tokens), -1)
+        log_p = generator(labels, tokens, order=orders).double().log_softmax(-1)
+        of_tokens = log_p.gather(-1, tokens[..., None])[..., 0].sum(1)
+        assert of_tokens.exp().sum().item() == pytest.approx(1, abs=1e-6)
+
+
+@named
+def test_cached_decoding_in_an_order_is_teacher_forcing_in_it(kind):
+    """Each draw sees the probabilities of the cell whose turn it is; tokens come back in raster."""
+    generator = network(kind)
+    labels, tokens, _ = inputs(generator)
+    for order in (torch.arange(4), torch.tensor([2, 0, 3, 1])):
+        expected = generator(labels, tokens, order=order.expand(3, -1)).softmax(-1)
+
+        def draw(p, position, order=order, expected=expected):
+            assert torch.allclose(p, expected[:, order[position]], atol=1e-6)
+            return tokens[:, order[position]]
+
+        assert torch.equal(generate(generator, labels, draw=draw, order=order), tokens)
+    drawn = generate(generator, [0, 1], seed=3)
+    assert torch.equal(generate(generator, [0, 1], seed=3, order=range(4)), drawn)
+
+
+@pytest.mark.parametrize("kind", ["gpt", "rar"])
+def test_merged_tables_give_the_same_raster_logits(kind):
+    generator = network(kind)
+    labels, tokens, orders = inputs(generator)
+    merged = generator.with_merged_positions()
+    assert torch.allclose(merged(labels, tokens), generator(labels, tokens), atol=1e-6)
+    assert not torch.allclose(merged(labels, tokens, order=orders), generator(labels, tokens, order=orders), atol=1e-2)
+    assert torch.equal(generate(merged, labels, draw=greedy), generate(generator, labels, draw=greedy))
+    with pytest.raises(ConfigError, match="two tables to merge"):
+        merged.with_merged_positions()
+
+
+@pytest.mark.parametrize("kind", ["gpt", "rar"])
+def test_the_names_of_cells_do_not_matter(kind):
+    """Cells that are renamed in tokens, orders and tables alike have the same logits."""
+    generator = network(kind)
+    labels, tokens, orders = inputs(generator)
+    before = generator(labels, tokens, order=orders)
+    new_name = torch.tensor([1, 3, 0, 2])
+    tables = {
+        "gpt": lambda g: [(g.positional_embedding, 1), (g.target_embedding, 0)],
+        "rar": lambda g: [(g.positions[0], 2), (g.targets[0], 2)],
+    }[kind](generator)
+    with torch.no_grad():
+        for table, first in tables:
+            rows = table[first : first + 4].clone()
+            table[first + new_name] = rows
+
+    renamed = torch.empty_like(tokens)
+    renamed[:, new_name] = tokens
+    after = generator(labels, renamed, order=new_name[orders])
+    assert torch.allclose(after[:, new_name], before, atol=1e-6)
+
+
+@named
+def test_a_later_token_never_changes_an_earlier_one(kind):
+    generator = network(kind)
+    labels, tokens, orders = inputs(generator)
+    changed = tokens.clone()
+    changed.scatter_(1, orders[:, 2:3], (tokens.gather(1, orders[:, 2:3]) + 1) % 5)
+    before, after = (in_order(generator(labels, t, order=orders), orders) for t in (tokens, changed))
+    assert torch.equal(before[:, :3], after[:, :3]) and not torch.allclose(before[:, 3], after[:, 3])
+
+
+def test_orders_that_cannot_be_are_refused():
+    plain = GPT(GPTConfig(**SIZES, num_tokens=4, vocab_size=5)).eval()
+    with pytest.raises(UserError, match="in one order only"):
+        generate(plain, [0], order=[3, 2, 1, 0])
+    with pytest.raises(UserError, match=r"each of the cells 0\.\.3 once"):
+        generate(network("gpt"), [0], order=[0, 1, 2, 2])
+    with pytest.raises(ConfigError, match="target_positions=false must be true with random orders"):
+        GPTConfig(**SIZES, order=OrderConfig(random_end=0.5))
+    with pytest.raises(ConfigError, match=r"random_end=0\.2 must be at least random_start=0\.5"):
+        OrderConfig(random_start=0.5, random_end=0.2)
+
+
+# ------------------------------------------------------------------------------------------------ training
+RANDOM = "model.gpt={target_positions: true, order: {random_start: 0.25, random_end: 0.75}}"
+TRAINING = [
+    "model.gpt={token_dropout: 0.0, residual_dropout: 0.0, class_dropout_prob: 0.5}", "loop={steps: 8, save_every: 5}",
+    "data.global_batch_size=8", "optim.eps=1e-3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory, image_folder):
+    """Stored codes and their tokenizer."""
+    root = tmp_path_factory.mktemp("codes")
+    config = tiny.tokenizer_config(root / "unused", image_folder)
+    mini.export(root / "tokenizer", config, mini.tokenizer_of(config))
+    tiny.write_codes(root / "codes", load_tokenizer(root / "tokenizer").provenance.fingerprint)
+    return root / "codes", root / "tokenizer"
+
+
+def run(world, folder, codes, *overrides: str) -> None:
+    train(tiny.gpt_config(folder, *codes, *TRAINING, *overrides), world)
+
+
+def weights(folder) -> dict[str, Tensor]:
+    return load_gpt(folder, weights="model").state_dict()
+
+
+def test_choices_depend_on_seed_and_position_alone(codes):
+    """They are drawn beside views and dropped labels, which are as without them."""
+    store = CodeStore(codes[0], "train")
+    config = GPTConfig(**SIZES, num_tokens=4, target_positions=True, order=OrderConfig(random_end=1.0))
+    both, one = (
+        code_batch(store, 5, 0.1, choices)(np.arange(4), range(7, 11))
+        for choices in (GPT(config).training_choices(), None)
+    )
+    assert both.keys() - one.keys() == {"order", "order_chance"}
+    assert all(torch.equal(both[name], one[name]) for name in one)
+    for row, position in enumerate(range(7, 11)):
+        rng = counter_rng(5, CHOICES_KEY, position)
+        assert both["order"][row].tolist() == rng.permutation(4).tolist()
+        assert both["order_chance"][row].item() == rng.random()
+    assert choices_at(5, 7, None) == {}
+
+
+def test_a_share_of_zero_is_the_plain_run_bit_for_bit(codes, world, tmp_path):
+    """Without random orders, and with those of which nothing is left after the first update."""
+    for name, order in (("plain", "{}"), ("off", "{random_start: 0.0, random_end: 0.0}")):
+        run(world, tmp_path / name, codes, f"model.gpt={{target_positions: true, order: {order}}}")
+    plain, off = weights(tmp_path / "plain"), weights(tmp_path / "off")
+    assert plain.keys() == off.keys() and all(torch.equal(plain[name], off[name]) for name in plain)
+    assert not any("order" in name for record in read_metrics(tmp_path / "off") for name in record)
+
+
+@pytest.fixture(scope="module")
+def whole(codes, tmp_path_factory):
+    """The folder of a run with random orders."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(World(0, 1, 0, torch.device("cpu")), folder, codes, RANDOM)
+    return folder
+
+
+def test_both_kinds_of_samples_are_logged_while_there_are_both(whole):
+    records = {record["step"]: record for record in read_metrics(whole) if "loss" in record}
+    both = {step for step, record in records.items() if "loss_random_order" in record}
+    assert both == {4, 5, 6}  # the finished fractions 3/8, 4/8, 5/8 lie between the ends of the annealing
+    for step in both:
+        losses = [records[step][f"loss_{kind}_order"] for kind in ("random", "raster")]
+        present = [loss for loss in losses if loss is not None]
+        assert min(present) - 1e-4 <= records[step]["loss"] <= max(present) + 1e-4
+
+
+def test_micro_batches_and_processes_change_nothing(whole, codes, world, tmp_path):
+    """Losses of each step, those of both kinds among them, and the weights at the end."""
+    run(world, tmp_path / "accumulated", codes, RANDOM, "loop.grad_accum=2")
+    on_ranks(2, tmp_path / "a", run, tmp_path / "two", codes, RANDOM)
+    for other in ("accumulated", "two"):
+        for expected, record in zip(read_metrics(whole), read_metrics(tmp_path / other), strict=True):
+            for name in (name for name in expected if name.startswith("loss")):
+                assert record[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-7), (other, name)
+        for name, tensor in weights(tmp_path / other).items():
+            torch.testing.assert_close(tensor, weights(whole)[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_that_goes_on_has_the_same_bits(whole, codes, world, tmp_path):
+    """From the middle of the annealing."""
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000008")
+    run(world, tmp_path / "run", codes, RANDOM)
+    assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(tmp_path / "run").items())
+
+
+def test_images_that_become_codes_in_training_have_orders_too(image_folder, codes, world, tmp_path):
+    config = tiny.online_config(tmp_path / "run", image_folder, codes[1], RANDOM, "loop={steps: 4}")
+    train(config, world)
+    assert any("loss_random_order" in record for record in read_metrics(tmp_path / "run"))
