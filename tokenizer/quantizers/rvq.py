@@ -15,7 +15,7 @@ through all levels: entropies, averages of latents (`update=ema`) and restarts s
 Shapes    z, z_q (B,N,D) float32      indices (B,N,levels), or (B,N) for one level; -1 adds nothing
 Losses    codebook: mean |code - sg r_k|^2      commitment: mean |sg code - r_k|^2      entropies: those of `vq.py`
           all averaged over levels
-Records   rest_level_k (from 0, with several levels): mean |r_{k+1}|^2 / mean |z|^2, what is left after level k
+Records   rest_level_k (from 0, with several levels): |r_{k+1}|^2 / |z|^2 of each image, what is left after level k
 """
 
 from __future__ import annotations
@@ -188,11 +188,13 @@ def _total(codes: list[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def _fractions_left(z: Tensor, rests: list[Tensor]) -> dict[str, Tensor]:
-    """The power of the rest after each level, as a fraction of that of the latents; nothing for a single level."""
+    """The power of the rest after each level, as a fraction of that of the latents of each image, averaged over images;
+    nothing for a single level. A mean over images does not depend on how a batch is divided.
+    """
     if len(rests) == 1:
         return {}
-    power = z.square().mean().clamp_min(LEAST_POWER)
-    return {f"rest_level_{level}": rest.square().mean() / power for level, rest in enumerate(rests)}
+    powers = z.square().mean((1, 2)).clamp_min(LEAST_POWER)
+    return {f"rest_level_{level}": (rest.square().mean((1, 2)) / powers).mean() for level, rest in enumerate(rests)}
 
 
 def _kept_losses(losses: dict[str, Tensor], rest: Tensor, code: Tensor, is_kept: Tensor) -> dict[str, Tensor]:
