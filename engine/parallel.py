@@ -13,18 +13,23 @@ a second, and commands such as `--help` and `--dry-run` should not wait for them
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from engine.devices import is_gpu
 from engine.torch_versions import unsynced_buffers
 from engine.world import World
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class ParallelConfig(Protocol):
@@ -85,6 +90,14 @@ def _compile_blocks(module: nn.Module) -> None:
     """Compiles each block that can be sharded, or the whole network where it has none."""
     for block in parallel_blocks(module, "shard") or [module]:
         block.forward = torch.compile(block.forward)
+
+
+def not_compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """A decorator: `function` runs outside of compiled graphs, which would be compiled anew whenever its state changes.
+
+    `torch.compiler.disable` does the same, but takes a second to import; here that is done by the first call.
+    """
+    return _disable_dynamo(function)
 
 
 def _checkpoint_blocks(module: nn.Module) -> None:

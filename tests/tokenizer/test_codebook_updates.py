@@ -316,6 +316,16 @@ def test_several_codebooks_are_updated_each(kind, rule):
         assert "restarted_codes" not in network.usage() and network.can_restart_codes
 
 
+def test_a_compiled_network_is_not_compiled_for_each_micro_batch():
+    """Regression: the list of latents grew inside the graph, which was compiled anew for each of its lengths."""
+    vq = quantizer(update="ema", restart="random")
+    compiled, graphs = torch.compile(vq, backend="eager"), torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    for _ in range(6):
+        compiled(batch(0).requires_grad_())
+    assert len(vq._followed) == 6 and graphs["unique_graphs"] - before < 6
+
+
 # ---------------------------------------------------------------------------------------------- optimizer and EMA
 def trained(world: World, rule: dict, parallel: TrainLoopConfig | None = None, steps: int = 4) -> TrainedModel:
     """A quantizer after some updates with AdamW and averaged weights, and its last restarts."""

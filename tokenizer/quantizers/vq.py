@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from engine.devices import full_precision
 from engine.messages import ConfigError
-from engine.parallel import shard_like, whole
+from engine.parallel import not_compiled, shard_like, whole
 from engine.validation import Problem, Section, above, at_least, in_range
 from engine.world import gather_rows
 from tokenizer.quantizers.affinity import Affinity, PlainDistance, SquaredDistance, nearest_codes
@@ -71,11 +71,14 @@ class VQConfig(Section):
         yield from in_range(self, "decay", 0, 1, open_right=True)
         yield from in_range(self, "restart_threshold", 0, 1, open_left=True)
         if not self.MOVABLE:
-            for name, default in (("update", "gradient"), ("restart", "none")):
-                if getattr(self, name) != default:
-                    yield Problem(
-                        name, getattr(self, name), f"{default}: every update moves all codes of this quantizer"
-                    )
+            yield from self._moved_together_problems()
+
+    def _moved_together_problems(self) -> Iterator[Problem]:
+        """Options for codes that move one by one."""
+        for name, default in (("update", "gradient"), ("restart", "none")):
+            if getattr(self, name) != default:
+                accepted = f"{default}: every update moves all codes of this quantizer"
+                yield Problem(name, getattr(self, name), accepted)
 
 
 class VectorQuantizer(Quantizer):
@@ -138,7 +141,7 @@ class VectorQuantizer(Quantizer):
             indices = self.nearest(latents, codes).view(z.shape[:-1])
             if self.training:
                 self._update_windows(indices, latents, quantize)
-                if quantize:
+                if quantize and self._is_followed:
                     self._follow(latents, indices)
 
             # Warm-up: the latents themselves. The zero keeps the codebook in the graph of data-parallel training.
@@ -205,10 +208,14 @@ class VectorQuantizer(Quantizer):
         return facts
 
     # ------------------------------------------------------------------------------------------------ the update
+    @property
+    def _is_followed(self) -> bool:
+        """Whether the codebook depends on the latents of an update beside their gradients."""
+        return self.config.update == "ema" or self.config.restart != "none"
+
+    @not_compiled
     def _follow(self, latents: Tensor, indices: Tensor) -> None:
         """Keeps the latents of a micro-batch (n,D) and their codes for `after_update`."""
-        if self.config.update == "gradient" and self.config.restart == "none":
-            return
         if len(self._followed) == MAX_PENDING:
             raise RuntimeError(f"{MAX_PENDING} training passes without an update: call quantizer.after_update")
         self._followed.append((latents.detach(), indices.flatten()))
