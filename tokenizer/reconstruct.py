@@ -103,8 +103,8 @@ def write_pair(folder: Path, name: str, original: Tensor, reconstruction: Tensor
     to_pil(reconstruction).save(folder / f"{name}.png")
 
 
-def write_grid(path: Path, batches: list[tuple[Tensor, Tensor]]) -> None:
-    """Writes a row of originals above one of reconstructions per batch.
+def write_grid(path: Path, batches: list[tuple[Tensor, Tensor]], between: str) -> None:
+    """Writes a row of originals above one of reconstructions per batch; `between` says what the latter were made of.
 
     Batches of another width than the first are left out.
     """
@@ -113,7 +113,7 @@ def write_grid(path: Path, batches: list[tuple[Tensor, Tensor]]) -> None:
         torch.cat([originals, reconstructions]) for originals, reconstructions in batches if len(originals) == width
     ]
     names = ["original", "reconstruction"] * len(rows)
-    caption = "Originals above what their codes alone give back. The first images of each batch, not selected."
+    caption = f"Originals above what {between} alone give back. The first images of each batch, not selected."
     save_grid(path, to_float(torch.cat(rows)), width, row_names=names, caption=caption)
 
 
@@ -231,7 +231,8 @@ def main() -> None:
         # The folder says which pictures are the set; a grid is for people.
         output.finish(names_of_set(names, lpips_scores if lpips is not None else None, world))
         if world.is_main:
-            write_grid(folder / "grid.png", grid_batches)
+            between = "their codes" if tokenizer.quantizer is not None else "the latents of a network without codes"
+            write_grid(folder / "grid.png", grid_batches, between)
             if args.clear_cache:
                 logger.info("--clear-cache: this mode writes no intermediate files; nothing was removed")
             mean = f"mean PSNR of {len(decibels)} of them {sum(decibels) / len(decibels):.2f} dB"

@@ -58,7 +58,7 @@ def reconstructions(run: RunFolder) -> str:
         cells.append(pair(f"{picture(original)}{picture(reconstruction)}{'<br>'.join(texts)}"))
     return section(
         "Reconstructions",
-        "<p>Held-out images: the original above, its reconstruction from the codes alone below.</p>"
+        "<p>Held-out images: the original above, its reconstruction below.</p>"
         f'<div class="pairs">{"".join(cells)}</div>',
         "reconstructions",
     )

@@ -35,7 +35,7 @@ PACKAGE = "diffusers"  # also the name of the extra that installs it
 CLASS = "AutoencoderKL"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 HOUSE_CONFIG = "config.yaml"  # a folder with it is a tokenizer of this program
-PIPELINE, PIPELINE_PART = "model_index.json", "vae"  # of a folder with several networks, and where this one is
+PIPELINE_PART = "vae"  # the folder of this network in that of a pipeline, which holds several
 
 # Earlier versions of diffusers named the layers of attention otherwise, and their files still do.
 ATTENTION_LAYER = re.compile(r"(?<=\.attentions\.)(\d+)\.(query|key|value|proj_attn)(?=\.)")
@@ -139,7 +139,8 @@ def present_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _part_of_pipeline(folder: Path) -> Path:
     """The folder of the autoencoder: of a pipeline the one inside it."""
-    return folder / PIPELINE_PART if (folder / PIPELINE).is_file() else folder
+    part = folder / PIPELINE_PART
+    return part if (part / CONFIG).is_file() and not (folder / CONFIG).is_file() else folder
 
 
 def _files_of(source: str | Path) -> Files:

@@ -11,6 +11,7 @@ of 16. Nobody tells the size of the images in its training, its codes or how man
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,10 @@ def program_files(source: Path) -> list[Path]:
 def _load_program(path: Path, device: str) -> nn.Module:
     """A program that the user trusts. Raises UserError where it cannot be loaded."""
     try:
-        return torch.jit.load(path, map_location=device)
+        with warnings.catch_warnings():
+            # The user has no other file to choose: that torch advises other formats is for the publisher.
+            warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated")
+            return torch.jit.load(path, map_location=device)
     except (RuntimeError, ValueError, OSError) as error:
         *_, reason = filter(None, str(error).splitlines())
         raise UserError(f"{path} cannot be loaded as TorchScript: {reason.strip()}") from error
