@@ -104,7 +104,7 @@ LAYERS = {
                            "evaluations.doctor"],
     "evaluations.digits": ["engine", "evaluations.digits"],
     "evaluations.probes": ["engine", "tokenizer", "autoregressive", "evaluations.probes", "evaluations.results",
-                           "evaluations.image_sets"],
+                           *(f"evaluations.{name}" for name in ("image_sets", "metrics.blocks", "metrics.intervals"))],
     "evaluations": ["engine", "tokenizer", "autoregressive", "evaluations"],
 }  # fmt: skip
 ENGINE_LIBRARIES = {

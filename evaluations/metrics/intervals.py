@@ -122,6 +122,22 @@ def of_images(values: np.ndarray, block_numbers: np.ndarray) -> Estimate:
     return Estimate(float(values.mean()), _mean_se(values), len(values) - 1, "images", tuple(parts.tolist()))
 
 
+def of_fraction(hits: Sequence[float], counts: Sequence[int]) -> Estimate:
+    """The fraction of images that were hit, with the error of its values of 0 and 1.
+
+    `hits` and `counts` are those of each block: how many images were hit, of how many. As `of_images` gives it from the
+    values of all images. Raises ValueError for fewer than 2 images.
+    """
+    hit, count = np.asarray(hits, np.float64), np.asarray(counts, np.float64)
+    total = int(count.sum())
+    if total < 2:
+        raise ValueError(f"a standard error needs 2 or more values, found {total}")
+    fraction = float(hit.sum() / total)
+    rest = (hit.sum() - hit) / np.maximum(total - count, 1)
+    se = math.sqrt(fraction * (1 - fraction) / (total - 1))
+    return Estimate(fraction, se, total - 1, "images", tuple(rest.tolist()))
+
+
 def _jackknife_se(leave_one_out: Sequence[float]) -> float:
     """The jackknife's standard error."""
     values = np.asarray(leave_one_out, np.float64)

@@ -22,6 +22,8 @@ from evaluations.pipelines.stages import (
 from evaluations.results import read_result
 from evaluations.run_layout import RunLayout
 
+TOP1 = ("top1", "top1_se", "top1_low", "top1_high")  # of a linear probe, with its error
+
 
 @dataclass(kw_only=True, slots=True)
 class ARProbeConfig(Section):
@@ -73,13 +75,14 @@ def stages_of(config: ARProbeConfig) -> list[Stage]:
 
 
 def collect(run: Path) -> dict[str, Any]:
-    """Collects the numbers of the paper's table: gFID at the best scale, validation loss, accuracy.
+    """Collects the numbers of the paper's table with their errors: gFID at the best scale, validation loss, accuracy.
 
     `forced` ({metric: why it should not be trusted}) is there too, where the search was forced.
     """
     layout = RunLayout(run)
     search = read_result(layout.result("search"))
-    val_loss = read_result(layout.result("val_loss"))["metrics"]["val_loss"]
-    top1 = read_result(layout.generator_probe / "result.json")["metrics"]["top1"]
+    val_loss = read_result(layout.result("val_loss"))["metrics"]
+    probe = read_result(layout.generator_probe / "result.json")["metrics"]
+    top1 = {f"linear_probe_{name}": value for name, value in probe.items() if name in TOP1}
     forced = {"forced": search["forced"]} if "forced" in search else {}
-    return {**search["metrics"], "val_loss": val_loss, "linear_probe_top1": top1, **forced}
+    return {**search["metrics"], **val_loss, **top1, **forced}

@@ -19,12 +19,15 @@ from engine.messages import UserError
 from engine.watchdog import sign_of_life
 from engine.world import World
 from evaluations.image_sets import rank_batches
+from evaluations.metrics.blocks import NUM_BLOCKS, block_numbers
+from evaluations.metrics.intervals import Estimate, of_fraction
 from evaluations.probes.config import LinearProbeConfig
 from evaluations.probes.features import ProbedNetwork
 from evaluations.probes.lars import lars, lr_fraction
 
 EVAL_BATCH = 256
-MEASURES = ("top1", "top5", "val_loss")
+HITS = ("top1", "top5")  # fractions of the held-out images
+MEASURES = (*HITS, "val_loss")
 TOP5_CLASSES = 10  # with fewer classes top-5 is not reported
 
 
@@ -160,32 +163,50 @@ class ProbeTask:
                 "weights of the probed network the right ones?"
             )
 
-    @torch.no_grad()
     def measure(self) -> dict[float, dict[str, float]]:
         """Measures all heads on all held-out images: {rate: {"top1", "top5", "val_loss"}}.
 
         The former are fractions, the latter is the mean cross entropy in nats.
         """
+        return self._measured()[0]
+
+    @torch.no_grad()
+    def _measured(self) -> tuple[dict[float, dict[str, float]], dict[float, dict[str, Estimate]]]:
+        """({rate: {measure: mean}} as in `measure`, {rate: {measure: its error}} of those that count hits)."""
         self._require_finite_features()
         records = self.held_out()
         device = self.world.device
         self.norm.eval()  # with its running statistics; training computes those of the batch itself
 
-        # Sums of this rank's batches: one row per head, one column per measure.
+        # Sums of this rank's batches: one row per head, one column per measure; and the hits by block of images.
         sums = torch.zeros(len(self.heads), len(MEASURES), dtype=torch.float64, device=device)
+        hits = torch.zeros(len(self.heads), NUM_BLOCKS, len(HITS), dtype=torch.float64, device=device)
+        blocks = block_numbers(len(records))
         for ids in rank_batches(len(records), EVAL_BATCH, self.world):
             rows = records[ids.numpy()]
             x = torch.from_numpy(rows["features"].copy()).to(device)
             labels = torch.from_numpy(rows["label"].copy()).to(device)
-            for head_sums, head in zip(sums, self.heads.values(), strict=True):
+            of_block = blocks[ids].to(device)
+            for head_sums, head_hits, head in zip(sums, hits, self.heads.values(), strict=True):
                 logits = head(self.norm(x))
                 is_hit = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
                 loss = F.cross_entropy(logits.double(), labels, reduction="sum")
                 head_sums += torch.stack([is_hit[:, 0].sum(), is_hit.sum(), loss])
+                head_hits.index_add_(0, of_block, torch.stack([is_hit[:, 0], is_hit.any(1)], 1).double())
             sign_of_life()
 
+        # Of all ranks.
         means = (self.world.sum(sums) / len(records)).tolist()
-        return {rate: dict(zip(MEASURES, row, strict=True)) for rate, row in zip(self.heads, means, strict=True)}
+        counts = torch.bincount(blocks, minlength=NUM_BLOCKS).tolist()
+        measured = {rate: dict(zip(MEASURES, row, strict=True)) for rate, row in zip(self.heads, means, strict=True)}
+        hits_by_rate = dict(zip(self.heads, self.world.sum(hits), strict=True))
+        if len(records) < 2:  # which say nothing of an error
+            return measured, {}
+        errors = {
+            rate: {name: of_fraction(column.tolist(), counts) for name, column in zip(HITS, of_head.T, strict=True)}
+            for rate, of_head in hits_by_rate.items()
+        }
+        return measured, errors
 
     def evaluate(self, step: int) -> dict[str, float]:
         """`val/top1/<rate>` and `val/val_loss/<rate>` of each head."""
@@ -194,12 +215,12 @@ class ProbeTask:
             f"val/{name}/{rate:g}": metrics[name] for rate, metrics in measured.items() for name in ("top1", "val_loss")
         }
 
-    def result(self) -> dict[str, Any]:
-        """The metrics of the head with the best top-1 among those that did not diverge.
+    def result(self) -> tuple[dict[str, Any], dict[str, Estimate]]:
+        """(the metrics of the head with the best top-1 among those that did not diverge, the errors of its accuracies).
 
         Raises UserError if all of them did.
         """
-        measured = self.measure()
+        measured, errors = self._measured()
         finite = [rate for rate, metrics in measured.items() if math.isfinite(metrics["val_loss"])]
         if not finite:
             raise UserError("all heads diverged, or the features are not finite; lower probe.base_lrs")
@@ -209,4 +230,4 @@ class ProbeTask:
         metrics = measured[best] | {"best_base_lr": best, "top1_per_lr": top1_per_lr}
         if self.heads[best].out_features < TOP5_CLASSES:
             del metrics["top5"]
-        return metrics
+        return metrics, {name: error for name, error in errors.get(best, {}).items() if name in metrics}

@@ -23,7 +23,7 @@ from engine.run_log import Run
 from engine.seeds import torch_seed
 from engine.validation import raise_problems
 from engine.world import World
-from evaluations.image_sets import CENTER_CROP
+from evaluations.image_sets import CENTER_CROP, numbered_ids
 from evaluations.probes.cache import read_features
 from evaluations.probes.config import FROZEN, FROZEN_STAMPS, LinearProbeConfig
 from evaluations.probes.features import ProbedNetwork
@@ -161,6 +161,7 @@ def train(config: LinearProbeConfig, world: World) -> None:
         # A probe that ends early has no result: published ones are of all epochs.
         if loop.is_stopped_early:
             return
-        metrics = task.result()
+        metrics, errors = task.result()
         if world.is_main:
-            write_result(run.dir / "result.json", metrics, protocol_of(config, network, source, held_out))
+            protocol = protocol_of(config, network, source, held_out)
+            write_result(run.dir / "result.json", metrics, protocol, errors, numbered_ids(len(held_out)))

@@ -14,6 +14,7 @@ from evaluations.metrics.intervals import (
     jackknife,
     of_blocks,
     of_folds,
+    of_fraction,
     of_images,
     paired_difference,
     student_quantile,
@@ -51,6 +52,17 @@ def test_per_image_values_have_the_textbook_error_and_means_without_each_block()
     table = torch.from_numpy(np.stack([values, values]))
     assert mean_of_images(["a", "b"], table).metrics == dict(zip("ab", table.mean(1).tolist(), strict=True))
     assert not mean_of_images(["a"], table[:1, :1]).errors  # of one image nothing is known
+
+
+def test_a_fraction_from_counts_is_that_of_its_values():
+    """Of 33 images, as `of_images` has it from zeros and ones."""
+    values, blocks = np.random.default_rng(1).integers(0, 2, 33), block_numbers(33).numpy()
+    hits, counts = np.bincount(blocks, values, 10), np.bincount(blocks)
+    found, expected = of_fraction(hits, counts), of_images(values, blocks)
+    assert found.value == expected.value and found.freedom == expected.freedom == 32
+    assert found.se == pytest.approx(expected.se, rel=1e-12) and found.parts == pytest.approx(expected.parts, rel=1e-12)
+    with pytest.raises(ValueError, match="found 1"):
+        of_fraction([1], [1])
 
 
 def test_blocks_and_folds_have_the_error_of_their_mean():

@@ -145,11 +145,13 @@ def test_training_does_not_depend_on_ranks_or_micro_batches(world):
         return task.module.state_dict(), task.result()
 
     state, result = run(world)
-    for other, same in (run(world, 2), *mini.on_ranks(2, run), *mini.on_ranks(3, lambda w: run(w, 2))):
+    result, errors = result
+    for other, (same, same_errors) in (run(world, 2), *mini.on_ranks(2, run), *mini.on_ranks(3, lambda w: run(w, 2))):
         for name, value in state.items():
             torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
         assert same.pop("val_loss") == pytest.approx(result["val_loss"], rel=1e-5)
         assert same == {name: value for name, value in result.items() if name != "val_loss"}
+        assert same_errors == errors and errors["top1"].value == result["top1"]
 
 
 def test_a_rate_learns_the_same_alone_and_in_a_sweep(world):
@@ -168,7 +170,7 @@ def test_a_rate_learns_the_same_alone_and_in_a_sweep(world):
     other.load_state_dict(copy.deepcopy(task.state_dict()))
     for part, named in task.state_dict().items():
         assert all(torch.equal(v, other.state_dict()[part][n]) or v.isnan().any() for n, v in named.items())
-    result = task.result()
+    result, _ = task.result()
     assert result["best_base_lr"] != 1e30 and set(result["top1_per_lr"]) == {"1e+30", "3", "0.1"}
 
 
@@ -187,7 +189,8 @@ def test_separable_features_are_learned(world):
     task = task_of(held_out, world, *own, classes=12, steps=60)
     for step in range(60):
         task.train_step([{"features": features, "labels": labels}], step)
-    result = task.result()
+    result, errors = task.result()
+    assert errors["top1"].se == 0 and errors["top1"].parts == (1.0,) * 10
     assert (result["top1"], result["top5"], result["best_base_lr"]) == (1.0, 1.0, 10.0)
     assert result["top1_per_lr"]["10"] == 1.0 and result["val_loss"] < math.log(12)
 
@@ -296,7 +299,10 @@ def test_result_says_how_it_was_made(probed, tmp_path, world):
     text = (tmp_path / "a" / "result.json").read_text()
     result = json.loads(text, parse_constant=lambda name: pytest.fail(name))
     metrics, protocol = result["metrics"], result["protocol"]
-    assert set(metrics) == {"top1", "val_loss", "best_base_lr", "top1_per_lr"}, "no top-5 of four classes"
+    interval = {"top1_se", "top1_low", "top1_high"}
+    assert set(metrics) == {"top1", "val_loss", "best_base_lr", "top1_per_lr", *interval}, "no top-5 of four classes"
+    assert metrics["top1_se"] == pytest.approx((metrics["top1"] * (1 - metrics["top1"]) / 13) ** 0.5)
+    assert result["intervals"]["ids"] == "images 0 to 13" and len(result["intervals"]["parts"]["top1"]["values"]) == 10
     assert (
         metrics["top1"]
         == metrics["top1_per_lr"][f"{metrics['best_base_lr']:g}"]
