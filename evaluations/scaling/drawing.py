@@ -18,11 +18,11 @@ from evaluations.result_intervals import half_width_text
 from evaluations.scaling.labels import Box, place_labels
 from evaluations.scaling.panels import Dot, Panel, names_checkpoints
 from evaluations.scaling.quantities import Quantity, Value
+from evaluations.scaling.sizes import SIZES
 
 HEIGHT = 300  # in SVG units, without the names of series
 TOP = 16
 LEGEND_LINE = 18  # height of a line of names of series
-LOG_RATIO = 2.5  # of the largest to the smallest size, above which its axis is logarithmic
 MAX_TICKS = 7  # of a logarithmic axis
 TICK_FACTORS = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 MARGIN = 0.07  # of the range of an axis, beyond its outermost values
@@ -93,7 +93,7 @@ class Scale:
         """The axis of some numbers with their intervals."""
         ends = [end for value in values for end in (value.low, value.high)]
         low, high = min(ends), max(ends)
-        is_log = quantity.is_size and low > 0 and high / low > LOG_RATIO
+        is_log = quantity.is_size and low > 0 and high / low > SIZES[quantity.text].log_ratio
 
         # Equal ends get a range; all get a margin.
         low, high = (math.log10(low), math.log10(high)) if is_log else (low, high)
@@ -132,8 +132,15 @@ def _draw_axes(panel: Panel, x: Scale, y: Scale) -> str:
 
     name = f"{panel.x.title}, logarithmic" if x.is_log else panel.x.title
     parts.append(_axis_name(name, f'x="{(LEFT + right) / 2}" y="{bottom + BOTTOM - 8}"', right - LEFT))
-    turned = f'transform="translate(12 {(top + bottom) / 2}) rotate(-90)"'
-    parts.append(_axis_name(panel.y.title, turned, bottom - top + TOP))
+
+    # That of the vertical axis in two lines where one is too short.
+    room = bottom - top + TOP
+    lines = [panel.y.title]
+    if AXIS_LETTER * len(panel.y.title) > room:
+        lines = [panel.y.short_title, panel.y.direction]
+    for number, line in enumerate(filter(None, lines)):
+        turned = f'transform="translate({12 + 13 * number} {(top + bottom) / 2}) rotate(-90)"'
+        parts.append(_axis_name(line, turned, room))
     return "".join(parts)
 
 

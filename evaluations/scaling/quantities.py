@@ -75,9 +75,13 @@ class Quantity:
         """The name of the axis, with the unit and the direction that is better."""
         if self.is_size:
             return SIZES[self.text].title
+        return " ".join(filter(None, [self.short_title, self.direction]))
+
+    @property
+    def direction(self) -> str:
+        """Which direction is better; empty where none is."""
         known = find_metric(self.metric)
-        better = f" ({known.better} is better)" if known is not None and known.better is not None else ""
-        return f"{self.short_title}{better}"
+        return f"({known.better} is better)" if known is not None and known.better is not None else ""
 
     @property
     def short_title(self) -> str:
@@ -106,13 +110,22 @@ class Quantity:
             return Value(SIZES[self.text].read(sized), is_exact=True)
         having = [measured for measured in point.results if self._matches(measured)]
         holders = [measured for measured in having if self.metric in measured.quality]
-        if len(holders) > 1:
+        if len(holders) > 1 and not self._are_same(holders):
             names = " and ".join(f"{measured.name}/{self.metric}" for measured in holders)
             raise UserError(f"{self.metric} stands in several results ({names}): say which one")
         if not holders:
             raise UserError(self._why_missing(having))
-        (measured,) = holders
+        measured = holders[0]
         return Value(measured.result["metrics"][self.metric], interval_of(measured.result, self.metric), measured)
+
+    def _are_same(self, holders: list[Measured]) -> bool:
+        """Whether several results are of one measurement, made twice."""
+        first, *others = holders
+        number = first.result["metrics"][self.metric]
+        return all(
+            other.result["metrics"][self.metric] == number and not why_not_comparable(self.metric, first, other)
+            for other in others
+        )
 
     def number_of(self, point: Point, sized: SizedTokenizer) -> float | None:
         """The number of a point alone; None where it has none, or several."""

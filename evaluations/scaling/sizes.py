@@ -103,12 +103,13 @@ class Size:
     title: str
     read: Callable[[SizedTokenizer], float]
     names_checkpoints: bool = False  # whether it grows along one training
+    log_ratio: float = 2.5  # of the largest to the smallest, above which its axis is logarithmic
 
 
 SIZES = {
-    "parameters": Size("parameters of the tokenizer", SizedTokenizer.parameters),
+    "parameters": Size("tokenizer parameters", SizedTokenizer.parameters),
     "tokens": Size("tokens per image", SizedTokenizer.tokens),
-    "steps": Size("training steps of the tokenizer", SizedTokenizer.steps, names_checkpoints=True),
-    "images": Size("images seen in training", SizedTokenizer.images, names_checkpoints=True),
-    "compute": Size("operations of training (FLOPs)", SizedTokenizer.compute, names_checkpoints=True),
+    "steps": Size("training steps", SizedTokenizer.steps, names_checkpoints=True, log_ratio=100),
+    "images": Size("images seen in training", SizedTokenizer.images, names_checkpoints=True, log_ratio=100),
+    "compute": Size("training FLOPs", SizedTokenizer.compute, names_checkpoints=True),
 }

@@ -112,8 +112,10 @@ def test_a_metric_is_found_in_the_result_that_is_meant(runs, tmp_path):
         quantity_of("gfid").read(point, sized)
 
     facts = tokenizer_facts("a", "S")
-    for name in ("one", "two"):
-        write(tmp_path / f"{name}.json", facts, {"gfid": 2.0})
+    for name, number in (("one", 1.0), ("two", 2.0), ("again", 2.0)):
+        write(tmp_path / f"{name}.json", facts, {"gfid": number})
+    points, _ = read_points({"": [tmp_path / "two.json", tmp_path / "again.json"]})
+    assert quantity_of("gfid").read(points[0], sized).number == 2.0  # one measurement, made twice
     points, _ = read_points({"": [tmp_path / "one.json", tmp_path / "two.json"]})
     with pytest.raises(UserError, match=r"stands in several results \(one/gfid and two/gfid\): say which one"):
         quantity_of("gfid").read(points[0], sized)
@@ -252,9 +254,9 @@ def test_a_picture_is_a_file_of_its_own_and_says_what_it_shows(runs):
     root = ET.fromstring(draw(panel, as_file=True))
     texts = [text for element in root.iter() if element.text for text in [element.text]]
     assert root.get("width") == "460" and root.get("role") == "img"
-    assert "rFID against parameters of the tokenizer: 3 tokenizers" in root.get("aria-label")
+    assert "rFID against tokenizer parameters: 3 tokenizers" in root.get("aria-label")
     assert "rFID (lower is better)" in texts and {"S", "M", "L"} <= set(texts)
-    assert any(re.fullmatch(r"S; parameters of the tokenizer [\d.]+k; rFID 3 ± 0.45", text) for text in texts)
+    assert any(re.fullmatch(r"S; tokenizer parameters [\d.]+k; rFID 3 ± 0.45", text) for text in texts)
 
 
 # ------------------------------------------------------------------------------------------------ the command
