@@ -45,7 +45,8 @@ from tokenizer.training.phases import check_trained_phases, phases_of, phases_un
 from tokenizer.training.start import decoder_stamp, start_from
 from tokenizer.training.task import TokenizerTask
 
-SHOWN_METRICS = ("loss", "reconstruction_l2", "reconstruction_l1", "codebook_usage", "lr")  # on the console
+# On the console.
+SHOWN_METRICS = ("loss", "reconstruction_l2", "reconstruction_l1", "codebook_usage", "restarted_codes", "lr")
 
 
 def train(config: TokenizerTrainConfig, world: World) -> None:

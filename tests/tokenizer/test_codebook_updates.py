@@ -5,17 +5,21 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from ranks import on_ranks
 from torch import Tensor
 
+import tokenizer.train
 from engine.loop import TrainLoopConfig
 from engine.messages import ConfigError
 from engine.optim import OptimConfig
 from engine.parallel import local_part, whole
+from engine.run_log import read_metrics
 from engine.trained_model import TrainedModel
 from engine.world import World
+from evaluations.report.write import write_report
 from tokenizer.quantizers import codebook_updates
 from tokenizer.quantizers.ibq import IBQConfig
 from tokenizer.quantizers.mcq import MCQConfig, ProductVQ
@@ -385,6 +389,20 @@ def test_shards_are_one_process(tmp_path, world):
         assert tensors.keys() == shards.keys()
         for name, value in tensors.items():
             torch.testing.assert_close(shards[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# ---------------------------------------------------------------------------------------------- for people
+def test_restarts_are_in_the_records_the_log_and_the_report(tmp_path, image_folder, world):
+    """Counted from the start of the run; a run without restarts has no such record and no chart."""
+    for name, options in (("restarts", ["model.quantizer.vq.restart=nearest"]), ("plain", [])):
+        run = tmp_path / name
+        tokenizer.train.train(tiny.tokenizer_config(run, image_folder, "loop.steps=4", *options), world)
+        counts = [record["restarted_codes"] for record in read_metrics(run) if "restarted_codes" in record]
+        page = write_report([run]).read_text(encoding="utf-8")
+        told = ["restarted_codes" in (run / "log.txt").read_text(), "Restarted codes" in page]
+        assert told == [name == "restarts"] * 2 and len(counts) == (4 if name == "restarts" else 0)
+        assert counts == sorted(counts) and all(count == int(count) for count in counts)
+        assert not counts or counts[0] > 0
 
 
 # ---------------------------------------------------------------------------------------------- options
