@@ -69,6 +69,7 @@ SYSTEMS = {
     ),
     "rvq": System(data=DATA[:1], short_overrides=("model.quantizer.rvq.warmup_steps=20",)),
     "mcq": System(data=DATA[:1], short_overrides=("model.quantizer.mcq.warmup_steps=20",)),
+    "rar": System(data=DATA[:1]),
 }
 DEFAULT_SYSTEM = next(iter(SYSTEMS))
 

@@ -21,7 +21,7 @@ BEFORE = json.loads((Path(__file__).parents[1] / "goldens" / "resolved_configs.j
 # Folders of YAML files that were never read without a base.
 ADDED_LATER = (
     "tiny/", "open_magvit2/", "ibq/", "maskgit/", "rar/", "var/", "f16/",
-    "quickstart/fsq/", "quickstart/ema/", "quickstart/rvq/", "quickstart/mcq/",
+    "quickstart/fsq/", "quickstart/ema/", "quickstart/rvq/", "quickstart/mcq/", "quickstart/rar/",
     "quickstart/decoder/", "quickstart/text/", "quickstart/text_reader.yaml", "eval/text_reader.yaml",
 )  # fmt: skip
 
