@@ -57,7 +57,7 @@ VERBS = {
     # What came out.
     "sample": Verb("autoregressive.sample", "generate images", several=True),
     "reconstruct": Verb("tokenizer.reconstruct", "send images through a tokenizer and back", several=True),
-    "measure": Verb("evaluations.measure", "score a file or folder of images"),
+    "measure": Verb("evaluations.measure", "score images: a set of samples, or originals and their reconstructions"),
     "report": Verb("evaluations.report", "write one HTML page about runs"),
     "atlas": Verb("evaluations.atlas", "write an HTML page to look at the tokens of a run"),
     "doctor": Verb("evaluations.doctor", "find out why a run fails, or whether a machine is ready"),

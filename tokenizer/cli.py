@@ -16,7 +16,7 @@ from engine.data.sources import SOURCES, keys_without_use, kind_of, source_names
 from engine.messages import ConfigError, UserError
 from engine.preflight import Preflight
 from engine.registry import extended
-from tokenizer.autoencoders.loading import load_reconstructing, survey_reconstructing
+from tokenizer.autoencoders.loading import load_reconstructing, require_codes, survey_reconstructing
 from tokenizer.autoencoders.torchscript import AUTO, DTYPES
 from tokenizer.loading import SOURCE, load_tokenizer, survey_tokenizer
 from tokenizer.models.base import Tokenizer
@@ -119,6 +119,7 @@ def tokenizer_from(args: argparse.Namespace, device: torch.device | str) -> Toke
 
     Raises ConfigError for a flag that this tokenizer has no use for.
     """
+    require_codes(args.vq_ckpt)
     tokenizer = load_tokenizer(args.vq_ckpt, config=args.tok_config, weights=args.weights, device=device)
     _apply_flags(args, tokenizer)
     return tokenizer
@@ -160,6 +161,7 @@ def tokenizer_needs(args: argparse.Namespace, preflight: Preflight) -> Tokenizer
     if preflight.comes_later(args.vq_ckpt, "--vq-ckpt"):
         return None
     with preflight.collecting():
+        require_codes(args.vq_ckpt)
         tokenizer = survey_tokenizer(
             args.vq_ckpt, config=args.tok_config, weights=args.weights, hashed=preflight.hashes
         )

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from autoregressive import extract_codes
 from engine.checkpoint.stamp import header_of
 from engine.data.crops import center_crop
 from engine.data.images import image_tensor, to_float, to_pil, to_uint8
@@ -210,6 +211,16 @@ def test_the_hub_gives_two_files_and_nothing_else(tmp_path, monkeypatch):
         assert not {"README.md", "large.safetensors", "diffusion_pytorch_model.bin"} & hub.fetched()
 
 
+def test_a_tokenizer_of_the_hub_is_still_one(tmp_path, networks, monkeypatch):
+    """Its config says so before anything large is fetched; offline, the cache says the same."""
+    files = {name: (networks / "tokenizer" / name).read_bytes() for name in ("config.yaml", "model.safetensors")}
+    with loopback_hub() as hub:
+        hub.seed("us/tokenizer", files)
+        for offline in (False, True):
+            use_hub(hub, tmp_path / "cache", monkeypatch, offline=offline)
+            assert load_reconstructing("hf-hub:us/tokenizer", **PLAIN, trust_jit=False).num_tokens == 8
+
+
 # ---------------------------------------------------------------------------------------------- TorchScript
 class Halves(nn.Module):
     """Images to twice smaller ones and a second output, as an encoder of codes has it."""
@@ -326,6 +337,17 @@ def test_a_program_that_fails_or_is_damaged_is_named(tmp_path, programs):
     loaded = load_reconstructing(tmp_path / "conv.jit", **PLAIN, trust_jit=True)
     with pytest.raises(UserError, match=r"conv.jit: the program fails: .*--jit-dtype names another type"):
         loaded.reconstruct(torch.zeros(1, 3, 16, 16))
+
+
+def test_commands_that_need_codes_say_so(tmp_path, entry, programs, images):
+    """Whatever kind of autoencoder it is."""
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(CONFIG))
+    for source in (tmp_path / "vae", programs / "autoencoder.jit"):
+        for flags in ([], ["--check"]):
+            given = ["--vq-ckpt", source, "--data-path", images, "--code-path", tmp_path / "codes", "--device", "cpu"]
+            code, _, err = entry(extract_codes.main, *given, *flags)
+            assert code == 2 and "whose codes or latents are not read" in err, err
 
 
 def test_a_tokenizer_is_none_of_them(networks):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.devices import usable_device
+from engine.hub import is_address
 from engine.messages import ConfigError
 from tokenizer.autoencoders.autoencoder_kl import AutoencoderKL
 from tokenizer.autoencoders.base import Autoencoder
@@ -45,6 +46,15 @@ def survey_reconstructing(
         return survey_tokenizer(source, config=config, weights=weights, hashed=hashed)
     _require_plain(source, config, weights)
     return kind.load(source, device="cpu", header_only=True, **trust)
+
+
+def require_codes(source: str | Path) -> None:
+    """Raises ConfigError for an autoencoder in the place of a tokenizer whose codes are needed. Nothing is fetched."""
+    if not is_address(source) and autoencoder_kind(source) is not None:
+        raise ConfigError(
+            f"{source} is an autoencoder of another program, whose codes or latents are not read: it can be measured "
+            "(evaluations.reconstruction) and looked at (tokenizer.reconstruct), and nothing else"
+        )
 
 
 def _require_plain(source: str | Path, config: str | Path | None, weights: str) -> None:
