@@ -96,6 +96,19 @@ def test_images_go_through_the_mode_of_the_posterior(tmp_path, config):
 
 
 @with_diffusers
+@pytest.mark.parametrize(
+    ("config", "num_parameters", "num_tensors"), [(CONFIG, 83_653_863, 248), (CONFIG_35, 83_819_683, 244)],
+    ids=["1.x", "3.5"],
+)  # fmt: skip
+def test_the_published_sizes_have_the_published_parameters(tmp_path, config, num_parameters, num_tensors):
+    """The configs above differ from the published ones in these three keys only; nothing has storage here."""
+    wide = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "norm_num_groups": 32}
+    network = autoencoder_kl.AutoencoderKL(autoencoder_kl._build({**config, **wide}, "it"), config, "it").network
+    assert sum(parameter.numel() for parameter in network.parameters()) == num_parameters
+    assert len(network.state_dict()) == num_tensors and network.decoder.conv_out.weight.is_meta
+
+
+@with_diffusers
 def test_files_with_former_names_and_of_half_precision_are_the_same_network(tmp_path):
     """Those of Stable Diffusion 1 have them; a pipeline has its autoencoder in a folder."""
     write_autoencoder(tmp_path / "now")
