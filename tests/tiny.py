@@ -38,12 +38,14 @@ optim: {{lr: 1e-3, max_grad_norm: 1.0}}
 data: {{image_size: 8, global_batch_size: 4, num_workers: 0}}
 validation: {{num_images: 4, batch_size: 2}}
 {LOOP}"""  # 8 px images, 4 tokens of 16 codes
-GPT = f"""\
-model: {{gpt: {{width: 16, layers: 2, heads: 2, vocab_size: 16, num_tokens: 4, num_classes: 2}}}}
+GPT_TRAINING = f"""\
 optim: {{lr: 1e-2, schedule: constant}}
 data: {{global_batch_size: 4, num_workers: 0}}
 validation: {{num_images: 4, batch_size: 2, preview_classes: 0}}
 {LOOP}"""
+GPT = f"""\
+model: {{gpt: {{width: 16, layers: 2, heads: 2, vocab_size: 16, num_tokens: 4, num_classes: 2}}}}
+{GPT_TRAINING}"""
 WETOK = f"""\
 model:
   name: wetok
@@ -113,10 +115,10 @@ def tokenizer_config(run_dir: Path, images: Path, *overrides: str, base: str = T
     return merge_config(TokenizerTrainConfig, [("tiny", OmegaConf.create(base)), ("test", own)])
 
 
-def gpt_config(run_dir: Path, codes: Path, tokenizer: Path, *overrides: str) -> GPTTrainConfig:
-    """A tiny GPT run on codes."""
+def gpt_config(run_dir: Path, codes: Path, tokenizer: Path, *overrides: str, base: str = GPT) -> GPTTrainConfig:
+    """A tiny run of a GPT on codes, or of another generator with `GPT_TRAINING` as `base`."""
     own = [f"data.codes={codes}", f"data.tokenizer={tokenizer}", f"loop.run_dir={run_dir}", *overrides]
-    return merge_config(GPTTrainConfig, [("tiny", OmegaConf.create(GPT)), ("test", own)])
+    return merge_config(GPTTrainConfig, [("tiny", OmegaConf.create(base)), ("test", own)])
 
 
 def online_config(run_dir: Path, images: Path, tokenizer: Path, *overrides: str) -> GPTTrainConfig:
