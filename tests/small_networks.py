@@ -31,7 +31,7 @@ QUANTIZERS = {  # quantizer -> its section
     "fsq": "{levels: [5, 3]}",
     "ibq": "{codebook_size: 32, codebook_dim: 4}",
     "simvq": "{codebook_size: 32, codebook_dim: 4}",
-    "rvq": "{levels: 3, codebook_size: 16, codebook_dim: 4}",
+    "rvq": "{levels: 3, codebook_size: 16, codebook_dim: 4, level_dropout: 0.5}",
     "mcq": "{groups: 2, codebook_size: 16, codebook_dim: 2}",
     "multi_scale": "{scales: [1, 3, 8], codebook_size: 32, codebook_dim: 4, num_phis: 2}",
 }

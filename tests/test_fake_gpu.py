@@ -67,8 +67,8 @@ def images_u8(count: int = 4, size: int = SIZE) -> torch.Tensor:
 
 
 def batch_of_images() -> dict[str, torch.Tensor]:
-    skipped = torch.zeros(4, dtype=torch.long, device=CUDA)
-    return {"images_u8": images_u8(), "index": torch.arange(4, device=CUDA), "skipped_images": skipped}
+    zeros, numbers = torch.zeros(4, dtype=torch.long, device=CUDA), torch.arange(4, device=CUDA)
+    return {"images_u8": images_u8(), "index": numbers, "skipped_images": zeros, "random_bits": numbers * 2**29}
 
 
 GAN = [
@@ -81,6 +81,7 @@ VARIANTS = {  # what else there is of tokenizers and their losses: (model, quant
     "every term": ("hybrid", "vq", [*GAN, *LITE0, "loss.shortcut.end_step=3", TEACHER, "ema_decay=0.9"]),
     "non-saturating": ("wetok", "gq", [*GAN, "loss.discriminator.generator_loss=non_saturating"]),
     "warm-up and k-means": ("hybrid", "vq", ["model.quantizer.vq.warmup_steps=1", "model.quantizer.vq.init=kmeans"]),
+    "k-means of levels": ("hybrid", "rvq", ["model.quantizer.rvq={warmup_steps: 1, init: kmeans}"]),
     "plain distance": ("llamagen", "vq", ["model.quantizer.vq.entropy_distance=plain"]),
     "straight-through": ("llamagen", "vq", ["model.quantizer.vq={rotation_trick: false, l2_norm: false}"]),
     "sphere": ("wetok", "gq", ["model.quantizer.gq.l2_norm=true"]),

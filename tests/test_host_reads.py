@@ -98,9 +98,9 @@ def step_on_images(config, device: str):
     source = mini.image_source(8)
     task = build_task(config, world_on(device), mini.SILENT, source, None)
     pixels = torch.from_numpy(source.images).permute(0, 3, 1, 2).contiguous()
+    others = {"skipped_images": torch.zeros(4), "random_bits": torch.arange(4) * 2**29}
     batches = [
-        {"images_u8": pixels[rows], "index": torch.tensor(rows), "skipped_images": torch.zeros(4)}
-        for rows in ([0, 1, 2, 3], [4, 5, 6, 7])
+        {"images_u8": pixels[rows], "index": torch.tensor(rows), **others} for rows in ([0, 1, 2, 3], [4, 5, 6, 7])
     ]
     steps_without_waiting(task, batches, device)
     return task

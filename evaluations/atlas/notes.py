@@ -70,8 +70,8 @@ def _codebook_notes(subject: Subject) -> Iterator[str]:
         )
     if quantizer.num_groups > 1:
         yield (
-            f"A token has {quantizer.num_groups} indices, each with a codebook of its own; on its map the other "
-            "indices are 0. A token is replaced as a whole."
+            f"A token has {quantizer.num_groups} indices, each with a map of its own, on which the other indices are "
+            "0. A token is replaced as a whole."
         )
 
     # What is left out of it.
