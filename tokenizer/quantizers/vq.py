@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -231,7 +231,7 @@ class VectorQuantizer(Quantizer):
         # The update, of whole tensors that are equal on all ranks.
         with full_precision(followed.latents.device):
             before = self._update_state()
-            after = self._updated(followed, step, seed)
+            after = self._updated(replace(before), followed, step, seed)
 
         # What changed is put in its place, unless the step was skipped.
         self.codebook.copy_(shard_like(torch.where(is_skipped, before.codes, after.codes), self.codebook))
@@ -251,10 +251,9 @@ class VectorQuantizer(Quantizer):
         statistics = [getattr(self, name, None) for name in ("cluster_size", "cluster_sum", "usage_ema")]
         return CodebookState(codes, *statistics, is_restarted=codes.new_zeros(len(codes), dtype=torch.bool))
 
-    def _updated(self, followed: Followed, step: int, seed: int) -> CodebookState:
-        """What they become by the latents of an update."""
+    def _updated(self, state: CodebookState, followed: Followed, step: int, seed: int) -> CodebookState:
+        """What a state becomes by the latents of an update."""
         config = self.config
-        state = self._update_state()
         counts, sums = followed.statistics(self.codebook_size)
         if state.cluster_size is not None:
             state.average(counts, sums, config.decay, self._normalize)
