@@ -59,6 +59,7 @@ VERBS = {
     "reconstruct": Verb("tokenizer.reconstruct", "send images through a tokenizer and back", several=True),
     "measure": Verb("evaluations.measure", "score images: a set of samples, or originals and their reconstructions"),
     "report": Verb("evaluations.report", "write one HTML page about runs"),
+    "plot": Verb("evaluations.scaling", "draw several tokenizers in one picture: quality over size, steps, a metric"),
     "atlas": Verb("evaluations.atlas", "write an HTML page to look at the tokens of a run"),
     "doctor": Verb("evaluations.doctor", "find out why a run fails, or whether a machine is ready"),
     # To others.

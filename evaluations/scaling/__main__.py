@@ -102,7 +102,7 @@ def panels_of(args: argparse.Namespace, points: Sequence[Point]) -> list[Panel]:
         raise UserError(f"no metric stands in two or more of {counted(len(points), 'tokenizer')}; {_available(points)}")
 
     panels = []
-    for pair in pairs:
+    for pair in dict.fromkeys(pairs):
         panel = make_panel(pair.x, pair.y, sized, args.mixed, pair.note)
         if panel.dots:
             panels.append(panel)

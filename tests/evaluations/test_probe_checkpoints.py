@@ -12,9 +12,11 @@ import tokenizer.train
 from engine import pipeline
 from engine.checkpoint.manifest import json_digest, read_manifest
 from evaluations import probe_checkpoints
-from evaluations.pipelines.ar_probe import ARProbeConfig
+from evaluations.metrics.intervals import Estimate
+from evaluations.pipelines.ar_probe import ARProbeConfig, collect
 from evaluations.pipelines.checkpoint_probes import checkpoints_of, stages_of
 from evaluations.probe_checkpoints import settings_of
+from evaluations.results import scalars_of, write_result
 
 QUICK = ["probe.features=cached", "probe.epochs=1", "probe.warmup_epochs=0", "probe.base_lrs=[0.1]"]
 SMALL = [
@@ -96,6 +98,24 @@ def test_checkpoints_that_came_later_are_measured_too(tmp_path, image_folder, wo
     (folder / "manifest.json").write_text(json.dumps({**manifest, "digest": json_digest(manifest)}))
     error = refused(entry(probe_checkpoints.main, run, "--output", output, *flags))
     assert "step_00000002 was measured with other weights" in error and "--output" in error
+
+
+def test_ar_probing_collects_the_errors_of_its_numbers(tmp_path):
+    """Beside each number, so that a table and a picture can show them."""
+    error = {"gfid": Estimate(3.0, 0.1, 9, "jackknife", ()), "top1": Estimate(0.5, 0.02, 99, "images", ())}
+    for name, metrics in (
+        ("evaluations/search", {"best_guidance_scale": 1.5, "gfid": 3.0}),
+        ("evaluations/val_loss", {"val_loss": 5.0, "val_loss_stderr": 0.1}),
+        ("linear_probe_gpt/result", {"top1": 0.5, "val_loss": 1.0}),
+    ):
+        write_result(tmp_path / f"{name}.json", metrics, {}, error)
+    found = collect(tmp_path)
+    assert {name: found[name] for name in ("gfid", "val_loss", "val_loss_stderr", "linear_probe_top1")} == {
+        "gfid": 3.0, "val_loss": 5.0, "val_loss_stderr": 0.1, "linear_probe_top1": 0.5
+    }  # fmt: skip
+    assert found["gfid_se"] == 0.1 and found["linear_probe_top1_se"] == 0.02
+    assert found["linear_probe_top1_low"] < 0.5 < found["linear_probe_top1_high"]
+    assert set(scalars_of(found)) == {"best_guidance_scale", "gfid", "val_loss", "val_loss_stderr", "linear_probe_top1"}
 
 
 @pytest.mark.parametrize(
