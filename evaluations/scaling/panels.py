@@ -138,6 +138,11 @@ def _differences(x: Quantity, y: Quantity, first: Dot, second: Dot) -> list[str]
         if one.measured is not None and other.measured is not None
         for text in why_not_comparable(quantity.metric, one.measured, other.measured)
     ]
+    lines += [
+        f"a loss per token: of {one.codes}, then of {other.codes}"
+        for _, one, other in pairs
+        if one.codes != other.codes
+    ]
     return list(dict.fromkeys(lines))
 
 

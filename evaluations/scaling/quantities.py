@@ -34,6 +34,7 @@ IN_WORDS = {  # first part of a pattern -> what its results are about
     RunLayout("").tokenizer_probe.name: "of the tokenizer",
     RunLayout("").generator_probe.name: "of the generator",
 }
+PER_TOKEN = "nats per token"  # the unit of losses that depend on how many tokens of how many codes an image has
 SCALE = "sampler.guidance_scale"  # the fact of a protocol that a search has as its outcome
 
 
@@ -45,6 +46,7 @@ class Value:
     half_width: float | None = None  # of the 95 % interval; None where no error is known
     measured: Measured | None = None  # the result that it stands in; None for a size
     is_exact: bool = False  # a size, which has no error
+    codes: str = ""  # of a loss per token: which tokens, without which it says nothing
 
     @property
     def low(self) -> float:
@@ -116,7 +118,12 @@ class Quantity:
         if not holders:
             raise UserError(self._why_missing(having))
         measured = holders[0]
-        return Value(measured.result["metrics"][self.metric], interval_of(measured.result, self.metric), measured)
+        return Value(
+            number=measured.result["metrics"][self.metric],
+            half_width=interval_of(measured.result, self.metric),
+            measured=measured,
+            codes=_codes_of(measured, sized),
+        )
 
     def _are_same(self, holders: list[Measured]) -> bool:
         """Whether several results are of one measurement, made twice."""
@@ -163,6 +170,16 @@ def quantity_of(text: str) -> Quantity:
         raise UserError(f"{text!r} names no metric; accepted are {', '.join(SIZES)}, a metric such as rfid, or "
                         "RESULT/METRIC such as ar_probe/gfid")  # fmt: skip
     return Quantity(text, metric, pattern)
+
+
+def _codes_of(measured: Measured, sized: SizedTokenizer) -> str:
+    """Which tokens a loss per token is of; empty for a result of any other kind."""
+    if measured.result["protocol"].get("unit") != PER_TOKEN:
+        return ""
+    try:
+        return sized.codes()
+    except UserError:
+        return "tokens that are not known"
 
 
 def interval_of(result: Mapping[str, Any], metric: str) -> float | None:

@@ -74,6 +74,12 @@ class SizedTokenizer:
         """Tokens of one image."""
         return self.network.num_tokens
 
+    def codes(self) -> str:
+        """What an image becomes, in words: `16 tokens of 256 codes`, `64 tokens of 8 x 256 codes`."""
+        sizes = self.network.quantizer.group_sizes
+        groups = f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 < len(sizes) else " x ".join(map(str, sizes))
+        return f"{self.network.num_tokens} tokens of {groups} codes"
+
     def steps(self) -> float:
         """Updates that were finished."""
         if self.point.step is None:

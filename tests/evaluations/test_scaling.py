@@ -197,6 +197,18 @@ def test_a_searched_guidance_scale_may_differ_and_one_that_was_set_may_not(runs,
     assert len(panel.dots) == 1 and len(panel.left_out) == 2 and "guidance_scale" in panel.left_out[0]
 
 
+def test_losses_per_token_are_compared_between_equal_tokens_alone(tmp_path):
+    """The same network with half of the codes has another loss, whatever it learned."""
+    for name, codes in (("a", 32), ("b", 32), ("c", 16)):
+        config = mini.tokenizer_config(f"model.quantizer.vq.codebook_size={codes}")
+        folder = mini.export(tmp_path / name, config, mini.tokenizer_of(config))
+        write(tmp_path / f"{name}.json", tokenizer_facts(folder, name), {"val_loss": 3.0}, unit="nats per token")
+    panel = panel_of(sorted(tmp_path.glob("*.json")), "val_loss", "parameters")
+    assert [dot.point.label for dot in panel.dots] == ["a", "b"]
+    said = "c, left out: a loss per token: of 8 tokens of 32 codes, then of 8 tokens of 16 codes"
+    assert panel.left_out == (said,)
+
+
 def test_checkpoints_of_one_training_have_no_interval(runs, tmp_path):
     """They are not independent."""
     for step in range(1, 5):
