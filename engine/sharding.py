@@ -53,14 +53,16 @@ def _shard_one(module: nn.Module, world: World, parallel: ParallelConfig, mesh: 
     if parallel.precision == "bf16":
         policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     show_dataclasses_to_fsdp(module)
-    for block in parallel_blocks(module, "shard"):
+    blocks = parallel_blocks(module, "shard")
+    for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
     average_gradients_on_cpu(module, world.device)
 
     # FSDP gathers around `forward` only; methods that are called from outside must be named to it.
-    for name in getattr(module, "forward_methods", ()):
-        register_fsdp_forward_method(module, name)
+    for part in (module, *blocks):
+        for name in getattr(part, "forward_methods", ()):
+            register_fsdp_forward_method(part, name)
 
     # Every rank gets its shards, and all buffers, also those that are in no state dict.
     if not world.is_main:

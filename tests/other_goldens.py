@@ -34,6 +34,7 @@ def write_other_goldens(root: Path) -> None:
     write_gpt(root / "wetok" / "tiny")
     write_llamagen(root / "llamagen" / "tiny")
     write_ibq(root / "ibq" / "tiny_seeded")
+    write_generator(root / "ibq" / "tiny_seeded")
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -67,6 +68,16 @@ def write_ibq(folder: Path) -> None:
         {name: tensor for name, tensor in tensors.items() if "margin" not in name}, folder / "small.io.safetensors"
     )
     shutil.copy(stored / "tok_tiny.json", folder / "small.json")
+
+
+def write_generator(folder: Path) -> None:
+    """The generator of IBQ under another name, without its margins and the steps in its layers."""
+    stored = STORED / "ibq" / "tiny_seeded"
+    left_out = ("margin", "block0")
+    tensors = load_file(stored / "AR_tiny.io.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not any(part in name for part in left_out)}
+    save_file(kept, folder / "generator.io.safetensors")
+    shutil.copy(stored / "AR_tiny.json", folder / "generator.json")
 
 
 def write_gpt(folder: Path) -> None:

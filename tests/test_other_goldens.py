@@ -34,6 +34,7 @@ def outcomes(folder: Path, names: str) -> dict[str, str]:
 def test_another_folder_is_compared_in_full(folder):
     """Other cases and optional names, parts left out, a GPT whose first index is not the widest one."""
     names = "wetok_tokenizer wetok_training wetok_gpt wetok_evaluation tokenizer baseline_tokenizers gpt layout units"
+    names += " baseline_generators"
     seen = outcomes(folder, names)
     assert set(seen.values()) == {"PASSED"}, [test for test, outcome in seen.items() if outcome != "PASSED"]
     compared = {
@@ -43,6 +44,7 @@ def test_another_folder_is_compared_in_full(folder):
         "test_greedy_tokens_with_and_without_guidance[ar_uneven]",
         "test_tiny_tokenizer_output_is_that_of_the_released_code[llamagen-tok_c-oblong_rec_from_decode_code]",
         "test_outputs_are_those_of_the_published_code[ibq/tiny_seeded-small]",
+        "test_outputs_are_those_of_the_published_code[ibq/tiny_seeded-generator]",
     }
     assert compared <= seen.keys()
 

@@ -48,12 +48,14 @@ class AdaLNGPTConfig(GPTConfig):
 class AdaLNLayer(Layer):
     """A layer of the GPT with AdaLN; see the module docstring."""
 
+    forward_methods = ("modulations",)  # called from outside beside `forward`, also while the layer is sharded
+
     def __init__(self, width: int, heads: int, dropout: float, qk_norm: bool = False) -> None:
         super().__init__(width, heads, dropout, qk_norm)
         self.modulation = nn.Linear(width, 6 * width)
 
     def modulations(self, condition: Tensor) -> Tensor:
-        """The class (B,C) -> its six vectors, (B,6C)."""
+        """The class (B,C) -> its six vectors, (B,6C). Not for `forward` itself: a sharded layer would be let go of."""
         return self.modulation(F.silu(condition))
 
     def forward(
@@ -67,7 +69,7 @@ class AdaLNLayer(Layer):
     ) -> Tensor:
         """x (B,N,C) with the class `condition` (B,C), or with what `modulations` has made of it."""
         if modulation is None:
-            modulation = self.modulations(condition)
+            modulation = self.modulation(F.silu(condition))
         gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = modulation[:, None].chunk(6, dim=-1)
         x = x + gate_1 * self.attention(self.attention_norm(x) * (1 + scale_1) + shift_1, rope, cached)
         return x + gate_2 * self.feed_forward(self.ffn_norm(x) * (1 + scale_2) + shift_2)

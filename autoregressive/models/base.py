@@ -46,7 +46,8 @@ class Generator(PretrainedNetwork):
         start             `completed(section, sizes)`: sizes that the section leaves open become those of the codes
         training          `loss(forward(labels, tokens, drop), tokens)`; `drop` is true for about `class_dropout_prob`
                           of the labels, decided by the data stream, so that a resumed run repeats it. The network is in
-                          training mode, under autocast for `forward`, and may be sharded
+                          training mode, under autocast for `forward`, and may be sharded. Random choices of its own
+                          come from the data stream too: `training_choices`, `training_inputs`, `loss_groups`
         validation        the same in evaluation mode without `drop`, with the raw and the EMA weights
         validation loss   `image_losses(forward(labels, tokens), tokens)`: one number per image
         sampling          `sample`, in evaluation mode; also for the preview grids of a training

@@ -281,3 +281,29 @@ def test_images_that_become_codes_in_training_have_orders_too(image_folder, code
     config = tiny.online_config(tmp_path / "run", image_folder, codes[1], RANDOM, "loop={steps: 4}")
     train(config, world)
     assert any("loss_random_order" in record for record in read_metrics(tmp_path / "run"))
+
+
+OTHERS = {  # generators beside the GPT -> their section
+    "adaln_gpt": "{width: 16, layers: 2, heads: 2, token_dropout: 0.0, residual_dropout: 0.0, positions: rope2d}",
+    "rar": "{width: 16, layers: 2, heads: 2, mlp_width: 32, dropout: 0.0, attention_dropout: 0.0, "
+    "order: {random_start: 0.25, random_end: 0.75}}",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_generators_train_on_shards(name, codes, world, tmp_path):
+    """Three updates and a preview while the network is sharded over two processes: as in one process."""
+    section = ["model.gpt=null", f"model.name={name}", f"model.{name}={OTHERS[name]}", "loop={steps: 3, eval_every: 3}"]
+    section += ["data.global_batch_size=8", "optim.eps=1e-3", "validation.preview_classes=2", "ema_decay=0.5"]
+
+    def run_other(world, folder, *overrides):
+        config = tiny.gpt_config(folder, *codes, *section, *overrides)
+        train(config, world)
+
+    run_other(world, tmp_path / "one")
+    on_ranks(2, tmp_path / "a", run_other, tmp_path / "two", "loop.strategy=fsdp")
+    for prefix in ("val", "val_ema"):
+        assert (tmp_path / "two" / "samples" / f"{prefix}_00000003.png").is_file()
+    for key, tensor in weights(tmp_path / "two").items():
+        torch.testing.assert_close(tensor, weights(tmp_path / "one")[key], rtol=1e-4, atol=1e-6)

@@ -5,6 +5,7 @@ ones are exact, but for those whose margin is below 1e-4 and what follows them.
 """
 
 import re
+from pathlib import Path
 
 import baseline_generators as baselines
 import goldens
@@ -56,16 +57,23 @@ def near_ties(name: str, expected: dict[str, Tensor], codes: Tensor) -> Tensor:
     part = re.search(r"(_pre|_post)?$", name)[0]
     stem = name.removesuffix(part)
     if stem.startswith("greedy"):
+        if f"{stem}_margin" not in expected:
+            return torch.zeros_like(codes, dtype=torch.bool)
         is_near = expected[f"{stem}_margin"] < baselines.NEAR_TIE
         return (is_near.any(-1) if is_near.ndim == 3 else is_near).cumsum(1) > 0
     margin = expected.get(name.replace("argmax", "argmax_margin", 1))
     return torch.zeros_like(codes, dtype=torch.bool) if margin is None else margin < baselines.NEAR_TIE
 
 
-@pytest.mark.parametrize(("folder", "case"), [case for case in FULL if case[0] in RECIPES])
+def recipe_of(folder: str, case: str) -> Path:
+    """The YAML of a full-size case, which is shipped if the case is a published model."""
+    return recipes.CONFIGS / RECIPES[folder] / f"{case}.yaml"
+
+
+@pytest.mark.parametrize(("folder", "case"), [case for case in FULL if recipe_of(*case).is_file()])
 def test_a_recipe_has_the_network_of_the_case(folder, case):
     """The shipped YAML of that name builds the same names and shapes."""
-    path = recipes.CONFIGS / RECIPES[folder] / f"{case}.yaml"
+    path = recipe_of(folder, case)
     with without_storage():
         shipped, expected = (
             build_generator(config)
