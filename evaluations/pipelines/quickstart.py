@@ -58,6 +58,7 @@ SYSTEMS = {
     "text": System(data=DATA[2:]),
     "fsq": System(data=DATA[:1]),
     "ema": System(data=DATA[:1]),
+    "flexible": System(data=DATA[:1], short_overrides=("model.quantizer.vq.warmup_steps=10",)),
     "decoder": System(
         data=DATA[:1],
         short_overrides=(

@@ -11,7 +11,7 @@ from evaluations.report.charts import MAX_POINTS, Points, line_chart
 from evaluations.report.page import details, section
 from evaluations.report.records import VALUES, Records
 from evaluations.report.run_folder import RunFolder, is_training
-from tokenizer.losses.terms import MAIN_TERMS, QUANTIZER_TERMS, SHORTCUT_TERMS
+from tokenizer.losses.terms import MAIN_TERMS, PREFIX_PICTURE_WEIGHTS, QUANTIZER_TERMS, SHORTCUT_TERMS
 from tokenizer.models.registry import QUANTIZERS
 
 MAX_PAGE_POINTS = 60_000  # of all lines of a page that lays runs over one another, which is about 1 MB
@@ -147,8 +147,13 @@ def tokenizer_charts() -> list[Chart]:
                 Series("image shrunk to the grid of tokens", key="val/psnr_shrunken"),
             ],
         ),
+        Chart("Validation PSNR by number of tokens", "dB", [Prefix("val/psnr_tokens_", most=MAX_INDICES)]),
         Chart("Training losses", "", same_name([*main_terms, *named_by_quantizers, "loss"])),
-        Chart("Shortcut and discriminator losses", "", same_name([*SHORTCUT_TERMS, *DISCRIMINATOR_LOSSES])),
+        Chart(
+            "Shortcut and discriminator losses",
+            "",
+            same_name([*SHORTCUT_TERMS, *PREFIX_PICTURE_WEIGHTS, *DISCRIMINATOR_LOSSES]),
+        ),
         Chart(
             "Codebook usage",
             "% of codes",
@@ -156,6 +161,9 @@ def tokenizer_charts() -> list[Chart]:
             percent=True,
         ),
         Chart("Codebook usage by index", "% of codes", [Prefix("codebook_usage_group_", most=MAX_INDICES)], True),
+        Chart(
+            "Codebook usage by tokens", "% of codes", [Prefix("val/codebook_usage_from_token_", most=MAX_INDICES)], True
+        ),
         Chart("Rest after each level", "fraction of latents", [Prefix("rest_level_", most=MAX_INDICES)]),
         Chart("Restarted codes", "since the start of the run", same_name(["restarted_codes"])),
         Chart("Assignment entropies", "nats", same_name(["sample_entropy", "codebook_entropy"])),

@@ -32,6 +32,10 @@ SHORTCUT_PICTURE_WEIGHTS = {
     "shortcut_l1": "l1_weight",
     "shortcut_perceptual": "perceptual_weight",
 }
+# The same of a reconstruction from the first tokens of an image, of tokenizers of flexible length.
+PREFIX_PICTURE_WEIGHTS = {
+    f"prefix_{name.removeprefix('reconstruction_')}": key for name, key in PICTURE_WEIGHTS.items()
+}
 # All terms by name, beside those that a quantizer names itself: the usual ones, and those of the shortcut trick.
 MAIN_TERMS = (*PICTURE_WEIGHTS, *QUANTIZER_TERMS, "semantic", "adversarial")
 SHORTCUT_TERMS = (*SHORTCUT_PICTURE_WEIGHTS, "shortcut_feature")
@@ -102,14 +106,17 @@ def loss_terms(
     warmup_steps: int,
     quantizer_losses: frozenset[str] = frozenset(QUANTIZER_TERMS),
     quantizer_defaults: Mapping[str, float] | None = None,
+    decodes_prefixes: bool = False,
 ) -> list[Term]:
     """All terms with a weight above 0.
 
     `quantizer_losses` are those that the quantizer computes; `quantizer_defaults` are its weights for losses that it
-    names itself. `warmup_steps` updates at the start run without quantization.
+    names itself. `warmup_steps` updates at the start run without quantization. `decodes_prefixes`: whether a step also
+    decodes the first tokens of each image.
     """
     # Pixel and perceptual terms, always.
-    terms = [Term(name, getattr(loss, weight)) for name, weight in PICTURE_WEIGHTS.items()]
+    picture_weights = PICTURE_WEIGHTS | (PREFIX_PICTURE_WEIGHTS if decodes_prefixes else {})
+    terms = [Term(name, getattr(loss, weight)) for name, weight in picture_weights.items()]
 
     # Terms of the quantizer, after its warm-up.
     weights = {name: getattr(loss, weight) for name, weight in QUANTIZER_WEIGHTS.items()}

@@ -3,7 +3,8 @@
 QFormerBlock    a pre-norm DETR decoder layer (arXiv:2005.12872): the tokens attend to each other, then to a memory
 ViTBlock        a pre-norm ViT encoder layer (arXiv:2010.11929)
 
-Both are those of arXiv:2504.08736, section 3.1: GELU, an MLP of four times the width, no dropout, no mask.
+Both are those of arXiv:2504.08736, section 3.1: GELU, an MLP of four times the width, no dropout. Nothing is masked but
+a memory of which only a part is visible.
 
 Shapes    tokens (B,N,C)      memory (B,M,C)      tables of positions (N,C) and (M,C)
 `flops`   operations for one image (engine/flops.py), from N and M
@@ -34,8 +35,8 @@ class MultiheadAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Query (B,N,C), key and value (B,M,C) -> (B,N,C). No mask."""
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Query (B,N,C), key and value (B,M,C) -> (B,N,C). `visible` (B,M) hides keys where it is false."""
         # The three projections lie one below the other in one parameter.
         query_weight, key_weight, value_weight = self.in_proj_weight.chunk(3)
         query_bias, key_bias, value_bias = self.in_proj_bias.chunk(3)
@@ -44,7 +45,8 @@ class MultiheadAttention(nn.Module):
         v = self._split_heads(F.linear(value, value_weight, value_bias))
 
         # Attention of each head, and the heads side by side again.
-        attended = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        mask = None if visible is None else visible[:, None, None]
+        attended = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, attn_mask=mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def flops(self, queries: int, keys: int) -> int:
@@ -82,15 +84,25 @@ class QFormerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.norm3 = nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor, memory: Tensor, positions: Tensor, memory_positions: Tensor) -> Tensor:
-        """Tokens (B,N,C), memory (B,M,C), positions (N,C), memory_positions (M,C) -> tokens (B,N,C)."""
+    def forward(
+        self,
+        tokens: Tensor,
+        memory: Tensor,
+        positions: Tensor,
+        memory_positions: Tensor,
+        visible: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens (B,N,C), memory (B,M,C), positions (N,C), memory_positions (M,C) -> tokens (B,N,C).
+
+        `visible` (B,M) hides parts of the memory where it is false.
+        """
         # Tokens attend to each other.
         normed = self.norm1(tokens)
         tokens = tokens + self.self_attn(normed + positions, normed + positions, normed)
 
         # Tokens attend to the memory, which is taken as it is: only the tokens are normed.
         normed = self.norm2(tokens)
-        tokens = tokens + self.multihead_attn(normed + positions, memory + memory_positions, memory)
+        tokens = tokens + self.multihead_attn(normed + positions, memory + memory_positions, memory, visible)
 
         return tokens + self.linear2(F.gelu(self.linear1(self.norm3(tokens))))
 

@@ -36,12 +36,13 @@ State = Mapping[str, Tensor]  # a state dict
 
 @dataclass
 class TokenizerOutput:
-    """One training forward pass. The last two are None unless they were asked for."""
+    """One training forward pass. The last three are None unless they were asked for."""
 
     reconstructions: Tensor  # (B,3,H,W), not clamped
     quantized: Quantized
     encoder_features: Tensor  # what the CNN encoder gives (B,z_channels,h,w)
     decoder_features: Tensor  # what the CNN decoder sees (B,z_channels,h,w)
+    prefix_reconstructions: Tensor | None = None  # from the first tokens of each image (`decodes_prefixes`)
     shortcut_reconstructions: Tensor | None = None  # CNN decoder applied to `encoder_features`
     semantic_features: Tensor | None = None  # (B, cells of the grid, semantic_dim)
 
@@ -76,6 +77,8 @@ class Tokenizer(PretrainedNetwork):
         shortcut    `forward(shortcut=True)` also decodes the CNN encoder's features (GigaTok's shortcut trick)
         any_size    `set_image_size` makes another square size the usual one, and `encode` and `decode` take images
                     whose height and width are multiples of `factor`, with `min_cells` cells or more per side
+        flexible    `decode` takes the first k latents of an image for any k, `forward` takes `num_tokens`, and
+                    `shown_lengths` are numbers of tokens at which validation looks
         noise       decoding draws random numbers; `set_noise_seed` fixes them, `decoding_noise` tells them, and
                     `decode_with_noise` takes others
     """
@@ -109,8 +112,8 @@ class Tokenizer(PretrainedNetwork):
     ) -> TokenizerOutput:
         """A training pass. `quantize=False` passes latents through; the others ask for what their loss terms need.
 
-        `random_bits` (B,) are for a quantizer that takes them (`Quantizer.takes_random_bits`), and are given for no
-        other; `quantize_latents` passes them on.
+        `random_bits` (B,) are given in training where `takes_random_bits`: to the network itself, or to its quantizer
+        (`Quantizer.takes_random_bits`), which gets them by `quantize_latents`.
         """
         raise NotImplementedError
 
@@ -133,7 +136,8 @@ class Tokenizer(PretrainedNetwork):
         self, latents: Tensor, *, quantize: bool, entropy: bool, random_bits: Tensor | None = None
     ) -> Quantized:
         """The quantizer's part of `forward`, with the arguments of it."""
-        further = {} if random_bits is None else {"random_bits": random_bits}
+        takes_bits = random_bits is not None and self.quantizer.takes_random_bits
+        further = {"random_bits": random_bits} if takes_bits else {}
         return self.quantizer(latents, quantize=quantize, entropy=entropy, **further)
 
     # ------------------------------------------------------------------------------------------------ its use
@@ -266,6 +270,8 @@ class Tokenizer(PretrainedNetwork):
     def _require_count(self, count: int, grid: tuple[int, int] | None) -> None:
         """Raises UserError unless an image may have `count` tokens, on `grid` where one is given."""
         if "any_size" not in self.capabilities:
+            if "flexible" in self.capabilities and grid is None and 1 <= count <= self.num_tokens:
+                return
             if count != self.num_tokens or grid not in (None, self.token_grid):
                 on_grid = f" on a grid of {grid[0]} x {grid[1]}" if grid is not None else ""
                 raise UserError(f"{count} tokens{on_grid} are no image of this tokenizer: it takes {self.num_tokens}")
@@ -304,6 +310,21 @@ class Tokenizer(PretrainedNetwork):
     def semantic_dim_of(cls, section: Any) -> int | None:
         """With "semantic": channels of the semantic features, which the teacher must have too."""
         return None
+
+    @property
+    def takes_random_bits(self) -> bool:
+        """Whether `forward` needs `random_bits` in training; by default for the quantizer alone."""
+        return self.quantizer.takes_random_bits
+
+    @property
+    def decodes_prefixes(self) -> bool:
+        """With "flexible": whether a training pass also decodes a part of the tokens, beside all of them."""
+        return False
+
+    @property
+    def shown_lengths(self) -> tuple[int, ...]:
+        """With "flexible": numbers of tokens, below that of all, at which validation looks."""
+        return ()
 
     @property
     def trained_quantizer_losses(self) -> frozenset[str]:

@@ -24,6 +24,7 @@ from engine.validation import Problem, Section, at_least, raise_problems
 from tokenizer.models.attention import MultiheadAttention
 from tokenizer.models.base import FeatureSource, Tokenizer, TokenizerOutput
 from tokenizer.models.cnn import GIGATOK, CNNConfig, CNNDecoder, CNNEncoder
+from tokenizer.models.flexible import FlexibleConfig, Lengths, visible
 from tokenizer.models.grid_transformer import GridDecoder, GridEncoder
 from tokenizer.models.query_transformer import (
     QueryDecoder,
@@ -50,6 +51,7 @@ class HybridConfig(Section):
     semantic_layer: int | None = 3  # decoder block (from 1) that the semantic head reads; null = no head
     semantic_dim: int = 768  # channels of the teacher's features
     position_std: float | None = None  # initial std of the tables of positions; null = width ** -0.5, as released
+    flexible: FlexibleConfig = field(default_factory=FlexibleConfig)  # 1d only: images of fewer tokens
     init: Literal["released", "torch"] = "released"  # truncated normal 0.02 everywhere, or PyTorch's defaults
 
     def problems(self) -> Iterator[Problem]:
@@ -59,6 +61,10 @@ class HybridConfig(Section):
             yield Problem("block", self.block, "null with layout=1d")
         if self.layout == "1d" and not is_power_of_two(self.num_tokens):
             yield Problem("num_tokens", self.num_tokens, "a power of 2 with layout=1d")
+        if self.layout == "2d" and self.flexible.enabled:
+            yield Problem("flexible.lengths", self.flexible.lengths, "fixed with layout=2d, whose tokens are places")
+        if not all(1 <= length <= self.num_tokens for length in self.flexible.listed):
+            yield Problem("flexible.listed", self.flexible.listed, f"lengths in 1..{self.num_tokens} (num_tokens)")
         yield from at_least(self, "z_channels", 1)
         yield from at_least(self, "semantic_dim", 1)
         if self.position_std is not None:
@@ -100,6 +106,7 @@ class HybridTokenizer(Tokenizer):
         self.num_tokens = config.num_tokens
         self.grid = grid
         self.semantic_grid = grid
+        self.lengths = Lengths(config.flexible, config.num_tokens) if config.flexible.enabled else None
 
         # Networks. The order fixes the random initialization; attribute names are those of the checkpoints, for both
         # layouts.
@@ -136,18 +143,36 @@ class HybridTokenizer(Tokenizer):
         shortcut: bool = False,
         semantic: bool = False,
         random_bits: Tensor | None = None,
+        num_tokens: int | None = None,
     ) -> TokenizerOutput:
         """A full pass.
 
         `quantize=False` decodes the latents themselves; `entropy` adds the quantizer's entropy loss and its parts;
-        `shortcut` also decodes the CNN encoder's features; `semantic` also runs the semantic head.
+        `shortcut` also decodes the CNN encoder's features; `semantic` also runs the semantic head. In training
+        `random_bits` (B,) also choose how many tokens the decoder sees of each image, where lengths are flexible; in
+        evaluation `num_tokens` says how many it sees of all.
         """
         features = self.encode_features(images)
         latents = self.latents(features)
         quantized = self.quantize_latents(latents, quantize=quantize, entropy=entropy, random_bits=random_bits)
-        decoded, semantic_features = self.query_decoder(self.post_quant_proj(quantized.z_q), semantic)
+        tokens = self.post_quant_proj(quantized.z_q)
+        if num_tokens is not None:
+            tokens = tokens[:, :num_tokens]
+
+        # In training some tokens may be hidden from the decoder: in its only pass, or in a second one.
+        seen = None
+        if self.lengths is not None and self.training and random_bits is not None:
+            seen = visible(self.lengths.drawn(random_bits), self.num_tokens)
+        prefix = None
+        if seen is None or self.config.flexible.full_pass:
+            decoded, semantic_features = self.query_decoder(tokens, semantic)
+            if seen is not None:
+                prefix = self.decoder(self.query_decoder(tokens, visible=seen)[0])
+        else:
+            decoded, semantic_features = self.query_decoder(tokens, semantic, seen)
         return TokenizerOutput(
             reconstructions=self.decoder(decoded),
+            prefix_reconstructions=prefix,
             quantized=quantized,
             encoder_features=features,
             decoder_features=decoded,
@@ -173,8 +198,12 @@ class HybridTokenizer(Tokenizer):
     def decode(self, z_q: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Quantized latents (B,N,codebook_dim) -> images, not clamped.
 
-        `grid` is ignored: it is always the one that the network is built for.
+        `grid` is ignored: it is always the one that the network is built for. Where lengths are flexible, the first k
+        latents (B,k,codebook_dim) of an image are enough. Raises ValueError for another number of latents.
         """
+        count = z_q.shape[1]
+        if count != self.num_tokens and (self.lengths is None or not 1 <= count < self.num_tokens):
+            raise ValueError(f"this tokenizer decodes {self.num_tokens} tokens, found {count}")
         decoded, _ = self.query_decoder(self.post_quant_proj(z_q))
         return self.decoder(decoded)
 
@@ -182,7 +211,20 @@ class HybridTokenizer(Tokenizer):
     @classmethod
     def capabilities_of(cls, section: HybridConfig) -> frozenset[str]:
         has_head = section.semantic_layer is not None
-        return frozenset({"shortcut", "semantic"} if has_head else {"shortcut"})
+        flexible = {"flexible"} if section.flexible.enabled else set()
+        return frozenset({"shortcut", *flexible} | ({"semantic"} if has_head else set()))
+
+    @property
+    def takes_random_bits(self) -> bool:
+        return self.lengths is not None or super().takes_random_bits
+
+    @property
+    def decodes_prefixes(self) -> bool:
+        return self.lengths is not None and self.config.flexible.full_pass
+
+    @property
+    def shown_lengths(self) -> tuple[int, ...]:
+        return () if self.lengths is None else self.lengths.shown
 
     @classmethod
     def semantic_dim_of(cls, section: HybridConfig) -> int | None:
@@ -197,7 +239,9 @@ class HybridTokenizer(Tokenizer):
             encoder, transformers = self.encoder.flops(self.image_size), to_codes + TRAINED * from_codes
         else:
             encoder, transformers = self.encoder.training_flops(self.image_size), TRAINED * (to_codes + from_codes)
-        decodings = 2 if shortcut else 1
+        if self.decodes_prefixes:
+            transformers += TRAINED * self.query_decoder.flops(semantic=False)
+        decodings = 1 + shortcut + self.decodes_prefixes
         return (
             PartFlops("encoder", "convolution", encoder, recomputed=not self.trains_decoder_alone),
             PartFlops("transformers", "matrix", transformers, recomputed=True),

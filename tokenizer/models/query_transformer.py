@@ -184,6 +184,8 @@ class QueryEncoder(nn.Module):
 class QueryDecoder(nn.Module):
     """Latent tokens (B,N,z_channels) -> grid features (B,z_channels,h,w), with a semantic head.
 
+    It takes the first k tokens of an image too, for any k: as fewer tokens, or with the others hidden.
+
     All grid queries start as the first latent token; the memory is the latent tokens. The semantic head reads the
     residual stream right after block `semantic_layer` (counted from 1) and gives (B,h*w,semantic_dim). It exists for
     training only: decoding never calls it.
@@ -215,23 +217,31 @@ class QueryDecoder(nn.Module):
         self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
         self.semantic_head = semantic_mlp(width, semantic_dim) if semantic_layer is not None else None
 
-    def features(self, latents: Tensor, last_layer: int | None = None) -> tuple[Tensor, Tensor | None]:
+    def features(
+        self, latents: Tensor, last_layer: int | None = None, visible: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Residual streams (B,h*w,C) after block `last_layer` (default: the last) and the semantic layer.
 
-        The second is None where the semantic layer is not reached.
+        The second is None where the semantic layer is not reached. `visible` (B,N) hides tokens where it is false; the
+        first one must be visible.
         """
         memory = self.embed(self.ln_pre(latents))
+        memory_positions = self.latent_positional_embedding
+        if latents.shape[1] < len(memory_positions):
+            memory_positions = memory_positions[: latents.shape[1]]
         tokens = memory[:, :1].expand(-1, self.grid * self.grid, -1)
         semantic_tokens = None
         for number, block in enumerate(self.transformer[:last_layer], start=1):
-            tokens = block(tokens, memory, self.positional_embedding, self.latent_positional_embedding)
+            tokens = block(tokens, memory, self.positional_embedding, memory_positions, visible)
             if number == self.semantic_layer:
                 semantic_tokens = tokens
         return tokens, semantic_tokens
 
-    def forward(self, latents: Tensor, semantic: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Grid features, and with `semantic` the output of the semantic head."""
-        tokens, semantic_tokens = self.features(latents)
+    def forward(
+        self, latents: Tensor, semantic: bool = False, visible: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Grid features, and with `semantic` the output of the semantic head. `visible`: see `features`."""
+        tokens, semantic_tokens = self.features(latents, visible=visible)
         as_map = self.ln_post(tokens).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         semantic_features = self.semantic_head(semantic_tokens) if semantic else None
         return self.conv_out(as_map), semantic_features

@@ -150,10 +150,11 @@ def memory_model(config: TokenizerTrainConfig, model: Tokenizer, networks: LossN
     def forward(batch: int) -> list[object]:
         """A training pass with every term that is ever active; returns all that holds memory."""
         images = torch.zeros(batch, 3, config.data.image_size, config.data.image_size)
-        output = model(images, **outputs_needed(names))
+        bits = {"random_bits": torch.zeros(batch, dtype=torch.int64)} if model.takes_random_bits else {}
+        output = model(images, **outputs_needed(names), **bits)
         reconstructions = [output.reconstructions]
-        if output.shortcut_reconstructions is not None:
-            reconstructions.append(output.shortcut_reconstructions)
+        further = (output.prefix_reconstructions, output.shortcut_reconstructions)
+        reconstructions += [images for images in further if images is not None]
         results: list[object] = [output]
         if "perceptual" in names:
             features = perceptual.features(images)

@@ -47,6 +47,7 @@ def terms_of(config: TokenizerTrainConfig, network: Tokenizer) -> list[Term]:
         warmup_steps=config.warmup_steps,
         quantizer_losses=network.trained_quantizer_losses,
         quantizer_defaults=network.quantizer.loss_weights,
+        decodes_prefixes=network.decodes_prefixes,
     )
 
 

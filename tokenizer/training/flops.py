@@ -29,7 +29,7 @@ def step_flops(
     parts = list(network.training_flops(**outputs_needed(active)) or [None])
 
     # One comparison of each reconstruction with the image.
-    comparisons = [name for name in ("perceptual", "shortcut_perceptual") if name in active]
+    comparisons = [name for name in ("perceptual", "prefix_perceptual", "shortcut_perceptual") if name in active]
     if comparisons:
         is_counted = isinstance(perceptual, PerceptualLoss)
         flops = perceptual.training_flops(image_size, len(comparisons)) if is_counted else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -118,7 +119,7 @@ class TokenizerTask:
     @property
     def takes_random_bits(self) -> bool:
         """Whether training batches need an entry `random_bits`; see `engine.data.samples.with_random_bits`."""
-        return self.tokenizer.module.quantizer.takes_random_bits
+        return self.tokenizer.module.takes_random_bits
 
     # ------------------------------------------------------------------------------------------------ one update
     def train_step(self, micro_batches: list[Batch], step: int) -> Scalars:
@@ -227,7 +228,7 @@ class TokenizerTask:
         return metrics | {"grad_norm_discriminator": info["grad_norm"]}
 
     def _random_bits(self, batch: Batch) -> dict[str, Tensor]:
-        """The argument with the random bits of a training batch, where the quantizer takes them."""
+        """The argument with the random bits of a training batch, where the network takes them."""
         return {"random_bits": batch["random_bits"]} if self.takes_random_bits else {}
 
     # ------------------------------------------------------------------------------------------------ loss terms
@@ -242,10 +243,13 @@ class TokenizerTask:
         # Pixels and perception, of the reconstruction and of the shortcut around transformer and quantizer. Both are
         # compared with the same features of the originals.
         features = None
-        if active & {"perceptual", "shortcut_perceptual"}:
+        if active & {"perceptual", "prefix_perceptual", "shortcut_perceptual"}:
             features = self.frozen.perceptual.features(images)
         originals = (images, features)
         values = self._picture_terms(output.reconstructions, originals, "reconstruction_", "perceptual", active)
+        if output.prefix_reconstructions is not None:
+            prefix = output.prefix_reconstructions
+            values |= self._picture_terms(prefix, originals, "prefix_", "prefix_perceptual", active)
         if output.shortcut_reconstructions is not None:
             shortcut = output.shortcut_reconstructions
             values |= self._picture_terms(shortcut, originals, "shortcut_", "shortcut_perceptual", active)
@@ -344,11 +348,8 @@ class TokenizerTask:
                 values = self.term_values(output, images, last_step)
 
             # What is measured beside the terms.
-            # Pixels that are not finite have no PSNR: NaN, as the losses then have.
-            is_finite = finite_rows(output.reconstructions)
-            rounded = to_uint8(output.reconstructions.nan_to_num(posinf=0.0, neginf=0.0))
-            psnrs = psnr(rounded, originals).clamp_max(MAX_PSNR)
-            values["psnr"] = psnrs.where(is_finite, math.nan).mean()
+            values["psnr"] = _mean_psnr(output.reconstructions, originals)
+            values |= self._psnr_by_length(network, images, originals, last_step)
             values["clipped_share"] = (output.reconstructions.abs() > CLIPPED_ABOVE).float().mean()
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value.double() * weight
@@ -366,13 +367,32 @@ class TokenizerTask:
             self._write_grid(network, prefix, step)
         return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
+    def _psnr_by_length(self, network: nn.Module, images: Tensor, originals: Tensor, step: int) -> Scalars:
+        """The PSNR of images decoded from their first k tokens, `psnr_tokens_<k>`, where lengths are flexible."""
+        quantize = self.requested_outputs(step)["quantize"]
+        values: Scalars = {}
+        for length in self.tokenizer.module.shown_lengths:
+            with autocast(self.world.device, self.precision):
+                prefix = network(images, quantize=quantize, num_tokens=length).reconstructions
+            values[f"psnr_tokens_{length}"] = _mean_psnr(prefix, originals)
+        return values
+
     def _code_metrics(self, network: nn.Module, rank_indices: Tensor) -> dict[str, float]:
-        """Usage of the codebook by all images; indices of other ranks' images are 0 in `rank_indices`."""
-        tokens = self.world.sum(rank_indices).flatten(0, 1)
+        """Usage of the codebook by all images; indices of other ranks' images are 0 in `rank_indices`.
+
+        Where lengths are flexible, also of the tokens from one of the lengths to the next: those of the lengths 8 and
+        16 are `codebook_usage_from_token_9`.
+        """
+        indices = self.world.sum(rank_indices)
+        tokens = indices.flatten(0, 1)
         usage = code_usage(tokens, network.quantizer.group_sizes)
         metrics = {name: value.item() for name, value in usage.items() if name.startswith("codebook_usage")}
         if network.quantizer.num_groups > 1:
             metrics["distinct_codes"] = len(tokens.unique(dim=0))
+        lengths = self.tokenizer.module.shown_lengths
+        for start, end in itertools.pairwise([0, *lengths, indices.shape[1]] if lengths else []):
+            of_tokens = code_usage(indices[:, start:end].flatten(0, 1), network.quantizer.group_sizes)
+            metrics[f"codebook_usage_from_token_{start + 1}"] = of_tokens["codebook_usage"].item()
         return metrics
 
     def _write_grid(self, network: nn.Module, prefix: str, step: int) -> None:
@@ -387,3 +407,14 @@ class TokenizerTask:
         name = f"{prefix}_{step:08d}"
         caption = f"Held-out images, not selected, and their reconstructions at step {step:,} ({prefix})."
         self.save_grid(name, pictures, len(images), row_names=("original", "reconstruction"), caption=caption)
+
+
+def _mean_psnr(reconstructions: Tensor, originals: Tensor) -> Tensor:
+    """The mean PSNR of reconstructions, rounded to uint8, to the originals uint8 (B,3,H,W): a scalar in dB.
+
+    Pixels that are not finite have no PSNR: NaN, as the losses then have.
+    """
+    is_finite = finite_rows(reconstructions)
+    rounded = to_uint8(reconstructions.nan_to_num(posinf=0.0, neginf=0.0))
+    psnrs = psnr(rounded, originals).clamp_max(MAX_PSNR)
+    return psnrs.where(is_finite, math.nan).mean()
