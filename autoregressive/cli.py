@@ -88,6 +88,12 @@ def add_sampler_flags(parser: argparse.ArgumentParser, *, is_demo: bool = False)
     )
     parser.add_argument("--top-p", type=per_index_type(float), default=1.0)
     parser.add_argument("--greedy", action="store_true", help="always take the most probable code")
+    parser.add_argument(
+        "--num-tokens",
+        type=int,
+        default=0,
+        help="draw the first tokens of an image only, for a tokenizer of flexible length (default 0: all)",
+    )
     parser.add_argument("--global-seed", "--seed", dest="seed", type=int, default=0)
 
     # How it is computed.
@@ -126,6 +132,7 @@ def settings_of(args: argparse.Namespace) -> SamplerSettings:
             top_p=args.top_p,
             seed=args.seed,
             greedy=args.greedy,
+            num_tokens=args.num_tokens,
         )
     raise_problems(problems_of(settings), "the sampler")
     return settings

@@ -33,6 +33,7 @@ def generate(
     top_k: PerIndex[int] = 0,
     top_p: PerIndex[float] = 1.0,
     order: Sequence[int] | Tensor | None = None,
+    num_tokens: int | None = None,
 ) -> Tensor:
     """Draws tokens (B,N) or (B,N,k) int64 for classes, on the device of a generator in evaluation mode.
 
@@ -47,7 +48,8 @@ def generate(
     given once or per index of a token; see `Generator.sample`.
 
     `order`: the cells 0..N-1 in the order in which they are drawn, for a generator that was trained for any order
-    (`generator.any_order`).
+    (`generator.any_order`). `num_tokens`: how many to draw, the first ones of an image, for a tokenizer of flexible
+    length; all by default.
 
     Raises UserError for anything but a generator in evaluation mode, for a class that it does not know and for settings
     that are of another kind, out of range or said twice, and NonFiniteValuesError, with the rows, where logits were not
@@ -76,7 +78,22 @@ def generate(
         top_k=_setting(top_k),
         top_p=_setting(top_p),
         order=_order_of(generator, order),
+        num_tokens=_count_of(generator, num_tokens, order is not None),
     )
+
+
+def _count_of(generator: Generator, num_tokens: int | None, is_ordered: bool) -> int | None:
+    """How many tokens to draw. Raises UserError for a number that cannot be, or with an order of its own."""
+    if num_tokens is None:
+        return None
+    count = int(whole_numbers(num_tokens, "num_tokens"))
+    if not 1 <= count <= generator.num_tokens:
+        raise UserError(f"num_tokens={count} must lie in 1..{generator.num_tokens}, the tokens of an image")
+    if is_ordered:
+        raise UserError("give num_tokens or order, not both: the first tokens of an image are those of raster")
+    if not generator.stops_early:
+        raise UserError("num_tokens: this generator does not draw its tokens one after the other")
+    return count
 
 
 def _order_of(generator: Generator, order: Sequence[int] | Tensor | None) -> Tensor | None:
@@ -137,6 +154,7 @@ def draw_tokens(
     top_k: PerIndex[int] = 0,
     top_p: PerIndex[float] = 1.0,
     order: Tensor | None = None,
+    num_tokens: int | None = None,
 ) -> Tensor:
     """Draws tokens (B,N) or (B,N,k) int64 for class `labels` (B,) that are on the generator's device already.
 
@@ -153,9 +171,10 @@ def draw_tokens(
         check.note(p)
         return draw(p, position)
 
-    in_order = {} if order is None else {"order": order}
+    further = {"order": order, "num_tokens": num_tokens}
+    further = {name: value for name, value in further.items() if value is not None}  # not every generator takes them
     tokens = generator.sample(
-        labels, draw=checked_draw, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p, **in_order
+        labels, draw=checked_draw, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p, **further
     )
     check.require()
     return tokens

@@ -17,8 +17,9 @@ from autoregressive.sampling import Draw, PerIndex, greedy, seeded_draw, setting
 from engine.data.images import resize_for_evaluation, to_uint8
 from engine.devices import synchronize
 from engine.finite import numbered
+from engine.messages import ConfigError
 from engine.seeds import seed_problems
-from engine.validation import Problem, Section
+from engine.validation import Problem, Section, at_least
 from tokenizer.models.base import PictureDecoder, Tokenizer
 
 
@@ -32,14 +33,32 @@ class SamplerSettings(Section):
     top_p: PerIndex[float] = 1.0
     seed: int = 0
     greedy: bool = False
+    num_tokens: int = 0  # the first ones of an image, for a tokenizer of flexible length; 0 = all
 
     def problems(self) -> Iterator[Problem]:
         yield from setting_problems(self.temperature, self.top_k, self.top_p)
         yield from seed_problems(self.seed)
+        yield from at_least(self, "num_tokens", 0)
+
+    def require_fit(self, generator: Generator, tokenizer: Tokenizer) -> None:
+        """Raises ConfigError where images cannot have `num_tokens` tokens."""
+        if self.num_tokens == 0:
+            return
+        if self.num_tokens > generator.num_tokens:
+            raise ConfigError(f"--num-tokens {self.num_tokens}: an image has {generator.num_tokens} tokens")
+        if not generator.stops_early:
+            raise ConfigError(f"--num-tokens {self.num_tokens}: the generator does not draw one token after the other")
+        if "flexible" not in tokenizer.capabilities:
+            raise ConfigError(
+                f"--num-tokens {self.num_tokens}: the tokenizer decodes {tokenizer.num_tokens} tokens only; one of "
+                "flexible length decodes any number"
+            )
 
     def facts(self) -> dict[str, Any]:
-        """All settings, for a file; without those that other schedules of guidance do not have."""
+        """All settings, for a file; without those that other schedules of guidance, or whole images, do not have."""
         facts = asdict(self)
+        if self.num_tokens == 0:
+            del facts["num_tokens"]
         if self.guidance.power == 1:
             del facts["guidance"]["power"]
         return facts
@@ -93,6 +112,7 @@ def sample_images(
                 temperature=settings.temperature,
                 top_k=settings.top_k,
                 top_p=settings.top_p,
+                num_tokens=settings.num_tokens or None,
             )
         synchronize(device)
         generated = time.perf_counter()

@@ -111,7 +111,8 @@ class SampleStream:
         settings: SamplerSettings,
         world: World,
     ) -> SampleStream:
-        """The stream that the flags describe."""
+        """The stream that the flags describe. Raises ConfigError for settings that do not fit the networks."""
+        settings.require_fit(generator, tokenizer)
         return cls(
             generator=generator,
             tokenizer=tokenizer,
@@ -122,6 +123,12 @@ class SampleStream:
             image_size=args.image_size_eval or tokenizer.image_size,
             world=world,
         )
+
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """Shape of the tokens of a sample, (n,) or (n,k)."""
+        all_tokens, *indices = self.generator.token_shape
+        return (self.settings.num_tokens or all_tokens, *indices)
 
     def at(self, scale: float) -> SampleStream:
         """The same stream with another guidance scale."""

@@ -69,6 +69,7 @@ class Generator(PretrainedNetwork):
     published_size: str | None = None  # name of a published size; published defaults of the sampler depend on it
     weight_facts: Mapping[str, Any] = {}  # what a result says about weights that are not the trained ones as they are
     any_order: bool = False  # `sample` takes an `order`
+    stops_early: bool = False  # `sample` takes `num_tokens`
     record_steps: bool = False  # on a GPU, `sample` may record CUDA graphs: the weights stay where they are from now on
 
     # ------------------------------------------------------------------------------------------------ its files
@@ -203,7 +204,8 @@ class Generator(PretrainedNetwork):
         image from 0 to `num_draws` - 1. All random numbers come from it, so that a sample does not depend on its batch.
         Settings may be given once or per index of a token. Raises ConfigError if there is another number of them.
 
-        A generator with `any_order` also takes `order` (N,): the cells in the order in which they are drawn.
+        A generator with `any_order` also takes `order` (N,): the cells in the order in which they are drawn. One that
+        `stops_early` takes `num_tokens`: it draws the first n tokens (B,n) or (B,n,k) of what it would draw.
         """
         raise NotImplementedError
 

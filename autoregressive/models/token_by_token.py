@@ -52,6 +52,7 @@ class TokenByToken(Generator):
     """
 
     order: OrderConfig = OrderConfig()
+    stops_early = True
     has_target_positions: bool = False  # the input of each place says which cell it predicts
     _recorded_steps: RecordedStepsByRows | None = None
 
@@ -102,6 +103,7 @@ class TokenByToken(Generator):
         top_k: PerIndex[int] = 0,
         top_p: PerIndex[float] = 1.0,
         order: Tensor | None = None,
+        num_tokens: int | None = None,
     ) -> Tensor:
         """Tokens (B,N) or (B,N,k) for class `labels` (B,); see `Generator.sample`.
 
@@ -129,7 +131,7 @@ class TokenByToken(Generator):
         steps = self.decode_steps(len(inputs), order)
 
         tokens = []
-        for position in range(self.num_tokens):
+        for position in range(self.num_tokens if num_tokens is None else num_tokens):
             if position == settings.num_guided and len(inputs) > batch:
                 inputs = inputs[:batch]
                 steps = steps.keep_rows(batch)

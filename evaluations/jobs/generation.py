@@ -155,7 +155,7 @@ class GenerationJob:
             accumulators.append(ImageScores(self.plugin_metrics, count, device))
         if self.classifier is not None:
             accumulators.append(ClassAgreement(self.classifier, count))
-        accumulators.append(CodeSequences(count, stream.generator.token_shape, self.training_codes))
+        accumulators.append(CodeSequences(count, stream.token_shape, self.training_codes))
 
         # The images themselves.
         accumulators.append(Checksums(count))

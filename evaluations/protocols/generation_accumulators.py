@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -145,9 +146,13 @@ class CodeSequences(Accumulator[GeneratedBatch]):
             return Measurement()  # reading all training codes takes long; one rank does it
         measurement = Measurement({"distinct": fraction_distinct(tokens)})
         if self.training_codes is not None:
-            is_memorized = torch.from_numpy(memorized_sequences(tokens, self.training_codes.codes))
+            is_memorized = torch.from_numpy(memorized_sequences(tokens, self._training_sequences()))
             measurement.add(mean_of_images(["memorized"], is_memorized[None].double()))
         return measurement
+
+    def _training_sequences(self) -> np.ndarray:
+        """The codes of the training images (images,views,n[,k]), of as many tokens as the samples have."""
+        return self.training_codes.codes[:, :, : self.tokens.shape[1]]
 
 
 class Checksums(Accumulator[GeneratedBatch]):
