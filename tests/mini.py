@@ -76,10 +76,10 @@ def export_networks(root: Path) -> None:
     export(root / "gpt", gpt_config, gpt)
 
 
-def no_errors(metrics: dict[str, Any]) -> dict[str, Estimate]:
-    """Errors of 0 for the single numbers among metrics, so that any difference of two results is told apart."""
+def tiny_errors(metrics: dict[str, Any]) -> dict[str, Estimate]:
+    """Errors of 1e-9 for the single numbers among metrics, so that any difference of two results is told apart."""
     numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
-    return {name: Estimate(value, 0.0, 9, "jackknife", (value,) * 10) for name, value in numbers.items()}
+    return {name: Estimate(value, 1e-9, 9, "jackknife", (value,) * 10) for name, value in numbers.items()}
 
 
 def random_images(count: int, size: int = 16, seed: int = 0) -> Tensor:

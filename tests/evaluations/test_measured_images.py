@@ -21,7 +21,7 @@ from evaluations.sample_stream import labels_of, labels_text
 
 def write(folder, name, metrics, **protocol):
     path = folder / f"{name}.json"
-    write_result(path, metrics, {"kind": "generation", **protocol}, errors=mini.no_errors(metrics))
+    write_result(path, metrics, {"kind": "generation", **protocol}, errors=mini.tiny_errors(metrics))
     return path
 
 
@@ -118,7 +118,7 @@ def test_training_steps_are_shown_and_block_no_ranking(tmp_path):
         for name, value, step in (("a", 3.0, 60), ("b", 2.0, 120))
     ]
     compared = compare([(path.stem, read_result(path)) for path in paths])
-    assert not compared.differences and compared.rows[0].cells() == ["3 ± 0", "2 ± 0*"]
+    assert not compared.differences and compared.rows[0].cells() == ["3 ± 2.3e-09", "2 ± 2.3e-09*"]
     assert compared.table()[-1] == ("training steps of the tokenizer", ["phase_2, 60", "phase_2, 120"])
     assert "training steps of the tokenizer" in compared.text(["a", "b"])
 
@@ -138,6 +138,6 @@ def test_an_unknown_metric_has_no_star_until_a_plugin_says_its_direction(tmp_pat
     """Nothing is guessed from a name; once the direction is registered, the smaller value is the best."""
     paths = [write(tmp_path, "a", {name: 3.0}), write(tmp_path, "b", {name: 2.0})]
     results = [(path.stem, read_result(path)) for path in paths]
-    assert [row.cells() for row in compare(results).rows] == [["3 ± 0", "2 ± 0"]]
+    assert [row.cells() for row in compare(results).rows] == [["3 ± 2.3e-09", "2 ± 2.3e-09"]]
     monkeypatch.setitem(METRICS, name, Metric(name, name, better="lower"))
-    assert [row.cells() for row in compare(results).rows] == [["3 ± 0", "2 ± 0*"]]
+    assert [row.cells() for row in compare(results).rows] == [["3 ± 2.3e-09", "2 ± 2.3e-09*"]]

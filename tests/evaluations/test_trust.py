@@ -147,7 +147,7 @@ def result(folder, name, gfid, *, forced):
     path = folder / f"{name}.json"
     metrics = {"gfid": gfid, "distinct": gfid / 10}
     protocol = {"kind": "generation", "reference": reference}
-    write_result(path, metrics, protocol, errors=mini.no_errors({"distinct": gfid / 10}))
+    write_result(path, metrics, protocol, errors=mini.tiny_errors({"distinct": gfid / 10}))
     return path
 
 
@@ -155,7 +155,7 @@ def test_forced_numbers_are_never_ranked(tmp_path, monkeypatch, capsys):
     """Neither against others nor among themselves; what does not depend on the reference is."""
     both = [result(tmp_path, "a", 3.0, forced=True), result(tmp_path, "b", 2.0, forced=True)]
     rows = compare([(path.stem, read_result(path)) for path in both]).rows
-    assert [row.cells() for row in rows] == [["3 (forced)", "2 (forced)"], ["0.3 ± 0*", "0.2 ± 0"]]
+    assert [row.cells() for row in rows] == [["3 (forced)", "2 (forced)"], ["0.3 ± 2.3e-09*", "0.2 ± 2.3e-09"]]
 
     mixed = [both[0], result(tmp_path, "c", 1.0, forced=False)]
     monkeypatch.setattr(sys, "argv", ["compare", *map(str, mixed)])
