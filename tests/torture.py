@@ -2,9 +2,9 @@
 
     bash scripts/torture.sh [--kills N] [--seed S] [--runs-dir DIR]
 
-The runs are tiny: a tokenizer (GAN, EMA, entropy, LeCam; with learned codes, averaged ones and ones that start anew),
-WeTok (the same in two phases), a decoder that is trained alone after a warm start of its discriminator, a GPT and a
-linear probe.
+The runs are tiny: a tokenizer (GAN, EMA, entropy, LeCam; with learned codes, averaged ones and ones that start anew,
+and of flexible length), WeTok (the same in two phases), a decoder that is trained alone after a warm start of its
+discriminator, a GPT and a linear probe.
 They run in one process and in two, as copies and as shards (FSDP2), with blocking saves and with saves in a thread.
 They receive SIGKILL at random wall-clock times. Some kills wait for the next checkpoint write (a folder `.writing_*`)
 and come at a random moment inside it. Of two processes, one or both are killed. The same command then starts the run
@@ -220,6 +220,7 @@ def prepare(root: Path, torchrun: bool) -> list[Case]:
         Case("tokenizer fsdp async x2", "tokenizer.train", (*image, shards, thread), 2),
         Case("averaged codebook x1", "tokenizer.train", (*image, AVERAGED)),
         Case("averaged codebook fsdp x2", "tokenizer.train", (*image, AVERAGED, shards), 2),
+        Case("flexible length x2", "tokenizer.train", (*image, "model.hybrid.flexible={lengths: uniform}"), 2),
         Case("restarted codes x2", "tokenizer.train", (*image, "model.quantizer.vq.restart=nearest"), 2),
     ]
     return [*cases, Case("tokenizer torchrun x2", "tokenizer.train", image, 2, torchrun=True)] if torchrun else cases
