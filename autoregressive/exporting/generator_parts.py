@@ -51,7 +51,7 @@ class StepPart(GeneratorPart):
         cache = "float32 (layers,batch,heads,tokens,channels), what the step before gave; zeros at first"
         token = "int64 (batch,k)" if self.has_several_indices else "int64 (batch,)"
         self.inputs = (
-            Port("labels", f"int64 (batch,), class of the image, {generator.null_class} for none; read at position 0"),
+            Port("labels", f"int64 (batch,), class of the image, {generator.null_class} for none; always the same"),
             Port("tokens", f"{token}, the token of the position before; read at later positions"),
             Port("position", "int64 (1,), from 0", batch_dim=None),
             Port("keys", cache, batch_dim=1),

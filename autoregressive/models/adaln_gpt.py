@@ -43,6 +43,7 @@ class AdaLNGPTConfig(GPTConfig):
     """The section of a GPT; its sizes are those of IBQ: b | l | xl | xxl."""
 
     SIZES: ClassVar[Mapping[str, tuple[int, int, int]]] = SIZES
+    KEY: ClassVar[str] = "model.adaln_gpt"
 
 
 class AdaLNLayer(Layer):

@@ -219,9 +219,10 @@ class Generator(PretrainedNetwork):
 
             (labels (B,), tokens (B,) or (B,k), position (1,), keys, values) -> (outputs, new keys, new values)
 
-        It reads the label at position 0, and later the token of the position before. `outputs` are logits (B,V); where
-        a token has k > 1 indices they are hidden states (B,C), for `functional_head`. `empty_cache(rows)` of the module
-        gives the first keys and values, whose second dimension is the batch.
+        It reads the label at position 0, and later the token of the position before; a network whose layers the class
+        modulates reads the label at every position. `outputs` are logits (B,V); where a token has k > 1 indices they
+        are hidden states (B,C), for `functional_head`. `empty_cache(rows)` of the module gives the first keys and
+        values, whose second dimension is the batch.
         """
         return None
 

@@ -52,6 +52,7 @@ class GPTConfig(Section):
     """
 
     SIZES: ClassVar[Mapping[str, tuple[int, int, int]]] = SIZES  # name -> width, layers, heads
+    KEY: ClassVar[str] = "model.gpt"  # of the section, for messages
 
     size: str | None = None  # b | l | xl | xxl | 3b
     width: int | None = None
@@ -163,7 +164,7 @@ class GPTConfig(Section):
         if self.size is not None:
             return self.SIZES[self.size]
         if self.width is None:
-            raise ConfigError(f"the model: give size (one of {', '.join(self.SIZES)}) or width, layers and heads")
+            raise ConfigError(f"{self.KEY}: give size (one of {', '.join(self.SIZES)}) or width, layers and heads")
         return self.width, self.layers, self.heads
 
 

@@ -120,7 +120,7 @@ class RARConfig(Section):
             return self.SIZES[self.size]
         if self.width is None:
             raise ConfigError(
-                f"the model: give size (one of {', '.join(self.SIZES)}) or width, layers, heads, mlp_width"
+                f"model.rar: give size (one of {', '.join(self.SIZES)}) or width, layers, heads, mlp_width"
             )
         return self.width, self.layers, self.heads, self.mlp_width
 

@@ -121,7 +121,8 @@ def test_entries_take_it(run, entry):
 def test_what_it_has_not_is_named(run, entry, world):
     """A published layout; and codes of other sizes than its own."""
     code, _, err = entry(autoregressive.convert.main, "--gpt-ckpt", run / "bag", "--output", run / "bag.pt")
-    assert code == 2 and "model.name=bag: no published layout is known for it" in err and "known for: gpt" in err
+    assert code == 2 and "model.name=bag: no published layout is known for it" in err
+    assert "known for: adaln_gpt, gpt" in err
     options = ["model={name: bag, gpt: null, bag: {num_classes: 3, codebook_sizes: [8]}}"]
     config = tiny.gpt_config(run / "other", run / "codes", run / "tokenizer", *options)
     with pytest.raises(ConfigError) as caught:
@@ -131,5 +132,5 @@ def test_what_it_has_not_is_named(run, entry, world):
 
 
 def test_an_unknown_generator_is_named():
-    with pytest.raises(ConfigError, match=r"model\.name='nobody' is not known; choose one of: gpt"):
+    with pytest.raises(ConfigError, match=r"model\.name='nobody' is not known; choose one of: adaln_gpt, gpt"):
         tiny.gpt_config("run", "codes", "tokenizer", "model.name=nobody")
