@@ -90,7 +90,7 @@ def read_points(series: Mapping[str, Sequence[Path]]) -> tuple[list[Point], list
         for measured, folder in _results_in(paths):
             facts = measured.result["protocol"].get(TOKENIZER)
             fingerprint = facts.get("fingerprint") if isinstance(facts, Mapping) else None
-            if not fingerprint:
+            if not isinstance(fingerprint, str) or not fingerprint:
                 left_out.append(f"{measured.name}: its protocol does not say which tokenizer was measured")
                 continue
             point = points.setdefault(fingerprint, Point(name, facts, [], []))

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
 
+from omegaconf import OmegaConf
+
 from engine.checkpoint.manifest import STEP_NAME
 from engine.checkpoint.weights import num_parameters
 from engine.config import read_yaml
@@ -23,6 +25,7 @@ from tokenizer.loading import survey_tokenizer
 from tokenizer.models.base import Tokenizer
 
 CONFIG = "config.yaml"
+BATCH = "data.global_batch_size"
 STAMP = "stamp"  # the fact that tells weights from others that lie under the same path later
 
 
@@ -88,11 +91,16 @@ class SizedTokenizer:
 
     def images(self) -> float:
         """Images seen in training, those of several epochs counted each time."""
-        return self.steps() * read_yaml(self.config).data.global_batch_size
+        batch = OmegaConf.select(read_yaml(self.config), BATCH)
+        if not isinstance(batch, int):
+            raise UserError(f"{self.config} does not say {BATCH}")
+        return self.steps() * batch
 
     def compute(self) -> float:
         """Floating point operations of the training until this checkpoint, counted as in `engine.flops`."""
-        (workload,) = workloads_of([self.config], [], gpus=1)
+        workload, *others = workloads_of([self.config], [], gpus=1)
+        if others:
+            raise UserError("its training has phases, which are not added up")
         left = int(self.steps())
         operations = 0
         for stage in workload.stages:

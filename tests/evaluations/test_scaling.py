@@ -75,10 +75,11 @@ def panel_of(paths, y, x, *, mixed=False):
 def test_results_are_joined_by_the_tokenizer_that_was_measured(runs, tmp_path):
     """Of folders, of folders of folders and of files; what says nothing of a tokenizer is named."""
     write_result(tmp_path / "old.json", {"rfid": 1.0}, {"kind": "reconstruction"})
-    paths = [runs / "trained", runs / "probed" / "of_S", tmp_path / "old.json"]
+    write_result(tmp_path / "odd.json", {"rfid": 1.0}, {"tokenizer": {"fingerprint": ["x"]}})
+    paths = [runs / "trained", runs / "probed" / "of_S", tmp_path / "old.json", tmp_path / "odd.json"]
     points, left_out = read_points({"": paths})
     assert [point.label for point in points] == ["L", "M", "S"]
-    assert left_out == ["old: its protocol does not say which tokenizer was measured"]
+    assert left_out == [f"{name}: its protocol does not say which tokenizer was measured" for name in ("old", "odd")]
     assert {measured.name for measured in points[2].results} == {
         "S/reconstruction", "of_S/ar_probe/search", "of_S/ar_probe/val_loss", "of_S/ar_probe/linear_probe_gpt"
     }  # fmt: skip
@@ -151,6 +152,14 @@ def test_sizes_come_from_the_weights_that_a_result_names(runs, tmp_path):
         point.facts = tokenizer_facts(folder, "S")
         operations[step] = quantity_of("compute").read(point, SizedTokenizer(point)).number
     assert operations[STEP] == pytest.approx(0.75 * operations["step_00000400"], rel=1e-12)
+
+    # A config that lacks the batch is told.
+    config = tmp_path / "run" / "checkpoints" / "step_00000400" / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("global_batch_size", "another_key"))
+    with pytest.raises(UserError, match=r"config.yaml does not say data.global_batch_size"):
+        SizedTokenizer(point).images()
+    config.write_text(text)
 
     # The path of a result leads nowhere, but its run is known.
     point.facts = tokenizer_facts("gone/checkpoints/step_00000400", "S")
