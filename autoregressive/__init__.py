@@ -5,8 +5,8 @@ Sampling     guidance, sampling (logits -> index), labels (names of classes), ge
              image_sampler (labels -> images), sampling_weights (layout of the weights)
 Training     views (crops that become codes), codes, code_writer (store of codes), tokenized (images as tokens, made
              when they are asked for), training/ (config, data, build, task)
-Files        loading (trained generators), published, published_layout, published_adaln, published_rar (layouts of
-             published files), published_samplers (settings of their authors), exporting/ (for other programs)
+Files        loading (trained generators), published, published_layout, published_adaln, published_rar, published_var
+             (layouts of published files), published_samplers (settings of their authors), exporting/ (for programs)
 Entries      extract_codes, check_codes, train, sample, convert, export; cli holds the flags that entries share
 """
 

@@ -111,6 +111,8 @@ def _load_published(
 def require_pair(generator: Generator, tokenizer: Tokenizer) -> None:
     """Raises ConfigError unless `generator` was trained on codes of `tokenizer` (both loaded), whatever its decoder.
 
+    A generator that needs the tokenizer's code vectors takes them over, where its file did not have them.
+
     Where the generator does not say what it was trained on, its tokens must at least have the tokenizer's sizes.
     """
     trained_on = CodeMaker.of_stamp(generator.provenance.stamp)
@@ -121,6 +123,7 @@ def require_pair(generator: Generator, tokenizer: Tokenizer) -> None:
         )
 
     require_sizes(generator, tokenizer)
+    generator.adopt_codes(tokenizer.quantizer)
 
 
 def require_sizes(generator: Generator, tokenizer: Tokenizer) -> None:

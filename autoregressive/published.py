@@ -13,6 +13,7 @@ from autoregressive.models.registry import GeneratorConfig
 from autoregressive.published_adaln import AdaLNGPTLayout
 from autoregressive.published_layout import PublishedLayout, RuledLayout
 from autoregressive.published_rar import RARLayout
+from autoregressive.published_var import VARLayout
 from engine.messages import ConfigError
 from tokenizer.published.layout import Rule
 
@@ -88,4 +89,4 @@ def published_config(size: str, codebook_size: int, num_tokens: int, rotary: boo
     return GeneratorConfig(name="gpt", gpt=section)
 
 
-LAYOUTS: dict[str, Any] = {"gpt": GPTLayout, "adaln_gpt": AdaLNGPTLayout, "rar": RARLayout}
+LAYOUTS: dict[str, Any] = {"gpt": GPTLayout, "adaln_gpt": AdaLNGPTLayout, "rar": RARLayout, "next_scale": VARLayout}

@@ -39,6 +39,11 @@ LAYERS = {
     "autoregressive.guidance": ["engine"],
     "autoregressive.sampling": ["engine", "autoregressive.guidance"],
     "autoregressive.models": ["engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "sampling"))],
+    # A generator of scales takes sums of codes as its input, which the quantizer of scales computes.
+    "autoregressive.models.next_scale": [
+        "engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "sampling")),
+        "tokenizer.quantizers.multi_scale",
+    ],
     "autoregressive.models.base": [
         "engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "sampling", "loading")),
     ],

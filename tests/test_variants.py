@@ -46,7 +46,7 @@ REGISTRIES = {
 }
 # A component's own file, or that of the published files of its family.
 ROOMS = {
-    "autoregressive/published.py": {"gpt", "adaln_gpt", "rar", "factorized"},
+    "autoregressive/published.py": {"gpt", "adaln_gpt", "next_scale", "rar", "factorized"},
     "evaluations/metrics/clip.py": {"clip_l336"},
     "evaluations/metrics/dinov2.py": {"dinov2_l"},
     "evaluations/metrics/inception.py": {"inception"},

@@ -90,6 +90,13 @@ class Generator(PretrainedNetwork):
         """
         return section
 
+    def adopt_codes(self, quantizer: nn.Module) -> None:
+        """Takes over from the tokenizer's quantizer what the network needs to know of its codes; by default nothing.
+
+        Called before a training, and where a loaded generator is used with its tokenizer.
+        Raises ConfigError where the quantizer does not fit.
+        """
+
     @property
     def token_shape(self) -> tuple[int, ...]:
         """Shape of one image's tokens: (N,), or (N,k) where a token has k indices."""

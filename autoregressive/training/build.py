@@ -54,6 +54,7 @@ def build_task(
     torch.manual_seed(torch_seed(config.loop.seed))
     with build_device(world, config.loop):
         network = build_generator(config.model)
+        network.adopt_codes(tokenizer.quantizer)
 
     # Its training.
     trained = TrainedModel(

@@ -4,10 +4,12 @@ A case of a part of a golden folder is a generator if its outputs have an `argma
 how its weights are drawn, and with which settings the published sampler ran; each draw took the most probable code.
 """
 
+import copy
 import functools
 from collections.abc import Callable
 from contextlib import suppress
 
+import baseline_tokenizers
 import goldens
 import torch
 from torch import Tensor
@@ -16,18 +18,23 @@ from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.models.adaln_gpt import AdaLNGPTConfig
 from autoregressive.models.base import Generator
 from autoregressive.models.gpt import GPTConfig
+from autoregressive.models.next_scale import NextScale, NextScaleConfig
 from autoregressive.models.random_order import in_order
 from autoregressive.models.rar import RARConfig
 from autoregressive.models.registry import GeneratorConfig, build_generator
 from autoregressive.models.token_by_token import next_token_loss
 from autoregressive.published import layout_of
+from autoregressive.published_var import CODES
 from autoregressive.sampling import greedy
 from engine.checkpoint.weights import load_strict
 from engine.without_storage import without_storage
-from tokenizer.published.layout import export_state
+from tokenizer.models.registry import build_tokenizer
+from tokenizer.published.layout import export_state, import_state
+from tokenizer.published.registry import layout_rules as tokenizer_rules
 
 SETS = ("tiny_seeded", "real_seeded")
 WEIGHTS = "llamagen"  # whose generator of seeded weights is that of these goldens too
+CELL = 16  # pixels per side of a cell of VAR's tokenizer
 NEAR_TIE = 1e-4  # a code whose margin is below this may be another one
 LOWEST_LOG_P, LARGEST_MARGIN = -20, 9  # stored numbers are clipped there
 
@@ -92,10 +99,29 @@ def rar_config(meta: dict) -> GeneratorConfig:
     return GeneratorConfig(name="rar", rar=rar)
 
 
+def var_config(meta: dict) -> GeneratorConfig:
+    """VAR over the codes of its own tokenizer."""
+    args, codes = meta["var_args"], meta["vae_init_args"]
+    assert args["attn_l2_norm"] and args["norm_eps"] == 1e-6
+    section = NextScaleConfig(
+        width=args["embed_dim"],
+        layers=args["depth"],
+        heads=args["num_heads"],
+        scales=meta["scales"],
+        code_dim=codes["z_channels"],
+        num_phis=codes["share_quant_resi"],
+        vocab_size=codes["vocab_size"],
+        num_classes=args["num_classes"],
+        shared_adaln=args["shared_aln"],
+    )
+    return GeneratorConfig(name="next_scale", next_scale=section)
+
+
 CONFIG_OF: dict[str, Callable[[dict], GeneratorConfig]] = {
     "open_magvit2": magvit2_config,
     "ibq": ibq_config,
     "rar": rar_config,
+    "var": var_config,
 }
 
 
@@ -111,7 +137,8 @@ def seeded_state(folder: str, case: str, network: Generator) -> dict[str, Tensor
     draw = goldens.seeded_weights(WEIGHTS).seeded_tensor
     rules = layout_of(config_of(folder, case)).rules
     state = {}
-    for name, tensor in export_state(network.state_dict(), rules).items():
+    own = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(CODES)}
+    for name, tensor in export_state(own, rules).items():
         assert not any(part in name for part in meta["skip"])
         factor = next((factor for part, factor in meta["rescale"] if part in name), 1.0)
         state[name] = draw(name, tensor.shape, meta["seed"]) * factor
@@ -125,7 +152,21 @@ def generator_of(folder: str, case: str) -> Generator:
         network = build_generator(config)
     state = layout_of(config).import_state(seeded_state(folder, case, network), network.state_dict())
     load_strict(network, state, case, assign=True)
-    return network.to(goldens.DEVICE).eval().requires_grad_(False)
+    network = network.to(goldens.DEVICE).eval().requires_grad_(False)
+    if "vae_init_args" in goldens.meta(folder, case):
+        adopt_seeded_codes(network, goldens.meta(folder, case))
+    return network
+
+
+def adopt_seeded_codes(network: Generator, meta: dict) -> None:
+    """Gives a generator of scales the codes of its case's tokenizer, drawn by their published names."""
+    draw = goldens.seeded_weights(WEIGHTS).seeded_tensor
+    quantizer = copy.deepcopy(network.scale_codes)
+    for name, tensor in quantizer.state_dict().items():
+        theirs = name.replace("phis.", "quantize.quant_resi.qresi_ls.").replace("codebook", "quantize.embedding.weight")
+        factor = next((factor for part, factor in meta["vae_rescale"] if part in theirs), 1.0)
+        tensor.copy_(draw(theirs, tensor.shape, meta["vae_seed"]) * factor)
+    network.adopt_codes(quantizer)
 
 
 def tokens_of(io: dict[str, Tensor], prefix: str = "ids") -> Tensor:
@@ -163,12 +204,18 @@ def outputs(folder: str, case: str) -> dict[str, Tensor]:
     else:
         found |= of_logits("", logits) | of_logits("_uncond", without_class)
 
+    if isinstance(network, NextScale):
+        found["var_input"] = network.scale_codes.next_inputs(tokens)
+        for name in ("logits", "logits_uncond"):
+            found[name] = found[name][:, io["positions"]]
     if any(name.startswith("block0") for name in io):
         first = network.layers[0]
         found["block0_modulation"] = first.modulations(network.class_embedding(labels)).unflatten(1, (6, -1))
         found["block0_out"] = network.features(labels, tokens, 1)
     for tag, run in meta["greedy"].items():
         found |= greedy_run(network, labels, tag, run)
+    if isinstance(network, NextScale):
+        found |= pictures_of_scales(meta, found["greedy_cfg"])
     return {name: tensor.cpu() for name, tensor in found.items()}
 
 
@@ -182,6 +229,23 @@ def of_logits(suffix: str, logits: Tensor) -> dict[str, Tensor]:
     }
 
 
+def pictures_of_scales(meta: dict, tokens: Tensor) -> dict[str, Tensor]:
+    """Crop and row means of the images, in [0, 1], that the tokenizer of a case decodes from tokens of all scales."""
+    codes = baseline_tokenizers.var_config({"init_args": meta["vae_init_args"], "scales": meta["scales"]})
+    tokenizer = build_tokenizer(codes, CELL * meta["scales"][-1])
+    rules, own = tokenizer_rules(codes), tokenizer.state_dict()
+    draw = goldens.seeded_weights(WEIGHTS).seeded_tensor
+    state = {}
+    for name, tensor in export_state(own, rules).items():
+        factor = next((factor for part, factor in meta["vae_rescale"] if part in name), 1.0)
+        state[name] = draw(name, tensor.shape, meta["vae_seed"]) * factor
+    load_strict(tokenizer, import_state(state, own, rules), "the tokenizer of a case")
+    tokenizer = tokenizer.to(goldens.DEVICE).eval()
+    images = (tokenizer.decode_indices(tokens).clamp(-1, 1) + 1) / 2
+    crop = images[(..., *goldens.window(meta["crop"]))]
+    return {"greedy_image_crop": crop, "greedy_image_row_mean": images.mean(dim=3)}
+
+
 class EnoughError(Exception):
     """Ends a sampling."""
 
@@ -193,16 +257,17 @@ def greedy_run(network: Generator, labels: Tensor, tag: str, run: dict) -> dict[
     drawn: list[Tensor] = []
 
     def draw(p: Tensor, position: int) -> Tensor:
-        if position == count * run["steps"]:
+        if position == count * run.get("steps", network.num_tokens):
             raise EnoughError
         log_p.append(p.log())
         drawn.append(greedy(p, position))
         return drawn[-1]
 
-    temperature = run["temperature"]
+    temperature = run.get("temperature", 1.0)
     temperature = tuple(temperature) if isinstance(temperature, list) else temperature
     with suppress(EnoughError):
-        network.sample(labels, draw=draw, guidance=guidance_of(run), temperature=temperature)
+        filters = {"top_k": 900, "top_p": 0.96} if isinstance(network, NextScale) else {}
+        network.sample(labels, draw=draw, guidance=guidance_of(run, network), temperature=temperature, **filters)
 
     best = [values.topk(2, dim=-1).values for values in log_p]
     margins = torch.stack([values[:, 0] - values[:, 1] for values in best], dim=1).clamp_max(LARGEST_MARGIN)
@@ -223,9 +288,14 @@ def greedy_run(network: Generator, labels: Tensor, tag: str, run: dict) -> dict[
     }
 
 
-def guidance_of(run: dict) -> Guidance:
-    """The guidance of a greedy run; a scale of 0 stands for none, and 1.000001 for one that the published code runs."""
+def guidance_of(run: dict, network: Generator) -> Guidance:
+    """The guidance of a greedy run, which for scales rises from 0 at the first one.
+
+    A scale of 0 stands for none, and 1.000001 for one that the published code runs.
+    """
     scale = run["scale"]
+    if isinstance(network, NextScale):
+        return Guidance(scale=1 + scale, schedule="linear", first_token="schedule")
     if isinstance(scale, list):
         scale = tuple(scale)
         return UNGUIDED if max(scale) == 0 else Guidance(scale=scale)

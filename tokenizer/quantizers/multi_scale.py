@@ -55,7 +55,7 @@ class MultiScaleConfig(Section):
 
 
 class MultiScaleVQ(Quantizer):
-    """See the module docstring. A generator of scales reads `sums_of` and `next_inputs`."""
+    """See the module docstring. A generator of scales reads `next_inputs`, `with_scale` and `input_of`."""
 
     config_class = MultiScaleConfig
     in_words = "nearest of learned code vectors, from coarse to fine scales"
@@ -148,6 +148,18 @@ class MultiScaleVQ(Quantizer):
             total = total + self._detail(part, number)
             sums.append(total)
         return sums
+
+    def with_scale(self, total: Tensor | None, indices: Tensor, number: int) -> Tensor:
+        """The sum up to scale `number` (B,D,h,h), counted from 0: the sum before it, None at 0, and its codes."""
+        with full_precision(indices.device):
+            detail = self._detail(indices, number)
+            return detail if total is None else total + detail
+
+    def input_of(self, total: Tensor, number: int) -> Tensor:
+        """What a generator sees at scale `number`, from 1, of the sum before it: (B,D,h,h) -> (B,s*s,D)."""
+        side = self.scales[number]
+        with full_precision(total.device):
+            return _as_tokens(total if side == self.grid_side else shrink(total, side))
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         with full_precision(indices.device):
