@@ -75,7 +75,9 @@ GENERATORS = {
     "modulated": ("adaln_gpt", "head: plain, positions: learned, codebook_sizes: {sizes}"),
     "modulated, factorized": ("adaln_gpt", "head: factorized, positions: learned, codebook_sizes: {sizes}"),
     "any order": ("rar", "mlp_width: 32, order: {random_start: 1.0, random_end: 1.0}"),
+    "next scale": ("next_scale", "scales: [1, 2, 4], code_dim: 4"),
 }
+OF_FIXED_LENGTH = {"next_scale"}  # generators whose other settings say how many tokens an image has
 # Forms of quantizers whose tokens have several indices.
 OF_SEVERAL_INDICES = {"gq", "lfq under two indices", "bsq", "fsq under two indices", "rvq", "mcq"}
 REFUSED = {  # what does not go together, and what its refusal says
@@ -85,9 +87,13 @@ REFUSED = {  # what does not go together, and what its refusal says
         (quantizer, generator): reason
         for reason, generators in {
             "for tokens of several indices": ["plain head", "modulated"],
-            "is for one index per token": ["any order"],
+            "is for one index per token": ["any order", "next scale"],
         }.items()
         for quantizer, generator in itertools.product(OF_SEVERAL_INDICES, generators)
+    },
+    **{
+        (quantizer, "next scale"): "is for a tokenizer of scales"
+        for quantizer in QUANTIZERS.keys() - OF_SEVERAL_INDICES - {"multi_scale"}
     },
     **{
         (quantizer, generator): "is for tokens of shape"
@@ -163,7 +169,9 @@ def generator_config_of(folder, generator: str, model):
     """A training on the codes of a tokenizer, `model`, all below `folder`."""
     name, settings = GENERATORS[generator]
     settings = settings.replace("{sizes}", str(list(model.quantizer.group_sizes)))
-    section = f"width: 16, layers: 2, heads: 2, num_tokens: {model.num_tokens}, {settings}"
+    if name not in OF_FIXED_LENGTH:
+        settings += f", num_tokens: {model.num_tokens}"
+    section = f"width: 16, layers: 2, heads: 2, {settings}"
     overrides = [f"model={{name: {name}, {name}: {{{section}}}}}", "loop.steps=2"]
     folders = (folder / "gpt", folder / "codes", folder / "tokenizer")
     return tiny.gpt_config(*folders, *overrides, base=tiny.GPT_TRAINING)

@@ -26,7 +26,7 @@ TINY, FULL = (baselines.cases(which) for which in baselines.SETS)
 # Full-size networks take half a minute each: their arithmetic is that of the small ones.
 CASES = [*TINY, *(pytest.param(*case, marks=pytest.mark.slow) for case in FULL)]
 GIVEN = ("ids", "orders", "labels_permuted", "positions")  # inputs
-RECIPES = {f"{family}/real_seeded": family for family in ("open_magvit2", "ibq", "rar")}
+RECIPES = {f"{family}/real_seeded": family for family in ("open_magvit2", "ibq", "rar", "var")}
 
 
 @pytest.mark.parametrize(("folder", "case"), CASES)
