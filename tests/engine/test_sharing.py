@@ -18,7 +18,7 @@ from tokenizer.training.config import TokenizerTrainConfig
 # Keys with free texts that name components, sizes or devices of any machine; all others must be private.
 PUBLIC_TEXTS = {
     "name", "size", "perceptual", "generator_loss", "discriminator_loss", "teacher", "schedule", "device", "precision",
-    "head", "allow_unknown", "plugins", "trackers", "sha256",
+    "head", "allow_unknown", "plugins", "trackers", "sha256", "lengths",
 }  # fmt: skip
 
 

@@ -369,9 +369,9 @@ class TokenizerTask:
 
     def _psnr_by_length(self, network: nn.Module, images: Tensor, originals: Tensor, step: int) -> Scalars:
         """The PSNR of images decoded from their first k tokens, `psnr_tokens_<k>`, where lengths are flexible."""
-        quantize = self.requested_outputs(step)["quantize"]
         values: Scalars = {}
         for length in self.tokenizer.module.shown_lengths:
+            quantize = self.requested_outputs(step)["quantize"]
             with autocast(self.world.device, self.precision):
                 prefix = network(images, quantize=quantize, num_tokens=length).reconstructions
             values[f"psnr_tokens_{length}"] = _mean_psnr(prefix, originals)
