@@ -26,6 +26,7 @@ from autoregressive.models.functional_steps import FunctionalHead, FunctionalSte
 from autoregressive.models.heads import HEADS, HeadSettings, default_head
 from autoregressive.models.kv_cache import KVCache, Position
 from autoregressive.models.layers import Layer
+from autoregressive.models.named_sizes import chosen_size, is_given_in_numbers, size_problems
 from autoregressive.models.random_order import OrderConfig, in_order, in_raster, input_rows
 from autoregressive.models.rope import NoRope, Rope2D
 from autoregressive.models.token_by_token import TokenByToken, decoding_rows
@@ -33,6 +34,7 @@ from engine.flops import TRAINED, PartFlops
 from engine.messages import ConfigError
 from engine.validation import Problem, Section, at_least, in_range, one_of
 
+NUMBERS = ("width", "layers", "heads")  # keys of a size
 SIZES = {  # width, layers, heads
     "b": (768, 12, 12),
     "l": (1024, 24, 16),
@@ -73,7 +75,10 @@ class GPTConfig(Section):
     residual_dropout: float = 0.1  # training: after attention and after the MLP
 
     def problems(self) -> Iterator[Problem]:
-        yield from self._size_problems()
+        yield from size_problems(self, NUMBERS)
+        if is_given_in_numbers(self, NUMBERS) and self.width % self._width_multiple(self.heads):
+            reason = f"heads={self.heads} and positions={self.positions}"
+            yield Problem("width", self.width, f"divisible by {self._width_multiple(self.heads)} with {reason}")
         for name in ("vocab_size", "head_layers", "num_tokens", "num_classes"):
             if getattr(self, name) is not None:
                 yield from at_least(self, name, 1)
@@ -84,30 +89,6 @@ class GPTConfig(Section):
             yield Problem("target_positions", False, "true with random orders (order.random_end above 0)")
         if self.positions == "rope2d" and self.num_tokens is not None and self.num_tokens >= 1:
             yield from self._rope_problems()
-
-    def _size_problems(self) -> Iterator[Problem]:
-        sizes = {name: getattr(self, name) for name in ("width", "layers", "heads")}
-        explicit_names = [name for name, value in sizes.items() if value is not None]
-        if self.size is not None:
-            if explicit_names:
-                yield Problem("size", self.size, f"null where {', '.join(explicit_names)} is given")
-            else:
-                yield from one_of(self, "size", self.SIZES)
-            return
-
-        # Nothing at all is the section of a model that is not in use; `dims` refuses to build it.
-        if not explicit_names:
-            return
-        for name, value in sizes.items():
-            if value is None:
-                yield Problem(name, None, f"given with {', '.join(explicit_names)}, where there is no size")
-            else:
-                yield from at_least(self, name, 1)
-        if len(explicit_names) == len(sizes) and min(sizes.values()) >= 1:
-            multiple = self._width_multiple(self.heads)
-            if self.width % multiple:
-                reason = f"heads={self.heads} and positions={self.positions}"
-                yield Problem("width", self.width, f"divisible by {multiple} with {reason}")
 
     def _head_problems(self) -> Iterator[Problem]:
         if min(self.codebook_sizes, default=1) < 1:
@@ -161,11 +142,7 @@ class GPTConfig(Section):
 
     def dims(self) -> tuple[int, int, int]:
         """(width, layers, heads). Raises ConfigError where neither they nor a size are given."""
-        if self.size is not None:
-            return self.SIZES[self.size]
-        if self.width is None:
-            raise ConfigError(f"{self.KEY}: give size (one of {', '.join(self.SIZES)}) or width, layers and heads")
-        return self.width, self.layers, self.heads
+        return chosen_size(self, NUMBERS, self.KEY)
 
 
 class GPT(TokenByToken):

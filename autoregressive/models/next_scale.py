@@ -34,13 +34,15 @@ from torch import Tensor, nn
 
 from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.models.base import DataSizes, Generator
+from autoregressive.models.named_sizes import chosen_size, is_given_in_numbers, size_problems
 from autoregressive.sampling import DecodingSettings, Draw, PerIndex, probabilities
 from engine.finite import spread_nan
 from engine.flops import TRAINED, PartFlops, attention_flops, linear_flops
 from engine.messages import ConfigError, UserError
-from engine.validation import Problem, Section, above, at_least, in_range, one_of
+from engine.validation import Problem, Section, above, at_least, in_range
 from tokenizer.quantizers.multi_scale import MultiScaleConfig, MultiScaleVQ
 
+NUMBERS = ("width", "layers", "heads")  # keys of a size
 SIZES = {  # width, layers, heads
     "d16": (1024, 16, 16),
     "d20": (1280, 20, 20),
@@ -75,7 +77,9 @@ class NextScaleConfig(Section):
     class_dropout_prob: float = 0.1  # training: fraction of labels replaced by the null class
 
     def problems(self) -> Iterator[Problem]:
-        yield from self._size_problems()
+        yield from size_problems(self, NUMBERS)
+        if is_given_in_numbers(self, NUMBERS) and self.width % self.heads:
+            yield Problem("width", self.width, f"divisible by heads={self.heads}")
         for name in ("vocab_size", "num_classes"):
             if getattr(self, name) is not None:
                 yield from at_least(self, name, 1)
@@ -89,24 +93,6 @@ class NextScaleConfig(Section):
         if self.drop_path is not None:
             yield from in_range(self, "drop_path", 0, 1)
 
-    def _size_problems(self) -> Iterator[Problem]:
-        sizes = {name: getattr(self, name) for name in ("width", "layers", "heads")}
-        given = [name for name, value in sizes.items() if value is not None]
-        if self.size is not None:
-            yield from one_of(self, "size", self.SIZES)
-            if given:
-                yield Problem("size", self.size, f"null where {', '.join(given)} is given")
-            return
-
-        # Nothing at all is the section of a model that is not in use; `dims` refuses to build it.
-        for name in given:
-            yield from at_least(self, name, 1)
-        if given and len(given) < len(sizes):
-            missing = next(name for name in sizes if name not in given)
-            yield Problem(missing, None, f"given with {', '.join(given)}, where there is no size")
-        elif given and min(sizes.values()) >= 1 and self.width % self.heads:
-            yield Problem("width", self.width, f"divisible by heads={self.heads}")
-
     def completed(self, sizes: DataSizes) -> NextScaleConfig:
         """The section with what it leaves open as in `sizes`. Raises ConfigError for tokens of several indices."""
         if self.vocab_size is None and len(sizes.codebook_sizes) > 1:
@@ -119,11 +105,7 @@ class NextScaleConfig(Section):
 
     def dims(self) -> tuple[int, int, int]:
         """(width, layers, heads). Raises ConfigError where neither they nor a size are given."""
-        if self.size is not None:
-            return self.SIZES[self.size]
-        if self.width is None:
-            raise ConfigError(f"the model: give size (one of {', '.join(self.SIZES)}) or width, layers, heads")
-        return self.width, self.layers, self.heads
+        return chosen_size(self, NUMBERS, "model.next_scale")
 
 
 class ScaleAttention(nn.Module):

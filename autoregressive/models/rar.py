@@ -37,12 +37,14 @@ from autoregressive.models.conditioned_cache import ConditionedCache
 from autoregressive.models.decode_steps import StepFunctions
 from autoregressive.models.gpt import DEFAULT_SIZES
 from autoregressive.models.kv_cache import KVCache, LayerStep, Position
+from autoregressive.models.named_sizes import chosen_size, is_given_in_numbers, size_problems
 from autoregressive.models.random_order import OrderConfig, in_order, in_raster
 from autoregressive.models.token_by_token import TokenByToken, decoding_rows
 from engine.flops import TRAINED, PartFlops, attention_flops, linear_flops
 from engine.messages import ConfigError
-from engine.validation import Problem, Section, at_least, in_range, one_of
+from engine.validation import Problem, Section, at_least, in_range
 
+NUMBERS = ("width", "layers", "heads", "mlp_width")  # keys of a size
 SIZES = {  # width, layers, heads, width of the MLP
     "b": (768, 24, 16, 3072),
     "l": (1024, 24, 16, 4096),
@@ -76,7 +78,9 @@ class RARConfig(Section):
     attention_dropout: float = 0.1  # training: of the weights of attention
 
     def problems(self) -> Iterator[Problem]:
-        yield from self._size_problems()
+        yield from size_problems(self, NUMBERS)
+        if is_given_in_numbers(self, NUMBERS) and self.width % self.heads:
+            yield Problem("width", self.width, f"divisible by heads={self.heads}")
         for name in ("vocab_size", "num_tokens", "num_classes"):
             if getattr(self, name) is not None:
                 yield from at_least(self, name, 1)
@@ -84,24 +88,6 @@ class RARConfig(Section):
             yield from in_range(self, name, 0, 1)
         if self.order.is_random and not self.target_positions:
             yield Problem("target_positions", False, "true with random orders (order.random_end above 0)")
-
-    def _size_problems(self) -> Iterator[Problem]:
-        sizes = {name: getattr(self, name) for name in ("width", "layers", "heads", "mlp_width")}
-        given = [name for name, value in sizes.items() if value is not None]
-        if self.size is not None:
-            yield from one_of(self, "size", self.SIZES)
-            if given:
-                yield Problem("size", self.size, f"null where {', '.join(given)} is given")
-            return
-
-        # Nothing at all is the section of a model that is not in use; `dims` refuses to build it.
-        for name in given:
-            yield from at_least(self, name, 1)
-        if given and len(given) < len(sizes):
-            missing = next(name for name in sizes if name not in given)
-            yield Problem(missing, None, f"given with {', '.join(given)}, where there is no size")
-        elif given and min(sizes.values()) >= 1 and self.width % self.heads:
-            yield Problem("width", self.width, f"divisible by heads={self.heads}")
 
     def completed(self, sizes: DataSizes) -> RARConfig:
         """The section with what it leaves open as in `sizes`. Raises ConfigError for tokens of several indices."""
@@ -116,13 +102,7 @@ class RARConfig(Section):
 
     def dims(self) -> tuple[int, int, int, int]:
         """(width, layers, heads, mlp_width). Raises ConfigError where neither they nor a size are given."""
-        if self.size is not None:
-            return self.SIZES[self.size]
-        if self.width is None:
-            raise ConfigError(
-                f"model.rar: give size (one of {', '.join(self.SIZES)}) or width, layers, heads, mlp_width"
-            )
-        return self.width, self.layers, self.heads, self.mlp_width
+        return chosen_size(self, NUMBERS, "model.rar")
 
 
 class RARAttention(nn.Module):
