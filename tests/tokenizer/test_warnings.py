@@ -88,6 +88,9 @@ def test_a_k_means_without_latents_is_refused():
     validate(mini.tokenizer_config(kmeans.format(32)))
     with pytest.raises(ConfigError, match=r"model\.quantizer\.vq: k-means for 33 codes has 32 latents; raise"):
         validate(mini.tokenizer_config(kmeans.format(33)))
+    alone = "loss.discriminator={name: patchgan, start_step: 1, warmup_steps: 1}"
+    with pytest.raises(ConfigError, match=r"k-means for 32 codes has 0 latents; raise"):
+        validate(mini.tokenizer_config(kmeans.format(32), alone))
 
 
 def test_a_discriminator_that_never_starts_is_refused():

@@ -117,7 +117,9 @@ def _warmup_problems(config: TokenizerTrainConfig, network: Tokenizer | None) ->
         key = f"model.quantizer.{quantizer.name}.warmup_steps"
         yield f"{key}={quantizer.warmup_steps} must be below loop.steps={config.loop.steps}"
     elif network is not None and config.warmup_steps > 0:
-        num_latents = config.warmup_steps * config.data.global_batch_size * network.num_tokens
+        # While a discriminator trains alone, the tokenizer leaves no latents.
+        with_latents = [step for step in range(config.warmup_steps) if not config.loss.discriminator.is_warmup(step)]
+        num_latents = len(with_latents) * config.data.global_batch_size * network.num_tokens
         try:
             network.quantizer.require_warmup(num_latents)
         except ConfigError as error:
