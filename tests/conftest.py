@@ -3,6 +3,7 @@
 At the end, the closest calls of the parity tests are reported.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -44,14 +45,27 @@ def single_thread():
         torch.zeros((), requires_grad=True).backward()
 
 
-@pytest.fixture(autouse=True)
-def environment_of_before():
-    """Takes back what a test has changed in the environment: a command that ran in this process may have set it."""
+@contextlib.contextmanager
+def same_environment():
+    """Takes back what is changed in the environment meanwhile: a command that ran in this process may have set it."""
     before = dict(os.environ)
     yield
     mine = os.environ.get(OF_PYTEST)
     os.environ.clear()
     os.environ.update(before if mine is None else {**before, OF_PYTEST: mine})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def environment_before_module():
+    """Comes before the other fixtures of a module, which may run commands too."""
+    with same_environment():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def environment_before_test():
+    with same_environment():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.installation import REQUESTED_PROCESSES
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "tokenizer", "autoregressive", "evaluations")
 SCRIPTS = ("launch.sh", "common.sh")  # what a wheel has of scripts/
@@ -57,9 +59,8 @@ def environment(wheel, tmp_path_factory) -> Path:
 @pytest.fixture
 def run(environment, tmp_path):
     """`run(program, *arguments, **variables)` of the environment, in an empty folder; the finished process."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV", "TORCH"))
-    }
+    of_others = ("PYTHON", "VIRTUAL_ENV", "TORCH", *REQUESTED_PROCESSES)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(of_others)}
 
     def call(program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
         command = [str(environment / "bin" / program), *arguments]
