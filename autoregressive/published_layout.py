@@ -13,7 +13,7 @@ from autoregressive.models.base import Generator
 from engine.checkpoint.foreign.reader import Weights, read_checkpoint
 from engine.messages import ConfigError
 from tokenizer.published.layout import Rule, export_state, import_state, name_in_file
-from tokenizer.published.parts import GPT_PART, is_gpt, select_submodule
+from tokenizer.published.parts import GPT_MARKS, GPT_PART, is_gpt, select_submodule
 
 IGNORED = ("freqs_cis", ".kv_cache.")  # tables and caches that published files may hold beside the weights
 
@@ -57,7 +57,9 @@ class RuledLayout:
         contents = read_checkpoint(path, prefer=preferred, order=("model", "ema"), header_only=header_only)
         state = select_submodule(contents.state, GPT_PART)
         if not is_gpt(state):
-            raise ConfigError(f"{path} holds no GPT (it has no tok_embeddings.weight); is it a tokenizer?")
+            raise ConfigError(
+                f"{path} holds no GPT (it has none of {', '.join(sorted(GPT_MARKS))}); is it a tokenizer?"
+            )
         return replace(contents, state={name: tensor for name, tensor in state.items() if not _is_ignored(name)})
 
     def import_state(self, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -124,6 +124,17 @@ class DecodingSettings:
         return [IndexSettings(*column) for column in columns]
 
 
+def guided_logits(logits: Tensor, batch: int, scale: float) -> Tensor:
+    """Logits (batch,...) under guidance: `logits` has `batch` conditional rows, then with a scale other than 1 as many
+    unconditional ones.
+    """
+    conditional = logits[:batch]
+    if scale == 1:
+        return conditional
+    unconditional = logits[batch:]
+    return unconditional + (conditional - unconditional) * scale
+
+
 def per_index(value: PerIndex[T], num_indices: int, name: str) -> tuple[T, ...]:
     """A setting of the sampler for each of the `num_indices` indices of a token.
 

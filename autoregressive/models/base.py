@@ -20,7 +20,7 @@ from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.sampling import Draw, PerIndex
 from engine.data.classes import Classes
 from engine.flops import PartFlops
-from engine.messages import UserError
+from engine.messages import ConfigError, UserError
 from engine.pretrained import PretrainedNetwork
 
 
@@ -31,6 +31,12 @@ class DataSizes:
     codebook_sizes: tuple[int, ...]  # one entry per index of a token
     num_tokens: int  # tokens per image
     num_classes: int
+
+    def single_codebook_size(self) -> int:
+        """The number of codes, for a generator of one index per token. Raises ConfigError for several."""
+        if len(self.codebook_sizes) > 1:
+            raise ConfigError(f"this generator is for one index per token; the codes have {list(self.codebook_sizes)}")
+        return self.codebook_sizes[0]
 
 
 class Generator(PretrainedNetwork):
@@ -89,6 +95,10 @@ class Generator(PretrainedNetwork):
         The default leaves it as it is, for a generator whose section always says its sizes.
         """
         return section
+
+    def with_unconditional(self, labels: Tensor, is_guided: bool) -> Tensor:
+        """The classes (B,) of a batch that is sampled; with guidance (2B,), the null class for each behind them."""
+        return torch.cat([labels, torch.full_like(labels, self.null_class)]) if is_guided else labels
 
     def adopt_codes(self, quantizer: nn.Module) -> None:
         """Takes over from the tokenizer's quantizer what the network needs to know of its codes; by default nothing.

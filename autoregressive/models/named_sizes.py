@@ -41,6 +41,12 @@ def is_given_in_numbers(section: Any, keys: Sequence[str]) -> bool:
     return section.size is None and len(given) == len(keys) and min(given.values()) >= 1
 
 
+def head_problems(section: Any, keys: Sequence[str]) -> Iterator[Problem]:
+    """A width, given in numbers, that the heads do not divide."""
+    if is_given_in_numbers(section, keys) and section.width % section.heads:
+        yield Problem("width", section.width, f"divisible by heads={section.heads}")
+
+
 def chosen_size(section: Any, keys: Sequence[str], name: str) -> tuple[int, ...]:
     """The numbers `keys`. Raises ConfigError where neither they nor a size are given in the section `name`."""
     if section.size is not None:

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 
 from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.models.base import DataSizes, Generator
-from autoregressive.models.named_sizes import chosen_size, is_given_in_numbers, size_problems
-from autoregressive.sampling import DecodingSettings, Draw, PerIndex, probabilities
+from autoregressive.models.named_sizes import chosen_size, head_problems, size_problems
+from autoregressive.sampling import DecodingSettings, Draw, PerIndex, guided_logits, probabilities
 from engine.finite import spread_nan
 from engine.flops import TRAINED, PartFlops, attention_flops, linear_flops
 from engine.messages import ConfigError, UserError
@@ -78,8 +78,7 @@ class NextScaleConfig(Section):
 
     def problems(self) -> Iterator[Problem]:
         yield from size_problems(self, NUMBERS)
-        if is_given_in_numbers(self, NUMBERS) and self.width % self.heads:
-            yield Problem("width", self.width, f"divisible by heads={self.heads}")
+        yield from head_problems(self, NUMBERS)
         for name in ("vocab_size", "num_classes"):
             if getattr(self, name) is not None:
                 yield from at_least(self, name, 1)
@@ -95,11 +94,9 @@ class NextScaleConfig(Section):
 
     def completed(self, sizes: DataSizes) -> NextScaleConfig:
         """The section with what it leaves open as in `sizes`. Raises ConfigError for tokens of several indices."""
-        if self.vocab_size is None and len(sizes.codebook_sizes) > 1:
-            raise ConfigError(f"this generator is for one index per token; the codes have {list(sizes.codebook_sizes)}")
         return replace(
             self,
-            vocab_size=sizes.codebook_sizes[0] if self.vocab_size is None else self.vocab_size,
+            vocab_size=sizes.single_codebook_size() if self.vocab_size is None else self.vocab_size,
             num_classes=sizes.num_classes if self.num_classes is None else self.num_classes,
         )
 
@@ -368,9 +365,9 @@ class NextScale(Generator):
         settings = DecodingSettings(
             len(self.scales), 1, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p
         )
-        rows = labels
-        if settings.num_guided > 0:
-            rows = torch.cat([labels, torch.full_like(labels, self.null_class)])
+
+        # The class of every row, and what is known before the first scale.
+        rows = self.with_unconditional(labels, settings.num_guided > 0)
         classes = self.class_embedding(rows)
         condition = self._condition(classes)
         past: list[Past | None] = [None] * self.num_layers
@@ -388,10 +385,9 @@ class NextScale(Generator):
             for index, block in enumerate(self.layers):
                 x, past[index] = block(x, condition, None, past[index])
             (options,) = settings.at(number)
-            logits = self._logits(x, classes)
-            guided = logits[:batch]
-            if options.guidance_scale != 1:
-                guided = logits[batch:] + (guided - logits[batch:]) * options.guidance_scale
+            guided = guided_logits(self._logits(x, classes), batch, options.guidance_scale)
+
+            # Each place draws by its own number.
             filters = (options.temperature, options.top_k, options.top_p)
             first = sum(self.sizes[:number])
             places = enumerate(spread_nan(guided).unbind(1), start=first)

@@ -37,7 +37,7 @@ from autoregressive.models.conditioned_cache import ConditionedCache
 from autoregressive.models.decode_steps import StepFunctions
 from autoregressive.models.gpt import DEFAULT_SIZES
 from autoregressive.models.kv_cache import KVCache, LayerStep, Position
-from autoregressive.models.named_sizes import chosen_size, is_given_in_numbers, size_problems
+from autoregressive.models.named_sizes import chosen_size, head_problems, size_problems
 from autoregressive.models.random_order import OrderConfig, in_order, in_raster
 from autoregressive.models.token_by_token import TokenByToken, decoding_rows
 from engine.flops import TRAINED, PartFlops, attention_flops, linear_flops
@@ -79,8 +79,7 @@ class RARConfig(Section):
 
     def problems(self) -> Iterator[Problem]:
         yield from size_problems(self, NUMBERS)
-        if is_given_in_numbers(self, NUMBERS) and self.width % self.heads:
-            yield Problem("width", self.width, f"divisible by heads={self.heads}")
+        yield from head_problems(self, NUMBERS)
         for name in ("vocab_size", "num_tokens", "num_classes"):
             if getattr(self, name) is not None:
                 yield from at_least(self, name, 1)
@@ -91,11 +90,9 @@ class RARConfig(Section):
 
     def completed(self, sizes: DataSizes) -> RARConfig:
         """The section with what it leaves open as in `sizes`. Raises ConfigError for tokens of several indices."""
-        if self.vocab_size is None and len(sizes.codebook_sizes) > 1:
-            raise ConfigError(f"this generator is for one index per token; the codes have {list(sizes.codebook_sizes)}")
         return replace(
             self,
-            vocab_size=sizes.codebook_sizes[0] if self.vocab_size is None else self.vocab_size,
+            vocab_size=sizes.single_codebook_size() if self.vocab_size is None else self.vocab_size,
             num_tokens=sizes.num_tokens if self.num_tokens is None else self.num_tokens,
             num_classes=sizes.num_classes if self.num_classes is None else self.num_classes,
         )
@@ -261,9 +258,8 @@ class RAR(TokenByToken):
 
     def _position_rows(self, cells: Tensor) -> Tensor:
         """The positions of the class and of tokens in `cells` (B,n): (B,n+1,C)."""
-        of_class = torch.ones_like(cells[:, :1])
-        rows = torch.cat([of_class, cells + PREFIX], dim=1) if cells.shape[1] else of_class.new_ones(len(cells), 1)
-        return F.embedding(rows, self.positions[0])
+        of_class = cells.new_ones(len(cells), 1)
+        return F.embedding(torch.cat([of_class, cells + PREFIX], dim=1), self.positions[0])
 
     def _conditions(self, labels: Tensor, first: int, count: int) -> Tensor:
         """What modulates `count` places from `first` on, (B,count,C)."""

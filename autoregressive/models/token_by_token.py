@@ -23,7 +23,7 @@ from autoregressive.models.random_order import (
     require_order,
     takes_random,
 )
-from autoregressive.sampling import DecodingSettings, Draw, IndexSettings, PerIndex, probabilities
+from autoregressive.sampling import DecodingSettings, Draw, IndexSettings, PerIndex, guided_logits, probabilities
 from engine.devices import is_gpu
 from engine.finite import spread_nan
 
@@ -125,9 +125,7 @@ class TokenByToken(Generator):
             order = order.to(self.device)
 
         # The first input is the class. Unconditional rows follow where any token is guided.
-        inputs = labels
-        if settings.num_guided > 0:
-            inputs = torch.cat([labels, torch.full_like(labels, self.null_class)])
+        inputs = self.with_unconditional(labels, settings.num_guided > 0)
         steps = self.decode_steps(len(inputs), order)
 
         tokens = []
@@ -155,11 +153,7 @@ class TokenByToken(Generator):
         previous_index = None
         indices = []
         for number, options in enumerate(settings):
-            logits = steps.logits(hidden, previous_index, number)
-            guided = logits[:batch]
-            if options.guidance_scale != 1:
-                unconditional = logits[batch:]
-                guided = unconditional + (guided - unconditional) * options.guidance_scale
+            guided = guided_logits(steps.logits(hidden, previous_index, number), batch, options.guidance_scale)
 
             # A logit of -inf is no impossible code here: it overflowed, and the draw must see that.
             p = probabilities(spread_nan(guided), options.temperature, options.top_k, options.top_p)
