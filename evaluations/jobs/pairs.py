@@ -14,7 +14,6 @@ from engine.messages import UserError, logger
 from engine.world import World
 from evaluations.cli import (
     extractor_from,
-    held_out_features,
     numbers_from,
     open_named_reference,
     output_path,
@@ -22,7 +21,7 @@ from evaluations.cli import (
 )
 from evaluations.image_pairs import ImagePairs, PairFacts, open_pairs
 from evaluations.image_sets import AS_STORED, with_bar
-from evaluations.jobs.reconstruction import MIN_LPIPS_SIZE, all_scores, lpips_networks
+from evaluations.jobs.reconstruction import MIN_LPIPS_SIZE, MeasuredImages, all_scores, distances_to, lpips_networks
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.registry import metrics_to_compute
 from evaluations.preset_flags import OF_FILES, preset_section
@@ -33,8 +32,8 @@ from evaluations.protocols.reconstruction_accumulators import (
     Examples,
     PairScores,
     ReconstructionDistances,
-    own_reference_facts,
 )
+from evaluations.protocols.reference import ReferenceSource
 from evaluations.protocols.registry import PROTOCOLS
 from evaluations.protocols.stored import StoredImages
 from evaluations.protocols.trust import require_trust
@@ -99,7 +98,10 @@ class PairsJob:
         # The reference comes last: its statistics may take long.
         distances = None
         if extractor is not None:
-            distances = pair_distances(args, rules, extractor, pairs, facts, output, world)
+            opened = named_reference(args, pairs, facts, extractor)
+            measured = MeasuredImages(facts.originals, len(pairs), facts.image_size)
+            numbers = numbers_from(args)
+            distances = distances_to(opened, measured, numbers, args, rules, extractor, output.parent, world)
         return cls(
             output=output,
             pairs=pairs,
@@ -139,6 +141,7 @@ class PairsJob:
 
     def protocol(self) -> dict[str, Any]:
         """How the numbers were made."""
+        # The files of both sides: those that are measured are the reconstructions.
         originals, reconstructions = dict(self.facts.originals), dict(self.facts.reconstructions)
         protocol = {
             "kind": "reconstruction",
@@ -159,6 +162,8 @@ class PairsJob:
             "samples": reconstructions,
             **({"text_readback": self.text.readback.facts()} if self.text is not None else {}),
         }
+
+        # What the preset asked for, beside what was done.
         extractor = self.distances.extractor if self.distances is not None else None
         return protocol | preset_section(self.preset, protocol, extractor, self.rules.resize_name, OF_FILES)
 
@@ -193,39 +198,19 @@ def read_pairs(args: argparse.Namespace, world: World) -> ReadPairs | None:
     return ReadPairs(TextReadback(pictures, reader, reader_facts), files)
 
 
-def pair_distances(
-    args: argparse.Namespace,
-    rules: ReconstructionProtocol,
-    extractor: Extractor,
-    pairs: ImagePairs,
-    facts: PairFacts,
-    output: Path,
-    world: World,
-) -> ReconstructionDistances:
-    """The distances to the originals, or to the reference that the flags name.
+def named_reference(
+    args: argparse.Namespace, pairs: ImagePairs, facts: PairFacts, extractor: Extractor
+) -> ReferenceSource | None:
+    """The reference that the flags name; None where it is the originals themselves.
 
     Raises UserError for numbers that should not be trusted, unless they are forced; nothing is computed before.
     """
-    path, numbers, reference = reference_path(args), numbers_from(args), None
+    path = reference_path(args)
     if path is None:
-        reference_facts = own_reference_facts(facts.originals, len(pairs), extractor)
-        require_trust(reference_facts, args, "reconstruction", len(pairs), None, extractor)
-    else:
-        opened = open_named_reference(path, args.reference_kind, extractor)
-        reference_facts = opened.facts
-        require_trust(reference_facts, args, "reconstruction", len(pairs), facts.image_size, extractor)
-        reference = opened.reference(output.parent, world, args.precision_recall or bool(numbers))
-    return ReconstructionDistances(
-        rules,
-        extractor,
-        reference_facts,
-        reference,
-        len(pairs),
-        args.precision_recall,
-        args.fp16_emulation,
-        numbers,
-        held_out_features(args, facts.image_size, extractor, world),
-    )
+        return None
+    opened = open_named_reference(path, args.reference_kind, extractor)
+    require_trust(opened.facts, args, "reconstruction", len(pairs), facts.image_size, extractor)
+    return opened
 
 
 def lossy_fact(facts: PairFacts) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from evaluations.cli import (
     output_path,
 )
 from evaluations.image_sets import decoding_facts, numbered_ids, with_bar
+from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.registry import Metric, metrics_to_compute
 from evaluations.preset_flags import preset_section
 from evaluations.protocols.accumulators import Accumulator, measure
@@ -41,7 +42,7 @@ from evaluations.protocols.reconstruction_accumulators import (
     own_reference_facts,
     plugin_score,
 )
-from evaluations.protocols.reference import Reference
+from evaluations.protocols.reference import ReferenceSource
 from evaluations.protocols.registry import PROTOCOLS
 from evaluations.protocols.trust import require_trust
 from evaluations.readback.measurement import TextReadback, through_network
@@ -109,29 +110,13 @@ class ReconstructionJob:
         distances = None
         numbers = numbers_from(args)
         if extractor is not None:
-            # The images themselves, unless the flags name others.
-            reference: Reference | None = None
-            if args.reference == "val":
-                facts = own_reference_facts(originals, len(source), extractor)
-                require_trust(facts, args, "reconstruction", len(source), None, extractor)
-            else:
+            opened = None  # the images themselves, unless the flags name others
+            if args.reference != "val":
                 size = reconstructor.eval_size
                 opened = open_reference(args, "reconstruction", len(source), data, size, extractor)
-                facts = opened.facts
-                keep_features = args.precision_recall or bool(numbers)
-                reference = opened.reference(output.parent, world, keep_features)
             size = None if reconstructor.whole else reconstructor.eval_size
-            distances = ReconstructionDistances(
-                protocol,
-                extractor,
-                facts,
-                reference,
-                len(source),
-                args.precision_recall,
-                args.fp16_emulation,
-                numbers,
-                held_out_features(args, size, extractor, world),
-            )
+            measured = MeasuredImages(originals, len(source), size)
+            distances = distances_to(opened, measured, numbers, args, protocol, extractor, output.parent, world)
         return cls(
             output=output,
             reconstructor=reconstructor,
@@ -182,6 +167,8 @@ class ReconstructionJob:
             "tokenizer": tokenizer.provenance.facts(),
             **({"text_readback": self.text.facts()} if self.text is not None else {}),
         }
+
+        # What the preset asked for, beside what was done.
         extractor = self.distances.extractor if self.distances is not None else None
         resize = self.reconstructor.protocol.resize_name
         return protocol | preset_section(self.preset, protocol, extractor, resize)
@@ -206,6 +193,49 @@ def code_facts(tokenizer: Reconstructing) -> dict[str, int]:
     if tokenizer.quantizer is None:
         return {}
     return {"codebook_size": tokenizer.quantizer.codebook_size, "num_tokens": tokenizer.num_tokens}
+
+
+@dataclass(frozen=True)
+class MeasuredImages:
+    """The originals of a measurement."""
+
+    facts: dict[str, Any]  # what the protocol says about them
+    count: int
+    size: int | None  # side in pixels; None where they differ in size
+
+
+def distances_to(
+    opened: ReferenceSource | None,
+    originals: MeasuredImages,
+    numbers: Sequence[str],
+    args: argparse.Namespace,
+    rules: ReconstructionProtocol,
+    extractor: Extractor,
+    cache_dir: Path,
+    world: World,
+) -> ReconstructionDistances:
+    """The distances to a reference that can be trusted, or where it is None to the originals; and the groups `numbers`.
+
+    Raises UserError for a distance to too few originals, unless it is forced; nothing is computed before.
+    """
+    reference = None
+    if opened is None:
+        facts = own_reference_facts(originals.facts, originals.count, extractor)
+        require_trust(facts, args, "reconstruction", originals.count, None, extractor)
+    else:
+        facts = opened.facts
+        reference = opened.reference(cache_dir, world, args.precision_recall or bool(numbers))
+    return ReconstructionDistances(
+        rules,
+        extractor,
+        facts,
+        reference,
+        originals.count,
+        args.precision_recall,
+        args.fp16_emulation,
+        numbers,
+        held_out_features(args, originals.size, extractor, world),
+    )
 
 
 def lpips_networks(
