@@ -118,6 +118,7 @@ def commands(table: Table, args: argparse.Namespace) -> Iterator[str]:
     """The command of every row and column whose file and images are there; a comment for each of the others."""
     images = images_of(args.images)
     for row in table.rows:
+        # What cannot be measured, and why.
         if row.missing:
             yield f"# {row.method} ({row.details}): {row.missing}"
             continue
@@ -125,6 +126,8 @@ def commands(table: Table, args: argparse.Namespace) -> Iterator[str]:
         if not file.exists():
             yield f"# {row.method} ({row.details}): {file} is not there"
             continue
+
+        # A command for each of its numbers.
         for column in (column for column in table.columns if column.name in row.numbers):
             if column.images not in images:
                 yield f"# {row.method}, {column.title}: name its images, --images {column.images}=FOLDER"

@@ -90,6 +90,8 @@ def keep_weights(folder: Path, checkpoints: Mapping[str, Path]) -> None:
 def stages_of_checkpoint(name: str, checkpoint: Path, folder: Path, settings: ProbeSettings) -> list[Stage]:
     """The commands for one checkpoint; each can be typed by hand."""
     layout = RunLayout(folder / name)
+
+    # The stage of each probe, built only where it is asked for.
     of_each = {
         RECONSTRUCTION: lambda: module_stage(
             RECONSTRUCTION, "evaluations.reconstruction", "--vq-ckpt", str(checkpoint),

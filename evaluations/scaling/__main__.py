@@ -29,7 +29,7 @@ from engine.preflight import Preflight, require
 from evaluations.results import scalars_of
 from evaluations.scaling.figures import FIGURES, Pair, default_pairs, pairs_of_figure, typed_pair
 from evaluations.scaling.page import claim_folder, write_pictures
-from evaluations.scaling.panels import Panel, agreements, make_panel
+from evaluations.scaling.panels import Panel, make_panel
 from evaluations.scaling.readings import Point, read_points
 from evaluations.scaling.sizes import SIZES, SizedTokenizer
 
@@ -157,7 +157,7 @@ def main() -> None:
     for panel in panels:
         for line in panel.left_out:
             logger.warning("%s: %s", panel.title, line)
-        for agreement in agreements(panel):
+        for agreement in panel.agreements:
             logger.info("%s: %s", panel.title, agreement.text)
 
     title = FIGURES[args.figure].about if args.figure is not None else f"{counted(len(points), 'tokenizer')}: {name}"

@@ -156,6 +156,8 @@ def _draw_dot(panel: Panel, dot: Dot, x: Scale, y: Scale, number: int) -> str:
     """A point with its error bars; hollow where it may not be compared. The pointer tells its numbers."""
     color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
     across, down = x.place(dot.x.number), y.place(dot.y.number)
+
+    # The error bars, across and down.
     bars = ""
     if dot.x.half_width:
         low, high = x.place(dot.x.low), x.place(dot.x.high)
@@ -163,6 +165,8 @@ def _draw_dot(panel: Panel, dot: Dot, x: Scale, y: Scale, number: int) -> str:
     if dot.y.half_width:
         low, high = y.place(dot.y.low), y.place(dot.y.high)
         bars += f'<path d="M{across} {low}V{high}M{across - CAP} {low}h{2 * CAP}M{across - CAP} {high}h{2 * CAP}"/>'
+
+    # What the pointer tells, and the marker.
     said = [f"{q.short_title} {value_text(q, value)}" for q, value in ((panel.x, dot.x), (panel.y, dot.y))]
     title = "; ".join([*filter(None, [dot.point.series]), dot.point.label, *said, *dot.objections])
     fill = color if dot.is_comparable else "none"

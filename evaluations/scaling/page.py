@@ -12,7 +12,7 @@ from engine.atomic_file import write_atomic
 from engine.outputs import refuse
 from evaluations.report.page import Cell, claim_page, note_list, page, section, sortable_table
 from evaluations.scaling.drawing import draw, value_text
-from evaluations.scaling.panels import Dot, Panel, agreements
+from evaluations.scaling.panels import Dot, Panel
 from evaluations.scaling.quantities import Quantity
 from evaluations.scaling.readings import Point
 
@@ -64,7 +64,7 @@ def page_of(name: str, title: str, panels: Sequence[Panel], left_out: Sequence[s
     """The page as HTML."""
     figures = "".join(_figure(panel) for panel in panels)
     about = f"<p>{escape(ABOUT)}</p>"
-    if any(agreement.correlation is not None for panel in panels for agreement in agreements(panel)):
+    if any(agreement.correlation is not None for panel in panels for agreement in panel.agreements):
         about += f"<p>{escape(ABOUT_CORRELATION)}</p>"
     others = note_list("Results that belong to no point:", left_out) if left_out else ""
     body = [
@@ -78,7 +78,7 @@ def page_of(name: str, title: str, panels: Sequence[Panel], left_out: Sequence[s
 def _figure(panel: Panel) -> str:
     """A picture with what is to be said about it."""
     lines = [panel.note] if panel.note else []
-    lines += [agreement.text for agreement in agreements(panel)]
+    lines += [agreement.text for agreement in panel.agreements]
     if panel.unknown_errors:
         lines.append(f"{panel.unknown_errors} of {len(panel.dots)} points have a number whose error is not known.")
     texts = "".join(f"<p>{escape(line)}</p>" for line in lines)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from engine.counts import counted
 from engine.messages import UserError
@@ -69,6 +70,17 @@ class Panel:
     def compared(self) -> list[Dot]:
         """The points that may be compared."""
         return [dot for dot in self.dots if dot.is_comparable]
+
+    @cached_property
+    def agreements(self) -> list[Agreement]:
+        """The rank correlation of each series, and of all points together where there are several series."""
+        groups: Mapping[str, list[Dot]] = {
+            name: [dot for dot in self.compared if dot.point.series == name] for name in self.series
+        }
+        found = [_agreement(name or "all points", dots) for name, dots in groups.items()]
+        if len(groups) > 1:
+            found.append(_agreement("all points", self.compared))
+        return found
 
     @property
     def unknown_errors(self) -> int:
@@ -168,17 +180,6 @@ class Agreement:
         interval = f"95 % interval {found.low:+.2f} to {found.high:+.2f}"
         chance = f"a random order agrees or disagrees as much with probability {found.p_value:.2g}"
         return f"{value}, {interval}; {chance}."
-
-
-def agreements(panel: Panel) -> list[Agreement]:
-    """The rank correlation of each series, and of all points together where there are several series."""
-    groups: Mapping[str, list[Dot]] = {
-        name: [dot for dot in panel.compared if dot.point.series == name] for name in panel.series
-    }
-    found = [_agreement(name or "all points", dots) for name, dots in groups.items()]
-    if len(groups) > 1:
-        found.append(_agreement("all points", panel.compared))
-    return found
 
 
 def _agreement(name: str, dots: Sequence[Dot]) -> Agreement:

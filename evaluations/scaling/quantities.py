@@ -110,6 +110,16 @@ class Quantity:
         """
         if self.is_size:
             return Value(SIZES[self.text].read(sized), is_exact=True)
+        measured = self._result_of(point)
+        return Value(
+            number=measured.result["metrics"][self.metric],
+            half_width=interval_of(measured.result, self.metric),
+            measured=measured,
+            codes=_codes_of(measured, sized),
+        )
+
+    def _result_of(self, point: Point) -> Measured:
+        """The result of a point that has the metric. Raises UserError where none has it, or several."""
         having = [measured for measured in point.results if self._matches(measured)]
         holders = [measured for measured in having if self.metric in measured.quality]
         if len(holders) > 1 and not self._are_same(holders):
@@ -117,13 +127,7 @@ class Quantity:
             raise UserError(f"{self.metric} stands in several results ({names}): say which one")
         if not holders:
             raise UserError(self._why_missing(having))
-        measured = holders[0]
-        return Value(
-            number=measured.result["metrics"][self.metric],
-            half_width=interval_of(measured.result, self.metric),
-            measured=measured,
-            codes=_codes_of(measured, sized),
-        )
+        return holders[0]
 
     def _are_same(self, holders: list[Measured]) -> bool:
         """Whether several results are of one measurement, made twice."""
@@ -142,8 +146,12 @@ class Quantity:
             return None
 
     def is_in(self, point: Point) -> bool:
-        """Whether exactly one result of a point has the metric."""
-        return self.number_of(point, SizedTokenizer(point)) is not None
+        """Whether exactly one result of a point has the metric. Its weights are not looked at."""
+        try:
+            self._result_of(point)
+        except UserError:
+            return False
+        return True
 
     def _matches(self, measured: Measured) -> bool:
         """Whether a result is one of those that are asked for."""

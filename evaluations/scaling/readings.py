@@ -84,15 +84,18 @@ def read_points(series: Mapping[str, Sequence[Path]]) -> tuple[list[Point], list
     `series` are {name: result files, folders of runs, or folders of such folders}. Raises UserError for a path that is
     neither, and for a tokenizer that belongs to two series.
     """
-    points: dict[str, Point] = {}
+    points: dict[str, Point] = {}  # by the fingerprint of their tokenizer
     left_out: list[str] = []
     for name, paths in series.items():
         for measured, folder in _results_in(paths):
+            # Which tokenizer was measured.
             facts = measured.result["protocol"].get(TOKENIZER)
             fingerprint = facts.get("fingerprint") if isinstance(facts, Mapping) else None
             if not isinstance(fingerprint, str) or not fingerprint:
                 left_out.append(f"{measured.name}: its protocol does not say which tokenizer was measured")
                 continue
+
+            # Its point, which belongs to one series.
             point = points.setdefault(fingerprint, Point(name, facts, [], []))
             if point.series != name:
                 raise UserError(
@@ -102,6 +105,8 @@ def read_points(series: Mapping[str, Sequence[Path]]) -> tuple[list[Point], list
             point.results.append(measured)
             if folder is not None and folder not in point.folders:
                 point.folders.append(folder)
+
+    # Their names for people, which tell those of a series apart.
     for name in series:
         of_series = [point for point in points.values() if point.series == name]
         for point, label in zip(of_series, _labels(of_series), strict=True):

@@ -16,7 +16,7 @@ from evaluations.results import write_result
 from evaluations.scaling.drawing import Scale, count_text, draw, log_ticks
 from evaluations.scaling.figures import FIGURES, pairs_of_figure
 from evaluations.scaling.labels import Box, place_labels
-from evaluations.scaling.panels import agreements, make_panel
+from evaluations.scaling.panels import make_panel
 from evaluations.scaling.quantities import Value, quantity_of
 from evaluations.scaling.readings import read_points
 from evaluations.scaling.sizes import SizedTokenizer
@@ -191,7 +191,7 @@ def test_other_protocols_and_forced_numbers_are_left_out_and_named(runs, tmp_pat
         "drawn hollow" in mixed.left_out[0]
         and draw(mixed).count('fill="none" stroke="#2563eb" stroke-width="1.6"') == 2
     )
-    assert agreements(mixed)[0].correlation.count == 3
+    assert mixed.agreements[0].correlation.count == 3
 
 
 def test_a_searched_guidance_scale_may_differ_and_one_that_was_set_may_not(runs, tmp_path):
@@ -223,9 +223,9 @@ def test_checkpoints_of_one_training_have_no_interval(runs, tmp_path):
     for step in range(1, 5):
         facts = tokenizer_facts(f"runs/A/checkpoints/step_{step:08d}", str(step))
         write(tmp_path / f"{step}.json", facts, {"rfid": 5.0 - step, "gfid": float(step)})
-    (agreement,) = agreements(panel_of(sorted(tmp_path.glob("*.json")), "gfid", "rfid"))
+    (agreement,) = panel_of(sorted(tmp_path.glob("*.json")), "gfid", "rfid").agreements
     assert agreement.correlation.value == -1 and "so there is no interval" in agreement.text
-    (agreement,) = agreements(panel_of([runs / "trained"], "rfid", "psnr"))
+    (agreement,) = panel_of([runs / "trained"], "rfid", "psnr").agreements
     assert "-1.00 of 3 points, 95 % interval -1.00 to +0.7" in agreement.text
     assert "a random order agrees or disagrees as much with probability 0.33" in agreement.text
 
