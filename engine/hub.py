@@ -114,13 +114,9 @@ def fetch(text: str, part: str | None = None) -> HubCopy:
     not have it.
     """
     address = parse_address(text)
-    quiet_requests()
     offline = is_offline()
-    resolved = None if offline else _resolve(address)
-    folder = _snapshot(address, offline, ignored="*/*")
+    folder = _snapshot_of_one_commit(text, address, offline, ignored="*/*")
     commit = folder.name
-    if resolved not in (None, commit):
-        raise UserError(f"{text} changed while it was fetched; start the same command again")
 
     # A repository with several networks has each in a folder of its own.
     if part is not None and not (folder / "config.yaml").is_file():
@@ -143,14 +139,19 @@ def fetch_files(text: str, names: Sequence[str]) -> HubCopy:
     match = FOLDER_ADDRESS.fullmatch(text.removeprefix(PREFIX)) if has_folder(text) else None
     address = parse_address(text) if match is None else HubAddress(match["repository"], match["revision"])
     part = "" if match is None else match["folder"]
-    quiet_requests()
-    offline = is_offline()
-    resolved = None if offline else _resolve(address)
     prefix = f"{part}/" if part else ""
-    snapshot = _snapshot(address, offline, part=prefix, ignored=f"{prefix}*/*", names=names)
+    snapshot = _snapshot_of_one_commit(text, address, is_offline(), part=prefix, ignored=f"{prefix}*/*", names=names)
+    return HubCopy(address.repository, snapshot.name, snapshot / part, part)
+
+
+def _snapshot_of_one_commit(text: str, address: HubAddress, offline: bool, **which: Any) -> Path:
+    """`_snapshot` of the commit that the revision stands for. Raises UserError where that changes meanwhile."""
+    quiet_requests()
+    resolved = None if offline else _resolve(address)
+    snapshot = _snapshot(address, offline, **which)
     if resolved not in (None, snapshot.name):
         raise UserError(f"{text} changed while it was fetched; start the same command again")
-    return HubCopy(address.repository, snapshot.name, snapshot / part, part)
+    return snapshot
 
 
 def _resolve(address: HubAddress) -> str:

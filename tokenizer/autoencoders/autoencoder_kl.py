@@ -72,10 +72,10 @@ class AutoencoderKL(Autoencoder):
     def recognizes(cls, source: str | Path) -> bool:
         if not hub.is_address(source):
             folder = _part_of_pipeline(Path(source))
-            return (folder / CONFIG).is_file() and not (folder / HOUSE_CONFIG).is_file()
-        if hub.has_folder(str(source)):
+        elif hub.has_folder(str(source)):
             return True
-        folder = hub.fetch_files(str(source), (HOUSE_CONFIG, CONFIG)).folder
+        else:
+            folder = hub.fetch_files(str(source), (HOUSE_CONFIG, CONFIG)).folder
         return (folder / CONFIG).is_file() and not (folder / HOUSE_CONFIG).is_file()
 
     @classmethod

@@ -88,10 +88,9 @@ class TorchScriptAutoencoder(Autoencoder):
             try:
                 found = _first_tensor(program(found))
             except (RuntimeError, TypeError) as error:
-                *_, reason = filter(None, str(error).splitlines())
                 raise UserError(
-                    f"{self.provenance.path}: the program fails: {reason.strip()} (images were given as {self.dtype}; "
-                    "--jit-dtype names another type)"
+                    f"{self.provenance.path}: the program fails: {_last_line(error)} "
+                    f"(images were given as {self.dtype}; --jit-dtype names another type)"
                 ) from error
         return found
 
@@ -118,8 +117,13 @@ def _load_program(path: Path, device: str) -> nn.Module:
             warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated")
             return torch.jit.load(path, map_location=device)
     except (RuntimeError, ValueError, OSError) as error:
-        *_, reason = filter(None, str(error).splitlines())
-        raise UserError(f"{path} cannot be loaded as TorchScript: {reason.strip()}") from error
+        raise UserError(f"{path} cannot be loaded as TorchScript: {_last_line(error)}") from error
+
+
+def _last_line(error: Exception) -> str:
+    """What an error of a program says at its end, behind the traceback of TorchScript."""
+    lines = [line.strip() for line in str(error).splitlines() if line]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _dtype_of(programs: list[nn.Module], asked: str) -> torch.dtype:
