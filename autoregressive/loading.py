@@ -116,7 +116,7 @@ def require_pair(generator: Generator, tokenizer: Tokenizer) -> None:
     Where the generator does not say what it was trained on, its tokens must at least have the tokenizer's sizes.
     """
     trained_on = CodeMaker.of_stamp(generator.provenance.stamp)
-    if trained_on is not None and not tokenizer.code_maker().makes_codes_of(trained_on):
+    if trained_on is not None and not tokenizer.makes_codes_of(trained_on):
         raise ConfigError(
             f"the generator {generator.provenance.path} was trained on codes of tokenizer "
             f"{trained_on.fingerprint[:16]}, but {tokenizer.provenance.path} is {tokenizer.provenance.fingerprint[:16]}"

@@ -394,6 +394,10 @@ class Tokenizer(PretrainedNetwork):
         decoder_of = tuple(self.provenance.stamp.get(DECODER_OF, ()))
         return CodeMaker(self.provenance.fingerprint, self.codes_fingerprint(), decoder_of)
 
+    def makes_codes_of(self, other: CodeMaker) -> bool:
+        """Whether it makes the codes that `other` makes. Its encoder is hashed only where it is not `other` itself."""
+        return other.fingerprint == self.provenance.fingerprint or self.code_maker().makes_codes_of(other)
+
     @classmethod
     def code_parameters(cls, named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Those of the named parameters of a network that its codes depend on."""
