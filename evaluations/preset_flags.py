@@ -42,7 +42,7 @@ def parse_with_preset(
         if preset.missing:
             raise UserError(f"--protocol {preset.name} is unavailable: {preset.missing}")
         parser.set_defaults(**preset_defaults(preset, vars(args)))
-        args = parse_with_sampler(parser)
+        args = parser.parse_args()  # the defaults of a sampler, which has other flags, are still those of the parser
     args.preset = preset
     if rules is not None:
         args.protocol = rules_of(args.protocol, preset, rules)
