@@ -16,6 +16,7 @@ import numpy as np
 from engine.validation import Problem
 
 NUM_SEEDS = 2**64
+RANDOM_BITS = 31  # of the number that networks get with each training image, for random choices of their own
 TORCH_SEEDS = 2**32  # that torch's CPU generator (mt19937) tells apart
 
 

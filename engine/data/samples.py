@@ -17,11 +17,10 @@ from engine.data.fast_decode import fast_center_crop, fast_random_crop, fast_sou
 from engine.data.images import image_tensor
 from engine.data.sources import ImageSource, read_source
 from engine.data.stream import position_rng
-from engine.seeds import counter_rng
+from engine.seeds import RANDOM_BITS, counter_rng
 
 COMPARED_IMAGES = 16  # of fast and exact decoding
 RANDOM_BITS_KEY = 0xB175  # keeps the random numbers of networks apart from those of crops
-NUM_RANDOM_BITS = 31
 
 Item = Callable[[int, int], dict[str, Tensor]]  # (index, position) -> sample
 
@@ -63,7 +62,7 @@ def with_random_bits(item: Item, seed: int) -> Item:
     """
 
     def extended(index: int, position: int) -> dict[str, Tensor]:
-        bits = int(counter_rng(seed, RANDOM_BITS_KEY, position).integers(2**NUM_RANDOM_BITS))
+        bits = int(counter_rng(seed, RANDOM_BITS_KEY, position).integers(2**RANDOM_BITS))
         return item(index, position) | {"random_bits": torch.tensor(bits)}
 
     return extended

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.config import load_config
-from engine.data.samples import NUM_RANDOM_BITS, training_item, with_random_bits
+from engine.data.samples import training_item, with_random_bits
 from engine.messages import ConfigError, UserError
 from engine.run_log import read_metrics
+from engine.seeds import RANDOM_BITS
 from evaluations.doctor.evidence import RunEvidence
 from evaluations.report.curves import curves
 from evaluations.report.run_folder import RunFolder
@@ -24,7 +25,7 @@ from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 from tokenizer.training.checks import validate, warnings_of
 from tokenizer.training.config import TokenizerTrainConfig
 
-ALL_BITS = 2**NUM_RANDOM_BITS
+ALL_BITS = 2**RANDOM_BITS
 
 
 def residual(spread: float = 0.6, **options) -> ResidualVQ:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from engine.seeds import RANDOM_BITS
 from engine.validation import Problem, Section, one_of
 
-RANDOM_BITS = 31  # of the numbers that lengths are drawn from
 # A permutation of the numbers below 2^31 (a full-period linear congruence): a quantizer may read the same bits.
 FACTOR, SUMMAND = 1_103_515_245, 12_345
 FIXED, LISTED = "fixed", "listed"

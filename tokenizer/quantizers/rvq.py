@@ -29,13 +29,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.devices import full_precision
+from engine.seeds import RANDOM_BITS
 from engine.validation import Problem, at_least, in_range
 from tokenizer.quantizers.base import Quantized
 from tokenizer.quantizers.codebooks import SeveralCodebooks, section_of_book
 from tokenizer.quantizers.gradients import rotation_trick, straight_through
 from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 
-RANDOM_BITS = 31  # of each image
 LEAST_POWER = 1e-20  # that is divided by
 
 

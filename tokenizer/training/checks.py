@@ -84,11 +84,14 @@ def warnings_of(config: TokenizerTrainConfig) -> list[str]:
 
 def _check_phase(config: TokenizerTrainConfig) -> tuple[list[str], Tokenizer | None]:
     """(problems, network on the meta device) of one training; None where the network cannot be built."""
+    # The sections as they are.
     problems = [*unused_keys(config.data), *_discriminator_problems(config)]
     if config.train_parts == "decoder" and not config.init:
         problems.append("train_parts=decoder needs a trained encoder and quantizer: name a tokenizer as init")
     if config.model.name in MODELS:
         problems += [*_section_problems(config), *_capability_problems(config)]
+
+    # The network that they describe, where they describe one.
     network = None
     try:
         network = network_on_meta(config)
@@ -118,8 +121,8 @@ def _warmup_problems(config: TokenizerTrainConfig, network: Tokenizer | None) ->
         yield f"{key}={quantizer.warmup_steps} must be below loop.steps={config.loop.steps}"
     elif network is not None and config.warmup_steps > 0:
         # While a discriminator trains alone, the tokenizer leaves no latents.
-        with_latents = [step for step in range(config.warmup_steps) if not config.loss.discriminator.is_warmup(step)]
-        num_latents = len(with_latents) * config.data.global_batch_size * network.num_tokens
+        steps = sum(not config.loss.discriminator.is_warmup(step) for step in range(config.warmup_steps))
+        num_latents = steps * config.data.global_batch_size * network.num_tokens
         try:
             network.quantizer.require_warmup(num_latents)
         except ConfigError as error:

@@ -30,6 +30,7 @@ def start_from(
     optimizers, discriminator, LeCam averages. Else it is the weights under `config.init`, if any. Raises
     CheckpointError where the end of the previous phase is damaged or of other data than `data`, or weights do not fit.
     """
+    # The whole state, of an unchanged network.
     is_same = previous is not None and (previous.model, previous.train_parts) == (config.model, config.train_parts)
     if is_same:
         facts = task.frozen.checkpoint_facts()
@@ -44,6 +45,8 @@ def start_from(
         )
         if store.load_latest(task.parts()) != previous.loop.steps:
             raise CheckpointError(f"the last checkpoint of {config.init} is damaged; remove it to train its end again")
+
+    # Weights alone.
     elif config.init:
         _load_initial_weights(task, config.init, config.train_parts)
 
