@@ -54,6 +54,7 @@ class ConvTokenizer(Tokenizer):
         Raises ConfigError where the size is no multiple of `factor`, has fewer than `min_cells` cells per side, or more
         or fewer than the quantizer takes.
         """
+        # What the convolutions take, and what the quantizer does.
         min_size = self.min_cells * self.factor
         if image_size < min_size or image_size % self.factor != 0:
             raise ConfigError(
@@ -67,6 +68,7 @@ class ConvTokenizer(Tokenizer):
                 f"{self.quantizer.grid_side} cells per side, which is that of {self.quantizer.grid_side * self.factor} "
                 "pixels"
             )
+
         self.image_size = image_size
         self.num_cells = side**2
         self.num_tokens = self.quantizer.num_indices(self.num_cells)
