@@ -2,7 +2,8 @@
 
     log = run_stages(run_dir, [Stage("train", [...]), Stage("report", [...], always=True)])
 
-`<run>/stages.json` holds for each stage whether it is done and how many seconds it took, summed over interruptions.
+`<run>/stages.json` holds for each stage whether it is done and how many seconds it took, of the clock and of processor
+time, summed over interruptions. Processor time is that of attempts that ended while the pipeline was there.
 An unfinished stage is started again: it is a process and resumes by its own means, as a training from its newest
 checkpoint. A stage that does not resume, and writes its `product` all or nothing, is done where that exists.
 """
@@ -10,6 +11,7 @@ checkpoint. A stage that does not resume, and writes its `product` all or nothin
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import time
 from collections.abc import Callable, Iterable
@@ -70,7 +72,7 @@ class StageError(UserError):
 
 
 class StageLog:
-    """Which stages are done and how long they took."""
+    """Which stages are done, how long they took, and how much of the processors."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "stages.json"
@@ -84,13 +86,21 @@ class StageLog:
         """{stage: seconds}, to a tenth."""
         return {name: round(entry["seconds"], 1) for name, entry in self.stages.items()}
 
-    def seconds_before(self, name: str) -> float:
-        """The seconds that interrupted attempts of a stage took; a finished stage starts from 0 again."""
-        return 0.0 if self.done(name) else self.stages.get(name, {}).get("seconds", 0.0)
+    def cpu_seconds(self) -> dict[str, float]:
+        """{stage: seconds of processor time, over all cores}, to a tenth; only of stages that noted it."""
+        return {name: round(entry["cpu_seconds"], 1) for name, entry in self.stages.items() if "cpu_seconds" in entry}
 
-    def note(self, name: str, seconds: float, done: bool) -> None:
+    def before(self, name: str) -> tuple[float, float]:
+        """The seconds, and those of processor time, of the interrupted attempts of a stage.
+
+        A finished stage starts from 0 again.
+        """
+        entry = {} if self.done(name) else self.stages.get(name, {})
+        return entry.get("seconds", 0.0), entry.get("cpu_seconds", 0.0)
+
+    def note(self, name: str, seconds: float, cpu_seconds: float, *, done: bool) -> None:
         """Writes down what is known of a stage, atomically."""
-        self.stages[name] = {"seconds": seconds, "done": done}
+        self.stages[name] = {"seconds": seconds, "cpu_seconds": cpu_seconds, "done": done}
         write_atomic(self.path, to_json(self.stages, indent=1))
 
 
@@ -130,17 +140,25 @@ def run_stages(
     return log
 
 
+def _cpu_seconds_of_children() -> float:
+    """Processor time of all child processes that have ended, with their own children."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def _run(stage: Stage, log: StageLog) -> None:
     """Runs one stage to its end and notes its time; a stop signal to this process reaches the stage.
 
     The stage is a process group of its own. Ctrl-C therefore reaches it once, through this process, and not twice.
     """
-    seconds_before = log.seconds_before(stage.name)
-    start = time.monotonic()
+    seconds_before, cpu_seconds_before = log.before(stage.name)
+    start, cpu_start = time.monotonic(), _cpu_seconds_of_children()
     signals: list[int] = []
 
-    def seconds() -> float:
-        return seconds_before + time.monotonic() - start
+    def note(done: bool) -> None:
+        seconds = seconds_before + time.monotonic() - start
+        cpu_seconds = cpu_seconds_before + _cpu_seconds_of_children() - cpu_start
+        log.note(stage.name, seconds, cpu_seconds, done=done)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         signals.append(number)
@@ -155,9 +173,9 @@ def _run(stage: Stage, log: StageLog) -> None:
                 try:
                     exit_code = process.wait(timeout=HEARTBEAT)
                 except subprocess.TimeoutExpired:
-                    log.note(stage.name, seconds(), done=False)
+                    note(done=False)
         finally:
-            log.note(stage.name, seconds(), done=exit_code == 0)
+            note(done=exit_code == 0)
 
     # A signal ends the pipeline, even if the stage was through before it could stop.
     if signals:

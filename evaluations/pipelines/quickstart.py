@@ -255,7 +255,8 @@ def _probe(folder: Path, layout: RunLayout, overrides: list[str], *networks: str
 
 # ------------------------------------------------------------------------------------------------ results
 def collect(run: Path, log: StageLog) -> dict[str, Any]:
-    """Collects the numbers of a finished run: fractions in 0..1, PSNR in dB, seconds per stage.
+    """Collects the numbers of a finished run: fractions in 0..1, PSNR in dB, seconds per stage (of the clock and of
+    processor time).
 
     `forced` ({metric: why it should not be trusted}) is there too, where any number was forced.
     """
@@ -288,6 +289,7 @@ def collect(run: Path, log: StageLog) -> dict[str, Any]:
         "memorized": generated["memorized"],
         "guidance_scale": generation["protocol"]["sampler"]["guidance_scale"],
         "seconds": log.seconds(),
+        "cpu_seconds": log.cpu_seconds(),
         **({"forced": forced} if forced else {}),
         **_earlier_numbers(layout),
     }

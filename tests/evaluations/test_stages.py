@@ -61,7 +61,7 @@ def test_what_shows_the_others_is_made_each_time(tmp_path):
         run_stages(tmp_path / "run", [append(tmp_path, name) for name in names])
         log = run_stages(tmp_path / "run", [Stage("report", ["sh", "-c", f"echo report >> {tmp_path}/trace"], True)])
     assert trace(tmp_path) == ["one", "report", "two", "report"]
-    log.note("report", 100.0, True)
+    log.note("report", 100.0, 1.0, done=True)
     again = run_stages(tmp_path / "run", [Stage("report", ["true"], True)])
     assert again.seconds()["report"] < 50
 
@@ -86,6 +86,15 @@ def test_seconds_are_summed_over_interruptions(tmp_path):
     log = run_stages(tmp_path, [append(tmp_path, "one"), wait])
     assert log.seconds().keys() == {"one", "wait"} and log.seconds()["one"] == first["one"]
     assert log.stages["wait"]["seconds"] >= 0.6 and log.seconds() == StageLog(tmp_path).seconds()
+
+
+def test_processor_time_is_noted_beside_that_of_the_clock(tmp_path):
+    """A stage that sleeps takes next to none of it; one that counts takes some, also through a child of its own."""
+    count = "(i=0; while [ $i -lt 100000 ]; do i=$((i + 1)); done)"
+    log = run_stages(tmp_path, [shell("sleep", "sleep 0.5"), shell("count", count)])
+    assert log.stages["sleep"]["cpu_seconds"] < 0.3 < log.stages["sleep"]["seconds"]
+    assert log.stages["count"]["cpu_seconds"] > 3 * log.stages["sleep"]["cpu_seconds"]
+    assert log.cpu_seconds() == StageLog(tmp_path).cpu_seconds() and log.cpu_seconds().keys() == {"sleep", "count"}
 
 
 def stop_when_begun(folder, *numbers) -> threading.Thread:
