@@ -13,6 +13,7 @@ from autoregressive.loading import load_gpt, require_pair, require_sizes, survey
 from autoregressive.models.base import Generator
 from autoregressive.models.registry import GeneratorConfig
 from autoregressive.models.weight_layouts import PLAIN, WEIGHT_LAYOUTS
+from autoregressive.passes import DEFAULT_CHOICE_TEMPERATURE, DEFAULT_PASSES, MASK_SCHEDULES, Passes
 from autoregressive.published import PUBLISHED_SIZES, published_config
 from autoregressive.published_samplers import add_published_sampler_flag
 from autoregressive.sampling_weights import AUTO, set_weight_layout
@@ -94,6 +95,24 @@ def add_sampler_flags(parser: argparse.ArgumentParser, *, is_demo: bool = False)
         default=0,
         help="draw the first tokens of an image only, for a tokenizer of flexible length (default 0: all)",
     )
+
+    # How a masked generator chooses what it keeps of each pass.
+    parser.add_argument(
+        "--passes",
+        type=int,
+        help=f"masked generator: passes over the whole image (default {DEFAULT_PASSES})",
+    )
+    parser.add_argument(
+        "--choice-temperature",
+        type=float,
+        help="masked generator: noise in the choice of the tokens that stay, which falls to 0 "
+        f"(default {DEFAULT_CHOICE_TEMPERATURE})",
+    )
+    parser.add_argument(
+        "--mask-schedule",
+        choices=sorted(MASK_SCHEDULES),
+        help="masked generator: how many tokens are masked after each pass (default: as in its training)",
+    )
     parser.add_argument("--global-seed", "--seed", dest="seed", type=int, default=0)
 
     # How it is computed.
@@ -133,9 +152,18 @@ def settings_of(args: argparse.Namespace) -> SamplerSettings:
             seed=args.seed,
             greedy=args.greedy,
             num_tokens=args.num_tokens,
+            passes=_passes_of(args),
         )
     raise_problems(problems_of(settings), "the sampler")
     return settings
+
+
+def _passes_of(args: argparse.Namespace) -> Passes | None:
+    """The passes of a masked generator that the flags name; None without any."""
+    given = (args.passes, args.choice_temperature, args.mask_schedule)
+    if given == (None, None, None):
+        return None
+    return Passes(count=args.passes, choice_temperature=args.choice_temperature, schedule=args.mask_schedule)
 
 
 def add_gpt_flags(parser: argparse.ArgumentParser, default: str | None = None) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.labels import Labels, as_labels
 from autoregressive.models.base import Generator
+from autoregressive.passes import Passes
 from autoregressive.sampling import Draw, PerIndex, require_settings, seeded_draw
 from engine.arguments import require_callable, require_network, whole_numbers, wrong_argument
 from engine.finite import FiniteCheck
@@ -34,6 +35,7 @@ def generate(
     top_p: PerIndex[float] = 1.0,
     order: Sequence[int] | Tensor | None = None,
     num_tokens: int | None = None,
+    passes: Passes | int | None = None,
 ) -> Tensor:
     """Draws tokens (B,N) or (B,N,k) int64 for classes, on the device of a generator in evaluation mode.
 
@@ -49,7 +51,8 @@ def generate(
 
     `order`: the cells 0..N-1 in the order in which they are drawn, for a generator that was trained for any order
     (`generator.any_order`). `num_tokens`: how many to draw, the first ones of an image, for a tokenizer of flexible
-    length; all by default.
+    length; all by default. `passes`: how a masked generator draws many tokens at once, or only how many passes it
+    takes; the most probable ones stay where a `draw` has no random numbers of its own (`SeededDraw.numbers`).
 
     Raises UserError for anything but a generator in evaluation mode, for a class that it does not know and for settings
     that are of another kind, out of range or said twice, and NonFiniteValuesError, with the rows, where logits were not
@@ -65,9 +68,10 @@ def generate(
 
     # What to draw, and from which random numbers.
     classes = as_labels(generator, labels)
+    chosen_passes = _passes_of(generator, passes, order is not None)
     if draw is None:
         numbers = _sample_numbers(sample_ids, len(classes))
-        draw = seeded_draw(0 if seed is None else seed, numbers, generator.num_draws)
+        draw = seeded_draw(0 if seed is None else seed, numbers, generator.num_draws_in(chosen_passes))
     require_callable(draw, "draw", "a function, such as greedy from autoregressive.sampling")
     return draw_tokens(
         generator,
@@ -79,7 +83,21 @@ def generate(
         top_p=_setting(top_p),
         order=_order_of(generator, order),
         num_tokens=_count_of(generator, num_tokens, order is not None),
+        passes=chosen_passes,
     )
+
+
+def _passes_of(generator: Generator, passes: Passes | int | None, is_ordered: bool) -> Passes | None:
+    """The passes that a caller asks for. Raises UserError where the generator takes none, or with an order."""
+    if passes is None:
+        return None
+    if not generator.in_passes:
+        raise UserError("passes: this generator does not draw its tokens in passes")
+    if is_ordered:
+        raise UserError("give passes or order, not both: in an order, tokens are drawn one after the other")
+    if not isinstance(passes, Passes):
+        passes = Passes(count=int(whole_numbers(passes, "passes")))
+    return generator.completed_passes(passes)
 
 
 def _count_of(generator: Generator, num_tokens: int | None, is_ordered: bool) -> int | None:
@@ -155,11 +173,12 @@ def draw_tokens(
     top_p: PerIndex[float] = 1.0,
     order: Tensor | None = None,
     num_tokens: int | None = None,
+    passes: Passes | None = None,
 ) -> Tensor:
     """Draws tokens (B,N) or (B,N,k) int64 for class `labels` (B,) that are on the generator's device already.
 
-    `draw` is `autoregressive.sampling.greedy`, or `seeded_draw(seed, sample_ids, generator.num_draws)`. Settings may be
-    given once or per index of a token; see `Generator.sample`.
+    `draw` is `autoregressive.sampling.greedy`, or `seeded_draw(seed, sample_ids, generator.num_draws_in(passes))`.
+    Settings may be given once or per index of a token; see `Generator.sample`.
 
     Raises ConfigError for a setting out of range, and NonFiniteValuesError, with the rows, where logits were not
     finite: every draw notes that on the device, and it is read once, after the last one.
@@ -171,7 +190,9 @@ def draw_tokens(
         check.note(p)
         return draw(p, position)
 
-    further = {"order": order, "num_tokens": num_tokens}
+    further = {"order": order, "num_tokens": num_tokens, "passes": passes}
+    if generator.in_passes:  # numbers beside those of the indices, where the draw has any
+        further["numbers"] = getattr(draw, "numbers", None)
     further = {name: value for name, value in further.items() if value is not None}  # not every generator takes them
     tokens = generator.sample(
         labels, draw=checked_draw, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p, **further

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from autoregressive.generate import draw_tokens
 from autoregressive.guidance import Guidance
 from autoregressive.models.base import Generator
+from autoregressive.passes import Passes
 from autoregressive.sampling import Draw, PerIndex, greedy, seeded_draw, setting_problems, settings_text
 from engine.data.images import resize_for_evaluation, to_uint8
 from engine.devices import synchronize
@@ -21,6 +22,8 @@ from engine.messages import ConfigError
 from engine.seeds import seed_problems
 from engine.validation import Problem, Section, at_least
 from tokenizer.models.base import PictureDecoder, Tokenizer
+
+PASS_FLAGS = "--passes, --choice-temperature and --mask-schedule"
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,24 @@ class SamplerSettings(Section):
     seed: int = 0
     greedy: bool = False
     num_tokens: int = 0  # the first ones of an image, for a tokenizer of flexible length; 0 = all
+    passes: Passes | None = None  # of a generator that draws many tokens at once; None = as it does by itself
 
     def problems(self) -> Iterator[Problem]:
         yield from setting_problems(self.temperature, self.top_k, self.top_p)
         yield from seed_problems(self.seed)
         yield from at_least(self, "num_tokens", 0)
 
-    def require_fit(self, generator: Generator, tokenizer: Tokenizer) -> None:
-        """Raises ConfigError where images cannot have `num_tokens` tokens."""
+    def fitted_to(self, generator: Generator, tokenizer: Tokenizer) -> SamplerSettings:
+        """The settings for this generator, with the passes in which it draws.
+
+        Raises ConfigError where images cannot have `num_tokens` tokens, or cannot be drawn in these passes.
+        """
+        self._require_tokens(generator, tokenizer)
+        if self.passes is not None and not generator.in_passes:
+            raise ConfigError(f"{PASS_FLAGS} are for a masked generator; this one does not draw its tokens in passes")
+        return replace(self, passes=generator.completed_passes(self.passes))
+
+    def _require_tokens(self, generator: Generator, tokenizer: Tokenizer) -> None:
         if self.num_tokens == 0:
             return
         if self.num_tokens > generator.num_tokens:
@@ -59,13 +72,15 @@ class SamplerSettings(Section):
         facts = asdict(self)
         if self.num_tokens == 0:
             del facts["num_tokens"]
+        if self.passes is None:
+            del facts["passes"]
         if self.guidance.power == 1:
             del facts["guidance"]["power"]
         return facts
 
     def in_words(self) -> str:
         """The settings in one line for people."""
-        return settings_text(
+        of_draws = settings_text(
             guidance_scale=self.guidance.scale,
             guidance_schedule=self.guidance.schedule,
             temperature=self.temperature,
@@ -74,10 +89,11 @@ class SamplerSettings(Section):
             seed=self.seed,
             greedy=self.greedy,
         )
+        return of_draws if self.passes is None else f"{of_draws}, {self.passes.count} passes"
 
-    def draw(self, sample_ids: Tensor, num_draws: int) -> Draw:
-        """The random numbers of the samples `sample_ids` (B,), `num_draws` per image."""
-        return greedy if self.greedy else seeded_draw(self.seed, sample_ids, num_draws)
+    def draw(self, sample_ids: Tensor, generator: Generator) -> Draw:
+        """The random numbers of the samples `sample_ids` (B,), as many per image as the generator draws."""
+        return greedy if self.greedy else seeded_draw(self.seed, sample_ids, generator.num_draws_in(self.passes))
 
 
 @torch.inference_mode()
@@ -107,12 +123,13 @@ def sample_images(
             tokens = draw_tokens(
                 generator,
                 labels[rows].to(device),
-                draw=settings.draw(sample_ids[rows], generator.num_draws),
+                draw=settings.draw(sample_ids[rows], generator),
                 guidance=settings.guidance,
                 temperature=settings.temperature,
                 top_k=settings.top_k,
                 top_p=settings.top_p,
                 num_tokens=settings.num_tokens or None,
+                passes=settings.passes,
             )
         synchronize(device)
         generated = time.perf_counter()

@@ -160,7 +160,7 @@ def sample_picture(args: argparse.Namespace, settings: SamplerSettings, world: W
     """Writes one picture into the current folder, a row per class, and prints its path. Nothing is overwritten."""
     tokenizer = tokenizer_from(args, world.device)
     generator = gpt_from(args, tokenizer, world.device)
-    settings.require_fit(generator, tokenizer)
+    settings = settings.fitted_to(generator, tokenizer)
     labels = chosen_classes(args, generator, PICTURE_CLASSES)
     columns = ceil_div(args.qual_num, len(labels)) if args.qual_num else PICTURE_COLUMNS
     known = classes_of(generator)
@@ -185,7 +185,7 @@ def sample(args: argparse.Namespace, settings: SamplerSettings, world: World) ->
     """Writes the images of all classes; the ranks share the classes."""
     tokenizer = tokenizer_from(args, world.device)
     generator = gpt_from(args, tokenizer, world.device)
-    settings.require_fit(generator, tokenizer)
+    settings = settings.fitted_to(generator, tokenizer)
     classes = chosen_classes(args, generator)
     num_images = args.qual_num or DEFAULT_IMAGES
     known = classes_of(generator)

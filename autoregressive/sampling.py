@@ -24,6 +24,7 @@ from engine.validation import Problem, is_number, raise_problems
 T = TypeVar("T")
 PerIndex = T | tuple[T, ...]  # a setting: one value for all indices of a token, or one per index
 Draw = Callable[[Tensor, int], Tensor]  # (probabilities (B,V), number of the draw in its image) -> indices (B,)
+Numbers = Callable[[int, int], Tensor]  # (first, count) -> random numbers (B,count) of these draws, in [0, 1)
 
 MIN_TEMPERATURE = 1e-5  # smaller ones act as this one, so that logits do not overflow
 SAMPLING_KEY = 0xD1CE  # keeps the random numbers of samples apart from others of the same seed
@@ -196,6 +197,15 @@ class SeededDraw:
         cumulative = p.double().cumsum(-1)
         target = self.table[:, position : position + 1] * cumulative[:, -1:]
         return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(p.shape[-1] - 1)
+
+    def numbers(self, first: int, count: int) -> Tensor:
+        """The random numbers (B,count) of draws that are not of an index."""
+        return self.table[:, first : first + count]
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Numbers of the standard Gumbel distribution, from uniform ones in [0, 1)."""
+    return -(-uniform.log()).log()
 
 
 def seeded_draw(seed: int, sample_ids: Tensor, num_draws: int) -> SeededDraw:

@@ -112,7 +112,7 @@ class SampleStream:
         world: World,
     ) -> SampleStream:
         """The stream that the flags describe. Raises ConfigError for settings that do not fit the networks."""
-        settings.require_fit(generator, tokenizer)
+        settings = settings.fitted_to(generator, tokenizer)
         return cls(
             generator=generator,
             tokenizer=tokenizer,

@@ -7,7 +7,7 @@ Shapes    labels (B,) int64 in [0, num_classes]; the last one is the null class,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autoregressive.guidance import UNGUIDED, Guidance
+from autoregressive.passes import Passes
 from autoregressive.sampling import Draw, PerIndex
 from engine.data.classes import Classes
 from engine.flops import PartFlops
@@ -54,8 +55,9 @@ class Generator(PretrainedNetwork):
                           of the labels, decided by the data stream, so that a resumed run repeats it. The network is in
                           training mode, under autocast for `forward`, and may be sharded. Random choices of its own
                           come from the data stream too: `training_choices`, `training_inputs`, `loss_groups`
-        validation        the same in evaluation mode without `drop`, with the raw and the EMA weights
-        validation loss   `image_losses(forward(labels, tokens), tokens)`: one number per image
+        validation        the same in evaluation mode without `drop`, with the raw and the EMA weights: one pass for
+                          each entry of `held_out_inputs(tokens)`, whose losses are averaged
+        validation loss   likewise, `image_losses(forward(labels, tokens), tokens)`: one number per image
         sampling          `sample`, in evaluation mode; also for the preview grids of a training
         linear probe      `features(null labels, tokens, layer)`
         all entries       the sizes, to refuse codes of another tokenizer before any work is done
@@ -76,6 +78,8 @@ class Generator(PretrainedNetwork):
     weight_facts: Mapping[str, Any] = {}  # what a result says about weights that are not the trained ones as they are
     any_order: bool = False  # `sample` takes an `order`
     stops_early: bool = False  # `sample` takes `num_tokens`
+    in_passes: bool = False  # `sample` takes `passes` and `numbers`
+    held_out_facts: ClassVar[Mapping[str, Any]] = {}  # what a loss of held-out images says beside "nats per token"
     record_steps: bool = False  # on a GPU, `sample` may record CUDA graphs: the weights stay where they are from now on
 
     # ------------------------------------------------------------------------------------------------ its files
@@ -117,6 +121,17 @@ class Generator(PretrainedNetwork):
     def num_draws(self) -> int:
         """How many random numbers `sample` draws per image."""
         return math.prod(self.token_shape)
+
+    def num_draws_in(self, passes: Passes | None) -> int:
+        """`num_draws` where an image is drawn in `passes`; None = as the generator does by itself."""
+        return self.num_draws
+
+    def completed_passes(self, passes: Passes | None) -> Passes | None:
+        """The passes in which `sample` draws, with what `passes` leaves open.
+
+        None, the default, for a generator that is not `in_passes`. Raises ConfigError where they do not fit an image.
+        """
+        return None
 
     @property
     def null_class(self) -> int:
@@ -174,6 +189,13 @@ class Generator(PretrainedNetwork):
         rows = zip(outputs, tokens, strict=True)
         return torch.stack([self.loss(image_outputs[None], image_tokens[None]) for image_outputs, image_tokens in rows])
 
+    def held_out_inputs(self, tokens: Tensor) -> Sequence[Mapping[str, Any]]:
+        """Further arguments of `forward` for each pass over held-out images, from their tokens (B, *token_shape).
+
+        The default is one pass without any. What is drawn at random depends on the tokens of each image alone.
+        """
+        return ({},)
+
     def sample_losses(self, outputs: Any, tokens: Tensor) -> Tensor:
         """As `image_losses`, up to rounding, for what each step of a training logs (`loss_groups`)."""
         return self.image_losses(outputs, tokens)
@@ -222,7 +244,9 @@ class Generator(PretrainedNetwork):
         Settings may be given once or per index of a token. Raises ConfigError if there is another number of them.
 
         A generator with `any_order` also takes `order` (N,): the cells in the order in which they are drawn. One that
-        `stops_early` takes `num_tokens`: it draws the first n tokens (B,n) or (B,n,k) of what it would draw.
+        `stops_early` takes `num_tokens`: it draws the first n tokens (B,n) or (B,n,k) of what it would draw. One
+        `in_passes` takes `passes`, and `numbers(first, count)`, the random numbers (B,count) of draws that are not of
+        an index; None = there are none.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""Layers of the GPT: RMSNorm, causal attention, SwiGLU."""
+"""Layers of the GPT and of the masked generator: RMSNorm, self-attention, SwiGLU."""
 
 from __future__ import annotations
 
@@ -35,11 +35,17 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention. `qk_norm`: layer norm of the queries and keys of each head, before any rotation."""
+    """Self-attention. `qk_norm`: layer norm of the queries and keys of each head, before any rotation.
 
-    def __init__(self, width: int, heads: int, dropout: float, qk_norm: bool = False) -> None:
+    `is_causal`: each token sees those up to itself; else all see all.
+    """
+
+    def __init__(
+        self, width: int, heads: int, dropout: float, qk_norm: bool = False, *, is_causal: bool = True
+    ) -> None:
         super().__init__()
         self.heads = heads
+        self.is_causal = is_causal
         self.wqkv = nn.Linear(width, 3 * width, bias=False)
         self.wo = nn.Linear(width, width, bias=False)
         self.dropout = nn.Dropout(dropout)
@@ -55,12 +61,12 @@ class Attention(nn.Module):
             q = apply_rope(q, rope)
             k = apply_rope(k, rope)
 
-        # The one token of a cached step may see all that is stored; else each token sees those up to itself.
+        # The one token of a cached step may see all that is stored.
         mask = None
         if cached is not None:
             k, v = cached.extend(k, v)
             mask = cached.mask
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=cached is None)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.is_causal and cached is None)
         return self.dropout(self.wo(out.transpose(1, 2).flatten(2)))
 
     def flops(self, num_tokens: int) -> int:
@@ -98,9 +104,11 @@ class Layer(nn.Module):
 
     parallel_unit = "shard"
 
-    def __init__(self, width: int, heads: int, dropout: float, qk_norm: bool = False) -> None:
+    def __init__(
+        self, width: int, heads: int, dropout: float, qk_norm: bool = False, *, is_causal: bool = True
+    ) -> None:
         super().__init__()
-        self.attention = Attention(width, heads, dropout, qk_norm)
+        self.attention = Attention(width, heads, dropout, qk_norm, is_causal=is_causal)
         self.feed_forward = FeedForward(width, dropout)
         self.attention_norm = RMSNorm(width)
         self.ffn_norm = RMSNorm(width)

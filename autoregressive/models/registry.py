@@ -9,11 +9,14 @@ from typing import Any, ClassVar
 from autoregressive.models.adaln_gpt import AdaLNGPT, AdaLNGPTConfig
 from autoregressive.models.base import DataSizes, Generator
 from autoregressive.models.gpt import GPT, GPTConfig
+from autoregressive.models.maskgit import MaskGIT, MaskGITConfig
 from autoregressive.models.next_scale import NextScale, NextScaleConfig
 from autoregressive.models.rar import RAR, RARConfig
 from engine.registry import selected_section
 
-GENERATORS: dict[str, type[Generator]] = {"gpt": GPT, "adaln_gpt": AdaLNGPT, "rar": RAR, "next_scale": NextScale}
+GENERATORS: dict[str, type[Generator]] = {
+    "gpt": GPT, "adaln_gpt": AdaLNGPT, "rar": RAR, "next_scale": NextScale, "maskgit": MaskGIT
+}  # fmt: skip
 
 
 @dataclass(kw_only=True, slots=True)
@@ -27,6 +30,7 @@ class GeneratorConfig:
     adaln_gpt: AdaLNGPTConfig = field(default_factory=AdaLNGPTConfig)
     rar: RARConfig = field(default_factory=RARConfig)
     next_scale: NextScaleConfig = field(default_factory=NextScaleConfig)
+    maskgit: MaskGITConfig = field(default_factory=MaskGITConfig)
 
 
 def build_generator(config: GeneratorConfig) -> Generator:

@@ -183,8 +183,10 @@ class GeneratorTask:
                 rows = self.rows[:1]
 
             tokens, labels = (values.to(self.world.device) for values in self.validation.read(rows))
-            with autocast(self.world.device, self.precision):
-                outputs = network(labels, tokens)
-            total += network.loss(outputs, tokens).double() * weight
+            passes = network.held_out_inputs(tokens)
+            for inputs in passes:
+                with autocast(self.world.device, self.precision):
+                    outputs = network(labels, tokens, **inputs)
+                total += network.loss(outputs, tokens).double() * weight / len(passes)
             sign_of_life()
         return self.world.sum(total).item() / len(self.rows)

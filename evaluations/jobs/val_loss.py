@@ -75,6 +75,13 @@ class StoredCodes:
         return self.store.read(rows)
 
 
+def held_out_losses(generator: Generator, labels: Tensor, tokens: Tensor) -> Tensor:
+    """The loss of each image (B,) float64, mean over the passes that the generator takes for it."""
+    passes = generator.held_out_inputs(tokens)
+    losses = [generator.image_losses(generator(labels, tokens, **inputs), tokens).double() for inputs in passes]
+    return sum(losses) / len(passes)
+
+
 @dataclass
 class ValLossJob:
     """A generator and held-out codes of its tokenizer, checked."""
@@ -121,6 +128,7 @@ class ValLossJob:
             "image_size": self.tokenizer.image_size,
             "labels": "true",
             "unit": "nats per token",
+            **self.generator.held_out_facts,
             "tokenizer": self.tokenizer.provenance.facts(),
             "gpt": self.generator.provenance.facts(),
             "precision": str(self.generator.dtype).removeprefix("torch."),
@@ -138,7 +146,7 @@ class ValLossJob:
                 tokens, labels = self.codes.read(ids.numpy())
                 labels = labels.to(world.device)
                 tokens = tokens.to(world.device)
-                image_losses = self.generator.image_losses(self.generator(labels, tokens), tokens).double()
+                image_losses = held_out_losses(self.generator, labels, tokens)
                 require_finite(image_losses, "losses of the generator")
             losses[ids] = image_losses
         losses = world.sum(losses)
