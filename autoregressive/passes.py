@@ -6,8 +6,9 @@ and then masks those again in whose index it trusts least, so that n_{t+1} are l
     n_{t+1} = max(T - t - 1, min(n_t - 1, floor(S share((t + 1) / T))))
 
 Every pass reveals one slot or more, and the last one all that are left. (The released code has 1 in the place of
-T - t - 1, which is the same for its schedules, up to rounding.) The trust in an index of probability p is log p + tau (1 - (t + 1) / T) g, with a
-number g of the standard Gumbel distribution and `choice_temperature` tau: early passes choose almost at random.
+T - t - 1, which is the same for its schedules, up to rounding.) The trust in an index of probability p is
+log p + tau (1 - (t + 1) / T) g, with a number g of the standard Gumbel distribution and `choice_temperature` tau: early
+passes choose almost at random.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ FAMILIES = {
     "vq/": "GigaTok",
     "gpt/": "GigaTok",
     "gpt/GPT_wetok": "WeTok",
+    "gpt/MaskGIT": "MaskGIT",
     "llamagen/": "LlamaGen",
     "wetok/": "WeTok",
     "open_magvit2/": "Open-MAGVIT2",

@@ -50,8 +50,9 @@ GENERATORS = {  # kind of generator -> its settings
     "factorized, rotary": "codebook_sizes: [8, 8], positions: rope2d",
     "modulated": "vocab_size: 32, positions: rope2d",
     "any order": "vocab_size: 32, mlp_width: 32",
+    "masked": "codebook_sizes: [8, 8]",
 }
-GENERATOR_NAMES = {"modulated": "adaln_gpt", "any order": "rar"}  # kinds that are no plain GPT
+GENERATOR_NAMES = {"modulated": "adaln_gpt", "any order": "rar", "masked": "maskgit"}  # kinds that are no plain GPT
 
 
 def tokenizer_config(model: str, quantizer: str, *overrides: str) -> TokenizerTrainConfig:

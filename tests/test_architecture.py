@@ -37,19 +37,20 @@ LAYERS = {
     "autoregressive.code_writer": ["engine", "autoregressive.codes"],
     "autoregressive.views": ["engine"],
     "autoregressive.guidance": ["engine"],
+    "autoregressive.passes": ["engine"],
     "autoregressive.sampling": ["engine", "autoregressive.guidance"],
-    "autoregressive.models": ["engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "sampling"))],
+    "autoregressive.models": ["engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "passes", "sampling"))],
     # A generator of scales takes sums of codes as its input, which the quantizer of scales computes.
     "autoregressive.models.next_scale": [
-        "engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "sampling")),
+        "engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "passes", "sampling")),
         "tokenizer.quantizers.multi_scale",
     ],
     "autoregressive.models.base": [
-        "engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "sampling", "loading")),
+        "engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "passes", "sampling", "loading")),
     ],
     "autoregressive.labels": ["engine", "autoregressive.models.base"],
     "autoregressive.generate": [
-        "engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "sampling", "labels")),
+        "engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "passes", "sampling", "labels")),
     ],
     "autoregressive.training": ["engine", "autoregressive", "tokenizer.load_tokenizer", "tokenizer.loading",
                                 "tokenizer.models.base"],

@@ -16,15 +16,19 @@ import torch
 from fake_gpu import CUDA, GPU_WORLD, fake_gpu, require_on
 from ranks import aside
 from small_networks import SIZE, STAND_INS, tokenizer_config
+from torch.utils.data import default_collate
 
+from autoregressive.codes import choices_at
 from autoregressive.guidance import Guidance
 from autoregressive.image_sampler import SamplerSettings, sample_images
+from autoregressive.passes import Passes
 from autoregressive.tokenized import RememberedTokens, Tokenization
 from autoregressive.training.task import GeneratorTask
 from engine.config import load_config
 from engine.trained_model import TrainedModel
 from evaluations.digits.model import Classifier, ClassifierConfig
 from evaluations.digits.training import ClassifierTask, ClassifierTrainConfig
+from evaluations.jobs.val_loss import held_out_losses
 from evaluations.metrics.extractors import EXTRACTORS
 from evaluations.probes.config import LinearProbeConfig
 from evaluations.probes.features import SOURCES, NetworkConfig
@@ -167,6 +171,7 @@ SAMPLERS = {  # (kind of generator, settings of its sampler)
     "factorized, rotary": ("factorized, rotary", {"guidance": Guidance(scale=1.5)}),
     "modulated": ("modulated", {"guidance": Guidance(scale=1.5, last_guided=1)}),
     "any order": ("any order", {"guidance": Guidance(scale=4.0, schedule="power_cosine", power=2.0)}),
+    "masked": ("masked", {"guidance": Guidance(scale=1.5), "passes": Passes(count=3)}),
 }
 TOKENIZER_OF = {1: ("llamagen", "vq"), 2: ("wetok", "gq")}  # indices per token -> a tokenizer with so many
 
@@ -187,11 +192,13 @@ def test_training_and_sampling(name):
         tokens = torch.zeros(4, *generator.token_shape, dtype=torch.long, device=CUDA)
         labels = torch.zeros(4, dtype=torch.long, device=CUDA)
         batch = {"labels": labels, "tokens": tokens, "drop": torch.zeros(4, dtype=torch.bool, device=CUDA)}
+        choices = default_collate([choices_at(0, position, generator.training_choices()) for position in range(4)])
+        batch |= {name: values.to(CUDA) for name, values in choices.items()}
         for step in range(2):
             require_on(CUDA, task.train_step([batch, batch], step)["loss"])
 
         generator, tokenizer = trained.module.eval(), tokenizer.to(CUDA).eval()
-        require_on(CUDA, generator.image_losses(generator(labels, tokens), tokens))
+        require_on(CUDA, held_out_losses(generator, labels, tokens))
         ids = torch.arange(3)
         for codes, images in sample_images(generator, tokenizer, torch.zeros(3).long(), ids, sampler, batch_size=2):
             require_on(torch.device("cpu"), codes, images)

@@ -9,7 +9,9 @@ import torch
 from host_reads import HostReads, no_waiting
 from small_networks import OF_GRIDS, QUANTIZERS, SIZE, generator_config_for, tokenizer_config
 from torch import nn
+from torch.utils.data import default_collate
 
+from autoregressive.codes import choices_at
 from autoregressive.models.registry import build_generator
 from autoregressive.tokenized import Tokenization
 from autoregressive.training.config import GPTTrainConfig
@@ -107,15 +109,19 @@ def step_on_images(config, device: str):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_step_of_a_generator_does_not_wait(device):
-    sizes = "model.gpt={width: 16, layers: 2, heads: 2, vocab_size: 32, num_tokens: 8, num_classes: 4}"
-    network = build_generator(load_config(GPTTrainConfig, overrides=[sizes]).model)
+@pytest.mark.parametrize("sizes", ["gpt={vocab_size: 32}", "maskgit={codebook_sizes: [32]}"])
+def test_a_step_of_a_generator_does_not_wait(sizes, device):
+    name = sizes.partition("=")[0]
+    more = f"model.{name}={{width: 16, layers: 2, heads: 2, num_tokens: 8, num_classes: 4}}"
+    config = load_config(GPTTrainConfig, overrides=[f"model.name={name}", f"model.{sizes}", more])
+    network = build_generator(config.model)
     world = world_on(device)
     trained = TrainedModel(network, OptimConfig(), total_steps=9, world=world, ema_decay=0.9)
     options = {"validation": None, "num_validation": 0, "batch_size": 4}
     task = GeneratorTask(trained, name="gpt", world=world, precision="fp32", **options)
     labels, drop = torch.arange(4), torch.tensor([False, True, False, False])
     batch = {"tokens": torch.randint(0, 32, (4, 8)), "labels": labels, "drop": drop}
+    batch |= default_collate([choices_at(0, position, network.training_choices()) for position in range(4)])
     steps_without_waiting(task, [batch, batch], device)
 
 

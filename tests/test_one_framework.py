@@ -75,6 +75,7 @@ GENERATORS = {
     "modulated": ("adaln_gpt", "head: plain, positions: learned, codebook_sizes: {sizes}"),
     "modulated, factorized": ("adaln_gpt", "head: factorized, positions: learned, codebook_sizes: {sizes}"),
     "any order": ("rar", "mlp_width: 32, order: {random_start: 1.0, random_end: 1.0}"),
+    "masked": ("maskgit", "mask_schedule: arccos"),
     "next scale": ("next_scale", "scales: [1, 2, 4], code_dim: 4"),
 }
 OF_FIXED_LENGTH = {"next_scale"}  # generators whose other settings say how many tokens an image has

@@ -125,11 +125,7 @@ def test_the_header_agrees_with_the_config(path):
         assert number(warmup) == config.optim.warmup_steps
     for tokens, codes in re.findall(r"([\d,]+) tokens of ([\d,]+) codes", header):
         gpt = kind_of(path) == "gpt"
-        own = (
-            (model.config.num_tokens, model.config.vocab_size)
-            if gpt
-            else (model.num_tokens, model.quantizer.codebook_size)
-        )
+        own = (model.num_tokens, model.codebook_sizes[0]) if gpt else (model.num_tokens, model.quantizer.codebook_size)
         assert (number(tokens), number(codes)) == own
     for value, unit in re.findall(r"\((\d[\d.]*)([MB])\)", header):
         digits = len(value.partition(".")[2])

@@ -1,16 +1,16 @@
 """The masked generator (MaskGIT, arXiv:2202.04200): a transformer that sees all tokens at once, some of them masked.
 
 The sequence is [class, token 0, ..., token N-1], without a causal mask. A slot is one index of one token. Each slot is
-known or masked, and the network predicts the masked ones from the class and all known ones. The layers are those of the
-GPT (RMSNorm before attention and SwiGLU, no biases); the published networks are post-norm BERTs with biases, whose files
-do not fit. A token of k indices is read by k embedding tables, summed, each with a row that stands for "masked", and
-written by k outputs: given the hidden states, all slots of a pass are independent.
+known or masked, and the network predicts the masked ones from the class and all known ones. The layers are those of
+the GPT (RMSNorm before attention and SwiGLU, no biases); the published networks are post-norm BERTs with biases, whose
+files do not fit. A token of k indices is read by k embedding tables, summed, each with a row that stands for "masked",
+and written by k outputs: given the hidden states, all slots of a pass are independent.
 
 Images are drawn in passes (`autoregressive.passes`): every pass draws all masked slots and keeps those that the network
 trusts most. Or one slot after the other, in any order of the cells.
 
 Shapes    labels (B,) int64, `num_classes` is the null class      tokens (B,N) int64, or (B,N,k)
-          masks as tokens, or (B,N,k), bool                       logits (B,N,k,V) float32, -inf beyond the codes of an index
+          masks as tokens, or (B,N,k), bool                       logits (B,N,k,V) float32, -inf beyond an index's codes
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from autoregressive.sampling import (
     IndexSettings,
     Numbers,
     PerIndex,
-    gumbel,
     guided_logits,
+    gumbel,
     probabilities,
 )
 from engine.finite import spread_nan
@@ -126,6 +126,7 @@ class MaskGIT(Generator):
     in_words = "masked transformer, which draws an image in a few passes"
     any_order = True
     in_passes = True
+    held_out_loss = "loss_bound"  # never beside a likelihood by the chain rule
     held_out_facts: ClassVar[Mapping[str, Any]] = {
         "likelihood": f"upper bound over random orders, {HELD_OUT_PASSES} masks per image"
     }
@@ -149,7 +150,9 @@ class MaskGIT(Generator):
         self.rope = Rope2D(math.isqrt(self.num_tokens), width // heads) if config.positions == "rope2d" else NoRope()
         self.class_embedding = nn.Embedding(config.num_classes + 1, width)
         self.tables = nn.ModuleList(nn.Embedding(size + 1, width) for size in self.codebook_sizes)  # the last is masked
-        self.positions = nn.Parameter(torch.empty(self.num_tokens + 1, width)) if config.positions == "learned" else None
+        self.positions = None
+        if config.positions == "learned":
+            self.positions = nn.Parameter(torch.empty(self.num_tokens + 1, width))
         self.token_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(
             Layer(width, heads, config.residual_dropout, config.qk_norm, is_causal=False) for _ in range(layers)
@@ -243,7 +246,7 @@ class MaskGIT(Generator):
         return [{"mask": mask} for mask in held_out_masks(self._by_slot(tokens))]
 
     def loss(self, outputs: MaskedOutputs, tokens: Tensor) -> Tensor:
-        """The mean of `image_losses` in evaluation mode. In training, with the smoothed targets and weights of the section:
+        """The mean of `image_losses` in evaluation mode. In training, with smoothed targets and weights:
 
             k sum w_s CE_s / (B S mean weight),    w = 1 where slot s is masked, else `visible_weight`
 
@@ -255,9 +258,10 @@ class MaskGIT(Generator):
         log_p, chosen = self._log_probabilities(outputs, tokens)
         losses = -chosen
         if self.config.label_smoothing > 0:
-            sizes = torch.tensor(self.codebook_sizes, device=losses.device)
-            spread = -log_p.masked_fill(log_p == -torch.inf, 0).sum(-1) / sizes
-            losses = (1 - self.config.label_smoothing) * losses + self.config.label_smoothing * spread
+            total = log_p.masked_fill(log_p == -torch.inf, 0).sum(-1)
+            columns = zip(total.unbind(-1), self.codebook_sizes, strict=True)
+            mean = torch.stack([column / size for column, size in columns], dim=-1)
+            losses = (1 - self.config.label_smoothing) * losses - self.config.label_smoothing * mean
         weights = torch.where(outputs.mask, 1.0, self.config.visible_weight)
         return len(self.codebook_sizes) * (weights * losses).mean() / self.mean_weight
 

@@ -46,8 +46,8 @@ def expected_share(slots: int, schedule: str) -> float:
 def held_out_masks(tokens: Tensor) -> list[Tensor]:
     """`HELD_OUT_PASSES` masks for each image of tokens (B,N,k).
 
-    They depend on the tokens of the image alone: neither on its batch nor on a seed. Counts are stratified: the masks of
-    an image have counts in each of as many equal parts of 1..S.
+    They depend on the tokens of the image alone: neither on its batch nor on a seed. Counts are stratified: the masks
+    of an image have counts in each of as many equal parts of 1..S.
     """
     masks = np.stack([_masks_of(image) for image in tokens.cpu().numpy()], axis=1)
     return list(torch.from_numpy(masks).to(tokens.device))

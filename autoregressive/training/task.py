@@ -154,7 +154,10 @@ class GeneratorTask:
 
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:
-        """`val/loss` in nats per token: true classes, center view, mean over images; `val_ema/loss` of the EMA."""
+        """`val/loss` in nats per token: true classes, center view, mean over images; `val_ema/loss` of the EMA.
+
+        A generator whose held-out loss is of another kind has another name for it (`Generator.held_out_loss`).
+        """
         networks: dict[str, Generator] = {"val": self.trained.module}
         if self.trained.ema is not None:
             networks["val_ema"] = self.trained.ema
@@ -163,7 +166,7 @@ class GeneratorTask:
         for prefix, network in networks.items():
             network.eval()
             if self.validation is not None:
-                metrics[f"{prefix}/loss"] = self._validation_loss(network)
+                metrics[f"{prefix}/{network.held_out_loss}"] = self._validation_loss(network)
             if self.preview is not None:  # on every rank: a sharded network is called by all
                 with autocast(self.world.device, self.precision):
                     self.preview(network, f"{prefix}_{step:08d}")

@@ -10,6 +10,7 @@ from evaluations.doctor.severity import Severity, worst
 from tokenizer.losses.terms import PICTURE_WEIGHTS
 from tokenizer.training.alerts import MAX_CLIPPED_FRACTION, SATURATED_LOSS
 
+TRAINING_NAMES = {"loss_bound": "loss"}  # of a held-out loss, where the one of training has another name
 MIN_DIVISOR = 1e-9  # losses, gaps and falls below it count as this
 
 
@@ -89,19 +90,20 @@ def overfitting(run: RunEvidence) -> Severity | None:
     The noise of 500 held-out images is near 1 %.
     """
     severities = []
-    for name in ("loss", "reconstruction_l2"):
+    for name in ("loss", "loss_bound", "reconstruction_l2"):
         held_out = run.series(f"val/{name}")
-        training = run.series(name)
+        training = run.series(TRAINING_NAMES.get(name, name))
         if len(held_out) < 3 or len(training) < 4:
             continue
         first_half = median(training[: len(training) // 2])
-        if not run.late(name) < first_half:
+        if not run.late(TRAINING_NAMES.get(name, name)) < first_half:
             continue
 
         best = min(held_out)
         last = held_out[-1]
         best_step = next(record["step"] for record in run.val if record.get(f"val/{name}") == best)
-        evidence = f"val/{name} {last:.4g}, but {best:.4g} at step {best_step}; {name} {training[-1]:.4g}"
+        trained = f"{TRAINING_NAMES.get(name, name)} {training[-1]:.4g}"
+        evidence = f"val/{name} {last:.4g}, but {best:.4g} at step {best_step}; {trained}"
         severities.append(Severity((last / best - 1) / 0.03, evidence))
     return worst(severities)
 

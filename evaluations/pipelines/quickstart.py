@@ -71,6 +71,7 @@ SYSTEMS = {
     "rvq": System(data=DATA[:1], short_overrides=("model.quantizer.rvq.warmup_steps=20",)),
     "mcq": System(data=DATA[:1], short_overrides=("model.quantizer.mcq.warmup_steps=20",)),
     "rar": System(data=DATA[:1], short_configs=(f"{RECIPES}/full",)),
+    "maskgit": System(data=DATA[:1], short_configs=(f"{RECIPES}/full",)),
 }
 DEFAULT_SYSTEM = next(iter(SYSTEMS))
 

@@ -118,7 +118,13 @@ GPT_CHARTS = [
     Chart(
         "Cross entropy per token",
         "nats",
-        [Series("training", key="loss"), Series("held out", key="val/loss"), Series("EMA", key="val_ema/loss")],
+        [
+            Series("training", key="loss"),
+            Series("held out", key="val/loss"),
+            Series("EMA", key="val_ema/loss"),
+            Series("held out, bound", key="val/loss_bound"),
+            Series("EMA, bound", key="val_ema/loss_bound"),
+        ],
     ),
 ]
 

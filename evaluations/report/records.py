@@ -61,6 +61,9 @@ RECORDED_VALUES = (
     ),
     RecordedValue("val/loss", "validation loss", "lower", meaning="on held-out images"),
     RecordedValue(
+        "val/loss_bound", "bound of the validation loss", "lower", meaning="on held-out images, of a masked generator"
+    ),
+    RecordedValue(
         "val/accuracy",
         "validation accuracy",
         "higher",
@@ -71,6 +74,9 @@ RECORDED_VALUES = (
         "val_ema/psnr", "validation PSNR of the EMA", "higher", unit="dB", meaning=f"{EMA}, on held-out pixels"
     ),
     RecordedValue("val_ema/loss", "validation loss of the EMA", "lower", meaning=f"{EMA}, on held-out images"),
+    RecordedValue(
+        "val_ema/loss_bound", "bound of the validation loss of the EMA", "lower", meaning=f"{EMA}, on held-out images"
+    ),
     RecordedValue(
         "val/codebook_usage",
         "codebook usage",
