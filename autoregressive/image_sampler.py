@@ -50,9 +50,11 @@ class SamplerSettings(Section):
         Raises ConfigError where images cannot have `num_tokens` tokens, or cannot be drawn in these passes.
         """
         self._require_tokens(generator, tokenizer)
-        if self.passes is not None and not generator.in_passes:
+        if generator.in_passes:
+            return replace(self, passes=generator.completed_passes(self.passes))
+        if self.passes is not None:
             raise ConfigError(f"{PASS_FLAGS} are for a masked generator; this one does not draw its tokens in passes")
-        return replace(self, passes=generator.completed_passes(self.passes))
+        return self
 
     def _require_tokens(self, generator: Generator, tokenizer: Tokenizer) -> None:
         if self.num_tokens == 0:

@@ -127,12 +127,12 @@ class Generator(PretrainedNetwork):
         """`num_draws` where an image is drawn in `passes`; None = as the generator does by itself."""
         return self.num_draws
 
-    def completed_passes(self, passes: Passes | None) -> Passes | None:
+    def completed_passes(self, passes: Passes | None) -> Passes:
         """The passes in which `sample` draws, with what `passes` leaves open.
 
-        None, the default, for a generator that is not `in_passes`. Raises ConfigError where they do not fit an image.
+        For a generator `in_passes` alone. Raises ConfigError where they do not fit an image.
         """
-        return None
+        raise NotImplementedError
 
     @property
     def null_class(self) -> int:

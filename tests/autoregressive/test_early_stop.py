@@ -42,9 +42,9 @@ def test_other_numbers_are_refused(pair, monkeypatch):
         with pytest.raises(UserError, match="num_tokens"):
             generate(gpt, 0, num_tokens=wrong)
     with pytest.raises(ConfigError, match="an image has 8 tokens"):
-        SamplerSettings(Guidance(), num_tokens=9).require_fit(gpt, tokenizer)
+        SamplerSettings(Guidance(), num_tokens=9).fitted_to(gpt, tokenizer)
     with pytest.raises(ConfigError, match="the tokenizer decodes 8 tokens only"):
-        SamplerSettings(Guidance(), num_tokens=3).require_fit(gpt, mini.tokenizer_of(mini.tokenizer_config()))
+        SamplerSettings(Guidance(), num_tokens=3).fitted_to(gpt, mini.tokenizer_of(mini.tokenizer_config()))
     monkeypatch.setattr(type(gpt), "stops_early", False)
     with pytest.raises(UserError, match="one after the other"):
         generate(gpt, 0, num_tokens=3)

@@ -122,7 +122,7 @@ def test_scales_that_are_none_are_refused(text, message):
 @pytest.fixture
 def search(tmp_path, monkeypatch, world):
     """`search(*flags)` with distances to 2.5 instead of measured ones; `search.calls`: the scales. The third fails."""
-    gpt = SimpleNamespace(num_classes=2, published_size=None, classes=Classes.unknown(2, "gpt"))
+    gpt = SimpleNamespace(num_classes=2, published_size=None, in_passes=False, classes=Classes.unknown(2, "gpt"))
     tokenizer = SimpleNamespace(image_size=16)
     for name, value in {
         "tokenizer_from": lambda *a: tokenizer, "gpt_from": lambda *a: gpt, "set_sampling": lambda *a: None,
