@@ -4,7 +4,7 @@
 
 The runs are tiny: a tokenizer (GAN, EMA, entropy, LeCam; with learned codes, averaged ones and ones that start anew,
 and of flexible length), WeTok (the same in two phases), a decoder that is trained alone after a warm start of its
-discriminator, a GPT and a linear probe.
+discriminator, a GPT, a masked generator and a linear probe.
 They run in one process and in two, as copies and as shards (FSDP2), with blocking saves and with saves in a thread.
 They receive SIGKILL at random wall-clock times. Some kills wait for the next checkpoint write (a folder `.writing_*`)
 and come at a random moment inside it. Of two processes, one or both are killed. The same command then starts the run
@@ -200,6 +200,7 @@ def prepare(root: Path, torchrun: bool) -> list[Case]:
     tiny.write_codes(root / "codes", load_tokenizer(root / "tokenizer").provenance.fingerprint)
     gpt = ("--config", str(root / "gpt.yaml"), f"data.codes={root / 'codes'}", f"data.tokenizer={root / 'tokenizer'}")
     gpt += (*often, "ema_decay=0.9")
+    masked = (*gpt, "model={name: maskgit, gpt: null, maskgit: {width: 16, layers: 2, heads: 2}}")
     probe = (f"network={{source: tokenizer, tokenizer: {root / 'tokenizer'}}}", *data, "data.image_size=8")
     probe += ("data.global_batch_size=8", "data.num_workers=0", "loop.device=cpu", *saves)
     probe += ("probe={features: augmented, base_lrs: [1.0, 10.0], epochs: 20, warmup_epochs: 1, read_batch_size: 5}",)
@@ -217,6 +218,7 @@ def prepare(root: Path, torchrun: bool) -> list[Case]:
         Case("decoder x1", "tokenizer.train", decoder),
         Case("decoder fsdp x2", "tokenizer.train", (*decoder, shards), 2),
         Case("gpt async x1", "autoregressive.train", (*gpt, thread)),
+        Case("masked generator x2", "autoregressive.train", masked, 2),
         Case("tokenizer fsdp async x2", "tokenizer.train", (*image, shards, thread), 2),
         Case("averaged codebook x1", "tokenizer.train", (*image, AVERAGED)),
         Case("averaged codebook fsdp x2", "tokenizer.train", (*image, AVERAGED, shards), 2),

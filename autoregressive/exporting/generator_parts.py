@@ -1,4 +1,4 @@
-"""One step of sampling of a generator, to be exported: its caller draws the tokens and holds the cache.
+"""One step or pass of sampling of a generator, to be exported: its caller draws the tokens and holds the cache.
 
 Shapes    labels int64 (B,)      a token int64 (B,), or (B,k) where it has k indices      position int64 (1,)
           keys and values float32 (layers,B,heads,N,channels)      logits float32 (B,V) or (B,k,V)
@@ -16,6 +16,7 @@ from autoregressive.models.base import Generator
 from engine.messages import UserError
 
 MAX_POSITIONS = 32  # tokens that a file is compared on, from the first one
+MASKED_SHARE = 0.5  # of the indices that a pass is compared on
 
 
 class GeneratorPart(Part):
@@ -108,6 +109,11 @@ class HeadPart(GeneratorPart):
     def __init__(self, generator: Generator) -> None:
         super().__init__(generator)
         module = generator.functional_head()
+        if module is None and self.has_several_indices:
+            raise UserError(
+                f"--part head: {generator.provenance.path} is a generator ({type(generator).__name__}) without a head "
+                "that can be exported: its class defines no functional_head"
+            )
         if module is None:
             raise UserError(
                 f"--part head is for tokens of several indices, and those of {generator.provenance.path} have one: "
@@ -138,4 +144,44 @@ class HeadPart(GeneratorPart):
                 yield Comparison(rows, values, oracle={"logits": (oracle[:, position], logits)})
 
 
-GENERATOR_PARTS: dict[str, type[GeneratorPart]] = {part.name: part for part in (StepPart, HeadPart)}
+class PassPart(GeneratorPart):
+    """One pass of a masked generator over all tokens; nothing is kept between passes."""
+
+    name = "pass"
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__(generator)
+        module = generator.functional_pass()
+        if module is None:
+            raise UserError(
+                f"--part pass is for masked generators, and {generator.provenance.path} draws one token after the "
+                "other: --part step gives its logits"
+            )
+        self.module = module
+        shape, logits = ("(batch,tokens,k)", "k,codes") if self.has_several_indices else ("(batch,tokens)", "codes")
+        self.inputs = (
+            Port("labels", f"int64 (batch,), class of the image, {generator.null_class} for none"),
+            Port("tokens", f"int64 {shape}; masked: {' / '.join(map(str, generator.codebook_sizes))}"),
+        )
+        self.outputs = (Port("logits", f"float32 (batch,tokens,{logits}); of an index with fewer codes -inf beyond"),)
+
+    def example(self, rows: int) -> Tensors:
+        return self._masked_sequences(rows, torch.Generator().manual_seed(0))
+
+    def _masked_sequences(self, rows: int, random: torch.Generator) -> Tensors:
+        """Labels and tokens, about half of which are masked."""
+        labels, tokens = self.sequences(rows, random)
+        sizes = torch.tensor(self.generator.codebook_sizes)
+        is_masked = torch.rand(tokens.shape, generator=random) < MASKED_SHARE
+        return labels, torch.where(is_masked, sizes if self.has_several_indices else sizes[0], tokens)
+
+    def compare(self, run: Run) -> Iterator[Comparison]:
+        """On masks of random places."""
+        random = torch.Generator().manual_seed(0)
+        for rows in BATCHES:
+            inputs = self._masked_sequences(rows, random)
+            (logits,) = run(*inputs)
+            yield Comparison(rows, {"logits": (self.module(*inputs), logits)})
+
+
+GENERATOR_PARTS: dict[str, type[GeneratorPart]] = {part.name: part for part in (StepPart, HeadPart, PassPart)}

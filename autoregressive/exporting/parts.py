@@ -4,6 +4,7 @@
     decode    indices -> images                                    of a tokenizer
     step      label, token, position, cache -> logits, cache       of a generator, one step of sampling
     head      hidden states, indices -> logits                     of a generator whose tokens have several indices
+    pass      label, tokens with masks -> logits                   of a masked generator, one pass of sampling
 
 The size of the batch is free in an exported file, all other sizes are fixed.
 """

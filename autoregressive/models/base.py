@@ -268,6 +268,15 @@ class Generator(PretrainedNetwork):
         """
         return None
 
+    def functional_pass(self) -> nn.Module | None:
+        """One pass over all tokens as a module; None, the default, for a generator that is not `in_passes`.
+
+            (labels (B,), tokens (B, *token_shape)) -> logits (B,N,V), or (B,N,k,V) where a token has k > 1 indices
+
+        The number of codes of an index, in the place of a code, says that it is masked.
+        """
+        return None
+
     def functional_head(self) -> nn.Module | None:
         """Hidden states of a position -> logits of the k indices of its token; None where k is 1.
 

@@ -210,7 +210,7 @@ class MaskGIT(Generator):
 
     def _by_slot(self, values: Tensor) -> Tensor:
         """Tokens or masks of one index per token (B,N) -> (B,N,1); others (B,N,k) as they are."""
-        return values.reshape(len(values), self.num_tokens, len(self.codebook_sizes))
+        return values.reshape(values.shape[0], self.num_tokens, len(self.codebook_sizes))
 
     def _hidden(self, labels: Tensor, indices: Tensor, is_masked: Tensor, layer: int) -> Tensor:
         """States (B,1+N,C) after the first `layer` layers: of the class, then of the tokens."""
@@ -234,6 +234,9 @@ class MaskGIT(Generator):
         layers = TRAINED * sum(layer.flops(self.num_tokens + 1) for layer in self.layers)
         head = TRAINED * sum(linear_flops(output, self.num_tokens) for output in self.outputs)
         return PartFlops("layers", "matrix", layers, recomputed=True), PartFlops("head", "matrix", head)
+
+    def functional_pass(self) -> FunctionalPass:
+        return FunctionalPass(self)
 
     # ---------------------------------------------------------------------------------------- masks and losses
     def training_choices(self) -> Callable[[np.random.Generator], dict[str, Tensor]]:
@@ -385,6 +388,20 @@ class MaskGIT(Generator):
             log_p = logits.double().log_softmax(-1)
             trust.append(log_p.gather(-1, drawn[-1][..., None])[..., 0])
         return torch.stack(drawn, dim=-1), torch.stack(trust, dim=-1)
+
+
+class FunctionalPass(nn.Module):
+    """See `Generator.functional_pass`."""
+
+    def __init__(self, generator: MaskGIT) -> None:
+        super().__init__()
+        self.network = generator
+        self.register_buffer("masked", torch.tensor(generator.codebook_sizes), persistent=False)
+
+    def forward(self, labels: Tensor, tokens: Tensor) -> Tensor:
+        is_masked = tokens == (self.masked if tokens.ndim == 3 else self.masked[0])
+        logits = self.network(labels, tokens, mask=is_masked).logits
+        return logits if tokens.ndim == 3 else logits[:, :, 0]
 
 
 def least(trust: Tensor, count: int) -> Tensor:

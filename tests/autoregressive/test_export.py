@@ -19,6 +19,7 @@ from autoregressive.exporting.generator_parts import GENERATOR_PARTS
 from autoregressive.exporting.parts import CodeComparison, Comparison
 from autoregressive.exporting.tokenizer_parts import TOKENIZER_PARTS, DecodePart
 from autoregressive.exporting.verification import Tolerance, largest_difference, verify
+from autoregressive.models.maskgit import MaskGIT, MaskGITConfig
 from engine import installation
 from engine.checkpoint.manifest import file_sha256
 from engine.messages import UserError
@@ -110,11 +111,32 @@ def test_every_form_becomes_a_program(form):
 def test_every_decode_step_becomes_a_program(kind, tmp_path):
     """Its logits are those of a pass over all tokens at once, too."""
     generator = small_generator(kind)
-    parts = GENERATOR_PARTS if len(generator.codebook_sizes) > 1 else {"step": GENERATOR_PARTS["step"]}
-    for part in parts.values():
+    names = ["step", "head"] if len(generator.codebook_sizes) > 1 else ["step"]
+    for part in (GENERATOR_PARTS[name] for name in names):
         measured, _ = written(part(generator), "pt2", tmp_path)
         assert measured["batches"] == [1, 2, 5, 8]
         assert all(value < 1e-5 for value in measured["largest_difference_from_all_tokens_at_once"].values())
+
+
+@pytest.mark.parametrize("sizes", [[8], [8, 6]])
+def test_a_pass_of_a_masked_generator_becomes_a_program(sizes, tmp_path):
+    """Masked are the indices that are no code; the logits are those of the network with that mask."""
+    torch.manual_seed(0)
+    generator = MaskGIT(
+        MaskGITConfig(width=16, layers=2, heads=2, codebook_sizes=sizes, num_tokens=4, num_classes=4)
+    ).eval()
+    for output in generator.requires_grad_(False).outputs:
+        nn.init.normal_(output.weight)
+    part = GENERATOR_PARTS["pass"](generator)
+    measured, path = written(part, "pt2", tmp_path)
+    assert measured["batches"] == [1, 2, 5, 8]
+
+    labels, tokens = part.example(3)
+    mask = tokens == (torch.tensor(sizes) if len(sizes) > 1 else sizes[0])
+    assert mask.any() and not mask.all()
+    expected = generator(labels, tokens.masked_fill(mask, 0), mask=mask).logits.view(3, 4, -1, 8)
+    logits = torch.export.load(path).module()(labels, tokens).view(3, 4, -1, 8)
+    torch.testing.assert_close(logits, expected, atol=1e-6, rtol=0)
 
 
 ONNX = pytest.mark.skipif(
@@ -146,8 +168,8 @@ def test_every_form_becomes_a_graph(form, tmp_path):
 @pytest.mark.parametrize("kind", EXPORTED_GENERATORS)
 def test_every_decode_step_becomes_a_graph(kind, tmp_path):
     generator = small_generator(kind)
-    parts = GENERATOR_PARTS if len(generator.codebook_sizes) > 1 else {"step": GENERATOR_PARTS["step"]}
-    for part in parts.values():
+    names = ["step", "head"] if len(generator.codebook_sizes) > 1 else ["step"]
+    for part in (GENERATOR_PARTS[name] for name in names):
         written(part(generator), "onnx", tmp_path)
 
 
@@ -194,6 +216,7 @@ WRONG = {
     "two formats": (["tokenizer", "--part", "encode", "--output", "x.pt2", "--format", "onnx"], "ends in .onnx"),
     "a part of the other kind": (["tokenizer", "--part", "step", "--output", "x.pt2"], "is not a generator"),
     "a head of one index": (["gpt", "--part", "head", "--output", "x.pt2"], "--part step gives their logits"),
+    "a pass of a GPT": (["gpt", "--part", "pass", "--output", "x.pt2"], "draws one token after the other"),
     "an image size": (["tokenizer", "--part", "encode", "--output", "x.pt2", "--image-size", "32"], "is for 16"),
     "pixels of a generator": (["gpt", "--part", "step", "--output", "x.pt2", "--image-size", "32"], "has no images"),
     "nothing there": (["other_name", "--part", "encode", "--output", "x.pt2"], "is not a folder of weights"),
