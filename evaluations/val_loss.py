@@ -8,6 +8,8 @@
 The tokenizer encodes center crops, unless --code-path names extracted codes with a split `val`. There is no dropout,
 and no labels are dropped. Every image counts once, for any batch size and number of processes; the released script
 averages the means of batches instead. `val_loss_stderr` is the standard error of the mean over images.
+
+A masked generator has no likelihood by the chain rule, but an upper bound, `val_loss_bound`, from four masks per image.
 """
 
 from __future__ import annotations

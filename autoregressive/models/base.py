@@ -79,7 +79,7 @@ class Generator(PretrainedNetwork):
     any_order: bool = False  # `sample` takes an `order`
     stops_early: bool = False  # `sample` takes `num_tokens`
     in_passes: bool = False  # `sample` takes `passes` and `numbers`
-    held_out_loss: ClassVar[str] = "loss"  # name of the loss of held-out images in records; another for another kind
+    held_out_loss: ClassVar[str] = "loss"  # its name in records (val/loss) and results; another kind has another name
     held_out_facts: ClassVar[Mapping[str, Any]] = {}  # what such a loss says in a result, beside "nats per token"
     record_steps: bool = False  # on a GPU, `sample` may record CUDA graphs: the weights stay where they are from now on
 

@@ -152,5 +152,6 @@ class ValLossJob:
         losses = world.sum(losses)
 
         if world.is_main:
-            metrics = {"val_loss": losses.mean().item(), "val_loss_stderr": (losses.std() / count**0.5).item()}
+            name = f"val_{self.generator.held_out_loss}"
+            metrics = {name: losses.mean().item(), f"{name}_stderr": (losses.std() / count**0.5).item()}
             write_result(self.output, metrics, protocol)

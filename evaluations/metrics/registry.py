@@ -323,6 +323,15 @@ BUILT_IN = (  # in the order of a report's cards
     ),
     Metric("val_loss_stderr", "standard error of the validation loss", unit="nats"),
     Metric(
+        "val_loss_bound",
+        "bound of the validation loss",
+        unit="nats",
+        better="lower",
+        headline=True,
+        meaning="of a masked generator, per token of held-out images: not to be compared with the loss of a GPT",
+    ),
+    Metric("val_loss_bound_stderr", "standard error of the bound of the validation loss", unit="nats"),
+    Metric(
         "top1",
         "linear probe, top-1",
         better="higher",
