@@ -1,5 +1,6 @@
 """The masked generator: closed forms of its schedules and losses, equalities of its sampler, exact training."""
 
+import argparse
 import itertools
 import shutil
 
@@ -13,9 +14,11 @@ from ranks import on_ranks
 from torch import Tensor
 
 from autoregressive import load_gpt
+from autoregressive.cli import add_sampler_flags, settings_of
 from autoregressive.codes import CHOICES_KEY, CodeStore, code_batch
 from autoregressive.generate import generate
 from autoregressive.guidance import Guidance
+from autoregressive.image_sampler import SamplerSettings
 from autoregressive.models import maskgit
 from autoregressive.models.gpt import GPT, GPTConfig
 from autoregressive.models.maskgit import MaskGIT, MaskGITConfig
@@ -355,6 +358,33 @@ def test_guidance_counts_passes(monkeypatch):
     generate(generator, [0], passes=4, guidance=guidance)
     assert [count for count, _ in rows] == [2, 2, 2, 1]
     assert [scale for _, scale in rows] == pytest.approx([1.0, 1 + 2 * (1 - 0.5**0.5) / 2, 2.0, 1.0])
+
+
+def settings_from(*flags: str) -> SamplerSettings:
+    parser = argparse.ArgumentParser()
+    add_sampler_flags(parser)
+    return settings_of(parser.parse_args(flags))
+
+
+def test_flags_set_single_settings_of_the_passes():
+    """The others are as the generator does by itself; results say all of them, and those of a GPT none."""
+    generator = network([5], num_tokens=9, mask_schedule="arccos")
+    plain = GPT(GPTConfig(**SIZES, vocab_size=5, num_tokens=4)).eval()
+    given = settings_from("--choice-temperature", "2", "--cfg-scale", "1")
+    facts = given.fitted_to(generator, None).facts()
+    assert facts["passes"] == {"count": 8, "choice_temperature": 2.0, "schedule": "arccos"}
+    assert settings_from().fitted_to(generator, None).facts()["passes"]["choice_temperature"] == 4.5
+    assert "passes" not in settings_from().fitted_to(plain, None).facts()
+    assert settings_from("--passes", "3").fitted_to(generator, None).in_words().endswith(", 3 passes")
+    for flags, asked, message in (
+        (["--passes", "2"], plain, "--mask-schedule are for a masked generator"),
+        (["--passes", "10"], generator, "10 passes: an image has 9 indices"),
+        (["--num-tokens", "3"], generator, "does not draw one token after the other"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            settings_from(*flags).fitted_to(asked, None)
+    with pytest.raises(ConfigError, match="count=0 must be 1 or more"):
+        settings_from("--passes", "0")
 
 
 def test_what_cannot_be_drawn_is_refused():

@@ -287,6 +287,7 @@ OTHERS = {  # generators beside the GPT -> their section
     "adaln_gpt": "{width: 16, layers: 2, heads: 2, token_dropout: 0.0, residual_dropout: 0.0, positions: rope2d}",
     "rar": "{width: 16, layers: 2, heads: 2, mlp_width: 32, dropout: 0.0, attention_dropout: 0.0, "
     "order: {random_start: 0.25, random_end: 0.75}}",
+    "maskgit": "{width: 16, layers: 2, heads: 2, token_dropout: 0.0, residual_dropout: 0.0}",
 }
 
 
