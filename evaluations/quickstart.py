@@ -37,11 +37,13 @@ from engine.json_text import to_json
 from engine.messages import logger
 from engine.pipeline import run_stages
 from engine.preflight import Preflight, require
+from evaluations.digits.model import find_classifier
 from evaluations.metrics.extractors import EXTRACTORS, OFFLINE_EXTRACTOR
 from evaluations.pipelines.quickstart import (
     DATA,
     DEFAULT_SYSTEM,
     SYSTEMS,
+    accuracy_of,
     check_flags,
     collect,
     results_table,
@@ -75,6 +77,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=positive, help="seed of all training runs (default: that in their YAMLs, 0)")
     parser.add_argument(
+        "--classifier",
+        type=Path,
+        help="trained classifier that measures generated images, such as runs/quickstart/classifier (default: one is "
+        "trained). Runs that are compared should have one",
+    )
+    parser.add_argument(
         "--complete",
         action="store_true",
         help="also run guidance search, validation loss, linear probes, text_readback and AR probing",
@@ -91,6 +99,10 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
         preflight.images(data, split)
     preflight.assets(assets_of(EXTRACTORS[OFFLINE_EXTRACTOR]), load_config(AssetsConfig))
     preflight.device("auto")
+    if args.classifier is not None and not preflight.comes_later(args.classifier, "--classifier"):
+        with preflight.collecting():
+            find_classifier(args.classifier, classes=None, hashed=preflight.hashes)
+            accuracy_of(args.classifier)
     preflight.output(run_folder(args), "--runs-dir", RUN_BYTES)
 
 
@@ -106,10 +118,10 @@ def main() -> None:
     results_file = run / "results.json"
     logger.info("quick start on %s in %s (%s)", args.data, run, attribution_of(args.data))
     log = run_stages(run, stages_of(args, run))
-    write_atomic(results_file, to_json(collect(run, log), indent=1))
+    write_atomic(results_file, to_json(collect(run, log, args.classifier), indent=1))
 
     log = run_stages(run, [report_stage(run)])
-    results = collect(run, log)
+    results = collect(run, log, args.classifier)
     write_atomic(results_file, to_json(results, indent=1))
     print(f"\n{results_table(results)}\n\n  {results_file}\n  {run / 'report.html'}\n  {run / 'samples.png'}")
 

@@ -65,7 +65,7 @@ class ForkedStages:
             if self.kills and stage.name not in self.killed and (status == 0 or files_below(self.run) - before):
                 self._kill(stage, process, has_ended=status is not None)
             time.sleep(0.01)
-        log.note(stage.name, 1.0, done=status == 0)
+        log.note(stage.name, 1.0, 1.0, done=status == 0)
         if status != 0:
             raise StageError(f"stage {stage.name!r} ended with exit code {status}", status)
         self.ended.append(stage.name)

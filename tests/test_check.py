@@ -191,6 +191,7 @@ COMMANDS = {
     "evaluations.ship": (
         "digits={root}/pair --output {root}/new", "digits={root}/no1 --output {root}/a.json", ["no1", "a.json"]
     ),
+    "evaluations.methods": ("--runs-dir {root}/new --systems ema", "--runs-dir {root}/a.json", ["a.json"]),
     "evaluations.quickstart": ("--runs-dir {root}", "--runs-dir {root}/a.json", ["a.json"]),
     "evaluations.doctor": ("{root}/tokenizer", "{root}/no1 --recipe {root}/no2.yaml", ["no1", "no2.yaml"]),
     "evaluations.publish": (

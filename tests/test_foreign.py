@@ -65,6 +65,7 @@ APART = {
     "evaluations.init": "writes copies of shipped recipes",
     "evaluations.own_data.example": "writes files of images",
     "evaluations.estimate": "costs of recipes, of networks that count their operations",
+    "evaluations.methods": "starts quick starts as processes",
     "evaluations.memory": "measures the entropy loss of sign codes",
     "evaluations.publish": "copies the weights and the config of any network",
     "evaluations.protocols": "prints how the numbers of papers were measured",

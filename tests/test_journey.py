@@ -84,7 +84,7 @@ def run_stages_here(ran: list[str], fewer: dict[str, list[str]], module: str, *a
         module = stage.command.index("-m") + 1
         assert stage.command[module - 3 : module] == ["bash", str(ROOT / "scripts/launch.sh"), "-m"]
         call(*stage.command[module:], *fewer.get(stage.name, []))
-        log.note(stage.name, 1.25, True)
+        log.note(stage.name, 1.25, 1.0, done=True)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "_run", in_this_process)

@@ -77,11 +77,13 @@ DEFAULT_SYSTEM = next(iter(SYSTEMS))
 
 
 def check_flags(args: Namespace) -> None:
-    """Raises UserError if the system has no settings for the data."""
+    """Raises UserError if the system has no settings for the data, or a classifier is given that knows other images."""
     accepted = SYSTEMS[args.system].data
     if args.data not in accepted:
         names = ", ".join(accepted)
         raise UserError(f"--system {args.system} has settings for --data {names} only, not for {args.data}")
+    if args.classifier is not None and not has_classifier(args):
+        raise UserError(f"--classifier {args.classifier}: no images of --data {args.data} are classified")
 
 
 # ------------------------------------------------------------------------------------------------ folders and configs
@@ -144,9 +146,11 @@ def stages_of(args: Namespace, run: Path) -> list[Stage]:
     layout = RunLayout(run)
     earlier_phase = SYSTEMS[args.system].earlier_phase
     makes_codes = layout.tokenizer / earlier_phase
+    classifier = args.classifier
     classifier_stages: list[Stage] = []
-    if has_classifier(args):
-        classifier_stages = [_training(args, layout.classifier, "evaluations.classifier", short_steps=30)]
+    if classifier is None and has_classifier(args):
+        classifier = layout.classifier
+        classifier_stages = [_training(args, classifier, "evaluations.classifier", short_steps=30)]
 
     stages = [
         _training(args, layout.tokenizer, "tokenizer.train", short_steps=50),
@@ -157,7 +161,6 @@ def stages_of(args: Namespace, run: Path) -> list[Stage]:
         ),
         *classifier_stages,
     ]  # fmt: skip
-    classifier = layout.classifier if classifier_stages else None
     num_samples = SHORT_SAMPLES if args.short else NUM_SAMPLES
     if earlier_phase:
         stages += evaluation_stages(layout, classifier, num_samples, makes_codes, EARLIER)
@@ -255,9 +258,9 @@ def _probe(folder: Path, layout: RunLayout, overrides: list[str], *networks: str
 
 
 # ------------------------------------------------------------------------------------------------ results
-def collect(run: Path, log: StageLog) -> dict[str, Any]:
+def collect(run: Path, log: StageLog, classifier: Path | None = None) -> dict[str, Any]:
     """Collects the numbers of a finished run: fractions in 0..1, PSNR in dB, seconds per stage (of the clock and of
-    processor time).
+    processor time). `classifier` is the one that measured, where it is not the run's.
 
     `forced` ({metric: why it should not be trusted}) is there too, where any number was forced.
     """
@@ -269,8 +272,7 @@ def collect(run: Path, log: StageLog) -> dict[str, Any]:
 
     classifier_accuracy = None
     if "label_agreement" in generated:
-        records = read_metrics(layout.classifier)
-        classifier_accuracy = [record["val/accuracy"] for record in records if "val/accuracy" in record][-1]
+        classifier_accuracy = accuracy_of(classifier or layout.classifier)
 
     forced = {**reconstruction.get("forced", {}), **generation.get("forced", {})}
     return {
@@ -294,6 +296,14 @@ def collect(run: Path, log: StageLog) -> dict[str, Any]:
         **({"forced": forced} if forced else {}),
         **_earlier_numbers(layout),
     }
+
+
+def accuracy_of(classifier: Path) -> float:
+    """The last accuracy of a classifier on held-out images, in 0..1. Raises UserError if none is on record."""
+    accuracies = [record["val/accuracy"] for record in read_metrics(classifier) if "val/accuracy" in record]
+    if not accuracies:
+        raise UserError(f"classifier {classifier}: its accuracy on real images is not on record (metrics.jsonl)")
+    return accuracies[-1]
 
 
 def _earlier_numbers(layout: RunLayout) -> dict[str, Any]:

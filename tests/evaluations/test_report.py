@@ -68,7 +68,7 @@ def finished(tmp_path):
         (run / name).mkdir()
         (run / name / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     log = StageLog(run)
-    log.note("tokenizer", 12.34, True)
+    log.note("tokenizer", 12.34, 20.0, done=True)
     return run
 
 

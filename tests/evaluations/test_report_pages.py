@@ -331,11 +331,11 @@ def test_every_way_to_end_is_told(tmp_path):
     assert training_ending(early) == Ending("stopped", said)
 
     log = StageLog(tmp_path)
-    log.note("tokenizer", 10.0, done=True)
+    log.note("tokenizer", 10.0, 1.0, done=True)
     assert pipeline_ending(tmp_path).state == "finished"
-    log.note("report", 1.0, done=False)
+    log.note("report", 1.0, 1.0, done=False)
     assert pipeline_ending(tmp_path).state == "finished", "the report is written by its own stage"
-    log.note("gpt", 10.0, done=False)
+    log.note("gpt", 10.0, 1.0, done=False)
     assert "stage gpt is not finished" in pipeline_ending(tmp_path).text
 
 

@@ -31,6 +31,7 @@ CHECK_ONLY = {
             "benchmarks",
             "classifier",
             "memory",
+            "methods",
             "quickstart",
             "ship",
             "sweep",
@@ -136,6 +137,7 @@ COMMANDS = {
     "evaluations.probe_checkpoints": (
         "tokenizer | --output OUT/probed | --probes reconstruction | --reconstruction-flags=--extractor=none"
     ),
+    "evaluations.methods": "--runs-dir OUT | --systems ema fsq | --seeds 2",
     "evaluations.quickstart": "--runs-dir OUT | --short",
     "evaluations.atlas": (
         "tokenizer | --gpt-ckpt gpt | --val-path images/val | --images 2 | --tokens 2 | --codes 2 | "

@@ -1,0 +1,158 @@
+"""Several systems of the quick start, each trained with several seeds: their runs, and their numbers side by side.
+
+The classifier that measures all of them is trained once.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from engine import plugins
+from engine.pipeline import Stage, config_flags, module_stage
+from engine.recipe_names import recipe_files
+from engine.run_log import read_metrics
+from evaluations.pipelines.quickstart import DEFAULT_SYSTEM, RECIPES, SYSTEMS, run_name
+from evaluations.results import read_result
+from evaluations.run_layout import RunLayout
+
+DATA = SYSTEMS[DEFAULT_SYSTEM].data[0]  # the images of all runs
+METHODS = tuple(name for name, system in SYSTEMS.items() if DATA in system.data and name != DEFAULT_SYSTEM)
+CLASSIFIER = "classifier"
+CONFIDENCE = 0.95  # of a difference that is told
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of a run, as a column of the page.
+
+    `read` takes the collected results of a run and the folders of its parts; None where the run has no such number.
+    """
+
+    title: str
+    read: Callable[[dict[str, Any], RunLayout], float | None]
+    digits: int = 1
+    higher_is_better: bool | None = None  # None: a cost or a size, which is not judged
+
+
+# ------------------------------------------------------------------------------------------------ runs
+def run_of(method: str, seed: int, runs_dir: Path) -> Path:
+    """The folder of a run of the quick start; seed 0 is that of its recipes."""
+    args = Namespace(system=method, data=DATA, seed=seed or None, short=False)
+    return runs_dir / run_name(args)
+
+
+def stages_of(methods: Sequence[str], seeds: int, runs_dir: Path) -> list[Stage]:
+    """The training of the classifier and all runs, by seed, so that an interrupted comparison has whole rows."""
+    classifier = runs_dir / CLASSIFIER
+    config = config_flags([f"{RECIPES}/classifier"])
+    stages = [module_stage(CLASSIFIER, "evaluations.classifier", *config, f"loop.run_dir={classifier}")]
+    for seed in range(seeds):
+        for method in methods:
+            flags = ["--system", method, "--runs-dir", str(runs_dir), "--classifier", str(classifier)]
+            flags += ["--seed", str(seed)] if seed else []
+            name = run_of(method, seed, runs_dir).name
+            # A pipeline itself, and hence one process whatever the environment asks for.
+            stages.append(Stage(name, [sys.executable, "-m", "evaluations.quickstart", *plugins.flags(), *flags]))
+    return stages
+
+
+def has_tokenizer(method: str) -> bool:
+    """Whether a system has a tokenizer of its own; else it is another generator of the codes of the default one."""
+    return f"{RECIPES}/{method}/tokenizer" in recipe_files()
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+def _bits(results: dict[str, Any], layout: RunLayout) -> float | None:
+    return read_result(layout.result("reconstruction"))["metrics"].get("bits_per_image")
+
+
+def _held_out_nats(results: dict[str, Any], layout: RunLayout) -> float | None:
+    losses = [record["val_ema/loss"] for record in read_metrics(layout.generator) if "val_ema/loss" in record]
+    return losses[-1] * results["num_tokens"] if losses else None
+
+
+def _percent(name: str) -> Callable[[dict[str, Any], RunLayout], float | None]:
+    return lambda results, layout: None if results[name] is None else 100 * results[name]
+
+
+def _cpu_seconds(network: str) -> Callable[[dict[str, Any], RunLayout], float | None]:
+    """Those of the stage that is named as the folder of the network is."""
+    return lambda results, layout: results["cpu_seconds"].get(getattr(layout, network).name)
+
+
+NUMBERS = {
+    "bits": Number("bits per image", _bits, digits=0),
+    "psnr": Number("PSNR, dB", lambda results, _: results["psnr"], digits=2, higher_is_better=True),
+    "usage": Number("codes in use, %", _percent("codebook_usage")),
+    "reconstructed": Number(
+        "`frechet_lite0` reconstructed", lambda results, _: results["frechet_lite0"]["reconstruction"],
+        higher_is_better=False,
+    ),
+    "generated": Number(
+        "`frechet_lite0` generated", lambda results, _: results["frechet_lite0"]["generated"], higher_is_better=False
+    ),
+    "agreement": Number("show their class, %", _percent("label_agreement"), higher_is_better=True),
+    "nats": Number("held-out nats per image", _held_out_nats, digits=2, higher_is_better=False),
+    "tokenizer": Number("CPU s, tokenizer", _cpu_seconds("tokenizer"), digits=0),
+    "generator": Number("CPU s, generator", _cpu_seconds("generator"), digits=0),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The finished runs of a method."""
+
+    method: str
+    runs: tuple[Path, ...]
+
+    @classmethod
+    def among(cls, method: str, seeds: int, runs_dir: Path) -> Measured:
+        """Those of the seeds that have results."""
+        runs = (run_of(method, seed, runs_dir) for seed in range(seeds))
+        return cls(method, tuple(run for run in runs if (run / "results.json").is_file()))
+
+    @cached_property
+    def values(self) -> dict[str, list[float]]:
+        """{number: its value in each run}, without numbers that no run has."""
+        values: dict[str, list[float]] = {}
+        for run in self.runs:
+            results = json.loads((run / "results.json").read_text())
+            for name, number in NUMBERS.items():
+                if (value := number.read(results, RunLayout(run))) is not None:
+                    values.setdefault(name, []).append(value)
+        return values
+
+    def text(self, name: str) -> str:
+        """A number as `mean ± std` over the runs, the std with n - 1; only the value where there is one run."""
+        values, digits = self.values.get(name, []), NUMBERS[name].digits
+        if not values:
+            return "-"
+        mean = f"{statistics.fmean(values):.{digits}f}"
+        if len(values) == 1 or len(set(values)) == 1:
+            return mean
+        return f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+    def verdicts(self, plain: Measured, names: Sequence[str]) -> dict[str, bool]:
+        """{number: whether it is better than the plain system's}, of those that differ beyond chance.
+
+        By Welch's t-test over the runs, at 95 %. With three runs each, only large differences are.
+        """
+        from scipy.stats import ttest_ind
+
+        verdicts = {}
+        for name in names:
+            ours, theirs = self.values.get(name, []), plain.values.get(name, [])
+            if NUMBERS[name].higher_is_better is None or min(len(ours), len(theirs)) < 2 or ours == theirs:
+                continue
+            if ttest_ind(ours, theirs, equal_var=False).pvalue < 1 - CONFIDENCE:
+                is_higher = statistics.fmean(ours) > statistics.fmean(theirs)
+                verdicts[name] = is_higher == NUMBERS[name].higher_is_better
+        return verdicts

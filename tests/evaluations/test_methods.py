@@ -1,0 +1,121 @@
+"""evaluations/methods.py: systems of the quick start over several seeds, and the page that shows them."""
+
+import json
+import sys
+
+import pytest
+
+from engine import pipeline
+from engine.atomic_file import write_atomic
+from evaluations import methods
+from evaluations.pipelines.methods import Measured, has_tokenizer, run_of, stages_of
+from evaluations.pipelines.methods_page import page_of
+from evaluations.run_layout import RunLayout
+
+
+def finish(runs_dir, method: str, seed: int, psnr: float, nats: float = 2.0) -> None:
+    """A run of the quick start with these numbers."""
+    run = run_of(method, seed, runs_dir)
+    layout = RunLayout(run)
+    results = {
+        "psnr": psnr,
+        "codebook_usage": 0.5,
+        "num_tokens": 16,
+        "frechet_lite0": {"reconstruction": 30.0, "generated": 40.0 + seed},
+        "label_agreement": 0.98,
+        "cpu_seconds": {"tokenizer": 400.0 + seed, "gpt": 150.0},
+    }
+    layout.evaluations.mkdir(parents=True)
+    layout.generator.mkdir()
+    write_atomic(run / "results.json", json.dumps(results))
+    reconstruction = {"metrics": {"bits_per_image": 128}, "protocol": {"kind": "reconstruction"}}
+    write_atomic(layout.result("reconstruction"), json.dumps(reconstruction))
+    records = [{"step": 250, "val_ema/loss": 9.0}, {"step": 500, "val_ema/loss": nats}]
+    write_atomic(layout.generator / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+
+
+def row_of(page: str, method: str) -> list[str]:
+    """The cells of the row of a method."""
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| [{method}]")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_runs_are_the_commands_of_the_quick_start_measured_by_one_classifier(tmp_path):
+    stages = stages_of(["gigatok", "ema"], 2, tmp_path)
+    assert [stage.name for stage in stages] == [
+        "classifier", "quickstart", "quickstart-ema", "quickstart-seed1", "quickstart-ema-seed1",
+    ]  # fmt: skip
+    assert all(stage.command[:3] == [sys.executable, "-m", "evaluations.quickstart"] for stage in stages[1:])
+    shared = ["--runs-dir", str(tmp_path), "--classifier", str(tmp_path / "classifier")]
+    assert stages[2].arguments == ["--system", "ema", *shared]
+    assert stages[4].arguments == ["--system", "ema", *shared, "--seed", "1"]
+
+
+def test_rows_are_means_with_stds_and_tell_what_differs_beyond_chance(tmp_path):
+    """PSNR of 20 +- 0.1 against 21 +- 0.1 differs, 20 +- 0.1 against 20.05 +- 0.1 does not; equal numbers never do."""
+    for seed, shift in enumerate((-0.1, 0.0, 0.1)):
+        finish(tmp_path, "gigatok", seed, 20.0 + shift)
+        finish(tmp_path, "ema", seed, 21.0 + shift)
+        finish(tmp_path, "fsq", seed, 20.05 + shift)
+        finish(tmp_path, "rvq", seed, 19.0 + shift)
+    page = page_of(["gigatok", "ema", "fsq", "rvq"], 3, tmp_path)
+    assert row_of(page, "gigatok")[1:] == [
+        "3", "128", "20.00 ± 0.10", "50.0", "30.0", "41.0 ± 1.0", "98.0", "401 ± 1", "150", "",
+    ]  # fmt: skip
+    assert row_of(page, "ema")[3] == "21.00 ± 0.10" and row_of(page, "ema")[-1] == "better: PSNR, dB"
+    assert row_of(page, "fsq")[-1] == "no difference beyond chance"
+    assert row_of(page, "rvq")[-1] == "worse: PSNR, dB"
+    assert "Not all seeds" not in page and "Generators of the same codes" not in page
+
+
+def test_generators_are_compared_in_nats_per_image(tmp_path):
+    """The last held-out loss per token, times 16 tokens; lower is better."""
+    assert has_tokenizer("ema") and not has_tokenizer("rar")
+    for seed, shift in enumerate((-0.01, 0.0, 0.01)):
+        finish(tmp_path, "gigatok", seed, 20.0, nats=2.0 + shift)
+        finish(tmp_path, "rar", seed, 20.0, nats=1.5 + shift)
+    row = row_of(page_of(["gigatok", "rar"], 3, tmp_path), "rar")
+    assert row[2] == "24.00 ± 0.16" and row[-1] == "better: held-out nats per image"
+
+
+def test_a_page_of_unfinished_runs_says_what_is_missing(tmp_path):
+    """One run has no std, and nothing is compared."""
+    finish(tmp_path, "gigatok", 0, 20.0)
+    finish(tmp_path, "ema", 0, 25.0)
+    page = page_of(["gigatok", "ema", "fsq"], 3, tmp_path)
+    assert row_of(page, "ema")[3] == "25.00" and row_of(page, "ema")[-1] == "one seed: not judged"
+    assert "Not all seeds have ended: gigatok (1 of 3), ema (1 of 3), fsq (0 of 3)." in page
+    assert Measured.among("fsq", 3, tmp_path).runs == ()
+
+
+def test_the_page_is_written_after_each_run(tmp_path, monkeypatch, capsys):
+    """From its flags to the page; a run that is done is not run again."""
+    ran = []
+
+    def in_this_process(stage, log):
+        ran.append(stage.name)
+        if stage.name != "classifier":
+            method = stage.arguments[stage.arguments.index("--system") + 1]
+            seed = int(stage.arguments[stage.arguments.index("--seed") + 1]) if "--seed" in stage.arguments else 0
+            finish(tmp_path / "runs", method, seed, 20.0 + seed)
+        log.note(stage.name, 1.0, 1.0, done=True)
+
+    monkeypatch.setattr(pipeline, "_run", in_this_process)
+    monkeypatch.setattr(methods, "needs", lambda args, stages, preflight: None)  # there is no classifier
+    flags = ["--runs-dir", str(tmp_path / "runs"), "--systems", "ema"]
+    for seeds, expected in (("1", 3), ("2", 5)):
+        monkeypatch.setattr(sys, "argv", ["methods", *flags, "--seeds", seeds])
+        methods.main()
+        assert len(ran) == expected
+        assert row_of((tmp_path / "runs" / "methods.md").read_text(), "ema")[1] == seeds
+    monkeypatch.setattr(sys, "argv", ["methods", *flags, "--seeds", "2", "--dry-run"])
+    methods.main()
+    assert capsys.readouterr().out.count("done  ") == 5
+
+
+@pytest.mark.parametrize(("flags", "message"), [(["--systems", "bsq"], "invalid choice"), (["--seeds", "0"], "seeds")])
+def test_wrong_flags_are_refused(monkeypatch, capsys, flags, message):
+    monkeypatch.setattr(sys, "argv", ["methods", *flags])
+    with pytest.raises(SystemExit) as stop:
+        methods.main()
+    assert stop.value.code == 2 and message in capsys.readouterr().err
