@@ -14,13 +14,13 @@ GENERATORS = ("nats", "generated", "agreement", "generator")
 HEADER = """# Methods side by side, at the size of the quick start
 
 This page is written by `bash scripts/methods.sh`. Each row is a system of the quick start, trained on the packaged
-digits with several seeds: mean ± std over the seeds, each of which sets the initial weights and the order of images. One
-classifier measures all. Seconds are processor time of the training, of one thread; a machine that is busy with other
-work changes them little.
+digits with several seeds: mean ± std over the seeds, each of which sets the initial weights and the order of images.
+One classifier measures all. Seconds are processor time of the training, of one thread; a machine that is busy with
+other work changes them little.
 
-**What this can tell, and what not.** These are tiny networks on 4,500 digits of 32 px, trained for minutes. A method that
-does not help here may help at full size, and the other way round. "Better" and "worse" name differences from the plain
-system that are beyond chance: Welch's t-test over the seeds at 95 %. All others may be chance.
+**What this can tell, and what not.** These are tiny networks on 4,500 digits of 32 px, trained for minutes. A method
+that does not help here may help at full size, and the other way round. "Better" and "worse" name differences from the
+plain system that are beyond chance: Welch's t-test over the seeds at 95 %. All others may be chance.
 """
 
 

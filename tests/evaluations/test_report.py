@@ -76,9 +76,13 @@ def test_results_have_exactly_the_promised_keys(finished):
     """`results.json`: fractions, dB and seconds by stage, and nothing else."""
     results = collect(finished, StageLog(finished))
     keys = "psnr codebook_usage codebook_size num_tokens frechet_lite0 label_agreement classifier_accuracy distinct"
-    assert set(results) == {*keys.split(), "memorized", "guidance_scale", "seconds"}
+    assert set(results) == {*keys.split(), "memorized", "guidance_scale", "seconds", "cpu_seconds"}
     assert set(results["frechet_lite0"]) == {"real", "reconstruction", "generated", "noise"}
-    assert results["seconds"] == {"tokenizer": 12.3} and results["classifier_accuracy"] == 0.98
+    assert (
+        results["seconds"] == {"tokenizer": 12.3}
+        and results["cpu_seconds"] == {"tokenizer": 20.0}
+        and results["classifier_accuracy"] == 0.98
+    )
     assert "21.00 dB" in results_table(results) and "95.0%" in results_table(results)
 
 
