@@ -6,6 +6,7 @@ import mini
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F
 from ranks import on_ranks
 
 import tokenizer.train
@@ -13,10 +14,18 @@ from engine.messages import ConfigError, UserError
 from engine.run_log import read_metrics
 from evaluations.fingerprint import digests
 from tokenizer import load_tokenizer
-from tokenizer.models.flexible import FlexibleConfig, Lengths, visible
+from tokenizer.losses.semantic import semantic_loss
+from tokenizer.models.flexible import (
+    FlexibleConfig,
+    Lengths,
+    alignment_loss,
+    semantic_weights,
+    visible,
+)
 from tokenizer.training.task import TokenizerTask
 
 UNIFORM = "model.hybrid.flexible={lengths: uniform}"
+EVERYTHING = "model.hybrid.flexible={lengths: uniform, align_weight: 0.5, padding: 2}"
 
 
 def network(*overrides: str):
@@ -129,6 +138,13 @@ def test_other_numbers_of_tokens_are_refused(images):
         ("{lengths: listed}", "with lengths=listed one length or more"),
         ("{lengths: listed, listed: [0, 9]}", "lengths in 1..8"),
         ("{lengths: uniform, listed: [2]}", "flexible.listed"),
+        ("{lengths: uniform, padding: 8}", "less than num_tokens=8"),
+        ("{lengths: pow2, padding: 2}", "0 with lengths=pow2"),
+        ("{align_weight: 1}", "0 without flexible lengths"),
+        ("{lengths: uniform, full_pass: false, align_weight: 1}", "0 without flexible lengths and full_pass=true"),
+        ("{lengths: uniform, semantic_by_length: linear}", "constant with semantic_layer=null"),
+        ("{semantic_by_length: linear}", "constant with lengths=fixed"),
+        ("{lengths: uniform, semantic_by_length: square}", "must be one of: constant, linear"),
     ],
 )
 def test_bad_settings_are_named(section, expected):
@@ -139,6 +155,81 @@ def test_bad_settings_are_named(section, expected):
 def test_a_grid_of_tokens_has_one_length():
     with pytest.raises(ConfigError, match="fixed with layout=2d"):
         network(UNIFORM, "model.hybrid.layout=2d", "model.hybrid.block=vit", "model.hybrid.num_tokens=16")
+
+
+# ------------------------------------------------------------------------------------------------ further options
+def test_alignment_follows_all_tokens(images):
+    """0 at k = N; by hand elsewhere: the first block's tokens and the mean of the visible latents, and no gradient of
+    the features of all tokens.
+    """
+    settings = "model.hybrid.flexible={{lengths: listed, listed: [{}], align_weight: 1}}"
+    same = network(settings.format(8)).train()(images, random_bits=torch.arange(4))
+    assert same.losses["prefix_alignment"].item() == pytest.approx(0, abs=1e-6)
+
+    model = network(settings.format(3)).train()
+    output = model(images, random_bits=torch.arange(4))
+    tokens = model.post_quant_proj(output.quantized.z_q)
+    decoder = model.query_decoder
+    early = []
+    for part in (tokens[:, :3], tokens):
+        mean = decoder.embed(decoder.ln_pre(part)).mean(1, keepdim=True)
+        early.append(torch.cat([decoder.features(part, 1)[0], mean], dim=1))
+    by_hand = 1 - F.cosine_similarity(*early, dim=-1).mean()
+    torch.testing.assert_close(output.losses["prefix_alignment"], by_hand, rtol=1e-4, atol=1e-6)
+    assert by_hand > 1e-4 and network(UNIFORM).train()(images, random_bits=torch.arange(4)).losses == {}
+
+    output.quantized.z_q.retain_grad()
+    output.losses["prefix_alignment"].backward()
+    size = output.quantized.z_q.grad.abs().sum(-1)
+    assert (size[:, 3:] == 0).all() and (size[:, :3] > 0).all()
+    prefix, whole = (features.detach().requires_grad_() for features in early)
+    alignment_loss(prefix, whole).backward()
+    assert whole.grad is None and prefix.grad.any()
+
+
+def test_padding_is_of_training_alone(images):
+    """N + P tokens are coded in training, and only there; the first N have the codes of evaluation."""
+    model = network("model.hybrid.flexible={lengths: listed, listed: [8, 10], padding: 2, full_pass: false}")
+    assert model.query_decoder.latent_positional_embedding.shape == (10, 16)
+    assert model.query_encoder.padding_positional_embedding.shape == (2, 16)
+    in_training = model.train()(images, random_bits=torch.arange(4))
+    in_evaluation = model.eval()(images)
+    assert in_training.quantized.indices.shape == (4, 10) and model.num_tokens == 8
+    assert torch.equal(in_training.quantized.indices[:, :8], in_evaluation.quantized.indices)
+    assert torch.equal(model.encode(images).indices, in_evaluation.quantized.indices)
+    torch.testing.assert_close(model.decode(in_evaluation.quantized.z_q), in_evaluation.reconstructions)
+    assert all(source.read(images, None).shape[:2] == (4, 8) for source in list(model.feature_sources().values())[:2])
+
+    # Lengths reach into the padding, and validation looks at those of an image. Hidden padding is absent padding.
+    assert set(model.lengths.drawn(torch.arange(64) << 25).tolist()) == {8, 10} and model.shown_lengths == ()
+    assert network("model.hybrid.flexible={lengths: uniform, padding: 2}").shown_lengths == (1, 2, 4)
+    bits = next(bits for bits in range(64) if model.lengths.drawn(torch.tensor([bits << 25])) == 8)
+    hidden = model.train()(images, random_bits=torch.full((4,), bits << 25)).reconstructions
+    torch.testing.assert_close(hidden, in_evaluation.reconstructions, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("full_pass", [True, False])
+def test_the_semantic_loss_falls_with_the_length(full_pass, images):
+    """1 at one token, 0 at all: of the features of the first k tokens. By default it is that of all tokens."""
+    assert semantic_weights(torch.tensor([1, 5, 9]), 9).tolist() == [1, 0.5, 0]
+    assert semantic_weights(torch.tensor([1]), 1).tolist() == [1]
+    targets = torch.randn(4, 16, 12, generator=torch.Generator().manual_seed(0))
+
+    def trained(by_length: str) -> tuple:
+        section = f"lengths: uniform, full_pass: {full_pass}, semantic_by_length: {by_length}"
+        model = mini.tokenizer_of(mini.tokenizer_config(f"model.hybrid.flexible={{{section}}}")).train()
+        return model, model(images, random_bits=torch.arange(4) << 28, semantic=True)
+
+    model, output = trained("linear")
+    lengths = model.lengths.drawn(torch.arange(4) << 28)
+    tokens = model.post_quant_proj(output.quantized.z_q)
+    by_hand = 0.0
+    for row, length in enumerate(lengths.tolist()):
+        _, features = model.query_decoder(tokens[row : row + 1, :length], semantic=True)
+        by_hand += (1 - (length - 1) / 7) * semantic_loss(features, targets[row : row + 1]) / 4
+    loss = semantic_loss(output.semantic_features, targets, output.semantic_weights)
+    torch.testing.assert_close(loss, by_hand, rtol=1e-4, atol=1e-6)
+    assert len(set(lengths.tolist())) > 1 and trained("constant")[1].semantic_weights is None
 
 
 # ------------------------------------------------------------------------------------------------ training
@@ -165,13 +256,15 @@ def test_off_is_the_training_of_before(image_folder, tmp_path, world):
 def trained(tmp_path_factory, image_folder, world):
     """A flexible tokenizer, trained without a stop."""
     folder = tmp_path_factory.mktemp("flexible") / "run"
-    train(world, folder, image_folder, UNIFORM, "loop.eval_every=3", *tiny.GAN)
+    train(world, folder, image_folder, EVERYTHING, "loop.eval_every=3", *tiny.GAN)
     return folder
 
 
 def test_validation_looks_at_every_length(trained):
     """PSNR from 1, 2 and 4 tokens, usage of the codes by token, for raw and averaged weights."""
-    record = [record for record in read_metrics(trained) if "val/psnr" in record][-1]
+    records = read_metrics(trained)
+    assert all(-1e-6 < record["prefix_alignment"] < 2 for record in records if "loss" in record)
+    record = [record for record in records if "val/psnr" in record][-1]
     for prefix in ("val", "val_ema"):
         assert {f"{prefix}/psnr_tokens_1", f"{prefix}/psnr_tokens_2"} <= record.keys()
         usages = [record[f"{prefix}/codebook_usage_from_token_{first}"] for first in (1, 2, 3)]
@@ -180,7 +273,7 @@ def test_validation_looks_at_every_length(trained):
 
 def test_a_run_goes_on_with_the_same_lengths(trained, image_folder, tmp_path, world):
     """Stopped in the middle: the same bits, because lengths are a function of seed and position."""
-    options = (UNIFORM, "loop.eval_every=3", *tiny.GAN)
+    options = (EVERYTHING, "loop.eval_every=3", *tiny.GAN)
     train(world, tmp_path / "run", image_folder, *options, "loop.stop_at=2")
     train(world, tmp_path / "run", image_folder, *options)
     assert digests(tmp_path / "run") == digests(trained)
@@ -206,7 +299,7 @@ def lengths_of(world, run_dir, folder, *overrides: str) -> None:
 
 def test_two_processes_draw_the_same_lengths(image_folder, tmp_path, world):
     """Of the same images as one process with two micro-batches; the loss is the same to rounding, shards included."""
-    options = (UNIFORM, "loop.steps=3", "loop.eval_every=0")
+    options = (EVERYTHING, "loop.steps=3", "loop.eval_every=0")
     lengths_of(world, tmp_path / "one", image_folder, *options, "loop.grad_accum=2")
     on_ranks(2, tmp_path / "ranks", lengths_of, tmp_path / "two", image_folder, *options, "loop.strategy=fsdp")
 

@@ -37,10 +37,14 @@ class ViTKind:
     normalization: Normalization  # of images, with which it was trained
 
 
-def semantic_loss(features: Tensor, targets: Tensor) -> Tensor:
-    """Minus the mean cosine similarity of features (B,N,dim) and targets (B,N,dim), in float32."""
+def semantic_loss(features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Minus the mean cosine similarity of features (B,N,dim) and targets (B,N,dim), in float32.
+
+    `weights` (B,) multiply the similarity of each image.
+    """
     with full_precision(features.device):
-        return -F.cosine_similarity(features.float(), targets.float(), dim=-1).mean()
+        similarity = F.cosine_similarity(features.float(), targets.float(), dim=-1)
+        return -(similarity if weights is None else similarity * weights[:, None]).mean()
 
 
 class Teacher(nn.Module):

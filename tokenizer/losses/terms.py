@@ -107,16 +107,19 @@ def loss_terms(
     quantizer_losses: frozenset[str] = frozenset(QUANTIZER_TERMS),
     quantizer_defaults: Mapping[str, float] | None = None,
     decodes_prefixes: bool = False,
+    network_losses: Mapping[str, float] | None = None,
 ) -> list[Term]:
     """All terms with a weight above 0.
 
     `quantizer_losses` are those that the quantizer computes; `quantizer_defaults` are its weights for losses that it
     names itself. `warmup_steps` updates at the start run without quantization. `decodes_prefixes`: whether a step also
-    decodes the first tokens of each image.
+    decodes the first tokens of each image. `network_losses` are names and weights of losses that the tokenizer itself
+    computes.
     """
     # Pixel and perceptual terms, always.
     picture_weights = PICTURE_WEIGHTS | (PREFIX_PICTURE_WEIGHTS if decodes_prefixes else {})
     terms = [Term(name, getattr(loss, weight)) for name, weight in picture_weights.items()]
+    terms += [Term(name, weight) for name, weight in (network_losses or {}).items()]
 
     # Terms of the quantizer, after its warm-up.
     weights = {name: getattr(loss, weight) for name, weight in QUANTIZER_WEIGHTS.items()}

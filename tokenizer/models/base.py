@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, overload
 
@@ -36,7 +36,7 @@ State = Mapping[str, Tensor]  # a state dict
 
 @dataclass
 class TokenizerOutput:
-    """One training forward pass. The last three are None unless they were asked for."""
+    """One training forward pass. What may be None is so unless it was asked for."""
 
     reconstructions: Tensor  # (B,3,H,W), not clamped
     quantized: Quantized
@@ -45,6 +45,8 @@ class TokenizerOutput:
     prefix_reconstructions: Tensor | None = None  # from the first tokens of each image (`decodes_prefixes`)
     shortcut_reconstructions: Tensor | None = None  # CNN decoder applied to `encoder_features`
     semantic_features: Tensor | None = None  # (B, cells of the grid, semantic_dim)
+    semantic_weights: Tensor | None = None  # (B,), where the semantic loss of each image has a weight of its own
+    losses: Mapping[str, Tensor] = field(default_factory=dict)  # of the network itself, by name (`loss_weights`)
 
 
 @dataclass(frozen=True)
@@ -325,6 +327,11 @@ class Tokenizer(PretrainedNetwork):
     def shown_lengths(self) -> tuple[int, ...]:
         """With "flexible": numbers of tokens, below that of all, at which validation looks."""
         return ()
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        """Losses that `forward` computes in training (`TokenizerOutput.losses`): name -> weight in the total."""
+        return {}
 
     @property
     def trained_quantizer_losses(self) -> frozenset[str]:

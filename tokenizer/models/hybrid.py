@@ -12,10 +12,11 @@ Shapes    images (B,3,H,H) in [-1,1]      grid features (B,z_channels,h,h), h = 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from engine.flops import TRAINED, PartFlops, linear_flops
@@ -24,7 +25,15 @@ from engine.validation import Problem, Section, at_least, raise_problems
 from tokenizer.models.attention import MultiheadAttention
 from tokenizer.models.base import FeatureSource, Tokenizer, TokenizerOutput
 from tokenizer.models.cnn import GIGATOK, CNNConfig, CNNDecoder, CNNEncoder
-from tokenizer.models.flexible import FlexibleConfig, Lengths, visible
+from tokenizer.models.flexible import (
+    ALIGNMENT,
+    LINEAR,
+    FlexibleConfig,
+    Lengths,
+    alignment_loss,
+    semantic_weights,
+    visible,
+)
 from tokenizer.models.grid_transformer import GridDecoder, GridEncoder
 from tokenizer.models.query_transformer import (
     QueryDecoder,
@@ -63,8 +72,15 @@ class HybridConfig(Section):
             yield Problem("num_tokens", self.num_tokens, "a power of 2 with layout=1d")
         if self.layout == "2d" and self.flexible.enabled:
             yield Problem("flexible.lengths", self.flexible.lengths, "fixed with layout=2d, whose tokens are places")
-        if not all(1 <= length <= self.num_tokens for length in self.flexible.listed):
-            yield Problem("flexible.listed", self.flexible.listed, f"lengths in 1..{self.num_tokens} (num_tokens)")
+        most = self.num_tokens + self.flexible.padding
+        if not all(1 <= length <= most for length in self.flexible.listed):
+            with_padding = " and padding" if self.flexible.padding else ""
+            yield Problem("flexible.listed", self.flexible.listed, f"lengths in 1..{most} (num_tokens{with_padding})")
+        if self.flexible.padding >= self.num_tokens:
+            yield Problem("flexible.padding", self.flexible.padding, f"less than num_tokens={self.num_tokens}")
+        by_length = self.flexible.enabled and self.flexible.semantic_by_length == LINEAR
+        if by_length and self.semantic_layer is None:
+            yield Problem("flexible.semantic_by_length", LINEAR, "constant with semantic_layer=null")
         yield from at_least(self, "z_channels", 1)
         yield from at_least(self, "semantic_dim", 1)
         if self.position_std is not None:
@@ -76,6 +92,16 @@ def _released_init(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
+
+
+class _Passes(NamedTuple):
+    """What the transformer decoder gives in one training pass of the network."""
+
+    decoded: Tensor  # grid features (B,z_channels,h,w)
+    semantic_features: Tensor | None
+    prefix: Tensor | None = None  # grid features of the first tokens of each image, of a second pass
+    semantic_weights: Tensor | None = None  # (B,)
+    losses: Mapping[str, Tensor] = {}
 
 
 class HybridTokenizer(Tokenizer):
@@ -115,8 +141,9 @@ class HybridTokenizer(Tokenizer):
         head = {"semantic_layer": config.semantic_layer, "semantic_dim": config.semantic_dim}
         self.encoder = CNNEncoder(config.cnn, z, GIGATOK)
         if config.layout == "1d":
-            self.query_encoder = QueryEncoder(encoder_dims, num_tokens=config.num_tokens, **sizes)
-            self.query_decoder = QueryDecoder(decoder_dims, num_tokens=config.num_tokens, **sizes, **head)
+            padding = config.flexible.padding
+            self.query_encoder = QueryEncoder(encoder_dims, num_tokens=config.num_tokens, padding=padding, **sizes)
+            self.query_decoder = QueryDecoder(decoder_dims, num_tokens=config.num_tokens + padding, **sizes, **head)
         else:
             self.query_encoder = GridEncoder(encoder_dims, block=config.block, **sizes)
             self.query_decoder = GridDecoder(decoder_dims, block=config.block, **sizes, **head)
@@ -152,33 +179,57 @@ class HybridTokenizer(Tokenizer):
         `random_bits` (B,) also choose how many tokens the decoder sees of each image, where lengths are flexible; in
         evaluation `num_tokens` says how many it sees of all.
         """
+        # In training some tokens may be hidden from the decoder, and only then is there padding.
+        hides = self.lengths is not None and self.training and random_bits is not None
         features = self.encode_features(images)
-        latents = self.latents(features)
+        latents = self.quant_proj(self.query_encoder(features)) if hides else self.latents(features)
         quantized = self.quantize_latents(latents, quantize=quantize, entropy=entropy, random_bits=random_bits)
         tokens = self.post_quant_proj(quantized.z_q)
         if num_tokens is not None:
             tokens = tokens[:, :num_tokens]
 
-        # In training some tokens may be hidden from the decoder: in its only pass, or in a second one.
-        seen = None
-        if self.lengths is not None and self.training and random_bits is not None:
-            seen = visible(self.lengths.drawn(random_bits), self.num_tokens)
-        prefix = None
-        if seen is None or self.config.flexible.full_pass:
-            decoded, semantic_features = self.query_decoder(tokens, semantic)
-            if seen is not None:
-                prefix = self.decoder(self.query_decoder(tokens, visible=seen)[0])
+        if hides:
+            passes = self._passes_of_lengths(tokens, self.lengths.drawn(random_bits), semantic)
         else:
-            decoded, semantic_features = self.query_decoder(tokens, semantic, seen)
+            passes = _Passes(*self.query_decoder(tokens, semantic))
+        prefix = passes.prefix
         return TokenizerOutput(
-            reconstructions=self.decoder(decoded),
-            prefix_reconstructions=prefix,
+            reconstructions=self.decoder(passes.decoded),
+            prefix_reconstructions=self.decoder(prefix) if prefix is not None else None,
             quantized=quantized,
             encoder_features=features,
-            decoder_features=decoded,
+            decoder_features=passes.decoded,
             shortcut_reconstructions=self.decoder(features) if shortcut else None,
-            semantic_features=semantic_features,
+            semantic_features=passes.semantic_features,
+            semantic_weights=passes.semantic_weights,
+            losses=passes.losses,
         )
+
+    def _passes_of_lengths(self, tokens: Tensor, lengths: Tensor, semantic: bool) -> _Passes:
+        """What the transformer decoder makes of `tokens` (B,M,z_channels), M with the padding, in training.
+
+        It sees the first `lengths` (B,) of them in its only pass, or in a second one after that of all N tokens.
+        """
+        flexible = self.config.flexible
+        count = tokens.shape[1]
+        seen = visible(lengths, count)
+        weights = semantic_weights(lengths, count) if semantic and flexible.semantic_by_length == LINEAR else None
+
+        # One pass: whatever looks at the decoder looks at this one.
+        if not flexible.full_pass:
+            return _Passes(*self.query_decoder(tokens, semantic, seen), semantic_weights=weights)
+
+        # Two passes. Those of all tokens never see padding, as in evaluation.
+        everything = tokens[:, : self.num_tokens]
+        decoded, of_all = self.query_decoder(everything, semantic and weights is None)
+        prefix, of_prefix = self.query_decoder(tokens, weights is not None, seen)
+        losses: dict[str, Tensor] = {}
+        if flexible.align_weight > 0:
+            early = self.query_decoder.early_features
+            with torch.no_grad():
+                target = early(everything)
+            losses[ALIGNMENT] = alignment_loss(early(tokens, seen), target)
+        return _Passes(decoded, of_all if weights is None else of_prefix, prefix, weights, losses)
 
     def encode_features(self, images: Tensor) -> Tensor:
         """Images -> CNN features (B,z_channels,h,h).
@@ -192,8 +243,12 @@ class HybridTokenizer(Tokenizer):
         return self.encoder(images)
 
     def latents(self, features: Tensor) -> Tensor:
-        """CNN features -> latents before quantization (B,N,codebook_dim)."""
-        return self.quant_proj(self.query_encoder(features))
+        """CNN features -> latents before quantization (B,N,codebook_dim), without the padding of training."""
+        return self.quant_proj(self._without_padding(self.query_encoder(features)))
+
+    def _without_padding(self, tokens: Tensor) -> Tensor:
+        """Tokens (B,M,C) of the transformer encoder -> the first N of them, which are all where nothing pads them."""
+        return tokens[:, : self.num_tokens] if self.config.flexible.padding else tokens
 
     def decode(self, z_q: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Quantized latents (B,N,codebook_dim) -> images, not clamped.
@@ -223,6 +278,11 @@ class HybridTokenizer(Tokenizer):
         return self.lengths is not None and self.config.flexible.full_pass
 
     @property
+    def loss_weights(self) -> Mapping[str, float]:
+        weight = self.config.flexible.align_weight
+        return {ALIGNMENT: weight} if weight > 0 else {}
+
+    @property
     def shown_lengths(self) -> tuple[int, ...]:
         return () if self.lengths is None else self.lengths.shown
 
@@ -233,19 +293,22 @@ class HybridTokenizer(Tokenizer):
     def training_flops(
         self, *, entropy: bool = False, shortcut: bool = False, semantic: bool = False
     ) -> tuple[PartFlops, ...]:
-        to_codes = self.query_encoder.flops() + linear_flops(self.quant_proj, self.num_tokens)
-        from_codes = self.query_decoder.flops(semantic) + linear_flops(self.post_quant_proj, self.num_tokens)
+        count = self.num_tokens + self.config.flexible.padding
+        to_codes = self.query_encoder.flops() + linear_flops(self.quant_proj, count)
+        from_codes = self.query_decoder.flops(semantic) + linear_flops(self.post_quant_proj, count)
         if self.trains_decoder_alone:
             encoder, transformers = self.encoder.flops(self.image_size), to_codes + TRAINED * from_codes
         else:
             encoder, transformers = self.encoder.training_flops(self.image_size), TRAINED * (to_codes + from_codes)
         if self.decodes_prefixes:
             transformers += TRAINED * self.query_decoder.flops(semantic=False)
+        if self.config.flexible.align_weight > 0:
+            transformers += (TRAINED + 1) * self.query_decoder.early_flops()
         decodings = 1 + shortcut + self.decodes_prefixes
         return (
             PartFlops("encoder", "convolution", encoder, recomputed=not self.trains_decoder_alone),
             PartFlops("transformers", "matrix", transformers, recomputed=True),
-            PartFlops("quantizer", "matrix", self.quantizer.training_flops(self.num_tokens, entropy), True),
+            PartFlops("quantizer", "matrix", self.quantizer.training_flops(count, entropy), True),
             PartFlops("decoder", "convolution", TRAINED * decodings * self.decoder.flops(self.grid), recomputed=True),
         )
 
@@ -264,10 +327,10 @@ class HybridTokenizer(Tokenizer):
 
     def feature_sources(self) -> dict[str, FeatureSource]:
         def encoder_tokens(images: Tensor, layer: int | None) -> Tensor:
-            return self.query_encoder.features(self.encode_features(images))
+            return self._without_padding(self.query_encoder.features(self.encode_features(images)))
 
         def projected_tokens(images: Tensor, layer: int | None) -> Tensor:
-            return self.query_encoder(self.encode_features(images))
+            return self._without_padding(self.query_encoder(self.encode_features(images)))
 
         def decoder_tokens(images: Tensor, layer: int | None) -> Tensor:
             tokens, _ = self.query_decoder.features(self.post_quant_proj(self.encode(images).z_q), layer)

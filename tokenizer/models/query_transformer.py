@@ -137,14 +137,19 @@ def mlp_flops(mlp: nn.Module, rows: int) -> int:
 class QueryEncoder(nn.Module):
     """Grid features (B,z_channels,h,w) -> N latent tokens (B,N,z_channels).
 
-    The queries are averages of the embedded map over boxes; the memory is the embedded map itself.
+    The queries are averages of the embedded map over boxes; the memory is the embedded map itself. With `padding` P the
+    last P queries stand twice, the second time with positions of their own (ReTok): then N + P tokens come out. The
+    tokens see each other, so the padding is computed in evaluation, too, and cut by the caller.
     """
 
-    def __init__(self, dims: Dims, grid: int, num_tokens: int, z_channels: int, position_std: float | None) -> None:
+    def __init__(
+        self, dims: Dims, grid: int, num_tokens: int, z_channels: int, position_std: float | None, padding: int = 0
+    ) -> None:
         super().__init__()
         width, layers, heads = dims
         self.grid = grid  # cells per side
         self.num_tokens = num_tokens
+        self.padding = padding
 
         # Positions of the memory (grid cells) and of the queries (latent tokens).
         self.positional_embedding = position_table(grid * grid, width, position_std)
@@ -156,6 +161,8 @@ class QueryEncoder(nn.Module):
         self.transformer = nn.ModuleList(QFormerBlock(width, heads) for _ in range(layers))
         self.ln_post = nn.LayerNorm(width)
         self.out_proj = nn.Linear(width, z_channels)
+        if padding > 0:
+            self.padding_positional_embedding = position_table(padding, width, position_std)
 
     def features(self, grid_features: Tensor) -> Tensor:
         """Tokens after the last norm (B,N,C): the features of the encoder's linear probe."""
@@ -165,9 +172,13 @@ class QueryEncoder(nn.Module):
         # The queries: averages of the memory, laid out as a map again.
         as_map = memory.transpose(1, 2).unflatten(2, (self.grid, self.grid))
         tokens = self.global_proj(multi_level_pooling(as_map, self.num_tokens))
+        positions = self.latent_positional_embedding
+        if self.padding > 0:
+            tokens = torch.cat([tokens, tokens[:, -self.padding :]], dim=1)
+            positions = torch.cat([positions, self.padding_positional_embedding])
 
         for block in self.transformer:
-            tokens = block(tokens, memory, self.latent_positional_embedding, self.positional_embedding)
+            tokens = block(tokens, memory, positions, self.positional_embedding)
         return self.ln_post(tokens)
 
     def forward(self, grid_features: Tensor) -> Tensor:
@@ -176,8 +187,9 @@ class QueryEncoder(nn.Module):
     def flops(self) -> int:
         """Operations for one image (engine/flops.py)."""
         cells = self.grid**2
-        blocks = sum(block.flops(self.num_tokens, cells) for block in self.transformer)
-        on_tokens = linear_flops(self.global_proj, self.num_tokens) + linear_flops(self.out_proj, self.num_tokens)
+        count = self.num_tokens + self.padding
+        blocks = sum(block.flops(count, cells) for block in self.transformer)
+        on_tokens = linear_flops(self.global_proj, self.num_tokens) + linear_flops(self.out_proj, count)
         return linear_flops(self.embed, cells) + blocks + on_tokens
 
 
@@ -237,6 +249,17 @@ class QueryDecoder(nn.Module):
                 semantic_tokens = tokens
         return tokens, semantic_tokens
 
+    def early_features(self, latents: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Tokens of the grid after the first block, and the mean of the visible latents' embedding: (B,h*w+1,C)."""
+        tokens, _ = self.features(latents, last_layer=1, visible=visible)
+        memory = self.embed(self.ln_pre(latents))
+        if visible is None:
+            mean = memory.mean(1, keepdim=True)
+        else:
+            shares = visible / visible.sum(1, keepdim=True)
+            mean = (memory * shares[..., None]).sum(1, keepdim=True)
+        return torch.cat([tokens, mean.to(tokens.dtype)], dim=1)
+
     def forward(
         self, latents: Tensor, semantic: bool = False, visible: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -253,3 +276,8 @@ class QueryDecoder(nn.Module):
         blocks = sum(block.flops(cells, num_tokens) for block in self.transformer)
         head = mlp_flops(self.semantic_head, cells) if semantic else 0
         return linear_flops(self.embed, num_tokens) + blocks + conv_flops(self.conv_out, cells) + head
+
+    def early_flops(self) -> int:
+        """Operations of `early_features` for one image (engine/flops.py)."""
+        num_tokens = len(self.latent_positional_embedding)
+        return 2 * linear_flops(self.embed, num_tokens) + self.transformer[0].flops(self.grid**2, num_tokens)

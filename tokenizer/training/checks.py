@@ -48,6 +48,7 @@ def terms_of(config: TokenizerTrainConfig, network: Tokenizer) -> list[Term]:
         quantizer_losses=network.trained_quantizer_losses,
         quantizer_defaults=network.quantizer.loss_weights,
         decodes_prefixes=network.decodes_prefixes,
+        network_losses=network.loss_weights,
     )
 
 

@@ -257,13 +257,14 @@ class TokenizerTask:
             target = output.encoder_features.detach().float()
             values["shortcut_feature"] = (target - output.decoder_features.float()).square().mean()
 
-        # What the quantizer computed itself.
+        # What the quantizer and the network computed themselves.
         values |= output.quantized.losses
+        values |= output.losses
 
         # Networks beside the tokenizer.
         if "semantic" in active:
             targets = self.frozen.teacher_features(images, index)
-            values["semantic"] = semantic_loss(output.semantic_features, targets)
+            values["semantic"] = semantic_loss(output.semantic_features, targets, output.semantic_weights)
         if "adversarial" in active:
             logits = self.discriminator.module.logits(output.reconstructions)
             values["adversarial"] = GENERATOR_LOSSES[self.discriminator_config.generator_loss](logits)
