@@ -78,7 +78,10 @@ def _cells(row: Row) -> list[str]:
     if "error" in row:
         return [row["error"].splitlines()[0], "", "", "", "", ""]
     if "reading" in row:
-        return [f"{row['reading']['value']:.4g} {row['unit']}", "", "", row["reading"].get("target", ""), "", ""]
+        targets = [row["reading"]["target"]] if "target" in row["reading"] else []
+        memory, memory_targets = _memory(row)
+        text = f"{row['reading']['value']:.4g} {row['unit']}"
+        return [text, "", "", "; ".join(targets + memory_targets), "", memory]
 
     seconds, against = row["seconds"], row["against"]
     targets = [row["time"].get("target", "")]
@@ -86,12 +89,8 @@ def _cells(row: Row) -> list[str]:
     if "share_of_limit" in row:
         share = f"{row['share_of_limit']['value']:.0%}"
         targets.append(_with_name(row["share_of_limit"], "limit"))
-    memory = ""
-    if "memory" in row:
-        mib = row["mib"]
-        other = mib[ALLOWED] if ALLOWED in mib else mib[against]
-        memory = f"{mib[OURS]:,.0f} / {other:,.0f} MiB"
-        targets.append(_with_name(row["memory"], "memory"))
+    memory, memory_targets = _memory(row)
+    targets += memory_targets
     return [
         seconds_text(seconds[OURS]),
         f"{against}: {seconds_text(seconds[against])}",
@@ -100,6 +99,15 @@ def _cells(row: Row) -> list[str]:
         share,
         memory,
     ]
+
+
+def _memory(row: Row) -> tuple[str, list[str]]:
+    """The memory of a row where it was measured, and its target."""
+    if "memory" not in row:
+        return "", []
+    mib = row["mib"]
+    other = mib[ALLOWED] if ALLOWED in mib else mib[row["against"]]
+    return f"{mib[OURS]:,.0f} / {other:,.0f} MiB", [_with_name(row["memory"], "memory")]
 
 
 def _with_name(judged: Row, name: str) -> str:

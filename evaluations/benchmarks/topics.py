@@ -10,6 +10,7 @@ import torch
 from evaluations.benchmarks import (
     data,
     evaluation,
+    feature_tables,
     growth,
     journey,
     memory_of_training,
@@ -38,6 +39,7 @@ TOPICS: dict[str, Topic] = {
     "sampler": Topic("Sampler and pixels", sampler.cases),
     "data": Topic("Data", data.cases),
     "evaluation": Topic("Evaluation", evaluation.cases),
+    "numbers": Topic("Numbers of stored features", feature_tables.cases),
     "startup": Topic("Start-up", startup.cases),
     "training": Topic("Training steps", training.cases),
     "memory": Topic("Memory of a training step", memory_of_training.cases),
