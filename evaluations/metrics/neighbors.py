@@ -18,7 +18,7 @@ from evaluations.metrics.precision_recall import FeatureSet, squared_distances
 
 SPARE_CANDIDATES = 4  # more neighbors than asked for, among which the exact order is decided
 ROUNDING = 2e-5  # error of a squared distance in a table, relative to the sum of both squared lengths
-PAIR_ELEMENTS = 2**22  # differences of pairs held at a time, float64
+PAIR_ELEMENTS = 2**18  # differences of pairs held at a time, float64: few enough to stay in the cache of a core
 
 
 @dataclass(frozen=True)
