@@ -12,9 +12,9 @@ from evaluations.metrics import cmmd, frechet_jackknife, kid, mind, neighbors, p
 from evaluations.metrics.blocks import SEED, block_numbers, block_order, blocks_of
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.feature_statistics import FeatureStatistics, require_features
-from evaluations.metrics.frechet import Moments
+from evaluations.metrics.frechet import Moments, frechet_distance
 from evaluations.metrics.inception_score import InceptionScore
-from evaluations.metrics.manifold import manifold
+from evaluations.metrics.manifold import MAX_IMAGES, manifold
 from evaluations.metrics.neighbors import clouds, nearest_others
 from evaluations.metrics.registry import find_metric
 from evaluations.protocols.distances import compute_metrics
@@ -63,21 +63,34 @@ def pair():
 
 
 # ---------------------------------------------------------------------------------------------- invariance
+COUNTS = (
+    "precision", "recall", "precision_fp16", "recall_fp16", "precision_k5", "recall_k5", "density", "coverage",
+    "reference_duplicates", "measured_duplicates", "authpct", "authpct_held_out", "closer_than_held_out",
+)  # fmt: skip
 TILES = (
     (precision_recall, "TILE_ELEMENTS"), (neighbors, "PAIR_ELEMENTS"), (kid, "TILE_ROWS"), (cmmd, "TILE_ROWS"),
     (mind, "CHUNK_ELEMENTS"), (mind, "ROW_ELEMENTS"), (frechet_jackknife, "CHUNK_ELEMENTS"),
 )  # fmt: skip
 
 
+def published_manifold(pair) -> list[tuple[float, float]]:
+    """ADM's precision and recall in float32 and in emulated float16."""
+    reference, generated = pair
+    return [
+        precision_recall.precision_recall(reference, generated.clone(), emulate_fp16) for emulate_fp16 in (False, True)
+    ]
+
+
 def test_the_size_of_tiles_changes_no_number(pair, monkeypatch):
     """By 1e-9 relative at most; counts, and what follows from them, not at all."""
     sets = tables(*pair, held_out=features(90, 4, shift=30))
-    expected = feature_numbers(sets, GROUPS)
+    expected, published = feature_numbers(sets, GROUPS), published_manifold(pair)
     assert not expected.unavailable
     for size in (29, 1000):
         for module, name in TILES:
             monkeypatch.setattr(module, name, size)
         numbers = feature_numbers(sets, GROUPS)
+        assert published_manifold(pair) == published
         assert numbers.metrics == pytest.approx(expected.metrics, rel=1e-9, abs=1e-12)
         for name in numbers.errors:
             assert numbers.errors[name].se == pytest.approx(expected.errors[name].se, rel=1e-9, abs=1e-12)
@@ -85,33 +98,56 @@ def test_the_size_of_tiles_changes_no_number(pair, monkeypatch):
         assert {name: numbers.metrics[name] for name in counted} == {name: expected.metrics[name] for name in counted}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_the_number_of_ranks_changes_no_number(ranks):
-    """Batches are dealt to the ranks; the numbers of the main one are those of a single one."""
+@pytest.fixture(scope="module")
+def measured():
+    """Measures 60 images as an evaluation does: (ranks, images of a batch) -> its numbers, on the main rank."""
     images = mini.random_images(60, size=8)
     extractor = Tiny()
-    reference_features = extractor(mini.random_images(70, size=8, seed=1))
+    reference_features, held_out = (extractor(mini.random_images(70, size=8, seed=seed)) for seed in (1, 2))
     pool, spatial = (moments(reference_features[name]) for name in ("pool", "spatial"))
 
-    def work(world):
-        statistics = FeatureStatistics(extractor, 60, keep_features=True)
-        for ids in torch.arange(60).split(7)[world.rank :: world.size]:
-            statistics.update(ids, extractor(images[ids]))
-        reference = Reference({"kind": "train"}, pool, spatial, reference_features["pool"].clone())
-        return compute_metrics(statistics, reference, world, "generation", numbers=DEFAULT_GROUPS)
+    def measure(ranks, batch):
+        def work(world):
+            statistics = FeatureStatistics(extractor, 60, keep_features=True)
+            for ids in torch.arange(60).split(batch)[world.rank :: world.size]:
+                statistics.update(ids, extractor(images[ids]))
+            reference = Reference({"kind": "train"}, pool, spatial, reference_features["pool"].clone())
+            return compute_metrics(
+                statistics, reference, world, "generation", numbers=GROUPS, emulate_fp16=True, held_out=held_out["pool"]
+            )
 
-    measurement = mini.on_ranks(ranks, work)[0]
-    assert {
-        "gfid",
-        "sfid",
-        "inception_score",
-        "inception_score_all",
-        "precision",
-        "recall",
-    } <= measurement.errors.keys()
-    expected = feature_numbers(tables(reference_features["pool"], extractor(images)["pool"]), DEFAULT_GROUPS).metrics
-    assert {name: measurement.metrics[name] for name in expected} == pytest.approx(expected, rel=1e-9)
-    assert set(measurement.metrics) | set(measurement.unavailable) >= {"gfid", "kid", "mind", "density", "authpct"}
+        return mini.on_ranks(ranks, work)[0]
+
+    return measure
+
+
+@pytest.fixture(scope="module")
+def measured_at_once(measured):
+    """The numbers of one rank, all images in one batch."""
+    return measured(1, 60)
+
+
+@pytest.mark.parametrize(("ranks", "batch"), [(1, 7), (2, 7), (2, 30)])
+def test_ranks_and_batches_change_no_number(ranks, batch, measured, measured_at_once):
+    """Every number with every error: 1e-9 relative at most, and counts not at all."""
+    measurement, expected = measured(ranks, batch), measured_at_once
+    assert measurement.unavailable == expected.unavailable == {}
+    assert measurement.metrics == pytest.approx(expected.metrics, rel=1e-9, abs=1e-12)
+    assert measurement.errors.keys() == expected.errors.keys()
+    for name, error in measurement.errors.items():
+        assert error.se == pytest.approx(expected.errors[name].se, rel=1e-9, abs=1e-12), name
+        assert error.parts == pytest.approx(expected.errors[name].parts, rel=1e-9, abs=1e-12), name
+    assert {name: measurement.metrics[name] for name in COUNTS} == {name: expected.metrics[name] for name in COUNTS}
+    assert measurement.definitions == expected.definitions
+
+
+def test_an_evaluation_has_every_number(measured_at_once):
+    """What the claims about ranks and batches are about: all numbers, of which these are counts."""
+    names = measured_at_once.metrics.keys()
+    assert names >= {"gfid", "sfid", "inception_score", "inception_score_all", "kid", "kid_subsets", "mind", "cmmd"}
+    assert names >= {"gfid_means", "gfid_covariances", "gfid_infinity", "gfid_infinity_subsets", "copying_z", *COUNTS}
+    with_errors = {"gfid", "sfid", "inception_score", "inception_score_all", "kid", "mind", "cmmd", "precision"}
+    assert measured_at_once.errors.keys() >= with_errors | {"recall", "density", "coverage", "authpct"}
 
 
 def test_the_order_in_which_files_are_found_changes_nothing(tmp_path, world):
@@ -150,6 +186,29 @@ def test_parts_are_random_disjoint_and_the_same_everywhere():
 def test_stored_features_of_another_type_are_refused(table, message):
     with pytest.raises(UserError, match=message):
         require_features(table, "features.npz")
+
+
+# ---------------------------------------------------------------------------------------------- many images
+def test_more_than_50_000_images_are_all_used_but_where_the_result_says_so():
+    """No row of a table is dropped: only MIND and the numbers of neighbors take fewer, and say how many."""
+    count = 50_003
+    sets = tables(features(300, 1), features(count, 2))
+    numbers = feature_numbers(sets, ["frechet", "kid", "mind", "manifold"])
+    definitions = numbers.definitions
+
+    # The distance is that of all rows, and so are the values without a block.
+    expected = frechet_distance(sets.reference_moments, moments(sets.generated))
+    assert numbers.metrics["gfid_means"] + numbers.metrics["gfid_covariances"] == pytest.approx(expected, rel=1e-9)
+    rest = torch.cat(blocks_of(block_order(count), 10)[:-1])
+    expected = frechet_distance(sets.reference_moments, moments(sets.generated[rest]))
+    assert numbers.errors["gfid"].parts[-1] == pytest.approx(expected, rel=1e-9)
+    assert definitions["kid"]["measured_images"] == count
+
+    # Of those that take fewer, the first in the seeded order.
+    assert definitions["mind"]["images"] == 300 and definitions["mind"]["measured_images"] == count
+    assert definitions["density"]["measured_images"] == MAX_IMAGES == 10_000
+    chosen = sets.generated[block_order(count)[:MAX_IMAGES]]
+    assert numbers.metrics["density"] == manifold(sets.reference, chosen)[0].density
 
 
 # ---------------------------------------------------------------------------------------------- neighbors
