@@ -1,6 +1,7 @@
 """Small forms of every tokenizer and generator, by the names of their registries, for tests on devices."""
 
 import mini
+from torch import nn
 
 from autoregressive.models.base import DataSizes, Generator
 from autoregressive.models.registry import build_generator, completed
@@ -73,6 +74,12 @@ def generator(kind: str) -> tuple[GPTTrainConfig, Generator]:
     sizes = f"{{width: 16, layers: 2, heads: 2, num_tokens: 4, num_classes: 4, {GENERATORS[kind]}}}"
     config = load_config(GPTTrainConfig, overrides=[f"model.name={name}", f"model.{name}={sizes}"])
     return config, build_generator(config.model)
+
+
+def output_layers(network: Generator) -> list[nn.Linear]:
+    """The layers that give logits, by their names; they start at zero."""
+    linears = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    return [module for name, module in linears if {"output", "outputs"} & set(name.split("."))]
 
 
 def generator_config_for(tokenizer: Tokenizer, num_classes: int, *overrides: str) -> GPTTrainConfig:

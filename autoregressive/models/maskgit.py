@@ -260,11 +260,14 @@ class MaskGIT(Generator):
             return self.image_losses(outputs, tokens).mean()
         log_p, chosen = self._log_probabilities(outputs, tokens)
         losses = -chosen
+
+        # A share of the target is spread over all codes of the index.
         if self.config.label_smoothing > 0:
             total = log_p.masked_fill(log_p == -torch.inf, 0).sum(-1)
             columns = zip(total.unbind(-1), self.codebook_sizes, strict=True)
             mean = torch.stack([column / size for column, size in columns], dim=-1)
             losses = (1 - self.config.label_smoothing) * losses - self.config.label_smoothing * mean
+
         weights = torch.where(outputs.mask, 1.0, self.config.visible_weight)
         return len(self.codebook_sizes) * (weights * losses).mean() / self.mean_weight
 
@@ -318,17 +321,21 @@ class MaskGIT(Generator):
             return self._sample_in_order(labels, order, draw, options)
         passes = self.completed_passes(passes)
         settings = self._settings(passes.count, options)
+
+        # All is masked. Unconditional rows follow where any pass is guided.
         rows = self.with_unconditional(labels, settings.num_guided > 0)
         tokens, is_masked = self._all_masked(len(labels))
         for number, masked_after in enumerate(passes.masked_after(self.slots)):
             if number == settings.num_guided:
                 rows = labels
+
+            # Every slot is drawn anew.
             of_pass = settings.at(number)
             guided = self._guided_logits(rows, tokens, is_masked, of_pass)
             first = 2 * self.slots * number
             drawn, trust = self._candidates(guided, of_pass, draw, first)
 
-            # Known slots stay; of the others those of the least trust are masked again.
+            # Known ones stay; of the others those of the least trust are masked again.
             scale = passes.noise_scale(number)
             if numbers is not None and scale > 0:
                 uniform = numbers(first + self.slots, self.slots).to(trust.device)

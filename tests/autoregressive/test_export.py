@@ -63,7 +63,7 @@ def small_tokenizer(model, quantizer, *overrides):
 def small_generator(kind):
     torch.manual_seed(0)
     _, generator = small_networks.generator(kind)
-    for output in generator.head.output_layers():
+    for output in small_networks.output_layers(generator):
         nn.init.normal_(output.weight)
     return generator.eval().requires_grad_(False)
 

@@ -97,7 +97,7 @@ def test_a_generator(kind, gpu):
     torch.manual_seed(0)
     _, generator = small.generator(kind)
     generator.eval()
-    for output in generator.head.output_layers():
+    for output in small.output_layers(generator):
         nn.init.normal_(output.weight, std=0.5)
     labels = torch.arange(4)
     sizes = torch.tensor(generator.codebook_sizes)
