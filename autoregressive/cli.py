@@ -73,7 +73,8 @@ def add_sampler_flags(parser: argparse.ArgumentParser, *, is_demo: bool = False)
         "--guidance-first-token",
         default="full",
         choices=FIRST_TOKENS,
-        help="scale of the first token: the full one (as released), or that of the schedule; power_cosine has its own",
+        help="scale of the first token: the full one (as released), or that of the schedule; power_cosine and rising "
+        "have their own",
     )
     parser.add_argument(
         "--unguided-scale", type=float, default=1.0, help="scale where a schedule is off (released code: 1.0001)"

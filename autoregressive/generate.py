@@ -191,7 +191,7 @@ def draw_tokens(
         return draw(p, position)
 
     further = {"order": order, "num_tokens": num_tokens, "passes": passes}
-    if generator.in_passes:  # numbers beside those of the indices, where the draw has any
+    if generator.in_passes or generator.takes_numbers:  # numbers beside those of the indices, where the draw has any
         further["numbers"] = getattr(draw, "numbers", None)
     further = {name: value for name, value in further.items() if value is not None}  # not every generator takes them
     tokens = generator.sample(

@@ -21,6 +21,7 @@ class Guidance(Section):
     under these schedules (`first_token`).
 
     `power_cosine` (RAR, arXiv:2411.00776): 1 + (s - 1) (1 - cos(pi (t / N)^power)) / 2. Its first token is not guided.
+    `rising` (BAR, arXiv:2602.09024): 1 + (s - 1) t / N. Neither is the first one here.
     """
 
     scale: float | tuple[float, ...] = 1.0  # or one per index of a token
@@ -81,9 +82,13 @@ def _power_cosine(guidance: Guidance, token: int, num_tokens: int) -> float:
     return 1 + (guidance.scale - 1) * (1 - math.cos(angle)) / 2
 
 
+def _rising(guidance: Guidance, token: int, num_tokens: int) -> float:
+    return 1 + (guidance.scale - 1) * token / num_tokens
+
+
 GUIDANCE_SCHEDULES: dict[str, Callable[[Guidance, int, int], float]] = {
-    "constant": _constant, "step": _step, "linear": _linear, "power_cosine": _power_cosine
+    "constant": _constant, "step": _step, "linear": _linear, "power_cosine": _power_cosine, "rising": _rising
 }  # fmt: skip
-FIRST_UNGUIDED = {"power_cosine"}  # schedules that leave the first token alone, whatever `first_token` says
+FIRST_UNGUIDED = {"power_cosine", "rising"}  # schedules that leave the first token alone, whatever `first_token` says
 
 UNGUIDED = Guidance()

@@ -208,6 +208,13 @@ def gumbel(uniform: Tensor) -> Tensor:
     return -(-uniform.log()).log()
 
 
+def least(trust: Tensor, count: int) -> Tensor:
+    """Which slots of each row (B,...) are the `count` of the least trust; of equal ones the first."""
+    flat = trust.flatten(1)
+    lowest = flat.argsort(dim=1, stable=True)[:, :count]
+    return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, lowest, True).view_as(trust)
+
+
 def seeded_draw(seed: int, sample_ids: Tensor, num_draws: int) -> SeededDraw:
     """Draws with one uniform number per (seed, sample, position).
 

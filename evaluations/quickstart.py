@@ -7,6 +7,7 @@
     bash scripts/quickstart.sh --system rvq          residual codes: two levels per token (--system mcq: two groups)
     bash scripts/quickstart.sh --system fsq          codes without a codebook (--system ema: a codebook of averages)
     bash scripts/quickstart.sh --system rar          a GPT that learns tokens in random orders first
+    bash scripts/quickstart.sh --system bar          WeTok's codes, whose 16 bits a GPT writes a few at a time
     bash scripts/quickstart.sh --system maskgit      a masked generator, which draws an image in 8 passes
     bash scripts/quickstart.sh --system flexible     images of 1 to 16 tokens
     bash scripts/quickstart.sh --system decoder      a decoder that is trained on alone, on the codes it has

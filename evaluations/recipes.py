@@ -33,6 +33,7 @@ FAMILIES = {
     "gpt/": "GigaTok",
     "gpt/GPT_wetok": "WeTok",
     "gpt/MaskGIT": "MaskGIT",
+    "gpt/GPT_bits": "BAR",
     "llamagen/": "LlamaGen",
     "wetok/": "WeTok",
     "open_magvit2/": "Open-MAGVIT2",

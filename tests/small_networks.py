@@ -49,6 +49,7 @@ GENERATORS = {  # kind of generator -> its settings
     "rotary": "vocab_size: 32, positions: rope2d",
     "factorized": "codebook_sizes: [8, 8]",
     "factorized, rotary": "codebook_sizes: [8, 8], positions: rope2d",
+    "masked bits": "codebook_sizes: [8, 8], head: masked_bits",
     "modulated": "vocab_size: 32, positions: rope2d",
     "any order": "vocab_size: 32, mlp_width: 32",
     "masked": "codebook_sizes: [8, 8]",

@@ -169,6 +169,7 @@ SAMPLERS = {  # (kind of generator, settings of its sampler)
     "rotary": ("rotary", {"guidance": Guidance(scale=1.5, schedule="step", last_guided=5)}),
     "factorized": ("factorized", {"guidance": Guidance(scale=(1.5, 2.0)), "temperature": (1.0, 0.9)}),
     "factorized, rotary": ("factorized, rotary", {"guidance": Guidance(scale=1.5)}),
+    "masked bits": ("masked bits", {"guidance": Guidance(scale=1.5, schedule="rising")}),
     "modulated": ("modulated", {"guidance": Guidance(scale=1.5, last_guided=1)}),
     "any order": ("any order", {"guidance": Guidance(scale=4.0, schedule="power_cosine", power=2.0)}),
     "masked": ("masked", {"guidance": Guidance(scale=1.5), "passes": Passes(count=3)}),

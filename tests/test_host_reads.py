@@ -109,7 +109,9 @@ def step_on_images(config, device: str):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("sizes", ["gpt={vocab_size: 32}", "maskgit={codebook_sizes: [32]}"])
+@pytest.mark.parametrize(
+    "sizes", ["gpt={vocab_size: 32}", "gpt={codebook_sizes: [32], head: masked_bits}", "maskgit={codebook_sizes: [32]}"]
+)
 def test_a_step_of_a_generator_does_not_wait(sizes, device):
     name = sizes.partition("=")[0]
     more = f"model.{name}={{width: 16, layers: 2, heads: 2, num_tokens: 8, num_classes: 4}}"

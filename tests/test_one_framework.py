@@ -46,7 +46,7 @@ QUANTIZERS = {
     "lfq": "gq: {num_groups: 1, group_dim: 5}",
     "lfq under two indices": "gq: {num_groups: 1, group_dim: 5, index_bits: [2, 3]}",
     "bsq": "gq: {num_groups: 4, group_dim: 1, l2_norm: true}",
-    "fsq": "fsq: {levels: [4, 3, 3]}",
+    "fsq": "fsq: {levels: [4, 8]}",
     "fsq under two indices": "fsq: {levels: [4, 3, 3], index_levels: [1, 2]}",
     "ibq": "ibq: {codebook_size: 16, codebook_dim: 4}",
     "simvq": "simvq: {codebook_size: 16, codebook_dim: 4}",
@@ -72,6 +72,7 @@ TOKENIZERS = {
 GENERATORS = {
     "plain head": ("gpt", "head: plain, codebook_sizes: {sizes}"),
     "factorized head": ("gpt", "head: factorized, codebook_sizes: {sizes}"),
+    "masked bits": ("gpt", "head: masked_bits, codebook_sizes: {sizes}"),
     "modulated": ("adaln_gpt", "head: plain, positions: learned, codebook_sizes: {sizes}"),
     "modulated, factorized": ("adaln_gpt", "head: factorized, positions: learned, codebook_sizes: {sizes}"),
     "any order": ("rar", "mlp_width: 32, order: {random_start: 1.0, random_end: 1.0}"),
@@ -92,6 +93,7 @@ REFUSED = {  # what does not go together, and what its refusal says
         }.items()
         for quantizer, generator in itertools.product(OF_SEVERAL_INDICES, generators)
     },
+    ("fsq under two indices", "masked bits"): "powers of two",
     **{
         (quantizer, "next scale"): "is for a tokenizer of scales"
         for quantizer in QUANTIZERS.keys() - OF_SEVERAL_INDICES - {"multi_scale"}

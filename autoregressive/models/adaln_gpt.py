@@ -164,7 +164,7 @@ class AdaLNGPT(GPT):
 
     def functional_step(self) -> FunctionalStep | None:
         """As of the GPT, for tokens of one index; the label is read at every position."""
-        return FunctionalStep(self) if len(self.codebook_sizes) == 1 else None
+        return super().functional_step() if len(self.codebook_sizes) == 1 else None
 
     def functional_head(self) -> None:
         return None

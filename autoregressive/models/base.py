@@ -79,8 +79,9 @@ class Generator(PretrainedNetwork):
     any_order: bool = False  # `sample` takes an `order`
     stops_early: bool = False  # `sample` takes `num_tokens`
     in_passes: bool = False  # `sample` takes `passes` and `numbers`
+    takes_numbers: bool = False  # `sample` takes `numbers` without passes
     held_out_loss: ClassVar[str] = "loss"  # its name in records (val/loss) and results; another kind has another name
-    held_out_facts: ClassVar[Mapping[str, Any]] = {}  # what such a loss says in a result, beside "nats per token"
+    held_out_facts: Mapping[str, Any] = {}  # what such a loss says in a result, beside "nats per token"
     record_steps: bool = False  # on a GPU, `sample` may record CUDA graphs: the weights stay where they are from now on
 
     # ------------------------------------------------------------------------------------------------ its files
@@ -246,8 +247,8 @@ class Generator(PretrainedNetwork):
 
         A generator with `any_order` also takes `order` (N,): the cells in the order in which they are drawn. One that
         `stops_early` takes `num_tokens`: it draws the first n tokens (B,n) or (B,n,k) of what it would draw. One
-        `in_passes` takes `passes`, and `numbers(first, count)`, the random numbers (B,count) of draws that are not of
-        an index; None = there are none.
+        `in_passes` takes `passes`; it and one with `takes_numbers` take `numbers(first, count)`, the random numbers
+        (B,count) of draws that are not of an index; None = there are none.
         """
         raise NotImplementedError
 

@@ -11,25 +11,29 @@ Shapes    labels (B,) int64, `num_classes` is the null class      tokens (B,N) i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoregressive.models.base import DataSizes
-from autoregressive.models.decode_steps import StepFunctions
+from autoregressive.models.bits import BitsConfig
+from autoregressive.models.decode_steps import StepFunctions, Steps
 from autoregressive.models.functional_steps import FunctionalHead, FunctionalStep
-from autoregressive.models.heads import HEADS, HeadSettings, default_head
+from autoregressive.models.head import HeadSettings
+from autoregressive.models.heads import HEADS, default_head
 from autoregressive.models.kv_cache import KVCache, Position
 from autoregressive.models.layers import Layer
 from autoregressive.models.named_sizes import chosen_size, is_given_in_numbers, size_problems
 from autoregressive.models.random_order import OrderConfig, in_order, in_raster, input_rows
 from autoregressive.models.rope import NoRope, Rope2D
 from autoregressive.models.token_by_token import TokenByToken, decoding_rows
+from autoregressive.sampling import Draw, IndexSettings, Numbers
 from engine.flops import TRAINED, PartFlops
 from engine.messages import ConfigError
 from engine.validation import Problem, Section, at_least, in_range, one_of
@@ -62,8 +66,9 @@ class GPTConfig(Section):
     heads: int | None = None
     vocab_size: int | None = None  # codes of a token with one index; null: as many as data.codes has (else 16384)
     codebook_sizes: list[int] = field(default_factory=list)  # codes of each index of a token; empty = vocab_size
-    head: str | None = None  # plain | factorized; null: plain for one index per token, factorized for several
-    head_layers: int = 2  # factorized head: layers of its transformer over the indices of a token
+    head: str | None = None  # plain | factorized | masked_bits; null: plain for one index, factorized for several
+    head_layers: int = 2  # factorized: of its transformer over the indices of a token; masked_bits: of its MLP
+    bits: BitsConfig = field(default_factory=BitsConfig)  # masked_bits: its width, training and sampling
     num_tokens: int | None = None  # tokens per image; null: as many as data.codes has (else 256)
     num_classes: int | None = None  # null: as many as data.codes has (else 1000)
     positions: Literal["learned", "rope2d"] = "learned"  # rope2d: num_tokens is a square grid, row-major
@@ -93,10 +98,13 @@ class GPTConfig(Section):
     def _head_problems(self) -> Iterator[Problem]:
         if min(self.codebook_sizes, default=1) < 1:
             yield Problem("codebook_sizes", self.codebook_sizes, "numbers of 1 or more")
-        if self.head is None:
+        if self.head is not None:
+            yield from one_of(self, "head", HEADS)
+        if self.head_name not in HEADS:
             return
-        yield from one_of(self, "head", HEADS)
-        max_indices = HEADS[self.head].max_indices if self.head in HEADS else None
+        if self.index_sizes != (None,):
+            yield from HEADS[self.head_name].section_problems(self.index_sizes, self.bits)
+        max_indices = HEADS[self.head_name].max_indices
         if max_indices is not None and len(self.index_sizes) > max_indices:
             sizes = self.codebook_sizes
             yield Problem("head", self.head, f"null or another, for tokens of several indices (codebook_sizes={sizes})")
@@ -174,6 +182,7 @@ class GPT(TokenByToken):
         # What reads and writes tokens.
         head_settings = HeadSettings(
             codebook_sizes=config.index_sizes,
+            num_tokens=config.num_tokens,
             width=width,
             heads=heads,
             layers=config.head_layers,
@@ -181,9 +190,12 @@ class GPT(TokenByToken):
             qk_norm=config.qk_norm,
             rope=self.rope,
             final_norm=self.head_norms,
+            bits=config.bits,
         )
         self.head = HEADS[config.head_name](head_settings)
         self.head.add_input(self)
+        self.takes_numbers = self.head.takes_numbers
+        self.held_out_facts = self.head.held_out_facts
 
         # Positions and layers.
         self.positional_embedding = None
@@ -214,23 +226,33 @@ class GPT(TokenByToken):
     def token_shape(self) -> tuple[int, ...]:
         return self.head.token_shape(self.num_tokens)
 
+    @property
+    def num_draws(self) -> int:
+        return self.head.num_draws(self.num_tokens)
+
     def layout_layers(self) -> list[nn.Linear]:
         return [module for module in self.modules() if isinstance(module, nn.Linear)]
 
     # ---------------------------------------------------------------------------------------- all tokens at once
     def forward(
-        self, labels: Tensor, tokens: Tensor, drop: Tensor | None = None, order: Tensor | None = None
+        self,
+        labels: Tensor,
+        tokens: Tensor,
+        drop: Tensor | None = None,
+        order: Tensor | None = None,
+        **of_head: Tensor,
     ) -> Tensor:
         """Teacher-forced logits of all tokens, in raster. Rows where `drop` (B,) is true lose their class.
 
         Place p of the output chain predicts the token of cell order[p], for an `order` (B,N); raster without it.
+        `of_head` are the head's own choices in training (`Head.training_inputs`).
         """
         if drop is not None:
             labels = torch.where(drop, self.null_class, labels)
         hidden = self.finished(self.features(labels, tokens, self.num_layers, order), labels)
         if order is not None:
             hidden = in_raster(hidden, order)
-        return self.head.logits(hidden, tokens)
+        return self.head.logits(hidden, tokens, **of_head)
 
     def features(self, labels: Tensor, tokens: Tensor, layer: int, order: Tensor | None = None) -> Tensor:
         """Hidden states (B,N,C) after layer number `layer`, counted from 1, without the final norm.
@@ -276,12 +298,43 @@ class GPT(TokenByToken):
         layers = TRAINED * sum(layer.flops(self.num_tokens) for layer in self.layers)
         return PartFlops("layers", "matrix", layers, recomputed=True), PartFlops("head", "matrix", TRAINED * head)
 
+    # ---------------------------------------------------------------------------------------- what the head decides
+    def loss(self, outputs: Tensor, tokens: Tensor) -> Tensor:
+        return self.head.loss(outputs, tokens)
+
+    def sample_losses(self, outputs: Tensor, tokens: Tensor) -> Tensor:
+        return self.head.sample_losses(outputs, tokens)
+
+    def training_choices(self) -> Callable[[np.random.Generator], dict[str, Tensor]] | None:
+        choices = (super().training_choices(), self.head.training_choices(self.num_tokens))
+        drawn = tuple(choice for choice in choices if choice is not None)
+        return partial(_all_choices, drawn) if len(drawn) > 1 else next(iter(drawn), None)
+
+    def training_inputs(self, batch: Mapping[str, Tensor], progress: float) -> dict[str, Any]:
+        return super().training_inputs(batch, progress) | self.head.training_inputs(batch)
+
+    def next_token(
+        self,
+        steps: Steps,
+        inputs: Tensor,
+        position: int,
+        settings: list[IndexSettings],
+        draw: Draw,
+        batch: int,
+        numbers: Numbers | None,
+    ) -> Tensor:
+        if self.head.draws_by_index:
+            return super().next_token(steps, inputs, position, settings, draw, batch, numbers)
+        logits_of = partial(steps.logits, steps.hidden(inputs, position))
+        return self.head.draw_token(logits_of, position, settings, draw, numbers, batch)
+
     # ---------------------------------------------------------------------------------------- token by token
-    def functional_step(self) -> FunctionalStep:
-        return FunctionalStep(self)
+    def functional_step(self) -> FunctionalStep | None:
+        """None for a head whose draws are no distribution over codes, which another program could not make."""
+        return FunctionalStep(self) if self.head.draws_by_index else None
 
     def functional_head(self) -> FunctionalHead | None:
-        return FunctionalHead(self) if len(self.codebook_sizes) > 1 else None
+        return FunctionalHead(self) if self.head.draws_by_index and len(self.codebook_sizes) > 1 else None
 
     def step_functions(self, order: Tensor | None = None) -> StepFunctions:
         return StepFunctions(
@@ -345,3 +398,10 @@ class GPT(TokenByToken):
         state["positional_embedding"][: len(targets)] += targets  # the last row is of a token that is no input
         merged.load_state_dict(state)
         return merged.to(self.device, self.dtype).train(self.training)
+
+
+def _all_choices(
+    choices: tuple[Callable[[np.random.Generator], dict[str, Tensor]], ...], rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """Draws several kinds of choices of one sample, in turn."""
+    return {name: value for choice in choices for name, value in choice(rng).items()}

@@ -1,84 +1,23 @@
 """How a GPT reads and writes a token: the plain head for one index per token, the factorized head for several.
 
+The third head, of masked bits, has a file of its own (`autoregressive.models.masked_bits`).
+
 Shapes    hidden (B,N,C)      tokens (B,N) or (B,N,k) int64      logits (B,N,V) or (B,N,k,V) float32
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoregressive.models.head import Head, HeadSettings
 from autoregressive.models.kv_cache import KVCache
 from autoregressive.models.layers import Layer, RMSNorm
-from autoregressive.models.rope import Rope
+from autoregressive.models.masked_bits import MaskedBitsHead
 from engine.flops import linear_flops
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadSettings:
-    """What a head is built from."""
-
-    codebook_sizes: tuple[int, ...]  # one entry per index of a token
-    width: int  # channels of the GPT
-    heads: int  # attention heads of a transformer of the head's own; its layers, dropout and positions follow
-    layers: int
-    dropout: float
-    qk_norm: bool
-    rope: Rope
-    final_norm: bool = True  # whether the states of the last layer are still to be normed
-
-
-class Head:
-    """Base class of all heads; a head is entered in `HEADS`.
-
-    The GPT builds a head as `Class(settings)` after the class embedding, calls `add_input` then and `add_output` after
-    its own layers. A head that is a `nn.Module` holds its parameters itself and need not define these two.
-    """
-
-    max_indices: ClassVar[int | None] = None  # indices per token that it can write; None = any number
-
-    def add_input(self, gpt: nn.Module) -> None:
-        """Registers modules that read tokens in the GPT itself."""
-
-    def add_output(self, gpt: nn.Module) -> None:
-        """Registers modules that write tokens in the GPT itself."""
-
-    def output_layers(self) -> Sequence[nn.Linear]:
-        """The layers that give logits; the GPT starts them at zero."""
-        raise NotImplementedError
-
-    def token_shape(self, num_tokens: int) -> tuple[int, ...]:
-        """Shape of one image's tokens."""
-        raise NotImplementedError
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Tokens (B,n) or (B,n,k), or without n -> hidden states (B,n,C), or (B,C)."""
-        raise NotImplementedError
-
-    def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Teacher-forced logits of all tokens, from the hidden states (B,N,C) of their positions."""
-        raise NotImplementedError
-
-    def flops(self, num_tokens: int) -> int | None:
-        """Operations of `logits` for one image (see `engine.flops`); None where they are not counted."""
-        return None
-
-    def next_logits(self, hidden: Tensor, previous_index: Tensor | None, number: int, cache: KVCache) -> Tensor:
-        """Logits (B,V) of index `number` of one token.
-
-        `hidden` (B,C) is the hidden state of the token's position, the same for all its indices; `previous_index` (B,)
-        is the value of index `number - 1`, None for the first one.
-        """
-        raise NotImplementedError
-
-    def new_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
-        """An empty cache for `next_logits`. Every token uses it anew, from index 0 on."""
-        raise NotImplementedError
 
 
 class PlainHead(Head):
@@ -199,7 +138,7 @@ class FactorizedHead(Head, nn.Module):
         )
 
 
-HEADS: dict[str, type[Head]] = {"plain": PlainHead, "factorized": FactorizedHead}
+HEADS: dict[str, type[Head]] = {"plain": PlainHead, "factorized": FactorizedHead, "masked_bits": MaskedBitsHead}
 
 
 def default_head(num_indices: int) -> str:

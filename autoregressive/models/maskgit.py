@@ -43,6 +43,7 @@ from autoregressive.sampling import (
     PerIndex,
     guided_logits,
     gumbel,
+    least,
     probabilities,
 )
 from engine.finite import spread_nan
@@ -409,10 +410,3 @@ class FunctionalPass(nn.Module):
         is_masked = tokens == (self.masked if tokens.ndim == 3 else self.masked[0])
         logits = self.network(labels, tokens, mask=is_masked).logits
         return logits if tokens.ndim == 3 else logits[:, :, 0]
-
-
-def least(trust: Tensor, count: int) -> Tensor:
-    """Which slots of each image (B,N,k) are the `count` of the least trust; of equal ones the first."""
-    flat = trust.flatten(1)
-    lowest = flat.argsort(dim=1, stable=True)[:, :count]
-    return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, lowest, True).view_as(trust)

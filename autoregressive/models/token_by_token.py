@@ -23,7 +23,15 @@ from autoregressive.models.random_order import (
     require_order,
     takes_random,
 )
-from autoregressive.sampling import DecodingSettings, Draw, IndexSettings, PerIndex, guided_logits, probabilities
+from autoregressive.sampling import (
+    DecodingSettings,
+    Draw,
+    IndexSettings,
+    Numbers,
+    PerIndex,
+    guided_logits,
+    probabilities,
+)
 from engine.devices import is_gpu
 from engine.finite import spread_nan
 
@@ -35,6 +43,12 @@ def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     """
     num_indices = tokens.shape[2] if tokens.ndim == 3 else 1
     return num_indices * F.cross_entropy(logits.flatten(0, -2), tokens.flatten())
+
+
+def next_token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The same of each sample (B,), up to rounding."""
+    losses = F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), reduction="none")
+    return losses.view(*tokens.shape[:2], -1).sum(-1).mean(-1)
 
 
 def at_position(rows: Tensor, position: Position) -> Tensor:
@@ -66,8 +80,7 @@ class TokenByToken(Generator):
 
     def sample_losses(self, outputs: Tensor, tokens: Tensor) -> Tensor:
         """As `image_losses`, for all samples at once."""
-        losses = F.cross_entropy(outputs.flatten(0, -2), tokens.flatten(), reduction="none")
-        return losses.view(len(tokens), self.num_tokens, -1).sum(-1).mean(-1)
+        return next_token_losses(outputs, tokens)
 
     @property
     def any_order(self) -> bool:
@@ -104,6 +117,7 @@ class TokenByToken(Generator):
         top_p: PerIndex[float] = 1.0,
         order: Tensor | None = None,
         num_tokens: int | None = None,
+        numbers: Numbers | None = None,
     ) -> Tensor:
         """Tokens (B,N) or (B,N,k) for class `labels` (B,); see `Generator.sample`.
 
@@ -135,14 +149,21 @@ class TokenByToken(Generator):
                 steps = steps.keep_rows(batch)
 
             # Both halves of a guided batch go on with the same token.
-            token = self.next_token(steps, inputs, position, settings.at(position), draw, batch)
+            token = self.next_token(steps, inputs, position, settings.at(position), draw, batch, numbers)
             tokens.append(token)
             inputs = torch.cat([token] * (len(inputs) // batch))
         drawn = torch.stack(tokens, dim=1)
         return drawn if order is None else drawn.index_select(1, order.argsort())
 
     def next_token(
-        self, steps: Steps, inputs: Tensor, position: int, settings: list[IndexSettings], draw: Draw, batch: int
+        self,
+        steps: Steps,
+        inputs: Tensor,
+        position: int,
+        settings: list[IndexSettings],
+        draw: Draw,
+        batch: int,
+        numbers: Numbers | None,
     ) -> Tensor:
         """One decode step: draws the indices of the token at `position`, one after the other: (batch,) or (batch,k).
 

@@ -72,6 +72,10 @@ SYSTEMS = {
     "mcq": System(data=DATA[:1], short_overrides=("model.quantizer.mcq.warmup_steps=20",)),
     "rar": System(data=DATA[:1], short_configs=(f"{RECIPES}/full",)),
     "maskgit": System(data=DATA[:1], short_configs=(f"{RECIPES}/full",)),
+    "bar": System(
+        data=DATA[:1],
+        short_overrides=("phases=[{steps: 20, lr: 1e-3}, {steps: 10, lr: 1e-3, generative_decoder: true}]",),
+    ),
 }
 DEFAULT_SYSTEM = next(iter(SYSTEMS))
 

@@ -345,7 +345,7 @@ def test_flags_of_the_sampler_become_settings():
 def test_impossible_settings_are_named(flags, message):
     with pytest.raises(ConfigError, match=message):
         parsed(*flags)
-    with pytest.raises(ConfigError, match=r"schedule='cosine' must be one of: constant, linear, power_cosine, step"):
+    with pytest.raises(ConfigError, match=r"'cosine' must be one of: constant, linear, power_cosine, rising, step"):
         Guidance(schedule="cosine")
 
 

@@ -234,7 +234,7 @@ def test_a_store_of_an_earlier_version_is_read_under_present_names(tmp_path):
 
 def test_every_head_is_found_by_name():
     """The config names one, or the number of indices decides."""
-    assert HEADS.keys() == {"plain", "factorized"}
+    assert HEADS.keys() == {"plain", "factorized", "masked_bits"}
     assert [
         type(small_gpt(**options).head) for options in ({}, {"codebook_sizes": [4, 4]}, {"head": "factorized"})
     ] == [
