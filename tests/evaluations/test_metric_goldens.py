@@ -36,6 +36,12 @@ def table(name: str) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.from_numpy(stored["reference"]), torch.from_numpy(stored["generated"])
 
 
+def golden(name: str, key: str):
+    """A stored number of a set, or None. Of a test that fails, pytest shows what is printed: which number it was."""
+    print(f"stored number: set {name}, key {key}")
+    return GOLDENS[name].get(key)
+
+
 def gaussian(features: torch.Tensor):
     rows = features.double().numpy()
     return rows.mean(0), np.cov(rows, rowvar=False)
@@ -59,7 +65,7 @@ def test_frechet_distance(name):
     """1e-9 relative; 1e-6 where covariances are singular."""
     reference, generated = table(name)
     tolerance = 1e-6 if is_singular(name) else 1e-9
-    expected = GOLDENS[name]["fd"]
+    expected = golden(name, "fd")
     assert frechet_distance(gaussian(reference), gaussian(generated)) == pytest.approx(expected, rel=tolerance)
     order = stored_order(len(generated))
     estimates = frechet_jackknife(generated, gaussian(reference), order)
@@ -70,7 +76,7 @@ def test_frechet_distance(name):
 @pytest.mark.parametrize("name", sets_with("fd_jackknife10"))
 def test_infinite_frechet_distance_and_its_error_by_the_jackknife(name):
     reference, generated = table(name)
-    expected = GOLDENS[name]["fd_jackknife10"]
+    expected = golden(name, "fd_jackknife10")
     estimates = frechet_jackknife(generated, gaussian(reference), stored_order(len(generated)), num_blocks=10)
     assert estimates.distance.parts == pytest.approx(expected["leave_one_out"], rel=1e-9)
     assert estimates.distance.se == estimates.infinity.se == pytest.approx(expected["se"], rel=1e-9)
@@ -81,7 +87,7 @@ def test_infinite_frechet_distance_and_its_error_by_the_jackknife(name):
 def test_infinite_frechet_distance_by_subsets(name):
     """Sizes, the distance of each subset, intercept and slope: 1e-9 relative to the distances."""
     reference, generated = table(name)
-    expected = GOLDENS[name]["fd_infinity_subsets"]
+    expected = golden(name, "fd_infinity_subsets")
     line = fd_infinity_subsets(generated, gaussian(reference), expected["seed"])
     assert list(line.sizes) == expected["sizes"]
     assert line.values == pytest.approx(expected["values"], rel=1e-9)
@@ -93,7 +99,7 @@ def test_infinite_frechet_distance_by_subsets(name):
 def test_kernel_distance_of_subsets(name):
     """1e-6 absolute against torch-fidelity, which computes in float32; 1e-9 against the formula."""
     reference, generated = table(name)
-    expected = GOLDENS[name]["kid_subsets"]
+    expected = golden(name, "kid_subsets")
     kid = kid_subsets(reference, generated, expected["subsets"], expected["size"], expected["seed"])
     assert kid.mean == pytest.approx(expected["torch_fidelity_mean"], abs=1e-6)
     assert kid.std == pytest.approx(expected["torch_fidelity_std"], abs=1e-6)
@@ -101,13 +107,13 @@ def test_kernel_distance_of_subsets(name):
     assert kid.std == pytest.approx(expected["std_ddof0"], rel=1e-9, abs=1e-12)
     assert kid.values[0] == pytest.approx(expected["first_subset"], rel=1e-9)
     if "mmd_poly_unbiased_all" in GOLDENS[name]:
-        assert mmd_unbiased(reference, generated) == pytest.approx(GOLDENS[name]["mmd_poly_unbiased_all"], rel=1e-9)
+        assert mmd_unbiased(reference, generated) == pytest.approx(golden(name, "mmd_poly_unbiased_all"), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", sets_with("kid_blocks"))
 def test_kernel_distance_of_disjoint_blocks(name):
     reference, generated = table(name)
-    expected = GOLDENS[name]["kid_blocks"]
+    expected = golden(name, "kid_blocks")
     orders = stored_order(len(reference)), stored_order(len(generated))
     kid = kid_blocks(reference, generated, *orders, expected["blocks"])
     assert kid.parts == pytest.approx(expected["values"], rel=1e-9)
@@ -119,7 +125,7 @@ def test_kernel_distance_of_disjoint_blocks(name):
 @pytest.mark.parametrize("name", SETS)
 def test_precision_recall_density_and_coverage_are_equal(name, neighbor, comparison):
     """Counts, not approximations; also where generated images are copies of reference images."""
-    expected = GOLDENS[name].get(f"prdc_k{neighbor}_{comparison}")
+    expected = golden(name, f"prdc_k{neighbor}_{comparison}")
     if expected is None:
         pytest.skip("the set has no such numbers")
     reference, generated = table(name)
@@ -136,14 +142,14 @@ def test_errors_of_precision_recall_density_and_coverage(name):
     reference, generated = table(name)
     orders = stored_order(len(reference)), stored_order(len(generated))
     estimates, _ = manifold_folds(reference, generated, *orders)
-    expected = GOLDENS[name]["prdc_folds5"]["se"]
+    expected = golden(name, "prdc_folds5")["se"]
     assert {metric: estimates[metric].se for metric in expected} == pytest.approx(expected, rel=1e-9, abs=1e-15)
 
 
 @pytest.mark.parametrize("name", sets_with("authpct"))
 def test_authentic_images_are_equal(name):
     reference, generated = table(name)
-    assert 100 * authentic(reference, generated).double().mean().item() == GOLDENS[name]["authpct"]
+    assert 100 * authentic(reference, generated).double().mean().item() == golden(name, "authpct")
 
 
 @pytest.mark.parametrize("name", sets_with("cmmd"))
@@ -151,7 +157,7 @@ def test_cmmd(name):
     """1e-9 relative to the formula, 1e-6 to the published code in float64."""
     reference, generated = table(name)
     cmmd = cmmd_jackknife(reference, generated, stored_order(len(generated)))
-    assert cmmd.value == pytest.approx(GOLDENS[name]["cmmd"], rel=1e-9)
+    assert cmmd.value == pytest.approx(golden(name, "cmmd"), rel=1e-9)
     assert cmmd.value == pytest.approx(GOLDENS[name].get("cmmd_port_float64", cmmd.value), abs=1e-6)
 
 
@@ -159,7 +165,7 @@ def test_cmmd(name):
 @pytest.mark.parametrize("name", SETS)
 def test_mind(name, key):
     """1e-9 relative to the formula, 1e-6 to torch-fidelity, which projects in float32."""
-    expected = GOLDENS[name].get(key)
+    expected = golden(name, key)
     if expected is None:
         pytest.skip("the set has no such number")
     reference, generated = table(name)
@@ -175,7 +181,7 @@ def test_mind(name, key):
 @pytest.mark.parametrize("name", sets_with("mind_unequal"))
 def test_mind_of_sets_of_two_sizes(name):
     reference, generated = table(name)
-    expected = GOLDENS[name]["mind_unequal"]
+    expected = golden(name, "mind_unequal")
     value = mind(reference, generated, expected["projections"], expected["seed"])
     assert value == pytest.approx(expected["torch_fidelity_head"], rel=1e-6)
 
