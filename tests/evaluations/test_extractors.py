@@ -225,6 +225,16 @@ def test_features_do_not_depend_on_the_batch(name, request):
         assert torch.equal(extractor(pictures)["pool"], whole)
 
 
+@pytest.mark.parametrize("name", ["inception", "efficientnet_lite0"])
+def test_features_of_convolutions_do_not_depend_on_the_batch(name):
+    """All features that an extractor gives, of one picture alone and among others: at most 1e-5 of the largest."""
+    extractor = EXTRACTORS[name](RANDOM if name == "inception" else AssetsConfig(pretrained_dir=""))
+    pictures = mini.random_images(3, 64)
+    whole, last = extractor(pictures), extractor(pictures[2:])
+    for kind, features in whole.items():
+        assert (last[kind] - features[2:]).abs().max() <= TOLERANCE * features.abs().max(), kind
+
+
 def test_inception_behind_the_resizes_of_other_evaluations():
     """Pixels by their own libraries; the network is the one of FID, and gives pool features only."""
     pictures = mini.random_images(2, 400)[:, :, :330]
