@@ -64,6 +64,10 @@ def add_reconstructing_flags(
     """
     add_tokenizer_flags(parser, several, default)
     parser.add_argument(
+        "--num-tokens", type=positive, dest="decoded_tokens",
+        help="decode the first tokens of each image only, of a tokenizer of flexible length (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
         "--trust-jit", action="store_true",
         help="run the code that a TorchScript file given as --vq-ckpt brings: only for publishers that you trust",
     )  # fmt: skip
@@ -177,6 +181,11 @@ def _apply_flags(args: argparse.Namespace, tokenizer: Reconstructing) -> None:
         if "noise" not in tokenizer.capabilities:
             raise ConfigError(f"--noise-seed {args.noise_seed}: the tokenizer {args.vq_ckpt} has no generative decoder")
         tokenizer.set_noise_seed(args.noise_seed)
+    num_tokens = getattr(args, "decoded_tokens", None)
+    if num_tokens is not None:
+        if "flexible" not in tokenizer.capabilities:
+            raise ConfigError(f"--num-tokens {num_tokens}: {args.vq_ckpt} is no tokenizer of flexible length")
+        tokenizer.use_tokens(num_tokens)
 
     set_image_size(tokenizer, args.image_size, args.vq_ckpt)
     is_whole = getattr(args, "original_resolution", False) and args.text_reader is None  # then no size is needed

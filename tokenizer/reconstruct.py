@@ -2,11 +2,14 @@
 
     bash scripts/reconstruction.sh --vq-ckpt runs/VQ_SS256 --qualitative --data-path my_photos/ --sample-dir results/rec
     python -m tokenizer.reconstruct --vq-ckpt runs/quickstart/tokenizer --data photos --num-images 8
+    python -m tokenizer.reconstruct --vq-ckpt runs/quickstart-flexible/tokenizer --data mnist5k --num-tokens 4
 
 --data-path can be any folder: it is searched for image files, and other files are counted and ignored. Every image is
 center-cropped to the size of the tokenizer, turned into codes, and decoded again. For cats/tom.jpg, for example, the
 sample folder receives cats/tom_gt.png (the original) and cats/tom.png (its reconstruction). Images of a packaged set
 have numbers: 000007_gt.png and 000007.png. grid.png shows the first images.
+A tokenizer of flexible length also draws lengths.png: the same images from 1, 2, 4, ... of their tokens; --num-tokens k
+makes all pictures from the first k.
 A folder of the same settings is written again; any other one that is not empty is refused. `evaluations.measure` takes
 the folder as a set of reconstructions.
 """
@@ -41,6 +44,7 @@ from engine.world import World, distributed_world
 from tokenizer.cli import add_reconstructing_flags, add_skip_flag, reconstructing_from, reconstructing_needs
 from tokenizer.frozen.lpips import lpips_network
 from tokenizer.losses.perceptual import LPIPSLoss
+from tokenizer.models.base import Tokenizer
 from tokenizer.models.reconstructing import Reconstructing
 from tokenizer.pair_names import ORIGINAL, pair_names
 
@@ -115,6 +119,17 @@ def write_grid(path: Path, batches: list[tuple[Tensor, Tensor]], between: str) -
     names = ["original", "reconstruction"] * len(rows)
     caption = f"Originals above what {between} alone give back. The first images of each batch, not selected."
     save_grid(path, to_float(torch.cat(rows)), width, row_names=names, caption=caption)
+
+
+@torch.inference_mode()
+def write_lengths(path: Path, tokenizer: Tokenizer, originals: Tensor) -> None:
+    """Writes a row of originals uint8 (B,3,H,W), and below it one of what comes back of each number of tokens."""
+    codes = tokenizer.encode(to_float(originals).to(tokenizer.device)).indices
+    lengths = [*tokenizer.shown_lengths, tokenizer.num_tokens]
+    rows = [to_uint8(tokenizer.decode_indices(codes[:, :length])).cpu() for length in lengths]
+    names = ["original", *(f"{length} token{'s' if length > 1 else ''}" for length in lengths)]
+    caption = "Originals, and what their first tokens alone give back. The first images, not selected."
+    save_grid(path, to_float(torch.cat([originals, *rows])), len(originals), row_names=names, caption=caption)
 
 
 def lpips_of(lpips: nn.Module, original: Tensor, reconstruction: Tensor, device: torch.device) -> float:
@@ -208,6 +223,7 @@ def main() -> None:
             "images": source.identity(),
             "num_images": num_images,
             "lpips": lpips is not None,
+            **({"num_tokens": args.decoded_tokens} if args.decoded_tokens is not None else {}),
         }
         output = OutputFolder(folder, "--sample-dir", settings, world)
 
@@ -233,6 +249,8 @@ def main() -> None:
         if world.is_main:
             between = "their codes" if tokenizer.quantizer is not None else "the latents of a network without codes"
             write_grid(folder / "grid.png", grid_batches, between)
+            if "flexible" in tokenizer.capabilities:
+                write_lengths(folder / "lengths.png", tokenizer, grid_batches[0][0])
             if args.clear_cache:
                 logger.info("--clear-cache: this mode writes no intermediate files; nothing was removed")
             mean = f"mean PSNR of {len(decibels)} of them {sum(decibels) / len(decibels):.2f} dB"

@@ -192,7 +192,8 @@ def code_facts(tokenizer: Reconstructing) -> dict[str, int]:
     """What a protocol says about the codes between the images; nothing where there are none."""
     if tokenizer.quantizer is None:
         return {}
-    return {"codebook_size": tokenizer.quantizer.codebook_size, "num_tokens": tokenizer.num_tokens}
+    num_tokens = tokenizer.used_tokens or tokenizer.num_tokens
+    return {"codebook_size": tokenizer.quantizer.codebook_size, "num_tokens": num_tokens}
 
 
 @dataclass(frozen=True)

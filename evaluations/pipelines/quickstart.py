@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,9 +146,29 @@ def has_classifier(args: Namespace) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ stages
+def layout_of(args: Namespace, run: Path) -> tuple[RunLayout, bool]:
+    """Where the parts of a run are, and whether its tokenizer and codes are those of another run.
+
+    A system that differs by its generator only takes those of the newest run of the default system with the same data,
+    seed and length, where they are finished; a run that has begun a tokenizer of its own keeps it.
+    """
+    layout = RunLayout(run)
+    of_default = copy(args)
+    of_default.system, of_default.fresh = DEFAULT_SYSTEM, False
+    is_same = configs_of(args, "tokenizer") == configs_of(of_default, "tokenizer")
+    if args.system == DEFAULT_SYSTEM or not is_same or layout.tokenizer.exists():
+        return layout, False
+    base = RunLayout(run_folder(of_default))
+    log = StageLog(base.root)
+    if not all(log.done(folder.name) for folder in (base.tokenizer, base.codes)):
+        return layout, False
+    layout.tokenizer, layout.codes = base.tokenizer, base.codes
+    return layout, True
+
+
 def stages_of(args: Namespace, run: Path) -> list[Stage]:
     """The commands of the journey; each can be typed by hand."""
-    layout = RunLayout(run)
+    layout, has_codes = layout_of(args, run)
     earlier_phase = SYSTEMS[args.system].earlier_phase
     makes_codes = layout.tokenizer / earlier_phase
     classifier = args.classifier
@@ -156,9 +177,15 @@ def stages_of(args: Namespace, run: Path) -> list[Stage]:
         classifier = layout.classifier
         classifier_stages = [_training(args, classifier, "evaluations.classifier", short_steps=30)]
 
-    stages = [
-        _training(args, layout.tokenizer, "tokenizer.train", short_steps=50),
-        codes_stage(makes_codes, layout.codes),
+    stages = (
+        []
+        if has_codes
+        else [
+            _training(args, layout.tokenizer, "tokenizer.train", short_steps=50),
+            codes_stage(makes_codes, layout.codes),
+        ]
+    )
+    stages += [
         _training(
             args, layout.generator, "autoregressive.train",
             f"data.codes={layout.codes}", f"data.tokenizer={makes_codes}", short_steps=30,

@@ -153,7 +153,7 @@ def tokenizer_charts() -> list[Chart]:
                 Series("image shrunk to the grid of tokens", key="val/psnr_shrunken"),
             ],
         ),
-        Chart("Validation PSNR by number of tokens", "dB", [Prefix("val/psnr_tokens_", most=MAX_INDICES)]),
+        Chart("Validation PSNR by number of tokens", "dB", [Prefix("val/psnr_tokens_", most=MAX_INDICES + 1)]),
         Chart("Training losses", "", same_name([*main_terms, *named_by_quantizers, "loss"])),
         Chart(
             "Shortcut and discriminator losses",

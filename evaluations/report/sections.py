@@ -12,6 +12,7 @@ from evaluations.metrics.registry import find_metric, title
 from evaluations.report.charts import line_chart
 from evaluations.report.curves import curves
 from evaluations.report.drawn_text import drawn_text
+from evaluations.report.lengths import lengths
 from evaluations.report.page import details, section, table
 from evaluations.report.pictures import codebook, components, reconstructions, samples, training_pictures
 from evaluations.report.run_folder import RunFolder
@@ -78,6 +79,6 @@ def numbers(run: RunFolder) -> str:
 
 # In the order of the page. A page of several runs compares the numbers and the curves instead of the last two.
 COMPARED_SECTIONS: Sequence[Callable[[RunFolder], str]] = (
-    samples, reconstructions, drawn_text, training_pictures, codebook, guidance, probes, components,
+    samples, reconstructions, lengths, drawn_text, training_pictures, codebook, guidance, probes, components,
 )  # fmt: skip
 SECTIONS = (*COMPARED_SECTIONS, curves, numbers)

@@ -15,7 +15,7 @@ from engine.checkpoint.weights import fingerprint
 from engine.config import load_config
 from engine.data.sources import SOURCES
 from engine.messages import UserError
-from engine.pipeline import StageLog
+from engine.pipeline import Stage, StageLog
 from evaluations import quickstart
 from evaluations.digits.model import Classifier
 from evaluations.digits.training import ClassifierTrainConfig
@@ -283,7 +283,7 @@ def test_chart_leaves_out_what_is_not_finite_and_is_valid_svg():
 class Args:
     system = "gigatok"
 
-    data, short, fresh, complete, seed = "mnist5k", False, False, False, None
+    data, short, fresh, complete, seed, classifier = "mnist5k", False, False, False, None, None
 
 
 def test_a_quick_start_continues_the_newest_run_and_fresh_takes_a_new_folder(tmp_path):
@@ -324,6 +324,34 @@ def test_a_quick_start_knows_its_data_from_the_configs(tmp_path, data, short, se
             check_flags(args)
     else:
         check_flags(args)
+
+
+def test_another_generator_takes_tokenizer_and_codes_of_a_finished_run(tmp_path):
+    """Of the default system with the same seed, once both are done; a tokenizer of its own, once begun, goes on."""
+    args = Args()
+    args.runs_dir, args.system = tmp_path, "rar"
+
+    def stages_with(**done: bool) -> dict[str, Stage]:
+        (tmp_path / "quickstart").mkdir(exist_ok=True)
+        log = {name: {"seconds": 1.0, "cpu_seconds": 1.0, "done": is_done} for name, is_done in done.items()}
+        (tmp_path / "quickstart" / "stages.json").write_text(json.dumps(log))
+        return {stage.name: stage for stage in stages_of(args, run_folder(args))}
+
+    assert {"tokenizer", "codes"} <= stages_with(tokenizer=True, codes=False).keys()
+    stages = stages_with(tokenizer=True, codes=True)
+    assert not {"tokenizer", "codes"} & stages.keys()
+    assert f"data.codes={tmp_path}/quickstart/codes" in stages["gpt"].arguments
+    assert f"loop.run_dir={tmp_path}/quickstart-rar/gpt" in stages["gpt"].arguments
+    for name in ("reconstruction", "generation"):
+        assert f"{tmp_path}/quickstart/tokenizer" in stages[name].arguments
+
+    args.seed = 2
+    assert "tokenizer" in stages_with(tokenizer=True, codes=True)
+    args.seed, args.system = None, "fsq"
+    assert "tokenizer" in stages_with(tokenizer=True, codes=True)
+    args.system = "rar"
+    (tmp_path / "quickstart-rar" / "tokenizer").mkdir(parents=True)
+    assert "tokenizer" in stages_with(tokenizer=True, codes=True)
 
 
 def test_a_system_has_data_of_its_own(tmp_path, monkeypatch):

@@ -7,13 +7,18 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from ranks import on_ranks
 
 import tokenizer.train
 from engine.messages import ConfigError, UserError
 from engine.run_log import read_metrics
+from evaluations import reconstruction
 from evaluations.fingerprint import digests
-from tokenizer import load_tokenizer
+from evaluations.report.lengths import lengths
+from evaluations.report.run_folder import RunFolder
+from evaluations.results import read_result
+from tokenizer import load_tokenizer, reconstruct
 from tokenizer.losses.semantic import semantic_loss
 from tokenizer.models.flexible import (
     FlexibleConfig,
@@ -312,3 +317,50 @@ def test_two_processes_draw_the_same_lengths(image_folder, tmp_path, world):
     losses = [[r["loss"] for r in read_metrics(tmp_path / name) if "loss" in r] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert load_tokenizer(tmp_path / "two").shown_lengths == (1, 2)
+
+
+# ------------------------------------------------------------------------------------------------ commands and pictures
+def test_reconstructions_of_fewer_tokens(trained, tmp_path, entry, monkeypatch, image_folder):
+    """--num-tokens of both commands; a picture with a row for each length; in validation, too."""
+    model = load_tokenizer(trained)
+    pictures = torch.rand(2, 3, 8, 8) * 2 - 1
+    whole = model.reconstruct(pictures)
+    model.use_tokens(2)
+    part = model.reconstruct(pictures)
+    assert torch.equal(part.indices, whole.indices[:, :2])
+    assert torch.equal(part.images, model.decode_indices(whole.indices[:, :2]))
+    with pytest.raises(ConfigError, match=r"must lie in 1\.\.4"):
+        model.use_tokens(5)
+
+    images = ("--vq-ckpt", trained, "--device", "cpu")
+    flags = (*images, "--data-path", image_folder, "--num-images", 3)
+    for folder, further in (("whole", ()), ("part", ("--num-tokens", 1))):
+        code, _, err = entry(reconstruct.main, *flags, "--sample-dir", tmp_path / folder, *further)
+        assert code == 0, err
+    names = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.png")]
+    assert len(names) == 3 * 2 + 2 and all((tmp_path / "part" / name).is_file() for name in names)
+
+    # Four rows of 8 px images and their margins: original, 1, 2 and 4 tokens; the grid of validation has as many.
+    _, height = Image.open(tmp_path / "whole" / "lengths.png").size
+    _, two_rows = Image.open(tmp_path / "whole" / "grid.png").size
+    drawn = sorted((trained / "samples").glob("val_0*.png"))
+    assert height > two_rows + 8 and Image.open(drawn[-1]).size[1] > two_rows + 8
+
+    output = tmp_path / "result.json"
+    measured = (*images, "--val-path", image_folder / "val", "--extractor", "none", "--output", output)
+    code, _, err = entry(reconstruction.main, *measured, "--num-tokens", 2)
+    assert code == 0, err
+    assert read_result(output)["protocol"]["num_tokens"] == 2
+    assert read_result(output)["metrics"]["bits_per_image"] == 2 * 4
+
+
+def test_a_tokenizer_of_one_length_decodes_all(tmp_path, entry, image_folder):
+    mini.export_networks(tmp_path)
+    flags = ("--vq-ckpt", tmp_path / "tokenizer", "--data-path", image_folder, "--sample-dir", tmp_path / "out")
+    code, _, err = entry(reconstruct.main, *flags, "--num-tokens", 2)
+    assert code == 2 and "is no tokenizer of flexible length" in err
+
+
+def test_the_report_draws_psnr_over_the_number_of_tokens(trained):
+    page = lengths(RunFolder(trained))
+    assert "PSNR" in page and "tokens" in page and "held out" in page

@@ -96,6 +96,7 @@ class Tokenizer(PretrainedNetwork):
     # Empty, the default, where decoding cannot be trained alone.
     decoder_parts: ClassVar[tuple[str, ...]] = ()
     trains_decoder_alone: bool = False  # whether `train_decoder_alone` was called
+    used_tokens: int | None = None  # the first tokens of an image that `reconstruct` decodes; None: all
 
     semantic_grid: int  # with "semantic": cells per side
     factor: int  # with "any_size": pixels per cell
@@ -159,8 +160,13 @@ class Tokenizer(PretrainedNetwork):
         return images
 
     def reconstruct(self, images: Tensor) -> Reconstruction:
-        """Images -> codes -> images, and the codes. Raises as `encode` and `decode_indices` do."""
+        """Images -> codes -> images, and the codes. Raises as `encode` and `decode_indices` do.
+
+        After `use_tokens(k)` it is the first k codes of each image only.
+        """
         indices = self.encode(images).indices
+        if self.used_tokens is not None:
+            indices = indices[:, : self.used_tokens]
         height, width = images.shape[-2:]
         grid = None if height == width else (height // self.factor, width // self.factor)
         return Reconstruction(self.decode_indices(indices, grid), indices)
@@ -374,6 +380,15 @@ class Tokenizer(PretrainedNetwork):
     def set_image_size(self, image_size: int) -> None:
         """With "any_size": makes another square size the usual one. Raises ConfigError where it does not fit."""
         raise NotImplementedError
+
+    def use_tokens(self, count: int) -> None:
+        """With "flexible": makes `reconstruct` decode images from their first `count` tokens.
+
+        Raises ConfigError for a count outside 1..num_tokens.
+        """
+        if not 1 <= count <= self.num_tokens:
+            raise ConfigError(f"--num-tokens {count} must lie in 1..{self.num_tokens}, the tokens of an image")
+        self.used_tokens = count
 
     def set_noise_seed(self, seed: int) -> None:
         """With "noise": fixes the random numbers of decoding in evaluation mode."""

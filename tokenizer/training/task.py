@@ -350,7 +350,8 @@ class TokenizerTask:
 
             # What is measured beside the terms.
             values["psnr"] = _mean_psnr(output.reconstructions, originals)
-            values |= self._psnr_by_length(network, images, originals, last_step)
+            if by_length := self._psnr_by_length(network, images, originals, last_step):
+                values |= {**by_length, f"psnr_tokens_{network.num_tokens}": values["psnr"]}
             values["clipped_share"] = (output.reconstructions.abs() > CLIPPED_ABOVE).float().mean()
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value.double() * weight
@@ -369,7 +370,10 @@ class TokenizerTask:
         return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
     def _psnr_by_length(self, network: nn.Module, images: Tensor, originals: Tensor, step: int) -> Scalars:
-        """The PSNR of images decoded from their first k tokens, `psnr_tokens_<k>`, where lengths are flexible."""
+        """The PSNR of images decoded from their first k tokens, `psnr_tokens_<k>`, where lengths are flexible.
+
+        That of all tokens, the PSNR of the validation, is the caller's.
+        """
         values: Scalars = {}
         for length in self.tokenizer.module.shown_lengths:
             quantize = self.requested_outputs(step)["quantize"]
@@ -397,17 +401,23 @@ class TokenizerTask:
         return metrics
 
     def _write_grid(self, network: nn.Module, prefix: str, step: int) -> None:
-        """Originals above reconstructions. On every rank: a sharded network is called by all."""
+        """Originals above reconstructions, where lengths are flexible also those of fewer tokens.
+
+        On every rank: a sharded network is called by all.
+        """
         stride = max(1, len(self.validation.images_u8) // GRID_IMAGES)
         images_u8 = self.validation.images_u8[::stride][:GRID_IMAGES]
         images = to_float(images_u8.to(self.world.device))
         quantize = self.requested_outputs(step - 1)["quantize"]
+        lengths = self.tokenizer.module.shown_lengths
         with autocast(self.world.device, self.precision):
-            reconstructions = network(images, quantize=quantize).reconstructions
-        pictures = torch.cat([images, reconstructions])
+            rows = [network(images, quantize=quantize, num_tokens=k).reconstructions for k in lengths]
+            rows.append(network(images, quantize=quantize).reconstructions)
+        row_names = ["original", *(f"from {k} token{'s' if k > 1 else ''}" for k in lengths), "reconstruction"]
+        pictures = torch.cat([images, *rows])
         name = f"{prefix}_{step:08d}"
         caption = f"Held-out images, not selected, and their reconstructions at step {step:,} ({prefix})."
-        self.save_grid(name, pictures, len(images), row_names=("original", "reconstruction"), caption=caption)
+        self.save_grid(name, pictures, len(images), row_names=row_names, caption=caption)
 
 
 def _mean_psnr(reconstructions: Tensor, originals: Tensor) -> Tensor:

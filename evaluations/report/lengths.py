@@ -1,0 +1,38 @@
+"""Tokenizers of flexible length: what an image loses with fewer tokens, as their last validation measured it."""
+
+from __future__ import annotations
+
+from engine.run_log import read_metrics
+from evaluations.report.charts import Points, line_chart
+from evaluations.report.curves import trainings_of
+from evaluations.report.page import section
+from evaluations.report.run_folder import RunFolder
+
+PSNR, USAGE = "val/psnr_tokens_", "val/codebook_usage_from_token_"
+
+
+def lengths(run: RunFolder) -> str:
+    """PSNR of held-out images over the number of their tokens, and the codes that each part of the tokens uses."""
+    charts = []
+    for training in trainings_of(run):
+        records = [record for record in read_metrics(training.folder) if any(key.startswith(PSNR) for key in record)]
+        if not records:
+            continue
+        last = records[-1]
+        psnrs = _points(last, PSNR)
+        usages = [(first, 100 * usage) for first, usage in _points(last, USAGE)]
+        charts.append(line_chart("PSNR by number of tokens", {"held out": psnrs}, "dB", "tokens"))
+        charts.append(
+            line_chart("Codebook usage from a token to the next length", {"held out": usages}, "% of codes", "token")
+        )
+    text = (
+        "<p>Held-out images, decoded from their first tokens, at the last validation. Tokens at the end that use few "
+        "codes say little.</p>"
+    )
+    return section("Images from fewer tokens", f'{text}<div class="charts">{"".join(charts)}</div>' if charts else "")
+
+
+def _points(record: dict[str, float], prefix: str) -> Points:
+    """[(number in the key, value), ...] by ascending number, of the keys that are `prefix` and a number."""
+    values = {int(key.removeprefix(prefix)): value for key, value in record.items() if key.startswith(prefix)}
+    return sorted(values.items())
