@@ -1,18 +1,16 @@
 """The ADM suite against TensorFlow's own results on seeded weights and images, through the entry that a user runs.
 
-`seeded_inception.py` makes the weights and the images; ours, whatever folder PARITY_GOLDENS names.
+`inception_weights` makes the weights and the images; ours, whatever folder PARITY_GOLDENS names.
 """
 
-import functools
-import importlib.util
 import json
 import sys
-from types import ModuleType
 
 import goldens
 import numpy as np
 import pytest
 import torch
+from inception_weights import seeded_inception, write_seeded_weights
 from PIL import Image
 
 from engine.assets import AssetsConfig
@@ -26,15 +24,6 @@ DISTANCE, SCORE, FEATURES = 2e-5, 1e-5, 1e-4  # tolerances stated with the golde
 pytestmark = pytest.mark.parametrize("name", SETS)
 
 
-@functools.cache
-def seeded_inception() -> ModuleType:
-    path = goldens.OWN / "adm" / "seeded_inception.py"
-    spec = importlib.util.spec_from_file_location("seeded_inception", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def stored(file: str) -> dict:
     return json.loads((FOLDER / file).read_text(encoding="utf-8"))
 
@@ -43,10 +32,7 @@ def stored(file: str) -> dict:
 def given(tmp_path_factory):
     """PRETRAINED_DIR with the seeded weights as the published file, and both image sets as npz files."""
     root, config = tmp_path_factory.mktemp("adm"), stored("config.json")
-    network = EXTRACTORS["inception"](AssetsConfig(pretrained_dir="", random_stand_in=True)).network.network
-    with np.load(FOLDER / "bn_stats.npz", allow_pickle=False) as statistics:
-        state = seeded_inception().seeded_state_dict(network.state_dict(), config["weights_seed"], statistics)
-    torch.save(state, root / "weights-inception-2015-12-05-6726825d.pth")
+    write_seeded_weights(root, config["weights_seed"], FOLDER / "bn_stats.npz")
     for part in ("reference", "samples"):
         of = config[part]
         images = seeded_inception().seeded_images(of["num"], config["size"], of["seed"], of["spread"])
