@@ -210,6 +210,7 @@ class GPT(TokenByToken):
 
         # Initial values.
         self.apply(self._init)
+        self.head.initialize()
         for output in self.head.output_layers():
             nn.init.zeros_(output.weight)  # every code is equally likely: the first loss is log(codebook size)
 

@@ -62,6 +62,9 @@ class Head:
     def add_output(self, gpt: nn.Module) -> None:
         """Registers modules that write tokens in the GPT itself."""
 
+    def initialize(self) -> None:
+        """Sets initial values of its own, over those that the GPT gives to all linear layers and tables."""
+
     def output_layers(self) -> Sequence[nn.Linear]:
         """The layers that give logits; the GPT starts them at zero."""
         raise NotImplementedError

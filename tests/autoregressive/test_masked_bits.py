@@ -153,7 +153,7 @@ def test_visible_bits_have_a_small_weight_and_a_sample_does_not_depend_on_its_ba
 
     # Halves of a batch add up to the whole: accumulation and ranks change nothing but rounding.
     halves = [training_losses(gpt, tokens[i : i + 2], {k: v[i : i + 2] for k, v in batch.items()}) for i in (0, 2)]
-    torch.testing.assert_close(torch.cat(halves), losses)
+    torch.testing.assert_close(torch.cat(halves), losses, rtol=1e-4, atol=1e-4)
 
 
 def test_choices_of_the_order_and_of_the_bits_go_together():
