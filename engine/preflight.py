@@ -12,8 +12,9 @@ before it does anything else:
     args = parse_args()
     require(args, lambda preflight: needs(args, preflight))
 
-It looks at listings, sizes and headers: it decodes no image, reads no weights and computes nothing. With `--hash` it
-also reads files whose hash is known. `--check` stops after it.
+It looks at listings, sizes and headers: it reads no weights and computes nothing. Of a set of images whose size decides
+whether numbers can be trusted it decodes the first, and it compares the hash of a feature extractor, which numbers
+depend on. With `--hash` it also reads other files whose hash is known. `--check` stops after it.
 
 A script that starts several processes runs `--check` once before (`scripts/launch.sh`) and sets `CHECKED_VARIABLE`;
 under a bare torchrun, the first process of each machine checks. A pipeline asks all of its commands at once, before it
@@ -180,13 +181,13 @@ class Preflight:
         else:
             self.ready.append(f"device {name}: {counted(count, 'process', 'processes')} on this machine")
 
-    def assets(self, names: tuple[str, ...], config: AssetsConfig) -> None:
-        """Pretrained weights, by their names in `engine.assets.ASSETS`."""
+    def assets(self, names: tuple[str, ...], config: AssetsConfig, *, hashed: bool = False) -> None:
+        """Pretrained weights, by their names in `engine.assets.ASSETS`; `hashed`: also compare their hashes."""
         for name in names:
             if config.random_stand_in:
                 continue
             with self.collecting():
-                path = resolve(name, config).path if self.hashes else find_asset(name, config)
+                path = resolve(name, config).path if hashed or self.hashes else find_asset(name, config)
                 self.ready.append(f"pretrained weights {name}: {path or 'may be downloaded'}")
 
     def images(self, config: SourceConfig, split: str) -> Survey | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
 from autoregressive.codes import CodeStore
-from engine.assets import ASSETS, AssetsConfig, assets_of
+from engine.assets import ASSETS, AssetsConfig
 from engine.cli import add_device_flag, positive
 from engine.config import load_config
 from engine.data.classes import Classes, labels_among, with_labels_of
@@ -21,16 +20,13 @@ from engine.messages import UserError, logger
 from engine.outputs import require_suffix
 from engine.preflight import Preflight
 from engine.world import World, distributed_world
-from evaluations.image_sets import SourceImages, open_images, survey_images
+from evaluations.image_sets import ImageSequence, SourceImages, open_images
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.extractors import EXTRACTORS, FILE_EXTRACTOR, OFFLINE_EXTRACTOR
 from evaluations.protocols.feature_numbers import DEFAULT_GROUPS, GROUPS
 from evaluations.protocols.reference import ReferenceImages, ReferenceSource, features_of
 from evaluations.protocols.reference_file import ReferenceFile
-from evaluations.protocols.registry import PROTOCOLS
 from evaluations.protocols.trust import add_force_flags, require_trust
-from evaluations.readback.model import reader_needs
-from tokenizer.frozen.lpips import LPIPS_BACKBONES
 
 ALL, NONE = "all", "none"  # values of --numbers beside the names of groups
 SPLITS = ("val", "train")  # values of --reference that are images of the data
@@ -156,6 +152,18 @@ def numbers_from(args: argparse.Namespace) -> tuple[str, ...]:
     return names
 
 
+def open_held_out(path: str | None, image_size: int | None) -> ImageSequence | None:
+    """The images that --held-out names, None without it. `image_size` of the others in pixels, None where that differs
+    or is not known. Raises UserError for images of another size.
+    """
+    if path is None:
+        return None
+    images = open_images(path, "--held-out")
+    if image_size is not None and images.image_size != image_size:
+        raise UserError(f"--held-out {path}: images of {images.image_size} px, the others have {image_size} px")
+    return images
+
+
 def held_out_features(
     args: argparse.Namespace, image_size: int | None, extractor: Extractor, world: World
 ) -> Tensor | None:
@@ -163,13 +171,9 @@ def held_out_features(
 
     Raises UserError for images of another size than those that are measured.
     """
-    if args.held_out is None:
+    images = open_held_out(args.held_out, image_size)
+    if images is None:
         return None
-    images = open_images(args.held_out, "--held-out")
-    if image_size is not None and images.image_size != image_size:
-        raise UserError(
-            f"--held-out {args.held_out}: images of {images.image_size} px, the others have {image_size} px"
-        )
     statistics = features_of(images, extractor, world, keep_features=True, title="held-out features")
     return statistics.all_features(world)
 
@@ -239,8 +243,13 @@ def open_named_reference(
     if path.suffix == ".npz":
         return ReferenceFile.read(path, kind, extractor)
     if kind is None:
-        raise UserError(f"say whose images {path} holds: --reference-kind train or val")
+        raise UserError(no_kind(path))
     return ReferenceImages(open_images(path, "--reference", skip_broken), kind, extractor)
+
+
+def no_kind(path: Path) -> str:
+    """The problem of a folder as a reference of which nobody says whose images it holds."""
+    return f"say whose images {path} holds: --reference-kind train or val"
 
 
 def open_reference(
@@ -286,51 +295,6 @@ def codes_needs(args: argparse.Namespace, split: str, classes: Classes | None, p
         codes = CodeStore(args.code_path, split)
         if classes is not None:
             labels_among(codes.classes, classes)
-
-
-def measure_needs(
-    args: argparse.Namespace, data: DataConfig | None, preflight: Preflight, classes: Classes | None = None
-) -> None:
-    """The weights of the feature extractor, and the reference: a file, or images of `data` where these are known, of
-    the `classes` of the generator.
-    """
-    name = extractor_name(args)
-    if name == "none":
-        return
-    preflight.assets(assets_of(EXTRACTORS[name]), assets_from(args))
-    path = reference_path(args)
-    if path is None:
-        if data is not None:
-            preflight.classes(preflight.images(data, args.reference), classes)
-    elif preflight.file(path, "--reference") and not zipfile.is_zipfile(path):
-        preflight.problem(f"--reference: {path} is not an npz file")
-
-
-def named_reference_needs(args: argparse.Namespace, preflight: Preflight) -> None:
-    """The weights of the feature extractor, and the reference that is a file or a folder of images."""
-    if not Path(args.reference).is_dir():
-        measure_needs(args, None, preflight)
-        return
-    images_needs(args.reference, "--reference", args.skip_broken, preflight)
-    extractor = extractor_name(args)
-    if extractor != "none":
-        preflight.assets(assets_of(EXTRACTORS[extractor]), assets_from(args))
-
-
-def images_needs(path: str | Path, flag: str, skip_broken: bool, preflight: Preflight) -> None:
-    """Looks for the images of an npz file or a folder."""
-    with preflight.collecting():
-        count = survey_images(path, flag, skip_broken)
-        preflight.ready.append(f"{flag}: {count:,} images in {path}")
-
-
-def pair_metric_needs(args: argparse.Namespace, preflight: Preflight) -> None:
-    """The reader of drawn text and the networks of LPIPS, where the flags ask for them."""
-    if args.text_reader is not None:
-        reader_needs(args.text_reader, "--text-reader", preflight)
-    if args.with_lpips:
-        backbones = PROTOCOLS[args.protocol].lpips_backbones.values()
-        preflight.assets(tuple(LPIPS_BACKBONES[backbone] for backbone in backbones), assets_from(args))
 
 
 def run_evaluation(args: argparse.Namespace, evaluate: Callable[[argparse.Namespace, World], None]) -> None:

@@ -26,7 +26,8 @@ from engine.preflight import Preflight, require
 from engine.world import World
 from evaluations.cli import add_metric_flags, codes_needs, run_evaluation
 from evaluations.digits.model import find_classifier
-from evaluations.jobs.generation import GenerationJob
+from evaluations.jobs.generation import GenerationJob, require_flags
+from evaluations.measured_needs import metric_needs
 from evaluations.preset_flags import parse_with_preset
 from evaluations.protocols.generation_accumulators import EXPORTS
 from evaluations.sample_stream import add_sampled_flags, sampled_needs
@@ -50,6 +51,9 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for the networks, the reference, the training codes and the classifier."""
     classes = sampled_needs(args, "generation", preflight)
+    with preflight.collecting():
+        require_flags(args)
+    metric_needs(args, "images", preflight)
     if args.code_path is not None:
         codes_needs(args, "train", classes, preflight)
     if args.classifier is not None:

@@ -47,8 +47,11 @@ class ImagePairs(Protocol):
     """Pairs in a fixed order, opened by `open_pairs`."""
 
     paired: str  # what pairs them: by name, or by number
+    is_one_size: bool  # whether all images have the size of the first; where not, they may differ
 
     def __len__(self) -> int: ...
+    def first_size(self) -> int | None:
+        """The side of the first original by its header, in pixels; None where it is not square."""
 
     def look(self, world: World) -> PairFacts:
         """Reads the header of every image. Raises UserError for a pair of two sizes, and for what is no image."""
@@ -93,6 +96,7 @@ class FolderPairs:
     """Image files by name, in the order of their names without suffix."""
 
     paired = "by name"
+    is_one_size = False
 
     def __init__(self, originals: Path, reconstructions: Path) -> None:
         # Which images of the folders: of one that has both, each kind by the ends of the names.
@@ -133,6 +137,10 @@ class FolderPairs:
 
     def ids(self) -> str:
         return f"{len(self)} names, {json_digest(self.names)[:16]}"
+
+    def first_size(self) -> int | None:
+        width, height = stored_header(self.paths[0][0]).size
+        return width if width == height else None
 
     def look(self, world: World) -> PairFacts:
         formats: tuple[set[str], set[str]] = (set(), set())
@@ -213,6 +221,7 @@ class NpzPairs:
     """The images of two npz files by number."""
 
     paired = "by number"
+    is_one_size = True
 
     def __init__(self, originals: Path, reconstructions: Path) -> None:
         if originals.resolve() == reconstructions.resolve():
@@ -234,6 +243,9 @@ class NpzPairs:
 
     def ids(self) -> str:
         return self.originals.ids()
+
+    def first_size(self) -> int | None:
+        return self.originals.image_size
 
     def look(self, world: World) -> PairFacts:
         facts = [

@@ -23,6 +23,7 @@ rounding were those of the other program. What has no partner, or one of another
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -38,20 +39,17 @@ from evaluations.cli import (
     extractor_from,
     extractor_name,
     held_out_features,
-    images_needs,
-    measure_needs,
-    named_reference_needs,
     numbers_from,
     open_named_reference,
     output_needs,
     output_path,
-    pair_metric_needs,
     reference_path,
     run_evaluation,
 )
 from evaluations.image_pairs import ORIGINALS, RECONSTRUCTIONS, open_pairs
 from evaluations.image_sets import AS_STORED, FolderImages, NpzImages, open_images
-from evaluations.jobs.pairs import PairsJob
+from evaluations.jobs.pairs import PairsJob, require_pairs
+from evaluations.measured_needs import UNKNOWN, ToMeasure, images_needs, measure_needs, pair_metric_needs
 from evaluations.metrics.class_order import order_problem
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.inception_score import SCORE_CHUNK
@@ -65,6 +63,7 @@ from evaluations.readback.pictures import ReconstructedFiles, StoredPictures
 from evaluations.results import claim_result, write_result
 from tokenizer.cli import add_skip_flag
 
+NO_EXTRACTOR = "--extractor none leaves nothing to measure"
 NO_REFERENCE = "--gt-npz-path (or --reference) names the npz file or folder to measure against"
 OF_PAIRS = ("precision_recall", "with_lpips", "metrics", "text_reader", "text_originals", "text_reconstructions")
 
@@ -149,7 +148,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     images = open_images(args.samples, "--samples", args.skip_broken)
     extractor = extractor_from(args, world)
     if extractor is None:
-        raise UserError("--extractor none leaves nothing to measure")
+        raise UserError(NO_EXTRACTOR)
     opened = open_named_reference(path, args.reference_kind, extractor, args.skip_broken)
     require_trust(opened.facts, args, args.measured, len(images), images.image_size, extractor)
 
@@ -210,24 +209,25 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
 
     # What is measured, and what it is measured against.
     if extractor_name(args) == "none":
-        preflight.problem("--extractor none leaves nothing to measure")
-    images_needs(args.samples, "--samples", args.skip_broken, preflight)
-    if args.reference:
-        named_reference_needs(args, preflight)
+        preflight.problem(NO_EXTRACTOR)
+    images = images_needs(args.samples, "--samples", args.skip_broken, preflight)
+    images = replace(images, kind=args.measured) if images is not None else ToMeasure(args.measured, UNKNOWN)
+    if args.reference and args.reference not in SPLITS:
+        measure_needs(args, images, None, preflight)
     else:
         preflight.problem(NO_REFERENCE)
 
 
 def pair_needs(args: argparse.Namespace, preflight: Preflight) -> None:
-    """Looks for the pairs by their names, and for what measures them; no image is opened."""
+    """Looks for the pairs by their names, and for what measures them; of the images, the first header is read."""
+    images = ToMeasure("reconstruction", UNKNOWN)
     with preflight.collecting():
         pairs = open_pairs(args.originals, args.reconstructions)
+        require_pairs(pairs, args.originals)
+        images = ToMeasure("reconstruction", len(pairs), pairs.first_size(), is_one_size=pairs.is_one_size)
         where = f"{args.originals} and {args.reconstructions}"
         preflight.ready.append(f"{ORIGINALS}, {RECONSTRUCTIONS}: {len(pairs):,} pairs {pairs.paired} in {where}")
-    if args.reference in SPLITS:
-        measure_needs(args, None, preflight)
-    else:
-        named_reference_needs(args, preflight)
+    measure_needs(args, images, None, preflight)
     pair_metric_needs(args, preflight)
     if args.text_reader is not None:
         with preflight.collecting():

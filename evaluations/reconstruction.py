@@ -33,15 +33,15 @@ from evaluations.cli import (
     add_measure_flags,
     add_pair_metric_flags,
     add_published_flags,
-    measure_needs,
     output_needs,
-    pair_metric_needs,
     run_evaluation,
     take_data_path_as_held_out,
 )
-from evaluations.jobs.reconstruction import ReconstructionJob
+from evaluations.jobs.reconstruction import ReconstructionJob, require_images, require_lpips_size
+from evaluations.measured_needs import UNKNOWN, ToMeasure, measure_needs, pair_metric_needs
 from evaluations.preset_flags import add_protocol_flag, parse_with_preset
-from evaluations.protocols.registry import DEFAULT_PROTOCOL
+from evaluations.protocols.reconstruction import Reconstructor
+from evaluations.protocols.registry import DEFAULT_PROTOCOL, PROTOCOLS
 from evaluations.readback.pictures import PER_HEIGHT
 from tokenizer.cli import add_image_flags, add_reconstructing_flags, images_to_check, reconstructing_needs
 
@@ -78,11 +78,23 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     output_needs(args, "reconstruction", preflight)
     tokenizer = reconstructing_needs(args, preflight)
     data = None
+    count: int | str = UNKNOWN
     with preflight.collecting():
         data = images_to_check(args, tokenizer)
-        if data is not None:
-            preflight.images(data, "val")
-    measure_needs(args, data, preflight)
+        survey = preflight.images(data, "val") if data is not None else None
+        if survey is not None and survey.num_images is not None:
+            count = survey.num_images
+            require_images(survey.name, count)
+
+    # At which size they are measured, and what follows from that.
+    size = None
+    if tokenizer is not None:
+        with preflight.collecting():
+            protocol = PROTOCOLS[args.protocol]()
+            reconstructor = Reconstructor(tokenizer, protocol, args.image_size_eval, args.original_resolution)
+            size = None if reconstructor.whole else reconstructor.eval_size
+            require_lpips_size(args.with_lpips, size)
+    measure_needs(args, ToMeasure("reconstruction", count, size), data, preflight)
     pair_metric_needs(args, preflight)
 
 

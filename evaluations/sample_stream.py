@@ -19,8 +19,9 @@ from engine.cli import positive
 from engine.data.classes import Classes
 from engine.preflight import Preflight
 from engine.world import World
-from evaluations.cli import add_measure_flags, add_published_flags, measure_needs, output_needs
+from evaluations.cli import add_measure_flags, add_published_flags, output_needs
 from evaluations.image_sets import RESIZE, ROUNDING, rank_batches, with_bar
+from evaluations.measured_needs import ToMeasure, measure_needs
 from evaluations.preset_flags import add_protocol_flag
 from evaluations.protocols.generation_accumulators import GeneratedBatch
 from tokenizer.cli import add_image_flags, add_tokenizer_flags, images_to_check, tokenizer_needs
@@ -68,7 +69,8 @@ def sampled_needs(args: argparse.Namespace, name: str, preflight: Preflight) -> 
     data = None
     with preflight.collecting():
         data = images_to_check(args, tokenizer)
-    measure_needs(args, data, preflight, classes)
+    size = args.image_size_eval or (tokenizer.image_size if tokenizer is not None else None)
+    measure_needs(args, ToMeasure("generation", args.num_fid_samples, size), data, preflight, classes)
     return classes
 
 

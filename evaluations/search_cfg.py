@@ -19,10 +19,10 @@ import argparse
 import math
 
 from engine.cli import entry_parser, run_entry
-from engine.preflight import require
+from engine.preflight import Preflight, require
 from engine.world import World
 from evaluations.cli import run_evaluation
-from evaluations.jobs.search import SearchJob
+from evaluations.jobs.search import SearchJob, require_search
 from evaluations.preset_flags import parse_with_preset
 from evaluations.sample_stream import add_sampled_flags, sampled_needs
 
@@ -46,9 +46,16 @@ def search(args: argparse.Namespace, world: World) -> None:
     SearchJob.from_args(args, world).run(world)
 
 
+def needs(args: argparse.Namespace, preflight: Preflight) -> None:
+    """Looks for the networks, the reference, and flags that a search cannot have."""
+    sampled_needs(args, "search", preflight)
+    with preflight.collecting():
+        require_search(args)
+
+
 def main() -> None:
     args = parse_args()
-    require(args, lambda preflight: sampled_needs(args, "search", preflight))
+    require(args, lambda preflight: needs(args, preflight))
     run_evaluation(args, search)
 
 

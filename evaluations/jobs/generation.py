@@ -81,10 +81,7 @@ class GenerationJob:
         output = output_path(args, "generation")
         settings = settings_of(args)
         plugin_metrics = metrics_to_compute(args.metrics, "images")
-        if args.num_fid_samples < 2:
-            raise UserError(f"--num-fid-samples {args.num_fid_samples}: statistics need 2 or more")
-        if args.export and args.sample_dir is None:
-            raise UserError("--export needs --sample-dir, the folder for the images")
+        require_flags(args)
 
         # The networks.
         extractor = extractor_from(args, world)
@@ -232,3 +229,11 @@ def examples(stream: SampleStream, data: DataConfig) -> dict[str, np.ndarray]:
         "num_candidates": np.array(len(candidates)),
         "class_names": np.array(classes.names),
     }
+
+
+def require_flags(args: argparse.Namespace) -> None:
+    """Raises UserError for flags that leave nothing to measure, or no place for the images."""
+    if args.num_fid_samples < 2:
+        raise UserError(f"--num-fid-samples {args.num_fid_samples}: statistics need 2 or more")
+    if args.export and args.sample_dir is None:
+        raise UserError("--export needs --sample-dir, the folder for the images")

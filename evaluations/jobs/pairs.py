@@ -81,8 +81,7 @@ class PairsJob:
         # The images.
         pairs = open_pairs(args.originals, args.reconstructions)
         logger.info("%d pairs %s: %s and %s", len(pairs), pairs.paired, args.originals, args.reconstructions)
-        if len(pairs) < 2:
-            raise UserError(f"{args.originals} has {len(pairs)} images; statistics need 2 or more")
+        require_pairs(pairs, args.originals)
         facts = pairs.look(world)
         require_size(facts, with_lpips=args.with_lpips)
 
@@ -178,6 +177,12 @@ class PairsJob:
         if world.is_main:
             write_result(self.output, measurement.metrics, protocol, ids=self.pairs.ids(), **measurement.sections())
             write_arrays(self.output, **measurement.arrays)
+
+
+def require_pairs(pairs: ImagePairs, originals: Path) -> None:
+    """Raises UserError for fewer than two pairs."""
+    if len(pairs) < 2:
+        raise UserError(f"{originals} has {len(pairs)} images; statistics need 2 or more")
 
 
 def require_size(facts: PairFacts, *, with_lpips: bool) -> None:

@@ -89,10 +89,7 @@ class ReconstructionJob:
         reconstructor = Reconstructor(tokenizer, protocol, args.image_size_eval, args.original_resolution)
         for problem in protocol.problems(extractor, args.reference):
             raise UserError(f"--protocol {protocol.name} {problem}")
-        if args.with_lpips and not reconstructor.whole and reconstructor.eval_size < MIN_LPIPS_SIZE:
-            raise UserError(
-                f"--lpips needs images of {MIN_LPIPS_SIZE} px or more, these have {reconstructor.eval_size}"
-            )
+        require_lpips_size(args.with_lpips, None if reconstructor.whole else reconstructor.eval_size)
         scores = all_scores(protocol.scores(lpips), plugin_metrics)
         text = None
         if args.text_reader is not None:
@@ -102,8 +99,7 @@ class ReconstructionJob:
         # The images.
         data = images_from(args, tokenizer)
         source = open_source(data, "val")
-        if len(source) < 2:
-            raise UserError(f"{source.name} has {len(source)} images; statistics need 2 or more")
+        require_images(source.name, len(source))
         originals = {"data": source.name, "split": "val", "content": source.identity(), **decoding_facts(data.decoding)}
 
         # The reference comes last: its statistics may take long.
@@ -186,6 +182,18 @@ class ReconstructionJob:
             ids = numbered_ids(len(self.source))
             write_result(self.output, measurement.metrics, protocol, ids=ids, **measurement.sections())
             write_arrays(self.output, **measurement.arrays)
+
+
+def require_images(name: str, count: int) -> None:
+    """Raises UserError for fewer than two images."""
+    if count < 2:
+        raise UserError(f"{name} has {count} images; statistics need 2 or more")
+
+
+def require_lpips_size(with_lpips: bool, size: int | None) -> None:
+    """Raises UserError for images of `size` pixels that are too small for LPIPS; None for whole ones of any size."""
+    if with_lpips and size is not None and size < MIN_LPIPS_SIZE:
+        raise UserError(f"--lpips needs images of {MIN_LPIPS_SIZE} px or more, these have {size}")
 
 
 def code_facts(tokenizer: Reconstructing) -> dict[str, int]:

@@ -19,7 +19,7 @@ from engine.json_text import as_read_back, to_json
 from engine.messages import UserError, logger
 from engine.outputs import changed_settings, refuse
 from engine.world import World
-from evaluations.cli import extractor_from, numbers_from, open_reference, output_path
+from evaluations.cli import extractor_from, extractor_name, numbers_from, open_reference, output_path
 from evaluations.image_sets import numbered_ids
 from evaluations.metrics.extractor import Extractor
 from evaluations.preset_flags import preset_section
@@ -200,14 +200,11 @@ class SearchJob:
         Raises UserError for what does not fit.
         """
         output = output_path(args, "search")
-        if isinstance(args.cfg_scale, tuple):
-            raise UserError("a search moves one scale, the same for all indices of a token; give one --cfg-scale")
+        require_search(args)
         plan = SearchPlan(args.cfg_scale, args.step, args.coarse_step, args.scales, args.max_scale)
 
         # The networks, which know the published start of the search.
         extractor = extractor_from(args, world)
-        if extractor is None:
-            raise UserError("a search needs a distance: --extractor none cannot be used")
         tokenizer = tokenizer_from(args, world.device)
         generator = gpt_from(args, tokenizer, world.device)
         if plan.start is None:
@@ -286,3 +283,11 @@ class SearchJob:
                 settings=self.settings(),
             )
             self.curve.path.unlink()
+
+
+def require_search(args: argparse.Namespace) -> None:
+    """Raises UserError for flags that leave a search nothing to compare."""
+    if isinstance(args.cfg_scale, tuple):
+        raise UserError("a search moves one scale, the same for all indices of a token; give one --cfg-scale")
+    if extractor_name(args) == "none":
+        raise UserError("a search needs a distance: --extractor none cannot be used")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import nn
 
@@ -38,3 +38,10 @@ class Extractor(nn.Module):
 
     stamp: str  # which weights it holds, for protocols
     has_published_weights: bool = False  # known by their hash, or fetched from their publisher
+
+    @classmethod
+    def without_network(cls) -> Self:
+        """The extractor with all that it says of itself but its stamp, for checks: no weights are read."""
+        extractor = cls.__new__(cls)
+        nn.Module.__init__(extractor)
+        return extractor

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,42 +54,29 @@ class ReferenceFile:
 
         Raises UserError for a file that cannot be read, or that does not fit the extractor or the kind.
         """
-        if not path.is_file():
-            raise UserError(f"reference {path} does not exist")
-        content = _read_content(path, kind, extractor)
-        _require_extractor(path, content, extractor)
-        if content.pool is None and not content.has_images:
-            if not content.fits:
-                accepted = " or ".join(extractors_with("published"))
-                raise UserError(f"reference {path} holds Inception statistics; use --extractor {accepted}")
-            raise UserError(f"{path} has neither mu and sigma nor images (arr_0)")
-
-        # What the file says; the number of images is that of mu and sigma.
+        content = _fitting_content(path, kind, extractor, lambda: extractor.stamp)
         sha256 = file_sha256(path)
+        images = NpzImages(path, sha256) if content.has_images else None
         facts: dict[str, Any] = {
             "file": path.name,
             "sha256": sha256,
             "kind": content.kind,
             **extractor_facts(extractor),
+            **_count_facts(content, images, extractor),
         }
-        facts |= {"num_images": content.num_images, "statistics": "stored"}
-        if content.image_size is not None:
-            facts["image_size"] = content.image_size
-
-        # Of statistics without a count, the covariance shows whether there were too few images.
-        if content.pool is not None and content.num_images == "unknown":
-            rank = int(np.linalg.matrix_rank(content.pool[1], hermitian=True))
-            if rank < extractor.dim:
-                facts["covariance_rank"] = rank
-
-        # Its images.
-        images = None
-        if content.has_images:
-            images = NpzImages(path, sha256)
-            facts |= {"num_stored_images": len(images), "image_size": images.image_size}
-        if content.pool is None:
-            facts |= {"statistics": "of its images", "num_images": len(images)}
         return cls(path, extractor, facts, content.pool, content.spatial, images)
+
+    @staticmethod
+    def survey(path: Path, kind: str | None, extractor: Extractor, stamp: Callable[[], str | None]) -> dict[str, Any]:
+        """The facts that decide whether the file fits, before the weights of the extractor are loaded; no hash is
+        computed. `stamp` says which weights they are, None where that is not known; it is asked only of a file that
+        says with which ones it was made.
+
+        Raises UserError as `read` does.
+        """
+        content = _fitting_content(path, kind, extractor, stamp)
+        images = NpzImages(path) if content.has_images else None
+        return {"file": path.name, "kind": content.kind, **_count_facts(content, images, extractor)}
 
     def reference(self, cache_dir: Path, world: World, keep_features: bool) -> Reference:
         """The statistics of the file. What it lacks is computed from its images, or missing, with the reason.
@@ -130,6 +118,40 @@ class _Content(NamedTuple):
     facts: dict[str, str]  # those of the extractor that the file states
 
 
+def _fitting_content(path: Path, kind: str | None, extractor: Extractor, stamp: Callable[[], str | None]) -> _Content:
+    """The content of a file that fits the extractor and the kind. Raises UserError for any other; see `read`."""
+    if not path.is_file():
+        raise UserError(f"reference {path} does not exist")
+    content = _read_content(path, kind, extractor)
+    _require_extractor(path, content, extractor, stamp)
+    if content.pool is None and not content.has_images:
+        if not content.fits:
+            accepted = " or ".join(extractors_with("published"))
+            raise UserError(f"reference {path} holds Inception statistics; use --extractor {accepted}")
+        raise UserError(f"{path} has neither mu and sigma nor images (arr_0)")
+    return content
+
+
+def _count_facts(content: _Content, images: NpzImages | None, extractor: Extractor) -> dict[str, Any]:
+    """How many images the statistics are of, and of which size, as far as the file shows it."""
+    facts: dict[str, Any] = {"num_images": content.num_images, "statistics": "stored"}
+    if content.image_size is not None:
+        facts["image_size"] = content.image_size
+
+    # Of statistics without a count, the covariance shows whether there were too few images.
+    if content.pool is not None and content.num_images == "unknown":
+        rank = int(np.linalg.matrix_rank(content.pool[1], hermitian=True))
+        if rank < extractor.dim:
+            facts["covariance_rank"] = rank
+
+    # Its images.
+    if images is not None:
+        facts |= {"num_stored_images": len(images), "image_size": images.image_size}
+    if content.pool is None:
+        facts |= {"statistics": "of its images", "num_images": len(images)}
+    return facts
+
+
 def _read_content(path: Path, kind: str | None, extractor: Extractor) -> _Content:
     """Reads all but the images. Raises UserError for a file that cannot be read, or does not fit."""
     try:
@@ -155,7 +177,7 @@ def _read_content(path: Path, kind: str | None, extractor: Extractor) -> _Conten
         raise UserError(f"{path} cannot be read as reference statistics: {error}") from error
 
 
-def _require_extractor(path: Path, content: _Content, extractor: Extractor) -> None:
+def _require_extractor(path: Path, content: _Content, extractor: Extractor, stamp: Callable[[], str | None]) -> None:
     """Raises UserError where the features of a file, as far as it says so, are those of another extractor."""
     if not content.fits:
         return
@@ -164,10 +186,10 @@ def _require_extractor(path: Path, content: _Content, extractor: Extractor) -> N
             f"reference {path} holds {content.extractor} features, the extractor gives {extractor.metric} features; "
             "statistics of two extractors cannot be compared"
         )
-    if content.weights not in (None, extractor.stamp):
+    stated = stamp() if content.weights is not None else None
+    if stated is not None and content.weights != stated:
         raise UserError(
-            f"reference {path} was made with other weights of the extractor ({content.weights}), these are "
-            f"{extractor.stamp}"
+            f"reference {path} was made with other weights of the extractor ({content.weights}), these are {stated}"
         )
     for name, fact in content.facts.items():
         if fact != extractor.facts.get(name):

@@ -84,18 +84,18 @@ def reference_doubts(
 
 
 # ------------------------------------------------------------------------------------------------ the rule
-def require_trust(
-    facts: dict[str, Any],
+def accepted_doubts(
+    facts: Mapping[str, Any],
     args: argparse.Namespace,
     measured: str,
-    num_images: int,
+    num_images: int | str,
     image_size: int | None,
     extractor: Extractor,
-) -> None:
-    """Checks that numbers of `num_images` images against the reference with `facts` can be trusted.
+) -> list[Doubt]:
+    """The doubts about numbers of `num_images` images against the reference with `facts`, all accepted by the flags.
 
-    `measured` is `generation` or `reconstruction`. Raises UserError that lists all doubts, unless the flags accept
-    them; then `facts` get the list `forced`.
+    `measured` is `generation` or `reconstruction`; a count that is not known is text. Raises UserError that lists the
+    doubts which the flags do not accept.
     """
     doubts = [
         *count_doubts(f"the {measured} to measure", num_images, extractor),
@@ -105,7 +105,21 @@ def require_trust(
     refused = [doubt for doubt in doubts if not flags.intersection(doubt.flags)]
     if refused:
         raise UserError(untrusted_message(refused))
+    return doubts
 
+
+def require_trust(
+    facts: dict[str, Any],
+    args: argparse.Namespace,
+    measured: str,
+    num_images: int,
+    image_size: int | None,
+    extractor: Extractor,
+) -> None:
+    """Checks that numbers of `num_images` images against the reference with `facts` can be trusted; accepted doubts
+    become the list `forced` of `facts`. Arguments and Raises as of `accepted_doubts`.
+    """
+    doubts = accepted_doubts(facts, args, measured, num_images, image_size, extractor)
     if doubts:
         facts[FORCED] = [doubt.reason for doubt in doubts]
         logger.warning("forced; these numbers should not be trusted: %s", "; ".join(facts[FORCED]))

@@ -40,11 +40,14 @@ def measured(tmp_path, entry, name, size=16, suffix="png", count=8):
 
 
 def test_a_check_reads_neither_pixels_nor_whole_files(tmp_path, entry, monkeypatch):
-    """Before the start, a set is its listing or its header: no image is decoded, and 10 GB are not hashed twice."""
+    """Before the start, a set is its listing or its header, and of a folder the first image: no other one is decoded,
+    and 10 GB are not hashed twice.
+    """
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for number in range(3):
         (pictures / f"{number}.png").write_bytes(b"no image")
+    to_pil(mini.random_images(1, 16)[0]).save(pictures / "0.png")
     np.savez(tmp_path / "samples.npz", arr_0=np.zeros((5, 16, 16, 3), np.uint8))
     np.savez(tmp_path / "short.npz", arr_0=np.zeros((5, 16, 16), np.uint8))
 
@@ -55,7 +58,7 @@ def test_a_check_reads_neither_pixels_nor_whole_files(tmp_path, entry, monkeypat
     monkeypatch.setattr(LooseSource, "identity", refuse)
     monkeypatch.setattr(LooseSource, "version", refuse)
     flags = ["--reference", pictures, "--reference-kind", "val", "--extractor", "efficientnet_lite0", "--check"]
-    flags += ["--output", tmp_path / "result.json"]
+    flags += ["--output", tmp_path / "result.json", "--force"]
     for name, line in (("pictures", "3 images"), ("samples.npz", "5 images")):
         code, out, err = entry(measure.main, "--samples", tmp_path / name, *flags, "--device", "cpu")
         assert code == 0 and f"--samples: {line} in {tmp_path / name}" in out, err

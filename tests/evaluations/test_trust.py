@@ -81,11 +81,48 @@ def test_a_number_that_should_not_be_trusted_is_refused_or_forced(case, tmp_path
     count, size, reference, reason = CASES[case]
     code, text, result = measured(tmp_path, entry, images(count, size), **reference)
     assert (code, result) == (2, None) and reason in text and "marked as forced: --force" in text
+    code, text, _ = measured(tmp_path, entry, images(count, size), "--check", **reference)
+    assert code == 2 and reason in text and "ready" not in text
 
     code, text, result = measured(tmp_path, entry, images(count, size), "--force", **reference)
     assert code == 0 and scalars_of(result["metrics"]).keys() == result["forced"].keys()
     assert all(reason in told for told in result["forced"].values()) and " (forced)" in text
     assert reason in result["protocol"]["reference"]["forced"][0]
+
+
+def refused(tmp_path, entry, *flags, samples=20, monkeypatch, **reference):
+    """The error of a run, without its needs, and that of --check: both of code 2."""
+    code, text, _ = measured(tmp_path, entry, images(samples), *flags, "--check", **reference)
+    assert code == 2 and "ready:" not in text, text
+    with monkeypatch.context() as patch:
+        patch.setattr(measure, "require", lambda args, needs: None)
+        code, run_text, _ = measured(tmp_path, entry, images(samples), *flags, **reference)
+    assert code == 2, run_text
+    return run_text.partition("error: ")[2].strip(), text.partition("error: ")[2].strip()
+
+
+GOOD = {**TRAIN, "arr_0": images(20)}
+LATE = {
+    "a split": (["--gt-npz-path", "val"], GOOD, "names the npz file or folder to measure against"),
+    "no kind": ([], {"arr_0": images(20)}, "does not say whose statistics it holds"),
+    "other weights": ([], {**TRAIN, **statistics(50), "num_images": 50, "extractor": np.array("fid"),
+                           "extractor_weights": np.array("others")}, "was made with other weights of the extractor"),
+    "other features": ([], {**TRAIN, **statistics(50), "extractor": np.array("clip")}, "holds clip features"),
+    "nothing in it": ([], {**TRAIN, "x": np.zeros(2)}, "has neither mu and sigma nor images (arr_0)"),
+    "held-out size": (["--held-out", "HELD"], GOOD, "images of 16 px, the others have 8 px"),
+    "no held-out": (["--held-out", "absent.npz"], GOOD, "--held-out: absent.npz does not exist"),
+    "numbers": (["--numbers", "none", "kid"], GOOD, "none stands alone"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(LATE))
+def test_the_check_refuses_what_the_run_refuses_and_with_the_same_message(case, tmp_path, entry, monkeypatch):
+    """All of it is known before the first batch: nobody starts a job that ends when its images are there."""
+    flags, reference, reason = LATE[case]
+    np.savez(tmp_path / "held.npz", arr_0=images(20, 16))
+    flags = [str(tmp_path / "held.npz") if flag == "HELD" else flag for flag in flags]
+    of_run, of_check = refused(tmp_path, entry, *flags, monkeypatch=monkeypatch, **reference)
+    assert reason in of_run and of_check == of_run
 
 
 def test_enough_images_are_measured_with_a_warning_below_ten_thousand(tmp_path, entry):
