@@ -117,17 +117,26 @@ def _section_problems(config: TokenizerTrainConfig) -> Iterator[str]:
 def _warmup_problems(config: TokenizerTrainConfig, network: Tokenizer | None) -> Iterator[str]:
     """A warm-up of the quantizer that never ends, or gives it too few latents."""
     quantizer = config.model.quantizer
+    key = f"model.quantizer.{quantizer.name}.warmup_steps"
     if config.warmup_steps >= config.loop.steps:
-        key = f"model.quantizer.{quantizer.name}.warmup_steps"
         yield f"{key}={quantizer.warmup_steps} must be below loop.steps={config.loop.steps}"
     elif network is not None and config.warmup_steps > 0:
         # While a discriminator trains alone, the tokenizer leaves no latents.
-        steps = sum(not config.loss.discriminator.is_warmup(step) for step in range(config.warmup_steps))
-        num_latents = steps * config.data.global_batch_size * network.num_tokens
+        discriminator = config.loss.discriminator
+        num_alone = sum(discriminator.is_warmup(step) for step in range(config.warmup_steps))
+        num_latents = (config.warmup_steps - num_alone) * config.data.global_batch_size * network.num_tokens
         try:
             network.quantizer.require_warmup(num_latents)
         except ConfigError as error:
-            yield f"model.quantizer.{quantizer.name}: {error}"
+            reason = ""
+            if num_alone > 0:
+                reason = (
+                    f"; {key}={config.warmup_steps}, and in {num_alone} of these updates "
+                    f"loss.discriminator.warmup_steps={discriminator.warmup_steps} (from update "
+                    f"{discriminator.start_step} on) trains the discriminator alone, which leaves no latents: raise "
+                    f"loss.discriminator.start_step above {config.warmup_steps}"
+                )
+            yield f"model.quantizer.{quantizer.name}: {error}{reason}"
 
 
 def _capability_problems(config: TokenizerTrainConfig) -> Iterator[str]:
