@@ -115,7 +115,8 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     claim_result(output, protocol)
     measurement = readback.measure(reconstruct, args.per_proc_batch_size, world)
     if world.is_main:
-        write_result(output, measurement.metrics, protocol, unavailable=measurement.unavailable)
+        ids = f"pictures 0 to {len(pictures.heights) - 1}"
+        write_result(output, measurement.metrics, protocol, ids=ids, **measurement.sections())
         write_arrays(output, **measurement.arrays)
 
 

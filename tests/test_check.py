@@ -57,6 +57,7 @@ PAIR = "--vq-ckpt {root}/tokenizer --gpt-ckpt {root}/generator"
 IMAGES = "data.name=folder data.root={root}/images/train data.val_root={root}/images/val"
 SMALL = "data.image_size=8 data.global_batch_size=4"
 WEIGHTS = "--random-stand-in"
+FORCE = "--force"  # 24 images are too few for a distance
 # Entry -> a command in which everything is there, and one in which things are missing, with their names.
 COMMANDS = {
     "tokenizer.train": (
@@ -90,7 +91,7 @@ COMMANDS = {
         ["no1", "no2", "no3", "no4"],
     ),
     "evaluations.ar_probe": (
-        "--config quickstart/ar_probe tokenizer={root}/tokenizer run_dir={root}/new "
+        f"--config quickstart/ar_probe tokenizer={{root}}/tokenizer run_dir={{root}}/new search_flags=[{FORCE}] "
         f"probe_overrides=[{','.join([*IMAGES.split(), *SMALL.split()])}]",
         "tokenizer={root}/no1 reference={root}/no2.npz probe_overrides=[data.root={root}/no3]",
         ["no1", "no2.npz", "no3"],
@@ -126,18 +127,18 @@ COMMANDS = {
         ["no1", "no2"],
     ),
     "evaluations.reconstruction": (
-        "--vq-ckpt {root}/tokenizer --output {root}/new.json",
+        f"--vq-ckpt {{root}}/tokenizer --output {{root}}/new.json {FORCE}",
         "--vq-ckpt {root}/no1 --val-path {root}/no2 --reference {root}/no3.npz --lpips --output {root}/new.json",
         ["no1", "no2", "no3.npz", "vgg16", "inception"],
     ),
     "evaluations.generation": (
-        f"{PAIR} --code-path {{root}}/codes --output {{root}}/new.json",
+        f"{PAIR} --code-path {{root}}/codes --output {{root}}/new.json {FORCE}",
         "--vq-ckpt {root}/no1 --gpt-ckpt {root}/no2 --reference {root}/no3.npz --code-path {root}/no4 "
         "--classifier {root}/no5 --output {root}/new.json",
         ["no1", "no2", "no3.npz", "no4", "no5", "inception"],
     ),
     "evaluations.search_cfg": (
-        f"{PAIR} --output {{root}}/new.json",
+        f"{PAIR} --output {{root}}/new.json {FORCE}",
         "--vq-ckpt {root}/no1 --gpt-ckpt {root}/no2 --reference {root}/no3.npz --output {root}/new.json",
         ["no1", "no2", "no3.npz", "inception"],
     ),
@@ -147,7 +148,7 @@ COMMANDS = {
         ["no1", "no2", "no3", "a.json"],
     ),
     "evaluations.measure": (
-        f"--samples {{root}}/images --reference {{root}}/images --reference-kind val {WEIGHTS} "
+        f"--samples {{root}}/images --reference {{root}}/images --reference-kind val {WEIGHTS} {FORCE} "
         "--output {root}/new.json",
         "--samples {root}/no1.npz --gt-npz-path {root}/no2.npz --output {root}/new.json",
         ["no1.npz", "no2.npz", "inception"],
@@ -213,6 +214,7 @@ COMMANDS = {
     "evaluations.probe_checkpoints": (
         "{root}/tokenizer --output {root}/new --probes linear_probe,ar_probe "
         "--linear-probe quickstart/linear_probe_tokenizer --ar-probe quickstart/ar_probe "
+        f"--ar-probe-set search_flags=[{FORCE}] "
         f"--ar-probe-set probe_overrides=[{','.join([*IMAGES.split(), *SMALL.split()])}] "
         + " ".join(f"--linear-probe-set {item}" for item in [*IMAGES.split(), *SMALL.split()]),
         "{root}/no1 --output {root}/new", ["no1"],

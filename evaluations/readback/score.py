@@ -6,19 +6,25 @@ Words that the reader misreads on the original say nothing about a tokenizer and
     read_ned_h     mean of 1 - Levenshtein distance / length of the longer one
 
 `read_exact` and `read_ned` are the means over all heights. The standard error of a height is sd / sqrt(pictures) of the
-means per picture, because words of one picture share colors and place.
+means per picture, because words of one picture share colors and place; its pictures are divided into the blocks of
+`evaluations.metrics.blocks`, and differences of two networks follow from the values without each block. A block of the
+mean over heights is that block of every height.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.world import World
+from evaluations.metrics.blocks import NUM_BLOCKS, block_numbers
+from evaluations.metrics.intervals import Estimate, of_images
 from evaluations.metrics.registry import READ_BY_HEIGHT, READINGS
 from evaluations.protocols.accumulators import Measurement
 from evaluations.readback.degradation import ANCHORS
@@ -73,13 +79,12 @@ class ReadingTable:
         table = world.sum(self.table.to(world.device)).cpu()
         rows = {height: table[self.heights == height] for height in self.heights.unique().tolist()}
         of_heights = {height: HeightScores(height, of_height) for height, of_height in rows.items()}
-        metrics: dict[str, Any] = {}
-        unavailable: dict[str, str] = {}
+        measurement = Measurement()
         for variant in VARIANTS:
             for column, reading in enumerate(READINGS):
-                _add_scores(named(reading, variant), (variant, column), of_heights, metrics, unavailable)
-        metrics[READ_BY_HEIGHT] = {str(height): scores.facts() for height, scores in of_heights.items()}
-        return Measurement(metrics, unavailable)
+                _add_scores(named(reading, variant), (variant, column), of_heights, measurement)
+        measurement.metrics[READ_BY_HEIGHT] = {str(height): scores.facts() for height, scores in of_heights.items()}
+        return measurement
 
 
 def named(reading: str, variant: str) -> str:
@@ -109,13 +114,21 @@ class HeightScores:
             )
         return None
 
-    def score(self, variant: str, column: int) -> tuple[float, float]:
-        """(value, standard error) of reading number `column` of a variant."""
-        sums = self.rows[:, len(PER_PICTURE) + 2 * VARIANTS.index(variant) + column]
-        counts = self.rows[:, 1]
-        per_picture = (sums / counts)[counts > 0]
-        error = per_picture.std().item() / math.sqrt(len(per_picture)) if len(per_picture) > 1 else math.nan
-        return (sums.sum() / counts.sum()).item(), error
+    def score(self, variant: str, column: int) -> Estimate:
+        """Reading number `column` of a variant over the words of this height, with its error. It needs a readable word
+        in two pictures or more, as 100 words are.
+        """
+        sums = self.rows[:, len(PER_PICTURE) + 2 * VARIANTS.index(variant) + column].numpy()
+        counts = self.rows[:, 1].numpy()
+        value = float(sums.sum() / counts.sum())
+
+        # The error of the mean of the pictures with words, and the value over all words without each block.
+        blocks = block_numbers(len(counts)).numpy()
+        has_words = counts > 0
+        of_pictures = of_images(sums[has_words] / counts[has_words], blocks[has_words])
+        rest_sums = sums.sum() - np.bincount(blocks, sums, NUM_BLOCKS)
+        rest_counts = counts.sum() - np.bincount(blocks, counts, NUM_BLOCKS)
+        return replace(of_pictures, value=value, parts=tuple((rest_sums / rest_counts).tolist()))
 
     def facts(self) -> dict[str, Any]:
         """Counts of this height, and where there are numbers, each with its error, also those of the anchors."""
@@ -125,29 +138,37 @@ class HeightScores:
         for variant in VARIANTS:
             for column, reading in enumerate(READINGS):
                 name = named(reading, variant)
-                facts[name], facts[f"{name}_se"] = self.score(variant, column)
+                score = self.score(variant, column)
+                facts[name] = score.value
+                facts |= {f"{name}_se": score.se, f"{name}_low": score.low, f"{name}_high": score.high}
         return facts
 
 
 def _add_scores(
-    name: str,
-    column: tuple[str, int],
-    of_heights: Mapping[int, HeightScores],
-    metrics: dict[str, Any],
-    unavailable: dict[str, str],
+    name: str, column: tuple[str, int], of_heights: Mapping[int, HeightScores], measurement: Measurement
 ) -> None:
-    """Adds one number: its mean over the heights, and of a tokenizer each height, with standard errors."""
+    """Adds one number: its mean over the heights, and of a tokenizer each height, with their errors."""
     problems = {height: problem for height, scores in of_heights.items() if (problem := scores.problem()) is not None}
-    values = {height: scores.score(*column) for height, scores in of_heights.items() if height not in problems}
+    estimates = {height: scores.score(*column) for height, scores in of_heights.items() if height not in problems}
     if problems:
-        unavailable[name] = "a mean over all heights needs each of them: " + "; ".join(problems.values())
+        reason = "a mean over all heights needs each of them: " + "; ".join(problems.values())
+        measurement.unavailable[name] = reason
     else:
-        errors = [error for _, error in values.values()]
-        metrics[name] = sum(value for value, _ in values.values()) / len(values)
-        metrics[f"{name}_se"] = math.sqrt(sum(error**2 for error in errors)) / len(errors)
+        measurement.add_estimate(name, mean_of_heights(list(estimates.values())))
     if column[0] != TOKENIZER:
         return
-    for height, (value, error) in values.items():
-        metrics[f"{name}_{height}"] = value
-        metrics[f"{name}_{height}_se"] = error
-    unavailable |= {f"{name}_{height}": problem for height, problem in problems.items()}
+    for height, estimate in estimates.items():
+        measurement.add_estimate(f"{name}_{height}", estimate)
+    measurement.unavailable |= {f"{name}_{height}": problem for height, problem in problems.items()}
+
+
+def mean_of_heights(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of numbers over disjoint sets of pictures: their errors are independent."""
+    count = len(estimates)
+    return Estimate(
+        value=sum(estimate.value for estimate in estimates) / count,
+        se=math.sqrt(sum(estimate.se**2 for estimate in estimates)) / count,
+        freedom=sum(estimate.freedom for estimate in estimates),
+        form="images",
+        parts=tuple(np.mean([estimate.parts for estimate in estimates], axis=0).tolist()),
+    )

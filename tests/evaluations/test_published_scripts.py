@@ -317,10 +317,19 @@ def test_a_key_that_no_stage_knows_is_refused_at_once(bare, entry):
     assert code == 2 and "loop.stepz" in err and "(stage tokenizer)" in err
 
 
-def test_networks_that_do_not_fit_are_told_before_the_first_is_trained(bare, entry):
-    """The generator of AR probing has one codebook, the tokenizer four."""
-    code, _, err = entry(main_of("evaluations.train_vq_and_eval"), "WeTok_f16_imagenet", "--scale", "tiny", "--check")
-    assert code == 2 and "16 tokens of 16384 codes" in err and "tokenizer and gpt do not fit together" in err
+@pytest.mark.parametrize("recipe", ["WeTok_f16_imagenet", "var/vae_ch160v4096z32"])
+def test_the_generator_of_a_rehearsal_takes_the_codes_of_its_tokenizer(recipe, bare, entry):
+    """Four codebooks, or 30 tokens of several scales, in the place of 16 tokens of one codebook."""
+    code, out, err = entry(main_of("evaluations.train_vq_and_eval"), recipe, "--scale", "tiny", "--check")
+    assert code == 0 and out.startswith("ready:"), out + err
+
+
+def test_networks_that_do_not_fit_are_told_before_the_first_is_trained(bare, entry, monkeypatch):
+    """A generator of GigaTok's codes, behind a tokenizer of four codebooks."""
+    monkeypatch.setenv("LM_CONFIG", "gpt/GPT_B256")
+    data = ["data.name=mnist5k", "data.root=null", "data.val_root=null", "loop.device=cpu"]
+    code, _, err = entry(main_of("evaluations.train_vq_and_eval"), "WeTok_f16_imagenet", *data, "--check")
+    assert code == 2 and "256 tokens of 16384 codes" in err and "tokenizer and gpt do not fit together" in err
 
 
 def test_several_machines_are_refused(bare, entry, monkeypatch):

@@ -20,6 +20,7 @@ from engine.data.text_pictures import ALPHABET, Word, draw_picture
 from engine.messages import UserError
 from engine.run_log import read_metrics
 from evaluations import compare, measure, reconstruction, text_readback, text_reader
+from evaluations.metrics.blocks import block_numbers
 from evaluations.metrics.registry import find_metric
 from evaluations.readback import score
 from evaluations.readback.crops import CROP_HEIGHT, CROP_WIDTH, cut_words, standardized
@@ -72,7 +73,8 @@ def test_scores_count_words_that_are_read_on_the_originals(world):
     assert facts["words"] == 500 and 60 <= facts["left_out"] <= 140
     assert exact == pytest.approx(0.6, abs=0.06) and result.metrics["read_exact"] == exact
     assert result.metrics["read_ned"] == pytest.approx(exact + (1 - exact) / 2)
-    assert result.metrics["read_exact_8_se"] == pytest.approx(math.sqrt(0.24 / 8 / 50), rel=0.25)
+    assert result.errors["read_exact_8"].se == pytest.approx(math.sqrt(0.24 / 8 / 50), rel=0.25)
+    assert facts["read_exact_low"] < exact < facts["read_exact_high"]
     assert (result.metrics["read_exact_blur"], result.metrics["read_exact_jpeg"]) == (1, 0)
     assert facts["read_exact_jpeg"] == 0 and facts["read_ned_blur"] == 1
 
@@ -105,7 +107,31 @@ def test_ranks_together_have_the_same_numbers(world):
     alone = add(0, 1, world)
     assert {"read_exact_8", "read_exact_12", "read_exact"} <= alone.metrics.keys()
     for together in mini.on_ranks(2, lambda a_world: add(a_world.rank, 2, a_world)):
-        assert together.metrics == alone.metrics
+        assert together.metrics == alone.metrics and together.errors == alone.errors
+
+
+def test_words_without_a_block_are_the_leave_one_out_values(world):
+    """Of each height, its own pictures; of the mean over heights, that block of all of them."""
+    rng = np.random.default_rng(3)
+    heights = [8, 12] * 60
+    table = ReadingTable(heights)
+    right = rng.integers(0, 4, len(heights))
+    for picture, count in enumerate(right):
+        read = ["AB"] * count + ["BA"] * (3 - count)
+        table.add(picture, ["AB"] * 3, ["AB"] * 3, {"": read, "blur": read, "jpeg": read})
+    result = table.result(world)
+
+    blocks = block_numbers(60).numpy()
+    parts = {
+        height: [right[start::2][blocks != block].sum() / (3 * (blocks != block).sum()) for block in range(10)]
+        for start, height in enumerate((8, 12))
+    }
+    for height, values in parts.items():
+        assert result.errors[f"read_exact_{height}"].parts == pytest.approx(values)
+    mean = result.errors["read_exact"]
+    assert mean.parts == pytest.approx(np.mean(list(parts.values()), axis=0)) and mean.freedom == 118
+    of_heights = [result.errors[f"read_exact_{height}"].se for height in (8, 12)]
+    assert mean.se == pytest.approx(math.hypot(*of_heights) / 2)
 
 
 def test_readings_of_one_height_rank_like_the_whole():
@@ -216,7 +242,7 @@ def test_the_original_is_read_as_the_original(readback, world, few_words):
     """1 by construction, with error 0; the anchors are what their functions leave."""
     measurement = readback.measure(lambda _, images: images, 20, world)
     metrics = measurement.metrics
-    assert metrics["read_exact"] == metrics["read_ned"] == 1 and metrics["read_exact_se"] == 0
+    assert metrics["read_exact"] == metrics["read_ned"] == 1 and "read_exact_se" not in metrics  # all alike: unknown
     by_height = metrics["read_by_height"]
     for name, change in (("blur", lambda image: blurred(image, 2.0)), ("jpeg", lambda image: compressed(image, 10))):
         expected = read_exact(readback, change)
