@@ -19,6 +19,7 @@ Entries       reconstruction, generation, val_loss, search_cfg, measure, make_re
               estimate, data, init, linear_probe, ar_probe, probe_checkpoints, classifier, text_reader, text_readback,
               tokbench, side_by_side, visualize, quickstart, recipes, paper_tables, report, doctor, scaling, benchmarks,
               publish, ship, sweep, methods, train_vq_and_eval, train_c2i_and_eval, eval_c2i, lin_probe_and_eval;
-              cli holds shared flags, preset_flags those of --protocol; console is the command `vt`, trainers says what
-              trains a recipe, recipe_headers what its header tells
+              cli holds shared flags, preset_flags those of --protocol, measured_needs what --check asks of a
+              measurement; console is the command `vt`, trainers says what trains a recipe, recipe_headers what its
+              header tells
 """
