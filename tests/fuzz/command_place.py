@@ -131,7 +131,7 @@ COMMANDS = {
     "evaluations.tokbench": "--words words.json | --setting 256 | --read-by x | --output OUT/t.json",
     "evaluations.side_by_side": f"--vq-ckpt tokenizer | {PICTURES} | --num-images 2 | --sample-dir OUT/figure",
     "evaluations.ar_probe": (
-        "--config quickstart/ar_probe | tokenizer=tokenizer | run_dir=OUT/run | "
+        "--config quickstart/ar_probe | tokenizer=tokenizer | run_dir=OUT/run | search_flags=[--force] | "
         f"probe_overrides=[{','.join([*FOLDERS.split(' | '), *SIZES.split(' | ')])}]"
     ),
     "evaluations.probe_checkpoints": (
