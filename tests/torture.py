@@ -58,6 +58,7 @@ PARTNER = 20
 STEPS = 40
 EARLY = 0.05  # share of kills that may fall before the first checkpoint
 AVERAGED = "model.quantizer.vq={update: ema, restart: random, decay: 0.6, restart_threshold: 0.5}"
+FLEXIBLE = "model.hybrid.flexible={lengths: uniform, align_weight: 0.5, padding: 2}"
 PORTS = range(12_000, 32_000)  # below those that the system gives to sockets of any process
 
 
@@ -222,7 +223,7 @@ def prepare(root: Path, torchrun: bool) -> list[Case]:
         Case("tokenizer fsdp async x2", "tokenizer.train", (*image, shards, thread), 2),
         Case("averaged codebook x1", "tokenizer.train", (*image, AVERAGED)),
         Case("averaged codebook fsdp x2", "tokenizer.train", (*image, AVERAGED, shards), 2),
-        Case("flexible length x2", "tokenizer.train", (*image, "model.hybrid.flexible={lengths: uniform}"), 2),
+        Case("flexible length x2", "tokenizer.train", (*image, FLEXIBLE), 2),
         Case("restarted codes x2", "tokenizer.train", (*image, "model.quantizer.vq.restart=nearest"), 2),
     ]
     return [*cases, Case("tokenizer torchrun x2", "tokenizer.train", image, 2, torchrun=True)] if torchrun else cases
