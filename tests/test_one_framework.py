@@ -6,11 +6,15 @@ their forms; what does not go together is refused with its reason.
 
 import itertools
 import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
 import tiny
 import torch
+from torch import nn
 
 import autoregressive.train
 import tokenizer.train
@@ -244,10 +248,28 @@ def test_from_images_to_samples_and_numbers(triple, tmp_path, image_folder, worl
     gpt = load_gpt(tmp_path / "gpt")
     require_pair(gpt, model)
     draw = seeded_draw(0, torch.arange(2), gpt.num_draws)
-    tokens = generate(gpt, torch.tensor([0, 1]), draw=draw, guidance=Guidance(scale=1.5))
+    with calls_of(gpt.layers[-1]) as calls:
+        tokens = generate(gpt, torch.tensor([0, 1]), draw=draw, guidance=Guidance(scale=1.5))
+    assert max(calls.values()) == gpt.passes_per_image
     assert tokens.shape == (2, *gpt.token_shape)
     pictures = model.decode_indices(tokens)
     assert pictures.shape == (2, 3, 8, 8) and torch.isfinite(pictures).all()
+
+
+@contextmanager
+def calls_of(layer: nn.Module) -> Iterator[Counter[str]]:
+    """How often each linear part of a layer is called."""
+    calls: Counter[str] = Counter()
+    handles = [
+        part.register_forward_hook(lambda *_, name=name: calls.update([name]))
+        for name, part in layer.named_modules()
+        if isinstance(part, nn.Linear)
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def refused_pairs() -> list:

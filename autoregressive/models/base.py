@@ -136,6 +136,14 @@ class Generator(PretrainedNetwork):
         raise NotImplementedError
 
     @property
+    def passes_per_image(self) -> int:
+        """How often an image goes through the layers while it is drawn, without guidance: once per token.
+
+        Passes of the head alone, as for the indices of a token, do not count.
+        """
+        return self.num_tokens
+
+    @property
     def null_class(self) -> int:
         """The label that stands for "no class"."""
         return self.num_classes

@@ -295,6 +295,11 @@ class MaskGIT(Generator):
     def num_draws(self) -> int:
         return self.num_draws_in(None)
 
+    @property
+    def passes_per_image(self) -> int:
+        """As many as it is drawn in by itself."""
+        return self.completed_passes(None).count
+
     @torch.inference_mode()
     def sample(
         self,

@@ -223,6 +223,11 @@ class NextScale(Generator):
         self.register_buffer("has_codes", torch.zeros((), dtype=torch.uint8))
         self._codes_were_there = False
 
+    @property
+    def passes_per_image(self) -> int:
+        """One per scale."""
+        return len(self.scales)
+
     @torch.no_grad()
     def _init(self, width: int, layers: int) -> None:
         """The released initial values: truncated normal weights, no biases, gates and the output near zero."""

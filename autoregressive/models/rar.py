@@ -214,6 +214,11 @@ class RAR(TokenByToken):
     def completed(cls, section: RARConfig, sizes: DataSizes) -> RARConfig:
         return section.completed(sizes)
 
+    @property
+    def passes_per_image(self) -> int:
+        """One more than tokens: the first is that of the learned start."""
+        return 1 + self.num_tokens
+
     def layout_layers(self) -> list[nn.Linear]:
         return [module for module in self.modules() if isinstance(module, nn.Linear)]
 

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from autoregressive.loading import load_gpt
 from engine import plugins
 from engine.pipeline import Stage, config_flags, module_stage
 from engine.recipe_names import recipe_files
@@ -79,6 +80,10 @@ def _held_out_nats(results: dict[str, Any], layout: RunLayout) -> float | None:
     return losses[-1] * results["num_tokens"] if losses else None
 
 
+def _passes(results: dict[str, Any], layout: RunLayout) -> float | None:
+    return load_gpt(layout.generator).passes_per_image
+
+
 def _percent(name: str) -> Callable[[dict[str, Any], RunLayout], float | None]:
     return lambda results, layout: None if results[name] is None else 100 * results[name]
 
@@ -101,6 +106,7 @@ NUMBERS = {
     ),
     "agreement": Number("show their class, %", _percent("label_agreement"), higher_is_better=True),
     "nats": Number("held-out nats per image", _held_out_nats, digits=2, higher_is_better=False),
+    "passes": Number("passes per image", _passes, digits=0),
     "tokenizer": Number("CPU s, tokenizer", _cpu_seconds("tokenizer"), digits=0),
     "generator": Number("CPU s, generator", _cpu_seconds("generator"), digits=0),
 }  # fmt: skip

@@ -10,7 +10,7 @@ from evaluations.pipelines.quickstart import DEFAULT_SYSTEM, RECIPES
 from evaluations.run_layout import RunLayout
 
 TOKENIZERS = ("bits", "psnr", "usage", "reconstructed", "generated", "agreement", "tokenizer", "generator")
-GENERATORS = ("nats", "generated", "agreement", "generator")
+GENERATORS = ("nats", "generated", "agreement", "passes", "generator")
 HEADER = """# Methods side by side, at the size of the quick start
 
 This page is written by `bash scripts/methods.sh`. Each row is a system of the quick start, trained on the packaged

@@ -2,15 +2,23 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from engine import pipeline
 from engine.atomic_file import write_atomic
 from evaluations import methods
+from evaluations.pipelines import methods as comparison
 from evaluations.pipelines.methods import Measured, has_tokenizer, run_of, stages_of
 from evaluations.pipelines.methods_page import page_of
 from evaluations.run_layout import RunLayout
+
+
+@pytest.fixture(autouse=True)
+def generators(monkeypatch):
+    """Instead of those of the runs, which have none here."""
+    monkeypatch.setattr(comparison, "load_gpt", lambda folder: SimpleNamespace(passes_per_image=16))
 
 
 def finish(runs_dir, method: str, seed: int, psnr: float, nats: float = 2.0) -> None:
@@ -75,7 +83,7 @@ def test_generators_are_compared_in_nats_per_image(tmp_path):
         finish(tmp_path, "gigatok", seed, 20.0, nats=2.0 + shift)
         finish(tmp_path, "rar", seed, 20.0, nats=1.5 + shift)
     row = row_of(page_of(["gigatok", "rar"], 3, tmp_path), "rar")
-    assert row[2] == "24.00 ± 0.16" and row[-1] == "better: held-out nats per image"
+    assert row[2] == "24.00 ± 0.16" and row[5] == "16" and row[-1] == "better: held-out nats per image"
 
 
 def test_a_page_of_unfinished_runs_says_what_is_missing(tmp_path):
