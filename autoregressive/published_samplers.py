@@ -14,6 +14,14 @@ from engine.messages import logger
 
 Flags = Mapping[str, Any]  # names as in the parsed flags -> values
 
+VAR_SAMPLER: Flags = {
+    "cfg_schedule": "linear",
+    "cfg_scale": 2.5,
+    "guidance_first_token": "schedule",
+    "top_k": 900,
+    "top_p": 0.96,
+}
+
 PUBLISHED_SAMPLERS: dict[str, Flags] = {
     # Open-MAGVIT2 (arXiv:2409.04410): a scale and a temperature for each index of a token.
     "open_magvit2/AR_256_B": {"cfg_scale": (1.9, 2.0)},
@@ -29,6 +37,11 @@ PUBLISHED_SAMPLERS: dict[str, Flags] = {
     "rar/rar_l": {"cfg_schedule": "power_cosine", "cfg_scale": 15.5, "cfg_power": 2.5, "temperature": 1.02},
     "rar/rar_xl": {"cfg_schedule": "power_cosine", "cfg_scale": 6.9, "cfg_power": 1.5, "temperature": 1.02},
     "rar/rar_xxl": {"cfg_schedule": "power_cosine", "cfg_scale": 8.0, "cfg_power": 1.2, "temperature": 1.02},
+    # VAR (arXiv:2404.02905): its cfg of 1.5 counts from 0 at the first scale, ours from 1.
+    "var/var_d16": VAR_SAMPLER,
+    "var/var_d20": VAR_SAMPLER,
+    "var/var_d24": VAR_SAMPLER,
+    "var/var_d30": VAR_SAMPLER,
 }
 
 

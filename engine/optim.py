@@ -22,6 +22,7 @@ class OptimConfig(Section):
     betas: tuple[float, float] = (0.9, 0.95)  # decay of the first and second moments, per step
     eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 1e-4  # decoupled: every step multiplies weights by 1 - learning rate * this
+    end_weight_decay: float | None = None  # weight decay of the last step, reached along a cosine; null: it is constant
     decay_params: Literal["all", "matrices"] = "all"  # which parameters decay: all, or those with 2 or more dimensions
     max_grad_norm: float = 10.0  # clip gradients to this global norm; 0 = no clipping
     schedule: str = "cosine"  # constant | cosine | wsd | linear
@@ -37,6 +38,8 @@ class OptimConfig(Section):
         """Values out of range, and a schedule that does not exist."""
         for name in ("lr", "end_lr", "weight_decay", "max_grad_norm", "warmup_steps"):
             yield from at_least(self, name, 0)
+        if self.end_weight_decay is not None:
+            yield from at_least(self, "end_weight_decay", 0)
         yield from at_least(self, "max_bad_steps", 1)
         for name in ("warmup_start", "decay_fraction"):
             yield from in_range(self, name, 0, 1)

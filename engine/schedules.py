@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the learning rate as a pure function of the step.
+"""Schedules: the learning rate and the weight decay as pure functions of the step.
 
 `SCHEDULES` holds what follows the warm-up, by name. Each is a function `(step, total, config) -> learning rate`, where
 `step` counts optimizer steps from 0 and `total` is the step at which the schedule ends.
@@ -82,3 +82,12 @@ def learning_rate(step: int, total: int, config: ScheduleConfig) -> float:
 
     end_step = total - 1 if config.end_at_last else total
     return SCHEDULES[config.schedule](step, end_step, config)
+
+
+def weight_decay(step: int, total: int, start: float, end: float) -> float:
+    """The weight decay of `step` (from 0) in a run of `total` steps: from `start` to `end`, which the last step has.
+
+    It follows half a period of a cosine and knows no warm-up.
+    """
+    progress = min(1.0, step / max(1, total - 1))
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * progress))

@@ -22,7 +22,7 @@ from engine.buffers import BufferSnapshot, Place, buffer_places
 from engine.messages import ConfigError
 from engine.optim import OptimConfig
 from engine.parallel import ParallelConfig, gradient_sync, is_sharded, local_part, parallelize, shard_like, whole
-from engine.schedules import learning_rate
+from engine.schedules import learning_rate, weight_decay
 from engine.skipped_updates import NonFiniteError, SkippedUpdates
 from engine.world import World
 
@@ -142,6 +142,7 @@ class TrainedModel:
         """
         if not self.config.lr_after_step:
             self._set_lr(step)
+        self._set_weight_decay(step)
 
         # The norm is equal on all ranks, because gradients are averaged already; so is the decision to skip.
         max_norm = self.config.max_grad_norm if self.config.max_grad_norm > 0 else math.inf
@@ -176,6 +177,12 @@ class TrainedModel:
         """Gives all groups the learning rate of `step`."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.total_steps, self.config)
+
+    def _set_weight_decay(self, step: int) -> None:
+        """Gives the parameters that decay, which are the first group, the weight decay of `step`, if it changes."""
+        start, end = self.config.weight_decay, self.config.end_weight_decay
+        if end is not None:
+            self.optimizer.param_groups[0]["weight_decay"] = weight_decay(step, self.total_steps, start, end)
 
     @torch.no_grad()
     def _update_ema(self, is_bad: Tensor) -> None:

@@ -43,10 +43,11 @@ RECIPE_TABLES = {  # table -> pattern of its YAML files under configs/
     "recipes-open-magvit2": "open_magvit2/[!A]*.yaml",
     "recipes-ibq": "ibq/[!A]*.yaml",
     "recipes-maskgit": "maskgit/*.yaml",
-    "recipes-var": "var/*.yaml",
+    "recipes-var": "var/vae_*.yaml",
     "recipes-open-magvit2-gpt": "open_magvit2/AR_*.yaml",
     "recipes-ibq-gpt": "ibq/AR_*.yaml",
     "recipes-rar": "rar/*.yaml",
+    "recipes-var-gpt": "var/var_*.yaml",
     "recipes-f16": "f16/*.yaml",
 }
 TOKENIZER_COLUMNS = ["tokenizer", "config", "parameters", "rFID", "LPIPS", "file"]

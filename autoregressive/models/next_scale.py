@@ -36,7 +36,7 @@ from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.models.base import DataSizes, Generator
 from autoregressive.models.named_sizes import chosen_size, head_problems, size_problems
 from autoregressive.sampling import DecodingSettings, Draw, PerIndex, guided_logits, probabilities
-from engine.finite import spread_nan
+from engine.finite import has_values, spread_nan
 from engine.flops import TRAINED, PartFlops, attention_flops, linear_flops
 from engine.messages import ConfigError, UserError
 from engine.validation import Problem, Section, above, at_least, in_range
@@ -269,7 +269,7 @@ class NextScale(Generator):
 
         Raises ConfigError where its quantizer has other scales or sizes.
         """
-        if self.has_codes.is_meta or bool(self.has_codes):
+        if not has_values(self.has_codes) or bool(self.has_codes):
             return
         theirs = quantizer.state_dict()
         ours = self.scale_codes.state_dict()
@@ -285,7 +285,7 @@ class NextScale(Generator):
 
     def _require_codes(self) -> None:
         """Raises UserError while codes are missing; once they are there, the host never asks the device again."""
-        if self._codes_were_there or self.has_codes.is_meta:
+        if self._codes_were_there or not has_values(self.has_codes):
             return
         self._codes_were_there = bool(self.has_codes)
         if not self._codes_were_there:

@@ -96,6 +96,21 @@ def test_the_rate_is_set_before_the_update(world):
     assert [info["lr"] for info in infos] == pytest.approx(rates)
 
 
+def test_weight_decay_rises_along_a_cosine(world):
+    """From 0.05 at the first step to 0.08 at the last one, half of it in the middle; what does not decay stays at 0."""
+    settings = {"weight_decay": 0.05, "end_weight_decay": 0.08, "decay_params": "matrices", "total_steps": 5}
+    trained = updater(world, lr=1e-2, **settings)
+    seen = []
+    trained.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: seen.append([group["weight_decay"] for group in optimizer.param_groups])
+    )
+    run(trained, range(5))
+    decays, others = zip(*seen, strict=True)
+    root = 0.5**0.5
+    assert decays == pytest.approx([0.05, 0.065 - 0.015 * root, 0.065, 0.065 + 0.015 * root, 0.08])
+    assert set(others) == {0.0}
+
+
 def test_compat_sets_the_rate_after_the_update(world):
     """`lr_after_step`: the first update runs at the full rate although the warm-up says 1 %, later ones lag by one."""
     before, after = (
@@ -283,6 +298,7 @@ def test_averages_move_as_by_linear_interpolation_unless_the_step_is_bad(decay):
 def test_the_state_is_all_that_the_next_update_depends_on(world, compat):
     """Three updates, state into a fresh TrainedModel, three more: bitwise the same as six; counters travel too."""
     settings = {"ema_decay": 0.9, "warmup_steps": 4, "lr": 1e-2, "lr_after_step": compat, "decay_params": "matrices"}
+    settings |= {"weight_decay": 0.1, "end_weight_decay": 2.0}
     straight, first = updater(world, **settings), updater(world, **settings)
     for each in (straight, first):
         run(each, range(2))

@@ -24,7 +24,7 @@ from autoregressive.published_samplers import PUBLISHED_SAMPLERS
 from engine.config import load_sections
 from evaluations import generation
 from evaluations.results import read_result
-from tokenizer.loading import TokenizerSections
+from tokenizer.loading import TokenizerSections, load_tokenizer
 from tokenizer.models.registry import build_tokenizer
 from tokenizer.published.layout import export_state
 from tokenizer.published.registry import layout_rules
@@ -61,12 +61,20 @@ FAMILIES = {
         f"{{rar: {{{SIZES}, mlp_width: 32, vocab_size: 64}}}}",
         in_one_file=False,
     ),
+    "var/var_d16": Family(
+        "var/vae_ch160v4096z32",
+        f"{{var_vae: {{z_channels: 8, cnn: {CNN}}}, "
+        "quantizer: {multi_scale: {scales: [1, 2, 4], codebook_size: 64, codebook_dim: 8}}}",
+        "{next_scale: {size: null, width: 16, layers: 2, heads: 2, num_classes: 4, "
+        "scales: [1, 2, 4], vocab_size: 64, code_dim: 8}}",
+        in_one_file=False,
+    ),
 }
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def released(request, tmp_path_factory):
-    """(recipe, flags that name the published files, the generator that was written)."""
+    """(recipe, flags that name the published files, the generator that was written, with the codes it needs)."""
     family, folder = FAMILIES[request.param], tmp_path_factory.mktemp("released")
     yamls = {}
     for name, recipe, small in (
@@ -86,6 +94,7 @@ def released(request, tmp_path_factory):
     with torch.no_grad():
         for parameter in (*network.parameters(), *tokenizer.quantizer.parameters()):
             torch.nn.init.normal_(parameter, std=0.5)
+    network.adopt_codes(tokenizer.quantizer)
     state = export_state(tokenizer.state_dict(), layout_rules(tokenizer_config))
     ((key, of_generator),) = layout_of(config).export(network).items()
     if family.in_one_file:
@@ -114,6 +123,7 @@ def test_images_are_those_of_the_network_and_the_published_sampler(released, tmp
     assert facts["guidance"]["schedule"] == expected.get("cfg_schedule", "constant")
 
     loaded = load_gpt(flags[5], config=flags[7])
+    loaded.adopt_codes(load_tokenizer(flags[1], config=flags[3]).quantizer)
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in loaded.state_dict().items())
     assert torch.equal(generate(loaded, [0, 3], seed=1), generate(network, [0, 3], seed=1))
 
