@@ -9,6 +9,7 @@
     bash scripts/quickstart.sh --system rar          a GPT that learns tokens in random orders first
     bash scripts/quickstart.sh --system bar          WeTok's codes, whose 16 bits a GPT writes a few at a time
     bash scripts/quickstart.sh --system maskgit      a masked generator, which draws an image in 8 passes
+    bash scripts/quickstart.sh --system var          codes of four scales, each drawn in one pass
     bash scripts/quickstart.sh --system flexible     images of 1 to 16 tokens
     bash scripts/quickstart.sh --system decoder      a decoder that is trained on alone, on the codes it has
     NPROC_PER_NODE=2 bash scripts/quickstart.sh      the same on two processes

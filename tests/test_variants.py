@@ -65,6 +65,7 @@ ALLOWED = {
     ("evaluations/pipelines/quickstart.py", "rvq"): "value of the published flag --system, and a folder's name",
     ("evaluations/pipelines/quickstart.py", "rar"): "value of the published flag --system, and a folder's name",
     ("evaluations/pipelines/quickstart.py", "maskgit"): "value of the published flag --system, and a folder's name",
+    ("evaluations/pipelines/quickstart.py", "var"): "value of the published flag --system, and a folder's name",
     ("evaluations/pipelines/quickstart.py", "mcq"): "value of the published flag --system, and a folder's name",
     ("evaluations/pipelines/quickstart.py", "wetok"): "value of the published flag --system, and a folder's name",
     ("autoregressive/models/weight_layouts.py", "plain"): "name of a layout of weights, not the head",

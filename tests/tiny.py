@@ -82,10 +82,10 @@ def write_images(root: Path, per_class: int, seed: int, size: int = 12, classes:
             coarse.resize((size, size + i % 2), Image.Resampling.BICUBIC).save(root / name / f"{i:03d}.png")
 
 
-def write_codes(folder: Path, fingerprint: str, num_images: int = 12, seed: int = 3) -> None:
-    """A finished code store with splits `train` and `val`: 16 codes, 4 tokens, 2 classes, 2 views."""
+def write_codes(folder: Path, fingerprint: str, num_images: int = 12, seed: int = 3, num_tokens: int = 4) -> None:
+    """A finished code store with splits `train` and `val`: 16 codes, 2 classes, 2 views."""
     rng = np.random.default_rng(seed)
-    facts = {"num_views": 2, "num_tokens": 4, "codebook_size": 16, "image_size": 8, "views": "flip"}
+    facts = {"num_views": 2, "num_tokens": num_tokens, "codebook_size": 16, "image_size": 8, "views": "flip"}
     for split in ("train", "val"):
         manifest = CodesManifest(
             format=FORMAT,
@@ -100,7 +100,7 @@ def write_codes(folder: Path, fingerprint: str, num_images: int = 12, seed: int 
         writer = CodeWriter(folder, manifest, num_images, rank=0)
         writer.create(rng.integers(0, 2, num_images))
         for block in writer.pending(0, 1):
-            writer.write(block, torch.from_numpy(rng.integers(0, 16, (len(block), 2, 4))))
+            writer.write(block, torch.from_numpy(rng.integers(0, 16, (len(block), 2, num_tokens))))
         writer.finish()
 
 

@@ -73,6 +73,7 @@ SYSTEMS = {
     "mcq": System(data=DATA[:1], short_overrides=("model.quantizer.mcq.warmup_steps=20",)),
     "rar": System(data=DATA[:1], short_configs=(f"{RECIPES}/full",)),
     "maskgit": System(data=DATA[:1], short_configs=(f"{RECIPES}/full",)),
+    "var": System(data=DATA[:1], short_overrides=("loss.discriminator.start_step=20",)),
     "bar": System(
         data=DATA[:1],
         short_overrides=("phases=[{steps: 20, lr: 1e-3}, {steps: 10, lr: 1e-3, generative_decoder: true}]",),

@@ -22,7 +22,7 @@ BEFORE = json.loads((Path(__file__).parents[1] / "goldens" / "resolved_configs.j
 ADDED_LATER = (
     "tiny/", "open_magvit2/", "ibq/", "maskgit/", "rar/", "var/", "f16/",
     "quickstart/fsq/", "quickstart/ema/", "quickstart/rvq/", "quickstart/mcq/", "quickstart/rar/",
-    "quickstart/decoder/", "quickstart/flexible/", "quickstart/maskgit/", "gpt/MaskGIT",
+    "quickstart/decoder/", "quickstart/flexible/", "quickstart/maskgit/", "quickstart/var/", "gpt/MaskGIT",
     "quickstart/bar/", "gpt/GPT_bits",
     "quickstart/text/", "quickstart/text_reader.yaml", "eval/text_reader.yaml",
 )  # fmt: skip
