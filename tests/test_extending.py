@@ -21,6 +21,7 @@ from engine.data.sources import kind_of, open_path
 from engine.messages import ConfigError, UserError
 from engine.run_log import read_metrics
 from evaluations import compare, reconstruction
+from evaluations.results import read_result
 from tokenizer import load_tokenizer
 from tokenizer.models.registry import QUANTIZERS
 
@@ -158,6 +159,9 @@ def test_a_metric_is_computed_on_request_and_ranked(write, entry, tmp_path, imag
         flags += ["--device", "cpu", "--plugin", path, "--metrics", "edge_error", "--output", results[-1]]
         code, _, error = entry(reconstruction.main, *flags)
         assert code == 0, error
+        metrics = read_result(results[-1])["metrics"]
+        assert metrics["edge_error_low"] < metrics["edge_error"] < metrics["edge_error_high"]
+        assert metrics["edge_error_se"] > 0
     code, out, error = entry(compare.main, "--plugin", path, *results)
     assert code == 0 and re.search(r"edge_error .*\*", out), out + error
 

@@ -21,6 +21,7 @@ from evaluations.cli import output_path
 from evaluations.comparison import compare, differing_images
 from evaluations.jobs import search as jobs_search
 from evaluations.jobs.search import Curve, SearchPlan, parse_scales, published_start, zero_order_search
+from evaluations.metrics.intervals import jackknife
 from evaluations.metrics.registry import METRICS, Metric
 from evaluations.protocols.accumulators import Measurement
 from evaluations.results import read_result, write_result
@@ -147,7 +148,9 @@ def search(tmp_path, monkeypatch, world):
         if len(run.calls) == 3:
             raise KeyboardInterrupt
         missing = {"recall": "why"} if scale == 2.25 else {}
-        return Measurement({"gfid": abs(scale - 2.5), "precision": scale}, missing)
+        distance = abs(scale - 2.5)
+        errors = {"gfid": jackknife(distance, [distance + shift for shift in (-0.2, 0.1, 0.3)])} if run.errors else {}
+        return Measurement({"gfid": distance, "precision": scale}, missing, errors=errors)
 
     def run(*flags):
         own = ["--vq-ckpt", "t", "--gpt-ckpt", "g", "--cfg-scale", "2", "--output", str(tmp_path / "s.json")]
@@ -156,6 +159,7 @@ def search(tmp_path, monkeypatch, world):
 
     monkeypatch.setattr(jobs_search.SearchJob, "metrics_at", metrics_at)
     run.calls = []
+    run.errors = False  # whether distances have errors
     return run
 
 
@@ -173,6 +177,23 @@ def test_the_entry_returns_the_best_scale_with_its_curve(tmp_path, search):
     assert [row["guidance_scale"] for row in result["curve"]] == [2.0, 2.25, 2.5, 2.75]
     assert result["unavailable"] == {"recall": "why"}
     assert not (tmp_path / "s.partial.json").exists()
+
+
+def test_a_search_that_was_stopped_has_the_intervals_of_one_that_was_not(tmp_path, search):
+    """Those of scales that were measured before the stop are read back: error, ends and values without a block."""
+    search.errors = True
+    with pytest.raises(KeyboardInterrupt):
+        search()
+    search()
+    search("--output", str(tmp_path / "whole.json"))
+    assert search.calls == [2.0, 2.25, 2.5, 2.5, 2.75, 2.0, 2.25, 2.5, 2.75]
+
+    stopped, whole = (read_result(tmp_path / name) for name in ("s.json", "whole.json"))
+    assert stopped == whole and stopped["metrics"]["gfid_se"] > 0
+    assert all(
+        row["metrics"]["gfid_low"] < row["metrics"]["gfid"] < row["metrics"]["gfid_high"] for row in whole["curve"]
+    )
+    assert all(len(row["intervals"]["parts"]["gfid"]["values"]) == 3 for row in stopped["curve"])
 
 
 def test_a_finished_search_is_left_as_it_is(tmp_path, search, caplog):
