@@ -4,9 +4,9 @@
     python -m evaluations.methods --systems ema fsq --seeds 2        two of them, beside the plain system
     python -m evaluations.methods --dry-run                          the commands, and which are done
 
-Each run is one of `python -m evaluations.quickstart --system NAME --seed N` in --runs-dir. The plain system is always
-there, for comparison. The same command continues where it was stopped. The page is written anew after each run;
-docs/methods.md is ours.
+Each run is one of `python -m evaluations.quickstart --system NAME --seed N` in --runs-dir. The systems that others are
+compared with are there, too: the plain one, and that whose codes a generator has. The same command continues where it
+was stopped. The page is written anew after each run; docs/methods.md is ours.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from engine.cli import entry_parser, positive, run_entry
 from engine.messages import logger
 from engine.pipeline import Stage, StageError, StageLog, run_stages
 from engine.preflight import Preflight, require
-from evaluations.pipelines.methods import METHODS, stages_of
+from evaluations.pipelines.methods import METHODS, compared_with, stages_of
 from evaluations.pipelines.methods_page import page_of
-from evaluations.pipelines.quickstart import DEFAULT_SYSTEM
+from evaluations.pipelines.quickstart import DEFAULT_SYSTEM, SYSTEMS
 from evaluations.pipelines.running import needs_of_stages
 
 
@@ -37,7 +37,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--page", type=Path, help="the page (default methods.md in --runs-dir)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and which are done, then exit")
     args = parser.parse_args()
-    args.systems = [DEFAULT_SYSTEM, *dict.fromkeys(args.systems)]
+    compared = {DEFAULT_SYSTEM, *args.systems, *map(compared_with, args.systems)}
+    args.systems = [name for name in SYSTEMS if name in compared]
     args.page = args.page or args.runs_dir / "methods.md"
     return args
 

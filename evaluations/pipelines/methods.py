@@ -18,7 +18,6 @@ from typing import Any
 from autoregressive.loading import load_gpt
 from engine import plugins
 from engine.pipeline import Stage, config_flags, module_stage
-from engine.recipe_names import recipe_files
 from engine.run_log import read_metrics
 from evaluations.pipelines.quickstart import DEFAULT_SYSTEM, RECIPES, SYSTEMS, run_name
 from evaluations.results import read_result
@@ -51,7 +50,10 @@ def run_of(method: str, seed: int, runs_dir: Path) -> Path:
 
 
 def stages_of(methods: Sequence[str], seeds: int, runs_dir: Path) -> list[Stage]:
-    """The training of the classifier and all runs, by seed, so that an interrupted comparison has whole rows."""
+    """The training of the classifier and all runs, by seed, so that an interrupted comparison has whole rows.
+
+    A system with the tokenizer of another one comes behind that.
+    """
     classifier = runs_dir / CLASSIFIER
     config = config_flags([f"{RECIPES}/classifier"])
     stages = [module_stage(CLASSIFIER, "evaluations.classifier", *config, f"loop.run_dir={classifier}")]
@@ -65,9 +67,9 @@ def stages_of(methods: Sequence[str], seeds: int, runs_dir: Path) -> list[Stage]
     return stages
 
 
-def has_tokenizer(method: str) -> bool:
-    """Whether a system has a tokenizer of its own; else it is another generator of the codes of the default one."""
-    return f"{RECIPES}/{method}/tokenizer" in recipe_files()
+def compared_with(method: str) -> str:
+    """The system beside which one is shown: that of its tokenizer, or the default one where it has its own."""
+    return SYSTEMS[method].base or DEFAULT_SYSTEM
 
 
 # ------------------------------------------------------------------------------------------------ numbers

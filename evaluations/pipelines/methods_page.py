@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from evaluations.pipelines.methods import NUMBERS, Measured, has_tokenizer
-from evaluations.pipelines.quickstart import DEFAULT_SYSTEM, RECIPES
+from evaluations.pipelines.methods import NUMBERS, Measured
+from evaluations.pipelines.quickstart import DEFAULT_SYSTEM, RECIPES, SYSTEMS
 from evaluations.run_layout import RunLayout
 
 TOKENIZERS = ("bits", "psnr", "usage", "reconstructed", "generated", "agreement", "tokenizer", "generator")
@@ -26,35 +26,34 @@ plain system that are beyond chance: Welch's t-test over the seeds at 95 %. All 
 
 def page_of(methods: Sequence[str], seeds: int, runs_dir: Path) -> str:
     """The page in Markdown, of the runs that have ended."""
-    plain = Measured.among(DEFAULT_SYSTEM, seeds, runs_dir)
-    measured = [Measured.among(method, seeds, runs_dir) for method in methods if method != DEFAULT_SYSTEM]
+    measured = {method: Measured.among(method, seeds, runs_dir) for method in methods}
     parts = [HEADER.strip()]
-    for title, names, has_own in (
-        ("Tokenizers and their codes, each with a GPT of its own", TOKENIZERS, True),
-        ("Generators of the same codes", GENERATORS, False),
-    ):
-        rows = [row for row in measured if row.runs and has_tokenizer(row.method) == has_own]
-        if rows:
-            parts.append(f"## {title}\n\n{_table(plain, rows, names)}")
-    missing = [f"{row.method} ({len(row.runs)} of {seeds})" for row in (plain, *measured) if len(row.runs) < seeds]
+    tokenizers = [method for method in methods if not SYSTEMS[method].base and method != DEFAULT_SYSTEM]
+    title = "Tokenizers and their codes, each with a GPT of its own"
+    parts += _section(title, DEFAULT_SYSTEM, tokenizers, TOKENIZERS, measured)
+    for base in dict.fromkeys(SYSTEMS[method].base for method in methods if SYSTEMS[method].base):
+        generators = [method for method in methods if SYSTEMS[method].base == base]
+        parts += _section(f"Generators of the codes of {base}", base, generators, GENERATORS, measured)
+    missing = [f"{row.method} ({len(row.runs)} of {seeds})" for row in measured.values() if len(row.runs) < seeds]
     if missing:
         parts.append(f"Not all seeds have ended: {', '.join(missing)}.")
     return "\n\n".join(parts) + "\n"
 
 
-def _table(plain: Measured, rows: Sequence[Measured], names: Sequence[str]) -> str:
-    """A row per method below that of the plain system."""
-    titles = ["system", "seeds", *(NUMBERS[name].title for name in names), "against the plain system"]
+def _section(
+    title: str, plain: str, methods: Sequence[str], names: Sequence[str], measured: Mapping[str, Measured]
+) -> list[str]:
+    """A title and its table, a row per method below that of the plain system; empty where none has ended."""
+    rows = [measured[method] for method in methods if measured[method].runs]
+    if not rows:
+        return []
+    titles = ["system", "seeds", *(NUMBERS[name].title for name in names), f"against {plain}"]
     lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
-    for row in (plain, *rows):
-        cells = [
-            _name(row.method),
-            str(len(row.runs)),
-            *(row.text(name) for name in names),
-            _verdict(row, plain, names),
-        ]
+    for row in (measured[plain], *rows):
+        numbers = [row.text(name) for name in names]
+        cells = [_name(row.method), str(len(row.runs)), *numbers, _verdict(row, measured[plain], names)]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return [f"## {title}", "\n".join(lines)]
 
 
 def _name(method: str) -> str:
@@ -62,7 +61,7 @@ def _name(method: str) -> str:
     if method == DEFAULT_SYSTEM:
         return f"[{method}](../configs/{RECIPES}/tokenizer.yaml), plain"
     layout = RunLayout("")
-    recipe = (layout.tokenizer if has_tokenizer(method) else layout.generator).name
+    recipe = (layout.generator if SYSTEMS[method].base else layout.tokenizer).name
     return f"[{method}](../configs/{RECIPES}/{method}/{recipe}.yaml)"
 
 

@@ -44,6 +44,7 @@ class System:
     short_configs: tuple[str, ...] = ()  # of the tokenizer's training with --short, over the others
     short_overrides: tuple[str, ...] = ()
     earlier_phase: str = ""  # of the tokenizer: makes the codes of the generator, and is measured beside the last one
+    base: str = ""  # the system whose tokenizer this one has, where it differs by its generator only
 
 
 # The values of --system and --data. The first system is the default, and the first data set of each system is its own
@@ -71,13 +72,10 @@ SYSTEMS = {
     ),
     "rvq": System(data=DATA[:1], short_overrides=("model.quantizer.rvq.warmup_steps=20",)),
     "mcq": System(data=DATA[:1], short_overrides=("model.quantizer.mcq.warmup_steps=20",)),
-    "rar": System(data=DATA[:1], short_configs=(f"{RECIPES}/full",)),
-    "maskgit": System(data=DATA[:1], short_configs=(f"{RECIPES}/full",)),
+    "rar": System(data=DATA[:1], base="gigatok"),
+    "maskgit": System(data=DATA[:1], base="gigatok"),
+    "bar": System(data=DATA[:1], base="wetok"),
     "var": System(data=DATA[:1], short_overrides=("loss.discriminator.start_step=20",)),
-    "bar": System(
-        data=DATA[:1],
-        short_overrides=("phases=[{steps: 20, lr: 1e-3}, {steps: 10, lr: 1e-3, generative_decoder: true}]",),
-    ),
 }
 DEFAULT_SYSTEM = next(iter(SYSTEMS))
 
@@ -90,6 +88,11 @@ def check_flags(args: Namespace) -> None:
         raise UserError(f"--system {args.system} has settings for --data {names} only, not for {args.data}")
     if args.classifier is not None and not has_classifier(args):
         raise UserError(f"--classifier {args.classifier}: no images of --data {args.data} are classified")
+
+
+def tokenizer_system(system: str) -> str:
+    """The system that a tokenizer belongs to: `system` itself, or the one that it has its tokenizer of."""
+    return SYSTEMS[system].base or system
 
 
 # ------------------------------------------------------------------------------------------------ folders and configs
@@ -126,13 +129,14 @@ def configs_of(args: Namespace, training: str) -> list[str]:
 
     They are that of the system if it has its own, and overlays of the data and of --short.
     """
-    of_system = f"{RECIPES}/{args.system}/{training}"
+    system = tokenizer_system(args.system) if training == "tokenizer" else args.system
+    of_system = f"{RECIPES}/{system}/{training}"
     of_data = f"{RECIPES}/{args.data}/{training}"
     configs = [of_system if of_system in recipe_files() else f"{RECIPES}/{training}"]
     if of_data in recipe_files() and of_data not in configs:
         configs.append(of_data)
     if args.short and training == "tokenizer":
-        configs += SYSTEMS[args.system].short_configs
+        configs += SYSTEMS[system].short_configs
     return configs
 
 
@@ -150,16 +154,15 @@ def has_classifier(args: Namespace) -> bool:
 def layout_of(args: Namespace, run: Path) -> tuple[RunLayout, bool]:
     """Where the parts of a run are, and whether its tokenizer and codes are those of another run.
 
-    A system that differs by its generator only takes those of the newest run of the default system with the same data,
-    seed and length, where they are finished; a run that has begun a tokenizer of its own keeps it.
+    A system that differs by its generator only takes those of the newest run of its base with the same data, seed and
+    length, where they are finished; a run that has begun a tokenizer of its own keeps it.
     """
     layout = RunLayout(run)
-    of_default = copy(args)
-    of_default.system, of_default.fresh = DEFAULT_SYSTEM, False
-    is_same = configs_of(args, "tokenizer") == configs_of(of_default, "tokenizer")
-    if args.system == DEFAULT_SYSTEM or not is_same or layout.tokenizer.exists():
+    if not SYSTEMS[args.system].base or layout.tokenizer.exists():
         return layout, False
-    base = RunLayout(run_folder(of_default))
+    of_base = copy(args)
+    of_base.system, of_base.fresh = SYSTEMS[args.system].base, False
+    base = RunLayout(run_folder(of_base))
     log = StageLog(base.root)
     if not all(log.done(folder.name) for folder in (base.tokenizer, base.codes)):
         return layout, False
@@ -241,7 +244,7 @@ def _training(args: Namespace, folder: Path, module: str, *overrides: str, short
     if args.seed:
         arguments.append(f"loop.seed={args.seed}")
     if args.short and name == "tokenizer":
-        arguments += SYSTEMS[args.system].short_overrides
+        arguments += SYSTEMS[tokenizer_system(args.system)].short_overrides
     if args.short:
         arguments += [f"loop.steps={short_steps}", "loop.log_every=10", "loop.eval_every=0"]
     return module_stage(name, module, *arguments)

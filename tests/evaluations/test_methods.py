@@ -10,7 +10,7 @@ from engine import pipeline
 from engine.atomic_file import write_atomic
 from evaluations import methods
 from evaluations.pipelines import methods as comparison
-from evaluations.pipelines.methods import Measured, has_tokenizer, run_of, stages_of
+from evaluations.pipelines.methods import Measured, compared_with, run_of, stages_of
 from evaluations.pipelines.methods_page import page_of
 from evaluations.run_layout import RunLayout
 
@@ -73,16 +73,21 @@ def test_rows_are_means_with_stds_and_tell_what_differs_beyond_chance(tmp_path):
     assert row_of(page, "ema")[3] == "21.00 ± 0.10" and row_of(page, "ema")[-1] == "better: PSNR, dB"
     assert row_of(page, "fsq")[-1] == "no difference beyond chance"
     assert row_of(page, "rvq")[-1] == "worse: PSNR, dB"
-    assert "Not all seeds" not in page and "Generators of the same codes" not in page
+    assert "Not all seeds" not in page and "Generators of the codes" not in page
 
 
 def test_generators_are_compared_in_nats_per_image(tmp_path):
     """The last held-out loss per token, times 16 tokens; lower is better."""
-    assert has_tokenizer("ema") and not has_tokenizer("rar")
+    assert compared_with("ema") == compared_with("rar") == "gigatok" and compared_with("bar") == "wetok"
     for seed, shift in enumerate((-0.01, 0.0, 0.01)):
         finish(tmp_path, "gigatok", seed, 20.0, nats=2.0 + shift)
         finish(tmp_path, "rar", seed, 20.0, nats=1.5 + shift)
-    row = row_of(page_of(["gigatok", "rar"], 3, tmp_path), "rar")
+        finish(tmp_path, "wetok", seed, 20.0, nats=4.0 + shift)
+        finish(tmp_path, "bar", seed, 20.0, nats=5.0 + shift)
+    page = page_of(["gigatok", "wetok", "rar", "bar"], 3, tmp_path)
+    assert page.count("](../configs/quickstart/wetok/tokenizer.yaml)") == 2, "beside the plain one, and above its own"
+    assert "against gigatok" in page and row_of(page, "bar")[-1] == "worse: held-out nats per image"
+    row = row_of(page, "rar")
     assert row[2] == "24.00 ± 0.16" and row[5] == "16" and row[-1] == "better: held-out nats per image"
 
 
