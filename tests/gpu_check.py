@@ -55,7 +55,7 @@ class Piece:
 
 
 # Topics of the benchmark that compute on a GPU.
-GPU_TOPICS = ("quantizers", "sampler", "evaluation", "training", "memory", "growth")
+GPU_TOPICS = ("quantizers", "sampler", "evaluation", "numbers", "training", "memory", "growth")
 
 
 def _benchmark(topic: str) -> Piece:

@@ -27,7 +27,7 @@ def test_values_of_the_sampler_are_refused(networks, entry, tmp_path, flags, mes
     pair = ["--vq-ckpt", networks / "tokenizer", "--gpt-ckpt", networks / "gpt", "--device", "cpu"]
     where = ["--sample-dir", tmp_path / "samples"]
     assert message in refused(entry(sample.main, *pair, *where, *flags))
-    more = ["--labels", "random", "--num-fid-samples", "2", "--output", tmp_path / "g.json"]
+    more = ["--labels", "random", "--num-fid-samples", "2", "--force", "--output", tmp_path / "g.json"]
     assert message in refused(entry(generation.main, *pair, *more, *flags))
     assert not (tmp_path / "g.json").exists()
 

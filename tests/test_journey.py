@@ -140,7 +140,7 @@ def test_results_have_the_promised_keys_and_ranges(journey):
     results = json.loads((run / "results.json").read_text())
     assert set(results) == {
         "psnr", "codebook_usage", "codebook_size", "num_tokens", "frechet_lite0", "label_agreement",
-        "classifier_accuracy", "distinct", "memorized", "guidance_scale", "seconds", "forced",
+        "classifier_accuracy", "distinct", "memorized", "guidance_scale", "seconds", "cpu_seconds", "forced",
     }  # fmt: skip
     assert set(results["frechet_lite0"]) == {"real", "reconstruction", "generated", "noise"}
     assert results["seconds"] == dict.fromkeys(

@@ -43,8 +43,8 @@ class StepPart(GeneratorPart):
         module = generator.functional_step()
         if module is None:
             raise UserError(
-                f"--part step: {generator.provenance.path} is a generator ({type(generator).__name__}) without a "
-                "decode step that can be exported: its class defines no functional_step"
+                f"--part step: a generator ({type(generator).__name__}) without a decode step that can be exported: "
+                "its class defines no functional_step, or none for its head"
             )
         self.module = module
 

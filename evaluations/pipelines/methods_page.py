@@ -13,10 +13,10 @@ TOKENIZERS = ("bits", "psnr", "usage", "reconstructed", "generated", "agreement"
 GENERATORS = ("nats", "generated", "agreement", "passes", "generator")
 HEADER = """# Methods side by side, at the size of the quick start
 
-This page is written by `bash scripts/methods.sh`. Each row is a system of the quick start, trained on the packaged
-digits with several seeds: mean ± std over the seeds, each of which sets the initial weights and the order of images.
-One classifier measures all. Seconds are processor time of the training, of one thread; a machine that is busy with
-other work changes them little.
+This page is written by `python -m evaluations.methods`. Each row is a system of the quick start, trained on the
+packaged digits with several seeds: mean ± std over the seeds, each of which sets initial weights and the order of
+images. One classifier measures all. Seconds are processor time of the training, of one thread; a machine that is busy
+with other work changes them little.
 
 **What this can tell, and what not.** These are tiny networks on 4,500 digits of 32 px, trained for minutes. A method
 that does not help here may help at full size, and the other way round. "Better" and "worse" name differences from the

@@ -38,7 +38,7 @@ QUICK_TOKENIZERS = {
     *itertools.islice(zip(*map(itertools.cycle, SIDE_BY_SIDE), strict=False), max(map(len, SIDE_BY_SIDE))),
 }
 SLOW_GENERATORS = {"rotary", "factorized"}
-WITHOUT_STEP = {"any order", "masked"}  # there is no step that could be exported
+WITHOUT_STEP = {"any order", "masked", "masked bits"}  # there is no step that could be exported
 EXPORTED_GENERATORS = [kind for kind in small_networks.GENERATORS if kind not in WITHOUT_STEP]
 OTHER_FORMS = {  # what changes the path of a tensor, beside the name of a network
     "2d, vit": ("hybrid", "vq", "model.hybrid={layout: 2d, block: vit, num_tokens: 64}"),

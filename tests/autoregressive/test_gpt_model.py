@@ -214,7 +214,7 @@ def test_residual_dropout_is_on_both_branches_of_a_layer():
             r"num_tokens=8 must be a square",
         ),
         ({**SMALL, "width": 12, "positions": "rope2d"}, r"width=12 must be divisible by 8"),
-        ({**SMALL, "head": "round"}, r"head='round' must be one of: factorized, plain"),
+        ({**SMALL, "head": "round"}, r"head='round' must be one of: factorized, masked_bits, plain"),
         ({**SMALL, "head": "plain", "codebook_sizes": [4, 4]}, r"head='plain' must be null or another"),
         ({**SMALL, "token_dropout": 1.5}, r"token_dropout=1\.5 must be in \[0, 1\]"),
     ],

@@ -18,7 +18,8 @@ from tokenizer.training.config import TokenizerTrainConfig
 # Keys with free texts that name components, sizes or devices of any machine; all others must be private.
 PUBLIC_TEXTS = {
     "name", "size", "perceptual", "generator_loss", "discriminator_loss", "teacher", "schedule", "device", "precision",
-    "head", "allow_unknown", "plugins", "trackers", "sha256", "lengths",
+    "head", "allow_unknown", "plugins", "trackers", "sha256", "lengths", "mask_schedule",
+    "semantic_by_length",
 }  # fmt: skip
 
 

@@ -349,7 +349,7 @@ def test_an_image_grid_shows_originals_above_reconstructions(world):
     assert grids.keys() == {"val_00000007", "val_ema_00000007"}
     images, columns, row_names, caption = grids["val_00000007"]
     assert "reconstructions at step 7 (val)" in caption
-    assert columns == 8 and len(images) == 16 and row_names == ("original", "reconstruction")
+    assert columns == 8 and len(images) == 16 and list(row_names) == ["original", "reconstruction"]
     assert torch.equal(to_uint8(images[:8]), HELD_OUT[:8])
     with torch.no_grad():
         made = task.tokenizer.module.eval()(images[:8]).reconstructions
