@@ -48,7 +48,8 @@ from evaluations.cli import (
 )
 from evaluations.image_pairs import ORIGINALS, RECONSTRUCTIONS, open_pairs
 from evaluations.image_sets import AS_STORED, FolderImages, NpzImages, open_images
-from evaluations.jobs.pairs import PairsJob, require_pairs
+from evaluations.jobs.pairs import PairsJob
+from evaluations.jobs.reconstruction import require_images
 from evaluations.measured_needs import UNKNOWN, ToMeasure, images_needs, measure_needs, pair_metric_needs
 from evaluations.metrics.class_order import order_problem
 from evaluations.metrics.extractor import Extractor
@@ -223,7 +224,7 @@ def pair_needs(args: argparse.Namespace, preflight: Preflight) -> None:
     images = ToMeasure("reconstruction", UNKNOWN)
     with preflight.collecting():
         pairs = open_pairs(args.originals, args.reconstructions)
-        require_pairs(pairs, args.originals)
+        require_images(str(args.originals), len(pairs))
         images = ToMeasure("reconstruction", len(pairs), pairs.first_size(), is_one_size=pairs.is_one_size)
         where = f"{args.originals} and {args.reconstructions}"
         preflight.ready.append(f"{ORIGINALS}, {RECONSTRUCTIONS}: {len(pairs):,} pairs {pairs.paired} in {where}")

@@ -18,8 +18,8 @@
     bash scripts/quickstart.sh --seed 2              other initial weights and another order: how far do numbers move?
     bash scripts/quickstart.sh --complete            also guidance search, validation loss, probes, text, AR probing
 
-Systems that differ by their generator only (rar, maskgit) take the tokenizer and the codes of a finished run of the
-default system beside them; without one they train their own.
+Systems that differ by their generator only take the tokenizer and the codes of a finished run beside them: rar and
+maskgit of the default system, bar of wetok. Without one they train their own.
 
 Running the same command again continues the run: finished stages are skipped, and a killed one resumes from its last
 checkpoint.

@@ -108,6 +108,8 @@ class HeadPart(GeneratorPart):
 
     def __init__(self, generator: Generator) -> None:
         super().__init__(generator)
+
+        # A head of its own, with several indices to draw.
         module = generator.functional_head()
         if module is None and self.has_several_indices:
             raise UserError(
@@ -120,6 +122,8 @@ class HeadPart(GeneratorPart):
                 "--part step gives their logits"
             )
         self.module = module
+
+        # What it takes.
         self.inputs = (
             Port("hidden", "float32 (batch,channels), what --part step gives"),
             Port("indices", "int64 (batch,k); logits of an index depend on those before it alone"),

@@ -99,7 +99,8 @@ class MaskedBitsHead(Head, nn.Module):
         self.num_indices = len(settings.codebook_sizes)
         self.bits_of_index = bits_of_sizes(settings.codebook_sizes)
         self.bits = sum(self.bits_of_index)
-        self.known_after = self.options.steps(self.bits)
+        self.known_after = self.options.steps(self.bits)  # each step of drawing
+        self.known_before = [0, *self.known_after[:-1]]
         self.takes_numbers = self.options.order == "confidence"
 
         # The mean weight of a bit in training: what is divided by, in the place of the sum of weights of a batch, which
@@ -235,8 +236,8 @@ class MaskedBitsHead(Head, nn.Module):
         if bits is None:
             bits = torch.full((len(hidden), self.bits), MASKED, device=hidden.device)
         projected = self.project(self.hidden_norm(hidden))
-        known = ([0, *self.known_after])[number]
-        return self.bit_logits(projected, bits, self._same_share(projected, 1 - known / self.bits))
+        share = self._same_share(projected, 1 - self.known_before[number] / self.bits)
+        return self.bit_logits(projected, bits, share)
 
     def new_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         """A cache of no layers: there is nothing to keep."""
@@ -273,7 +274,7 @@ class MaskedBitsHead(Head, nn.Module):
 
     def _with_first(self, bits: Tensor, logits: Tensor, tau: float, draw: Draw, place: int, number: int) -> Tensor:
         """Bits (B,b) with the first ones that are still masked drawn, as many as step `number` reveals."""
-        start, end = ([0, *self.known_after])[number : number + 2]
+        start, end = self.known_before[number], self.known_after[number]
         first = place * self.bits
         drawn = [draw(probabilities(logits[:, j], tau), first + j) for j in range(start, end)]
         return torch.cat([bits[:, :start], torch.stack(drawn, dim=1), bits[:, end:]], dim=1)

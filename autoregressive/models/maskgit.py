@@ -81,23 +81,28 @@ class MaskGITConfig(Section):
     residual_dropout: float = 0.1  # training: after attention and after the MLP
 
     def problems(self) -> Iterator[Problem]:
+        # The network.
         yield from size_problems(self, NUMBERS)
         multiple = self.heads * 4 if self.positions == "rope2d" and self.heads else self.heads
         if is_given_in_numbers(self, NUMBERS) and self.width % multiple:
             reason = f"heads={self.heads} and positions={self.positions}"
             yield Problem("width", self.width, f"divisible by {multiple} with {reason}")
+
+        # Tokens and classes.
         for name in ("num_tokens", "num_classes"):
             if getattr(self, name) is not None:
                 yield from at_least(self, name, 1)
         if min(self.codebook_sizes, default=1) < 1:
             yield Problem("codebook_sizes", self.codebook_sizes, "numbers of 1 or more")
+        tokens = self.num_tokens
+        if self.positions == "rope2d" and tokens is not None and math.isqrt(max(tokens, 0)) ** 2 != tokens:
+            yield Problem("num_tokens", tokens, "a square number with positions=rope2d")
+
+        # How it is trained.
         yield from one_of(self, "mask_schedule", MASK_SCHEDULES)
         for name in ("visible_weight", "class_dropout_prob", "token_dropout", "residual_dropout"):
             yield from in_range(self, name, 0, 1)
         yield from in_range(self, "label_smoothing", 0, 1, open_right=True)
-        tokens = self.num_tokens
-        if self.positions == "rope2d" and tokens is not None and math.isqrt(max(tokens, 0)) ** 2 != tokens:
-            yield Problem("num_tokens", tokens, "a square number with positions=rope2d")
 
     def completed(self, sizes: DataSizes) -> MaskGITConfig:
         """The section with what it leaves open as in `sizes`."""

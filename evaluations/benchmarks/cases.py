@@ -82,7 +82,7 @@ class Case:
         # As a share of the machine's limit: work of different kinds is done one after the other.
         if self.least_work:
             least = sum(limits.seconds(kind, amount) for kind, amount in self.least_work.items())
-            row["share_of_limit"] = _judged(self.limit_target, least / seconds[OURS])
+            row["share_of_limit"] = judged(self.limit_target, least / seconds[OURS])
 
         # Memory, of one run of each.
         if self.memory_target is not None:
@@ -112,7 +112,7 @@ class Reading:
         return {
             "name": self.name,
             "unit": self.unit,
-            "reading": _judged(self.target, statistics.median(values)),
+            "reading": judged(self.target, statistics.median(values)),
             "spread": (max(values) - min(values)) / max(statistics.median(values), 1e-12),
             "facts": dict(self.facts),
             "where_missed": self.where_missed,
@@ -122,10 +122,10 @@ class Reading:
 def compared(target: Target | None, ours: float, other: float) -> Row:
     """The ratio of two numbers in the direction of a target, and whether it is reached."""
     is_gain = target is not None and target.kind == "at least"
-    return _judged(target, other / ours if is_gain else ours / other)
+    return judged(target, other / ours if is_gain else ours / other)
 
 
-def _judged(target: Target | None, value: float) -> Row:
+def judged(target: Target | None, value: float) -> Row:
     """A number, and where there is a target, whether it is reached."""
     if target is None:
         return {"value": value}

@@ -91,19 +91,19 @@ def overfitting(run: RunEvidence) -> Severity | None:
     """
     severities = []
     for name in ("loss", "loss_bound", "reconstruction_l2"):
+        trained_name = TRAINING_NAMES.get(name, name)
         held_out = run.series(f"val/{name}")
-        training = run.series(TRAINING_NAMES.get(name, name))
+        training = run.series(trained_name)
         if len(held_out) < 3 or len(training) < 4:
             continue
         first_half = median(training[: len(training) // 2])
-        if not run.late(TRAINING_NAMES.get(name, name)) < first_half:
+        if not run.late(trained_name) < first_half:
             continue
 
         best = min(held_out)
         last = held_out[-1]
         best_step = next(record["step"] for record in run.val if record.get(f"val/{name}") == best)
-        trained = f"{TRAINING_NAMES.get(name, name)} {training[-1]:.4g}"
-        evidence = f"val/{name} {last:.4g}, but {best:.4g} at step {best_step}; {trained}"
+        evidence = f"val/{name} {last:.4g}, but {best:.4g} at step {best_step}; {trained_name} {training[-1]:.4g}"
         severities.append(Severity((last / best - 1) / 0.03, evidence))
     return worst(severities)
 

@@ -21,7 +21,14 @@ from evaluations.cli import (
 )
 from evaluations.image_pairs import ImagePairs, PairFacts, open_pairs
 from evaluations.image_sets import AS_STORED, with_bar
-from evaluations.jobs.reconstruction import MIN_LPIPS_SIZE, MeasuredImages, all_scores, distances_to, lpips_networks
+from evaluations.jobs.reconstruction import (
+    MIN_LPIPS_SIZE,
+    MeasuredImages,
+    all_scores,
+    distances_to,
+    lpips_networks,
+    require_images,
+)
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.registry import metrics_to_compute
 from evaluations.preset_flags import OF_FILES, preset_section
@@ -81,7 +88,7 @@ class PairsJob:
         # The images.
         pairs = open_pairs(args.originals, args.reconstructions)
         logger.info("%d pairs %s: %s and %s", len(pairs), pairs.paired, args.originals, args.reconstructions)
-        require_pairs(pairs, args.originals)
+        require_images(str(args.originals), len(pairs))
         facts = pairs.look(world)
         require_size(facts, with_lpips=args.with_lpips)
 
@@ -177,12 +184,6 @@ class PairsJob:
         if world.is_main:
             write_result(self.output, measurement.metrics, protocol, ids=self.pairs.ids(), **measurement.sections())
             write_arrays(self.output, **measurement.arrays)
-
-
-def require_pairs(pairs: ImagePairs, originals: Path) -> None:
-    """Raises UserError for fewer than two pairs."""
-    if len(pairs) < 2:
-        raise UserError(f"{originals} has {len(pairs)} images; statistics need 2 or more")
 
 
 def require_size(facts: PairFacts, *, with_lpips: bool) -> None:

@@ -181,14 +181,10 @@ def stages_of(args: Namespace, run: Path) -> list[Stage]:
         classifier = layout.classifier
         classifier_stages = [_training(args, classifier, "evaluations.classifier", short_steps=30)]
 
-    stages = (
-        []
-        if has_codes
-        else [
-            _training(args, layout.tokenizer, "tokenizer.train", short_steps=50),
-            codes_stage(makes_codes, layout.codes),
-        ]
-    )
+    stages: list[Stage] = []
+    if not has_codes:
+        stages.append(_training(args, layout.tokenizer, "tokenizer.train", short_steps=50))
+        stages.append(codes_stage(makes_codes, layout.codes))
     stages += [
         _training(
             args, layout.generator, "autoregressive.train",

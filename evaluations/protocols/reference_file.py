@@ -179,6 +179,7 @@ def _read_content(path: Path, kind: str | None, extractor: Extractor) -> _Conten
 
 def _require_extractor(path: Path, content: _Content, extractor: Extractor, stamp: Callable[[], str | None]) -> None:
     """Raises UserError where the features of a file, as far as it says so, are those of another extractor."""
+    # The extractor, by its name.
     if not content.fits:
         return
     if content.extractor not in (None, extractor.metric):
@@ -186,6 +187,8 @@ def _require_extractor(path: Path, content: _Content, extractor: Extractor, stam
             f"reference {path} holds {content.extractor} features, the extractor gives {extractor.metric} features; "
             "statistics of two extractors cannot be compared"
         )
+
+    # Its weights, and how it reads pictures.
     stated = stamp() if content.weights is not None else None
     if stated is not None and content.weights != stated:
         raise UserError(

@@ -13,6 +13,7 @@ PSNR, USAGE = "val/psnr_tokens_", "val/codebook_usage_from_token_"
 
 def lengths(run: RunFolder) -> str:
     """PSNR of held-out images over the number of their tokens, and the codes that each part of the tokens uses."""
+    # Two charts for each training that has measured it, of its last validation.
     charts = []
     for training in trainings_of(run):
         records = [record for record in read_metrics(training.folder) if any(key.startswith(PSNR) for key in record)]
@@ -25,6 +26,8 @@ def lengths(run: RunFolder) -> str:
         charts.append(
             line_chart("Codebook usage from a token to the next length", {"held out": usages}, "% of codes", "token")
         )
+
+    # What they say, above them.
     text = (
         "<p>Held-out images, decoded from their first tokens, at the last validation. Tokens at the end that use few "
         "codes say little.</p>"

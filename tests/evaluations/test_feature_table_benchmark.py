@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from evaluations.benchmarks import feature_tables
+from evaluations.benchmarks import evaluation, feature_tables
 from evaluations.benchmarks.cases import ALLOWED, OURS
 from evaluations.benchmarks.limits import Limits
 from evaluations.benchmarks.page import page_of, verdict
@@ -17,7 +17,7 @@ RATES = Limits(read=1e9, gemm=1e9, gemm_bf16=1e9, convolution=1e9)
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(feature_tables, "DIM", 6)
+    monkeypatch.setattr(evaluation, "DIM", 6)
     monkeypatch.setattr(feature_tables, "SETS", {"long": (80, 120)})
 
 

@@ -64,6 +64,7 @@ class HybridConfig(Section):
     init: Literal["released", "torch"] = "released"  # truncated normal 0.02 everywhere, or PyTorch's defaults
 
     def problems(self) -> Iterator[Problem]:
+        # What goes with each layout.
         if self.layout == "2d" and self.block is None:
             yield Problem("block", self.block, "vit or qformer with layout=2d")
         if self.layout == "1d" and self.block is not None:
@@ -72,6 +73,8 @@ class HybridConfig(Section):
             yield Problem("num_tokens", self.num_tokens, "a power of 2 with layout=1d")
         if self.layout == "2d" and self.flexible.enabled:
             yield Problem("flexible.lengths", self.flexible.lengths, "fixed with layout=2d, whose tokens are places")
+
+        # Flexible lengths, among as many tokens as there are.
         most = self.num_tokens + self.flexible.padding
         if not all(1 <= length <= most for length in self.flexible.listed):
             with_padding = " and padding" if self.flexible.padding else ""
@@ -81,6 +84,8 @@ class HybridConfig(Section):
         by_length = self.flexible.enabled and self.flexible.semantic_by_length == LINEAR
         if by_length and self.semantic_layer is None:
             yield Problem("flexible.semantic_by_length", LINEAR, "constant with semantic_layer=null")
+
+        # Numbers on their own.
         yield from at_least(self, "z_channels", 1)
         yield from at_least(self, "semantic_dim", 1)
         if self.position_std is not None:
@@ -293,6 +298,7 @@ class HybridTokenizer(Tokenizer):
     def training_flops(
         self, *, entropy: bool = False, shortcut: bool = False, semantic: bool = False
     ) -> tuple[PartFlops, ...]:
+        # One pass of all parts; a frozen encoder is only read.
         count = self.num_tokens + self.config.flexible.padding
         to_codes = self.query_encoder.flops() + linear_flops(self.quant_proj, count)
         from_codes = self.query_decoder.flops(semantic) + linear_flops(self.post_quant_proj, count)
@@ -300,11 +306,14 @@ class HybridTokenizer(Tokenizer):
             encoder, transformers = self.encoder.flops(self.image_size), to_codes + TRAINED * from_codes
         else:
             encoder, transformers = self.encoder.training_flops(self.image_size), TRAINED * (to_codes + from_codes)
+
+        # What flexible lengths add.
         if self.decodes_prefixes:
             transformers += TRAINED * self.query_decoder.flops(semantic=False)
         if self.config.flexible.align_weight > 0:
             transformers += (TRAINED + 1) * self.query_decoder.early_flops()
         decodings = 1 + shortcut + self.decodes_prefixes
+
         return (
             PartFlops("encoder", "convolution", encoder, recomputed=not self.trains_decoder_alone),
             PartFlops("transformers", "matrix", transformers, recomputed=True),
