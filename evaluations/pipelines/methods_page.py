@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from evaluations.pipelines.methods import NUMBERS, Measured
+from evaluations.pipelines.methods_record import Recorded
 from evaluations.pipelines.quickstart import DEFAULT_SYSTEM, RECIPES, SYSTEMS
 from evaluations.run_layout import RunLayout
 
-TOKENIZERS = ("bits", "psnr", "usage", "reconstructed", "generated", "agreement", "tokenizer", "generator")
-GENERATORS = ("nats", "generated", "agreement", "passes", "generator")
+TOKENIZERS = ("bits", "psnr", "usage", "reconstructed", "generated", "agreement", "tokenizer", "generator", "whole")
+GENERATORS = ("nats", "generated", "agreement", "passes", "generator", "whole")
 HEADER = """# Methods side by side, at the size of the quick start
 
 This page is written by `python -m evaluations.methods`. Each row is a system of the quick start, trained on the
 packaged digits with several seeds: mean ± std over the seeds, each of which sets initial weights and the order of
-images. One classifier measures all. Seconds are processor time of the training, of one thread; a machine that is busy
-with other work changes them little.
+images. One classifier measures all. Seconds and minutes are processor time of one thread: of a training, and of all
+stages with measuring, probing and drawing; a machine that is busy with other work changes them little.
 
 **What this can tell, and what not.** These are tiny networks on 4,500 digits of 32 px, trained for minutes. A method
 that does not help here may help at full size, and the other way round. "Better" and "worse" name differences from the
@@ -24,9 +25,9 @@ plain system that are beyond chance: Welch's t-test over the seeds at 95 %. All 
 """
 
 
-def page_of(methods: Sequence[str], seeds: int, runs_dir: Path) -> str:
+def page_of(methods: Sequence[str], seeds: int, runs: Recorded) -> str:
     """The page in Markdown, of the runs that have ended."""
-    measured = {method: Measured.among(method, seeds, runs_dir) for method in methods}
+    measured = {method: Measured.among(runs, method, seeds) for method in methods}
     parts = [HEADER.strip()]
     tokenizers = [method for method in methods if not SYSTEMS[method].base and method != DEFAULT_SYSTEM]
     title = "Tokenizers and their codes, each with a GPT of its own"
@@ -37,6 +38,7 @@ def page_of(methods: Sequence[str], seeds: int, runs_dir: Path) -> str:
     missing = [f"{row.method} ({len(row.runs)} of {seeds})" for row in measured.values() if len(row.runs) < seeds]
     if missing:
         parts.append(f"Not all seeds have ended: {', '.join(missing)}.")
+    parts += _commits(measured.values())
     return "\n\n".join(parts) + "\n"
 
 
@@ -54,6 +56,13 @@ def _section(
         cells = [_name(row.method), str(len(row.runs)), *numbers, _verdict(row, measured[plain], names)]
         lines.append(f"| {' | '.join(cells)} |")
     return [f"## {title}", "\n".join(lines)]
+
+
+def _commits(rows: Iterable[Measured]) -> list[str]:
+    """With which code the runs were trained; nothing where there are none."""
+    runs = Counter(run.commit for row in rows for run in row.runs.values())
+    named = [f"`{commit[:10]}{commit[40:]}` ({count})" for commit, count in runs.items()]
+    return [f"Commits of the code, and the number of runs: {', '.join(named)}."] if named else []
 
 
 def _name(method: str) -> str:
