@@ -1,7 +1,8 @@
 """The ground floor: configs, processes, training, checkpoints, data. It imports nothing from above.
 
 Reading configs    config (load, compare, write), yaml_files (files and their bases), config_merge (all problems),
-                   aliases (old spellings), config_help (`--help-config`), recipe_names (shipped recipes)
+                   config_trees (copies of defaults), aliases (old spellings), config_help (`--help-config`),
+                   recipe_names (shipped recipes)
 Config sections    validation (checks), config_types (types in words), registry (components by name), plugins
 Entries            cli, messages, counts (of things, in words), preflight (`--check`), arguments (of functions that
                    are called from Python), near_names (suggestions)

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.config_trees import default_tree
 from engine.config_types import short_value
 from engine.messages import ConfigError, UserError
 from engine.validation import problems_of
@@ -70,7 +71,7 @@ def current_tree(schema: Any, tree: DictConfig, source: str = "config") -> DictC
     `schema` is the dataclass of a root config, or what `OmegaConf.structured` makes of it. `source` is named in
     messages. Raises ConfigError where `tree` has a key in both spellings, or a value that means nothing any more.
     """
-    structured = schema if isinstance(schema, DictConfig) else OmegaConf.structured(schema)
+    structured = schema if isinstance(schema, DictConfig) else default_tree(schema)
     tree = copy.deepcopy(tree)
 
     for old, new in CONFIG_KEYS.items():
@@ -94,7 +95,7 @@ def current_tree(schema: Any, tree: DictConfig, source: str = "config") -> DictC
 
 def current_key(schema: Any, key: str) -> str:
     """The dotted `key` under its present name in `schema` (see `current_tree`)."""
-    structured = schema if isinstance(schema, DictConfig) else OmegaConf.structured(schema)
+    structured = schema if isinstance(schema, DictConfig) else default_tree(schema)
     new = CONFIG_KEYS.get(key)
     return new if new is not None and _is_renamed_key(structured, key, new) else key
 

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, TupleConfig
 from engine import plugins
 from engine.aliases import current_tree
 from engine.config_merge import Merger, UnsetVariable, parse_items, unset_lines
+from engine.config_trees import default_tree, tree_of
 from engine.config_types import short_value
 from engine.messages import ConfigError, UserError, logger
 from engine.recipe_names import recipe_file
@@ -166,7 +167,7 @@ def _restrict(tree: DictConfig, schema: type) -> DictConfig:
     """Keeps the sections that `schema` has, and of a section marked `partial` in its field's metadata the keys that its
     dataclass knows.
     """
-    structured = OmegaConf.structured(schema)
+    structured = default_tree(schema)
     restricted = OmegaConf.masked_copy(tree, [field.name for field in fields(schema) if field.name in tree])
     for field in fields(schema):
         section = restricted._get_node(field.name)
@@ -181,7 +182,7 @@ def to_yaml(config: Any, *, resolve: bool = True) -> str:
     """The config, a dataclass tree or an OmegaConf tree, as YAML text. Without `resolve`, what could not be looked up
     when it was loaded (`unset` of `load_config`) stands as it was written.
     """
-    tree = config if isinstance(config, DictConfig) else OmegaConf.structured(config)
+    tree = config if isinstance(config, DictConfig) else tree_of(config)
     return OmegaConf.to_yaml(tree, resolve=resolve)
 
 
@@ -194,7 +195,7 @@ def save_config(config: Any, path: str | Path) -> None:
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{dotted key: value} of a dataclass tree or an OmegaConf tree. A tuple is the same as a list."""
     if is_dataclass(config):
-        config = OmegaConf.structured(config)
+        config = tree_of(config)
     if isinstance(config, DictConfig):
         items: dict[str, Any] = {}
         for key in config:
@@ -212,7 +213,7 @@ def differences(old: DictConfig, new: Any) -> dict[str, tuple[Any, Any]]:
     A key that was added after the config was saved counts with its default. Keys of the saved config in an old spelling
     count under their present name.
     """
-    defaults = flatten(OmegaConf.structured(type(new)))
+    defaults = flatten(default_tree(type(new)))
     before = defaults | flatten(current_tree(type(new), old))
     now = flatten(new)
     return {key: (before.get(key), now.get(key)) for key in sorted({*before, *now}) if before.get(key) != now.get(key)}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
-import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass
@@ -16,6 +16,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from engine.aliases import current_tree
+from engine.config_trees import default_tree, has_missing
 from engine.config_types import describe_type, short_value, shortened, some_names
 from engine.installation import variable_hint
 from engine.messages import ConfigError
@@ -58,7 +59,7 @@ class Merger(Generic[T]):
         self.schema = extended_schema(schema)
         self.unset: list[UnsetVariable] = []
         self._accepts_unset = accepts_unset
-        self.defaults = _defaults_of(self.schema)
+        self.defaults = default_tree(self.schema)
         self.merged = copy.deepcopy(self.defaults)
         self.problems: list[str] = []
         self._wrong_keys: set[str] = set()
@@ -88,7 +89,7 @@ class Merger(Generic[T]):
         self._resolve(self.merged, self.defaults, "")
         self._check_required()
         try:
-            config = self._built(copy.deepcopy(self.merged))
+            config = self._built(self.merged)
         except ConfigError as error:  # from a section that checks itself while it is built
             self.problems += error.problems
             return None
@@ -105,12 +106,14 @@ class Merger(Generic[T]):
 
     def _built(self, tree: DictConfig) -> T:
         """The config of a tree; what it lacks gets the default of the nearest key above that has one."""
-        for missing in OmegaConf.missing_keys(tree):
-            key = missing
-            while key and OmegaConf.select(self.defaults, key) is None:
-                key = key.rpartition(".")[0].partition("[")[0]
-            if key:
-                OmegaConf.update(tree, key, copy.deepcopy(OmegaConf.select(self.defaults, key)), merge=False)
+        if has_missing(tree):
+            tree = copy.deepcopy(tree)
+            for missing in OmegaConf.missing_keys(tree):
+                key = missing
+                while key and OmegaConf.select(self.defaults, key) is None:
+                    key = key.rpartition(".")[0].partition("[")[0]
+                if key:
+                    OmegaConf.update(tree, key, copy.deepcopy(OmegaConf.select(self.defaults, key)), merge=False)
         with collecting():
             return OmegaConf.to_object(tree)
 
@@ -198,6 +201,8 @@ class Merger(Generic[T]):
     # --------------------------------------------------------------------------------------------- the whole
     def _check_required(self) -> None:
         """A problem for every key without default that no source sets; a value of its type stands in where it can."""
+        if not has_missing(self.merged):
+            return
         for key in sorted(OmegaConf.missing_keys(self.merged)):
             parent, _, name = key.rpartition(".")
             section = OmegaConf.select(self.merged, parent) if parent else self.merged
@@ -264,12 +269,6 @@ class Merger(Generic[T]):
         )
 
 
-@functools.cache
-def _defaults_of(schema: type) -> DictConfig:
-    """The defaults of a schema as a tree, which nobody changes: to make it takes as long as all the rest of a merge."""
-    return OmegaConf.structured(schema)
-
-
 def _is_yaml_name(text: str) -> bool:
     """Whether an argument is the name of a YAML file, and not a key with a value."""
     return "=" not in text and Path(text).suffix.lower() in (".yaml", ".yml")
@@ -286,6 +285,11 @@ def _update(section: DictConfig, name: str, value: Any, *, merge: bool) -> bool:
 
 def parse_items(items: Sequence[str]) -> tuple[DictConfig, list[str]]:
     """(tree of `key=value` items, problems of those that are not readable, which are left out)."""
+    # All at once, as nearly always, or one by one to find those that are wrong.
+    if all("=" in item and not item.startswith("-") for item in items):
+        with contextlib.suppress(YAMLError, UnicodeError, OmegaConfBaseException):
+            return OmegaConf.from_dotlist(list(items)), []
+
     tree = OmegaConf.create()
     readable: list[str] = []
     problems: list[str] = []

@@ -22,6 +22,7 @@ from torch import nn
 from engine.arguments import path_text
 from engine.checkpoint.weights import export_folder
 from engine.config import flatten
+from engine.config_trees import tree_of
 from engine.data.classes import STAMP as CLASSES
 from engine.hub import is_address
 from engine.messages import UserError, logger
@@ -55,13 +56,13 @@ SHORTEST_HOST = 4  # letters of a host's name that is searched for; shorter ones
 # ------------------------------------------------------------------------------------------------ configs and stamps
 def public_config(config: Any) -> DictConfig:
     """A config (dataclass tree or OmegaConf tree), resolved, without places; keys that are gone have their defaults."""
-    tree = OmegaConf.structured(config) if is_dataclass(config) else config
+    tree = tree_of(config) if is_dataclass(config) else config
     return OmegaConf.create(_public_section(OmegaConf.to_container(tree, resolve=True)))
 
 
 def left_out(config: Any, public: DictConfig) -> list[str]:
     """The dotted keys whose values `public_config` has left out of `config`, without those that are empty."""
-    tree = OmegaConf.structured(config) if is_dataclass(config) else config
+    tree = tree_of(config) if is_dataclass(config) else config
     values = flatten(OmegaConf.create(OmegaConf.to_container(tree, resolve=True)))
     stay = flatten(public)
     set_values = {key: value for key, value in values.items() if value not in ("", None, []) and key != PLUGINS}

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from autoregressive.training.config import GPTTrainConfig
 from engine.aliases import current_tree
 from engine.config import flatten, merge_config, read_yaml
+from engine.config_trees import tree_of
 from engine.installation import CONFIGS
 from engine.recipe_names import recipe_files
 from engine.yaml_files import read_layers
@@ -82,10 +83,10 @@ def recipes_of(path: Path) -> list[Recipe]:
 
     # The config of each phase, as training makes it. Folders from environment variables need not resolve here.
     whole = merge_config(TokenizerTrainConfig, [(str(path), _without_interpolations(tree))])
-    phases = [OmegaConf.structured(phase) for phase in phases_of(whole)]
+    phases = [tree_of(phase) for phase in phases_of(whole)]
 
     # A phase is told by the keys that the YAML sets, and by those that change from the whole config to any phase.
-    base = flatten(OmegaConf.structured(whole).model)
+    base = flatten(tree_of(whole).model)
     models = [flatten(phase.model) for phase in phases]
     changed = {key for model in models for key, value in model.items() if value != base[key]}
     keys = {*flatten(tree.model), *changed}
