@@ -204,6 +204,17 @@ def test_every_component_is_in_the_tables():
     assert {head[1] for head in heads if head} == HEADS.keys()
 
 
+def test_every_pair_of_components_is_in_a_quick_run_or_refused():
+    """But a generator of scales has no tokenizer of a sequence: its only quantizer is refused there."""
+    quick = set().union(*(triple.quick_pairs for triple in QUICK)) | REFUSED.keys()
+    networks = itertools.product(TOKENIZERS, GENERATORS)
+    absent = {(network, generator) for network, generator in networks if (network, generator) not in quick}
+    assert absent == {("hybrid 1d", "next scale"), ("hybrid 2d", "next scale")}
+    for quantizer in QUANTIZERS:
+        assert all((name_of(quantizer), network) in quick for network in TOKENIZERS), quantizer
+        assert all((quantizer, generator) in quick for generator in GENERATORS), quantizer
+
+
 @pytest.mark.parametrize("triple", RUNS)
 def test_from_images_to_samples_and_numbers(triple, tmp_path, image_folder, world):
     """Trains two steps; codes of the stored images decode to the tokenizer's own reconstruction, which is measured; a

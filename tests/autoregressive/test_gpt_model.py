@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoregressive.models.adaln_gpt import AdaLNGPT, AdaLNGPTConfig
 from autoregressive.models.gpt import GPT, GPTConfig
 from autoregressive.models.layers import mlp_width
 from autoregressive.published import GPT_NAMES
@@ -157,6 +158,21 @@ def test_initial_values():
     assert all(torch.equal(p, torch.ones(128)) for name, p in gpt.named_parameters() if "norm" in name)
     assert not any("bias" in name for name, _ in gpt.named_parameters())
     assert gpt.output.weight is not gpt.token_embedding.weight
+
+
+def test_initial_values_of_the_modulated_gpt():
+    """As released: gates a thousandth, scales and shifts half of normal(0, 0.02), no bias, the output zero."""
+    torch.manual_seed(0)
+    gpt = AdaLNGPT(AdaLNGPTConfig(width=64, layers=2, heads=2, vocab_size=300, num_tokens=16, num_classes=40))
+    parts = {"of the last norm": (gpt.final_norm.modulation.weight, 0.5)}
+    for number, layer in enumerate(gpt.layers):
+        gates, others = layer.modulation.weight.split([2 * 64, 4 * 64])
+        parts |= {f"gates {number}": (gates, 1e-3), f"others {number}": (others, 0.5)}
+    for name, (weight, factor) in parts.items():
+        assert weight.std().item() == pytest.approx(0.02 * factor, rel=0.05), name
+    biases = [parameter for name, parameter in gpt.named_parameters() if name.endswith("bias")]
+    assert len(biases) == 3 and not any(bias.any() for bias in biases)
+    assert not gpt.output.weight.any() and gpt.class_embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
 
 
 @pytest.mark.parametrize("size", PUBLISHED)

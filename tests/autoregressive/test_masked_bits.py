@@ -182,6 +182,35 @@ def test_one_bit_a_step_draws_the_chain_rule():
     assert ((seen - count * p) ** 2 / (count * p)).sum() < 37.7  # 15 degrees of freedom, 0.1 %
 
 
+@pytest.mark.parametrize("temperature", ["falling", "constant"])
+@torch.no_grad()
+def test_frequencies_of_trusted_bits_are_those_of_the_formula(temperature):
+    """Two bits in two steps, the more trusted one first. The argmax of logits and noise of the standard Gumbel
+    distribution, times tau, has the law softmax(logits / tau): of the values, and of the bit that stays.
+    """
+    gpt = gpt_of([4], num_tokens=1, bits={"allocation": [1, 1], "temperature": temperature})
+    taus = [1.5, 0.75] if temperature == "falling" else [1.5, 1.5]
+    hidden, bits = gpt.decode_hidden(torch.tensor([2]), 0, gpt.new_cache(1)), torch.tensor([[MASKED, MASKED]])
+    first = gpt.head.next_logits(hidden, None, 0, None)[0].double()
+    p = torch.zeros(4, dtype=torch.float64)
+    for values in itertools.product((0, 1), repeat=2):
+        logits = torch.stack([first[0, values[0]], first[1, values[1]]])
+        is_drawn = math.prod((first[j] / taus[0]).softmax(-1)[values[j]].item() for j in (0, 1))
+        for stays, share in enumerate((logits / taus[0]).softmax(-1)):
+            partial = bits.clone()
+            partial[0, stays] = values[stays]
+            second = (gpt.head.next_logits(hidden, partial, 1, None)[0, 1 - stays].double() / taus[1]).softmax(-1)
+            for value in (0, 1):
+                token = (values[stays] << stays) + (value << 1 - stays)
+                p[token] += is_drawn * share * second[value]
+    assert p.sum().item() == pytest.approx(1) and p.max() < 0.9
+
+    count = 10000
+    tokens = generate(gpt, torch.full((count,), 2), seed=5, temperature=1.5)[:, 0]
+    seen = torch.bincount(tokens, minlength=4).double()
+    assert ((seen - count * p) ** 2 / (count * p)).sum() < 16.3  # 3 degrees of freedom, 0.1 %
+
+
 def test_a_draw_is_the_argmax_of_logits_and_noise():
     """The law that the published sampler uses: argmax(l + tau g) is a draw from softmax(l / tau)."""
     logits, tau = torch.tensor([0.3, 1.1], dtype=torch.float64), 2.5

@@ -329,6 +329,32 @@ def test_noise_of_the_choice_is_gumbel_and_comes_from_the_sample():
     assert torch.equal(without, still)  # a draw without numbers of its own leaves the noise out
 
 
+def test_frequencies_of_two_passes_are_those_of_the_formula():
+    """Two cells of two codes. The one whose log p and noise are larger stays: softmax(log p / scale of the noise)."""
+    generator = network([2], num_tokens=2)
+    passes = Passes(count=2, choice_temperature=3.0)
+    scale = passes.completed(2, "cosine").noise_scale(0)
+    labels, hidden = torch.tensor([1]), torch.ones(1, 2, dtype=torch.bool)
+    logits = generator(labels, torch.zeros(1, 2, dtype=torch.int64), mask=hidden).logits
+    log_p = logits[0, :, 0].double().log_softmax(-1)
+    p = torch.zeros(2, 2, dtype=torch.float64)
+    for values in itertools.product((0, 1), repeat=2):
+        trust = torch.stack([log_p[0, values[0]], log_p[1, values[1]]])
+        for stays, share in enumerate((trust / scale).softmax(-1)):
+            mask = hidden.clone()
+            mask[0, stays] = False
+            logits = generator(labels, torch.tensor([values]), mask=mask).logits[0, 1 - stays, 0].double()
+            for value, of_value in enumerate(logits.softmax(-1)):
+                image = (values[0], value) if stays == 0 else (value, values[1])
+                p[image] += trust.sum().exp() * share * of_value
+    assert scale == 1.5 and p.sum().item() == pytest.approx(1) and p.max() < 0.9
+
+    count = 10000
+    tokens = generate(generator, torch.ones(count, dtype=torch.int64), seed=2, passes=passes)
+    seen = torch.bincount(2 * tokens[:, 0] + tokens[:, 1], minlength=4).view(2, 2)
+    assert ((seen - count * p) ** 2 / (count * p)).sum() < 16.3  # 3 degrees of freedom, 0.1 %
+
+
 @codes_of
 def test_a_sample_does_not_depend_on_its_batch(sizes):
     generator = network(sizes, num_tokens=9)

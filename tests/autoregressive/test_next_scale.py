@@ -106,6 +106,50 @@ def test_first_loss_is_near_that_of_equal_probabilities_and_gradients_reach_all_
     assert all(torch.equal(tensor, codes[name]) for name, tensor in network.scale_codes.state_dict().items())
 
 
+@pytest.mark.parametrize("shared_adaln", [False, True])
+def test_initial_values_are_the_released_ones(shared_adaln):
+    """Truncated normal of std (1 / (3C))^0.5, and parts of it: output 0.02, AdaLN 0.5, gates `gate_init`, what closes a
+    branch 1 / sqrt(2 layers); no bias, and queries four times as long as keys.
+    """
+    torch.manual_seed(0)
+    sizes = SIZES | {"width": 64, "scales": [1, 2, 4], "num_classes": 100}
+    network = NextScale(NextScaleConfig(**sizes, vocab_size=64, shared_adaln=shared_adaln, gate_init=1e-2))
+    layer, std = network.layers[1], (1 / (3 * 64)) ** 0.5
+    if shared_adaln:
+        gates, others = layer.table[0, 0].split([2, 4])
+        parts = {"gates": (gates, 1e-2), "scales": (others, 0.5), "shared": (network.shared_modulation.weight, 0.5)}
+    else:
+        gates, others = layer.modulation.weight.split([2 * 64, 4 * 64])
+        parts = {"gates": (gates, 1e-2), "scales": (others, 0.5)}
+    parts |= {
+        "output": (network.output.weight, 0.02),
+        "last norm": (network.final_modulation.weight, 0.5),
+        "attention": (layer.attention.proj.weight, 0.5),
+        "MLP": (layer.fc2.weight, 0.5),
+        "qkv": (layer.attention.qkv.weight, 1.0),
+        "classes": (network.class_embedding.weight, 1.0),
+        "positions": (network.positions, 1.0),
+    }
+    for name, (weight, factor) in parts.items():
+        assert weight.std().item() == pytest.approx(std * factor, rel=0.15 if weight.numel() < 1000 else 0.05), name
+    assert not any(parameter.any() for name, parameter in network.named_parameters() if name.endswith("bias"))
+    assert torch.equal(layer.attention.log_scale, torch.full((1, 2, 1, 1), 4.0).log())
+
+
+def test_branches_are_dropped_more_often_the_deeper_they_are():
+    """Linear over depth to 0.1 L / 24; samples that keep their branch have a larger one, so that the mean stays."""
+    network = NextScale(NextScaleConfig(**SIZES | {"layers": 12, "drop_path": None}, scales=[1], vocab_size=8))
+    assert [layer.drop_path for layer in network.layers] == pytest.approx([0.05 * n / 11 for n in range(12)])
+    (layer,) = NextScale(NextScaleConfig(**SIZES | {"layers": 1}, scales=[1], vocab_size=8)).layers
+    layer.drop_path = 0.25
+    torch.manual_seed(0)
+    factor = layer._dropped(torch.ones(4000, 2, 3))
+    assert torch.equal(factor.amin((1, 2)), factor.amax((1, 2))), "a sample loses all of its branch, or nothing"
+    assert factor.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert factor.mean().item() == pytest.approx(1, abs=0.03)
+    assert layer.eval()._dropped(torch.ones(4000, 2, 3)).min() == 1
+
+
 def test_codes_are_needed_and_must_fit():
     network = NextScale(NextScaleConfig(**SIZES, scales=[1, 2], vocab_size=8)).eval()
     with pytest.raises(UserError, match="has no codes of a tokenizer"):

@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import mini
 import numpy as np
@@ -17,7 +18,14 @@ from autoregressive.codes import CHOICES_KEY, CodeStore, choices_at, code_batch
 from autoregressive.generate import generate
 from autoregressive.models.adaln_gpt import AdaLNGPT, AdaLNGPTConfig
 from autoregressive.models.gpt import GPT, GPTConfig
-from autoregressive.models.random_order import OrderConfig, in_order, in_raster, input_rows, mixed_orders
+from autoregressive.models.random_order import (
+    OrderConfig,
+    draw_order,
+    in_order,
+    in_raster,
+    input_rows,
+    mixed_orders,
+)
 from autoregressive.models.rar import RAR, RARConfig
 from autoregressive.models.token_by_token import TokenByToken
 from autoregressive.sampling import greedy
@@ -175,6 +183,25 @@ def test_a_later_token_never_changes_an_earlier_one(kind):
     assert torch.equal(before[:, :3], after[:, :3]) and not torch.allclose(before[:, 3], after[:, 3])
 
 
+def test_the_network_of_rar_starts_as_released():
+    """Truncated normal weights and tables of 0.02, no bias, AdaLN at zero: every layer is the identity, and the output
+    is not zero.
+    """
+    torch.manual_seed(0)
+    generator = RAR(RARConfig(width=64, layers=2, heads=2, mlp_width=128, vocab_size=300, num_tokens=16))
+    modulations = {name for name, _ in generator.named_parameters() if "modulation" in name}
+    for name, parameter in generator.named_parameters():
+        if name in modulations or name.endswith("bias"):
+            assert not parameter.any(), name
+        elif "norm" in name:
+            assert torch.equal(parameter, torch.ones_like(parameter)), name
+        else:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.25 if parameter.numel() < 100 else 0.05), name
+    assert modulations and {"positions", "targets", "output.weight"} <= dict(generator.named_parameters()).keys()
+    labels, tokens = torch.arange(3), torch.randint(300, (3, 16))
+    assert torch.equal(generator.features(labels, tokens, 0), generator.features(labels, tokens, 2))
+
+
 def test_orders_that_cannot_be_are_refused():
     plain = GPT(GPTConfig(**SIZES, num_tokens=4, vocab_size=5)).eval()
     with pytest.raises(UserError, match="in one order only"):
@@ -205,6 +232,9 @@ def codes(tmp_path_factory, image_folder):
     return root / "codes", root / "tokenizer"
 
 
+SEED = tiny.gpt_config(Path("run"), Path("codes"), Path("tokenizer")).loop.seed
+
+
 def run(world, folder, codes, *overrides: str) -> None:
     train(tiny.gpt_config(folder, *codes, *TRAINING, *overrides), world)
 
@@ -230,10 +260,12 @@ def test_choices_depend_on_seed_and_position_alone(codes):
     assert choices_at(5, 7, None) == {}
 
 
-def test_a_share_of_zero_is_the_plain_run_bit_for_bit(codes, world, tmp_path):
-    """Without random orders, and with those of which nothing is left after the first update."""
-    for name, order in (("plain", "{}"), ("off", "{random_start: 0.0, random_end: 0.0}")):
-        run(world, tmp_path / name, codes, f"model.gpt={{target_positions: true, order: {order}}}")
+def test_a_share_of_zero_is_the_plain_run_bit_for_bit(codes, world, tmp_path, monkeypatch):
+    """Orders that are drawn with every sample and never taken change no sample, no weight and no dropped channel."""
+    dropout = "model.gpt={token_dropout: 0.1, residual_dropout: 0.1, target_positions: true}"
+    run(world, tmp_path / "plain", codes, dropout)
+    monkeypatch.setattr(OrderConfig, "share", lambda self, progress: 0.0)
+    run(world, tmp_path / "off", codes, dropout, RANDOM)
     plain, off = weights(tmp_path / "plain"), weights(tmp_path / "off")
     assert plain.keys() == off.keys() and all(torch.equal(plain[name], off[name]) for name in plain)
     assert not any("order" in name for record in read_metrics(tmp_path / "off") for name in record)
@@ -248,13 +280,18 @@ def whole(codes, tmp_path_factory):
 
 
 def test_both_kinds_of_samples_are_logged_while_there_are_both(whole):
+    """Their means, weighted by how many samples of the step have each, are the loss; a kind of no sample has none."""
     records = {record["step"]: record for record in read_metrics(whole) if "loss" in record}
     both = {step for step, record in records.items() if "loss_random_order" in record}
     assert both == {4, 5, 6}  # the finished fractions 3/8, 4/8, 5/8 lie between the ends of the annealing
+    share = OrderConfig(random_start=0.25, random_end=0.75).share
     for step in both:
-        losses = [records[step][f"loss_{kind}_order"] for kind in ("random", "raster")]
-        present = [loss for loss in losses if loss is not None]
-        assert min(present) - 1e-4 <= records[step]["loss"] <= max(present) + 1e-4
+        drawn = [draw_order(4, counter_rng(SEED, CHOICES_KEY, 8 * (step - 1) + sample)) for sample in range(8)]
+        num_random = sum(choice["order_chance"].item() < share((step - 1) / 8) for choice in drawn)
+        counts = {"loss_random_order": num_random, "loss_raster_order": 8 - num_random}
+        assert {name for name in counts if records[step][name] is not None} == {n for n, c in counts.items() if c}
+        total = sum(count * records[step][name] for name, count in counts.items() if count)
+        assert total / 8 == pytest.approx(records[step]["loss"], rel=1e-5)
 
 
 def test_micro_batches_and_processes_change_nothing(whole, codes, world, tmp_path):
