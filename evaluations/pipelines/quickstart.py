@@ -45,6 +45,8 @@ class System:
     short_overrides: tuple[str, ...] = ()
     earlier_phase: str = ""  # of the tokenizer: makes the codes of the generator, and is measured beside the last one
     base: str = ""  # the system whose tokenizer this one has, where it differs by its generator only
+    guidance_scale: float = GUIDANCE_SCALE
+    guidance_schedule: tuple[str, ...] = ()  # flags of the sampler beside the scale
 
 
 # The values of --system and --data. The first system is the default, and the first data set of each system is its own
@@ -75,7 +77,13 @@ SYSTEMS = {
     "rar": System(data=DATA[:1], base="gigatok"),
     "maskgit": System(data=DATA[:1], base="gigatok"),
     "bar": System(data=DATA[:1], base="wetok"),
-    "var": System(data=DATA[:1], short_overrides=("loss.discriminator.start_step=20",)),
+    # Guided as published: not at all at the first scale, most at the last one.
+    "var": System(
+        data=DATA[:1],
+        short_overrides=("loss.discriminator.start_step=20",),
+        guidance_scale=2.5,
+        guidance_schedule=("--cfg-schedule", "linear", "--guidance-first-token", "schedule"),
+    ),
 }
 DEFAULT_SYSTEM = next(iter(SYSTEMS))
 
@@ -194,15 +202,25 @@ def stages_of(args: Namespace, run: Path) -> list[Stage]:
     ]  # fmt: skip
     num_samples = SHORT_SAMPLES if args.short else NUM_SAMPLES
     if earlier_phase:
-        stages += evaluation_stages(layout, classifier, num_samples, makes_codes, EARLIER)
-    stages += evaluation_stages(layout, classifier, num_samples)
+        stages += evaluation_stages(layout, classifier, num_samples, args.system, makes_codes, EARLIER)
+    stages += evaluation_stages(layout, classifier, num_samples, args.system)
     if args.complete:
         stages += _more_evaluations(args, layout)
     return stages
 
 
+def guidance_flags(system: str) -> list[str]:
+    """How a system samples: the scale of guidance, and its schedule where it is not constant."""
+    return ["--cfg-scale", str(SYSTEMS[system].guidance_scale), *SYSTEMS[system].guidance_schedule]
+
+
 def evaluation_stages(
-    layout: RunLayout, classifier: Path | None, num_samples: int, tokenizer: Path | None = None, suffix: str = ""
+    layout: RunLayout,
+    classifier: Path | None,
+    num_samples: int,
+    system: str = DEFAULT_SYSTEM,
+    tokenizer: Path | None = None,
+    suffix: str = "",
 ) -> list[Stage]:
     """What every quick start measures: reconstructions, and generated images with a classifier where there is one.
 
@@ -222,7 +240,7 @@ def evaluation_stages(
             f"generation{suffix}", "evaluations.generation",
             *both_networks(tokenizer, layout.generator),
             "--code-path", str(layout.codes), *classifier_flags,
-            "--cfg-scale", str(GUIDANCE_SCALE),
+            *guidance_flags(system),
             "--num-fid-samples", str(num_samples),
             "--per-proc-batch-size", "50",
             "--output", str(layout.result(f"generation{suffix}")),
@@ -259,7 +277,7 @@ def _more_evaluations(args: Namespace, layout: RunLayout) -> list[Stage]:
         search_stage(
             layout, networks,
             "--num-fid-samples", str(SHORT_SEARCH_SAMPLES if args.short else 500), "--per-proc-batch-size", "50",
-            *short_force, "--scales", "1,1.5,2,2.5,3,4",
+            *short_force, *SYSTEMS[args.system].guidance_schedule, "--scales", "1,1.5,2,2.5,3,4",
         ),
         val_loss_stage(layout, networks, "--code-path", str(layout.codes)),
         _probe(layout.generator_probe, layout, probe_overrides, f"network.gpt={layout.generator}"),

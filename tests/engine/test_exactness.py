@@ -22,6 +22,7 @@ EXACT = {
     "gan": [*tiny.GAN],
     "restarts": ["model.quantizer.vq={restart: random, restart_threshold: 0.5, decay: 0.5}"],
     "warm start of the discriminator": [*tiny.GAN, "loss.discriminator={start_step: 1, warmup_steps: 3}"],
+    "scales": tiny.SCALES,
     "warm-up, k-means, shortcut": ["model.quantizer.vq={warmup_steps: 3, init: kmeans}", "loss.shortcut.end_step=5"],
 }
 EVERYWHERE = ["loop.eval_every=3", "data.global_batch_size=8", "optim.eps=1e-3"]  # a small eps amplifies rounding

@@ -37,6 +37,7 @@ VARIANTS = {  # what is switched on -> overrides of the tiny tokenizer
         "model.quantizer.vq={update: ema, restart: random, restart_threshold: 0.5, decay: 0.6}", "ema_decay=0.9",
     ],
     "nearest restarts": ["model.quantizer.vq={restart: nearest}", "ema_decay=0.9", "loop.grad_accum=2"],
+    "scales": tiny.SCALES,
     "rate after the step": ["optim.lr_after_step=true", "optim.warmup_steps=4"],
 }  # fmt: skip
 

@@ -279,7 +279,7 @@ def test_two_ranks_are_one_rank(tmp_path, world):
 
 
 def test_passes_without_updates_are_an_error_and_not_a_leak(monkeypatch):
-    monkeypatch.setattr("tokenizer.quantizers.vq.MAX_PENDING", 3)
+    monkeypatch.setattr("tokenizer.quantizers.followed_codebook.MAX_PENDING", 3)
     vq = quantizer(update="ema")
     for _ in range(3):
         vq(batch(0))

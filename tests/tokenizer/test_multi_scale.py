@@ -138,6 +138,29 @@ def test_losses_of_codes_that_are_zero():
     assert quantizer.codebook.grad.abs().sum() > 0 and z.grad.abs().sum() > 0
 
 
+# ---------------------------------------------------------------------------------------------- codes that live
+@pytest.mark.parametrize("restart", ["random", "nearest"])
+def test_codes_that_no_scale_uses_start_anew_at_rests(restart):
+    """Two micro-batches are one batch, bit for bit."""
+    rule = {"restart": restart, "restart_threshold": 0.5, "decay": 0.4}
+    one, two = quantizer_of(**rule).train(), quantizer_of(**rule).train()
+    with torch.no_grad():
+        for quantizer in (one, two):
+            quantizer.codebook[20:] = 40.0  # nobody chooses them
+    assert one.can_restart_codes is False and quantizer_of().can_restart_codes
+    z = latents_of(one, 4)
+    rests = one.rests_of(z).flatten(0, 1)
+    one(z)
+    two(z[:2])
+    two(z[2:])
+    good = torch.tensor(False)
+    rows = one.after_update(3, 5, good)[one.codebook]
+    two.after_update(3, 5, good)
+    assert torch.equal(one.codebook, two.codebook) and rows[20:].all()
+    assert torch.cdist(one.codebook[20:], rests).amin() < (1e-6 if restart == "random" else 0.1)
+    assert one.usage()["restarted_codes"] == rows.sum()
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -145,6 +168,7 @@ def test_losses_of_codes_that_are_zero():
         (["model.name=hybrid"], "takes the latents of a grid, and the hybrid tokenizer has a sequence"),
         (["model.quantizer.multi_scale.scales=[2, 2]"], "one or more rising numbers"),
         (["model.quantizer.multi_scale.num_phis=0"], "num_phis=0 must be 1 or more"),
+        (["model.quantizer.multi_scale.decay=1"], "decay=1"),
     ],
 )
 def test_what_does_not_fit_is_named(overrides, message):

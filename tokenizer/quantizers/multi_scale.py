@@ -10,6 +10,9 @@ scale k of K, which has s_k x s_k cells (the last one as many as f):
 All scales share one codebook. There are `num_phis` convolutions; scale k has the one whose tick lies nearest to
 (k-1) / (K-1), with ticks evenly spread (`phi_numbers`).
 
+The released code begins with small random codes, and does nothing about codes that nobody uses. With `restart` they
+start anew at rests, which may be of any scale (codebook_updates.py).
+
 Shapes    z, z_q (B,h*h,D), row by row, h = s_K      indices (B, sum of s_k^2), scale by scale, each row by row
           maps (B,D,h,h)
 Losses    codebook: mean over scales of mean |f_k - sg f|^2      commitment: mean over scales of mean |sg f_k - f|^2
@@ -20,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,9 +33,8 @@ from torch import Tensor, nn
 from engine.devices import full_precision
 from engine.flops import TRAINED, conv_flops
 from engine.validation import Problem, Section, at_least
-from tokenizer.quantizers.affinity import SquaredDistance, nearest_codes
-from tokenizer.quantizers.base import Quantized, Quantizer
-from tokenizer.quantizers.entropy_assignment import rows_per_chunk
+from tokenizer.quantizers.base import Quantized
+from tokenizer.quantizers.followed_codebook import FollowedCodebook, restart_problems
 from tokenizer.quantizers.gradients import straight_through
 from tokenizer.quantizers.grid_resampling import enlarge, shrink
 
@@ -44,6 +47,9 @@ class MultiScaleConfig(Section):
     codebook_size: int = 4096
     codebook_dim: int = 32
     num_phis: int = 4  # convolutions that scales share; 1: all scales have the same
+    restart: Literal["none", "random", "nearest"] = "none"  # unused codes: become random rests, or the nearest (CVQ)
+    restart_threshold: float = 0.1  # of the mean use of a code: with `random`, codes below this start anew
+    decay: float = 0.99  # per update, of the use of codes that `restart` reads
 
     def problems(self) -> Iterator[Problem]:
         rising = all(coarse < fine for coarse, fine in zip(self.scales, self.scales[1:], strict=False))
@@ -52,9 +58,10 @@ class MultiScaleConfig(Section):
         yield from at_least(self, "codebook_size", 2)
         yield from at_least(self, "codebook_dim", 1)
         yield from at_least(self, "num_phis", 1)
+        yield from restart_problems(self)
 
 
-class MultiScaleVQ(Quantizer):
+class MultiScaleVQ(FollowedCodebook):
     """See the module docstring. A generator of scales reads `next_inputs`, `with_scale` and `input_of`."""
 
     config_class = MultiScaleConfig
@@ -72,6 +79,7 @@ class MultiScaleVQ(Quantizer):
         self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim).uniform_(-bound, bound))
         convolutions = (nn.Conv2d(self.codebook_dim, self.codebook_dim, 3, padding=1) for _ in range(config.num_phis))
         self.phis = nn.ModuleList(convolutions)
+        self._prepare_updates()
 
     def num_indices(self, num_latents: int) -> int:
         """That of the only grid that it takes."""
@@ -84,10 +92,12 @@ class MultiScaleVQ(Quantizer):
             # The codes of all scales, and what they add up to.
             z = z.float()
             target = self._as_map(z)
-            chosen, sums, _ = self._approximate(target)
+            chosen, sums, rests = self._approximate(target)
             indices = torch.cat(chosen, dim=1)
             if self.training:
                 self.remember(indices)
+                if quantize and self._is_followed:
+                    self._follow(torch.cat(rests, dim=1).flatten(0, 1), indices)
 
             # Warm-up: the latents themselves. The zero keeps all parameters in the graph of data-parallel training.
             if not quantize:
@@ -103,13 +113,12 @@ class MultiScaleVQ(Quantizer):
     def _approximate(self, target: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Of each scale: the indices (B,s*s), the sum up to it (B,D,h,h), and the rest that it saw (B,s*s,D)."""
         codes = self.codebook.float()
-        affinity = SquaredDistance(codes, temperature=1.0)
         rest = target.detach()
         total = torch.zeros_like(rest)
         chosen, sums, rests = [], [], []
         for number, side in enumerate(self.scales):
             seen = _as_tokens(rest if side == self.grid_side else shrink(rest, side))
-            indices = nearest_codes(affinity, seen.flatten(0, 1), rows_per_chunk(codes)).view(seen.shape[:2])
+            indices = self.nearest(seen.flatten(0, 1), codes).view(seen.shape[:2])
             detail = self._detail(indices, number)
             total = total + detail
             rest = rest - detail.detach()
@@ -194,8 +203,11 @@ class MultiScaleVQ(Quantizer):
 
     # ------------------------------------------------------------------------------------------------ what others ask
     def training_flops(self, num_latents: int, entropy: bool) -> int:
-        """A table of products with all codes, and the convolution of each scale, which is trained."""
+        """A table of products with all codes, one more for the nearest rest of each code, and the convolution of each
+        scale, which is trained.
+        """
         tables = 2 * self.num_indices(num_latents) * self.codebook_size * self.codebook_dim
+        tables *= 1 + (self.config.restart == "nearest")
         convolutions = sum(conv_flops(self.phis[number], num_latents) for number in self.phi_of_scale)
         return tables + TRAINED * convolutions
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 from engine.devices import full_precision
 from engine.messages import ConfigError
-from engine.parallel import not_compiled, shard_like, whole
-from engine.validation import Problem, Section, above, at_least, in_range
+from engine.parallel import shard_like
+from engine.validation import Problem, Section, above, at_least
 from engine.world import gather_rows
-from tokenizer.quantizers.affinity import Affinity, PlainDistance, SquaredDistance, nearest_codes
-from tokenizer.quantizers.base import Quantized, Quantizer, entropy_terms
-from tokenizer.quantizers.codebook_updates import MAX_PENDING, CodebookState, Followed
-from tokenizer.quantizers.entropy_assignment import assignment_entropies, rows_per_chunk
+from tokenizer.quantizers.affinity import Affinity, PlainDistance, SquaredDistance
+from tokenizer.quantizers.base import Quantized, entropy_terms
+from tokenizer.quantizers.entropy_assignment import assignment_entropies
+from tokenizer.quantizers.followed_codebook import FollowedCodebook, restart_problems
 from tokenizer.quantizers.gradients import rotation_trick, straight_through
 
 KMEANS_LATENTS_PER_CODE = 16  # recent latents that the window holds for the k-means initialization
@@ -68,8 +68,7 @@ class VQConfig(Section):
             yield Problem("init", self.init, "random: this codebook is not learned")
         elif self.init == "kmeans" and self.warmup_steps < 1:
             yield Problem("init", self.init, "random without warmup_steps: k-means needs latents of a warm-up")
-        yield from in_range(self, "decay", 0, 1, open_right=True)
-        yield from in_range(self, "restart_threshold", 0, 1, open_left=True)
+        yield from restart_problems(self)
         if not self.MOVABLE:
             yield from self._moved_together_problems()
 
@@ -81,14 +80,12 @@ class VQConfig(Section):
                 yield Problem(name, getattr(self, name), accepted)
 
 
-class VectorQuantizer(Quantizer):
+class VectorQuantizer(FollowedCodebook):
     """Nearest-neighbor quantizer; see the module docstring."""
 
     config_class = VQConfig
     in_words = "nearest of learned code vectors"
-    replaced_buffers = Quantizer.replaced_buffers | {
-        "recent_latents", "cluster_size", "cluster_sum", "usage_ema", "num_restarts"
-    }  # fmt: skip
+    replaced_buffers = FollowedCodebook.replaced_buffers | {"recent_latents"}
     recent_latents: Tensor | None  # latents of the warm-up, for k-means
 
     def __init__(self, config: VQConfig) -> None:
@@ -106,27 +103,13 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("recent_latents", window)
         self._prepare_updates()
 
-    def _prepare_updates(self) -> None:
-        """The statistics that `update` and `restart` need; without them the network has no other state."""
-        config = self.config
-        self._followed: list[tuple[Tensor, Tensor]] = []  # latents and codes of the update under way
-        if config.update == "ema":
-            self.loss_names = self.loss_names - {"codebook"}
-            self.codebook.requires_grad_(False)
-            self.register_buffer("cluster_size", torch.ones(self.codebook_size))
-            self.register_buffer("cluster_sum", self.codebook.detach().clone())
-
-        # CVQ begins without use, so that it places all codes that the first latents do not choose.
-        if config.restart == "nearest":
-            self.register_buffer("usage_ema", torch.zeros(self.codebook_size))
-        elif config.restart == "random" and config.update == "gradient":
-            self.register_buffer("usage_ema", torch.full((self.codebook_size,), 1 / self.codebook_size))
-        if config.restart != "none":
-            self.register_buffer("num_restarts", torch.zeros((), dtype=torch.long))
-
     def _normalize(self, vectors: Tensor) -> Tensor:
         """Vectors (...,D), of unit length with `l2_norm`."""
         return F.normalize(vectors, dim=-1) if self.config.l2_norm else vectors
+
+    @property
+    def _takes_averages(self) -> bool:
+        return self.config.update == "ema"
 
     def codes(self) -> Tensor:
         """The vectors (K,D) that latents are compared with, float32."""
@@ -180,12 +163,6 @@ class VectorQuantizer(Quantizer):
         """Whether the codebook entropy is that of all ranks; never in validation, where they may differ in batches."""
         return self.config.entropy_statistics == "global" and self.training
 
-    @staticmethod
-    @torch.no_grad()
-    def nearest(z: Tensor, codes: Tensor) -> Tensor:
-        """Index of the nearest code of each latent, the first on ties. (n,D), (K,D) -> (n,) int64."""
-        return nearest_codes(SquaredDistance(codes, temperature=1.0), z, rows_per_chunk(codes))
-
     def choice_distances(self, z: Tensor, indices: Tensor) -> Tensor:
         return super().choice_distances(self._normalize(z.float()), indices)
 
@@ -201,83 +178,15 @@ class VectorQuantizer(Quantizer):
         tables = (5 if entropy else 1) + (self.config.restart == "nearest")
         return tables * table
 
+    @property
+    def can_restart_codes(self) -> bool:
+        return self.config.MOVABLE and super().can_restart_codes
+
     def health(self) -> dict[str, float]:
         facts = {"max_sample_entropy": math.log(self.codebook_size)}
         if self.config.l2_norm:
             facts["code_power"] = 1 / self.codebook_dim
         return facts
-
-    # ------------------------------------------------------------------------------------------------ the update
-    @property
-    def _is_followed(self) -> bool:
-        """Whether the codebook depends on the latents of an update beside their gradients."""
-        return self.config.update == "ema" or self.config.restart != "none"
-
-    @not_compiled
-    def _follow(self, latents: Tensor, indices: Tensor) -> None:
-        """Keeps the latents of a micro-batch (n,D) and their codes for `after_update`."""
-        if len(self._followed) == MAX_PENDING:
-            raise RuntimeError(f"{MAX_PENDING} training passes without an update: call quantizer.after_update")
-        self._followed.append((latents.detach(), indices.flatten()))
-
-    @torch.no_grad()
-    def after_update(self, step: int, seed: int, is_skipped: Tensor) -> dict[nn.Parameter, Tensor]:
-        """Moves the codes as codebook_updates.py says; see `Quantizer.after_update`."""
-        if not self._followed:
-            return {}
-        followed = Followed.of_parts(self._followed)
-        self._followed.clear()
-
-        # The update, of whole tensors that are equal on all ranks.
-        with full_precision(followed.latents.device):
-            before = self._update_state()
-            after = self._updated(replace(before), followed, step, seed)
-
-        # What changed is put in its place, unless the step was skipped.
-        self.codebook.copy_(shard_like(torch.where(is_skipped, before.codes, after.codes), self.codebook))
-        for name in ("cluster_size", "cluster_sum", "usage_ema"):
-            if getattr(before, name) is not None:
-                setattr(self, name, torch.where(is_skipped, getattr(before, name), getattr(after, name)))
-        is_restarted = after.is_restarted & ~is_skipped
-        if self.config.restart != "none":
-            self.num_restarts = self.num_restarts + is_restarted.sum()
-        return {
-            self.codebook: is_restarted if self.config.update == "gradient" else ~is_skipped.expand_as(is_restarted)
-        }
-
-    def _update_state(self) -> CodebookState:
-        """The codebook and its statistics as they are."""
-        codes = whole(self.codebook.detach()).float()
-        statistics = [getattr(self, name, None) for name in ("cluster_size", "cluster_sum", "usage_ema")]
-        return CodebookState(codes, *statistics, is_restarted=codes.new_zeros(len(codes), dtype=torch.bool))
-
-    def _updated(self, state: CodebookState, followed: Followed, step: int, seed: int) -> CodebookState:
-        """What a state becomes by the latents of an update."""
-        config = self.config
-        counts, sums = followed.statistics(self.codebook_size)
-        if state.cluster_size is not None:
-            state.average(counts, sums, config.decay, self._normalize)
-        if state.usage_ema is not None:
-            state.note_usage(counts, config.decay)
-
-        # Codes that nobody uses.
-        if config.restart == "random":
-            state.restart_at(followed.drawn(self.codebook_size, seed, step), counts, config.restart_threshold)
-        elif config.restart == "nearest":
-            state.approach(followed.nearest(self._normalize(state.codes), self.nearest), config.decay)
-        return state
-
-    @property
-    def can_restart_codes(self) -> bool:
-        return self.config.MOVABLE and self.config.restart == "none"
-
-    def usage(self) -> dict[str, Tensor]:
-        """Also `restarts`."""
-        return super().usage() | self.restarts()
-
-    def restarts(self) -> dict[str, Tensor]:
-        """`restarted_codes`, with `restart`: how many codes started anew since the start of the run."""
-        return {} if self.config.restart == "none" else {"restarted_codes": self.num_restarts.double()}
 
     # ------------------------------------------------------------------------------------------------ the warm-up
     @torch.no_grad()
