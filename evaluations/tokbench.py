@@ -6,7 +6,7 @@
 TokBench's pictures and reader are not part of this program. --words is a JSON file, or a folder with one per image. A
 file is a list of words: [{"image": "ic13/1.jpg", "ratio": 0.031, "read": "Cafe", "truth": "Cafe"}, ...]. `ratio` comes
 with the annotations and decides the group of a word: for pictures of 256 px .02-.03, .03-.04 and .04-1, each without
-its upper end. The result is the mean of every group and the unweighted mean of the three.
+its upper end. The result is the mean of every group and the unweighted mean of the three, with errors over images.
 
 Without TokBench, evaluations.text_readback measures how much of drawn text can be read.
 """
@@ -58,7 +58,8 @@ def main() -> None:
         "samples": {"data": str(args.words)},
     }
     claim_result(output, protocol)
-    write_result(output, measurement.metrics, protocol, unavailable=measurement.unavailable)
+    ids = f"images by name, of the words {truth}"
+    write_result(output, measurement.metrics, protocol, ids=ids, **measurement.sections())
 
 
 if __name__ == "__main__":

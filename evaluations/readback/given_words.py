@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 
 from engine.messages import UserError
+from evaluations.metrics.blocks import NUM_BLOCKS, block_numbers
+from evaluations.metrics.intervals import Estimate, of_images
 from evaluations.protocols.accumulators import Measurement
-from evaluations.readback.score import likeness
+from evaluations.readback.score import likeness, mean_of_sets
 
 # Setting (side of the pictures in pixels) -> bounds of the ratio of a word, the last of which ends the last group.
 GROUPS: dict[int, tuple[float, ...]] = {
@@ -99,10 +101,14 @@ def group_of(ratio: float, bounds: Sequence[float]) -> int | None:
     return None
 
 
-def score_words(words: Iterable[GivenWord], setting: int) -> tuple[Measurement, dict[str, Any]]:
-    """(the numbers of a setting with standard errors, facts about the groups).
+Groups = Sequence[Mapping[str, Sequence[tuple[float, float]]]]  # of each group: image -> the scores of its words
 
-    The error of a group is sd / sqrt(images) of the means per image. A number whose group is empty is unavailable.
+
+def score_words(words: Iterable[GivenWord], setting: int) -> tuple[Measurement, dict[str, Any]]:
+    """(the numbers of a setting with their errors, facts about the groups).
+
+    The standard error of a group is sd / sqrt(images) of the means per image, because words of one image are alike; a
+    group of one image has none. A number whose group is empty is unavailable.
     """
     bounds = GROUPS[setting]
     groups: list[dict[str, list[tuple[float, float]]]] = [{} for _ in bounds[1:]]
@@ -126,27 +132,44 @@ def score_words(words: Iterable[GivenWord], setting: int) -> tuple[Measurement, 
     return measurement, facts
 
 
-def _add_score(
-    name: str, column: int, groups: Sequence[Mapping[str, list[tuple[float, float]]]], measurement: Measurement
-) -> None:
+def _add_score(name: str, column: int, groups: Groups, measurement: Measurement) -> None:
     """Adds one score: of each group, and the unweighted mean of the groups."""
-    values, errors = [], []
+    values, estimates = [], []
     for number, images in enumerate(groups):
         part = f"{name}_group_{number}"
         if not images:
             measurement.unavailable[part] = "no word is in this group"
             continue
-        values.append(float(np.mean([scores[column] for rows in images.values() for scores in rows])))
-        measurement.metrics[part] = values[-1]
-        per_image = [float(np.mean([scores[column] for scores in rows])) for rows in images.values()]
-        errors.append(float(np.std(per_image, ddof=1) / math.sqrt(len(per_image))) if len(per_image) > 1 else math.nan)
-        if math.isfinite(errors[-1]):
-            measurement.metrics[f"{part}_se"] = errors[-1]
+        value, estimate = _group_score(images, column)
+        values.append(value)
+        measurement.metrics[part] = value
+        if estimate is not None:
+            estimates.append(estimate)
+            measurement.errors[part] = estimate
 
+    # The mean needs every group, and its error that of every group.
     if len(values) < len(groups):
         measurement.unavailable[name] = "a group without words leaves no mean of all groups"
         return
     measurement.metrics[name] = float(np.mean(values))
-    error = math.sqrt(sum(error**2 for error in errors)) / len(errors)
-    if math.isfinite(error):
-        measurement.metrics[f"{name}_se"] = error
+    if len(estimates) == len(groups):
+        measurement.errors[name] = mean_of_sets(estimates)
+
+
+def _group_score(images: Mapping[str, Sequence[tuple[float, float]]], column: int) -> tuple[float, Estimate | None]:
+    """The mean of a score over the words of a group, and its error; None for a single image.
+
+    Images are divided into blocks by their sorted names, whatever the order of the file.
+    """
+    rows = [[scores[column] for scores in images[name]] for name in sorted(images)]
+    sums, counts = np.array([math.fsum(row) for row in rows]), np.array([len(row) for row in rows])
+    value = float(sums.sum() / counts.sum())
+    if len(rows) < 2:
+        return value, None
+
+    # The error of the mean of the images, and the value over all words without each block.
+    blocks = block_numbers(len(rows)).numpy()
+    rest_sums = sums.sum() - np.bincount(blocks, sums, NUM_BLOCKS)
+    rest_counts = counts.sum() - np.bincount(blocks, counts, NUM_BLOCKS)
+    parts = tuple((rest_sums / rest_counts).tolist())
+    return value, replace(of_images(sums / counts, blocks), value=value, parts=parts)

@@ -154,7 +154,7 @@ def _add_scores(
         reason = "a mean over all heights needs each of them: " + "; ".join(problems.values())
         measurement.unavailable[name] = reason
     else:
-        measurement.add_estimate(name, mean_of_heights(list(estimates.values())))
+        measurement.add_estimate(name, mean_of_sets(list(estimates.values())))
     if column[0] != TOKENIZER:
         return
     for height, estimate in estimates.items():
@@ -162,7 +162,7 @@ def _add_scores(
     measurement.unavailable |= {f"{name}_{height}": problem for height, problem in problems.items()}
 
 
-def mean_of_heights(estimates: Sequence[Estimate]) -> Estimate:
+def mean_of_sets(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of numbers over disjoint sets of pictures: their errors are independent."""
     count = len(estimates)
     return Estimate(

@@ -3,10 +3,12 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from evaluations import tokbench
 from evaluations.readback.given_words import GROUPS, GivenWord, group_of, score_words
+from evaluations.result_intervals import difference_in
 from evaluations.results import read_result
 
 
@@ -39,11 +41,43 @@ def test_the_mean_of_groups_is_not_weighted():
     assert [metrics[f"t_acc_group_{i}"] for i in range(3)] == [1, 0, 0.5] and metrics["t_acc"] == 0.5
     assert [metrics[f"t_ned_group_{i}"] for i in range(3)] == [1, 0.75, 0.75]
     assert metrics["t_ned"] == pytest.approx(2.5 / 3)
-    assert metrics["t_acc_group_0_se"] == 0 and metrics["t_acc_group_2_se"] == pytest.approx(
-        math.sqrt(0.5) / math.sqrt(2)
-    )
-    assert "t_acc_se" not in metrics, "one group has a single image"
+    errors = measurement.errors
+    assert errors["t_acc_group_0"].se == 0 and errors["t_acc_group_0"].freedom == 7
+    assert errors["t_acc_group_2"].se == pytest.approx(math.sqrt(0.5) / math.sqrt(2))
+    assert not {"t_acc", "t_acc_group_1"} & errors.keys(), "one group has a single image"
     assert facts == {"bounds": [0.02, 0.03, 0.04, 1.0], "words": [8, 1, 2], "images": [8, 1, 2], "left_out": 1}
+
+
+def test_errors_are_over_images_and_of_differences_over_common_blocks(tmp_path, entry):
+    """By hand: 40 images of two words in each group. Two readers of the same words differ by a paired interval, which
+    does not depend on the order of the words."""
+    rng = np.random.default_rng(0)
+    truth = [(f"{image:02d}", ratio) for image in range(40) for ratio in (0.025, 0.025, 0.035, 0.035, 0.5, 0.5)]
+    right = rng.random(len(truth)) < 0.6
+    better = right | (rng.random(len(truth)) < 0.2)
+    results = []
+    for name, is_right, order in (("one", right, 1), ("two", better, -1)):
+        rows = [
+            {"image": image, "ratio": ratio, "read": "A" if ok else "B", "truth": "A"}
+            for (image, ratio), ok in zip(truth, is_right, strict=True)
+        ]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows[::order]))
+        output = tmp_path / f"{name}.result.json"
+        flags = ["--words", tmp_path / f"{name}.json", "--setting", 256, "--read-by", "x", "--output", output]
+        code, _, err = entry(tokbench.main, *flags)
+        assert code == 0, err
+        results.append(read_result(output))
+
+    per_image = right.reshape(40, 3, 2).mean(2)
+    metrics = results[0]["metrics"]
+    of_groups = per_image.std(0, ddof=1) / math.sqrt(40)
+    assert [metrics[f"t_acc_group_{i}_se"] for i in range(3)] == pytest.approx(of_groups.tolist())
+    assert metrics["t_acc"] == pytest.approx(right.mean())
+    assert metrics["t_acc_se"] == pytest.approx(math.sqrt((of_groups**2).sum()) / 3)
+    assert metrics["t_acc_low"] < metrics["t_acc"] < metrics["t_acc_high"]
+    difference = difference_in(*results, "t_acc")
+    assert difference.is_paired and difference.value == pytest.approx(better.mean() - right.mean())
+    assert difference.half_width < math.hypot(*(2 * result["metrics"]["t_acc_se"] for result in results))
 
 
 def test_an_empty_group_leaves_no_mean():
