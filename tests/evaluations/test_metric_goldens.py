@@ -224,6 +224,28 @@ def test_moved_and_scaled_sets_have_distances_in_closed_form(name):
     assert scaled == pytest.approx(0.25 * np.trace(covariance), rel=tolerance)
 
 
+@pytest.mark.skipif("fd_of_shifted_set" not in GOLDENS.get("closed_forms", {}), reason="the folder has none")
+def test_stored_distances_of_moved_and_scaled_sets():
+    """Those of set A: moved by `default_rng(12).standard_normal(D)` and seen along the 1,000 directions of `mind_1000`,
+    and scaled by 1.5 about its mean. The file has the rules; shift, directions and factor are those that give it."""
+    forms = GOLDENS["closed_forms"]
+    reference = table("A")[0].double()
+    shift = torch.from_numpy(np.random.default_rng(12).standard_normal(reference.shape[1]))
+    of_set = gaussian(reference)
+
+    # What the formulas give, and what the program gives.
+    directions = GOLDENS["A"]["mind_1000"]
+    value = mind(reference, reference + shift, directions["projections"], directions["seed"])
+    assert value == pytest.approx(forms["mind_of_shifted_set"]["want"], rel=1e-9)
+    moved = frechet_distance(of_set, gaussian(reference + shift))
+    assert moved == pytest.approx(forms["fd_of_shifted_set"]["want"], rel=1e-9)
+    center = reference.mean(0)
+    scaled = frechet_distance(of_set, gaussian(center + 1.5 * (reference - center)))
+    assert scaled == pytest.approx(forms["fd_of_scaled_set"]["want"], rel=1e-9)
+    for name in ("mind_of_shifted_set", "fd_of_shifted_set", "fd_of_scaled_set"):
+        assert forms[name]["got"] == pytest.approx(forms[name]["want"], rel=1e-9)
+
+
 @pytest.mark.skipif("closed_forms" not in GOLDENS, reason="the folder has no closed forms")
 def test_coverage_of_equal_laws_in_closed_form():
     for key, expected in GOLDENS["closed_forms"]["coverage_identical_law"].items():
