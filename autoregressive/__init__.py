@@ -1,8 +1,9 @@
 """Image generation over codes. Public face: `from autoregressive import GPT, generate, load_gpt`.
 
 Networks     models/ (generators, their heads and layers; random orders and masks of tokens)
-Sampling     guidance, passes (of masked generators), sampling (logits -> index), labels (names of classes),
-             generate (labels -> tokens), image_sampler (labels -> images), sampling_weights (layout of the weights)
+Sampling     guidance, passes (of masked generators), bit_drawing (of generators of bits), drawing_order (of the cells),
+             sampling (logits -> index), labels (names of classes), generate (labels -> tokens), image_sampler (labels
+             -> images), sampling_weights (layout of the weights)
 Training     views (crops that become codes), codes, code_writer (store of codes), tokenized (images as tokens, made
              when they are asked for), training/ (config, data, build, task)
 Files        loading (trained generators), published, published_layout, published_adaln, published_rar, published_var

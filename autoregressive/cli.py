@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from autoregressive.bit_drawing import BIT_ORDERS, BIT_TEMPERATURES, BitDrawing
+from autoregressive.drawing_order import ACCEPTED_ORDERS, NAMED_ORDERS, DrawingOrder
 from autoregressive.guidance import FIRST_TOKENS, GUIDANCE_SCHEDULES, Guidance
 from autoregressive.image_sampler import SamplerSettings
 from autoregressive.loading import load_gpt, require_pair, require_sizes, survey_gpt
@@ -39,6 +41,24 @@ def per_index_type(kind: Callable[[str], float]) -> Callable[[str], float | tupl
 
     parse.__name__ = kind.__name__  # argparse names the type in its message
     return parse
+
+
+def order_type(text: str) -> DrawingOrder:
+    """The argparse type of an order of drawing."""
+    if text in NAMED_ORDERS:
+        return text
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be {ACCEPTED_ORDERS}") from None
+
+
+def allocation_type(text: str) -> tuple[int, ...]:
+    """The argparse type of the bits of each step."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers, such as 2,2,5,7") from None
 
 
 def add_sampler_flags(parser: argparse.ArgumentParser, *, is_demo: bool = False) -> None:
@@ -97,6 +117,13 @@ def add_sampler_flags(parser: argparse.ArgumentParser, *, is_demo: bool = False)
         help="draw the first tokens of an image only, for a tokenizer of flexible length (default 0: all)",
     )
 
+    parser.add_argument(
+        "--order",
+        type=order_type,
+        help=f"generator that was trained for any order of the cells: {', '.join(NAMED_ORDERS)} (one for all images, "
+        "from the seed), or all cells, such as 3,2,1,0; a masked generator then draws one token after the other",
+    )
+
     # How a masked generator chooses what it keeps of each pass.
     parser.add_argument(
         "--passes",
@@ -113,6 +140,26 @@ def add_sampler_flags(parser: argparse.ArgumentParser, *, is_demo: bool = False)
         "--mask-schedule",
         choices=sorted(MASK_SCHEDULES),
         help="masked generator: how many tokens are masked after each pass (default: as in its training)",
+    )
+
+    # How the bits of a token are drawn.
+    parser.add_argument(
+        "--bit-allocation",
+        type=allocation_type,
+        metavar="N,N,...",
+        help="generator of bits: how many bits of a token are drawn in each step, as 2,2,5,7 of 16; one number, as 1: "
+        "so many in every step (default: as its config says)",
+    )
+    parser.add_argument(
+        "--bit-order",
+        choices=BIT_ORDERS,
+        help="generator of bits: which ones stay in a step, those that it trusts most, or the first ones (default: as "
+        "its config says)",
+    )
+    parser.add_argument(
+        "--bit-temperature",
+        choices=BIT_TEMPERATURES,
+        help="generator of bits: --temperature in every step, or falling with the steps (default: as its config says)",
     )
     parser.add_argument("--global-seed", "--seed", dest="seed", type=int, default=0)
 
@@ -154,6 +201,8 @@ def settings_of(args: argparse.Namespace) -> SamplerSettings:
             greedy=args.greedy,
             num_tokens=args.num_tokens,
             passes=_passes_of(args),
+            order=args.order,
+            bits=_bits_of(args),
         )
     raise_problems(problems_of(settings), "the sampler")
     return settings
@@ -165,6 +214,14 @@ def _passes_of(args: argparse.Namespace) -> Passes | None:
     if given == (None, None, None):
         return None
     return Passes(count=args.passes, choice_temperature=args.choice_temperature, schedule=args.mask_schedule)
+
+
+def _bits_of(args: argparse.Namespace) -> BitDrawing | None:
+    """How the flags ask for bits to be drawn; None without any."""
+    given = (args.bit_allocation, args.bit_order, args.bit_temperature)
+    if given == (None, None, None):
+        return None
+    return BitDrawing(allocation=args.bit_allocation, order=args.bit_order, temperature=args.bit_temperature)
 
 
 def add_gpt_flags(parser: argparse.ArgumentParser, default: str | None = None) -> None:

@@ -6,7 +6,8 @@
 
 Parts of a tokenizer are encode (images -> indices) and decode (indices -> images), those of a generator step (label,
 token, position, cache -> logits, cache) and, where a token has several indices, head (hidden states, indices ->
-logits). A masked generator has one part, pass (label, tokens with masks -> logits). A .pt2 file is a program of
+logits). A masked generator has one part, pass (label, tokens with masks -> logits). Generators that write bits, draw
+whole scales or were built for any order of tokens have none. A .pt2 file is a program of
 torch.export, an .onnx file is for ONNX Runtime and others. The batch size is free.
 
 The file gets its name once it gives what the network gives: numbers within 1e-6 (pt2) or 1e-3 (onnx), and the same code
@@ -24,7 +25,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from autoregressive.exporting.formats import EXPORT_FORMATS, ExportFormat
-from autoregressive.exporting.generator_parts import GENERATOR_PARTS
+from autoregressive.exporting.generator_parts import GENERATOR_PARTS, require_part
 from autoregressive.exporting.parts import Part, Port
 from autoregressive.exporting.tokenizer_parts import TOKENIZER_PARTS
 from autoregressive.exporting.verification import verify
@@ -164,7 +165,9 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     preflight.output_file(args.output, "--output")
     with preflight.collecting():
         survey = survey_tokenizer if args.part in TOKENIZER_PARTS else survey_gpt
-        survey(args.network, config=args.config, weights=args.weights, hashed=preflight.hashes)
+        network = survey(args.network, config=args.config, weights=args.weights, hashed=preflight.hashes)
+        if args.part in GENERATOR_PARTS:
+            require_part(args.part, network)
         preflight.ready.append(f"RUN: {args.network}")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoregressive.bit_drawing import BitDrawing
 from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.labels import Labels, as_labels
 from autoregressive.models.base import Generator
@@ -36,6 +37,7 @@ def generate(
     order: Sequence[int] | Tensor | None = None,
     num_tokens: int | None = None,
     passes: Passes | int | None = None,
+    bits: BitDrawing | None = None,
 ) -> Tensor:
     """Draws tokens (B,N) or (B,N,k) int64 for classes, on the device of a generator in evaluation mode.
 
@@ -52,7 +54,8 @@ def generate(
     `order`: the cells 0..N-1 in the order in which they are drawn, for a generator that was trained for any order
     (`generator.any_order`). `num_tokens`: how many to draw, the first ones of an image, for a tokenizer of flexible
     length; all by default. `passes`: how a masked generator draws many tokens at once, or only how many passes it
-    takes; the most probable ones stay where a `draw` has no random numbers of its own (`SeededDraw.numbers`).
+    takes; the most probable ones stay where a `draw` has no random numbers of its own (`SeededDraw.numbers`). `bits`:
+    how a generator that writes the bits of a token draws them (`autoregressive.bit_drawing`).
 
     Raises UserError for anything but a generator in evaluation mode, for a class that it does not know and for settings
     that are of another kind, out of range or said twice, and NonFiniteValuesError, with the rows, where logits were not
@@ -69,9 +72,10 @@ def generate(
     # What to draw, and from which random numbers.
     classes = as_labels(generator, labels)
     chosen_passes = _passes_of(generator, passes, order is not None)
+    chosen_bits = _bits_of(generator, bits)
     if draw is None:
         numbers = _sample_numbers(sample_ids, len(classes))
-        draw = seeded_draw(0 if seed is None else seed, numbers, generator.num_draws_in(chosen_passes))
+        draw = seeded_draw(0 if seed is None else seed, numbers, num_draws_of(generator, chosen_passes, chosen_bits))
     require_callable(draw, "draw", "a function, such as greedy from autoregressive.sampling")
     return draw_tokens(
         generator,
@@ -84,7 +88,13 @@ def generate(
         order=_order_of(generator, order),
         num_tokens=_count_of(generator, num_tokens, order is not None),
         passes=chosen_passes,
+        bits=chosen_bits,
     )
+
+
+def num_draws_of(generator: Generator, passes: Passes | None, bits: BitDrawing | None) -> int:
+    """How many random numbers an image takes that is drawn in these passes, or with these bits."""
+    return generator.num_draws_in(passes) if bits is None else generator.num_draws_of_bits(bits)
 
 
 def _passes_of(generator: Generator, passes: Passes | int | None, is_ordered: bool) -> Passes | None:
@@ -98,6 +108,17 @@ def _passes_of(generator: Generator, passes: Passes | int | None, is_ordered: bo
     if not isinstance(passes, Passes):
         passes = Passes(count=int(whole_numbers(passes, "passes")))
     return generator.completed_passes(passes)
+
+
+def _bits_of(generator: Generator, bits: BitDrawing | None) -> BitDrawing | None:
+    """How a caller asks for bits to be drawn. Raises UserError where the generator draws none."""
+    if bits is None:
+        return None
+    if not isinstance(bits, BitDrawing):
+        raise wrong_argument("bits", bits, "a BitDrawing (autoregressive.bit_drawing)")
+    if not generator.draws_bits:
+        raise UserError("bits: this generator does not write the bits of its tokens")
+    return generator.completed_bits(bits)
 
 
 def _count_of(generator: Generator, num_tokens: int | None, is_ordered: bool) -> int | None:
@@ -174,10 +195,11 @@ def draw_tokens(
     order: Tensor | None = None,
     num_tokens: int | None = None,
     passes: Passes | None = None,
+    bits: BitDrawing | None = None,
 ) -> Tensor:
     """Draws tokens (B,N) or (B,N,k) int64 for class `labels` (B,) that are on the generator's device already.
 
-    `draw` is `autoregressive.sampling.greedy`, or `seeded_draw(seed, sample_ids, generator.num_draws_in(passes))`.
+    `draw` is `autoregressive.sampling.greedy`, or `seeded_draw` with as many numbers per image as `num_draws_of` says.
     Settings may be given once or per index of a token; see `Generator.sample`.
 
     Raises ConfigError for a setting out of range, and NonFiniteValuesError, with the rows, where logits were not
@@ -190,7 +212,7 @@ def draw_tokens(
         check.note(p)
         return draw(p, position)
 
-    further = {"order": order, "num_tokens": num_tokens, "passes": passes}
+    further = {"order": order, "num_tokens": num_tokens, "passes": passes, "bits": bits}
     if generator.in_passes or generator.takes_numbers:  # numbers beside those of the indices, where the draw has any
         further["numbers"] = getattr(draw, "numbers", None)
     further = {name: value for name, value in further.items() if value is not None}  # not every generator takes them

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoregressive.generate import draw_tokens
+from autoregressive.bit_drawing import BitDrawing
+from autoregressive.drawing_order import DrawingOrder, cells_in_order, order_problems
+from autoregressive.generate import draw_tokens, num_draws_of
 from autoregressive.guidance import Guidance
 from autoregressive.models.base import Generator
 from autoregressive.passes import Passes
@@ -24,6 +26,7 @@ from engine.validation import Problem, Section, at_least
 from tokenizer.models.base import PictureDecoder, Tokenizer
 
 PASS_FLAGS = "--passes, --choice-temperature and --mask-schedule"
+BIT_FLAGS = "--bit-allocation, --bit-order and --bit-temperature"
 
 
 @dataclass(frozen=True)
@@ -38,23 +41,56 @@ class SamplerSettings(Section):
     greedy: bool = False
     num_tokens: int = 0  # the first ones of an image, for a tokenizer of flexible length; 0 = all
     passes: Passes | None = None  # of a generator that draws many tokens at once; None = as it does by itself
+    order: DrawingOrder | None = None  # of the cells, for a generator of any order; None = as it does by itself
+    bits: BitDrawing | None = None  # of a generator that writes the bits of a token; None = as it does by itself
 
     def problems(self) -> Iterator[Problem]:
         yield from setting_problems(self.temperature, self.top_k, self.top_p)
         yield from seed_problems(self.seed)
         yield from at_least(self, "num_tokens", 0)
+        yield from order_problems(self.order)
 
     def fitted_to(self, generator: Generator, tokenizer: Tokenizer) -> SamplerSettings:
         """The settings for this generator, with the passes in which it draws.
 
-        Raises ConfigError where images cannot have `num_tokens` tokens, or cannot be drawn in these passes.
+        Raises ConfigError where images cannot have `num_tokens` tokens, or cannot be drawn in these passes or in this
+        order, or their bits so.
         """
-        self._require_tokens(generator, tokenizer)
+        settings = self._with_bits(generator)
+        if settings.order is not None:
+            return settings._with_order(generator)
+        settings._require_tokens(generator, tokenizer)
         if generator.in_passes:
-            return replace(self, passes=generator.completed_passes(self.passes))
-        if self.passes is not None:
+            return replace(settings, passes=generator.completed_passes(settings.passes))
+        if settings.passes is not None:
             raise ConfigError(f"{PASS_FLAGS} are for a masked generator; this one does not draw its tokens in passes")
-        return self
+        return settings
+
+    def _with_bits(self, generator: Generator) -> SamplerSettings:
+        """The settings with all that is said about bits; without it where the generator draws them so by itself."""
+        if self.bits is None:
+            return self
+        if not generator.draws_bits:
+            raise ConfigError(
+                f"{BIT_FLAGS} are for a generator that writes the bits of a token; this one draws whole codes"
+            )
+        bits = generator.completed_bits(self.bits)
+        return replace(self, bits=None if bits == generator.completed_bits(None) else bits)
+
+    def _with_order(self, generator: Generator) -> SamplerSettings:
+        """The settings for a generator of any order; without one where it draws in this order by itself."""
+        if not generator.any_order:
+            raise ConfigError(
+                "--order is for a generator that was trained for any order of the cells, or a masked one; "
+                "this one draws in one order only"
+            )
+        if self.num_tokens:
+            raise ConfigError("give --num-tokens or --order, not both: the first tokens are those of raster")
+        if self.passes is not None:
+            raise ConfigError(f"give --order or {PASS_FLAGS}, not both: in an order, tokens are drawn one by one")
+        cells = cells_in_order(self.order, generator.num_tokens, self.seed)
+        is_usual = not generator.in_passes and cells == tuple(range(len(cells)))
+        return replace(self, order=None) if is_usual else self
 
     def _require_tokens(self, generator: Generator, tokenizer: Tokenizer) -> None:
         if self.num_tokens == 0:
@@ -76,6 +112,10 @@ class SamplerSettings(Section):
             del facts["num_tokens"]
         if self.passes is None:
             del facts["passes"]
+        if self.order is None:
+            del facts["order"]
+        if self.bits is None:
+            del facts["bits"]
         if self.guidance.power == 1:
             del facts["guidance"]["power"]
         return facts
@@ -90,12 +130,25 @@ class SamplerSettings(Section):
             top_p=self.top_p,
             seed=self.seed,
             greedy=self.greedy,
+            order=self.order,
         )
+        if self.bits is not None:
+            of_draws += f", bits in {self.bits.num_steps} steps ({self.bits.order}, {self.bits.temperature})"
         return of_draws if self.passes is None else f"{of_draws}, {self.passes.count} passes"
+
+    def cells(self, generator: Generator) -> Tensor | None:
+        """The cells (N,) in the order in which they are drawn; None = as the generator does by itself."""
+        if self.order is None:
+            return None
+        return torch.tensor(cells_in_order(self.order, generator.num_tokens, self.seed))
 
     def draw(self, sample_ids: Tensor, generator: Generator) -> Draw:
         """The random numbers of the samples `sample_ids` (B,), as many per image as the generator draws."""
-        return greedy if self.greedy else seeded_draw(self.seed, sample_ids, generator.num_draws_in(self.passes))
+        return (
+            greedy
+            if self.greedy
+            else seeded_draw(self.seed, sample_ids, num_draws_of(generator, self.passes, self.bits))
+        )
 
 
 @torch.inference_mode()
@@ -116,6 +169,7 @@ def sample_images(
     logits or pixels are not finite.
     """
     device = generator.device
+    order = settings.cells(generator)
     for first in range(0, len(labels), batch_size):
         rows = slice(first, first + batch_size)
 
@@ -132,6 +186,8 @@ def sample_images(
                 top_p=settings.top_p,
                 num_tokens=settings.num_tokens or None,
                 passes=settings.passes,
+                order=order,
+                bits=settings.bits,
             )
         synchronize(device)
         generated = time.perf_counter()

@@ -5,6 +5,10 @@
     python -m autoregressive.sample --vq-ckpt runs/quickstart/tokenizer --gpt-ckpt runs/quickstart/gpt
     python -m autoregressive.sample
     python -m autoregressive.sample --vq-ckpt shipped:wetok --gpt-ckpt shipped:wetok --class-idx 3,7
+    python -m autoregressive.sample --vq-ckpt runs/quickstart-rar/tokenizer --gpt-ckpt runs/quickstart-rar/gpt \\
+        --order reversed --sample-dir results/reversed
+    python -m autoregressive.sample --vq-ckpt runs/quickstart-bar/tokenizer --gpt-ckpt runs/quickstart-bar/gpt \\
+        --bit-allocation 1 --bit-order fixed --sample-dir results/one_by_one
 
 With the same seed and settings, sample i always looks the same, whatever the batch size. Several processes share the
 classes. A class that is named twice gets further samples, in a numbered folder. A folder of the same settings is

@@ -7,7 +7,7 @@ that the sample is generated in nor on the number of processes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoregressive.drawing_order import order_text
 from autoregressive.guidance import Guidance
 from engine.messages import ConfigError
 from engine.seeds import counter_rng, seed_problems
@@ -60,10 +61,12 @@ def settings_text(
     top_p: PerIndex[float] = 1.0,
     seed: int = 0,
     greedy: bool = False,
+    order: str | Sequence[int] | None = None,
 ) -> str:
     """Settings of the sampler in one line for people: `seed 0, guidance scale 2, temperature 1`.
 
-    Filters are named where they filter. Lists, as a JSON file has them, may stand for tuples.
+    Filters are named where they filter, an order of the cells where there is one. Lists, as a JSON file has them, may
+    stand for tuples.
     """
 
     def said(value: Any) -> str:
@@ -72,12 +75,13 @@ def settings_text(
     parts = [f"guidance scale {said(guidance_scale)}"]
     if guidance_schedule != "constant":
         parts[0] += f" ({guidance_schedule})"
+    in_order = [] if order is None else [order_text(order)]
     if greedy:
-        return ", ".join(["always the most probable code", *parts])
+        return ", ".join(["always the most probable code", *parts, *in_order])
     parts = [f"seed {seed}", *parts, f"temperature {said(temperature)}"]
     parts += [f"top-k {said(top_k)}"] if said(top_k) != "0" else []
     parts += [f"top-p {said(top_p)}"] if said(top_p) != "1" else []
-    return ", ".join(parts)
+    return ", ".join([*parts, *in_order])
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ CUDA_MODULES = ("engine.devices", "engine.world", "engine.parallel")
 # Loading tokenizers, under their own and under published names: what later layers may see of `tokenizer`.
 PUBLIC_TOKENIZER = [f"tokenizer.{name}" for name in ("load_tokenizer", "loading", "cli", "published", "models.base")]
 
+# Settings of a sampler, which generators read.
+SETTINGS = [f"autoregressive.{name}" for name in ("guidance", "passes", "bit_drawing", "sampling")]
+
 # Layer -> what of ours it may import, as prefixes of module names. The longest matching layer counts.
 LAYERS = {
     "engine": ["engine"],
@@ -37,21 +40,19 @@ LAYERS = {
     "autoregressive.code_writer": ["engine", "autoregressive.codes"],
     "autoregressive.views": ["engine"],
     "autoregressive.guidance": ["engine"],
+    "autoregressive.bit_drawing": ["engine"],
+    "autoregressive.drawing_order": ["engine"],
     "autoregressive.passes": ["engine"],
-    "autoregressive.sampling": ["engine", "autoregressive.guidance"],
-    "autoregressive.models": ["engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "passes", "sampling"))],
+    "autoregressive.sampling": ["engine", "autoregressive.guidance", "autoregressive.drawing_order"],
+    "autoregressive.models": ["engine", "autoregressive.models", *SETTINGS],
     # A generator of scales takes sums of codes as its input, which the quantizer of scales computes.
     "autoregressive.models.next_scale": [
-        "engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "passes", "sampling")),
+        "engine", "autoregressive.models", *SETTINGS,
         "tokenizer.quantizers.multi_scale",
     ],
-    "autoregressive.models.base": [
-        "engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "passes", "sampling", "loading")),
-    ],
+    "autoregressive.models.base": ["engine", "autoregressive.models", "autoregressive.loading", *SETTINGS],
     "autoregressive.labels": ["engine", "autoregressive.models.base"],
-    "autoregressive.generate": [
-        "engine", *(f"autoregressive.{n}" for n in ("models", "guidance", "passes", "sampling", "labels")),
-    ],
+    "autoregressive.generate": ["engine", "autoregressive.models", "autoregressive.labels", *SETTINGS],
     "autoregressive.training": ["engine", "autoregressive", "tokenizer.load_tokenizer", "tokenizer.loading",
                                 "tokenizer.models.base"],
     "autoregressive": ["engine", "autoregressive", *PUBLIC_TOKENIZER],

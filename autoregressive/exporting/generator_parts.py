@@ -7,6 +7,7 @@ Shapes    labels int64 (B,)      a token int64 (B,), or (B,k) where it has k ind
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ MASKED_SHARE = 0.5  # of the indices that a pass is compared on
 class GeneratorPart(Part):
     """A part of a generator, with tokens to compare it on."""
 
+    of_what: ClassVar[str]  # what the part is, for a message
+
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
         self.has_several_indices = len(generator.codebook_sizes) > 1
@@ -33,20 +36,39 @@ class GeneratorPart(Part):
         return labels, random_codes(network.codebook_sizes, rows, network.num_tokens, random)
 
 
+def parts_of(generator: Generator) -> list[str]:
+    """The names of the parts that a generator has."""
+    modules = {
+        StepPart.name: generator.functional_step(),
+        HeadPart.name: generator.functional_head(),
+        PassPart.name: generator.functional_pass(),
+    }
+    return [name for name, module in modules.items() if module is not None]
+
+
+def require_part(name: str, generator: Generator) -> None:
+    """Raises UserError, which names the parts that the generator has, where the part `name` is none of them."""
+    parts = parts_of(generator)
+    if name in parts:
+        return
+    accepted = f"it has {' and '.join(f'--part {part}' for part in parts)}"
+    if not parts:
+        accepted = "no part of it can be exported; --part encode and --part decode of its tokenizer can"
+    path, kind = generator.provenance.path, type(generator).__name__
+    of_what = GENERATOR_PARTS[name].of_what
+    raise UserError(f"--part {name} is {of_what}, and the generator {path} ({kind}) has none: {accepted}")
+
+
 class StepPart(GeneratorPart):
     """See the module docstring."""
 
     name = "step"
+    of_what = "a decode step with a cache, which gives what a code is drawn from"
 
     def __init__(self, generator: Generator) -> None:
         super().__init__(generator)
-        module = generator.functional_step()
-        if module is None:
-            raise UserError(
-                f"--part step: a generator ({type(generator).__name__}) without a decode step that can be exported: "
-                "its class defines no functional_step, or none for its head"
-            )
-        self.module = module
+        require_part(self.name, generator)
+        self.module = generator.functional_step()
 
         # The inputs: the cache goes in and comes out.
         cache = "float32 (layers,batch,heads,tokens,channels), what the step before gave; zeros at first"
@@ -104,24 +126,14 @@ class HeadPart(GeneratorPart):
     """See the module docstring."""
 
     name = "head"
+    of_what = "the head for tokens of several indices"
     outputs = (Port("logits", "float32 (batch,k,codes); of an index with fewer codes -inf beyond them"),)
 
     def __init__(self, generator: Generator) -> None:
         super().__init__(generator)
 
-        # A head of its own, with several indices to draw.
-        module = generator.functional_head()
-        if module is None and self.has_several_indices:
-            raise UserError(
-                f"--part head: {generator.provenance.path} is a generator ({type(generator).__name__}) without a head "
-                "that can be exported: its class defines no functional_head"
-            )
-        if module is None:
-            raise UserError(
-                f"--part head is for tokens of several indices, and those of {generator.provenance.path} have one: "
-                "--part step gives their logits"
-            )
-        self.module = module
+        require_part(self.name, generator)
+        self.module = generator.functional_head()
 
         # What it takes.
         self.inputs = (
@@ -152,16 +164,12 @@ class PassPart(GeneratorPart):
     """One pass of a masked generator over all tokens; nothing is kept between passes."""
 
     name = "pass"
+    of_what = "the pass of a masked generator over all tokens"
 
     def __init__(self, generator: Generator) -> None:
         super().__init__(generator)
-        module = generator.functional_pass()
-        if module is None:
-            raise UserError(
-                f"--part pass is for masked generators, and {generator.provenance.path} draws one token after the "
-                "other: --part step gives its logits"
-            )
-        self.module = module
+        require_part(self.name, generator)
+        self.module = generator.functional_pass()
         shape, logits = ("(batch,tokens,k)", "k,codes") if self.has_several_indices else ("(batch,tokens)", "codes")
         self.inputs = (
             Port("labels", f"int64 (batch,), class of the image, {generator.null_class} for none"),

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autoregressive.bit_drawing import BitDrawing
 from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.passes import Passes
 from autoregressive.sampling import Draw, PerIndex
@@ -79,6 +80,7 @@ class Generator(PretrainedNetwork):
     any_order: bool = False  # `sample` takes an `order`
     stops_early: bool = False  # `sample` takes `num_tokens`
     in_passes: bool = False  # `sample` takes `passes` and `numbers`
+    draws_bits: bool = False  # `sample` takes `bits` and `numbers`
     takes_numbers: bool = False  # `sample` takes `numbers` without passes
     held_out_loss: ClassVar[str] = "loss"  # its name in records (val/loss) and results; another kind has another name
     held_out_facts: Mapping[str, Any] = {}  # what such a loss says in a result, beside "nats per token"
@@ -127,6 +129,17 @@ class Generator(PretrainedNetwork):
     def num_draws_in(self, passes: Passes | None) -> int:
         """`num_draws` where an image is drawn in `passes`; None = as the generator does by itself."""
         return self.num_draws
+
+    def num_draws_of_bits(self, bits: BitDrawing) -> int:
+        """`num_draws` where bits are drawn so, for a generator that `draws_bits`."""
+        raise NotImplementedError
+
+    def completed_bits(self, bits: BitDrawing | None) -> BitDrawing:
+        """How `sample` draws bits, with what `bits` leaves open as the generator does by itself.
+
+        For a generator that `draws_bits`. Raises ConfigError where the steps do not fit a token.
+        """
+        raise NotImplementedError
 
     def completed_passes(self, passes: Passes | None) -> Passes:
         """The passes in which `sample` draws, with what `passes` leaves open.
@@ -256,7 +269,8 @@ class Generator(PretrainedNetwork):
         A generator with `any_order` also takes `order` (N,): the cells in the order in which they are drawn. One that
         `stops_early` takes `num_tokens`: it draws the first n tokens (B,n) or (B,n,k) of what it would draw. One
         `in_passes` takes `passes`; it and one with `takes_numbers` take `numbers(first, count)`, the random numbers
-        (B,count) of draws that are not of an index; None = there are none.
+        (B,count) of draws that are not of an index; None = there are none. One that `draws_bits` takes
+        `bits`, complete.
         """
         raise NotImplementedError
 

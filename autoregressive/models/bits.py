@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoregressive.bit_drawing import BitDrawing
 from engine.validation import Problem, Section, at_least, in_range
 
 MASKED = 2  # the value of a bit that is not known
@@ -49,6 +50,11 @@ class BitsConfig(Section):
         if self.allocation:
             return np.cumsum(self.allocation).tolist()
         return sorted({max(1, bits * part // STEPS[-1]) for part in STEPS})
+
+    def drawing(self, bits: int) -> BitDrawing:
+        """How a token of `bits` bits is drawn where a sampler says nothing else."""
+        allocation = np.diff(self.steps(bits), prepend=0).tolist()
+        return BitDrawing(allocation=tuple(allocation), order=self.order, temperature=self.temperature)
 
 
 # ------------------------------------------------------------------------------------------------ indices and bits

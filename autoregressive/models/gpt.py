@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoregressive.bit_drawing import BitDrawing
 from autoregressive.models.base import DataSizes
 from autoregressive.models.bits import BitsConfig
 from autoregressive.models.decode_steps import StepFunctions, Steps
@@ -194,6 +195,7 @@ class GPT(TokenByToken):
         )
         self.head = HEADS[config.head_name](head_settings)
         self.head.add_input(self)
+        self.draws_bits = self.head.draws_bits
         self.takes_numbers = self.head.takes_numbers
         self.held_out_facts = self.head.held_out_facts
 
@@ -322,12 +324,20 @@ class GPT(TokenByToken):
         settings: list[IndexSettings],
         draw: Draw,
         batch: int,
-        numbers: Numbers | None,
+        numbers: Numbers | None = None,
+        bits: BitDrawing | None = None,
     ) -> Tensor:
         if self.head.draws_by_index:
-            return super().next_token(steps, inputs, position, settings, draw, batch, numbers)
+            return super().next_token(steps, inputs, position, settings, draw, batch)
         logits_of = partial(steps.logits, steps.hidden(inputs, position))
-        return self.head.draw_token(logits_of, position, settings, draw, numbers, batch)
+        of_bits = {} if bits is None else {"bits": bits}
+        return self.head.draw_token(logits_of, position, settings, draw, numbers, batch, **of_bits)
+
+    def completed_bits(self, bits: BitDrawing | None) -> BitDrawing:
+        return self.head.completed_bits(bits)
+
+    def num_draws_of_bits(self, bits: BitDrawing) -> int:
+        return self.head.num_draws_of_bits(self.num_tokens, bits)
 
     # ---------------------------------------------------------------------------------------- token by token
     def functional_step(self) -> FunctionalStep | None:

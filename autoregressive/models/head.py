@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autoregressive.bit_drawing import BitDrawing
 from autoregressive.models.bits import BitsConfig
 from autoregressive.models.kv_cache import KVCache
 from autoregressive.models.rope import Rope
@@ -47,6 +48,7 @@ class Head:
 
     max_indices: ClassVar[int | None] = None  # indices per token that it can write; None = any number
     draws_by_index: ClassVar[bool] = True  # one index after the other, with `next_logits`; else with `draw_token`
+    draws_bits: ClassVar[bool] = False  # `draw_token` takes `bits`
     takes_numbers: bool = False  # `draw_token` takes random numbers that are not of an index
     held_out_facts: Mapping[str, Any] = {}  # see `Generator.held_out_facts`
 
@@ -115,6 +117,14 @@ class Head:
         """How many random numbers an image of `num_tokens` tokens takes."""
         return math.prod(self.token_shape(num_tokens))
 
+    def completed_bits(self, bits: BitDrawing | None) -> BitDrawing:
+        """See `Generator.completed_bits`; for a head that `draws_bits`."""
+        raise NotImplementedError
+
+    def num_draws_of_bits(self, num_tokens: int, bits: BitDrawing) -> int:
+        """`num_draws` where bits are drawn so, for a head that `draws_bits`."""
+        raise NotImplementedError
+
     def draw_token(
         self,
         logits_of: Callable[[Tensor | None, int], Tensor],
@@ -123,6 +133,7 @@ class Head:
         draw: Draw,
         numbers: Numbers | None,
         batch: int,
+        bits: BitDrawing | None = None,
     ) -> Tensor:
         """The token (batch,) or (batch,k) at a place of an image, for a head that does not draw by index.
 

@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoregressive.bit_drawing import BitDrawing
 from autoregressive.models.bits import (
     MASKED,
     BitsConfig,
@@ -90,6 +91,8 @@ class MaskedBitsHead(Head, nn.Module):
     """See the module docstring."""
 
     draws_by_index = False
+    draws_bits = True
+    takes_numbers = True
     held_out_facts: Mapping[str, Any] = {"likelihood": "chain rule, the bits of a token one by one in fixed order"}
 
     def __init__(self, settings: HeadSettings) -> None:
@@ -99,9 +102,7 @@ class MaskedBitsHead(Head, nn.Module):
         self.num_indices = len(settings.codebook_sizes)
         self.bits_of_index = bits_of_sizes(settings.codebook_sizes)
         self.bits = sum(self.bits_of_index)
-        self.known_after = self.options.steps(self.bits)  # each step of drawing
-        self.known_before = [0, *self.known_after[:-1]]
-        self.takes_numbers = self.options.order == "confidence"
+        self.drawing = self.options.drawing(self.bits)  # where a sampler says nothing else
 
         # The mean weight of a bit in training: what is divided by, in the place of the sum of weights of a batch, which
         # changes with the number of devices and micro-batches.
@@ -226,17 +227,27 @@ class MaskedBitsHead(Head, nn.Module):
 
     # ---------------------------------------------------------------------------------------- sampling
     def num_draws(self, num_tokens: int) -> int:
+        return self.num_draws_of_bits(num_tokens, self.drawing)
+
+    def num_draws_of_bits(self, num_tokens: int, bits: BitDrawing) -> int:
         """In fixed order a number for each bit. Else one for each bit in every step, and as many for the choice of the
         bits that stay.
         """
-        return num_tokens * self.bits * (2 * len(self.known_after) if self.takes_numbers else 1)
+        return num_tokens * self.bits * (2 * bits.num_steps if bits.order == "confidence" else 1)
+
+    def completed_bits(self, bits: BitDrawing | None) -> BitDrawing:
+        return self.drawing if bits is None else bits.completed(self.drawing)
 
     def next_logits(self, hidden: Tensor, bits: Tensor | None, number: int, cache: KVCache) -> Tensor:
-        """Logits (B,b,2) in step `number` of a token, whose `bits` (B,b) are known or MASKED; None: all masked."""
+        """Logits (B,b,2) of a token whose `bits` (B,b) are known or MASKED, as many in all rows; None: all masked.
+
+        The masked share is computed from the bits: a recorded step serves any allocation.
+        """
         if bits is None:
             bits = torch.full((len(hidden), self.bits), MASKED, device=hidden.device)
         projected = self.project(self.hidden_norm(hidden))
-        share = self._same_share(projected, 1 - self.known_before[number] / self.bits)
+        num_known = (bits[:1] != MASKED).sum(-1)
+        share = (1 - num_known.double() / self.bits).float()
         return self.bit_logits(projected, bits, share)
 
     def new_cache(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> KVCache:
@@ -251,53 +262,57 @@ class MaskedBitsHead(Head, nn.Module):
         draw: Draw,
         numbers: Numbers | None,
         batch: int,
+        bits: BitDrawing | None = None,
     ) -> Tensor:
-        """Draws all bits of a token; see the module docstring.
+        """Draws all bits of a token, as `bits` says; see `autoregressive.bit_drawing`.
 
         In step j the trust in a bit is the logit of its drawn value, plus tau g with a number g of the standard Gumbel
         distribution. `numbers` are those of g; without them (a greedy draw) there is no noise.
         """
         options = one_for_all(settings)
-        bits = torch.full((batch, self.bits), MASKED, device=self.frequencies.device)
+        drawing = self.drawing if bits is None else bits
+        known = torch.full((batch, self.bits), MASKED, device=self.frequencies.device)
         copies = 1
-        for number in range(len(self.known_after)):
-            logits = logits_of(None if number == 0 else bits.repeat(copies, 1), number)
+        known_before = 0
+        for number, known_after in enumerate(drawing.known_after()):
+            logits = logits_of(None if number == 0 else known.repeat(copies, 1), number)
             copies = len(logits) // batch
             guided = spread_nan(guided_logits(logits, batch, options.guidance_scale))
-            falling = 1 - number / len(self.known_after) if self.options.temperature == "falling" else 1.0
-            tau = options.temperature * falling
-            if self.options.order == "fixed":
-                bits = self._with_first(bits, guided, tau, draw, place, number)
+            tau = drawing.temperature_of(number, options.temperature)
+            if drawing.order == "fixed":
+                known = self._with_first(known, guided, tau, draw, place, range(known_before, known_after))
             else:
-                bits = self._with_most_trusted(bits, guided, tau, draw, numbers, place, number)
-        return to_tokens(bits, self.bits_of_index)
+                first = (place * drawing.num_steps + number) * self.bits
+                behind = self.num_tokens * drawing.num_steps * self.bits
+                noise = None if numbers is None else numbers(behind + first, self.bits)  # behind all draws of the image
+                known = self._with_most_trusted(known, guided, tau, draw, noise, first, known_after)
+            known_before = known_after
+        return to_tokens(known, self.bits_of_index)
 
-    def _with_first(self, bits: Tensor, logits: Tensor, tau: float, draw: Draw, place: int, number: int) -> Tensor:
-        """Bits (B,b) with the first ones that are still masked drawn, as many as step `number` reveals."""
-        start, end = self.known_before[number], self.known_after[number]
+    def _with_first(self, bits: Tensor, logits: Tensor, tau: float, draw: Draw, place: int, step: range) -> Tensor:
+        """Bits (B,b) with those of a `step` drawn, the first ones that are still masked."""
+        start, end = step.start, step.stop
         first = place * self.bits
-        drawn = [draw(probabilities(logits[:, j], tau), first + j) for j in range(start, end)]
+        drawn = [draw(probabilities(logits[:, j], tau), first + j) for j in step]
         return torch.cat([bits[:, :start], torch.stack(drawn, dim=1), bits[:, end:]], dim=1)
 
     def _with_most_trusted(
-        self, bits: Tensor, logits: Tensor, tau: float, draw: Draw, numbers: Numbers | None, place: int, number: int
+        self, bits: Tensor, logits: Tensor, tau: float, draw: Draw, noise: Tensor | None, first: int, num_known: int
     ) -> Tensor:
-        """Bits (B,b) with all masked ones drawn, and then those of the least trust masked again."""
-        first = (place * len(self.known_after) + number) * self.bits
+        """Bits (B,b) with all masked ones drawn, by the draws from `first` on, and then those of the least trust masked
+        again, so that `num_known` are left. `noise` (B,b) are the uniform numbers of the choice.
+        """
         columns = enumerate(logits.unbind(1))
         drawn = torch.stack([draw(probabilities(column, tau), first + j) for j, column in columns], dim=1)
-
-        # The random numbers of the choice lie behind those of all draws of the image.
         trust = logits.gather(-1, drawn[..., None])[..., 0].double()
-        if numbers is not None:
-            behind = self.num_tokens * len(self.known_after) * self.bits
-            trust = trust + tau * gumbel(numbers(behind + first, self.bits).to(trust.device))
+        if noise is not None:
+            trust = trust + tau * gumbel(noise.to(trust.device))
 
         # Known bits stay.
         is_masked = bits == MASKED
         drawn = torch.where(is_masked, drawn, bits)
         trust = trust.masked_fill(~is_masked, torch.inf)
-        return drawn.masked_fill(least(trust, self.bits - self.known_after[number]), MASKED)
+        return drawn.masked_fill(least(trust, self.bits - num_known), MASKED)
 
 
 def bit_losses(logits: Tensor, bits: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoregressive.bit_drawing import BitDrawing
 from autoregressive.guidance import UNGUIDED, Guidance
 from autoregressive.models.base import Generator
 from autoregressive.models.decode_steps import DecodeSteps, RecordedStepsByRows, StaticSteps, StepFunctions, Steps
@@ -118,6 +119,7 @@ class TokenByToken(Generator):
         order: Tensor | None = None,
         num_tokens: int | None = None,
         numbers: Numbers | None = None,
+        bits: BitDrawing | None = None,
     ) -> Tensor:
         """Tokens (B,N) or (B,N,k) for class `labels` (B,); see `Generator.sample`.
 
@@ -149,7 +151,7 @@ class TokenByToken(Generator):
                 steps = steps.keep_rows(batch)
 
             # Both halves of a guided batch go on with the same token.
-            token = self.next_token(steps, inputs, position, settings.at(position), draw, batch, numbers)
+            token = self.next_token(steps, inputs, position, settings.at(position), draw, batch, numbers, bits)
             tokens.append(token)
             inputs = torch.cat([token] * (len(inputs) // batch))
         drawn = torch.stack(tokens, dim=1)
@@ -163,12 +165,14 @@ class TokenByToken(Generator):
         settings: list[IndexSettings],
         draw: Draw,
         batch: int,
-        numbers: Numbers | None,
+        numbers: Numbers | None = None,
+        bits: BitDrawing | None = None,
     ) -> Tensor:
         """One decode step: draws the indices of the token at `position`, one after the other: (batch,) or (batch,k).
 
         `inputs` are class labels at position 0, then the tokens before: `batch` conditional rows, and as many
-        unconditional ones after them where the token is guided.
+        unconditional ones after them where the token is guided. `numbers` and `bits` are for a head that does not draw
+        by index.
         """
         hidden = steps.hidden(inputs, position)
         previous_index = None

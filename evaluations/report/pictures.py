@@ -25,7 +25,7 @@ from evaluations.report.run_folder import RunFolder
 
 SAMPLES_PICTURE = "samples.png"  # in the folder of a run
 SAMPLES_COLUMNS = 8
-SAMPLER_SETTINGS = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "seed", "greedy")
+SAMPLER_SETTINGS = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "seed", "greedy", "order")
 DRAWN_GRID = "grid.png"  # all samples of autoregressive.sample, each class with its name
 MAP_SIDE = 224  # pixels, of the map of the codebook
 MAX_CURVE_POINTS = 200  # of the curve of code frequencies

@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import mini
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 
 from autoregressive import export
 from autoregressive.exporting.formats import EXPORT_FORMATS, OnnxGraph, TorchProgram, traced
-from autoregressive.exporting.generator_parts import GENERATOR_PARTS
+from autoregressive.exporting.generator_parts import GENERATOR_PARTS, parts_of
 from autoregressive.exporting.parts import CodeComparison, Comparison
 from autoregressive.exporting.tokenizer_parts import TOKENIZER_PARTS, DecodePart
 from autoregressive.exporting.verification import Tolerance, largest_difference, verify
@@ -215,12 +216,32 @@ WRONG = {
     "another suffix": (["tokenizer", "--part", "encode", "--output", "x.pt"], "ends in .pt2 or .onnx"),
     "two formats": (["tokenizer", "--part", "encode", "--output", "x.pt2", "--format", "onnx"], "ends in .onnx"),
     "a part of the other kind": (["tokenizer", "--part", "step", "--output", "x.pt2"], "is not a generator"),
-    "a head of one index": (["gpt", "--part", "head", "--output", "x.pt2"], "--part step gives their logits"),
-    "a pass of a GPT": (["gpt", "--part", "pass", "--output", "x.pt2"], "draws one token after the other"),
+    "a head of one index": (["gpt", "--part", "head", "--output", "x.pt2"], "has none: it has --part step"),
+    "a pass of a GPT": (["gpt", "--part", "pass", "--output", "x.pt2"], "has none: it has --part step"),
     "an image size": (["tokenizer", "--part", "encode", "--output", "x.pt2", "--image-size", "32"], "is for 16"),
     "pixels of a generator": (["gpt", "--part", "step", "--output", "x.pt2", "--image-size", "32"], "has no images"),
     "nothing there": (["other_name", "--part", "encode", "--output", "x.pt2"], "is not a folder of weights"),
 }
+
+
+PARTS_OF_GENERATORS = {  # kind of generator -> what the message says that it has
+    "plain": "it has --part step",
+    "factorized": "it has --part step and --part head",
+    "masked": "it has --part pass",
+    "masked bits": "no part of it can be exported; --part encode and --part decode of its tokenizer can",
+    "any order": "no part of it can be exported; --part encode and --part decode of its tokenizer can",
+}
+
+
+@pytest.mark.parametrize("kind", PARTS_OF_GENERATORS)
+def test_a_part_that_a_generator_lacks_is_refused_with_those_that_it_has(kind):
+    generator = small_generator(kind)
+    generator.provenance = SimpleNamespace(path="runs/mine")
+    for name in set(GENERATOR_PARTS) - set(parts_of(generator)):
+        with pytest.raises(
+            UserError, match=f"--part {name} is .* the generator runs/mine .*{PARTS_OF_GENERATORS[kind]}"
+        ):
+            GENERATOR_PARTS[name](generator)
 
 
 @pytest.mark.parametrize("case", WRONG)

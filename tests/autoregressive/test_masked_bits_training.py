@@ -51,5 +51,7 @@ def test_the_loss_of_a_training_is_the_exact_one_and_says_so(whole, codes):
 def test_an_export_of_a_step_is_refused(whole):
     from autoregressive.exporting.generator_parts import StepPart
 
-    with pytest.raises(UserError, match="without a decode step that can be exported"):
+    with pytest.raises(
+        UserError, match=r"\(GPT\) has none: no part of it can be exported; --part encode and --part decode"
+    ):
         StepPart(load_gpt(whole, weights="model"))
