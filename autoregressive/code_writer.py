@@ -106,9 +106,15 @@ class CodeWriter:
     `finish` (after one). To be used in a `with`, which closes the files of the rank.
     """
 
-    def __init__(self, folder: str | Path, manifest: CodesManifest, block: int, rank: int) -> None:
+    def __init__(
+        self, folder: str | Path, manifest: CodesManifest, block: int, rank: int, maker: CodeMaker | None = None
+    ) -> None:
+        """`maker` is the tokenizer, which may know more of what it was than the manifest: whose decoder it has
+        trained on.
+        """
         self.folder = Path(folder) / manifest.split
         self.manifest = manifest
+        self.maker = maker or manifest.maker
         self.shape = manifest.shape
         self.block = block
         self._progress = Progress(self.folder, rank)
@@ -144,12 +150,17 @@ class CodeWriter:
         facts_now = asdict(self.manifest)
         images_now = facts_now.pop("image_facts")
         maker_then = CodeMaker(present.get("fingerprint", ""), present.get("codes_fingerprint", ""))
-        if self.manifest.maker.makes_codes_of(maker_then):
-            facts_now = without_facts(facts_now, {"fingerprint", "codes_fingerprint"})  # perhaps another decoder
-        changed = [
+        path_then, path_now = present.get("tokenizer", "?"), facts_now["tokenizer"]
+        facts_now = without_facts(facts_now, {"tokenizer", "fingerprint", "codes_fingerprint"})
+        changed = []
+        if not self.maker.makes_codes_of(maker_then):  # which has perhaps another decoder
+            fingerprints = maker_then.fingerprint[:16], self.manifest.fingerprint[:16]
+            names = [f"{name} ({path})" for name, path in zip(fingerprints, (path_then, path_now), strict=True)]
+            changed.append(f"of another tokenizer: {names[0]} there, {names[1]} now; {maker_then.why_not()}")
+        changed += [
             f"{key}: {present.get(key)!r} there, {value!r} now"
             for key, value in facts_now.items()
-            if key != "tokenizer" and present.get(key, type(value)()) != value
+            if present.get(key, type(value)()) != value
         ]
 
         # The images, which an older version does not describe.

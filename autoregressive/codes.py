@@ -133,11 +133,12 @@ class CodeStore:
 
         The decoder may be another one than that of the tokenizer that made them.
         """
-        if not maker.makes_codes_of(self.manifest.maker):
+        theirs = self.manifest.maker
+        if not maker.makes_codes_of(theirs):
             raise CodesError(
-                f"{self.folder} holds codes of another tokenizer: theirs {self.manifest.fingerprint[:16]} "
-                f"({self.manifest.tokenizer}), given {maker.fingerprint[:16]} ({tokenizer}); extract codes with that "
-                "one"
+                f"{self.folder} holds codes of another tokenizer: theirs {theirs.fingerprint[:16]} "
+                f"({self.manifest.tokenizer}), given {maker.fingerprint[:16]} ({tokenizer}); {theirs.why_not()}. Use "
+                "the one that made them, or extract codes with the given one into another folder"
             )
 
     def contents(self) -> dict[str, str]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from autoregressive.code_writer import CodeWriter
 from autoregressive.codes import FORMAT, CodesManifest, CodeStore, code_dtype
 from autoregressive.views import DEFAULT_VIEWS, VIEWS
+from engine.checkpoint.code_maker import DECODER_OF
 from engine.cli import add_device_flag, entry_parser, not_negative, positive, run_entry
 from engine.cores import usable_cores
 from engine.data.classes import Classes, with_labels_of
@@ -139,7 +140,8 @@ def extract_split(
     """
     manifest = manifest_of(tokenizer, source, split, views, data.decoding)
     block = max(1, batch_size // manifest.num_views)
-    writer = CodeWriter(code_path, manifest, block, world.rank)
+    maker = replace(manifest.maker, decoder_of=tuple(tokenizer.provenance.stamp.get(DECODER_OF, ())))
+    writer = CodeWriter(code_path, manifest, block, world.rank, maker)
     if writer.finished():
         logger.info("%s: %s images are already there", writer.folder, len(source))
         return

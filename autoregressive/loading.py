@@ -119,7 +119,8 @@ def require_pair(generator: Generator, tokenizer: Tokenizer) -> None:
     if trained_on is not None and not tokenizer.makes_codes_of(trained_on):
         raise ConfigError(
             f"the generator {generator.provenance.path} was trained on codes of tokenizer "
-            f"{trained_on.fingerprint[:16]}, but {tokenizer.provenance.path} is {tokenizer.provenance.fingerprint[:16]}"
+            f"{trained_on.fingerprint[:16]}, but {tokenizer.provenance.path} is "
+            f"{tokenizer.provenance.fingerprint[:16]}; {trained_on.why_not()}"
         )
 
     require_sizes(generator, tokenizer)

@@ -367,7 +367,7 @@ def test_codes_are_not_overwritten_by_those_of_another_tokenizer(place, refused,
     tiny.write_codes(tmp_path / "codes", "f" * 64)
     before = (tmp_path / "codes" / "train" / "codes.npy").read_bytes()
     command = ["--vq-ckpt", str(place.root / "tokenizer"), "--code-path", str(tmp_path / "codes"), "--device", "cpu"]
-    refused(CODES, command, "holds other codes", "fingerprint", "use another --code-path")
+    refused(CODES, command, "holds other codes", "of another tokenizer", "use another --code-path")
     assert (tmp_path / "codes" / "train" / "codes.npy").read_bytes() == before
 
 

@@ -34,6 +34,15 @@ class CodeMaker:
             return other.codes_fingerprint == self.codes_fingerprint
         return other.fingerprint in (self.fingerprint, *self.decoder_of)
 
+    def why_not(self) -> str:
+        """Why a tokenizer that does not make these codes was refused, for a message."""
+        if self.codes_fingerprint:
+            return "its encoder or quantizer is another one"
+        return (
+            "what is on record is of an older version, which names whole tokenizers alone, and the given one does not "
+            "name that as the one whose decoder was trained on"
+        )
+
     def stamp(self) -> dict[str, str]:
         """What a generator of its codes says of it."""
         return {TOKENIZER_FINGERPRINT: self.fingerprint, CODES_FINGERPRINT: self.codes_fingerprint}

@@ -306,7 +306,7 @@ def test_a_finished_split_is_left_alone(tokenizer, tmp_path, world, monkeypatch)
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"seed": 1}, "fingerprint"), ({"views": "ten-crop"}, r"views: 'flip' there, 'ten-crop' now")],
+    [({"seed": 1}, "of another tokenizer"), ({"views": "ten-crop"}, r"views: 'flip' there, 'ten-crop' now")],
 )
 def test_codes_of_another_tokenizer_or_other_crops_are_not_mixed(
     tokenizer, tmp_path, world, monkeypatch, finished, change, message

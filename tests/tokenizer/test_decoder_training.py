@@ -1,6 +1,7 @@
 """A decoder that is trained alone, and a discriminator that is trained before the tokenizer meets it."""
 
 import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import tiny
 import torch
 from ranks import on_ranks
 
+import autoregressive.sample
 import autoregressive.train
 import tokenizer.train
+from autoregressive import extract_codes
 from autoregressive.code_writer import CodeWriter
 from autoregressive.codes import CodesError, CodesManifest, CodeStore
 from autoregressive.extract_codes import manifest_of
@@ -21,9 +24,11 @@ from engine.checkpoint.code_maker import CodeMaker
 from engine.checkpoint.manifest import CheckpointError, checkpoint_folders, read_manifest
 from engine.checkpoint.weights import export_folder
 from engine.data.decoding import DEFAULT_DECODING
+from engine.data.images import image_tensor, read_image
 from engine.data.sources import open_source
 from engine.messages import ConfigError
 from engine.run_log import read_metrics
+from engine.world import World
 from evaluations.fingerprint import digests
 from tokenizer import load_tokenizer
 from tokenizer.models.base import Tokenizer
@@ -139,6 +144,71 @@ def test_codes_and_generators_of_before_stay_valid(base, tuned, tmp_path, image_
     assert digests(runs[0]) == digests(runs[1])
     stamps = [read_manifest(checkpoint_folders(run)[-1])["stamp"] for run in runs]
     assert stamps[0]["tokenizer_fingerprint"] == stamps[1]["tokenizer_fingerprint"] == before.provenance.fingerprint
+
+
+def extract(entry, tokenizer, code_path) -> tuple[int, str]:
+    """What the command of extraction says: (exit code, its log)."""
+    flags = ["--vq-ckpt", tokenizer, "--code-path", code_path, "--num-workers", 0, "--device", "cpu"]
+    code, _, err = entry(extract_codes.main, *flags)
+    return code, err
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_store_serves_the_tokenizer_whose_decoder_was_trained_on(base, tuned, tmp_path, entry, monkeypatch):
+    """Extraction with it extracts nothing; the generator of the codes draws with its decoder. So with a store of an
+    older version, which names the whole tokenizer alone."""
+    code, err = extract(entry, base / "tokenizer", tmp_path / "codes")
+    assert code == 0, err
+    for manifest in ({}, {"codes_fingerprint": ""}):
+        for path in (tmp_path / "codes").rglob("manifest.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | manifest))
+        before = files_of(tmp_path / "codes")
+        with monkeypatch.context() as patch:
+            patch.setattr(CodeWriter, "write", lambda *given: pytest.fail("a code was extracted again"))
+            code, err = extract(entry, tuned[0], tmp_path / "codes")
+        assert code == 0 and err.count("images are already there") == 2, err
+        assert files_of(tmp_path / "codes") == before
+        run = tmp_path / f"gpt_{len(manifest)}"
+        train_gpt = tiny.gpt_config(run, tmp_path / "codes", base / "tokenizer", "loop.steps=1")
+        autoregressive.train.train(train_gpt, World(0, 1, 0, torch.device("cpu")))
+        out = tmp_path / f"samples_{len(manifest)}"
+        flags = ["--vq-ckpt", tuned[0], "--gpt-ckpt", run, "--qual-num", 1, "--class-idx", 0, "--sample-dir", out]
+        code, _, err = entry(autoregressive.sample.main, *flags, "--device", "cpu")
+        assert code == 0, err
+        tokens = autoregressive.generate(load_gpt(run), [0], guidance_scale=2.0, seed=0)
+        (picture,) = out.rglob("000000.png")
+        expected = load_tokenizer(tuned[0]).detokenize(tokens, output="uint8")[0]
+        assert torch.equal(image_tensor(read_image(picture)), expected)
+
+
+def test_a_store_of_another_encoder_is_refused_with_what_to_do(base, tuned, tmp_path, entry):
+    """Also one that could be of the same encoder, where neither the store nor the tokenizer says so."""
+    assert extract(entry, base / "tokenizer", tmp_path / "codes")[0] == 0
+    config = load_tokenizer(tuned[0]).provenance.config
+    network = load_tokenizer(tuned[0])
+    export_folder(tmp_path / "without_stamp", config, {"model": network.state_dict()})
+    with torch.no_grad():
+        network.quantizer.codebook[0, 0] += 1
+    export_folder(tmp_path / "other", config, {"model": network.state_dict()})
+
+    code, err = extract(entry, tmp_path / "other", tmp_path / "codes")
+    assert code == 2 and "holds other codes (of another tokenizer" in err and "--code-path" in err
+    assert "its encoder or quantizer is another one" in err
+    assert extract(entry, tmp_path / "without_stamp", tmp_path / "codes")[0] == 0  # by the fingerprint of its encoder
+
+    # The store of an older version, for whose tokenizer nobody vouches.
+    for path in (tmp_path / "codes").rglob("manifest.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"codes_fingerprint": ""}))
+    code, err = extract(entry, tmp_path / "without_stamp", tmp_path / "codes")
+    assert code == 2 and "of an older version, which names whole tokenizers alone" in err and "--code-path" in err
+    maker = load_tokenizer(tmp_path / "without_stamp").code_maker()
+    with pytest.raises(
+        CodesError, match=r"older version.* Use the one that made them, or extract codes with the given"
+    ):
+        CodeStore(tmp_path / "codes", "train").require(maker, "runs/mine")
 
 
 def test_another_encoder_is_refused(base, tuned, tmp_path, image_folder, world):
