@@ -152,6 +152,20 @@ def numbers_from(args: argparse.Namespace) -> tuple[str, ...]:
     return names
 
 
+def require_use_of_held_out(args: argparse.Namespace) -> None:
+    """Raises UserError where --held-out is given and no number reads its images."""
+    if args.held_out is None:
+        return
+    if extractor_name(args) == "none":
+        raise UserError(f"--held-out {args.held_out}: its numbers need features, and --extractor none has none")
+    readers = [name for name, group in GROUPS.items() if group.reads_held_out]
+    if not set(readers) & set(numbers_from(args)):
+        raise UserError(
+            f"--held-out {args.held_out} is for --numbers {' '.join(readers)}, which is not among those that are asked "
+            f"for ({' '.join(args.numbers)}): add it, or leave --held-out out"
+        )
+
+
 def open_held_out(path: str | None, image_size: int | None) -> ImageSequence | None:
     """The images that --held-out names, None without it. `image_size` of the others in pixels, None where that differs
     or is not known. Raises UserError for images of another size.
@@ -171,6 +185,7 @@ def held_out_features(
 
     Raises UserError for images of another size than those that are measured.
     """
+    require_use_of_held_out(args)
     images = open_held_out(args.held_out, image_size)
     if images is None:
         return None

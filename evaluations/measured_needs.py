@@ -18,7 +18,15 @@ from engine.data.classes import Classes
 from engine.data.config import DataConfig
 from engine.messages import UserError
 from engine.preflight import Preflight
-from evaluations.cli import assets_from, extractor_name, no_kind, numbers_from, open_held_out, reference_path
+from evaluations.cli import (
+    assets_from,
+    extractor_name,
+    no_kind,
+    numbers_from,
+    open_held_out,
+    reference_path,
+    require_use_of_held_out,
+)
 from evaluations.image_sets import open_images, survey_images
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.extractors import EXTRACTORS
@@ -56,6 +64,7 @@ def measure_needs(
     # The numbers, and what computes features.
     with preflight.collecting():
         numbers_from(args)
+        require_use_of_held_out(args)
     name = extractor_name(args)
     if name == "none":
         return

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from autoregressive.cli import gpt_from, set_sampling, settings_of
 from autoregressive.loading import classes_of
 from engine.aliases import current_result
@@ -19,7 +21,14 @@ from engine.json_text import as_read_back, to_json
 from engine.messages import UserError, logger
 from engine.outputs import changed_settings, refuse
 from engine.world import World
-from evaluations.cli import extractor_from, extractor_name, numbers_from, open_reference, output_path
+from evaluations.cli import (
+    extractor_from,
+    extractor_name,
+    held_out_features,
+    numbers_from,
+    open_reference,
+    output_path,
+)
 from evaluations.image_sets import numbered_ids
 from evaluations.metrics.extractor import Extractor
 from evaluations.preset_flags import preset_section
@@ -190,6 +199,7 @@ class SearchJob:
     reference: Reference
     emulate_fp16: bool
     numbers: tuple[str, ...]  # groups of evaluations.protocols.feature_numbers, at every scale
+    held_out: Tensor | None  # features
     curve: Curve
     preset: Preset | None = None  # which --protocol asked for
 
@@ -220,13 +230,27 @@ class SearchJob:
         opened = open_reference(args, "generation", len(stream.labels), data, stream.image_size, extractor, classes)
         facts = without_facts(stream.protocol(opened.facts), FREE_FACTS)
         facts["fp16_emulation"] = args.fp16_emulation
+        if args.held_out is not None:
+            facts["held_out"] = args.held_out
         curve = Curve(output.with_suffix(PARTIAL_SUFFIX), facts, world)
 
         # The reference comes last: its statistics may take long.
         numbers = numbers_from(args)
         keep_features = "published" in extractor.capabilities or bool(numbers)
+        held_out = held_out_features(args, stream.image_size, extractor, world)
         reference = opened.reference(output.parent, world, keep_features)
-        return cls(output, plan, stream, extractor, reference, args.fp16_emulation, numbers, curve, args.preset)
+        return cls(
+            output=output,
+            plan=plan,
+            stream=stream,
+            extractor=extractor,
+            reference=reference,
+            emulate_fp16=args.fp16_emulation,
+            numbers=numbers,
+            held_out=held_out,
+            curve=curve,
+            preset=args.preset,
+        )
 
     def settings(self) -> dict[str, Any]:
         """All that a finished search must have been made with to be this one."""
@@ -256,9 +280,8 @@ class SearchJob:
         """All metrics of the samples at a guidance scale."""
         stream = self.stream.at(scale)
         world = stream.world
-        distances = GenerationDistances(
-            self.extractor, self.reference, len(stream.labels), self.emulate_fp16, world.device, self.numbers
-        )
+        settings = (self.emulate_fp16, world.device, self.numbers, self.held_out)
+        distances = GenerationDistances(self.extractor, self.reference, len(stream.labels), *settings)
         return measure(stream.batches(f"guidance {scale:g}"), [distances], world)
 
     def run(self, world: World) -> None:

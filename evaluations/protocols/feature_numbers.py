@@ -82,6 +82,7 @@ class NumberGroup:
     problem: Callable[[FeatureTables], str | None]  # why it gives none
     compute: Callable[[FeatureTables], Measurement]
     is_default: bool = True
+    reads_held_out: bool = False  # whether it reads the images of --held-out
 
 
 def feature_numbers(tables: FeatureTables, groups: Iterable[str]) -> Measurement:
@@ -288,6 +289,7 @@ GROUPS: dict[str, NumberGroup] = {  # for --numbers
         lambda tables: [tables.name(name) for name in COPY_METRICS],
         _copies_problem,
         _copies,
+        reads_held_out=True,
     ),
     "kid_subsets": NumberGroup(
         "KID over random subsets, as torch-fidelity",

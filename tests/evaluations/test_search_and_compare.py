@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import mini
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from autoregressive.guidance import Guidance
@@ -157,6 +158,7 @@ def search(tmp_path, monkeypatch, world):
         monkeypatch.setattr(sys, "argv", ["search", *own, *flags])
         search_cfg.search(search_cfg.parse_args(), world)
 
+    run.real_metrics_at = jobs_search.SearchJob.metrics_at
     monkeypatch.setattr(jobs_search.SearchJob, "metrics_at", metrics_at)
     run.calls = []
     run.errors = False  # whether distances have errors
@@ -194,6 +196,21 @@ def test_a_search_that_was_stopped_has_the_intervals_of_one_that_was_not(tmp_pat
         row["metrics"]["gfid_low"] < row["metrics"]["gfid"] < row["metrics"]["gfid_high"] for row in whole["curve"]
     )
     assert all(len(row["intervals"]["parts"]["gfid"]["values"]) == 3 for row in stopped["curve"])
+
+
+def test_a_search_measures_copies_against_the_held_out_images(tmp_path, search, monkeypatch, world):
+    """At every scale; one that goes on has the same ones."""
+    features, seen = torch.ones(3, 2), []
+    monkeypatch.setattr(jobs_search, "held_out_features", lambda *given: features)
+    monkeypatch.setattr(jobs_search, "GenerationDistances", lambda *given: seen.append(given))
+    monkeypatch.setattr(jobs_search, "measure", lambda *given: Measurement({"gfid": float(len(seen))}))
+    monkeypatch.setattr(jobs_search.SearchJob, "metrics_at", search.real_metrics_at)
+    monkeypatch.setattr(jobs_search.SampleStream, "batches", lambda self, title: iter(()))
+    search("--held-out", "test.npz", "--numbers", "frechet", "copies", "--scales", "1,2")
+    assert len(seen) == 2 and all(given[-1] is features and "copies" in given[-2] for given in seen)
+    assert read_result(tmp_path / "s.json")["settings"]["held_out"] == "test.npz"
+    with pytest.raises(UserError, match=r"held_out: 'test\.npz', then 'other\.npz'"):
+        search("--held-out", "other.npz", "--numbers", "frechet", "copies", "--scales", "1,2")
 
 
 def test_a_finished_search_is_left_as_it_is(tmp_path, search, caplog):

@@ -111,6 +111,7 @@ LATE = {
     "nothing in it": ([], {**TRAIN, "x": np.zeros(2)}, "has neither mu and sigma nor images (arr_0)"),
     "held-out size": (["--held-out", "HELD"], GOOD, "images of 16 px, the others have 8 px"),
     "no held-out": (["--held-out", "absent.npz"], GOOD, "--held-out: absent.npz does not exist"),
+    "held-out for nothing": (["--held-out", "FITTING", "--numbers", "frechet"], GOOD, "is for --numbers copies"),
     "numbers": (["--numbers", "none", "kid"], GOOD, "none stands alone"),
 }  # fmt: skip
 
@@ -119,8 +120,9 @@ LATE = {
 def test_the_check_refuses_what_the_run_refuses_and_with_the_same_message(case, tmp_path, entry, monkeypatch):
     """All of it is known before the first batch: nobody starts a job that ends when its images are there."""
     flags, reference, reason = LATE[case]
-    np.savez(tmp_path / "held.npz", arr_0=images(20, 16))
-    flags = [str(tmp_path / "held.npz") if flag == "HELD" else flag for flag in flags]
+    for name, size in (("HELD", 16), ("FITTING", 8)):
+        np.savez(tmp_path / f"{name}.npz", arr_0=images(20, size))
+    flags = [str(tmp_path / f"{flag}.npz") if flag in ("HELD", "FITTING") else flag for flag in flags]
     of_run, of_check = refused(tmp_path, entry, *flags, monkeypatch=monkeypatch, **reference)
     assert reason in of_run and of_check == of_run
 
