@@ -29,9 +29,18 @@ MIN_COMMITMENT = 1e-12  # of a loss that is divided by
 def collapse_of(counts: torch.Tensor, group: str) -> Severity:
     """Compares the perplexity of counts (K,) with 5 % of the codes, or K^(1/4) if they are few."""
     size = len(counts)
+    return _low_perplexity(counts, group, max(0.05 * size, size**0.25))  # 2 of 16 codes, 1.4 of 4
+
+
+def scale_collapse_of(counts: torch.Tensor, side: int) -> Severity:
+    """Compares the perplexity of counts (K,) at a scale with K^(1/4): a coarse one may do with few of the codes."""
+    return _low_perplexity(counts, f"scale {side} x {side}: ", len(counts) ** 0.25)
+
+
+def _low_perplexity(counts: torch.Tensor, part: str, threshold: float) -> Severity:
+    size = len(counts)
     perplexity = usage_of_counts([counts], [size], (counts > 0).sum())["codebook_perplexity"].item()
-    threshold = max(0.05 * size, size**0.25)  # 2 of 16 codes, 1.4 of 4
-    return Severity(threshold / perplexity, f"{group}perplexity {perplexity:.1f} of {size} codes")
+    return Severity(threshold / perplexity, f"{part}perplexity {perplexity:.1f} of {size} codes")
 
 
 def unused_of(counts: torch.Tensor, group: str) -> Severity:
@@ -54,18 +63,28 @@ def _worst_group(run: RunEvidence, read: Callable[[torch.Tensor, str], Severity]
 
 
 def codebook_collapse(run: RunEvidence) -> Severity | None:
-    """Perplexity below 5 % of the codes: uniform use has 100 %, healthy runs 50 % and more."""
-    return _worst_group(run, collapse_of, min_tokens=0)
+    """Perplexity below 5 % of the codes: uniform use has 100 %, healthy runs 50 % and more.
+
+    Of scales that share the codes each has to do with more than K^(1/4) of them.
+    """
+    of_groups = _worst_group(run, collapse_of, min_tokens=0)
+    of_scales = [scale_collapse_of(counts, side) for side, counts in run.scale_counts.items()]
+    return worst([*([of_groups] if of_groups is not None else []), *of_scales])
 
 
 def dead_codes(run: RunEvidence) -> Severity | None:
     """More than a quarter of the codes unused among at least four tokens per code.
 
-    By chance it would be 2 %. Not in the first tenth of a run, where codes still spread.
+    By chance it would be 2 %. Not in the first tenth of a run, where codes still spread. Where scales share the codes,
+    it is told how many each of them leaves.
     """
     if run.is_early:
         return None
-    return _worst_group(run, unused_of, min_tokens=4)
+    severity = _worst_group(run, unused_of, min_tokens=4)
+    if severity is None or not run.scale_counts:
+        return severity
+    unused = (f"{side} x {side} {(counts == 0).double().mean():.0%}" for side, counts in run.scale_counts.items())
+    return Severity(severity.ratio, f"{severity.evidence} (by scale: {', '.join(unused)})")
 
 
 # ------------------------------------------------------------------------------------------------ losses

@@ -21,6 +21,7 @@ from engine.messages import UserError
 from engine.run_log import read_lines, read_metrics
 from evaluations.doctor.recipes import Recipe, closest, current_config, recipes_for, recipes_of
 from tokenizer import load_tokenizer
+from tokenizer.quantizers.usage import images_of_window, tokens_by_scale
 
 CURVES = CONFIGS / "quickstart" / "reference_curves.json"
 LATE = 0.25  # fraction of the records, at the end, that counts as "now"
@@ -135,6 +136,32 @@ class RunEvidence:
         """
         if self.tokenizer is None:
             return {}
+        # Of each group the indices that were chosen: some quantizers leave indices out in training.
+        indices = [column[column >= 0] for column in self._recent_indices.unbind(1)]
+        return {
+            group: torch.bincount(indices[group], minlength=size).double()
+            for group, size in enumerate(self.tokenizer.quantizer.group_sizes)
+            if len(indices[group]) >= size
+        }
+
+    @cached_property
+    def scale_counts(self) -> dict[int, torch.Tensor]:
+        """The same for the tokens of each scale: {cells per side: counts (K,)}; empty where tokens are of one kind."""
+        if self.tokenizer is None or not self.tokenizer.quantizer.scales:
+            return {}
+        quantizer = self.tokenizer.quantizer
+        images = images_of_window(self._recent_indices[:, 0], quantizer.scales)
+        indices = {side: tokens[tokens >= 0] for side, tokens in tokens_by_scale(images, quantizer.scales).items()}
+        size = quantizer.codebook_size
+        return {
+            side: torch.bincount(tokens, minlength=size).double()
+            for side, tokens in indices.items()
+            if len(tokens) >= size
+        }
+
+    @property
+    def _recent_indices(self) -> torch.Tensor:
+        """The window of indices (n,G) of the newest checkpoint, without those of a warm-up."""
         quantizer = self.tokenizer.quantizer
         window = quantizer.recent_indices.long().view(len(quantizer.recent_indices), -1)
 
@@ -142,12 +169,4 @@ class RunEvidence:
         step = read_manifest(self.checkpoints[-1])["step"]
         steps = step - self.quantizer_section.get("warmup_steps", 0)
         num_tokens = steps * self.get("data.global_batch_size") * self.tokenizer.num_tokens
-        window = window[max(0, len(window) - num_tokens) :]
-
-        # Of each group the indices that were chosen: some quantizers leave indices out in training.
-        indices = [column[column >= 0] for column in window.unbind(1)]
-        return {
-            group: torch.bincount(indices[group], minlength=size).double()
-            for group, size in enumerate(quantizer.group_sizes)
-            if len(indices[group]) >= size
-        }
+        return window[max(0, len(window) - num_tokens) :]

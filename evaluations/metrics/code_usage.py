@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from engine.world import World
 from tokenizer.quantizers.base import Quantizer
-from tokenizer.quantizers.usage import usage_of_counts
+from tokenizer.quantizers.usage import tokens_by_scale, usage_of_counts
 
 MAX_COUNTED = 2**24  # codes per group; a larger codebook is not counted code by code
 MIN_PENDING = 2**20  # tokens
@@ -23,6 +24,8 @@ class CodeUsage:
         self.sizes = quantizer.group_sizes
         largest = max(self.sizes)
         self.counts = torch.zeros(len(self.sizes), largest if largest <= MAX_COUNTED else 0, dtype=torch.float64)
+        self.scales = quantizer.scales
+        self.scale_counts = torch.zeros(len(self.scales), self.counts.shape[1], dtype=torch.float64)
         self.distinct = torch.zeros(0, dtype=torch.long)  # tokens as numbers, sorted
         self.pending: list[Tensor] = []  # tokens not yet in `distinct`: sorting at every batch would be quadratic
 
@@ -33,6 +36,8 @@ class CodeUsage:
         if num_counted:
             for group, column in enumerate(columns):
                 self.counts[group] += torch.bincount(column, minlength=num_counted)
+            for row, tokens in enumerate(tokens_by_scale(indices, self.scales).values() if self.scales else ()):
+                self.scale_counts[row] += torch.bincount(tokens.flatten().cpu(), minlength=num_counted)
 
         # A token as one number: the digits are its indices. It wraps modulo 2^64, which keeps up to 64 bits apart.
         number = torch.zeros_like(columns[0])
@@ -46,6 +51,10 @@ class CodeUsage:
         """Moves the pending tokens into `distinct`."""
         self.distinct = torch.cat([self.distinct, *self.pending]).unique()
         self.pending = []
+
+    def merged_scales(self, world: World) -> Tensor:
+        """Counts (S,K) of each of S scales over all ranks; S is 0 where there are none. A collective."""
+        return world.sum(self.scale_counts.to(world.device)).cpu()
 
     def merged(self, world: World) -> tuple[Tensor, int]:
         """Counts (G,K) over all ranks, and the number of distinct tokens. A collective: every rank calls it."""
@@ -74,6 +83,14 @@ def usage_metrics(counts: Tensor, num_distinct: int, sizes: tuple[int, ...]) -> 
     if len(sizes) > 1 and "distinct_codes" not in missing:
         metrics["distinct_codes"] = num_distinct
     return metrics
+
+
+def scale_metrics(counts: Tensor, scales: Sequence[int]) -> dict[str, float]:
+    """`codebook_usage_scale_<s>` of each of `scales`, from counts (S,K); nothing where codes are not counted."""
+    if not counts.numel():
+        return {}
+    usages = (counts > 0).double().mean(1).tolist()
+    return {f"codebook_usage_scale_{side}": usage for side, usage in zip(scales, usages, strict=True)}
 
 
 def not_counted(sizes: tuple[int, ...]) -> dict[str, str]:

@@ -349,6 +349,7 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in BUILT_IN}
 
 # ------------------------------------------------------------------------------------------------ questions
 GROUP = re.compile(r"(?P<metric>.+)_group_(?P<group>\d+)")  # a metric of one group of the codebook
+SCALE = re.compile(r"(?P<metric>.+)_scale_(?P<scale>\d+)")  # a metric of the tokens of one scale, by its cells per side
 HEIGHT = re.compile(r"(?P<metric>.+)_(?P<height>\d+)")  # a reading of letters of one height
 
 # What follows the name of a Frechet distance -> (what it says, whether it is ranked).
@@ -364,15 +365,15 @@ DISTANCE_PARTS = {
 def find_metric(name: str) -> Metric | None:
     """The metric that a number of a result is, or None for an unknown name.
 
-    A part, such as `codebook_usage_group_3` or `read_exact_8`, is the metric of the whole under its own name and title;
-    so is a number that belongs to a Frechet distance, such as `gfid_infinity`.
+    A part, such as `codebook_usage_group_3`, `codebook_usage_scale_4` or `read_exact_8`, is the metric of the whole
+    under its own name and title; so is a number that belongs to a Frechet distance, such as `gfid_infinity`.
     """
     if name in METRICS:
         return METRICS[name]
-    for pattern, noun, unit in ((GROUP, "group", ""), (HEIGHT, "height", " px")):
+    for pattern, noun, unit in ((GROUP, "group", ""), (SCALE, "scale", ""), (HEIGHT, "height", " px")):
         part = pattern.fullmatch(name)
         whole = METRICS.get(part["metric"]) if part is not None else None
-        if whole is not None and (noun == "group" or whole.depends_on == READBACK):
+        if whole is not None and (noun != "height" or whole.depends_on == READBACK):
             return replace(whole, name=name, title=f"{whole.title}, {noun} {part[noun]}{unit}", headline=False)
     return _part_of_distance(name)
 

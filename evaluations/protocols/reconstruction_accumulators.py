@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.finite import numbered, require_finite
 from engine.world import World
 from evaluations.metrics.blocks import NUM_BLOCKS, block_numbers
-from evaluations.metrics.code_usage import CodeUsage, compression, not_counted, usage_metrics
+from evaluations.metrics.code_usage import CodeUsage, compression, not_counted, scale_metrics, usage_metrics
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.feature_statistics import FeatureStatistics
 from evaluations.metrics.intervals import jackknife
@@ -53,7 +54,7 @@ class PairScores(Accumulator[ReconstructedBatch]):
 
 
 class CodebookUsage(Accumulator[ReconstructedBatch]):
-    """How the images use the codebook; `code_counts` (G,K) for the report."""
+    """How the images use the codebook; for the report `code_counts` (G,K), of scales also `scale_counts` (S,K)."""
 
     def __init__(self, quantizer: Quantizer) -> None:
         self.usage = CodeUsage(quantizer)
@@ -64,7 +65,12 @@ class CodebookUsage(Accumulator[ReconstructedBatch]):
     def result(self, world: World) -> Measurement:
         counts, num_distinct = self.usage.merged(world)
         metrics = usage_metrics(counts, num_distinct, self.usage.sizes)
-        return Measurement(metrics, not_counted(self.usage.sizes), {"code_counts": counts.numpy()})
+        arrays = {"code_counts": counts.numpy()}
+        if self.usage.scales:
+            scale_counts = self.usage.merged_scales(world)
+            metrics |= scale_metrics(scale_counts, self.usage.scales)
+            arrays |= {"scales": np.array(self.usage.scales), "scale_counts": scale_counts.numpy()}
+        return Measurement(metrics, not_counted(self.usage.sizes), arrays)
 
 
 class Compression(Accumulator[ReconstructedBatch]):

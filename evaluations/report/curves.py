@@ -17,6 +17,7 @@ from tokenizer.models.registry import QUANTIZERS
 MAX_PAGE_POINTS = 60_000  # of all lines of a page that lays runs over one another, which is about 1 MB
 MIN_POINTS = 40  # of a line of such a page
 MAX_INDICES = 8  # of a token, each of which has a line of its own
+MAX_SCALES = 12  # of the tokens of an image, likewise
 FIRST_CHARTS = 4  # of a network, that such a page shows at once; the others open by a click
 
 # What the records of a discriminator call its losses.
@@ -167,6 +168,13 @@ def tokenizer_charts() -> list[Chart]:
             percent=True,
         ),
         Chart("Codebook usage by index", "% of codes", [Prefix("codebook_usage_group_", most=MAX_INDICES)], True),
+        Chart("Codebook usage by scale", "% of codes", [Prefix("codebook_usage_scale_", most=MAX_SCALES)], True),
+        Chart(
+            "Codebook usage by scale, held out",
+            "% of codes",
+            [Prefix("val/codebook_usage_scale_", most=MAX_SCALES)],
+            percent=True,
+        ),
         Chart(
             "Codebook usage by tokens", "% of codes", [Prefix("val/codebook_usage_from_token_", most=MAX_INDICES)], True
         ),

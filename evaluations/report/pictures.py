@@ -219,14 +219,20 @@ def _code_map(counts: np.ndarray) -> str:
 
 
 def codebook(run: RunFolder) -> str:
-    """How often each code of each group occurs: sorted frequencies, and a map of all codes."""
-    counts = run.arrays("reconstruction", "code_counts").get("code_counts", np.zeros((0, 0)))
+    """How often each code of each group, or at each scale, occurs: sorted frequencies, and maps of all codes."""
+    arrays = run.arrays("reconstruction", "code_counts")
+    counts = arrays.get("code_counts", np.zeros((0, 0)))
     if not counts.size:
         return ""
 
+    # Groups have codes of their own, scales share theirs.
     names = ["codes"] if len(counts) == 1 else [f"group {group}" for group in range(len(counts))]
-    frequencies = {name: _frequency_curve(row) for name, row in zip(names, counts, strict=True)}
-    maps = [pair(f"{_code_map(row)}<br>{name}") for name, row in zip(names, counts, strict=True)]
+    rows = dict(zip(names, counts, strict=True))
+    if "scale_counts" in arrays:
+        scales = zip(arrays["scales"], arrays["scale_counts"], strict=True)
+        rows |= {f"scale {side} x {side}": row for side, row in scales}
+    frequencies = {name: _frequency_curve(row) for name, row in rows.items()}
+    maps = [pair(f"{_code_map(row)}<br>{name}") for name, row in rows.items()]
 
     chart = line_chart("Frequency of codes, sorted", frequencies, "frequency (1 = uniform use)", "rank of the code")
     unused = int((counts == 0).sum())

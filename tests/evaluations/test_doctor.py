@@ -5,6 +5,7 @@ about healthy ones.
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import mini
 import numpy as np
@@ -28,7 +29,7 @@ from engine.messages import UserError
 from engine.run_log import read_metrics
 from evaluations.doctor.__main__ import examine, findings_of, print_run
 from evaluations.doctor.checks import CHECKS
-from evaluations.doctor.codebook import collapse_of, unused_of
+from evaluations.doctor.codebook import codebook_collapse, collapse_of, dead_codes, unused_of
 from evaluations.doctor.data import data_findings
 from evaluations.doctor.evidence import RunEvidence
 from evaluations.linear_probe import train as train_probe
@@ -160,6 +161,20 @@ def test_an_early_end_that_was_asked_for_is_no_finding(place, tmp_path, capsys):
         assert ("unfinished" in names_of(run)) == (name == "broken")
     print_run(RunEvidence(tmp_path / "asked"), [], {}, False)
     assert "step 60 of 100 (loop.stop_at=60)" in capsys.readouterr().out
+
+
+def test_scales_that_share_the_codes_are_judged_each():
+    """One that always has the same code is named; of a book with dead codes it is told how many each scale leaves."""
+    uniform, single, half = torch.ones(256), torch.eye(256)[0] * 900, (torch.arange(256) < 128) * 9.0
+    tokenizer = SimpleNamespace(quantizer=SimpleNamespace(num_groups=1))
+    run = SimpleNamespace(tokenizer=tokenizer, is_early=False, code_counts={0: uniform})
+    run.scale_counts = {1: single, 2: uniform}
+    collapse = codebook_collapse(run)
+    assert collapse.evidence == "scale 1 x 1: perplexity 1.0 of 256 codes" and collapse.ratio == pytest.approx(4)
+    run.code_counts, run.scale_counts = {0: half}, {1: single, 2: half}
+    assert dead_codes(run).evidence == "50% of 256 codes unused (by scale: 1 x 1 100%, 2 x 2 50%)"
+    run.scale_counts = {}
+    assert dead_codes(run).evidence == "50% of 256 codes unused" and codebook_collapse(run).ratio < 1
 
 
 SHORT = ["loop={device: cpu, steps: 60, log_every: 3, eval_every: 0, save_every: 100}", *HEALTHY[2:5]]

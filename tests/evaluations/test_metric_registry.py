@@ -35,6 +35,7 @@ def test_metrics_are_found_by_name_and_by_group():
     group = find_metric("codebook_usage_group_12")
     assert (group.title, group.better, group.percent) == ("codebook usage, group 12", "higher", True)
     assert not group.headline
+    assert find_metric("codebook_usage_scale_4").title == "codebook usage, scale 4"
     for unknown in ("psnr_2", "sharpness_group_1", "codebook_usage_group_x", "myfid"):
         assert find_metric(unknown) is None
 

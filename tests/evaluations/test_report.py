@@ -137,6 +137,25 @@ def test_report_is_one_self_contained_page(finished):
     assert (finished / "samples.png").is_file()
 
 
+def test_scales_have_a_line_and_a_map_each_beside_all_codes(finished):
+    """The arrays of a quantizer of scales, and what its training recorded, coarse scales first."""
+    path = finished / "evaluations" / "reconstruction.npz"
+    counts = {"scales": np.array([1, 10]), "scale_counts": np.array([[3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 2.0]])}
+    np.savez(path, **dict(np.load(path)), **counts)
+    line = {
+        "step": 1,
+        "codebook_usage_scale_10": 0.5,
+        "codebook_usage_scale_1": 0.25,
+        "val/codebook_usage_scale_1": 0.5,
+    }
+    (finished / "tokenizer" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    page = write_report([finished]).read_text()
+    assert page.index("scale 1 x 1") < page.index("scale 10 x 10") and "1 never occur" in page
+    assert page.count("data:image/png;base64,") == 2 * 4 + 2 * 4 + 3, "the map of all codes, and one per scale"
+    assert re.search(r"codebook_usage_scale_1\b", page).start() < page.index("codebook_usage_scale_10")
+    assert "Codebook usage by scale, held out" in page
+
+
 def test_a_report_that_was_killed_is_written_again(finished, monkeypatch):
     """The page comes first, so that the picture always belongs to one; a picture of the user's stays."""
 

@@ -4,15 +4,20 @@ import copy
 import itertools
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import tokenizer.train
 from engine.config import load_config
 from engine.messages import ConfigError
+from engine.run_log import read_metrics
+from evaluations.doctor.evidence import RunEvidence
 from tokenizer.models.registry import build_tokenizer
 from tokenizer.quantizers.grid_resampling import enlarge, shrink
 from tokenizer.quantizers.multi_scale import MultiScaleConfig, MultiScaleVQ, phi_numbers
+from tokenizer.quantizers.usage import images_of_window
 from tokenizer.quantizers.vq import VectorQuantizer, VQConfig
 from tokenizer.training.config import TokenizerTrainConfig
 
@@ -139,6 +144,29 @@ def test_losses_of_codes_that_are_zero():
 
 
 # ---------------------------------------------------------------------------------------------- codes that live
+def test_usage_of_each_scale_is_that_of_the_whole_images_in_the_window():
+    """Images at the end of the window; one that is cut by its begin counts for no scale."""
+    quantizer = quantizer_of(scales=[1, 2]).train()
+    for _ in range(2):
+        quantizer(latents_of(quantizer, 3))
+    indices = quantizer.recent_indices[-30:].view(6, 5).long()
+    usage = quantizer.usage()
+    assert usage["codebook_usage_scale_1"] == len(indices[:, 0].unique()) / 32
+    assert usage["codebook_usage_scale_2"] == len(indices[:, 1:].unique()) / 32
+    assert images_of_window(torch.arange(-3, 10), [1, 2]).tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+
+
+def test_usage_of_scales_is_in_the_records_and_read_by_the_doctor(tmp_path, image_folder, world):
+    """Of recent training tokens and of held-out images, of raw and averaged weights."""
+    config = tiny.tokenizer_config(tmp_path / "run", image_folder, *tiny.SCALES, "loop.eval_every=6")
+    tokenizer.train.train(config, world)
+    recorded = {name for record in read_metrics(tmp_path / "run") for name in record}
+    for side in (1, 2, 4):
+        assert {f"{prefix}codebook_usage_scale_{side}" for prefix in ("", "val/", "val_ema/")} <= recorded
+    counts = RunEvidence(tmp_path / "run").scale_counts
+    assert {side: int(of_scale.sum()) for side, of_scale in counts.items()} == {1: 24, 2: 24 * 4, 4: 24 * 16}
+
+
 @pytest.mark.parametrize("restart", ["random", "nearest"])
 def test_codes_that_no_scale_uses_start_anew_at_rests(restart):
     """Two micro-batches are one batch, bit for bit."""

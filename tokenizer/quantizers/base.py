@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.world import gather_rows
-from tokenizer.quantizers.usage import code_usage
+from tokenizer.quantizers.usage import code_usage, images_of_window, usage_by_scale
 
 USAGE_WINDOW = 65_536  # recent training tokens, over all ranks, that usage and perplexity describe
 
@@ -60,6 +60,8 @@ class Quantizer(nn.Module):
 
     # Cells per side of the square grid whose latents, row by row, are the only ones that it takes; None: any latents.
     grid_side: int | None = None
+    # Cells per side of the grids whose tokens follow each other in an image; empty where tokens are all of one kind.
+    scales: Sequence[int] = ()
     group_sizes: tuple[int, ...]  # codes of each of the `num_groups` indices of a token
     num_groups: int
     codebook_size: int  # the largest of the group sizes
@@ -179,8 +181,12 @@ class Quantizer(nn.Module):
         self.recent_indices = torch.cat([self.recent_indices[len(new) :], new])
 
     def usage(self) -> dict[str, Tensor]:
-        """`code_usage` of the window, and what else a record should tell of the codes."""
-        return code_usage(self.recent_indices, self.group_sizes)
+        """`code_usage` of the window, also by scale, and what else a record should tell of the codes."""
+        usage = code_usage(self.recent_indices, self.group_sizes)
+        if self.scales:
+            images = images_of_window(self.recent_indices, self.scales)
+            usage |= usage_by_scale(images, self.codebook_size, self.scales)
+        return usage
 
 
 def entropy_terms(sample: Tensor, codebook: Tensor | None, codebook_weight: float = 1.0) -> dict[str, Tensor]:

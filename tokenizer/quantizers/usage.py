@@ -7,6 +7,9 @@ For the frequencies p_k of the codes k = 0 .. K-1 in n tokens
 
 Tokens with several indices have one codebook per index ("group"); then both are means over groups, and there are also
 the usage of each group and that of one histogram which all groups share, the one that WeTok reports.
+
+Tokens may also be those of several grids, one after the other, whose codes come from the same codebook ("scales"); then
+there is also the usage of each scale. A coarse one has few tokens per image, and few codes may be all that it needs.
 """
 
 from __future__ import annotations
@@ -37,6 +40,27 @@ def code_usage(indices: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
         counts = [group.unique(return_counts=True)[1] for group in groups]
         num_used = torch.tensor(len(torch.cat(groups).unique()))
     return usage_of_counts(counts, sizes, num_used)
+
+
+def tokens_by_scale(indices: Tensor, scales: Sequence[int]) -> dict[int, Tensor]:
+    """Tokens (B,T), T the sum of s^2 over `scales` s -> {s: those of its s x s cells (B,s*s)}."""
+    parts = indices.split([side**2 for side in scales], dim=1)
+    return dict(zip(scales, parts, strict=True))
+
+
+def images_of_window(window: Tensor, scales: Sequence[int]) -> Tensor:
+    """The tokens (n,T) of the whole images that end a window of tokens (W,)."""
+    num_tokens = sum(side**2 for side in scales)
+    num_images = len(window) // num_tokens
+    return window[len(window) - num_images * num_tokens :].view(num_images, num_tokens)
+
+
+def usage_by_scale(indices: Tensor, size: int, scales: Sequence[int]) -> dict[str, Tensor]:
+    """Usage of a codebook of `size` codes by the tokens of each scale: (B,T) -> `codebook_usage_scale_<s>`, ..."""
+    usages = {}
+    for side, tokens in tokens_by_scale(indices, scales).items():
+        usages[f"codebook_usage_scale_{side}"] = code_usage(tokens.flatten(), [size])["codebook_usage"]
+    return usages
 
 
 def _histogram(indices: Tensor, size: int) -> Tensor:

@@ -30,7 +30,7 @@ from tokenizer.discriminators.registry import DiscriminatorConfig
 from tokenizer.losses.semantic import semantic_loss
 from tokenizer.losses.terms import Term, active_terms, outputs_needed, weighted_sum
 from tokenizer.models.base import Tokenizer, TokenizerOutput
-from tokenizer.quantizers.usage import code_usage
+from tokenizer.quantizers.usage import code_usage, usage_by_scale
 from tokenizer.training.flops import step_flops
 from tokenizer.training.frozen_networks import FrozenNetworks
 
@@ -383,7 +383,7 @@ class TokenizerTask:
         return values
 
     def _code_metrics(self, network: nn.Module, rank_indices: Tensor) -> dict[str, float]:
-        """Usage of the codebook by all images; indices of other ranks' images are 0 in `rank_indices`.
+        """Usage of the codebook by all images, also by scale; indices of other ranks' images are 0 in `rank_indices`.
 
         Where lengths are flexible, also of the tokens from one of the lengths to the next: those of the lengths 8 and
         16 are `codebook_usage_from_token_9`.
@@ -394,6 +394,9 @@ class TokenizerTask:
         metrics = {name: value.item() for name, value in usage.items() if name.startswith("codebook_usage")}
         if network.quantizer.num_groups > 1:
             metrics["distinct_codes"] = len(tokens.unique(dim=0))
+        if network.quantizer.scales:
+            by_scale = usage_by_scale(indices, network.quantizer.codebook_size, network.quantizer.scales)
+            metrics |= {name: value.item() for name, value in by_scale.items()}
         lengths = self.tokenizer.module.shown_lengths
         for start, end in itertools.pairwise([0, *lengths, indices.shape[1]] if lengths else []):
             of_tokens = code_usage(indices[:, start:end].flatten(0, 1), network.quantizer.group_sizes)
