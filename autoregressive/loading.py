@@ -133,8 +133,9 @@ def require_sizes(generator: Generator, tokenizer: Tokenizer) -> None:
     tokenizer_sizes = (tokenizer.num_tokens, tuple(tokenizer.quantizer.group_sizes))
     if generator_sizes != tokenizer_sizes:
         expected = _tokens_text(*generator_sizes)
+        reason = f"; it is for {generator.codes_in_words}" if generator.codes_in_words else ""
         raise ConfigError(
-            f"the generator is for {expected} per image, the tokenizer gives {_tokens_text(*tokenizer_sizes)}"
+            f"the generator is for {expected} per image, the tokenizer gives {_tokens_text(*tokenizer_sizes)}{reason}"
         )
 
 

@@ -284,12 +284,15 @@ def calls_of(layer: nn.Module) -> Iterator[Counter[str]]:
 
 
 def refused_pairs() -> list:
-    """Those of `REFUSED`; of the quantizers that a tokenizer or a generator refuses, the quick tests have the first."""
-    pairs, others = [], set()
+    """Those of `REFUSED`; of the quantizers that a tokenizer or a generator refuses for a reason, the quick tests have
+    the first.
+    """
+    pairs, told = [], set()
     for quantizer, other in sorted(REFUSED):
-        marks = [pytest.mark.slow] if other in others else []
+        refusal = (other, REFUSED[quantizer, other])
+        marks = [pytest.mark.slow] if refusal in told else []
         pairs.append(pytest.param(quantizer, other, id=f"{quantizer}, {other}", marks=marks))
-        others.add(other)
+        told.add(refusal)
     return pairs
 
 

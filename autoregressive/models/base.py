@@ -75,6 +75,7 @@ class Generator(PretrainedNetwork):
     codebook_sizes: tuple[int, ...]  # one entry per index of a token
     num_layers: int  # layers whose `features` can be read
     class_dropout_prob: float = 0.0  # training: fraction of labels that the data stream replaces by the null class
+    codes_in_words: str = ""  # whose codes it is for, in a message about others, where the sizes do not tell it
     published_size: str | None = None  # name of a published size; published defaults of the sampler depend on it
     weight_facts: Mapping[str, Any] = {}  # what a result says about weights that are not the trained ones as they are
     any_order: bool = False  # `sample` takes an `order`

@@ -193,6 +193,10 @@ class NextScale(Generator):
         self.num_layers = layers
         self.codebook_sizes = (config.vocab_size,)
         self.class_dropout_prob = config.class_dropout_prob
+        self.codes_in_words = (
+            f"a tokenizer of scales {self.scales}, {config.vocab_size} codes of {config.code_dim} channels and "
+            f"{config.num_phis} convolutions"
+        )
 
         # Do not reorder: the order fixes random initialization and optimizer state.
         self.word_embedding = nn.Linear(config.code_dim, width)
@@ -275,10 +279,7 @@ class NextScale(Generator):
         ours = self.scale_codes.state_dict()
         fitting = all(name in theirs and theirs[name].shape == tensor.shape for name, tensor in ours.items())
         if not fitting or getattr(quantizer, "scales", None) != self.scales:
-            raise ConfigError(
-                f"this generator is for a tokenizer of scales {self.scales}, {self.codebook_sizes[0]} codes of "
-                f"{self.config.code_dim} channels and {self.config.num_phis} convolutions; the tokenizer has others"
-            )
+            raise ConfigError(f"this generator is for {self.codes_in_words}; the tokenizer has others")
         for name, tensor in ours.items():
             tensor.copy_(theirs[name])
         self.has_codes.fill_(1)

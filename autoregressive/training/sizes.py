@@ -121,8 +121,9 @@ def _check(
         "codebook_sizes": (list(network.codebook_sizes), list(codebook_sizes)),
         "num_tokens": (network.num_tokens, token_shape[0]),
     }
+    expected = f"; the generator is for {network.codes_in_words}" if network.codes_in_words else ""
     problems = [
-        f"model.{name} has {key}={configured}, but {owner} has {stored}"
+        f"model.{name} has {key}={configured}, but {owner} has {stored}{expected}"
         for key, (configured, stored) in sizes.items()
         if configured != stored
     ]

@@ -1,12 +1,14 @@
 """The generator of scales: what a token may see, one pass per scale, probabilities, and codes of its tokenizer."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from autoregressive.guidance import Guidance
+from autoregressive.loading import require_sizes
 from autoregressive.models.next_scale import NextScale, NextScaleConfig
 from autoregressive.published_var import VARLayout
 from autoregressive.sampling import greedy, seeded_draw
@@ -160,6 +162,9 @@ def test_codes_are_needed_and_must_fit():
         network.adopt_codes(quantizer_of([1, 3], 8))
     network.adopt_codes(quantizer_of([1, 2], 8))
     assert network.sample(torch.tensor([0]), draw=greedy).shape == (1, 5)
+    plain = SimpleNamespace(num_tokens=4, quantizer=SimpleNamespace(group_sizes=[8]))
+    with pytest.raises(ConfigError, match=r"5 tokens of 8 codes per image.* 4 tokens.*for a tokenizer of scales"):
+        require_sizes(network, plain)
 
 
 def test_a_published_file_has_tables_and_no_codes(tmp_path):
