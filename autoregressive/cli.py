@@ -299,6 +299,20 @@ def gpt_needs(args: argparse.Namespace, tokenizer: Tokenizer | None, preflight: 
     return None
 
 
+def sampler_needs(
+    args: argparse.Namespace, generator: Generator | None, tokenizer: Tokenizer | None, preflight: Preflight
+) -> None:
+    """Looks whether the generator, with its tokenizer, can draw what the sampler is asked for; either may be missing.
+
+    A search has not chosen its scale yet (`cfg_scale` None); any other setting is judged.
+    """
+    if generator is None or tokenizer is None:
+        return
+    scale = 1.0 if args.cfg_scale is None else args.cfg_scale
+    with preflight.collecting():
+        settings_of(argparse.Namespace(**{**vars(args), "cfg_scale": scale})).fitted_to(generator, tokenizer)
+
+
 def _architecture(args: argparse.Namespace, tokenizer: Tokenizer) -> str | GeneratorConfig | None:
     """The architecture of a published file, as the flags say it: a YAML file, or a published size."""
     if args.gpt_config is not None or args.gpt_model is None:

@@ -96,7 +96,8 @@ class SamplerSettings(Section):
         if self.num_tokens == 0:
             return
         if self.num_tokens > generator.num_tokens:
-            raise ConfigError(f"--num-tokens {self.num_tokens}: an image has {generator.num_tokens} tokens")
+            accepted = f"0 (all) or 1..{generator.num_tokens}, the tokens of an image"
+            raise ConfigError(f"--num-tokens {self.num_tokens} must be {accepted}")
         if not generator.stops_early:
             raise ConfigError(f"--num-tokens {self.num_tokens}: the generator does not draw one token after the other")
         if "flexible" not in tokenizer.capabilities:

@@ -29,7 +29,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from autoregressive.cli import add_gpt_flags, add_sampler_flags, gpt_from, gpt_needs, set_sampling, settings_of
+from autoregressive.cli import (
+    add_gpt_flags,
+    add_sampler_flags,
+    gpt_from,
+    gpt_needs,
+    sampler_needs,
+    set_sampling,
+    settings_of,
+)
 from autoregressive.image_sampler import SamplerSettings, sample_images
 from autoregressive.loading import classes_of
 from autoregressive.models.base import Generator
@@ -299,7 +307,9 @@ def take_default_pair(parser: argparse.ArgumentParser, args: argparse.Namespace)
 def needs(args: argparse.Namespace, preflight: Preflight) -> None:
     """Looks for both networks, and whether they know the classes."""
     preflight.device(args.device)
-    generator = gpt_needs(args, tokenizer_needs(args, preflight), preflight)
+    tokenizer = tokenizer_needs(args, preflight)
+    generator = gpt_needs(args, tokenizer, preflight)
+    sampler_needs(args, generator, tokenizer, preflight)
     if generator is not None:
         with preflight.collecting():
             chosen_classes(args, generator)

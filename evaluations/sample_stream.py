@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoregressive.cli import add_gpt_flags, add_sampler_flags, gpt_needs
+from autoregressive.cli import add_gpt_flags, add_sampler_flags, gpt_needs, sampler_needs
 from autoregressive.image_sampler import SamplerSettings, sample_images
 from autoregressive.loading import classes_of
 from autoregressive.models.base import Generator
@@ -65,6 +65,7 @@ def sampled_needs(args: argparse.Namespace, name: str, preflight: Preflight) -> 
     output_needs(args, name, preflight)
     tokenizer = tokenizer_needs(args, preflight)
     generator = gpt_needs(args, tokenizer, preflight)
+    sampler_needs(args, generator, tokenizer, preflight)
     classes = classes_of(generator) if generator is not None else None
     data = None
     with preflight.collecting():

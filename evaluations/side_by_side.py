@@ -124,6 +124,7 @@ def draw(args: argparse.Namespace) -> None:
         "images": source.identity(),
         "num_images": count,
         "fit": args.fit,
+        **({"num_tokens": args.decoded_tokens} if args.decoded_tokens is not None else {}),
         NOT_FOR_METRICS: "a few pictures beside one another; evaluations.reconstruction measures",
     }
     output = OutputFolder(args.sample_dir, "--sample-dir", settings, world)

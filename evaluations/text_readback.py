@@ -79,6 +79,8 @@ def check_flags(args: argparse.Namespace) -> None:
     ways = [args.vq_ckpt is not None, args.draw is not None, args.originals is not None]
     if sum(ways) != 1 or (args.originals is None) != (args.reconstructions is None):
         raise UserError("give one of: --vq-ckpt TOKENIZER; --draw FOLDER; --originals FOLDER --reconstructions FOLDER")
+    if args.vq_ckpt is None and args.decoded_tokens is not None:
+        raise UserError(f"--num-tokens {args.decoded_tokens}: files have no tokens; it is for --vq-ckpt TOKENIZER")
     if args.draw is None and args.text_reader is None:
         raise UserError("--text-reader FOLDER is missing; python -m evaluations.text_reader trains one")
 
@@ -103,7 +105,11 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         pictures = drawn_pictures(args, tokenizer.image_size)
         rules = PROTOCOLS[DEFAULT_PROTOCOL]()
         reconstruct = through_network(tokenizer, rules.to_uint8, world.device)
-        made_by: dict[str, Any] = {"tokenizer": tokenizer.provenance.facts(), "rounding": rules.rounding}
+        made_by: dict[str, Any] = {
+            "tokenizer": tokenizer.provenance.facts(),
+            "rounding": rules.rounding,
+            **({"num_tokens": args.decoded_tokens} if args.decoded_tokens is not None else {}),
+        }
     else:
         pictures = StoredPictures(args.originals, "--originals")
         reconstruct = ReconstructedFiles(pictures, args.reconstructions, "--reconstructions")

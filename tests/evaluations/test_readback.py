@@ -15,7 +15,7 @@ from PIL import Image
 
 from engine.checkpoint.weights import num_parameters
 from engine.config import load_config
-from engine.data.images import image_tensor
+from engine.data.images import image_tensor, to_float
 from engine.data.text_pictures import ALPHABET, Word, draw_picture
 from engine.messages import UserError
 from engine.run_log import read_metrics
@@ -33,6 +33,7 @@ from evaluations.readback.training import ReaderTrainConfig, train
 from evaluations.readback.training_crops import draw_crops
 from evaluations.report import __main__ as report
 from evaluations.results import read_result
+from tokenizer import load_tokenizer
 from tokenizer.training.config import TokenizerTrainConfig
 
 words_of_letters = st.text(alphabet="AB1", max_size=7)
@@ -292,6 +293,32 @@ def test_a_tokenizer_with_random_weights_leaves_nothing_to_read(tokenizer64, tex
     part = page.partition('<section id="drawn-text">')[2].partition("</section>")[0]
     assert "Gaussian blur, sigma 2 px" in part and "JPEG, quality 10" in part and part.count("<img") == 6
     assert part.count("<svg") == 2 and "over the height of the letters" in part
+
+
+def test_drawn_text_is_read_after_the_first_tokens(text_reader, few_words, tmp_path, entry):
+    """The pictures are those of the prefix; the result says how many tokens, and is not that of all of them."""
+    flexible = ["model.hybrid.flexible={lengths: uniform}", "data.image_size=64"]
+    config = mini.tokenizer_config(*flexible)
+    folder = mini.export(tmp_path / "flexible", config, mini.tokenizer_of(config))
+    output = tmp_path / "text.json"
+    flags = ["--text-reader", text_reader, "--num-pictures", 2, "--output", output]
+    code, _, err = entry(text_readback.main, "--vq-ckpt", folder, *flags, "--num-tokens", 2)
+    assert code == 0, err
+    assert read_result(output)["protocol"]["num_tokens"] == 2
+    arrays = np.load(output.with_suffix(".npz"))
+    tokenizer = load_tokenizer(folder)
+    tokens = tokenizer.tokenize(to_float(torch.from_numpy(arrays["text_originals"])))
+    prefix = tokenizer.detokenize(tokens[:, :2], output="uint8").int().numpy()
+    assert np.abs(arrays["text_reconstructions"].astype(int) - prefix).max() <= 1  # of a batch of another size
+    whole = tokenizer.detokenize(tokens, output="uint8").int().numpy()
+    assert np.abs(whole - prefix).max() > 1
+    code, _, err = entry(text_readback.main, "--vq-ckpt", folder, *flags)
+    assert code == 2 and "num_tokens" in err  # another result lies there
+
+    # Files have no tokens.
+    files = ["--originals", tmp_path, "--reconstructions", tmp_path, "--num-tokens", 2]
+    code, _, err = entry(text_readback.main, *files, *flags)
+    assert code == 2 and "--num-tokens 2: files have no tokens" in err
 
 
 def test_results_of_different_readers_are_not_ranked(tokenizer64, text_reader, few_words, tmp_path, entry):
