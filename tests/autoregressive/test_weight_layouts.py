@@ -26,7 +26,14 @@ from autoregressive.models.weight_layouts import (
 from autoregressive.sampling import greedy, seeded_draw
 from autoregressive.sampling_weights import changes, fastest_layout, probe, set_weight_layout
 from engine.messages import ConfigError
-from evaluations.benchmarks.sampler import PublishedLoop, compare_sequences, in_layout, trained_looking
+from evaluations.benchmarks.sampler import (
+    PublishedLoop,
+    compare_sequences,
+    in_layout,
+    our_steps,
+    published_steps,
+    trained_looking,
+)
 from evaluations.sample_stream import SampleStream
 from tokenizer import load_tokenizer
 
@@ -85,6 +92,15 @@ def test_plain_tokens_are_those_of_the_published_loop(gpt):
                 tokens.append(loop.next_token(inputs, position, scale, draw))
             inputs = torch.cat([tokens[-1]] * (len(inputs) // 6))
         assert torch.equal(gpt.sample(labels, draw=draw, guidance=Guidance(scale=scale)), torch.stack(tokens, 1))
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_both_forms_of_the_benchmark_decode_tokens(gpt, scale):
+    """Ours and the published one, at the positions that are timed."""
+    for form in (our_steps, published_steps):
+        tokens = form(gpt, 3, scale, (0, 1, 4))()
+        assert [token.shape for token in tokens] == [(3,)] * 3
+        assert all(token.min() >= 0 and token.max() < gpt.codebook_sizes[0] for token in tokens)
 
 
 @pytest.mark.parametrize("rows", [1, 128])
