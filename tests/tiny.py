@@ -70,12 +70,12 @@ GAN = [
     "loss.discriminator.patchgan={base_channels: 4, num_layers: 1, norm: none}",
     "ema_decay=0.9",
 ]
-SCALES = [  # the tokenizer of scales in place of `TOKENIZER`'s: 21 tokens of 16 codes
+SCALES = [  # the tokenizer of scales in place of `TOKENIZER`'s: 30 tokens of 16 codes
     "model={name: var_vae, hybrid: null}",
     "model.var_vae={z_channels: 4, cnn: {base_channels: 4, channel_multipliers: [1, 2], norm_groups: 2}}",
     "model.var_vae.cnn={encoder_res_blocks: 1, decoder_res_blocks: 1, mid_blocks: 1}",
     "model.quantizer={name: multi_scale, vq: null}",
-    "model.quantizer.multi_scale={scales: [1, 2, 4], codebook_size: 16, codebook_dim: 4, num_phis: 3}",
+    "model.quantizer.multi_scale={scales: [1, 2, 3, 4], codebook_size: 16, codebook_dim: 4, num_phis: 4}",
     "model.quantizer.multi_scale={restart: random, restart_threshold: 0.5, decay: 0.5}",
     "ema_decay=0.9",
 ]

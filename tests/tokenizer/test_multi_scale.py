@@ -14,6 +14,7 @@ from engine.config import load_config
 from engine.messages import ConfigError
 from engine.run_log import read_metrics
 from evaluations.doctor.evidence import RunEvidence
+from tokenizer.loading import load_tokenizer
 from tokenizer.models.registry import build_tokenizer
 from tokenizer.quantizers.grid_resampling import enlarge, shrink
 from tokenizer.quantizers.multi_scale import MultiScaleConfig, MultiScaleVQ, phi_numbers
@@ -156,15 +157,21 @@ def test_usage_of_each_scale_is_that_of_the_whole_images_in_the_window():
     assert images_of_window(torch.arange(-3, 10), [1, 2]).tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
 
 
-def test_usage_of_scales_is_in_the_records_and_read_by_the_doctor(tmp_path, image_folder, world):
-    """Of recent training tokens and of held-out images, of raw and averaged weights."""
-    config = tiny.tokenizer_config(tmp_path / "run", image_folder, *tiny.SCALES, "loop.eval_every=6")
+def test_a_training_moves_all_it_has_and_records_the_usage_of_scales(tmp_path, image_folder, world):
+    """Codebook and the convolution of each scale; recent training tokens and held-out images, as the doctor reads."""
+    options = ["loop.eval_every=6", "loop.save_every=3", "optim.schedule=constant"]
+    config = tiny.tokenizer_config(tmp_path / "run", image_folder, *tiny.SCALES, *options)
     tokenizer.train.train(config, world)
+    before, after = (load_tokenizer(tmp_path / "run" / "checkpoints" / f"step_0000000{step}") for step in (3, 6))
+    trained = [name for name, _ in after.named_parameters()]
+    assert {f"quantizer.phis.{number}.{kind}" for number in range(4) for kind in ("weight", "bias")} < set(trained)
+    assert [name for name in trained if torch.equal(before.state_dict()[name], after.state_dict()[name])] == []
+
     recorded = {name for record in read_metrics(tmp_path / "run") for name in record}
-    for side in (1, 2, 4):
+    for side in (1, 2, 3, 4):
         assert {f"{prefix}codebook_usage_scale_{side}" for prefix in ("", "val/", "val_ema/")} <= recorded
     counts = RunEvidence(tmp_path / "run").scale_counts
-    assert {side: int(of_scale.sum()) for side, of_scale in counts.items()} == {1: 24, 2: 24 * 4, 4: 24 * 16}
+    assert {side: int(of_scale.sum()) for side, of_scale in counts.items()} == {s: 24 * s**2 for s in (1, 2, 3, 4)}
 
 
 @pytest.mark.parametrize("restart", ["random", "nearest"])
