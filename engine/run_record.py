@@ -6,6 +6,7 @@ between two runs, or between two starts of one run, can be traced to its cause.
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import sys
@@ -30,9 +31,15 @@ ENVIRONMENT = (
     "PRETRAINED_DIR", "IMGNET_ROOT", "ALLOW_DOWNLOAD")  # fmt: skip
 
 
+@functools.cache
+def _installed_version(name: str) -> str:
+    """The version of a library, which stays the same while a process runs."""
+    return version(name)
+
+
 def library_versions(*more: str) -> dict[str, str]:
     """{name: version} of Python, of the libraries that can change a number, and of `more` that are installed."""
-    return {"python": platform.python_version(), **{name: version(name) for name in (*LIBRARIES, *more)}}
+    return {"python": platform.python_version(), **{name: _installed_version(name) for name in (*LIBRARIES, *more)}}
 
 
 def start_record(world: World) -> dict[str, Any]:

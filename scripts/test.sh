@@ -7,8 +7,10 @@ asks_for_help "$@" && usage && exit
 cd -- "$REPO_ROOT"
 install_and_use quickstart,dev
 
-# everything runs in a process per core, at most 4; what is named runs in one, whose output is easier to read
-[ $# -gt 0 ] || set -- --numprocesses "$(($(usable_cores) < 4 ? $(usable_cores) : 4))" --dist loadfile
+# everything runs in a process per core, at most 4; what is named runs in one, whose output is easier to read. Files go
+# out in their order: the other order ends with those of few tests, which are the long ones, and one process alone
+[ $# -gt 0 ] || set -- --numprocesses "$(($(usable_cores) < 4 ? $(usable_cores) : 4))" --dist loadfile \
+    --no-loadscope-reorder
 
 # a test that looks for weights on a hub must fail at once, not after a minute of retries
 export HF_HUB_OFFLINE=1

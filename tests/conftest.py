@@ -45,6 +45,14 @@ def single_thread():
         torch.zeros((), requires_grad=True).backward()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_power_cut():
+    """Nothing waits for the disk: a process that is killed loses nothing of what it wrote, only a machine does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @contextlib.contextmanager
 def same_environment():
     """Takes back what is changed in the environment meanwhile: a command that ran in this process may have set it."""

@@ -211,20 +211,17 @@ def own_images(image_folder, tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-@pytest.mark.parametrize("fault", IMAGES, ids=lambda f: f.__name__)
-def test_broken_images_are_named(fault, split, place, refused, entry, own_images, tmp_path):
+def test_broken_images_are_named(split, place, refused, entry, own_images, tmp_path):
     """Key or file, in training and validation images; with the images mended, the same command trains."""
-    fault(own_images / split)
     roots = [f"data.root={own_images / 'train'}", f"data.val_root={own_images / 'val'}", "data.global_batch_size=24"]
     command = place.tokenizer(tmp_path / "run", *roots, "loop.steps=2", "model.quantizer.vq.warmup_steps=0")
-    parts = list(IMAGES[fault])
-    if fault in (no_folder, no_classes):
-        parts.append("data.root" if split == "train" else "data.val_root")
-    refused(TOKENIZER, command, *parts)
-    if split == "train" and fault is not empty_class:
-        shutil.rmtree(own_images, ignore_errors=True)
+    key = "data.root" if split == "train" else "data.val_root"
+    for fault, parts in IMAGES.items():
+        fault(own_images / split)
+        refused(TOKENIZER, command, *parts, *([key] if fault in (no_folder, no_classes) else []))
+        shutil.rmtree(own_images)
         shutil.copytree(place.images, own_images)
-        assert entry(TOKENIZER, *command)[0] == 0
+    assert entry(TOKENIZER, *command)[0] == 0
 
 
 def test_an_image_that_breaks_in_a_loader_process_is_named(place, refused, own_images, tmp_path):
@@ -281,19 +278,18 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("case", sorted(CHANGES))
-def test_a_checkpoint_of_another_architecture_is_refused(case, half_done, place, refused, entry):
+def test_a_checkpoint_of_another_architecture_is_refused(half_done, place, refused, entry):
     """The keys that differ, with both values; the checkpoint is not touched."""
-    options, parts = CHANGES[case]
-    refused(TOKENIZER, place.tokenizer(half_done, *options), "step_00000003", *parts)
+    for options, parts in CHANGES.values():
+        refused(TOKENIZER, place.tokenizer(half_done, *options), "step_00000003", *parts)
     assert_resumes(half_done, place, entry)
 
 
-@pytest.mark.parametrize("case", ["misspelt key", "unknown quantizer", "image size", "micro-batches", "wrong type"])
-def test_a_refused_command_does_not_harm_a_run(case, half_done, place, refused, entry):
+def test_refused_commands_do_not_harm_a_run(half_done, place, refused, entry):
     before = (half_done / "config.yaml").read_bytes()
-    refused(TOKENIZER, place.tokenizer(half_done, *CONFIGS[case][0]))
-    assert (half_done / "config.yaml").read_bytes() == before
+    for case in ("misspelt key", "unknown quantizer", "image size", "micro-batches", "wrong type"):
+        refused(TOKENIZER, place.tokenizer(half_done, *CONFIGS[case][0]))
+        assert (half_done / "config.yaml").read_bytes() == before, case
     assert_resumes(half_done, place, entry)
 
 
@@ -380,20 +376,25 @@ def full_for_metrics(path: Path, mode: str = "r", *args, real=Path.open, **kwarg
     return full() if (path.name, mode) == ("metrics.jsonl", "a") else real(path, mode, *args, **kwargs)
 
 
-@pytest.mark.parametrize("where", ["checked before", "while writing", "metrics"])
-def test_no_space_at_a_save(where, half_done, place, refused, entry, monkeypatch):
+def fill_the_disk(where: str, patched: pytest.MonkeyPatch) -> None:
+    """From now on there is no space: when it is looked for, for the checkpoint, or for a line of metrics."""
+    patched.setenv(CHECKED_VARIABLE, "1")  # the disk gets full after the pre-flight
+    if where == "looked for":
+        usage = shutil.disk_usage("/")
+        patched.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=10))
+    elif where == "checkpoint":
+        patched.setattr(training_state.dcp, "save", full)
+    else:
+        patched.setattr(Path, "open", full_for_metrics)
+
+
+def test_no_space_at_a_save(half_done, place, refused, entry, monkeypatch):
     """The message names the checkpoint and the remedy; the run is where it was, and goes on with the same command."""
-    with monkeypatch.context() as patched:
-        patched.setenv(CHECKED_VARIABLE, "1")  # the disk gets full after the pre-flight
-        if where == "checked before":
-            usage = shutil.disk_usage("/")
-            patched.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=10))
-        elif where == "while writing":
-            patched.setattr(training_state.dcp, "save", full)
-        else:
-            patched.setattr(Path, "open", full_for_metrics)
-        parts = ["ree some space", "start the same command again"]
-        if where != "metrics":
-            parts += ["step_00000006 could not be written", "Older checkpoints are untouched"]
-        refused(TOKENIZER, place.tokenizer(half_done), *parts)
+    of_checkpoint = ["step_00000006 could not be written", "Older checkpoints are untouched"]
+    for where, parts in {"looked for": of_checkpoint, "checkpoint": of_checkpoint, "metrics": []}.items():
+        with monkeypatch.context() as patched:
+            fill_the_disk(where, patched)
+            remedy = ["ree some space", "start the same command again"]
+            refused(TOKENIZER, place.tokenizer(half_done), *remedy, *parts)
+        assert [read_manifest(folder)["step"] for folder in checkpoint_folders(half_done)] == [3], where
     assert_resumes(half_done, place, entry)
