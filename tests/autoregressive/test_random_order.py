@@ -41,6 +41,7 @@ KINDS = {
     "gpt": lambda **sizes: GPT(GPTConfig(**SIZES, target_positions=True, **sizes)),
     "rotary": lambda **sizes: GPT(GPTConfig(**SIZES, target_positions=True, positions="rope2d", **sizes)),
     "adaln": lambda **sizes: AdaLNGPT(AdaLNGPTConfig(**SIZES, target_positions=True, positions="rope2d", **sizes)),
+    "adaln, learned": lambda **sizes: AdaLNGPT(AdaLNGPTConfig(**SIZES, target_positions=True, **sizes)),
     "rar": lambda **sizes: RAR(RARConfig(**SIZES, mlp_width=32, **sizes)),
 }
 named = pytest.mark.parametrize("kind", KINDS)
@@ -139,7 +140,7 @@ def test_cached_decoding_in_an_order_is_teacher_forcing_in_it(kind):
     assert torch.equal(generate(generator, [0, 1], seed=3, order=range(4)), drawn)
 
 
-@pytest.mark.parametrize("kind", ["gpt", "rar"])
+@pytest.mark.parametrize("kind", ["gpt", "adaln, learned", "rar"])
 def test_merged_tables_give_the_same_raster_logits(kind):
     generator = network(kind)
     labels, tokens, orders = inputs(generator)
@@ -147,8 +148,9 @@ def test_merged_tables_give_the_same_raster_logits(kind):
     assert torch.allclose(merged(labels, tokens), generator(labels, tokens), atol=1e-6)
     assert not torch.allclose(merged(labels, tokens, order=orders), generator(labels, tokens, order=orders), atol=1e-2)
     assert torch.equal(generate(merged, labels, draw=greedy), generate(generator, labels, draw=greedy))
-    with pytest.raises(ConfigError, match="two tables to merge"):
-        merged.with_merged_positions()
+    for without in (merged, network("rotary")):
+        with pytest.raises(ConfigError, match="two tables to merge"):
+            without.with_merged_positions()
 
 
 @pytest.mark.parametrize("kind", ["gpt", "rar"])
