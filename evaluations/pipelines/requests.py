@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from autoregressive.models.registry import GeneratorConfig
 from engine.data.config import DataConfig
 from engine.installation import CONFIGS
 from engine.messages import UserError
@@ -103,15 +104,24 @@ class Request:
         """The YAML files of a tokenizer's training; at --scale tiny with the sizes for its kind."""
         if not self.is_tiny:
             return list(recipe)
-        name = OmegaConf.select(recipe_tree([*map(str, recipe)]), "model.name", default=ModelConfig().name)
+        return [*recipe, self._tiny_sizes(recipe, ModelConfig().name), TINY_CONFIGS / "tokenizer.yaml"]
+
+    def generator_files(self, recipe: Sequence[Path]) -> list[Path]:
+        """The YAML files of a generator's training; at --scale tiny with the sizes for its kind."""
+        if not self.is_tiny:
+            return list(recipe)
+        training = TINY_CONFIGS / "gpt.yaml"  # and the sizes of the default kind
+        sizes = self._tiny_sizes(recipe, GeneratorConfig().name)
+        return [*recipe, training] if sizes == training else [*recipe, training, sizes]
+
+    @staticmethod
+    def _tiny_sizes(recipe: Sequence[Path], default: str) -> Path:
+        """The overlay with the sizes for the kind of network. Raises UserError where there is none."""
+        name = OmegaConf.select(recipe_tree([*map(str, recipe)]), "model.name", default=default)
         sizes = TINY_CONFIGS / f"{name}.yaml"
         if not sizes.is_file():
             raise UserError(f"--scale {TINY} has no sizes for model.name={name}: there is no {sizes}")
-        return [*recipe, sizes, TINY_CONFIGS / "tokenizer.yaml"]
-
-    def generator_files(self, recipe: Sequence[Path]) -> list[Path]:
-        """The YAML files of a generator's training."""
-        return [*recipe, TINY_CONFIGS / "gpt.yaml"] if self.is_tiny else list(recipe)
+        return sizes
 
     def probe_files(self, recipe: Sequence[Path]) -> list[Path]:
         """The YAML files of a linear probe."""
