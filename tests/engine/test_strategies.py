@@ -3,6 +3,9 @@
 import itertools
 import os
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import tiny
@@ -38,23 +41,39 @@ NO_DROPOUT = [
 ]
 WAYS = {  # name -> (processes, overrides); hsdp is two machines of two processes
     "ddp": (2, []),
-    "fsdp": (2, ["loop.strategy=fsdp"]),
-    "fsdp and micro-batches": (2, ["loop.strategy=fsdp", "loop.grad_accum=2", "loop.async_save=true"]),
-    "fsdp and recomputation": (2, ["loop.strategy=fsdp", "loop.activation_checkpointing=true"]),
+    "fsdp, micro-batches, recomputation": (
+        2,
+        ["loop.strategy=fsdp", "loop.grad_accum=2", "loop.async_save=true", "loop.activation_checkpointing=true"],
+    ),
     "hsdp and micro-batches": (4, ["loop.strategy=hsdp", "loop.grad_accum=2"]),
 }
 
 
+SAVED = ["loop.save_every=2", "loop.keep_last=9"]
+
+
+@dataclass
+class Job:
+    """A training, and runs of it."""
+
+    run: Callable[..., None]  # (world, run_dir, *overrides)
+    one: Path  # a run in one process
+    sharded: Path  # a run as FSDP2 x2 whose checkpoints are all there
+    largest: int  # processes
+
+
 @pytest.fixture(scope="module", params=["tokenizer", "gpt"])
 def job(request, tmp_path_factory, image_folder, world):
-    """(function(world, run_dir, *overrides), a run of it in one process)."""
+    """The runs are read only."""
     if request.param == "gpt":
         given, entry = request.getfixturevalue("codes"), train_gpt
         options = [*NO_DROPOUT, *EVERYWHERE]
     else:
         given, entry = (image_folder,), train_tokenizer
-        # GAN, EMA, restarts, warm-up, k-means, shortcut. A discriminator that starts alone leaves k-means no latents.
-        together = [options for name, options in EXACT.items() if name != "warm start of the discriminator"]
+        # GAN, EMA, restarts, warm-up, k-means, shortcut. A discriminator that starts alone leaves k-means no latents;
+        # scales are those of another tokenizer.
+        apart = {"warm start of the discriminator", "scales"}
+        together = [options for name, options in EXACT.items() if name not in apart]
         options = [*itertools.chain.from_iterable(together), *EVERYWHERE]
 
     # Regression: with 5 images two processes have 2 and 1 batches, and shards waited for the one without work for ever.
@@ -63,9 +82,11 @@ def job(request, tmp_path_factory, image_folder, world):
     def run(world, run_dir, *overrides):
         entry(world, run_dir, *given, *options, *overrides)
 
-    one = tmp_path_factory.mktemp("one") / "run"
-    run(world, one)
-    return run, one
+    root = tmp_path_factory.mktemp("job")
+    run(world, root / "one")
+    on_ranks(2, root / "a", run, root / "sharded", *SAVED, "loop.strategy=fsdp")
+    # Shards of a tokenizer on four processes are those of hsdp.
+    return Job(run, root / "one", root / "sharded", largest=4 if request.param == "gpt" else 2)
 
 
 def in_two_machines(world: World, function, *args) -> None:
@@ -73,40 +94,45 @@ def in_two_machines(world: World, function, *args) -> None:
     function(world, *args)
 
 
-@pytest.mark.parametrize("way", sorted(WAYS))
-def test_training_does_not_depend_on_the_strategy(way, job, tmp_path):
-    """Loss terms, gradient norms, validation, weights and averages of 6 steps are those of one process."""
-    run, one = job
-    size, overrides = WAYS[way]
-    function = (in_two_machines, run) if "hsdp" in way else (run,)
-    on_ranks(size, tmp_path / "a", *function, tmp_path / "run", *overrides)
-    assert_close_runs(one, tmp_path / "run")
-    files = [sorted(p.name for p in checkpoint_folders(r)[-1].glob("*.safetensors")) for r in (one, tmp_path / "run")]
+def assert_same_training(one: Path, other: Path) -> None:
+    """Loss terms, gradient norms, validation, weights and averages of 6 steps agree."""
+    assert_close_runs(one, other)
+    files = [sorted(p.name for p in checkpoint_folders(r)[-1].glob("*.safetensors")) for r in (one, other)]
     assert files[0] == files[1]
     for name in files[0]:
-        a, b = (read_weights(checkpoint_folders(r)[-1] / name) for r in (one, tmp_path / "run"))
+        a, b = (read_weights(checkpoint_folders(r)[-1] / name) for r in (one, other))
         assert a.keys() == b.keys()
         for key in a:
             torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("way", sorted(WAYS))
+def test_training_does_not_depend_on_the_strategy(way, job, tmp_path):
+    size, overrides = WAYS[way]
+    function = (in_two_machines, job.run) if "hsdp" in way else (job.run,)
+    on_ranks(size, tmp_path / "a", *function, tmp_path / "run", *overrides)
+    assert_same_training(job.one, tmp_path / "run")
+
+
+def test_shards_are_the_same_training(job):
+    assert_same_training(job.one, job.sharded)
+
+
 def test_a_run_may_go_on_as_anything(job, tmp_path, world):
-    """Two steps as FSDP2 x2, two in one process, two as FSDP2 x4."""
-    run, one = job
-    more = ["loop.save_every=2", "loop.keep_last=9"]
+    """Two steps as FSDP2 x2, two in one process, two as FSDP2, on more processes where that is quick."""
+    run = shutil.copytree(job.sharded, tmp_path / "run")
 
     def forget(*steps):
         for step in steps:
-            shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step_{step:08d}")
+            shutil.rmtree(run / "checkpoints" / f"step_{step:08d}")
 
-    on_ranks(2, tmp_path / "a", run, tmp_path / "run", *more, "loop.strategy=fsdp")
     forget(4, 6)
-    run(world, tmp_path / "run", *more)
+    job.run(world, run, *SAVED)
     forget(6)
-    on_ranks(4, tmp_path / "b", run, tmp_path / "run", *more, "loop.strategy=fsdp")
-    log = (tmp_path / "run" / "log.txt").read_text()
+    on_ranks(job.largest, tmp_path / "b", job.run, run, *SAVED, "loop.strategy=fsdp")
+    log = (run / "log.txt").read_text()
     assert "resumed from step 2 of 6" in log and "resumed from step 4 of 6" in log
-    assert_close_runs(one, tmp_path / "run")
+    assert_close_runs(job.one, run)
 
 
 def test_one_process_has_nothing_to_shard(tmp_path, codes, world):
