@@ -3,8 +3,8 @@
     bash scripts/torture.sh [--kills N] [--seed S] [--runs-dir DIR]
 
 The runs are tiny: a tokenizer (GAN, EMA, entropy, LeCam; with learned codes, averaged ones and ones that start anew,
-and of flexible length), WeTok (the same in two phases), a decoder that is trained alone after a warm start of its
-discriminator, a GPT, a masked generator and a linear probe.
+of flexible length, and of scales), WeTok (the same in two phases), a decoder that is trained alone after a warm start
+of its discriminator, a GPT, a masked generator, a generator of scales and a linear probe.
 They run in one process and in two, as copies and as shards (FSDP2), with blocking saves and with saves in a thread.
 They receive SIGKILL at random wall-clock times. Some kills wait for the next checkpoint write (a folder `.writing_*`)
 and come at a random moment inside it. Of two processes, one or both are killed. The same command then starts the run
@@ -201,6 +201,16 @@ def prepare(root: Path, torchrun: bool) -> list[Case]:
     tiny.write_codes(root / "codes", load_tokenizer(root / "tokenizer").provenance.fingerprint)
     gpt = ("--config", str(root / "gpt.yaml"), f"data.codes={root / 'codes'}", f"data.tokenizer={root / 'tokenizer'}")
     gpt += (*often, "ema_decay=0.9")
+    # Codes of scales, and their generator.
+    scales = ("--config", str(root / "tokenizer.yaml"), *data, *tiny.GAN, *tiny.SCALES, "data.num_workers=0", *often)
+    tokenizer.train.train(
+        tiny.tokenizer_config(root / "scales", root / "images", *tiny.SCALES, "loop.steps=2"),
+        World(0, 1, 0, torch.device("cpu")),
+    )
+    tiny.write_codes(root / "scale_codes", load_tokenizer(root / "scales").provenance.fingerprint, num_tokens=30)
+    by_scale = (*gpt, f"data.codes={root / 'scale_codes'}", f"data.tokenizer={root / 'scales'}")
+    by_scale += ("model={name: next_scale, gpt: null, next_scale: {width: 16, layers: 2, heads: 2}}",)
+    by_scale += ("model.next_scale={scales: [1, 2, 3, 4], code_dim: 4, num_phis: 4}",)
     masked = (*gpt, "model={name: maskgit, gpt: null, maskgit: {width: 16, layers: 2, heads: 2}}")
     probe = (f"network={{source: tokenizer, tokenizer: {root / 'tokenizer'}}}", *data, "data.image_size=8")
     probe += ("data.global_batch_size=8", "data.num_workers=0", "loop.device=cpu", *saves)
@@ -224,6 +234,9 @@ def prepare(root: Path, torchrun: bool) -> list[Case]:
         Case("averaged codebook x1", "tokenizer.train", (*image, AVERAGED)),
         Case("averaged codebook fsdp x2", "tokenizer.train", (*image, AVERAGED, shards), 2),
         Case("flexible length x2", "tokenizer.train", (*image, FLEXIBLE), 2),
+        Case("scales x1", "tokenizer.train", scales),
+        Case("scales fsdp x2", "tokenizer.train", (*scales, shards), 2),
+        Case("generator of scales x2", "autoregressive.train", by_scale, 2),
         Case("restarted codes x2", "tokenizer.train", (*image, "model.quantizer.vq.restart=nearest"), 2),
     ]
     return [*cases, Case("tokenizer torchrun x2", "tokenizer.train", image, 2, torchrun=True)] if torchrun else cases
