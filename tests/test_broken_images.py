@@ -30,6 +30,7 @@ from engine.data.sources import kind_of, read_source
 from engine.run_log import read_metrics
 
 LATIN = os.fsdecode(b"caf\xe9")  # a name that is not UTF-8
+LITE0 = ["--extractor", "efficientnet_lite0"]  # the fast one; what reads images does not know it
 
 
 def break_images(folder: Path) -> None:
@@ -80,7 +81,6 @@ def commands(given, out):
     tiny_yaml = out / "tiny.yaml"
     tiny_yaml.write_text(tiny.TOKENIZER)
     few = ["--num-fid-samples", "4", "--extractor", "none"]
-    inception = ["--random-stand-in", "--force"]
     return {
         "tokenizer.train": (tokenizer.train.main, ["--config", tiny_yaml, *data_of(given), *run], skip_key),
         "extract_codes": (autoregressive.extract_codes.main, [*vq, *paths, *cpu, "--code-path", out / "codes"], skip),
@@ -98,7 +98,8 @@ def commands(given, out):
         "visualize": (evaluations.visualize.main, [*vq, *held_out, *cpu, "--output", out / "pca.npz"], skip),
         "make_reference": (
             evaluations.make_reference.main,
-            ["--data-path", images / "val", *cpu, *inception, "--image-size", "32", "--output", out / "ref.npz"], skip,
+            ["--data-path", images / "val", *cpu, *LITE0, "--force", "--image-size", "32", "--output", out / "ref.npz"],
+            skip,
         ),
         "classifier": (
             evaluations.classifier.main,
@@ -170,7 +171,7 @@ def test_a_folder_of_samples_with_broken_files_is_measured_on_request(given, tmp
         "--reference-kind",
         "val",
     ]
-    flags += ["--measured", "reconstruction", "--random-stand-in", "--force", "--device", "cpu"]
+    flags += ["--measured", "reconstruction", *LITE0, "--force", "--device", "cpu"]
     flat = given / "images" / "flat" / "x"
     for number in (1, 3, 5):
         (flat / f"{number:03d}.png").unlink()  # of another size: the pictures of a set of samples are square

@@ -166,10 +166,18 @@ def signal_at(monkeypatch, task, number: signal.Signals, step: int) -> None:
     monkeypatch.setattr(task, "train_step", train_step)
 
 
+@pytest.fixture(scope="module")
+def without_signal(tmp_path_factory, image_folder, world):
+    """A run that no signal stopped. Read only."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    tokenizer.train.train(tiny.tokenizer_config(folder, image_folder, "ema_decay=0.9"), world)
+    return folder
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_signal_saves_and_exits_and_the_same_command_continues(
-    number, workers, tmp_path, image_folder, entry, monkeypatch
+    number, workers, without_signal, tmp_path, image_folder, entry, monkeypatch
 ):
     """Exit code 75 after the update that was under way; the second call ends as if nothing had happened."""
     (tmp_path / "tiny.yaml").write_text(tiny.TOKENIZER)
@@ -179,7 +187,6 @@ def test_a_signal_saves_and_exits_and_the_same_command_continues(
         options = [*data, f"loop.run_dir={tmp_path / name}", f"data.num_workers={workers}", "ema_decay=0.9"]
         return entry(tokenizer.train.main, "--config", tmp_path / "tiny.yaml", *options)
 
-    assert run("straight")[0] == 0
     before = signal.getsignal(number)
     with monkeypatch.context() as patched:
         signal_at(patched, TokenizerTask, number, step=2)
@@ -188,7 +195,7 @@ def test_a_signal_saves_and_exits_and_the_same_command_continues(
     assert [read_manifest(f)["step"] for f in checkpoint_folders(tmp_path / "stopped")] == [3]
     assert signal.getsignal(number) == before, "handlers of the process are put back"
     assert run("stopped")[0] == 0
-    assert_same_run(tmp_path / "straight", tmp_path / "stopped", tmp_path)
+    assert_same_run(without_signal, tmp_path / "stopped", tmp_path)
 
 
 def test_a_signal_in_the_last_step_is_a_normal_end(tmp_path, codes, world, monkeypatch):
