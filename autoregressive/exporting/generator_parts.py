@@ -56,7 +56,12 @@ def require_part(name: str, generator: Generator) -> None:
         accepted = "no part of it can be exported; --part encode and --part decode of its tokenizer can"
     path, kind = generator.provenance.path, type(generator).__name__
     of_what = GENERATOR_PARTS[name].of_what
-    raise UserError(f"--part {name} is {of_what}, and the generator {path} ({kind}) has none: {accepted}")
+
+    # Who writes a generator must know what makes a part of it.
+    method = f"functional_{name}"
+    is_undefined = getattr(type(generator), method) is getattr(Generator, method)
+    reason = f" (its class defines no {method})" if is_undefined and not parts else ""
+    raise UserError(f"--part {name} is {of_what}, and the generator {path} ({kind}) has none{reason}: {accepted}")
 
 
 class StepPart(GeneratorPart):
