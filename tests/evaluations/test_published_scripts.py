@@ -208,7 +208,7 @@ TRAININGS = [path for path in recipes() if kind_of(path) in ("tokenizer", "gpt")
 QUICK = ("vq/VQ_SS256", "vq/VQ_BL256_2d", "vq/VQ_XLXXL256", "vq/ablation/vanilla", "llamagen/VQ_8", "wetok/WeTok_192",
          "open_magvit2/imagenet_128_L", "ibq/imagenet256_16384", "maskgit/maskgit_vqgan_imagenet_f16_256",
          "var/vae_ch160v4096z32", "var/var_d30", "rar/rar_b", "ibq/AR_256_B", "gpt/MaskGIT_B256",
-         "gpt/GPT_XXL256", "gpt/GPT_wetok_B", "llamagen/GPT_B_384")  # fmt: skip
+         "gpt/GPT_XXL256", "gpt/GPT_wetok_B", "gpt/GPT_bits_L", "llamagen/GPT_B_384")  # fmt: skip
 
 
 SCALES = [1, 2, 3, 4]  # of recipes whose tokens are no cells, which are those of VAR
