@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from autoregressive.exporting.formats import EXPORT_FORMATS, ExportFormat
-from autoregressive.exporting.generator_parts import GENERATOR_PARTS, require_part
+from autoregressive.exporting.generator_parts import GENERATOR_PARTS, module_of
 from autoregressive.exporting.parts import Part, Port
 from autoregressive.exporting.tokenizer_parts import TOKENIZER_PARTS
 from autoregressive.exporting.verification import verify
@@ -167,7 +167,7 @@ def needs(args: argparse.Namespace, preflight: Preflight) -> None:
         survey = survey_tokenizer if args.part in TOKENIZER_PARTS else survey_gpt
         network = survey(args.network, config=args.config, weights=args.weights, hashed=preflight.hashes)
         if args.part in GENERATOR_PARTS:
-            require_part(args.part, network)
+            module_of(args.part, network)
         preflight.ready.append(f"RUN: {args.network}")
 
 

@@ -111,12 +111,9 @@ class SamplerSettings(Section):
         facts = asdict(self)
         if self.num_tokens == 0:
             del facts["num_tokens"]
-        if self.passes is None:
-            del facts["passes"]
-        if self.order is None:
-            del facts["order"]
-        if self.bits is None:
-            del facts["bits"]
+        for name in ("passes", "order", "bits"):
+            if facts[name] is None:
+                del facts[name]
         if self.guidance.power == 1:
             del facts["guidance"]["power"]
         return facts
@@ -145,11 +142,9 @@ class SamplerSettings(Section):
 
     def draw(self, sample_ids: Tensor, generator: Generator) -> Draw:
         """The random numbers of the samples `sample_ids` (B,), as many per image as the generator draws."""
-        return (
-            greedy
-            if self.greedy
-            else seeded_draw(self.seed, sample_ids, num_draws_of(generator, self.passes, self.bits))
-        )
+        if self.greedy:
+            return greedy
+        return seeded_draw(self.seed, sample_ids, num_draws_of(generator, self.passes, self.bits))
 
 
 @torch.inference_mode()

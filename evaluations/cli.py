@@ -24,7 +24,7 @@ from evaluations.image_sets import ImageSequence, SourceImages, open_images
 from evaluations.metrics.extractor import Extractor
 from evaluations.metrics.extractors import EXTRACTORS, FILE_EXTRACTOR, OFFLINE_EXTRACTOR
 from evaluations.protocols.feature_numbers import DEFAULT_GROUPS, GROUPS
-from evaluations.protocols.reference import ReferenceImages, ReferenceSource, features_of
+from evaluations.protocols.reference import Reference, ReferenceImages, ReferenceSource, features_of
 from evaluations.protocols.reference_file import ReferenceFile
 from evaluations.protocols.trust import add_force_flags, require_trust
 
@@ -191,6 +191,20 @@ def held_out_features(
         return None
     statistics = features_of(images, extractor, world, keep_features=True, title="held-out features")
     return statistics.all_features(world)
+
+
+def reference_of_generated(
+    args: argparse.Namespace,
+    opened: ReferenceSource,
+    image_size: int | None,
+    extractor: Extractor,
+    cache_dir: Path,
+    world: World,
+) -> tuple[Reference, Tensor | None]:
+    """(what generated images are compared with, the features of --held-out). A collective, which may take long."""
+    held_out = held_out_features(args, image_size, extractor, world)
+    keep_features = "published" in extractor.capabilities or bool(numbers_from(args))
+    return opened.reference(cache_dir, world, keep_features), held_out
 
 
 def assets_from(args: argparse.Namespace) -> AssetsConfig:

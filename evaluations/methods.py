@@ -41,8 +41,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands and which are done, then exit")
     args = parser.parse_args()
+
+    # With what systems are compared, in the order of all.
     compared = {DEFAULT_SYSTEM, *args.systems, *map(compared_with, args.systems)}
     args.systems = [name for name in SYSTEMS if name in compared]
+
+    # The page and its numbers are two files.
     args.page = args.page or args.runs_dir / "methods.md"
     if args.page == record_of(args.page):
         parser.error(f"--page {args.page}: the numbers of the page get this name; give the page another ending, as .md")

@@ -42,6 +42,7 @@ from tokenizer.cli import (
     add_label_flag,
     add_reconstructing_flags,
     add_skip_flag,
+    decoded_facts,
     flags_of_tokenizer,
     reconstructing_from,
     reconstructing_needs,
@@ -124,7 +125,7 @@ def draw(args: argparse.Namespace) -> None:
         "images": source.identity(),
         "num_images": count,
         "fit": args.fit,
-        **({"num_tokens": args.decoded_tokens} if args.decoded_tokens is not None else {}),
+        **decoded_facts(args),
         NOT_FOR_METRICS: "a few pictures beside one another; evaluations.reconstruction measures",
     }
     output = OutputFolder(args.sample_dir, "--sample-dir", settings, world)

@@ -43,7 +43,7 @@ from evaluations.readback.pictures import (
     write_pictures,
 )
 from evaluations.results import claim_result, write_arrays, write_result
-from tokenizer.cli import add_reconstructing_flags, reconstructing_from, reconstructing_needs
+from tokenizer.cli import add_reconstructing_flags, decoded_facts, reconstructing_from, reconstructing_needs
 
 DRAWN_SIZE = 256  # pixels, of --draw
 
@@ -108,7 +108,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         made_by: dict[str, Any] = {
             "tokenizer": tokenizer.provenance.facts(),
             "rounding": rules.rounding,
-            **({"num_tokens": args.decoded_tokens} if args.decoded_tokens is not None else {}),
+            **decoded_facts(args),
         }
     else:
         pictures = StoredPictures(args.originals, "--originals")

@@ -193,6 +193,11 @@ def _apply_flags(args: argparse.Namespace, tokenizer: Reconstructing) -> None:
         raise ConfigError(f"--image-size is missing: {args.vq_ckpt} does not say for which size it was trained")
 
 
+def decoded_facts(args: argparse.Namespace) -> dict[str, int]:
+    """What --num-tokens adds to the settings of a folder or a result; nothing where whole images are decoded."""
+    return {} if args.decoded_tokens is None else {"num_tokens": args.decoded_tokens}
+
+
 def set_image_size(tokenizer: Reconstructing, image_size: int | None, path: str) -> None:
     """Makes the size that --image-size names, if any, that of the tokenizer from `path`.
 

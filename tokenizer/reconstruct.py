@@ -41,7 +41,13 @@ from engine.preflight import Preflight, require
 from engine.progress import progress
 from engine.registry import extended
 from engine.world import World, distributed_world
-from tokenizer.cli import add_reconstructing_flags, add_skip_flag, reconstructing_from, reconstructing_needs
+from tokenizer.cli import (
+    add_reconstructing_flags,
+    add_skip_flag,
+    decoded_facts,
+    reconstructing_from,
+    reconstructing_needs,
+)
 from tokenizer.frozen.lpips import lpips_network
 from tokenizer.losses.perceptual import LPIPSLoss
 from tokenizer.models.base import Tokenizer
@@ -223,7 +229,7 @@ def main() -> None:
             "images": source.identity(),
             "num_images": num_images,
             "lpips": lpips is not None,
-            **({"num_tokens": args.decoded_tokens} if args.decoded_tokens is not None else {}),
+            **decoded_facts(args),
         }
         output = OutputFolder(folder, "--sample-dir", settings, world)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoregressive.exporting.parts import BATCHES, Comparison, Part, Port, Run, Tensors, random_codes
 from autoregressive.models.base import Generator
@@ -36,21 +36,26 @@ class GeneratorPart(Part):
         return labels, random_codes(network.codebook_sizes, rows, network.num_tokens, random)
 
 
-def parts_of(generator: Generator) -> list[str]:
-    """The names of the parts that a generator has."""
+def parts_of(generator: Generator) -> dict[str, nn.Module]:
+    """The parts that a generator has: {name: what computes it}."""
     modules = {
         StepPart.name: generator.functional_step(),
         HeadPart.name: generator.functional_head(),
         PassPart.name: generator.functional_pass(),
     }
-    return [name for name, module in modules.items() if module is not None]
+    return {name: module for name, module in modules.items() if module is not None}
 
 
-def require_part(name: str, generator: Generator) -> None:
-    """Raises UserError, which names the parts that the generator has, where the part `name` is none of them."""
+def module_of(name: str, generator: Generator) -> nn.Module:
+    """What computes the part `name` of a generator.
+
+    Raises UserError, which names the parts that the generator has, where this is none of them.
+    """
     parts = parts_of(generator)
     if name in parts:
-        return
+        return parts[name]
+
+    # What there is instead.
     accepted = f"it has {' and '.join(f'--part {part}' for part in parts)}"
     if not parts:
         accepted = "no part of it can be exported; --part encode and --part decode of its tokenizer can"
@@ -72,8 +77,7 @@ class StepPart(GeneratorPart):
 
     def __init__(self, generator: Generator) -> None:
         super().__init__(generator)
-        require_part(self.name, generator)
-        self.module = generator.functional_step()
+        self.module = module_of(self.name, generator)
 
         # The inputs: the cache goes in and comes out.
         cache = "float32 (layers,batch,heads,tokens,channels), what the step before gave; zeros at first"
@@ -136,9 +140,7 @@ class HeadPart(GeneratorPart):
 
     def __init__(self, generator: Generator) -> None:
         super().__init__(generator)
-
-        require_part(self.name, generator)
-        self.module = generator.functional_head()
+        self.module = module_of(self.name, generator)
 
         # What it takes.
         self.inputs = (
@@ -173,8 +175,7 @@ class PassPart(GeneratorPart):
 
     def __init__(self, generator: Generator) -> None:
         super().__init__(generator)
-        require_part(self.name, generator)
-        self.module = generator.functional_pass()
+        self.module = module_of(self.name, generator)
         shape, logits = ("(batch,tokens,k)", "k,codes") if self.has_several_indices else ("(batch,tokens)", "codes")
         self.inputs = (
             Port("labels", f"int64 (batch,), class of the image, {generator.null_class} for none"),

@@ -269,15 +269,20 @@ class MaskedBitsHead(Head, nn.Module):
         In step j the trust in a bit is the logit of its drawn value, plus tau g with a number g of the standard Gumbel
         distribution. `numbers` are those of g; without them (a greedy draw) there is no noise.
         """
+        # At first nothing is known.
         options = one_for_all(settings)
         drawing = self.drawing if bits is None else bits
         known = torch.full((batch, self.bits), MASKED, device=self.frequencies.device)
         copies = 1
         known_before = 0
+
         for number, known_after in enumerate(drawing.known_after()):
+            # What the head says, in one batch for both halves of a guided one.
             logits = logits_of(None if number == 0 else known.repeat(copies, 1), number)
             copies = len(logits) // batch
             guided = spread_nan(guided_logits(logits, batch, options.guidance_scale))
+
+            # What is known after this step.
             tau = drawing.temperature_of(number, options.temperature)
             if drawing.order == "fixed":
                 known = self._with_first(known, guided, tau, draw, place, range(known_before, known_after))

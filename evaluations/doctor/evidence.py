@@ -136,13 +136,9 @@ class RunEvidence:
         """
         if self.tokenizer is None:
             return {}
-        # Of each group the indices that were chosen: some quantizers leave indices out in training.
-        indices = [column[column >= 0] for column in self._recent_indices.unbind(1)]
-        return {
-            group: torch.bincount(indices[group], minlength=size).double()
-            for group, size in enumerate(self.tokenizer.quantizer.group_sizes)
-            if len(indices[group]) >= size
-        }
+        columns = zip(self._recent_indices.unbind(1), self.tokenizer.quantizer.group_sizes, strict=True)
+        counts = {group: _counts_of(column, size) for group, (column, size) in enumerate(columns)}
+        return {group: of_group for group, of_group in counts.items() if of_group is not None}
 
     @cached_property
     def scale_counts(self) -> dict[int, torch.Tensor]:
@@ -151,13 +147,9 @@ class RunEvidence:
             return {}
         quantizer = self.tokenizer.quantizer
         images = images_of_window(self._recent_indices[:, 0], quantizer.scales)
-        indices = {side: tokens[tokens >= 0] for side, tokens in tokens_by_scale(images, quantizer.scales).items()}
-        size = quantizer.codebook_size
-        return {
-            side: torch.bincount(tokens, minlength=size).double()
-            for side, tokens in indices.items()
-            if len(tokens) >= size
-        }
+        tokens = tokens_by_scale(images, quantizer.scales)
+        counts = {side: _counts_of(of_scale, quantizer.codebook_size) for side, of_scale in tokens.items()}
+        return {side: of_scale for side, of_scale in counts.items() if of_scale is not None}
 
     @property
     def _recent_indices(self) -> torch.Tensor:
@@ -170,3 +162,12 @@ class RunEvidence:
         steps = step - self.quantizer_section.get("warmup_steps", 0)
         num_tokens = steps * self.get("data.global_batch_size") * self.tokenizer.num_tokens
         return window[max(0, len(window) - num_tokens) :]
+
+
+def _counts_of(indices: torch.Tensor, size: int) -> torch.Tensor | None:
+    """How often each of `size` codes was chosen (K,); None of fewer indices than codes.
+
+    Some quantizers leave indices out in training.
+    """
+    chosen = indices[indices >= 0]
+    return torch.bincount(chosen, minlength=size).double() if len(chosen) >= size else None

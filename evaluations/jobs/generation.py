@@ -23,7 +23,7 @@ from engine.data.sources import has_split, open_source
 from engine.facts import without_facts
 from engine.messages import UserError, logger
 from engine.world import World
-from evaluations.cli import extractor_from, held_out_features, numbers_from, open_reference, output_path
+from evaluations.cli import extractor_from, numbers_from, open_reference, output_path, reference_of_generated
 from evaluations.digits.model import load_classifier
 from evaluations.image_sets import numbered_ids
 from evaluations.metrics.extractor import Extractor
@@ -114,9 +114,9 @@ class GenerationJob:
         reference, held_out = None, None
         numbers = numbers_from(args)
         if opened is not None:
-            held_out = held_out_features(args, stream.image_size, extractor, world)
-            keep_features = "published" in extractor.capabilities or bool(numbers)
-            reference = opened.reference(output.parent, world, keep_features)
+            reference, held_out = reference_of_generated(
+                args, opened, stream.image_size, extractor, output.parent, world
+            )
         return cls(
             output=output,
             stream=stream,

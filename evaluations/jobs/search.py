@@ -24,10 +24,10 @@ from engine.world import World
 from evaluations.cli import (
     extractor_from,
     extractor_name,
-    held_out_features,
     numbers_from,
     open_reference,
     output_path,
+    reference_of_generated,
 )
 from evaluations.image_sets import numbered_ids
 from evaluations.metrics.extractor import Extractor
@@ -236,9 +236,7 @@ class SearchJob:
 
         # The reference comes last: its statistics may take long.
         numbers = numbers_from(args)
-        keep_features = "published" in extractor.capabilities or bool(numbers)
-        held_out = held_out_features(args, stream.image_size, extractor, world)
-        reference = opened.reference(output.parent, world, keep_features)
+        reference, held_out = reference_of_generated(args, opened, stream.image_size, extractor, output.parent, world)
         return cls(
             output=output,
             plan=plan,

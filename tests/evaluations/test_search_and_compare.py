@@ -201,7 +201,7 @@ def test_a_search_that_was_stopped_has_the_intervals_of_one_that_was_not(tmp_pat
 def test_a_search_measures_copies_against_the_held_out_images(tmp_path, search, monkeypatch, world):
     """At every scale; one that goes on has the same ones."""
     features, seen = torch.ones(3, 2), []
-    monkeypatch.setattr(jobs_search, "held_out_features", lambda *given: features)
+    monkeypatch.setattr("evaluations.cli.held_out_features", lambda *given: features)
     monkeypatch.setattr(jobs_search, "GenerationDistances", lambda *given: seen.append(given))
     monkeypatch.setattr(jobs_search, "measure", lambda *given: Measurement({"gfid": float(len(seen))}))
     monkeypatch.setattr(jobs_search.SearchJob, "metrics_at", search.real_metrics_at)
