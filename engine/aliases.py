@@ -66,11 +66,14 @@ RESULT_VALUES = {"crop": CROPS, "train_crop": CROPS, "views": {"centre": "center
 
 # ------------------------------------------------------------------------------------------------------- configs
 def current_tree(schema: Any, tree: DictConfig, source: str = "config") -> DictConfig:
-    """`tree` with the old keys and values that `schema` has under new names renamed; `tree` itself stays as it is.
+    """A copy of `tree` in which old keys and values that `schema` has under new names are renamed; `tree` itself where
+    there are none.
 
     `schema` is the dataclass of a root config, or what `OmegaConf.structured` makes of it. `source` is named in
     messages. Raises ConfigError where `tree` has a key in both spellings, or a value that means nothing any more.
     """
+    if not _has_old_spelling(tree):
+        return tree
     structured = schema if isinstance(schema, DictConfig) else default_tree(schema)
     tree = copy.deepcopy(tree)
 
@@ -91,6 +94,18 @@ def current_tree(schema: Any, tree: DictConfig, source: str = "config") -> DictC
                 f"{source}: {key}={short_value(value._value())} is no longer accepted; it must be {accepted}"
             )
     return tree
+
+
+def _has_old_spelling(tree: DictConfig) -> bool:
+    """Whether a tree has a key, or a value of a key, that once had another name or meaning in any schema."""
+    if any(_node(tree, old) is not None for old in CONFIG_KEYS):
+        return True
+    for key in CONFIG_VALUES:
+        node = _node(tree, key)
+        is_value = node is not None and not OmegaConf.is_config(node)
+        if is_value and node._value() in {*CONFIG_VALUES[key], *REMOVED_VALUES.get(key, {})}:
+            return True
+    return False
 
 
 def current_key(schema: Any, key: str) -> str:

@@ -51,9 +51,11 @@ def note_choice(weights: WeightsFile, what: str) -> None:
     is_average = weights.is_average
     logger.info("%s %s: the %s weights%s", what, weights.shown, "averaged (EMA)" if is_average else "raw", of_step)
 
-    # A run that started from other weights has averages of trained ones from its beginning.
+    if not is_average or step is None:
+        return
     config = read_yaml(weights.folder / "config.yaml")
-    if not is_average or step is None or config.get("init"):
+    # A run that started from other weights has averages of trained ones from its beginning.
+    if config.get("init"):
         return
     text = share_text(float(config.get("ema_decay", 0.0)), step)
     if text is not None:

@@ -174,15 +174,21 @@ class Merger(Generic[T]):
             target[name] = ""
             return
 
+        # As in nearly all keys of the config of a run. To set a value and to copy a node takes OmegaConf much longer.
+        value, present = _plain(node), _plain(target._get_node(name))
+        if repr(value) == repr(present):  # which tells 1 from 1.0
+            self._before[key] = present
+            return
+
         before = copy.deepcopy(target._get_node(name))
 
         # A free mapping of names to values is merged name by name; anything else is replaced.
         is_mapping = get_origin(hint) is dict
-        is_set = isinstance(node, DictConfig) == is_mapping and _update(target, name, _plain(node), merge=is_mapping)
+        is_set = isinstance(node, DictConfig) == is_mapping and _update(target, name, value, merge=is_mapping)
         if is_set:
             self._before[key] = before
         else:
-            self._add_problem(key, f"{source}: {key}={short_value(_plain(node))} must be {describe_type(hint)}")
+            self._add_problem(key, f"{source}: {key}={short_value(value)} must be {describe_type(hint)}")
 
     def _sections(self, items: ListConfig, schema: type, source: str, key: str) -> list[DictConfig]:
         """The items of a list of sections, each merged into the defaults of `schema`."""

@@ -28,7 +28,8 @@ Layer = tuple[str, DictConfig]  # the name of a source for messages, and its con
 
 def read_yaml(path: str | Path) -> DictConfig:
     """A YAML file, laid over its base where it names one, as one tree. See `read_layers`."""
-    return OmegaConf.merge(*(tree for _, tree in read_layers(path)))
+    trees = [tree for _, tree in read_layers(path)]
+    return trees[0] if len(trees) == 1 else OmegaConf.merge(*trees)
 
 
 def read_layers(path: str | Path) -> list[Layer]:
