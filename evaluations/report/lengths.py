@@ -19,9 +19,7 @@ def lengths(run: RunFolder) -> str:
         records = [record for record in read_metrics(training.folder) if any(key.startswith(PSNR) for key in record)]
         if not records:
             continue
-        last = records[-1]
-        psnrs = _points(last, PSNR)
-        usages = [(first, 100 * usage) for first, usage in _points(last, USAGE)]
+        psnrs, usages = lengths_of(records[-1])
         charts.append(line_chart("PSNR by number of tokens", {"held out": psnrs}, "dB", "tokens"))
         charts.append(
             line_chart("Codebook usage from a token to the next length", {"held out": usages}, "% of codes", "token")
@@ -32,7 +30,14 @@ def lengths(run: RunFolder) -> str:
         "<p>Held-out images, decoded from their first tokens, at the last validation. Tokens at the end that use few "
         "codes say little.</p>"
     )
-    return section("Images from fewer tokens", f'{text}<div class="charts">{"".join(charts)}</div>' if charts else "")
+    content = f'{text}<div class="charts">{"".join(charts)}</div>' if charts else ""
+    return section("Images from fewer tokens", content, "lengths")
+
+
+def lengths_of(record: dict[str, float]) -> tuple[Points, Points]:
+    """(PSNR over the number of tokens, % of codes over the first token of a part) of a validation, ascending."""
+    usages = [(first, 100 * usage) for first, usage in _points(record, USAGE)]
+    return _points(record, PSNR), usages
 
 
 def _points(record: dict[str, float], prefix: str) -> Points:

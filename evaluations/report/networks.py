@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from autoregressive.models.registry import GENERATORS
@@ -35,8 +36,10 @@ def network_facts(training: Training) -> list[str]:
     if model.get("quantizer"):
         facts.append(f"quantizer: {named_in_words(model.quantizer, QUANTIZERS)}")
 
-    # What it was trained on, and how large it is.
-    if data.get("name"):
+    # What it was trained on, and how large it is. A training on codes has settings of images, too, which say nothing.
+    if data.get("codes") and data.get("tokenize") == "codes":
+        facts.append(f"codes {'/'.join(Path(data.codes).parts[-2:])}")
+    elif data.get("name"):
         size = f", {data.image_size} px" if data.get("image_size") else ""
         facts.append(f"data {data.name}{size}")
     weights = num_weights(training)

@@ -13,9 +13,11 @@ from engine.messages import UserError
 from engine.pipeline import StageLog
 from evaluations.metrics.intervals import Estimate
 from evaluations.report.charts import central_range, thinned
+from evaluations.report.curves import Training
 from evaluations.report.ending import Ending, duration_text, pipeline_ending, training_ending
 from evaluations.report.first_screen import command_text
-from evaluations.report.networks import named_in_words
+from evaluations.report.lengths import lengths_of
+from evaluations.report.networks import named_in_words, network_facts
 from evaluations.report.number_text import fixed_texts, setting_text
 from evaluations.report.page import picture
 from evaluations.report.rows import short_labels
@@ -75,6 +77,31 @@ def test_the_first_screen_says_what_a_run_is_how_it_ended_and_what_came_out(open
     page.click("summary >> text=command")
     assert page.inner_text("details[open] pre") == "python -m tokenizer.train --config a.yaml"
     assert "/home/x" not in page.content()
+
+
+def test_a_generator_on_codes_says_where_they_are(tmp_path):
+    """Its config has settings of images, too, which it never read."""
+    folder = trained(tmp_path / "run" / "gpt")
+    data = "data: {name: folder, tokenize: codes, codes: runs/digits/codes}"
+    (folder / "config.yaml").write_text(CONFIG.format(lr=0.001).replace("data: {name: folder}", data))
+    facts = network_facts(Training("GPT", folder, ()))
+    assert "codes digits/codes" in facts and not any("data" in fact for fact in facts)
+
+
+def test_lengths_are_drawn_in_ascending_order_and_linked(tmp_path):
+    """PSNR by number of tokens and usage of its parts, of the last validation; a run of one length has neither."""
+    folder = trained(tmp_path / "run")
+    assert "Images from fewer tokens" not in write_report([folder]).read_text()
+    record = {"step": 200, "time": 1.0}
+    record |= {"val/psnr_tokens_16": 21.5, "val/psnr_tokens_2": 14.25}
+    record |= {"val/codebook_usage_from_token_9": 0.875, "val/codebook_usage_from_token_1": 0.5}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    page = write_report([folder]).read_text()
+    assert '<a href="#lengths">Images from fewer tokens</a>' in page
+    section = page.partition('<section id="lengths">')[2].partition("</section>")[0]
+    assert "PSNR by number of tokens" in section and "Codebook usage from a token to the next length" in section
+    assert lengths_of(record) == ([(2, 14.25), (16, 21.5)], [(1, 50.0), (9, 87.5)])
 
 
 def test_every_network_and_quantizer_says_what_it_is():
