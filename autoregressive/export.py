@@ -6,9 +6,9 @@
 
 Parts of a tokenizer are encode (images -> indices) and decode (indices -> images), those of a generator step (label,
 token, position, cache -> logits, cache) and, where a token has several indices, head (hidden states, indices ->
-logits). A masked generator has one part, pass (label, tokens with masks -> logits). Generators that write bits, draw
-whole scales or were built for any order of tokens have none. A .pt2 file is a program of
-torch.export, an .onnx file is for ONNX Runtime and others. The batch size is free.
+logits). A masked generator has one part, pass (label, tokens with masks -> logits). Generators that write bits or draw
+whole scales, and published ones of RAR, have none; a GPT of any order is written for raster. A .pt2 file is a program
+of torch.export, an .onnx file is for ONNX Runtime and others. The batch size is free.
 
 The file gets its name once it gives what the network gives: numbers within 1e-6 (pt2) or 1e-3 (onnx), and the same code
 for 99.9 % of the tokens, where each other one is a near tie. What was measured is printed and written beside the file

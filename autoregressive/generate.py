@@ -126,12 +126,12 @@ def _count_of(generator: Generator, num_tokens: int | None, is_ordered: bool) ->
     if num_tokens is None:
         return None
     count = int(whole_numbers(num_tokens, "num_tokens"))
-    if not 1 <= count <= generator.num_tokens:
-        raise UserError(f"num_tokens={count} must lie in 1..{generator.num_tokens}, the tokens of an image")
-    if is_ordered:
-        raise UserError("give num_tokens or order, not both: the first tokens of an image are those of raster")
     if not generator.stops_early:
         raise UserError("num_tokens: this generator does not draw its tokens one after the other")
+    if is_ordered:
+        raise UserError("give num_tokens or order, not both: the first tokens of an image are those of raster")
+    if not 1 <= count <= generator.num_tokens:
+        raise UserError(f"num_tokens={count} must lie in 1..{generator.num_tokens}, the tokens of an image")
     return count
 
 

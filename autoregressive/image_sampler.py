@@ -59,7 +59,7 @@ class SamplerSettings(Section):
         settings = self._with_bits(generator)
         if settings.order is not None:
             return settings._with_order(generator)
-        settings._require_tokens(generator, tokenizer)
+        settings = settings._with_tokens(generator, tokenizer)
         if generator.in_passes:
             return replace(settings, passes=generator.completed_passes(settings.passes))
         if settings.passes is not None:
@@ -92,19 +92,21 @@ class SamplerSettings(Section):
         is_usual = not generator.in_passes and cells == tuple(range(len(cells)))
         return replace(self, order=None) if is_usual else self
 
-    def _require_tokens(self, generator: Generator, tokenizer: Tokenizer) -> None:
+    def _with_tokens(self, generator: Generator, tokenizer: Tokenizer) -> SamplerSettings:
+        """The settings for a number of tokens; without it where it is that of a whole image."""
         if self.num_tokens == 0:
-            return
+            return self
+        if not generator.stops_early:
+            raise ConfigError(f"--num-tokens {self.num_tokens}: the generator does not draw one token after the other")
         if self.num_tokens > generator.num_tokens:
             accepted = f"0 (all) or 1..{generator.num_tokens}, the tokens of an image"
             raise ConfigError(f"--num-tokens {self.num_tokens} must be {accepted}")
-        if not generator.stops_early:
-            raise ConfigError(f"--num-tokens {self.num_tokens}: the generator does not draw one token after the other")
         if "flexible" not in tokenizer.capabilities:
             raise ConfigError(
                 f"--num-tokens {self.num_tokens}: the tokenizer decodes {tokenizer.num_tokens} tokens only; one of "
                 "flexible length decodes any number"
             )
+        return replace(self, num_tokens=0) if self.num_tokens == generator.num_tokens else self
 
     def facts(self) -> dict[str, Any]:
         """All settings, for a file; without those that other schedules of guidance, or whole images, do not have."""

@@ -22,7 +22,7 @@ from engine.cli import entry_parser, run_entry
 from engine.preflight import Preflight, require
 from engine.world import World
 from evaluations.cli import run_evaluation
-from evaluations.jobs.search import SearchJob, require_search
+from evaluations.jobs.search import SEARCH_NUMBERS, SearchJob, require_search
 from evaluations.preset_flags import parse_with_preset
 from evaluations.sample_stream import add_sampled_flags, sampled_needs
 
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max-scale", type=float, default=math.inf)
     parser.add_argument("--scales", help='measure exactly these scales instead, such as "1,1.5,2"')
     parser.set_defaults(cfg_scale=None)  # None: the published start
-    parser.set_defaults(numbers=["frechet"])  # the error of what is searched; the rest is for the best scale alone
+    parser.set_defaults(numbers=list(SEARCH_NUMBERS))
     return parse_with_preset(parser, "generation")
 
 

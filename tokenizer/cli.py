@@ -186,6 +186,8 @@ def _apply_flags(args: argparse.Namespace, tokenizer: Reconstructing) -> None:
         if "flexible" not in tokenizer.capabilities:
             raise ConfigError(f"--num-tokens {num_tokens}: {args.vq_ckpt} is no tokenizer of flexible length")
         tokenizer.use_tokens(num_tokens)
+        if num_tokens == tokenizer.num_tokens:
+            args.decoded_tokens = None  # whole images, as without the flag: results say the same of both
 
     set_image_size(tokenizer, args.image_size, args.vq_ckpt)
     is_whole = getattr(args, "original_resolution", False) and args.text_reader is None  # then no size is needed

@@ -49,6 +49,9 @@ PUBLISHED_STARTS = {  # schedule -> published size -> scale at which the release
 PARTIAL_SUFFIX = ".partial.json"  # of the file of a search that is not finished
 OTHER_STARTS = {None: 2.0}  # of schedules without a released search
 
+# Groups of numbers at every scale, by default: the error of what is searched. The rest is for the best scale alone.
+SEARCH_NUMBERS = ("frechet",)
+
 # Facts of a protocol that may differ when a search goes on: the scale is what moves, and folders may have moved.
 FREE_FACTS = ("sampler.guidance_scale", *MOVABLE_FACTS)
 
@@ -229,13 +232,15 @@ class SearchJob:
         classes = classes_of(generator)
         opened = open_reference(args, "generation", len(stream.labels), data, stream.image_size, extractor, classes)
         facts = without_facts(stream.protocol(opened.facts), FREE_FACTS)
+        numbers = numbers_from(args)
         facts["fp16_emulation"] = args.fp16_emulation
+        if numbers != SEARCH_NUMBERS:  # searches of older programs do not say it
+            facts["numbers"] = sorted(numbers)
         if args.held_out is not None:
             facts["held_out"] = args.held_out
         curve = Curve(output.with_suffix(PARTIAL_SUFFIX), facts, world)
 
         # The reference comes last: its statistics may take long.
-        numbers = numbers_from(args)
         reference, held_out = reference_of_generated(args, opened, stream.image_size, extractor, output.parent, world)
         return cls(
             output=output,

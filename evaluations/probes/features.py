@@ -244,10 +244,12 @@ class ProbedNetwork:
         generator = None
         if source.needs_generator:
             generator = load_gpt(config.gpt, **config.generator_options(), device=device)
-            require_pair(generator, tokenizer)
             networks[GENERATOR] = generator
         if config.random_weights:
             redraw(generator if source.needs_generator else tokenizer, seed)
+        # Afterwards, for a fresh generator may need the codes of the tokenizer, which it takes over here.
+        if generator is not None:
+            require_pair(generator, tokenizer)
 
         # How features are read.
         self.read_tokens = source(config, tokenizer, generator)

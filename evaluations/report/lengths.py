@@ -6,9 +6,11 @@ from engine.run_log import read_metrics
 from evaluations.report.charts import Points, line_chart
 from evaluations.report.curves import trainings_of
 from evaluations.report.page import section
+from evaluations.report.pictures import KINDS
+from evaluations.report.records import Records
 from evaluations.report.run_folder import RunFolder
 
-PSNR, USAGE = "val/psnr_tokens_", "val/codebook_usage_from_token_"
+PSNR, USAGE = "psnr_tokens_", "codebook_usage_from_token_"
 
 
 def lengths(run: RunFolder) -> str:
@@ -16,14 +18,10 @@ def lengths(run: RunFolder) -> str:
     # Two charts for each training that has measured it, of its last validation.
     charts = []
     for training in trainings_of(run):
-        records = [record for record in read_metrics(training.folder) if any(key.startswith(PSNR) for key in record)]
-        if not records:
-            continue
-        psnrs, usages = lengths_of(records[-1])
-        charts.append(line_chart("PSNR by number of tokens", {"held out": psnrs}, "dB", "tokens"))
-        charts.append(
-            line_chart("Codebook usage from a token to the next length", {"held out": usages}, "% of codes", "token")
-        )
+        psnrs, usages = lengths_of(read_metrics(training.folder))
+        if psnrs:
+            charts.append(line_chart("PSNR by number of tokens", psnrs, "dB", "tokens"))
+            charts.append(line_chart("Codebook usage from a token to the next length", usages, "% of codes", "token"))
 
     # What they say, above them.
     text = (
@@ -34,10 +32,20 @@ def lengths(run: RunFolder) -> str:
     return section("Images from fewer tokens", content, "lengths")
 
 
-def lengths_of(record: dict[str, float]) -> tuple[Points, Points]:
-    """(PSNR over the number of tokens, % of codes over the first token of a part) of a validation, ascending."""
-    usages = [(first, 100 * usage) for first, usage in _points(record, USAGE)]
-    return _points(record, PSNR), usages
+def lengths_of(records: Records) -> tuple[dict[str, Points], dict[str, Points]]:
+    """(PSNR over the number of tokens, % of codes over the first token of a part), each by the name of the weights.
+
+    Of the last validation that measured them, ascending; without weights that it did not measure.
+    """
+    psnrs: dict[str, Points] = {}
+    usages: dict[str, Points] = {}
+    for kind, name in KINDS.items():
+        prefix = f"{kind}/"
+        measured = [record for record in records if any(key.startswith(prefix + PSNR) for key in record)]
+        if measured:
+            psnrs[name] = _points(measured[-1], prefix + PSNR)
+            usages[name] = [(first, 100 * usage) for first, usage in _points(measured[-1], prefix + USAGE)]
+    return psnrs, usages
 
 
 def _points(record: dict[str, float], prefix: str) -> Points:

@@ -46,8 +46,17 @@ def test_other_numbers_are_refused(pair, monkeypatch):
     with pytest.raises(ConfigError, match="the tokenizer decodes 8 tokens only"):
         SamplerSettings(Guidance(), num_tokens=3).fitted_to(gpt, mini.tokenizer_of(mini.tokenizer_config()))
     monkeypatch.setattr(type(gpt), "stops_early", False)
-    with pytest.raises(UserError, match="one after the other"):
-        generate(gpt, 0, num_tokens=3)
+    for wrong in (0, 3):  # it accepts no number, and says so before it speaks of a range
+        with pytest.raises(UserError, match="one after the other"):
+            generate(gpt, 0, num_tokens=wrong)
+
+
+def test_all_tokens_are_a_whole_image(pair):
+    """A result of all tokens by their number has the settings of one without the flag."""
+    gpt, tokenizer = pair
+    whole = SamplerSettings(Guidance()).fitted_to(gpt, tokenizer)
+    assert SamplerSettings(Guidance(), num_tokens=8).fitted_to(gpt, tokenizer).facts() == whole.facts()
+    assert SamplerSettings(Guidance(), num_tokens=7).fitted_to(gpt, tokenizer).num_tokens == 7
 
 
 def test_images_are_measured_at_any_number_of_tokens(pair, world):

@@ -6,6 +6,7 @@ import torch
 from generator_runs import ALONE, Runs, codes_below, weights
 
 from engine.run_log import read_metrics
+from evaluations.probes.features import NetworkConfig, ProbedNetwork
 from tokenizer.loading import load_tokenizer
 
 TOKENIZER = f"""\
@@ -44,6 +45,18 @@ def test_a_run_keeps_the_codes_of_its_tokenizer(whole, codes):
     assert {"scale_codes.codebook", "scale_codes.phis.0.weight"} <= state.keys()
     losses = [record["loss"] for record in read_metrics(whole) if "loss" in record]
     assert losses[-1] < losses[0]
+
+
+def test_a_probe_of_random_weights_has_the_codes_of_the_tokenizer(whole, codes):
+    """Only what was learned on codes is redrawn: without code vectors there would be no inputs."""
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    features = {}
+    for is_random in (False, True):
+        config = NetworkConfig(tokenizer=str(codes[1]), gpt=str(whole), random_weights=is_random)
+        network = ProbedNetwork(config, 0, "fp32", torch.device("cpu"))
+        features[is_random] = network(images)
+        assert network.provenance["gpt"]["weights"] == ("random" if is_random else "model")
+    assert features[True].shape == (2, 16) and not torch.equal(features[True], features[False])
 
 
 def test_micro_batches_and_processes_change_nothing(whole, codes, tmp_path):

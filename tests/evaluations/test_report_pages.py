@@ -101,7 +101,11 @@ def test_lengths_are_drawn_in_ascending_order_and_linked(tmp_path):
     assert '<a href="#lengths">Images from fewer tokens</a>' in page
     section = page.partition('<section id="lengths">')[2].partition("</section>")[0]
     assert "PSNR by number of tokens" in section and "Codebook usage from a token to the next length" in section
-    assert lengths_of(record) == ([(2, 14.25), (16, 21.5)], [(1, 50.0), (9, 87.5)])
+    averaged = {"step": 200, "val_ema/psnr_tokens_2": 15.0, "val_ema/codebook_usage_from_token_1": 0.75}
+    assert lengths_of([{"step": 100, "val/psnr_tokens_2": 9.0}, record, averaged, {"step": 201, "loss": 1.0}]) == (
+        {"weights": [(2, 14.25), (16, 21.5)], "averaged weights": [(2, 15.0)]},
+        {"weights": [(1, 50.0), (9, 87.5)], "averaged weights": [(1, 75.0)]},
+    )
 
 
 def test_every_network_and_quantizer_says_what_it_is():

@@ -153,6 +153,18 @@ def test_sizes_come_from_the_weights_that_a_result_names(runs, tmp_path):
         operations[step] = quantity_of("compute").read(point, SizedTokenizer(point)).number
     assert operations[STEP] == pytest.approx(0.75 * operations["step_00000400"], rel=1e-12)
 
+    # A tokenizer of flexible length has the tokens that its images were decoded from; no number of several results.
+    of_four, of_samples = tmp_path / "r4.json", tmp_path / "g2.json"
+    facts = tokenizer_facts(folder, "S")
+    write(of_four, facts, {"psnr": 17.0}, num_tokens=4)
+    write(of_samples, facts, {"gfid": 9.0}, kind="generation", num_tokens=8, sampler={"num_tokens": 2})
+    for files, tokens in {(of_four,): 4, (of_samples,): 2}.items():
+        (other,), _ = read_points({"": list(files)})
+        assert quantity_of("tokens").read(other, SizedTokenizer(other)).number == tokens
+    (other,), _ = read_points({"": [of_four, of_samples]})
+    with pytest.raises(UserError, match="its results are of images of 2 and 4 tokens"):
+        quantity_of("tokens").read(other, SizedTokenizer(other))
+
     # A config that lacks the batch is told.
     config = tmp_path / "run" / "checkpoints" / "step_00000400" / "config.yaml"
     text = config.read_text()

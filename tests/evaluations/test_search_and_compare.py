@@ -228,6 +228,8 @@ def test_a_finished_search_is_left_as_it_is(tmp_path, search, caplog):
         ("--scales", "1,3"): "search.scales: '1,2', then '1,3'",
         (): "search.scales: '1,2', then None",
         ("--scales", "1,2", "--fp16-emulation"): "fp16_emulation: False, then True",
+        ("--scales", "1,2", "--numbers", "none"): r"numbers: None, then \[\]",
+        ("--scales", "1,2", "--numbers", "kid", "frechet"): r"numbers: None, then \['frechet', 'kid'\]",
     }.items():
         with pytest.raises(UserError, match=f"holds a finished search with other settings .{named}"):
             search(*flags)
