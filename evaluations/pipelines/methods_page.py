@@ -17,7 +17,8 @@ HEADER = """# Methods side by side, at the size of the quick start
 This page is written by `python -m evaluations.methods`. Each row is a system of the quick start, trained on the
 packaged digits with several seeds: mean ± std over the seeds, each of which sets initial weights and the order of
 images. One classifier measures all. Seconds and minutes are processor time of one thread: of a training, and of all
-stages with measuring, probing and drawing; a machine that is busy with other work changes them little.
+stages with measuring, probing and drawing; a machine that is busy with other work changes them little. The runs of the
+README had two threads: their sums round otherwise, and they differ from these as another seed does.
 
 **What this can tell, and what not.** These are tiny networks on 4,500 digits of 32 px, trained for minutes. A method
 that does not help here may help at full size, and the other way round. "Better" and "worse" name differences from the

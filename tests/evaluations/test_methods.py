@@ -101,6 +101,18 @@ def test_generators_are_compared_in_nats_per_image(tmp_path):
     assert row[2] == "24.00 ± 0.16" and row[5] == "16" and row[-1] == "better: held-out nats per image"
 
 
+@pytest.mark.filterwarnings("error")
+def test_numbers_without_spread_are_judged_in_silence(tmp_path):
+    """As 100 % in all seeds, on one side or on both."""
+    for seed, shift in enumerate((-0.1, 0.0, 0.1)):
+        finish(tmp_path, "gigatok", seed, 20.0)
+        finish(tmp_path, "ema", seed, 21.0)
+        finish(tmp_path, "fsq", seed, 20.05 + shift)
+    page = page_of_folder(["gigatok", "ema", "fsq"], 3, tmp_path)
+    assert row_of(page, "ema")[-1] == "better: PSNR, dB"
+    assert row_of(page, "fsq")[-1] == "no difference beyond chance"
+
+
 def test_a_number_that_a_run_lacks_is_told(tmp_path):
     """As the held-out loss of a generator that diverged."""
     finish(tmp_path, "gigatok", 0, 20.0)
