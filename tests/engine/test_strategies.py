@@ -283,35 +283,33 @@ def narrow_xlxxl(images, run_dir, blocks: tuple[int, int], *more: str) -> Tokeni
     return load_config(TokenizerTrainConfig, ["configs/vq/VQ_XLXXL256.yaml"], overrides)
 
 
-def train_narrow(world: World, images, root) -> None:
-    """A step at the depth of the recipe, with a look at its groups; two of two micro-batches with 3 + 4 blocks."""
-    shards, real, built = "loop.strategy=fsdp", tokenizer.train.build_task, []
+def train_narrow(world: World, images, run_dir, blocks: tuple[int, int], *more: str) -> None:
+    """Trains in shards, and looks at their groups: one for each block, and one for the rest."""
+    real, built = tokenizer.train.build_task, []
 
     def build_task(*args):
         built.append(real(*args))
         return built[-1]
 
     tokenizer.train.build_task = build_task
-    tokenizer.train.train(narrow_xlxxl(images, root / "deep", (36, 48), shards, "loop.steps=1"), world)
-    tokenizer.train.train(narrow_xlxxl(images, root / "two", (3, 4), shards, "loop.grad_accum=2"), world)
+    tokenizer.train.train(narrow_xlxxl(images, run_dir, blocks, "loop.strategy=fsdp", *more), world)
     network = built[0].tokenizer.module
     units = [m for m in network.modules() if isinstance(m, FSDPModule)]
     assert units == [network, *network.query_encoder.transformer, *network.query_decoder.transformer]
+    assert len(units) == 1 + sum(blocks)
     groups = [m._get_fsdp_state()._fsdp_param_group.fsdp_params for m in units]
     assert sum(map(len, groups)) == len(list(network.parameters()))
     assert network.quantizer in {p._module_info.module for p in groups[0]}, "the codebook is in the group never cast"
 
 
 def test_xlxxl_trains_in_shards(tmp_path, image_folder, monkeypatch, world):
-    """At its depth 85 groups (the rest, 36 + 48 blocks) in the order of the forward pass. With fewer blocks, two steps
-    of two micro-batches, clipped by the norm of all shards, with the discriminator, are those of one process.
+    """With fewer blocks, two steps of two micro-batches, clipped by the norm of all shards, with the discriminator, are
+    those of one process. The groups are in the order of the forward pass.
     """
     monkeypatch.setenv("IMGNET_ROOT", "imagenet")
     tokenizer.train.train(narrow_xlxxl(image_folder, tmp_path / "one", (3, 4)), world)
-    on_ranks(2, tmp_path / "a", train_narrow, image_folder, tmp_path)
-    deep, two = (read_metrics(tmp_path / name) for name in ("deep", "two"))
-    assert deep[0]["skipped_steps"] == 0 and deep[0]["discriminator"] > 0
-    assert read_manifest(checkpoint_folders(tmp_path / "deep")[-1])["step"] == 1
+    on_ranks(2, tmp_path / "a", train_narrow, image_folder, tmp_path / "two", (3, 4), "loop.grad_accum=2")
+    two = read_metrics(tmp_path / "two")
     assert all(r["grad_norm"] > 0.05 and r["skipped_steps"] == 0 for r in two[:2]) and two[1]["discriminator"] > 0
     assert_close_runs(tmp_path / "one", tmp_path / "two", count=3)
 
@@ -327,6 +325,16 @@ def test_xlxxl_is_built_without_memory(monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------- slow, or with a GPU
+@pytest.mark.slow
+def test_xlxxl_trains_in_shards_at_its_depth(tmp_path, image_folder, monkeypatch):
+    """85 groups: the rest, and 36 + 48 blocks."""
+    monkeypatch.setenv("IMGNET_ROOT", "imagenet")
+    on_ranks(2, tmp_path / "a", train_narrow, image_folder, tmp_path / "deep", (36, 48), "loop.steps=1")
+    (record,) = [record for record in read_metrics(tmp_path / "deep") if "loss" in record]
+    assert record["skipped_steps"] == 0 and record["discriminator"] > 0
+    assert read_manifest(checkpoint_folders(tmp_path / "deep")[-1])["step"] == 1
+
+
 @pytest.mark.slow
 def test_compiled_blocks_train_alike(tmp_path, codes, world):
     options = [*NO_DROPOUT, *EVERYWHERE]
