@@ -113,7 +113,10 @@ def train_and_use(model: str, quantizer: str, *overrides: str, steps: int = 1) -
         require_on(CUDA, codes, tokenizer.decode_indices(codes.indices))
 
 
-@pytest.mark.parametrize("model", MODELS)
+# The CNN of maskgit_vq is of the same parts as the others.
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=[pytest.mark.slow] if name == "maskgit_vq" else []) for name in MODELS]
+)
 @aside
 def test_training_of_a_tokenizer(model):
     """With every quantizer."""

@@ -73,16 +73,23 @@ def no_space(*arguments) -> None:
 TROUBLES = [(one_is_stopped, [4]), (one_cannot_write, []), (main_has_no_space, []), (main_cannot_finish, [])]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, image_folder):
+    """The run of two processes without trouble. Read only."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    on_ranks(2, root / "ranks", train, root / "run", image_folder)
+    return root / "run"
+
+
 @pytest.mark.parametrize(("trouble", "saved"), TROUBLES)
-def test_trouble_of_one_process_ends_both_and_the_run_goes_on(trouble, saved, tmp_path, image_folder):
+def test_trouble_of_one_process_ends_both_and_the_run_goes_on(trouble, saved, undisturbed, tmp_path, image_folder):
     """Both leave at the same step, nothing half-written stays, and the next call gives the undisturbed run."""
     on_ranks(2, tmp_path / "a", trouble, tmp_path / "run", image_folder)
     folder = tmp_path / "run" / "checkpoints"
     assert [read_manifest(f)["step"] for f in checkpoint_folders(tmp_path / "run")] == saved
     assert len(list(folder.iterdir())) == len(saved)
     on_ranks(2, tmp_path / "b", train, tmp_path / "run", image_folder)
-    on_ranks(2, tmp_path / "c", train, tmp_path / "undisturbed", image_folder)
-    a, b = (read_weights(find_weights(tmp_path / name, "ema", "run").path) for name in ("run", "undisturbed"))
+    a, b = (read_weights(find_weights(run, "ema", "run").path) for run in (tmp_path / "run", undisturbed))
     assert all((a[name] == b[name]).all() for name in b)
-    losses = [[r["loss"] for r in read_metrics(tmp_path / name) if "loss" in r] for name in ("run", "undisturbed")]
+    losses = [[r["loss"] for r in read_metrics(run) if "loss" in r] for run in (tmp_path / "run", undisturbed)]
     assert losses[0] == losses[1] and len(losses[0]) == 6

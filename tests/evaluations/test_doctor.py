@@ -211,7 +211,10 @@ QUANTIZERS = {  # name -> (a healthy run, (what was done wrong beside it, what m
 }
 
 
-@pytest.mark.parametrize("name", sorted(QUANTIZERS))
+# Codebooks of other names have the faults of vq's.
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in ("ibq", "simvq") else []) for n in sorted(QUANTIZERS)]
+)
 def test_codes_of_every_quantizer_are_looked_at(name, tmp_path, image_folder, world):
     """Collapsed, dead and undecided codes of WeTok runs are named, those of a healthy one not; of groups, the one."""
     base = OmegaConf.create(tiny.WETOK)

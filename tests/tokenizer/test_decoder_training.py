@@ -267,7 +267,7 @@ def test_without_a_warm_up_nothing_is_different(base, tmp_path, image_folder, wo
     assert digests(tmp_path / "run") == digests(base / "tokenizer")
 
 
-@pytest.mark.parametrize("strategy", ["one", "fsdp"])
+@pytest.mark.parametrize("strategy", ["one", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_run_goes_on_inside_the_warm_up(strategy, base, tmp_path, image_folder, world):
     """Stopped in it and behind it: the same as without a stop. What it started from may be gone by then."""
     init = tmp_path / "start"
