@@ -18,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, TupleConfig
 from engine import plugins
 from engine.aliases import current_tree
 from engine.config_merge import Merger, UnsetVariable, parse_items, unset_lines
-from engine.config_trees import default_tree, tree_of
+from engine.config_trees import default_tree, plain_value, tree_of
 from engine.config_types import short_value
 from engine.messages import ConfigError, UserError, logger
 from engine.recipe_names import recipe_file
@@ -203,7 +203,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         return items
     if isinstance(config, ListConfig | TupleConfig):
         return {prefix: list(OmegaConf.to_container(config))}
-    value = config._value() if hasattr(config, "_value") else config
+    value = plain_value(config)
     return {prefix: list(value) if isinstance(value, tuple) else value}
 
 

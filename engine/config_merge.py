@@ -16,7 +16,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from engine.aliases import current_tree
-from engine.config_trees import default_tree, has_missing
+from engine.config_trees import default_tree, has_missing, is_same, plain_value
 from engine.config_types import describe_type, short_value, shortened, some_names
 from engine.installation import variable_hint
 from engine.messages import ConfigError
@@ -136,14 +136,14 @@ class Merger(Generic[T]):
             node = content._get_node(name)
             if not is_dataclass(types[name]):
                 self._set_value(target, name, node, types[name], source, key)
-            elif _plain(node) is None:
+            elif plain_value(node) is None:
                 # Null stands for a section as if nobody had set it.
                 target[name] = copy.deepcopy(defaults._get_node(name))
             elif isinstance(node, DictConfig):
                 self._merge_section(target._get_node(name), defaults._get_node(name), node, source, f"{key}.")
             else:
                 self._add_problem(
-                    key, f"{source}: {key}={short_value(_plain(node))} must be {describe_type(types[name])}"
+                    key, f"{source}: {key}={short_value(plain_value(node))} must be {describe_type(types[name])}"
                 )
 
     def _check_names(self, content: DictConfig, known: Sequence[str], source: str, prefix: str) -> None:
@@ -170,13 +170,13 @@ class Merger(Generic[T]):
             return
 
         # `key=` on a command line is an empty text, which YAML reads as null.
-        if hint is str and _plain(node) is None:
+        if hint is str and plain_value(node) is None:
             target[name] = ""
             return
 
-        # As in nearly all keys of the config of a run. To set a value and to copy a node takes OmegaConf much longer.
-        value, present = _plain(node), _plain(target._get_node(name))
-        if repr(value) == repr(present):  # which tells 1 from 1.0
+        # As in nearly all keys of the config of a run.
+        value, present = plain_value(node), plain_value(target._get_node(name))
+        if is_same(value, present):
             self._before[key] = present
             return
 
@@ -235,7 +235,7 @@ class Merger(Generic[T]):
                 elif node._is_interpolation():
                     section[name] = section[name]
             except OmegaConfBaseException as error:
-                text = _plain(node)
+                text = plain_value(node)
                 variable = UNSET_VARIABLE.search(str(error))
                 if self._accepts_unset and variable is not None and types[name] is str:
                     self._wrong_keys.add(key)
@@ -310,13 +310,6 @@ def parse_items(items: Sequence[str]) -> tuple[DictConfig, list[str]]:
         except (YAMLError, UnicodeError, OmegaConfBaseException) as error:
             problems.append(f"{shortened(repr(item))} is not readable: {shortened(str(error))}")
     return tree, problems
-
-
-def _plain(node: Any) -> Any:
-    """The value of an OmegaConf node, without resolving interpolations; other values as they are."""
-    if isinstance(node, DictConfig | ListConfig):
-        return OmegaConf.to_container(node)
-    return node._value() if hasattr(node, "_value") else node
 
 
 def _unresolved(key: str, value: Any, accepts: str, error: Exception) -> str:

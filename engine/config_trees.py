@@ -39,7 +39,7 @@ def _set_values(tree: DictConfig, config: Any) -> None:
         node = tree._get_node(field.name)
         if _is_section(node, type(value)):
             _set_values(node, value)
-        elif repr(_content(node)) != repr(value):  # which tells 1 from 1.0
+        elif not is_same(plain_value(node), value):
             tree[field.name] = value
 
 
@@ -49,11 +49,16 @@ def _is_section(node: Any, schema: type) -> bool:
     return is_tree and is_dataclass(schema) and OmegaConf.get_type(node) is schema
 
 
-def _content(node: Any) -> Any:
-    """The value of a node as a config has it, where nothing is looked up."""
+def plain_value(node: Any) -> Any:
+    """The value of a node as a config has it, where nothing is looked up; a value that is no node as it is."""
     if isinstance(node, CONTAINERS):
         return OmegaConf.to_container(node)
-    return node._value()
+    return node._value() if hasattr(node, "_value") else node
+
+
+def is_same(value: Any, other: Any) -> bool:
+    """Whether two plain values are written alike, which 1 and 1.0 are not. To set one takes OmegaConf much longer."""
+    return repr(value) == repr(other)
 
 
 def has_missing(tree: Any) -> bool:
