@@ -125,7 +125,7 @@ def draw(args: argparse.Namespace) -> None:
         "images": source.identity(),
         "num_images": count,
         "fit": args.fit,
-        **decoded_facts(args),
+        **decoded_facts(*tokenizers),
         NOT_FOR_METRICS: "a few pictures beside one another; evaluations.reconstruction measures",
     }
     output = OutputFolder(args.sample_dir, "--sample-dir", settings, world)

@@ -108,7 +108,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
         made_by: dict[str, Any] = {
             "tokenizer": tokenizer.provenance.facts(),
             "rounding": rules.rounding,
-            **decoded_facts(args),
+            **decoded_facts(tokenizer),
         }
     else:
         pictures = StoredPictures(args.originals, "--originals")

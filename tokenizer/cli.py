@@ -186,8 +186,6 @@ def _apply_flags(args: argparse.Namespace, tokenizer: Reconstructing) -> None:
         if "flexible" not in tokenizer.capabilities:
             raise ConfigError(f"--num-tokens {num_tokens}: {args.vq_ckpt} is no tokenizer of flexible length")
         tokenizer.use_tokens(num_tokens)
-        if num_tokens == tokenizer.num_tokens:
-            args.decoded_tokens = None  # whole images, as without the flag: results say the same of both
 
     set_image_size(tokenizer, args.image_size, args.vq_ckpt)
     is_whole = getattr(args, "original_resolution", False) and args.text_reader is None  # then no size is needed
@@ -195,9 +193,10 @@ def _apply_flags(args: argparse.Namespace, tokenizer: Reconstructing) -> None:
         raise ConfigError(f"--image-size is missing: {args.vq_ckpt} does not say for which size it was trained")
 
 
-def decoded_facts(args: argparse.Namespace) -> dict[str, int]:
+def decoded_facts(*tokenizers: Reconstructing) -> dict[str, int]:
     """What --num-tokens adds to the settings of a folder or a result; nothing where whole images are decoded."""
-    return {} if args.decoded_tokens is None else {"num_tokens": args.decoded_tokens}
+    counts = {tokenizer.used_tokens for tokenizer in tokenizers if "flexible" in tokenizer.capabilities} - {None}
+    return {"num_tokens": counts.pop()} if counts else {}
 
 
 def set_image_size(tokenizer: Reconstructing, image_size: int | None, path: str) -> None:

@@ -229,7 +229,7 @@ def main() -> None:
             "images": source.identity(),
             "num_images": num_images,
             "lpips": lpips is not None,
-            **decoded_facts(args),
+            **decoded_facts(tokenizer),
         }
         output = OutputFolder(folder, "--sample-dir", settings, world)
 

@@ -6,11 +6,10 @@ config beside them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -76,10 +75,13 @@ class SizedTokenizer:
 
     def tokens(self) -> float:
         """Tokens of one image; of a tokenizer of flexible length, as many as its results were measured with."""
-        counts = {count for measured in self.point.results if (count := _measured_tokens(measured.result["protocol"]))}
+        whole = self.network.num_tokens
+        protocols = [measured.result["protocol"] for measured in self.point.results]
+        # Of samples the sampler tells it, where they have not all.
+        counts = {(protocol.get("sampler") or protocol).get("num_tokens") or whole for protocol in protocols}
         if len(counts) > 1:
             raise UserError(f"its results are of images of {' and '.join(map(str, sorted(counts)))} tokens")
-        return min(counts, default=self.network.num_tokens)
+        return min(counts, default=whole)
 
     def codes(self) -> str:
         """What an image becomes, in words: `16 tokens of 256 codes`, `64 tokens of 8 x 256 codes`."""
@@ -112,11 +114,6 @@ class SizedTokenizer:
             operations += steps * workload.batch * sum(part.flops for part in stage.parts)
             left -= steps
         return operations
-
-
-def _measured_tokens(protocol: Mapping[str, Any]) -> int | None:
-    """The tokens of the images behind a result; None where it does not say them."""
-    return (protocol.get("sampler") or {}).get("num_tokens") or protocol.get("num_tokens")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from mains import refused
 
 import autoregressive.sample
 from evaluations import generation, reconstruction, search_cfg, side_by_side, text_readback
-from tokenizer import reconstruct
+from tokenizer import load_tokenizer, reconstruct
+from tokenizer.cli import decoded_facts
 
 OF_PICTURES = (
     "--data-path IMAGES/val --num-images 2 --sample-dir OUT --device cpu"  # tokenizer.reconstruct, side_by_side
@@ -68,3 +69,13 @@ def test_a_figure_of_fewer_tokens_is_another_figure(call, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "side_by_side").rglob("*.png")}
     assert "num_tokens" in refused(call("side_by_side", "flexible"))
     assert len(before) == 5 and before == {path: path.read_bytes() for path in before}
+
+
+def test_all_tokens_are_a_whole_image(call, place):
+    """Settings say the same of both, so one folder may have either; beside a longer tokenizer the number counts."""
+    assert call("side_by_side", "flexible", "--num-tokens", 8)[0] == 0
+    assert call("side_by_side", "flexible")[0] == 0
+    whole, part = load_tokenizer(place / "flexible"), load_tokenizer(place / "flexible")
+    whole.use_tokens(8)
+    part.use_tokens(7)
+    assert decoded_facts(whole) == {} and decoded_facts(part) == decoded_facts(whole, part) == {"num_tokens": 7}

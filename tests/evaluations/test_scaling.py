@@ -161,9 +161,12 @@ def test_sizes_come_from_the_weights_that_a_result_names(runs, tmp_path):
     for files, tokens in {(of_four,): 4, (of_samples,): 2}.items():
         (other,), _ = read_points({"": list(files)})
         assert quantity_of("tokens").read(other, SizedTokenizer(other)).number == tokens
-    (other,), _ = read_points({"": [of_four, of_samples]})
-    with pytest.raises(UserError, match="its results are of images of 2 and 4 tokens"):
-        quantity_of("tokens").read(other, SizedTokenizer(other))
+    of_whole = tmp_path / "g.json"  # samples of all tokens, which a result does not count
+    write(of_whole, facts, {"gfid": 5.0}, kind="generation", sampler={"guidance_scale": 1})
+    for files, tokens in {(of_four, of_samples): "2 and 4", (of_four, of_whole): "4 and 8"}.items():
+        (other,), _ = read_points({"": list(files)})
+        with pytest.raises(UserError, match=f"its results are of images of {tokens} tokens"):
+            quantity_of("tokens").read(other, SizedTokenizer(other))
 
     # A config that lacks the batch is told.
     config = tmp_path / "run" / "checkpoints" / "step_00000400" / "config.yaml"

@@ -382,13 +382,13 @@ class Tokenizer(PretrainedNetwork):
         raise NotImplementedError
 
     def use_tokens(self, count: int) -> None:
-        """With "flexible": makes `reconstruct` decode images from their first `count` tokens.
+        """With "flexible": makes `reconstruct` decode images from their first `count` tokens; all are a whole image.
 
         Raises ConfigError for a count outside 1..num_tokens.
         """
         if not 1 <= count <= self.num_tokens:
             raise ConfigError(f"--num-tokens {count} must lie in 1..{self.num_tokens}, the tokens of an image")
-        self.used_tokens = count
+        self.used_tokens = count if count < self.num_tokens else None
 
     def set_noise_seed(self, seed: int) -> None:
         """With "noise": fixes the random numbers of decoding in evaluation mode."""
